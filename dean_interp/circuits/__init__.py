@@ -1,0 +1,1 @@
+"""A look inside: what a unit does, on which text."""

@@ -1,0 +1,103 @@
+"""A look at single neurons: how they score for each behaviour, and where in real text they fire."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.loss import answer_positions, batched, forward
+from dean_interp.models.sites import Site
+from dean_interp.models.tokens import Template, encode, paths
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.selection import Selection
+
+Neuron = tuple[Site, int]
+
+
+@dataclass(frozen=True)
+class NeuronScores:
+    """One neuron's place in each behaviour: its score (nats) and its rank in its layer, 1 for the highest."""
+
+    layer: int
+    index: int
+    score: Mapping[str, float]
+    rank: Mapping[str, int]
+
+    @property
+    def name(self) -> str:
+        """As it is written everywhere: `L17.1042`."""
+        return f"L{self.layer}.{self.index}"
+
+
+@dataclass(frozen=True)
+class TextActivations:
+    """One text token by token, with the activation of each neuron at each token."""
+
+    behaviour: str
+    tokens: tuple[str, ...]
+    activations: tuple[tuple[float, ...], ...]
+    """One row a token, one column a neuron."""
+
+
+def strongest_neurons(selection: Selection, first: Scores, second: Scores, *, n_neurons: int) -> list[Neuron]:
+    """The selected neurons with the highest geometric mean of both behaviours' scores, highest first."""
+    ranked = [
+        (float((first[site][index] * second[site][index]).sqrt()), site, index)
+        for site, indices in selection.units.items()
+        for index in indices.tolist()
+    ]
+    return [(site, index) for _, site, index in sorted(ranked, reverse=True)[:n_neurons]]
+
+
+def neuron_scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores:
+    """How one neuron scores for each behaviour."""
+    site, index = neuron
+    score = {one.behaviour: float(one[site][index]) for one in scores}
+    rank = {one.behaviour: int((one[site] > one[site][index]).sum()) + 1 for one in scores}
+    return NeuronScores(site.layer, index, score, rank)
+
+
+@torch.inference_mode()
+def top_texts(
+    model: HookedModel,
+    neurons: Sequence[Neuron],
+    behaviours: Sequence[Behaviour],
+    *,
+    n_texts: int,
+    template: Template = "chat",
+) -> list[TextActivations]:
+    """The texts (prompt and scored answer) on which the neurons fire most, largest first.
+
+    A text is ranked by its largest activation relative to each neuron's largest anywhere, so no neuron drowns another.
+    """
+    tokenizer = native_tokenizer(model)
+    texts = [(b.name, p, r) for b in behaviours for p, r in zip(b.prompts, b.responses, strict=True)]
+    encoded = [encode(tokenizer, prompt, [answer], template=template) for _, prompt, answer in texts]
+    seen: dict[int, list[Float[Tensor, "batch pos"]]] = {i: [] for i in range(len(neurons))}
+
+    def keep(column: int, index: int) -> Callable[..., None]:
+        return lambda activation, hook: seen[column].append(activation[..., index].float().cpu())
+
+    found: dict[int, Float[Tensor, "pos neuron"]] = {}
+    hooks = [(site.hook_name, keep(column, index)) for column, (site, index) in enumerate(neurons)]
+    with model.hooks(fwd_hooks=hooks):
+        for batch in batched(model, paths(encoded), batch_tokens=2048, label="reading texts"):
+            with answer_positions(model, batch):
+                forward(model, batch)
+            values = torch.stack([seen[column].pop() for column in range(len(neurons))], -1)
+            for prompt, row in zip(batch.prompt.tolist(), batch.prompt_row.tolist(), strict=True):
+                found[prompt] = values[row][batch.real[row].cpu()]
+    peak = torch.stack([value.abs().amax(0) for value in found.values()]).amax(0)
+    order = sorted(found, key=lambda i: -float((found[i].abs() / peak.clamp(min=1e-9)).amax()))
+    return [
+        TextActivations(
+            texts[i][0],
+            tuple(str(tokenizer.decode([token])) for token in (*encoded[i].prompt, *encoded[i].answers[0])),
+            tuple(tuple(round(value, 4) for value in row) for row in found[i].tolist()),
+        )
+        for i in order[:n_texts]
+    ]

@@ -1,0 +1,1 @@
+"""Examples come in: the built-in behaviours, files, Hugging Face datasets."""

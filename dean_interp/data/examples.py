@@ -1,0 +1,137 @@
+"""A behaviour is a named set of examples: prompts with the answers that show it.
+
+`load_behaviour` is the one way in: a built-in name, a CSV or JSONL file, a folder saved by Hugging Face `datasets`, a
+`Dataset` in memory or the name of one on the hub. Rows are read, split, then drawn.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from dean_interp.data.readers import Row, read_rows, source_name
+from dean_interp.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Split = Literal["calibration", "test"]
+ResponseKind = Literal["safe", "unsafe"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and its answers by kind: `safe` and `unsafe` for a pair, `response` where there is only one."""
+
+    prompt: str
+    answers: Mapping[str, str]
+    topic: str | None = None
+
+    @property
+    def paired(self) -> bool:
+        """Whether a safe and an unsafe answer are both there, so that a margin exists."""
+        return "safe" in self.answers and "unsafe" in self.answers
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """A named set of examples. `response` says which answer of a pair is the one that is scored."""
+
+    name: str
+    examples: tuple[Example, ...]
+    response: ResponseKind = "safe"
+    split: Split | None = None
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise InputError(f"behaviour '{self.name}' has no examples; at least one is needed")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, in the order of the examples."""
+        return [example.prompt for example in self.examples]
+
+    @property
+    def responses(self) -> list[str]:
+        """The answers that are scored, in the order of the examples."""
+        return [_scored_answer(self, example) for example in self.examples]
+
+    @property
+    def paired(self) -> bool:
+        """Whether every example has a safe and an unsafe answer."""
+        return all(example.paired for example in self.examples)
+
+    @property
+    def prompt_hashes(self) -> frozenset[str]:
+        """SHA-256 of every prompt: what scores remember, so that nothing scored is ever measured."""
+        return frozenset(hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in self.prompts)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the whole content; equal content gives equal fingerprints on every machine."""
+        content = [self.name, self.response, self.split, [[e.prompt, sorted(e.answers.items())] for e in self.examples]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def load_behaviour(
+    name_or_path: "str | Path | Dataset",
+    *,
+    n_examples: int | None = 128,
+    seed: int = 0,
+    split: Split | None = "calibration",
+    response: ResponseKind = "safe",
+) -> Behaviour:
+    """Examples of a behaviour, split and then drawn.
+
+    Args:
+        name_or_path: `fairness`, `privacy` or `general` (built in), a `.csv` or `.jsonl` file, a folder written by
+            `Dataset.save_to_disk`, a `datasets.Dataset`, or the `owner/name` of a data set on the Hugging Face hub.
+        n_examples: how many to draw without replacement; `None` takes all of the split in file order.
+        seed: of the draw, `numpy.random.default_rng(seed).permutation(n_rows)[:n_examples]` (as the released code).
+        split: `calibration` is for scoring and `test` for measuring; no prompt is in both. Rows with a `split` field
+            keep it; other files are halved by a hash of the prompt. `None` takes the whole file.
+        response: which answer of a pair is scored. Data with one answer a prompt has no choice to make.
+
+    Raises:
+        InputError: no such source, a bad row (by file and line), an empty split, or more asked for than there is.
+    """
+    if split is not None and split not in get_args(Split):
+        raise InputError(f"split must be 'calibration', 'test' or None, got {split!r}")
+    if response not in get_args(ResponseKind):
+        raise InputError(f"response must be 'safe' or 'unsafe', got {response!r}")
+    if n_examples is not None and n_examples < 1:
+        raise InputError(f"n_examples must be at least 1, got {n_examples}")
+    name = source_name(name_or_path)
+    rows = [row for row in read_rows(name_or_path) if split is None or _split_of(row) == split]
+    part = f"{name} ({split} split)" if split else name
+    if not rows:
+        raise InputError(f"{part} has no examples")
+    if n_examples is not None:
+        if n_examples > len(rows):
+            raise InputError(f"n_examples={n_examples} but {part} has {len(rows)} examples")
+        rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:n_examples]]
+    examples = tuple(Example(row.prompt, row.answers, row.topic) for row in rows)
+    return Behaviour(name, examples, response, split)
+
+
+def _split_of(row: Row) -> str:
+    """A row's own split, else the half that a hash of its prompt puts it in: one prompt, one side."""
+    return row.split or ("calibration", "test")[hashlib.sha256(row.prompt.encode()).digest()[0] % 2]
+
+
+def _scored_answer(behaviour: Behaviour, example: Example) -> str:
+    if behaviour.response in example.answers:
+        return example.answers[behaviour.response]
+    if "response" in example.answers:
+        return example.answers["response"]
+    raise InputError(
+        f"behaviour '{behaviour.name}': the prompt {example.prompt[:40]!r} has no {behaviour.response} answer, "
+        f"only {', '.join(example.answers)}"
+    )

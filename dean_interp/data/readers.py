@@ -1,0 +1,145 @@
+"""Files and data sets become rows; a bad row is reported by file and line, before any work starts.
+
+Columns: `prompt` with either `response`, or `safe` and `unsafe`; `topic` and `split` are optional.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dean_interp.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUILTIN = ("fairness", "privacy", "general")
+ANSWER_KINDS = ("response", "safe", "unsafe")
+_SHOWN = 5  # bad rows named in an error; the rest are counted
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as read: the prompt, its answers by kind, and where the file says it belongs."""
+
+    prompt: str
+    answers: Mapping[str, str]
+    topic: str | None = None
+    split: str | None = None
+
+
+def source_name(source: "str | Path | Dataset") -> str:
+    """The behaviour's name: the built-in name, the file's stem, or the data set's last name."""
+    if not isinstance(source, str | Path):
+        return str(getattr(source.info, "dataset_name", None) or "dataset")
+    return Path(source).stem if Path(source).suffix in (".csv", ".jsonl") else Path(source).name
+
+
+def read_rows(source: "str | Path | Dataset") -> list[Row]:
+    """Every row of a source (see `load_behaviour` for what a source may be), in file order."""
+    if not isinstance(source, str | Path):
+        return _parse("dataset", enumerate(source, 1), "row")
+    path = Path(source)
+    if str(source) in BUILTIN:
+        path = Path(str(files("dean_interp.data") / "builtin" / f"{source}.jsonl"))
+    if path.suffix == ".csv":
+        return _parse(str(path), _csv_records(_existing(path)), "line")
+    if path.suffix == ".jsonl":
+        return _parse(str(path), _jsonl_records(_existing(path)), "line")
+    if path.is_dir() or str(source).count("/") == 1:
+        return _parse(str(source), enumerate(_hugging_face(path, str(source)), 1), "row")
+    raise InputError(
+        f"no behaviour {str(source)!r}: give {', '.join(BUILTIN)}, a .csv or .jsonl file, "
+        "a folder saved by datasets, or an owner/name on the Hugging Face hub"
+    )
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    return path
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        columns = reader.fieldnames or []
+        if "prompt" not in columns or not set(ANSWER_KINDS) & set(columns):
+            raise InputError(
+                f"{path}: line 1: needs the columns prompt,response (or prompt,safe,unsafe), got {columns}"
+            )
+        line = reader.line_num + 1
+        try:
+            for record in reader:
+                yield line, {key: value for key, value in record.items() if value is not None or key == "prompt"}
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{path}: line {line}: {error}") from error
+
+
+def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                yield line, json.loads(text)
+            except json.JSONDecodeError as error:
+                yield line, f"is not JSON ({error.msg})"
+
+
+def _hugging_face(path: Path, name: str) -> "Dataset":
+    import datasets  # loaded only where it is needed: importing it takes seconds
+
+    try:
+        loaded = datasets.load_from_disk(str(path)) if path.is_dir() else datasets.load_dataset(name, split="train")
+    except Exception as error:  # whatever the loader raises, the user needs one line that names the source
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot load the data set '{name}': {reason}") from error
+    if not isinstance(loaded, datasets.Dataset):
+        raise InputError(f"'{name}' holds several splits; give one of them as a Dataset, got {type(loaded).__name__}")
+    return loaded
+
+
+def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[Row]:
+    """Rows, or one error that names every bad one by its number."""
+    rows, bad = [], []
+    for number, record in records:
+        fault = _fault(record)
+        if fault:
+            bad.append(f"{unit} {number}: {fault}")
+        else:
+            answers = {kind: record[kind] for kind in ANSWER_KINDS if record.get(kind)}
+            rows.append(Row(record["prompt"], answers, record.get("topic") or None, record.get("split") or None))
+    if bad:
+        more = f" (and {len(bad) - _SHOWN} more)" if len(bad) > _SHOWN else ""
+        raise InputError(f"{source}: {'; '.join(bad[:_SHOWN])}{more}")
+    return rows
+
+
+def _fault(record: object) -> str | None:
+    """What is wrong with a record, or None."""
+    if isinstance(record, str):
+        return record
+    if not isinstance(record, Mapping):
+        return f"is not an object with a prompt, got {type(record).__name__}"
+    if None in record:
+        return "has more fields than columns"
+    for field in ("prompt", *ANSWER_KINDS, "topic", "split"):
+        value = record.get(field)
+        if value is not None and not isinstance(value, str):
+            return f"{field} must be text, got {type(value).__name__}"
+    if not (record.get("prompt") or "").strip():
+        return "prompt is missing or blank"
+    given = [kind for kind in ANSWER_KINDS if kind in record and record[kind] is not None]
+    if not given:
+        return "has no response (nor safe and unsafe)"
+    blank = [kind for kind in given if not record[kind].strip()]
+    if blank:
+        return f"{blank[0]} is blank"
+    if record.get("split") not in (None, "", "calibration", "test"):
+        return f"split must be 'calibration' or 'test', got {record['split']!r}"
+    return None

@@ -1,0 +1,1 @@
+"""Sets become changes of the model."""

@@ -1,0 +1,1 @@
+"""Behaviour and ability, measured."""

@@ -1,0 +1,206 @@
+"""What a model does on the test split: margins of behaviours, loss on general text, and its distance to the original.
+
+The likelihood margin `log p(safe) - log p(unsafe)`, each per token, needs no judge: it says which of two written
+answers the model finds likelier, and moves before any word of its own does.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
+from dean_interp.information.estimands import Reads
+from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
+from dean_interp.models.loss import AnswerTokens, answer_log_probs, batched
+from dean_interp.models.memory import refuse_scored
+from dean_interp.models.reads import PromptReads, prompt_reads
+from dean_interp.models.tokens import Encoded, Row, Template, collate, encode, paths, trees
+from dean_interp.selection.selection import Selection
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BehaviourMeasurement:
+    """One behaviour's answers, as the model sees them. The answers of a pair stand safe first."""
+
+    name: str
+    prompts: tuple[str, ...]
+    log_prob: Float[Tensor, "example answer"]
+    """Mean log-probability per token (nats) of each answer."""
+    kl: Float[Tensor, "example answer"]
+    """Mean over an answer's tokens of KL(original || now), nats; 0 where there is no original to compare with."""
+    n_tokens: Int[Tensor, "example answer"]
+    final: Float[Tensor, "answer_token d_model"] = field(repr=False)
+    """What the unembedding read at every answer token: with it, a later measurement knows its KL to this one."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether there is a margin."""
+        return self.log_prob.shape[1] == 2
+
+    @property
+    def margin(self) -> Float[Tensor, " example"]:
+        """`log p(safe) - log p(unsafe)`, each per token (nats), one a prompt; positive: safe is likelier."""
+        if not self.paired:
+            raise InputError(f"'{self.name}' has one answer a prompt, so it has no margin")
+        return self.log_prob[:, 0] - self.log_prob[:, 1]
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per token over all answers of the behaviour."""
+        return float(torch.exp(-(self.log_prob * self.n_tokens).sum() / self.n_tokens.sum()))
+
+    @property
+    def mean_kl(self) -> float:
+        """KL(original || now) per answer token, nats."""
+        return float((self.kl * self.n_tokens).sum() / self.n_tokens.sum())
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Several behaviours, measured in one state of the model."""
+
+    behaviours: Mapping[str, BehaviourMeasurement]
+    reads: Reads | None = field(default=None, repr=False)
+    """Activations at the ends of the paired behaviours' prompts, where they were asked for."""
+
+    def __getitem__(self, name: str) -> BehaviourMeasurement:
+        return self.behaviours[name]
+
+
+def measure(
+    model: HookedModel,
+    behaviours: Sequence[Behaviour],
+    *,
+    original: Measurement | None = None,
+    template: Template = "chat",
+    answer_tokens: int | None = None,
+    read: Selection | None = None,
+    batch_tokens: int = 1024,
+) -> Measurement:
+    """Measure behaviours in the model's present state (inside `ablate`: of the ablated model).
+
+    A pair is measured on both its answers, other examples on their one answer.
+
+    Args:
+        original: an earlier measurement. The KL divergence to it is taken for the behaviours that it holds, which costs
+            a second unembedding; for the others `kl` stays 0.
+        answer_tokens: measure only that many first tokens of each answer; None takes all.
+        read: also keep these neurons' activations at the ends of the paired behaviours' prompts.
+        batch_tokens: padded tokens a batch holds at most.
+
+    Raises:
+        InputError: a calibration split, prompts that were scored, two behaviours of one name, or an `original` of
+            other examples.
+    """
+    refuse_scored(model, behaviours)
+    if len({behaviour.name for behaviour in behaviours}) < len(behaviours):
+        raise InputError(f"each behaviour needs a name of its own, got {[behaviour.name for behaviour in behaviours]}")
+    known = original.behaviours if original else {}
+    if any(b.name in known and known[b.name].prompts != tuple(b.prompts) for b in behaviours):
+        raise InputError("`original` was measured on other examples; KL needs the same ones")
+    tokenizer = native_tokenizer(model)
+    measured, values, groups = {}, [], []
+    for behaviour in behaviours:
+        answers = [_answers(behaviour, i) for i in range(len(behaviour))]
+        encoded = [
+            encode(tokenizer, prompt, some, template=template, answer_tokens=answer_tokens, n_ctx=model.cfg.n_ctx)
+            for prompt, some in zip(behaviour.prompts, answers, strict=True)
+        ]
+        wanted = read.units if read is not None and behaviour.paired else None
+        with prompt_reads(model, wanted) if wanted is not None else nullcontext() as reads:
+            then = known[behaviour.name].final if behaviour.name in known else None
+            tokens, n_tokens = _run(model, encoded, then, reads, batch_tokens, behaviour.name)
+        measured[behaviour.name] = _summary(behaviour, tokens, n_tokens)
+        if reads is not None:
+            values.append(reads.values())
+            groups += [behaviour.name] * len(behaviour)
+    if read is None or not values:
+        return Measurement(measured)
+    pooled = {site: torch.cat([value[site] for value in values]) for site in values[0]}
+    return Measurement(measured, Reads(pooled, read, tuple(groups)))
+
+
+def _answers(behaviour: Behaviour, index: int) -> list[str]:
+    if behaviour.paired:
+        return [behaviour.examples[index].answers[kind] for kind in ("safe", "unsafe")]
+    return [behaviour.responses[index]]
+
+
+@torch.inference_mode()
+def _run(
+    model: HookedModel,
+    encoded: Sequence[Encoded],
+    original: Float[Tensor, "answer_token d_model"] | None,
+    reads: PromptReads | None,
+    batch_tokens: int,
+    name: str,
+) -> tuple[AnswerTokens, list[list[int]]]:
+    """Every answer token, in the order of the answers' numbers whatever the batches were."""
+    n_tokens = [[len(answer) for answer in one.answers] for one in encoded]
+    starts = torch.tensor([0, *(n for counts in n_tokens for n in counts)]).cumsum(0)
+    n_total = int(starts[-1])
+    log_prob, kl = torch.zeros(n_total), torch.zeros(n_total)
+    final = torch.zeros(n_total, model.cfg.d_model)
+    for batch in batched(model, _rows(model, encoded), batch_tokens=batch_tokens, label=f"measuring {name}"):
+        if reads is not None:
+            reads.batch = batch
+        place = _places(batch.answer.cpu(), starts)
+        then = original[place].to(batch.tokens.device) if original is not None else None
+        out = answer_log_probs(model, batch, original=then)
+        log_prob[place], final[place] = out.log_prob.cpu(), out.final.float().cpu()
+        if out.kl is not None:
+            kl[place] = out.kl.cpu()
+    return AnswerTokens(log_prob, kl, final), n_tokens
+
+
+def _places(answer: Int[Tensor, " answer_token"], starts: Int[Tensor, " answer"]) -> Int[Tensor, " answer_token"]:
+    """Where each answer token of a batch stands among all: its answer's start, plus its place in the answer."""
+    first = torch.ones_like(answer, dtype=torch.bool)
+    first[1:] = answer[1:] != answer[:-1]
+    index = torch.arange(len(answer))
+    return starts[answer] + index - index.masked_fill(~first, 0).cummax(0).values
+
+
+def _rows(model: HookedModel, encoded: Sequence[Encoded]) -> list[Row]:
+    """Trees where the model takes them: a bridge whose shared forward pass is seen to equal the separate ones."""
+    if is_hooked_transformer(model):
+        return paths(encoded)
+    device = model.cfg.device
+    some = encoded[:2]
+    together = answer_log_probs(model, collate(trees(some), device=device))
+    order = collate(trees(some), device="cpu").answer.argsort(stable=True)
+    apart = answer_log_probs(model, collate(paths(some), device=device))
+    tolerance = 1e-3 if apart.final.dtype == torch.float32 else 0.1
+    if (together.log_prob.cpu()[order] - apart.log_prob.cpu()).abs().max() <= tolerance:
+        return trees(encoded)
+    log.warning(
+        "%s does not honour shared prompts (its positions are its own): running each apart", model.cfg.model_name
+    )
+    return paths(encoded)
+
+
+def _summary(behaviour: Behaviour, tokens: AnswerTokens, n_tokens: list[list[int]]) -> BehaviourMeasurement:
+    counts = torch.tensor(n_tokens)
+    owner = torch.repeat_interleave(torch.arange(counts.numel()), counts.flatten())
+
+    def per_answer(values: Tensor) -> Tensor:
+        sums = torch.zeros(counts.numel(), dtype=torch.float64).index_add(0, owner, values.double())
+        return sums.reshape(counts.shape) / counts
+
+    assert tokens.kl is not None
+    return BehaviourMeasurement(
+        behaviour.name,
+        tuple(behaviour.prompts),
+        per_answer(tokens.log_prob),
+        per_answer(tokens.kl),
+        counts,
+        tokens.final,
+    )

@@ -1,0 +1,1 @@
+"""Mutual information between two behaviours: estimators, nulls, estimands by name."""

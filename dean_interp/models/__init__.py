@@ -1,0 +1,1 @@
+"""The one door to TransformerLens: no other room imports it."""

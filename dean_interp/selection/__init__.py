@@ -1,0 +1,1 @@
+"""Scores become sets: top fractions, set algebra, coupling, matched controls."""

@@ -1,0 +1,130 @@
+"""A selection is a set of units, with set algebra; it remembers the prompts that the scores behind it came from."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dean_interp.errors import InputError
+from dean_interp.models.sites import Site, parse_site
+from dean_interp.scoring.scores import Scores
+
+_FORMAT = "dean_interp.selection.1"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Units of a model: ascending flat indices a site, and how many units each site has in all.
+
+    Sites without a selected unit are there too (an empty tensor), so `-` and `|` never guess at shapes.
+    """
+
+    units: Mapping[Site, Int[Tensor, " unit"]]
+    shapes: Mapping[Site, tuple[int, ...]]
+    prompt_hashes: frozenset[str] = field(default=frozenset(), repr=False)
+    """Prompts of the scores that it was selected by: `measure` refuses them while it is ablated."""
+
+    def __post_init__(self) -> None:
+        if self.units.keys() != self.shapes.keys():
+            raise InputError("a selection needs the shape of every site that it names, and no other")
+
+    def __len__(self) -> int:
+        return sum(len(indices) for indices in self.units.values())
+
+    def __and__(self, other: "Selection") -> "Selection":
+        return self._combine(other, lambda mine, theirs: mine & theirs)
+
+    def __or__(self, other: "Selection") -> "Selection":
+        return self._combine(other, lambda mine, theirs: mine | theirs)
+
+    def __sub__(self, other: "Selection") -> "Selection":
+        return self._combine(other, lambda mine, theirs: mine & ~theirs)
+
+    def __repr__(self) -> str:
+        n_sites = sum(len(indices) > 0 for indices in self.units.values())
+        return f"Selection({len(self)} of {sum(map(_n_units, self.shapes.values()))} units at {n_sites} sites)"
+
+    def mask(self, site: Site) -> Bool[Tensor, "..."]:
+        """True where a unit of the site is selected; the site's own shape."""
+        flat = torch.zeros(_n_units(self.shapes[site]), dtype=torch.bool)
+        flat[self.units[site]] = True
+        return flat.reshape(self.shapes[site])
+
+    def counts(self) -> dict[Site, int]:
+        """How many units are selected at each site."""
+        return {site: len(indices) for site, indices in self.units.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file; it appears whole or not at all."""
+        metadata = {
+            "format": _FORMAT,
+            "shapes": json.dumps({str(site): shape for site, shape in self.shapes.items()}),
+            "prompt_hashes": json.dumps(sorted(self.prompt_hashes)),
+        }
+        unfinished = Path(path).with_suffix(".part")
+        save_file({str(site): indices.contiguous() for site, indices in self.units.items()}, unfinished, metadata)
+        unfinished.replace(path)
+
+    def _combine(self, other: "Selection", combine: Callable[[Tensor, Tensor], Tensor]) -> "Selection":
+        if self.shapes != other.shapes:
+            raise InputError("selections can be combined only when they are of one model and one kind of unit")
+        units = {site: combine(self.mask(site), other.mask(site)).flatten().nonzero()[:, 0] for site in self.units}
+        return Selection(units, self.shapes, self.prompt_hashes | other.prompt_hashes)
+
+
+def load_selection(path: str | Path) -> Selection:
+    """A selection from its file. Raises `InputError` where it is missing, cut short, or something else."""
+    if not Path(path).is_file():
+        raise InputError(f"no selection file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            units = {parse_site(name): file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or not a selection file ({error})") from error
+    if metadata.get("format") != _FORMAT:
+        raise InputError(f"{path} is not a selection file of this version ({_FORMAT}), got {metadata.get('format')}")
+    shapes = {parse_site(site): tuple(shape) for site, shape in json.loads(metadata["shapes"]).items()}
+    return Selection(dict(sorted(units.items())), shapes, frozenset(json.loads(metadata["prompt_hashes"])))
+
+
+def top_fraction(scores: Scores, fraction: float) -> Selection:
+    """The highest-scoring `fraction` of the units of every site, `int(fraction * n_units)` of them.
+
+    Ties go to the lower index. Raises `InputError` where the fraction is not in (0, 1] or selects nothing anywhere.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction must be in (0, 1], got {fraction}")
+    selection = _top(scores, {site: int(fraction * value.numel()) for site, value in scores.values.items()})
+    if not len(selection):
+        largest = max(value.numel() for value in scores.values.values())
+        raise InputError(f"fraction {fraction} selects no unit; {1 / largest:.2g} selects one of {largest}")
+    return selection
+
+
+def strongest(scores: Scores, among: Selection, counts: Mapping[Site, int]) -> Selection:
+    """The `counts[site]` highest-scoring units of `among` at each site, or all of them where there are fewer."""
+    hidden = {site: value.masked_fill(~among.mask(site), -torch.inf) for site, value in scores.values.items()}
+    allowed = {site: min(counts[site], len(among.units[site])) for site in among.units}
+    top = _top(scores, allowed, hidden)
+    return Selection(top.units, top.shapes, among.prompt_hashes | scores.prompt_hashes)
+
+
+def _top(scores: Scores, counts: Mapping[Site, int], values: Mapping[Site, Tensor] | None = None) -> Selection:
+    """Score descending, index ascending."""
+    units = {}
+    for site, value in (values or scores.values).items():
+        order = torch.sort(value.flatten(), descending=True, stable=True).indices
+        units[site] = order[: counts[site]].sort().values
+    shapes = {site: tuple(value.shape) for site, value in scores.values.items()}
+    return Selection(units, shapes, scores.prompt_hashes)
+
+
+def _n_units(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()

@@ -1,0 +1,79 @@
+"""From measurements to the outcome that was fixed beforehand, and the sentence that says it."""
+
+from collections.abc import Sequence
+
+from dean_interp.evaluation.measure import Measurement
+from dean_interp.statistics import Interval, clustered_interval, detectable_difference, rank_p_value
+from dean_interp.study.results import Design, Primary, State
+
+SIGNIFICANT = 0.05
+RANDOM_KINDS = ("random", "equal KL")
+
+
+def state_of(
+    name: str, kind: str, n_units: int, growth: float, measured: Measurement, original: Measurement, general: str
+) -> State:
+    """One measurement as a line of the results: margins, their paired changes, perplexity and KL."""
+    paired = [behaviour for behaviour in measured.behaviours.values() if behaviour.paired]
+    return State(
+        name,
+        kind,
+        n_units,
+        growth,
+        {behaviour.name: float(behaviour.margin.mean()) for behaviour in paired},
+        {behaviour.name: _change(behaviour.name, measured, original) for behaviour in paired},
+        measured[general].perplexity,
+        measured[general].mean_kl,
+    )
+
+
+def design_of(random: Sequence[Measurement], original: Measurement, behaviours: Sequence[str], n_random: int) -> Design:
+    """What can be detected, from the original and the size-matched controls alone: the edit has not been measured."""
+    detectable, to_beat = {}, {}
+    for name in behaviours:
+        changes = [control[name].margin - original[name].margin for control in random]
+        spread = float(sum(change.var() for change in changes) / len(changes)) ** 0.5
+        detectable[name] = detectable_difference(spread, len(set(original[name].prompts)))
+        to_beat[name] = max(float(change.mean()) for change in changes)
+    return Design(len(original[behaviours[0]].prompts), detectable, to_beat, 1 / (n_random + 1))
+
+
+def primary_of(edit: State, states: Sequence[State]) -> Primary:
+    """Rank of the edit's change among all random controls, for each behaviour; the larger p counts."""
+    controls = [state for state in states if state.kind in RANDOM_KINDS]
+    p = {
+        name: rank_p_value(change.mean, [control.change[name].mean for control in controls])
+        for name, change in edit.change.items()
+    }
+    kl_of_controls = max(control.kl for control in controls)
+    both_rise = all(change.mean > 0 for change in edit.change.values())
+    reached = both_rise and max(p.values()) <= SIGNIFICANT and edit.kl <= kl_of_controls
+    return Primary(p, max(p.values()), edit.kl, kl_of_controls, both_rise, reached)
+
+
+def headline_of(edit: State, states: Sequence[State], primary: Primary) -> str:
+    """The primary outcome in plain words."""
+    changes = " and ".join(f"the {name} margin by {_signed(change)}" for name, change in edit.change.items())
+    controls = [state for state in states if state.kind in RANDOM_KINDS]
+    better = {
+        name: sum(control.change[name].mean >= change.mean for control in controls)
+        for name, change in edit.change.items()
+    }
+    beaten = " and ".join(f"{n} of {len(controls)} random controls do at least as well on {name}"
+                          for name, n in better.items())  # fmt: skip
+    original = next(state for state in states if state.kind == "original")
+    verdict = "The primary outcome was reached." if primary.reached else "The primary outcome was not reached."
+    return (
+        f"{verdict} Silencing {edit.n_units} coupled neurons changes {changes} nats per token; {beaten} "
+        f"(p = {primary.p_larger:.2f}). Perplexity on general text goes from {original.perplexity:.1f} to "
+        f"{edit.perplexity:.1f}."
+    )
+
+
+def _change(name: str, measured: Measurement, original: Measurement) -> Interval:
+    difference = measured[name].margin - original[name].margin
+    return clustered_interval(difference.numpy(), measured[name].prompts)
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.mean:+.3f} (95 % {interval.low:+.3f} to {interval.high:+.3f})"
