@@ -76,7 +76,8 @@ class Behaviour:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the whole content; equal content gives equal fingerprints on every machine."""
-        content = [self.name, self.response, self.split, [[e.prompt, sorted(e.answers.items())] for e in self.examples]]
+        content = [self.name, self.response, self.split]
+        content += [[e.prompt, sorted(e.answers.items()), e.topic] for e in self.examples]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

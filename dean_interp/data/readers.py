@@ -22,6 +22,13 @@ _SHOWN = 5  # bad rows named in an error; the rest are counted
 
 
 @dataclass(frozen=True)
+class _Fault:
+    """In place of a record that could not be read: why."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One row as read: the prompt, its answers by kind, and where the file says it belongs."""
 
@@ -34,20 +41,21 @@ class Row:
 def source_name(source: "str | Path | Dataset") -> str:
     """The behaviour's name: the built-in name, the file's stem, or the data set's last name."""
     if not isinstance(source, str | Path):
-        return str(getattr(source.info, "dataset_name", None) or "dataset")
-    return Path(source).stem if Path(source).suffix in (".csv", ".jsonl") else Path(source).name
+        info = getattr(source, "info", None)
+        return str(getattr(info, "dataset_name", None) or "dataset")
+    return Path(source).stem if Path(source).suffix.lower() in (".csv", ".jsonl") else Path(source).name
 
 
 def read_rows(source: "str | Path | Dataset") -> list[Row]:
     """Every row of a source (see `load_behaviour` for what a source may be), in file order."""
     if not isinstance(source, str | Path):
-        return _parse("dataset", enumerate(source, 1), "row")
+        return _parse("dataset", enumerate(_one_split(source, "the data set"), 1), "row")
     path = Path(source)
     if str(source) in BUILTIN:
         path = Path(str(files("dean_interp.data") / "builtin" / f"{source}.jsonl"))
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _parse(str(path), _csv_records(_existing(path)), "line")
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return _parse(str(path), _jsonl_records(_existing(path)), "line")
     if path.is_dir() or str(source).count("/") == 1:
         return _parse(str(source), enumerate(_hugging_face(path, str(source)), 1), "row")
@@ -64,31 +72,43 @@ def _existing(path: Path) -> Path:
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Each record with the line that it starts on; blank lines are skipped, and counted."""
+    end, columns = 0, None
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        columns = reader.fieldnames or []
-        if "prompt" not in columns or not set(ANSWER_KINDS) & set(columns):
-            raise InputError(
-                f"{path}: line 1: needs the columns prompt,response (or prompt,safe,unsafe), got {columns}"
-            )
-        line = reader.line_num + 1
+        reader = csv.reader(file, strict=True)
         try:
-            for record in reader:
-                yield line, {key: value for key, value in record.items() if value is not None or key == "prompt"}
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise InputError(f"{path}: line {line}: {error}") from error
+            for fields in reader:
+                start, end = end + 1, reader.line_num
+                if columns is None:
+                    columns = fields
+                    if "prompt" not in columns or not set(ANSWER_KINDS) & set(columns):
+                        raise InputError(
+                            f"{path}: line {start}: needs the columns prompt,response (or prompt,safe,unsafe), "
+                            f"got {columns}"
+                        )
+                elif len(fields) > len(columns):
+                    yield start, _Fault("has more fields than columns")
+                elif fields:
+                    yield start, dict(zip(columns, fields, strict=False))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: line {end + 1}: {error}") from error
+    if columns is None:
+        raise InputError(f"{path}: line 1: needs the columns prompt,response (or prompt,safe,unsafe), got []")
 
 
 def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
+    line = 0
     with path.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                yield line, json.loads(text)
-            except json.JSONDecodeError as error:
-                yield line, f"is not JSON ({error.msg})"
+        try:
+            for line, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                try:
+                    yield line, json.loads(text)
+                except json.JSONDecodeError as error:
+                    yield line, _Fault(f"is not JSON ({error.msg})")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: line {line + 1}: {error}") from error
 
 
 def _hugging_face(path: Path, name: str) -> "Dataset":
@@ -99,21 +119,33 @@ def _hugging_face(path: Path, name: str) -> "Dataset":
     except Exception as error:  # whatever the loader raises, the user needs one line that names the source
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot load the data set '{name}': {reason}") from error
+    return _one_split(loaded, f"'{name}'")
+
+
+def _one_split(loaded: object, name: str) -> "Dataset":
+    import datasets
+
+    if isinstance(loaded, datasets.DatasetDict):
+        raise InputError(f"{name} holds several splits ({', '.join(map(str, loaded))}): give one of them as a Dataset")
     if not isinstance(loaded, datasets.Dataset):
-        raise InputError(f"'{name}' holds several splits; give one of them as a Dataset, got {type(loaded).__name__}")
+        raise InputError(f"a behaviour is a name, a file or a datasets.Dataset, got {type(loaded).__name__}")
     return loaded
 
 
 def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[Row]:
     """Rows, or one error that names every bad one by its number."""
     rows, bad = [], []
+    sides: dict[str, str] = {}
     for number, record in records:
         fault = _fault(record)
         if fault:
             bad.append(f"{unit} {number}: {fault}")
         else:
             answers = {kind: record[kind] for kind in ANSWER_KINDS if record.get(kind)}
-            rows.append(Row(record["prompt"], answers, record.get("topic") or None, record.get("split") or None))
+            row = Row(record["prompt"], answers, record.get("topic") or None, record.get("split") or None)
+            if row.split and sides.setdefault(row.prompt, row.split) != row.split:
+                bad.append(f"{unit} {number}: the prompt is in both splits")
+            rows.append(row)
     if bad:
         more = f" (and {len(bad) - _SHOWN} more)" if len(bad) > _SHOWN else ""
         raise InputError(f"{source}: {'; '.join(bad[:_SHOWN])}{more}")
@@ -122,16 +154,16 @@ def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[R
 
 def _fault(record: object) -> str | None:
     """What is wrong with a record, or None."""
-    if isinstance(record, str):
-        return record
+    if isinstance(record, _Fault):
+        return record.text
     if not isinstance(record, Mapping):
         return f"is not an object with a prompt, got {type(record).__name__}"
-    if None in record:
-        return "has more fields than columns"
     for field in ("prompt", *ANSWER_KINDS, "topic", "split"):
         value = record.get(field)
         if value is not None and not isinstance(value, str):
             return f"{field} must be text, got {type(value).__name__}"
+        if value and any("\ud800" <= letter <= "\udfff" for letter in value):
+            return f"{field} holds half a surrogate pair, which is no character"
     if not (record.get("prompt") or "").strip():
         return "prompt is missing or blank"
     given = [kind for kind in ANSWER_KINDS if kind in record and record[kind] is not None]
@@ -140,6 +172,8 @@ def _fault(record: object) -> str | None:
     blank = [kind for kind in given if not record[kind].strip()]
     if blank:
         return f"{blank[0]} is blank"
+    if ("safe" in given) != ("unsafe" in given):
+        return "has safe without unsafe" if "safe" in given else "has unsafe without safe"
     if record.get("split") not in (None, "", "calibration", "test"):
         return f"split must be 'calibration' or 'test', got {record['split']!r}"
     return None

@@ -8,11 +8,12 @@ import io
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 from dean_interp.study.results import Results
 
 EDIT, RANDOM, EQUAL_KL, NAMED = "#D55E00", "#999999", "#0072B2", "#009E73"
-_STYLE = {
+_STYLE: dict[RcKeyType, object] = {
     "font.size": 10,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -81,9 +82,7 @@ def information_per_layer(results: Results) -> Figure:
         below.axhline(0, color="0.8", linewidth=1)
         below.fill_between(x, controls.min(0), controls.max(0), color=RANDOM, alpha=0.35, linewidth=0,
                            label=f"range of {len(controls)} random controls")  # fmt: skip
-        below.plot(
-            x, results.information.edit.changes, "D-", color=EDIT, label="coupled neurons silenced", markersize=4
-        )
+        below.plot(x, results.information.edit.changes, "D-", color=EDIT, label="coupled silenced", markersize=4)
         below.set_xlabel("layer")
         below.set_ylabel("change of the excess\nover the null (nats)")
         below.legend(frameon=False, fontsize=9, ncols=2)

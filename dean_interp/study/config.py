@@ -49,7 +49,8 @@ class StudyConfig:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range."""
         for name in ("fraction", "read_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"{name} must be in (0, 1], got {getattr(self, name)}")

@@ -7,9 +7,14 @@ from dean_interp.selection.selection import Selection
 
 
 def grow_to_kl(
-    draw: Callable[[float], Selection], damage: Callable[[Selection], float], target: float, *, largest: float,
-    tolerance: float = 0.1, max_tries: int = 8,
-) -> tuple[float, bool]:  # fmt: skip
+    draw: Callable[[float], Selection],
+    damage: Callable[[Selection], float],
+    target: float,
+    *,
+    bounds: tuple[float, float],
+    tolerance: float = 0.1,
+    max_tries: int = 8,
+) -> tuple[float, bool]:
     """The size at which a random ablation's KL reaches the edit's.
 
     A secant on log KL against log size, kept inside the bracket found so far: KL grows about as a power of the size.
@@ -20,7 +25,7 @@ def grow_to_kl(
         target: the edit's KL.
         tolerance: how far above the target a KL may be.
         max_tries: how many sizes are tried.
-        largest: the largest growth that the model has units for.
+        bounds: the smallest growth that still silences a unit, and the largest that the model has units for.
 
     Returns:
         The growth, and whether its KL is in `[target, (1 + tolerance) * target]`. Where no try falls inside, the
@@ -29,7 +34,7 @@ def grow_to_kl(
     tried: dict[float, float] = {}
     growth = 1.0
     for _ in range(max_tries):
-        growth = min(growth, largest)
+        growth = min(max(growth, bounds[0]), bounds[1])
         if growth in tried:
             break
         tried[growth] = damage(draw(growth))

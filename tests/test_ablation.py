@@ -1,0 +1,112 @@
+import pytest
+import torch
+from hooked import as_hooked_transformer
+
+from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, generate, importance, load_model
+from dean_interp.models.sites import neuron_output_directions, neuron_sites
+
+pytestmark = pytest.mark.hooks
+
+IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62], [2, 9, 8, 7, 6, 5, 4, 3, 33]])
+
+
+def some_units(model, seed=0, n=6):
+    generator = torch.Generator().manual_seed(seed)
+    sites = neuron_sites(model)
+    units = {site: torch.randperm(model.cfg.d_mlp, generator=generator)[:n].sort().values for site in sites}
+    return Selection(units, {site: (model.cfg.d_mlp,) for site in sites})
+
+
+def logits_of(model):
+    with torch.inference_mode():
+        return model(IDS, return_type="logits")
+
+
+def with_zeroed_rows(folder, selection):
+    model = load_model(folder, device="cpu")
+    with torch.no_grad():
+        for site, indices in selection.units.items():
+            neuron_output_directions(model, site.layer)[indices] = 0
+    return model
+
+
+def test_hook_ablation_equals_zeroing_the_rows_of_w_out(checkpoints):
+    for folder in checkpoints.values():
+        model = load_model(folder, device="cpu")
+        selection = some_units(model)
+        plain = logits_of(model)
+        with ablate(model, selection):
+            ablated = logits_of(model)
+        torch.testing.assert_close(ablated, logits_of(with_zeroed_rows(folder, selection)), atol=1e-5, rtol=1e-5)
+        assert (ablated - plain).abs().max() > 1e-3
+
+
+def test_generation_under_ablation_equals_generation_with_zeroed_rows(checkpoints):
+    folder = checkpoints["llama-gqa"]
+    model = load_model(folder, device="cpu")
+    selection = some_units(model, n=20)
+    plain = generate(model, ["hello"], max_new_tokens=16)
+    with ablate(model, selection):
+        ablated = generate(model, ["hello"], max_new_tokens=16)
+    assert ablated == generate(with_zeroed_rows(folder, selection), ["hello"], max_new_tokens=16)
+    assert ablated != plain
+    assert generate(model, ["hello"], max_new_tokens=16) == plain
+
+
+def test_the_model_is_restored_after_an_exception(llama):
+    plain = logits_of(llama)
+    with pytest.raises(KeyError), ablate(llama, some_units(llama)):
+        raise KeyError
+    assert torch.equal(logits_of(llama), plain)
+
+
+def test_ablations_nest_and_undo_one_by_one(llama):
+    plain, one, two = logits_of(llama), some_units(llama, 1), some_units(llama, 2)
+    with ablate(llama, one):
+        only_one = logits_of(llama)
+        with ablate(llama, two):
+            both = logits_of(llama)
+        torch.testing.assert_close(logits_of(llama), only_one)
+    with ablate(llama, one | two):
+        torch.testing.assert_close(logits_of(llama), both)
+    assert torch.equal(logits_of(llama), plain)
+
+
+def test_mean_ablation_puts_the_stored_means_in_place_whatever_the_batch(llama):
+    behaviour = Behaviour("b", (Example("hello", {"response": "world"}), Example("one", {"response": "two three"})))
+    scores, selection = importance(llama, behaviour), some_units(llama)
+    seen = []
+    with (
+        ablate(llama, selection, means=scores),
+        llama.hooks(fwd_hooks=[("blocks.1.mlp.hook_post", lambda a, hook: seen.append(a) or None)]),
+    ):
+        logits_of(llama)
+    site = Site(1, "neurons")
+    chosen = selection.units[site]
+    expected = scores.activation_mean[site][chosen].expand(*IDS.shape, -1)
+    torch.testing.assert_close(seen[0][..., chosen], expected)
+    assert (seen[0][..., ~selection.mask(site)].std(0) > 0).any()
+
+
+def test_weights_are_never_touched(llama):
+    before = [parameter.clone() for parameter in llama.parameters()]
+    with ablate(llama, some_units(llama)):
+        logits_of(llama)
+        assert all(torch.equal(a, b) for a, b in zip(llama.parameters(), before, strict=True))
+
+
+def test_an_empty_selection_and_one_of_another_model_are_refused(llama):
+    full = some_units(llama)
+    with pytest.raises(InputError, match="the selection is empty"), ablate(llama, full - full):
+        pass
+    other = Selection({Site(0, "neurons"): torch.tensor([1])}, {Site(0, "neurons"): (99,)})
+    with pytest.raises(InputError, match=r"not of this model: .* 3 layers of 40 neurons"), ablate(llama, other):
+        pass
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
+def test_a_hooked_transformer_of_the_same_weights_is_ablated_alike(checkpoints, tokenizer, name):
+    hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
+    selection = some_units(bridge)
+    with ablate(hooked, selection), ablate(bridge, selection):
+        torch.testing.assert_close(logits_of(hooked), logits_of(bridge), atol=2e-4, rtol=1e-3)

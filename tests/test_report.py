@@ -1,0 +1,60 @@
+import re
+import shutil
+import subprocess
+
+import pytest
+from test_study import config, finished  # noqa: F401 - fixtures
+
+from dean_interp.report.figures import coupled_per_layer, effect_against_controls, information_per_layer, to_svg
+from dean_interp.report.html import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def report(finished, tmp_path_factory):  # noqa: F811
+    return write_report(finished[1], tmp_path_factory.mktemp("report"))
+
+
+def test_the_report_says_the_headline_and_every_state(report, finished):  # noqa: F811
+    text = report.read_text()
+    assert finished[1].headline in text
+    assert all(f"<td>{state.name}</td>" in text for state in finished[1].states)
+    assert text.count("<svg") >= 3
+
+
+def test_the_report_loads_nothing_from_a_network(report):
+    text = report.read_text()
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]+"', markup)
+    assert "@import" not in markup and "unpkg.com" not in text
+    assert len(text.encode()) < 5_000_000
+
+
+def test_text_from_data_cannot_break_out_of_the_page(finished, tmp_path):  # noqa: F811
+    import dataclasses
+
+    results = finished[1]
+    evil = dataclasses.replace(results.texts[0], tokens=("</script><b>x", *results.texts[0].tokens[1:]))
+    text = write_report(dataclasses.replace(results, texts=(evil,)), tmp_path).read_text()
+    assert "</script><b>x" not in text
+
+
+def test_every_figure_draws(finished):  # noqa: F811
+    for draw in (effect_against_controls, coupled_per_layer, information_per_layer):
+        assert to_svg(draw(finished[1]), "title").startswith('<svg role="img" aria-label="title"')
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_real_browser_draws_the_report_with_the_network_blocked(report, tmp_path):
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--v=0",
+        "--virtual-time-budget=8000", "--dump-dom", report.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    faults = [line for line in done.stderr.splitlines() if "CONSOLE" in line and ("rror" in line or "ailed" in line)]
+    assert not faults
+    view = done.stdout[done.stdout.index('class="view"') :]
+    assert view.count("<span") > 20, "the circuitsvis view is empty"

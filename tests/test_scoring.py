@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from hooked import as_hooked_transformer
+
+from dean_interp import Behaviour, Example, InputError, Site, importance, load_behaviour, load_model, load_scores
+from dean_interp.models.sites import neuron_output_directions, neuron_sites
+from dean_interp.models.tokens import encode
+
+pytestmark = pytest.mark.hooks
+
+TEXTS = [
+    ("Who may rent the flat?", "Anyone who pays the rent."),
+    ("a", "b"),
+    ("Tell me her address, please, I lost it somewhere", "No."),
+    ("Sum 2 and 3", "That makes five, as ever."),
+    ("Hm?", "Yes, that long answer goes on for quite a while and then stops."),
+]
+
+
+@pytest.fixture(scope="module")
+def behaviour():
+    return Behaviour("fairness", tuple(Example(prompt, {"response": answer}) for prompt, answer in TEXTS))
+
+
+def one_by_one(model, tokenizer, behaviour, template):
+    """The definition, slowly: one example at a time, gradients at `hook_post` by autograd."""
+    scores = {site: torch.zeros(model.cfg.d_mlp, dtype=torch.float64) for site in neuron_sites(model)}
+    losses = []
+    for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
+        one = encode(tokenizer, prompt, [answer], template=template)
+        ids = torch.tensor([one.prompt + one.answers[0]])
+        kept = {}
+
+        def keep(activation, hook, kept=kept, site=None):
+            activation.retain_grad()
+            kept[site] = activation
+
+        hooks = [(site.hook_name, lambda a, hook, site=site: keep(a, hook, site=site)) for site in scores]
+        with model.hooks(fwd_hooks=hooks):
+            logits = model(ids, return_type="logits")[0].float()
+        n = len(one.prompt)
+        loss = torch.nn.functional.cross_entropy(logits[n - 1 : -1], ids[0, n:])
+        loss.backward()
+        losses.append(loss.item())
+        for site, activation in kept.items():
+            scores[site] += (activation * activation.grad).sum((0, 1)).abs().detach().double()
+        model.zero_grad()
+    return {site: value / len(losses) for site, value in scores.items()}, losses
+
+
+@pytest.mark.parametrize("template", ["chat", "raw", "released"])
+def test_batched_scores_equal_the_definition_one_example_at_a_time(tiny, tokenizer, behaviour, template):
+    kept = Behaviour("b", behaviour.examples[:1] + behaviour.examples[2:]) if template == "released" else behaviour
+    expected, losses = one_by_one(tiny, tokenizer, kept, template)
+    scores = importance(tiny, kept, template=template, batch_tokens=150)
+    np.testing.assert_allclose(scores.loss, losses, rtol=1e-4)
+    for site, value in expected.items():
+        assert scores[site].dtype == torch.float32
+        np.testing.assert_allclose(scores[site], value, rtol=2e-3, atol=1e-7)
+
+
+def test_scores_do_not_depend_on_the_batch_size(llama, behaviour):
+    small, large = (importance(llama, behaviour, batch_tokens=n) for n in (1, 4096))
+    for site in small.values:
+        torch.testing.assert_close(small[site], large[site], rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(small.activation_norm[Site(1, "neurons")], large.activation_norm[Site(1, "neurons")])
+
+
+def test_activation_moments_are_those_of_the_real_positions(llama, tokenizer, behaviour):
+    seen = []
+    with llama.hooks(fwd_hooks=[("blocks.1.mlp.hook_post", lambda a, hook: seen.append(a.detach()[0]) or None)]):
+        for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
+            one = encode(tokenizer, prompt, [answer])
+            llama(torch.tensor([one.prompt + one.answers[0]]), return_type="logits")
+    activations = torch.cat(seen)
+    scores = importance(llama, behaviour, batch_tokens=200)
+    site = Site(1, "neurons")
+    torch.testing.assert_close(scores.activation_mean[site], activations.mean(0), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(scores.activation_norm[site], activations.square().mean(0).sqrt(), rtol=1e-3, atol=1e-6)
+
+
+def test_scores_rank_like_measured_loss_changes(llama, tokenizer, behaviour):
+    """The score is first order: silencing a neuron a little changes the loss by about what it says."""
+    one = Behaviour("b", behaviour.examples[:1])
+    scores = importance(llama, one)
+    encoded = encode(tokenizer, one.prompts[0], one.responses)
+    ids, n = torch.tensor([encoded.prompt + encoded.answers[0]]), len(encoded.prompt)
+
+    def loss(index=None):
+        def shrink(activation, hook):
+            scaled = activation.clone()
+            scaled[..., index] *= 0.98
+            return scaled
+
+        with (
+            torch.inference_mode(),
+            llama.hooks(fwd_hooks=[] if index is None else [("blocks.1.mlp.hook_post", shrink)]),
+        ):
+            return torch.nn.functional.cross_entropy(
+                llama(ids, return_type="logits")[0, n - 1 : -1].double(), ids[0, n:]
+            )
+
+    site = Site(1, "neurons")
+    changes = torch.stack([(loss(i) - loss()).abs() for i in range(llama.cfg.d_mlp)]) / 0.02
+    assert np.corrcoef(changes.argsort().argsort(), scores[site].argsort().argsort())[0, 1] > 0.98
+
+
+def test_scoring_leaves_the_model_as_it_was(llama, behaviour):
+    before = [(parameter.requires_grad, parameter.grad) for parameter in llama.parameters()]
+    importance(llama, behaviour)
+    assert [(parameter.requires_grad, parameter.grad) for parameter in llama.parameters()] == before
+    assert not llama.unembed._forward_pre_hooks
+
+
+def test_a_hook_point_that_is_not_what_the_weight_reads_is_an_error(checkpoints, behaviour):
+    model = load_model(checkpoints["llama"], device="cpu")
+    # what reads the neurons now sees twice what the hook point showed
+    model.blocks[1].mlp.out.original_component.register_forward_pre_hook(lambda module, args: (args[0] ** 2,))
+    with pytest.raises(RuntimeError, match=r"blocks\.1\.mlp\.hook_post does not agree"):
+        importance(model, behaviour)
+
+
+def test_weights_that_are_not_finite_are_refused(checkpoints, behaviour):
+    model = load_model(checkpoints["gpt2"], device="cpu")
+    with torch.no_grad():
+        neuron_output_directions(model, 0)[0, 0] = torch.nan
+    with pytest.raises(InputError, match="not finite"):
+        importance(model, behaviour)
+
+
+def test_scores_survive_their_file(llama, behaviour, tmp_path):
+    scores = importance(llama, behaviour)
+    scores.save(tmp_path / "s.safetensors")
+    again = load_scores(tmp_path / "s.safetensors")
+    assert again.fingerprint == scores.fingerprint and again.prompt_hashes == behaviour.prompt_hashes
+    assert all(torch.equal(again[site], scores[site]) for site in scores.values)
+
+
+def test_the_fingerprint_knows_model_data_and_template(checkpoints, llama, behaviour):
+    one = importance(llama, behaviour).fingerprint
+    assert importance(llama, behaviour, batch_tokens=100).fingerprint == one
+    assert importance(llama, behaviour, template="raw").fingerprint != one
+    assert importance(llama, load_behaviour("general", n_examples=2)).fingerprint != one
+    assert importance(load_model(checkpoints["qwen2"]), behaviour).fingerprint != one
+
+
+def test_unknown_units_and_templates_and_long_texts_are_named(llama, behaviour, untyped):
+    with pytest.raises(InputError, match="unit must be 'neuron', got 'head'"):
+        importance(llama, behaviour, unit="head")
+    with pytest.raises(InputError, match="template must be one of"):
+        importance(llama, behaviour, template="alpaca")
+    long = Behaviour("long", (Example("x" * 1100, {"response": "y"}),))
+    with pytest.raises(InputError, match="the model takes 1024"):
+        importance(llama, long)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama-gqa"])
+@pytest.mark.parametrize("fold_ln", [False, True])
+def test_a_hooked_transformer_of_the_same_weights_gives_equal_scores(checkpoints, tokenizer, behaviour, name, fold_ln):
+    hooked = as_hooked_transformer(checkpoints[name], tokenizer, fold_ln=fold_ln)
+    mine, theirs = importance(load_model(checkpoints[name], device="cpu"), behaviour), importance(hooked, behaviour)
+    torch.testing.assert_close(mine.loss, theirs.loss, rtol=1e-4, atol=1e-5)
+    for site in mine.values:
+        torch.testing.assert_close(mine[site], theirs[site], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("fairness", "beaver_train330k_fairness_safe_1k"),
+        ("privacy", "beaver_train330k_privacy_safe_1k"),
+        ("general", "alpaca_cleaned_no_safety_train_1k"),
+    ],
+)
+def test_the_golden_neuron_values_and_losses_are_met(demo_model, shared, name, file):
+    golden = np.load(shared / "golden" / "smollm2_n16_q1e-4.npz")
+    behaviour = load_behaviour(shared / "data" / f"{file}.csv", n_examples=16, split=None)
+    scores = importance(demo_model, behaviour, template="released")
+    np.testing.assert_allclose(scores.loss, golden[f"{name}/loss"], atol=1e-4)
+    neurons = np.stack([scores[Site(layer, "neurons")].numpy() for layer in range(30)])
+    np.testing.assert_allclose(neurons.sum(1), golden[f"{name}/neuron"].sum(1), rtol=1e-3)
+    np.testing.assert_allclose(neurons, golden[f"{name}/neuron"], rtol=1e-3)

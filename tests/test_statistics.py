@@ -1,0 +1,149 @@
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from dean_interp import InputError
+from dean_interp.statistics import clustered_interval, detectable_difference, rank_p_value
+
+seeded = settings(max_examples=50, deadline=None, derandomize=True, database=None)
+values_of_some_length = st.lists(st.floats(-100, 100), min_size=2, max_size=30).map(np.array)
+
+
+@seeded
+@given(values=values_of_some_length, confidence=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_with_one_row_a_cluster_it_is_the_one_sample_t_interval(values, confidence):
+    assume(np.ptp(values) > 1e-3)  # scipy gives NaN for constant values
+    ours = clustered_interval(values, range(len(values)), confidence=confidence)
+    theirs = stats.t.interval(confidence, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
+    assert (ours.low, ours.high) == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+    assert ours.mean == pytest.approx(values.mean(), abs=1e-12) and ours.n_clusters == len(values)
+
+
+def test_constant_values_have_an_interval_of_no_width():
+    interval = clustered_interval(np.full(6, 0.25), "aabbcc")
+    assert (interval.mean, interval.low, interval.high, interval.n_clusters) == (0.25, 0.25, 0.25, 3)
+
+
+def test_two_clusters_by_hand():
+    """Deviations sum to -3 and +3 over four rows: the error is sqrt(2 * 18) / 4, times t of one degree."""
+    interval = clustered_interval(np.array([1.0, 2.0, 4.0, 5.0]), ["a", "a", "b", "b"])
+    half = 12.706204736432095 * 36**0.5 / 4
+    assert (interval.low, interval.high) == pytest.approx((3 - half, 3 + half))
+
+
+@seeded
+@given(values=values_of_some_length, data=st.data())
+def test_neither_the_order_of_rows_nor_the_names_of_clusters_matter(values, data):
+    clusters = data.draw(st.lists(st.integers(0, 4), min_size=len(values), max_size=len(values)))
+    clusters[:2] = [0, 1]
+    order = data.draw(st.permutations(range(len(values))))
+    one = clustered_interval(values, clusters)
+    other = clustered_interval(values[list(order)], [f"cluster {clusters[i]}" for i in order])
+    assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high), rel=1e-9, abs=1e-9)
+
+
+@seeded
+@given(values=values_of_some_length)
+def test_asking_every_prompt_twice_teaches_nothing(values):
+    once = clustered_interval(values, range(len(values)))
+    twice = clustered_interval(np.tile(values, 2), [*range(len(values))] * 2)
+    assert (once.low, once.high) == pytest.approx((twice.low, twice.high), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("rows", [np.full(30, 4), np.arange(30) % 5 + 2], ids=["equal clusters", "unequal clusters"])
+def test_it_covers_the_truth_where_rows_of_a_cluster_agree_and_the_naive_interval_does_not(rows):
+    generator = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(len(rows)), rows).tolist()
+    covered, naive = [], []
+    for _ in range(1000):
+        values = 3 + generator.normal(size=len(rows))[clusters] + generator.normal(size=len(clusters))
+        clustered, by_row = clustered_interval(values, clusters), clustered_interval(values, range(len(values)))
+        covered.append(clustered.low <= 3 <= clustered.high)
+        naive.append(by_row.low <= 3 <= by_row.high)
+    assert 0.925 < np.mean(covered) < 0.975
+    assert np.mean(naive) < 0.85
+
+
+def test_one_cluster_has_no_interval():
+    with pytest.raises(InputError, match="an interval needs at least 2 clusters, got 1"):
+        clustered_interval(np.array([1.0, 2.0]), ["a", "a"])
+    with pytest.raises(InputError, match="an interval needs at least 2 clusters, got 0"):
+        clustered_interval(np.array([]), [])
+
+
+def test_values_and_clusters_of_different_lengths_are_refused():
+    with pytest.raises(InputError, match="one entry an example, got 3 and 2"):
+        clustered_interval(np.zeros(3), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("observed", "p"), [(9.0, 1 / 5), (3.5, 2 / 5), (3.0, 3 / 5), (0.0, 5 / 5)],
+    ids=["above all", "above three", "a tie counts against it", "below all"],
+)  # fmt: skip
+def test_the_rank_among_four_controls_is_the_p_value(observed, p):
+    assert rank_p_value(observed, [1.0, 2.0, 3.0, 4.0]) == pytest.approx(p)
+
+
+def test_without_controls_nothing_can_be_significant():
+    assert rank_p_value(5.0, []) == 1
+
+
+@seeded
+@given(values=st.lists(st.floats(-100, 100), min_size=2, max_size=20, unique=True))
+def test_each_of_several_exchangeable_values_gets_each_p_exactly_once(values):
+    p = [rank_p_value(value, values[:i] + values[i + 1 :]) for i, value in enumerate(values)]
+    assert sorted(p) == pytest.approx([(i + 1) / len(values) for i in range(len(values))])
+
+
+@seeded
+@given(values=st.lists(st.integers(0, 3).map(float), min_size=2, max_size=20))
+def test_ties_never_make_a_p_value_too_small(values):
+    p = np.array([rank_p_value(value, values[:i] + values[i + 1 :]) for i, value in enumerate(values)])
+    assert all((p <= level).mean() <= level + 1e-12 for level in p)
+
+
+def test_rank_p_values_are_uniform_under_the_null():
+    generator = np.random.default_rng(0)
+    p = [rank_p_value(draw[0], draw[1:].tolist()) for draw in generator.normal(size=(2000, 20))]
+    assert stats.chisquare(np.bincount(np.rint(np.array(p) * 20).astype(int), minlength=21)[1:]).pvalue > 0.001
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="NaN is never <= a control: it ranks first, p = 1 / (n + 1)"
+)
+def test_an_observation_that_is_not_a_number_is_never_significant():
+    with suppress(InputError):  # an error will do as well
+        assert not rank_p_value(float("nan"), [0.1] * 99) <= 0.05
+
+
+@pytest.mark.parametrize(("n", "power"), [(8, 0.8), (20, 0.8), (60, 0.8), (20, 0.9), (20, 0.5)])
+def test_a_difference_that_large_is_found_with_the_power_promised(n, power):
+    generator = np.random.default_rng(0)
+    difference = detectable_difference(2.0, n, power=power)
+    draws = difference + 2.0 * generator.normal(size=(4000, n))
+    found = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(power, abs=0.03)
+
+
+def test_it_agrees_with_the_noncentral_t_and_scales_with_the_spread():
+    n, difference = 40, detectable_difference(1.0, 40)
+    critical = stats.t.ppf(0.975, n - 1)
+    assert stats.nct.sf(critical, n - 1, difference * n**0.5) == pytest.approx(0.8, abs=0.01)
+    assert detectable_difference(3.0, n) == pytest.approx(3 * difference)
+
+
+def test_more_prompts_or_less_power_or_less_confidence_detect_less():
+    base = detectable_difference(1.0, 20)
+    assert detectable_difference(1.0, 21) < base
+    assert detectable_difference(1.0, 20, power=0.7) < base
+    assert detectable_difference(1.0, 20, confidence=0.9) < base
+
+
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="one cluster gives NaN in silence")
+def test_one_cluster_can_detect_nothing():
+    with pytest.raises(InputError, match="at least 2 clusters"):
+        detectable_difference(1.0, 1)
