@@ -61,3 +61,7 @@ def _report(folder: Path) -> int:
     path = write_report(load_results(folder / "results.json"), folder)
     print(f"report: {path.resolve()}")  # noqa: T201
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

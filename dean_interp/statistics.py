@@ -50,6 +50,8 @@ def clustered_interval(
 
 def rank_p_value(observed: float, controls: Sequence[float]) -> float:
     """One-sided p that `observed` is larger than chance: `(1 + #{control >= observed}) / (n_controls + 1)`."""
+    if np.isnan([observed, *controls]).any():
+        raise InputError("a rank needs numbers, got NaN")
     return (1 + sum(control >= observed for control in controls)) / (len(controls) + 1)
 
 
@@ -60,6 +62,8 @@ def detectable_difference(
 
     Normal approximation to the noncentral t, `(t_(1-alpha/2) + t_power) * sd / sqrt(n)`; same units as the data.
     """
+    if n_clusters < 2:
+        raise InputError(f"a paired test needs at least 2 clusters, got {n_clusters}")
     degrees = n_clusters - 1
     quantiles = stats.t.ppf(0.5 + confidence / 2, degrees) + stats.t.ppf(power, degrees)
     return float(quantiles) * standard_deviation / float(np.sqrt(n_clusters))

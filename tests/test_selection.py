@@ -171,7 +171,6 @@ def test_a_fraction_that_selects_nothing_anywhere_is_refused_and_one_that_does_s
     assert list(top_fraction(values, 0.01).counts().values()) == [0, 1]
 
 
-@pytest.mark.xfail(strict=True, raises=InputError, reason="rounded to the nearest: 0.0052 selects none of 192")
 def test_the_fraction_that_the_error_names_does_select_one():
     for n in range(2, 300):
         values = score(list(range(n)))
@@ -258,7 +257,6 @@ def test_without_a_coupled_unit_the_error_gives_sizes_and_the_fraction_that_has_
         coupled(first, second, first, fraction=0.2)
 
 
-@pytest.mark.xfail(strict=True, raises=InputError, reason="rounded to the nearest: 0.01333 is below 2 of 150")
 def test_the_fraction_that_the_error_of_coupled_names_does_give_one():
     for n in range(10, 400):
         first = score([n + 1, n + 2, *range(n - 2, 0, -1)])
@@ -319,10 +317,13 @@ def test_a_control_remembers_the_prompts_behind_the_selection():
 
 @seeded
 @given(chosen=few_units, seed=st.integers(0, 2**32), growth=st.floats(0.1, 15))
-def test_a_grown_control_has_growth_times_the_units_of_each_site(chosen, seed, growth):
+def test_a_grown_control_has_growth_times_the_units_and_shares_them_out_over_the_sites(chosen, seed, growth):
     selection = select(*chosen, sizes=(N_UNITS, N_UNITS))
     control = random_like(selection, norms(), seed=seed, growth=growth)
-    assert control.counts() == {site: round(growth * n) for site, n in selection.counts().items()}
+    assert len(control) == round(growth * len(selection))
+    for site, n in selection.counts().items():
+        n_deciles = sum(count > 0 for count in by_decile(selection, norms())[site])
+        assert abs(control.counts()[site] - growth * n) <= n_deciles + 1
     assert len(control & selection) == 0
 
 
@@ -357,7 +358,6 @@ def test_a_whole_growth_only_adds_units_even_where_a_decile_runs_out(chosen, see
         assert len(smaller - larger) == 0
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="largest remainders: a decile's quota falls from 2 to 1")
 def test_any_larger_growth_only_adds_units():
     """The Alabama paradox: deciles with 1, 3 and 3 units share 10 as (2, 4, 4) and 11 as (1, 5, 5)."""
     norm = {FIRST: torch.arange(1.0, N_UNITS + 1)}
@@ -378,7 +378,7 @@ def test_what_a_decile_cannot_give_comes_from_the_rest_of_the_site():
 def test_a_control_may_take_every_unit_outside_the_selection_and_no_more():
     selection = select([*range(50)], sizes=(N_UNITS,))
     assert sets(random_like(selection, norms(1), seed=0)) == {FIRST: set(range(50, 100))}
-    with pytest.raises(InputError, match=r"L0.neurons has 50 units outside the selection, 51 were asked for"):
+    with pytest.raises(InputError, match="51 units were asked for; the sites have 50 outside the selection"):
         random_like(selection, norms(1), seed=0, growth=1.02)
 
 
@@ -549,7 +549,6 @@ def test_foreign_tensors_are_an_input_error(tmp_path):
             load(tmp_path / "model.safetensors")
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="site names are parsed before the format is looked at")
 def test_foreign_tensors_and_scores_are_not_called_a_bad_site_but_not_a_selection(tmp_path):
     scores_to_save().save(tmp_path / "file.safetensors")
     with pytest.raises(InputError) as error:
@@ -557,7 +556,6 @@ def test_foreign_tensors_and_scores_are_not_called_a_bad_site_but_not_a_selectio
     assert "not a selection file" in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, raises=(KeyError, ValueError), reason="KeyError and JSONDecodeError from the metadata")
 def test_one_flipped_bit_in_the_header_is_an_input_error_or_harmless(saved):
     path, load = saved
     whole = path.read_bytes()
@@ -568,7 +566,6 @@ def test_one_flipped_bit_in_the_header_is_an_input_error_or_harmless(saved):
             load(path)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="indices are not compared with the shapes")
 def test_a_unit_that_the_site_does_not_have_is_an_input_error(tmp_path):
     metadata = {"format": "dean_interp.selection.1", "shapes": '{"L0.neurons": [5]}', "prompt_hashes": "[]"}
     save_file({"L0.neurons": torch.tensor([9])}, tmp_path / "file.safetensors", metadata)

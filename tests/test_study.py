@@ -108,11 +108,11 @@ def test_two_runs_in_one_folder_are_refused(config, tmp_path):
 def test_a_stopped_run_resumes_to_the_same_bytes(finished, config, tmp_path, monkeypatch):
     real, saved = study.save_measurement, []
 
-    def stop_after_three(measurement, path):
+    def stop_after_three(measurement, path, **options):
         if len(saved) == 3:
             raise KeyboardInterrupt
         saved.append(path)
-        real(measurement, path)
+        real(measurement, path, **options)
 
     monkeypatch.setattr(study, "save_measurement", stop_after_three)
     with pytest.raises(KeyboardInterrupt):

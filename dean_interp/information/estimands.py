@@ -18,7 +18,7 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
-from dean_interp.information.estimators import cross_mi, principal_components, whitened
+from dean_interp.information.estimators import cross_mi, principal_components, rank, whitened
 from dean_interp.information.nulls import shuffled_gaussian_mi, within_group_permutations
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, batched, forward
@@ -230,7 +230,7 @@ def _estimate(site: Site, sides: Sequence[_Side], shuffles: Tensor) -> LayerInfo
 
 def _value_and_null(x: Tensor, y: Tensor, shuffles: Tensor) -> tuple[float, Tensor]:
     n = len(x)
-    return float(cross_mi(x.T @ y / (n - 1), n)), shuffled_gaussian_mi(x, y, shuffles)
+    return float(cross_mi(x.T @ y / (n - 1), n, rank(x), rank(y))), shuffled_gaussian_mi(x, y, shuffles)
 
 
 def _noise(reads: Reads, site: Site, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,7 @@
 """Estimators: pure functions of two matrices, in float64, in nats."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -21,28 +21,40 @@ def gaussian_mi(
     if n <= dim_x + dim_y + 1:
         raise ValueError(f"{dim_x} + {dim_y} dimensions need more than {dim_x + dim_y + 1} examples, got {n}")
     white_x, white_y = whitened(x), whitened(y)
-    return cross_mi(white_x.transpose(-1, -2) @ white_y / (n - 1), n)
+    return cross_mi(white_x.transpose(-1, -2) @ white_y / (n - 1), n, rank(white_x), rank(white_y))
 
 
-def cross_mi(cross: Float[Tensor, "*batch dim_x dim_y"], n_examples: int) -> Float[Tensor, "*batch"]:
-    """`gaussian_mi` from the cross-covariance of two whitened sides: `-0.5 * log det(I - C C') - bias`."""
+def cross_mi(
+    cross: Float[Tensor, "*batch dim_x dim_y"],
+    n_examples: int,
+    rank_x: Int[Tensor, "*#batch"] | None = None,
+    rank_y: Int[Tensor, "*#batch"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """`gaussian_mi` from the cross-covariance of two whitened sides: `-0.5 * log det(I - C C') - bias`.
+
+    The ranks are the sides' dimensions that vary; all of them where they are not given.
+    """
     dim_x, dim_y = cross.shape[-2:]
+    rank_x = torch.tensor(dim_x) if rank_x is None else rank_x
+    rank_y = torch.tensor(dim_y) if rank_y is None else rank_y
     rest = torch.eye(dim_x, dtype=cross.dtype, device=cross.device) - cross @ cross.transpose(-1, -2)
-    plugin = -0.5 * torch.linalg.det(rest).clamp(min=1e-24).log()
-    bias = 0.5 * (
-        _log_det_bias(dim_x, n_examples) + _log_det_bias(dim_y, n_examples) - _log_det_bias(dim_x + dim_y, n_examples)
-    )
-    constant = (cross == 0).all(-1).all(-1)
-    return torch.where(constant, torch.zeros_like(plugin), plugin - bias)
+    bias = _log_det_bias(dim_x + dim_y, n_examples).to(cross.device)
+    return -0.5 * (torch.linalg.slogdet(rest).logabsdet + bias[rank_x] + bias[rank_y] - bias[rank_x + rank_y])
 
 
 def whitened(x: Float[Tensor, "*batch example dim"]) -> Float[Tensor, "*batch example dim"]:
-    """Centred, with identity sample covariance; a constant direction stays zero."""
+    """Centred, with identity sample covariance; a direction without variance (beyond rounding) is zero."""
     x = x.double()
     centred = x - x.mean(-2, keepdim=True)
     left, size, _ = torch.linalg.svd(centred, full_matrices=False)
-    kept = size > size.amax(-1, keepdim=True).clamp(min=1e-300) * 1e-10
+    rounding = 1e-12 * torch.linalg.matrix_norm(x)[..., None]
+    kept = (size > rounding) & (size > 1e-10 * size.amax(-1, keepdim=True))
     return left * kept[..., None, :] * (x.shape[-2] - 1) ** 0.5
+
+
+def rank(white: Float[Tensor, "*batch example dim"]) -> Int[Tensor, "*batch"]:
+    """How many directions of a whitened side vary."""
+    return (white.square().sum(-2) > 0.5).sum(-1)
 
 
 def principal_components(x: Float[Tensor, "example dim"], k: int) -> tuple[Float[Tensor, "dim k"], float]:
@@ -54,8 +66,9 @@ def principal_components(x: Float[Tensor, "example dim"], k: int) -> tuple[Float
     return directions[:k].T, float(power[:k].sum()) / total if total else 0.0
 
 
-def _log_det_bias(dim: int, n_examples: int) -> float:
-    """`E log|S| - log|Sigma|` of a sample covariance with `n_examples - 1` degrees of freedom."""
+def _log_det_bias(dim: int, n_examples: int) -> Float[Tensor, " dims"]:
+    """`E log|S| - log|Sigma|` of a covariance with `n_examples - 1` degrees of freedom, for 0 to `dim` dimensions."""
     degrees = torch.tensor(float(n_examples - 1), dtype=torch.float64)
     steps = torch.arange(dim, dtype=torch.float64)
-    return float((torch.digamma((degrees - steps) / 2) + torch.log(2 / degrees)).sum())
+    terms = torch.digamma((degrees - steps) / 2) + torch.log(2 / degrees)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), terms.cumsum(0)])

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dean_interp.information.estimators import cross_mi
+from dean_interp.information.estimators import cross_mi, rank
 from dean_interp.statistics import rank_p_value
 
 
@@ -32,7 +32,8 @@ def shuffled_gaussian_mi(
 ) -> Float[Tensor, " shuffle"]:
     """`gaussian_mi` (nats) of two whitened sides, the rows of the second shuffled; one value a shuffle."""
     n = len(white_x)
-    return cross_mi(torch.einsum("nx,sny->sxy", white_x, white_y[shuffles]) / (n - 1), n)
+    cross = torch.einsum("nx,sny->sxy", white_x, white_y[shuffles]) / (n - 1)
+    return cross_mi(cross, n, rank(white_x), rank(white_y))
 
 
 def largest_fall(change: Sequence[float], control_changes: Sequence[Sequence[float]]) -> tuple[int, float]:
@@ -43,6 +44,7 @@ def largest_fall(change: Sequence[float], control_changes: Sequence[Sequence[flo
     """
     everyone = np.array([change, *control_changes])
     spread = everyone.std(axis=0, ddof=1)
-    standard = (everyone - everyone.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    # a layer that nothing can move (none lies upstream) differs by rounding alone: it takes no part
+    standard = (everyone - everyone.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)
     lowest = standard.min(axis=1)
     return int(standard[0].argmin()), rank_p_value(-lowest[0], (-lowest[1:]).tolist())

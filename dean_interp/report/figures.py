@@ -41,8 +41,9 @@ def effect_against_controls(results: Results) -> Figure:
             y = [state.change[second].mean for state in states]
             axes.plot(x, y, marker, color=colour, alpha=0.8, linestyle="", label=label)
             if kind == "named":
-                for state, left, up in zip(states, x, y, strict=True):
-                    axes.annotate(state.name, (left, up), (6, 4), textcoords="offset points", color=colour, fontsize=9)
+                for i, (state, left, up) in enumerate(zip(states, x, y, strict=True)):
+                    place = (6, 5 - 12 * (i % 2))  # above and below in turn: two are often close
+                    axes.annotate(state.name, (left, up), place, textcoords="offset points", color=colour, fontsize=9)
         edit = results.state("edit")
         x, y = edit.change[first], edit.change[second]
         axes.errorbar(

@@ -30,7 +30,8 @@ def stream_gradients(
 
     def hook_for(site: Site) -> Callable[..., None]:
         def on_activation(activation: Tensor, hook: object) -> None:
-            activation.register_hook(lambda gradient: accumulate(site, activation.detach(), gradient))
+            value = activation.detach()  # the hook must not hold the tensor that holds it, or neither is ever freed
+            activation.register_hook(lambda gradient: accumulate(site, value, gradient))
 
         return on_activation
 

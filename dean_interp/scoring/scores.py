@@ -1,19 +1,18 @@
 """The record of a scoring run, and its file."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site, parse_site
+from dean_interp.tensorfile import read_tensors, write_tensors
 
 _FORMAT = "dean_interp.scores.1"
+_KINDS = ("values", "activation_mean", "activation_norm")
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class Scores:
 
     behaviour: str
     values: Mapping[Site, Float[Tensor, "..."]]
-    activation_mean: Mapping[Site, Float[Tensor, " d_mlp"]]
+    activation_mean: Mapping[Site, Float[Tensor, " _"]]
     """Mean activation of each neuron over all real positions: what mean ablation puts in its place."""
-    activation_norm: Mapping[Site, Float[Tensor, " d_mlp"]]
+    activation_norm: Mapping[Site, Float[Tensor, " _"]]
     """Root mean square activation over the same positions: what controls are matched on."""
     loss: Float[Tensor, " example"]
     """Mean cross-entropy over each example's answer tokens, in nats."""
@@ -47,37 +46,31 @@ class Scores:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; it appears whole or not at all."""
         tensors = {"loss": self.loss}
-        for kind in ("values", "activation_mean", "activation_norm"):
-            tensors |= {f"{kind}/{site}": tensor.contiguous() for site, tensor in getattr(self, kind).items()}
-        metadata = {
-            "format": _FORMAT,
+        for kind in _KINDS:
+            tensors |= {f"{kind}/{site}": tensor for site, tensor in getattr(self, kind).items()}
+        facts = {
             "behaviour": self.behaviour,
             "fingerprint": self.fingerprint,
-            "prompt_hashes": json.dumps(sorted(self.prompt_hashes)),
+            "prompt_hashes": sorted(self.prompt_hashes),
         }
-        unfinished = Path(path).with_suffix(".part")
-        save_file(tensors, unfinished, metadata)
-        unfinished.replace(path)
+        write_tensors(path, _FORMAT, tensors, facts)
 
 
 def load_scores(path: str | Path) -> Scores:
-    """Scores from their file. Raises `InputError` where it is missing, cut short, or something else."""
-    if not Path(path).is_file():
-        raise InputError(f"no scores file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged or not a scores file ({error})") from error
-    if metadata.get("format") != _FORMAT:
-        raise InputError(f"{path} is not a scores file of this version ({_FORMAT}), got {metadata.get('format')}")
-    kinds: dict[str, dict[Site, Tensor]] = {"values": {}, "activation_mean": {}, "activation_norm": {}}
+    """Scores from their file. Raises `InputError` where it is missing, damaged, or something else."""
+    tensors, facts = read_tensors(path, _FORMAT)
+    kinds: dict[str, dict[Site, Tensor]] = {kind: {} for kind in _KINDS}
     for name, tensor in tensors.items():
         kind, _, site = name.partition("/")
         if kind in kinds:
             kinds[kind][parse_site(site)] = tensor
-    ordered = {kind: dict(sorted(values.items())) for kind, values in kinds.items()}
-    hashes = frozenset(json.loads(metadata["prompt_hashes"]))
-    return Scores(metadata["behaviour"], **ordered, loss=tensors["loss"], prompt_hashes=hashes,
-                  fingerprint=metadata["fingerprint"])  # fmt: skip
+    try:
+        return Scores(
+            facts["behaviour"],
+            **{kind: dict(sorted(values.items())) for kind, values in kinds.items()},
+            loss=tensors["loss"],
+            prompt_hashes=frozenset(facts["prompt_hashes"]),
+            fingerprint=facts["fingerprint"],
+        )
+    except KeyError as error:
+        raise InputError(f"{path} is damaged ({error} is missing)") from error

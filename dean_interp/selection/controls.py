@@ -20,7 +20,7 @@ from dean_interp.selection.selection import Selection, strongest
 N_STRATA = 10
 
 
-def pooled_activation_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor, " d_mlp"]]:
+def pooled_activation_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor, " _"]]:
     """Root mean square activation of every neuron over all behaviours, each weighing the same."""
     return {
         site: torch.stack([one.activation_norm[site].square() for one in scores]).mean(0).sqrt()
@@ -30,40 +30,39 @@ def pooled_activation_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor,
 
 def random_like(
     selection: Selection,
-    activation_norm: Mapping[Site, Float[Tensor, " d_mlp"]],
+    activation_norm: Mapping[Site, Float[Tensor, " _"]],
     *,
     seed: int,
     growth: float = 1.0,
 ) -> Selection:
     """Random units from outside `selection`, as many per site and per decile of activation norm.
 
+    Every unit has a turn: the k-th of a decile that holds c selected units comes at growth (k - u) / c, with u uniform.
+    A draw is the first `round(growth * len(selection))` in turn, so a larger growth adds units and drops none, and at
+    1 every decile has its count.
+
     Args:
         selection: the set to imitate; sites where it has no unit get none.
         activation_norm: of every neuron, as stored with scores or pooled over them.
-        seed: of the draw. One seed orders the units once: a larger `growth` adds units and drops none.
-        growth: how many times the size of `selection`; what a decile cannot give is drawn from the rest of its site.
+        seed: of the draw.
+        growth: how many times the size of `selection`; what a decile cannot give comes from the rest of its site.
 
     Raises:
-        InputError: `growth` not positive, or more units wanted at a site than it has outside the selection.
+        InputError: `growth` not positive, or more units wanted than the sites have outside the selection.
     """
     if growth <= 0:
         raise InputError(f"growth must be positive, got {growth}")
     generator = np.random.default_rng(seed)
-    units = {}
+    turns = []  # (turn, site, unit)
     for site, chosen in selection.units.items():
-        norm = activation_norm[site].flatten().numpy()
-        order = generator.permutation(len(norm))
-        stratum = _strata(norm)
-        free = np.ones(len(norm), dtype=bool)
-        free[chosen.numpy()] = False
-        n_wanted = round(growth * len(chosen))
-        if n_wanted > free.sum():
-            raise InputError(f"{site} has {free.sum()} units outside the selection, {n_wanted} were asked for")
-        quotas = _quotas(np.bincount(stratum[chosen.numpy()], minlength=N_STRATA), n_wanted)
-        drawn = [order[free[order] & (stratum[order] == s)][:quota] for s, quota in enumerate(quotas)]
-        taken = np.concatenate(drawn) if drawn else np.zeros(0, dtype=np.int64)
-        rest = order[free[order] & ~np.isin(order, taken)][: n_wanted - len(taken)]
-        units[site] = torch.from_numpy(np.sort(np.concatenate([taken, rest])).astype(np.int64))
+        turns += [(turn, site, unit) for turn, unit in _turns(chosen.numpy(), activation_norm[site], generator)]
+    n_wanted = round(growth * len(selection))
+    if n_wanted > len(turns):
+        raise InputError(f"{n_wanted} units were asked for; the sites have {len(turns)} outside the selection")
+    drawn: dict[Site, list[int]] = {site: [] for site in selection.units}
+    for _, site, unit in sorted(turns)[:n_wanted]:
+        drawn[site].append(unit)
+    units = {site: torch.tensor(sorted(some), dtype=torch.int64) for site, some in drawn.items()}
     return Selection(units, selection.shapes, selection.prompt_hashes)
 
 
@@ -87,12 +86,17 @@ def _strata(norm: np.ndarray) -> np.ndarray:
     return ranks * N_STRATA // len(norm)
 
 
-def _quotas(counts: np.ndarray, n_wanted: int) -> np.ndarray:
-    """`n_wanted` shared out in proportion to `counts`; what rounding leaves goes to the largest remainders."""
-    if not counts.sum():
-        return counts
-    shares = counts * (n_wanted / counts.sum())
-    quotas = np.floor(shares).astype(int)
-    left = n_wanted - quotas.sum()
-    quotas[np.argsort(quotas - shares, kind="stable")[:left]] += 1
-    return quotas
+def _turns(chosen: np.ndarray, norm: Tensor, generator: np.random.Generator) -> list[tuple[float, int]]:
+    """When each unit of a site outside `chosen` is drawn. None, where the site has no chosen unit."""
+    order = generator.permutation(len(norm))
+    stratum = _strata(norm.numpy())
+    free = order[~np.isin(order, chosen)]
+    counts = np.bincount(stratum[chosen], minlength=N_STRATA)
+    others = [unit for unit in free if not counts[stratum[unit]]]  # of deciles without a chosen unit: they only fill in
+    turns, missing = [], []
+    for s in np.flatnonzero(counts):
+        own = free[stratum[free] == s]
+        times = (np.arange(1, len(norm) + 1) - generator.random()) / counts[s]
+        turns += zip(times.tolist(), own.tolist(), strict=False)
+        missing += times[len(own) :].tolist()
+    return turns + list(zip(sorted(missing), map(int, others), strict=False))

@@ -9,7 +9,7 @@ import torch
 
 from dean_interp.errors import InputError
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.selection import Selection, top_fraction
+from dean_interp.selection.selection import Selection, rounded_up, top_fraction
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def coupled(first: Scores, second: Scores, general: Scores, *, fraction: float) 
     found = coupling(first, second, general, fraction=fraction)
     if not len(found.coupled):
         smallest = smallest_coupling_fraction(first, second, general)
-        hint = f"the smallest fraction with one is {smallest:.4g}" if smallest else "no fraction gives one"
+        hint = f"the smallest fraction with one is {rounded_up(smallest)}" if smallest else "no fraction gives one"
         raise InputError(f"no coupled unit at fraction {fraction} (sizes {found.sizes()}); {hint}")
     return found.coupled
 

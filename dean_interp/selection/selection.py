@@ -1,19 +1,18 @@
 """A selection is a set of units, with set algebra; it remembers the prompts that the scores behind it came from."""
 
-import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site, parse_site
 from dean_interp.scoring.scores import Scores
+from dean_interp.tensorfile import read_tensors, write_tensors
 
 _FORMAT = "dean_interp.selection.1"
 
@@ -62,14 +61,11 @@ class Selection:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; it appears whole or not at all."""
-        metadata = {
-            "format": _FORMAT,
-            "shapes": json.dumps({str(site): shape for site, shape in self.shapes.items()}),
-            "prompt_hashes": json.dumps(sorted(self.prompt_hashes)),
+        facts = {
+            "shapes": {str(site): shape for site, shape in self.shapes.items()},
+            "prompt_hashes": sorted(self.prompt_hashes),
         }
-        unfinished = Path(path).with_suffix(".part")
-        save_file({str(site): indices.contiguous() for site, indices in self.units.items()}, unfinished, metadata)
-        unfinished.replace(path)
+        write_tensors(path, _FORMAT, {str(site): indices for site, indices in self.units.items()}, facts)
 
     def _combine(self, other: "Selection", combine: Callable[[Tensor, Tensor], Tensor]) -> "Selection":
         if self.shapes != other.shapes:
@@ -79,19 +75,18 @@ class Selection:
 
 
 def load_selection(path: str | Path) -> Selection:
-    """A selection from its file. Raises `InputError` where it is missing, cut short, or something else."""
-    if not Path(path).is_file():
-        raise InputError(f"no selection file {path}")
+    """A selection from its file. Raises `InputError` where it is missing, damaged, or something else."""
+    tensors, facts = read_tensors(path, _FORMAT)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            units = {parse_site(name): file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged or not a selection file ({error})") from error
-    if metadata.get("format") != _FORMAT:
-        raise InputError(f"{path} is not a selection file of this version ({_FORMAT}), got {metadata.get('format')}")
-    shapes = {parse_site(site): tuple(shape) for site, shape in json.loads(metadata["shapes"]).items()}
-    return Selection(dict(sorted(units.items())), shapes, frozenset(json.loads(metadata["prompt_hashes"])))
+        shapes = {parse_site(site): tuple(shape) for site, shape in facts["shapes"].items()}
+        units = {site: tensors[str(site)] for site in sorted(shapes)}
+        hashes = frozenset(facts["prompt_hashes"])
+    except KeyError as error:
+        raise InputError(f"{path} is damaged ({error} is missing)") from error
+    for site, indices in units.items():
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < _n_units(shapes[site]):
+            raise InputError(f"{path} is damaged ({site} has {_n_units(shapes[site])} units, not {int(indices.max())})")
+    return Selection(units, shapes, hashes)
 
 
 def top_fraction(scores: Scores, fraction: float) -> Selection:
@@ -104,7 +99,7 @@ def top_fraction(scores: Scores, fraction: float) -> Selection:
     selection = _top(scores, {site: int(fraction * value.numel()) for site, value in scores.values.items()})
     if not len(selection):
         largest = max(value.numel() for value in scores.values.values())
-        raise InputError(f"fraction {fraction} selects no unit; {1 / largest:.2g} selects one of {largest}")
+        raise InputError(f"fraction {fraction} selects no unit; {rounded_up(1 / largest)} selects one of {largest}")
     return selection
 
 
@@ -116,10 +111,18 @@ def strongest(scores: Scores, among: Selection, counts: Mapping[Site, int]) -> S
     return Selection(top.units, top.shapes, among.prompt_hashes | scores.prompt_hashes)
 
 
+def rounded_up(fraction: float, digits: int = 4) -> float:
+    """A fraction to print: rounded so that it selects no less."""
+    scale = 10 ** (digits - 1 - math.floor(math.log10(fraction)))
+    return math.ceil(fraction * scale * (1 - 1e-12)) / scale
+
+
 def _top(scores: Scores, counts: Mapping[Site, int], values: Mapping[Site, Tensor] | None = None) -> Selection:
     """Score descending, index ascending."""
     units = {}
     for site, value in (values or scores.values).items():
+        if bool(value.isnan().any()):
+            raise InputError(f"the scores of {scores.behaviour} are NaN at {site}: nothing can be ranked by them")
         order = torch.sort(value.flatten(), descending=True, stable=True).indices
         units[site] = order[: counts[site]].sort().values
     shapes = {site: tuple(value.shape) for site, value in scores.values.items()}

@@ -34,9 +34,9 @@ class StudyConfig:
     """Examples of each behaviour that are scored."""
     n_test: int = 96
     """Test prompts of each of the two behaviours."""
-    n_general_test: int = 64
+    n_general_test: int = 48
     """General test examples, for perplexity and KL."""
-    answer_tokens: int | None = 16
+    answer_tokens: int | None = 12
     """First tokens of each test answer that are measured (None: all). Most of a study's time goes here."""
     n_random: int = 19
     """Random ablations matched per layer on activation-norm decile. 19 or more, or p cannot reach 0.05."""

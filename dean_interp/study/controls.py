@@ -12,6 +12,7 @@ def grow_to_kl(
     target: float,
     *,
     bounds: tuple[float, float],
+    start: float = 1.0,
     tolerance: float = 0.1,
     max_tries: int = 8,
 ) -> tuple[float, bool]:
@@ -23,6 +24,7 @@ def grow_to_kl(
         draw: the control at a given growth; a larger growth only adds units.
         damage: KL to the original (nats per token).
         target: the edit's KL.
+        start: the growth that is tried first.
         tolerance: how far above the target a KL may be.
         max_tries: how many sizes are tried.
         bounds: the smallest growth that still silences a unit, and the largest that the model has units for.
@@ -32,7 +34,7 @@ def grow_to_kl(
         smallest growth that reaches the target, else the largest tried.
     """
     tried: dict[float, float] = {}
-    growth = 1.0
+    growth = start
     for _ in range(max_tries):
         growth = min(max(growth, bounds[0]), bounds[1])
         if growth in tried:
@@ -61,4 +63,4 @@ def _slope(tried: dict[float, float]) -> float:
     """Power of KL in size between the smallest and the largest size tried, held to what is plausible."""
     low, high = min(tried), max(tried)
     rise = math.log(max(tried[high], 1e-12) / max(tried[low], 1e-12)) / math.log(high / low)
-    return min(max(rise, 0.5), 3.0)
+    return min(max(rise, 0.1), 4.0)

@@ -143,7 +143,8 @@ class _Study:
         read = self.first_read | self.second_read
         if not path.is_file():
             self.progress.set_postfix_str(name)
-            save_measurement(self._measure(self.tests, ablated, read), path)
+            compared_on = self.general if ablated is None else None
+            save_measurement(self._measure(self.tests, ablated, read), path, compared_on=compared_on)
             self.progress.update()
         return load_measurement(path, list(self.tests), read)
 
@@ -163,6 +164,7 @@ class _Study:
                 lambda chosen: self._measure(self.tests[2:], chosen, None)[self.general].mean_kl,
                 target,
                 bounds=_growth_bounds(self.found.coupled),
+                start=list(known.values())[-1] if known else 1.0,
             )
             if not inside:
                 log.warning("equal-KL control %d does not come within 10 %% of the edit's KL", number + 1)
@@ -225,9 +227,9 @@ def _scores(model: HookedModel, behaviour: Behaviour, config: StudyConfig, folde
 
 
 def _growth_bounds(selection: Selection) -> tuple[float, float]:
-    """From one unit at the fullest site to as many as fit outside the selection at the tightest."""
-    counts = {site: n for site, n in selection.counts().items() if n}
-    return 1 / max(counts.values()), min((selection.shapes[site][0] - n) / n for site, n in counts.items())
+    """From one unit to all those outside the selection, at the sites that it has units at."""
+    outside = sum(selection.shapes[site][0] - n for site, n in selection.counts().items() if n)
+    return 1 / len(selection), outside / len(selection)
 
 
 @contextmanager

@@ -3,38 +3,41 @@
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement
 from dean_interp.information.estimands import Reads
 from dean_interp.models.sites import parse_site
 from dean_interp.selection.selection import Selection
+from dean_interp.tensorfile import read_tensors, write_tensors
 
-_FIELDS = ("log_prob", "kl", "n_tokens", "final")
+_FORMAT = "dean_interp.state.1"
+_FIELDS = ("log_prob", "kl", "n_tokens")
 
 
-def save_measurement(measurement: Measurement, path: Path) -> None:
-    """Write a safetensors file; it appears whole or not at all."""
-    tensors = {}
+def save_measurement(measurement: Measurement, path: Path, *, compared_on: str | None = None) -> None:
+    """Write a safetensors file; it appears whole or not at all.
+
+    `compared_on` names the behaviour on which later measurements are compared with this one: only its `final` is kept.
+    """
+    tensors = {f"final/{compared_on}": measurement[compared_on].final} if compared_on else {}
     for name, behaviour in measurement.behaviours.items():
-        tensors |= {f"{field}/{name}": getattr(behaviour, field).contiguous() for field in _FIELDS}
+        tensors |= {f"{field}/{name}": getattr(behaviour, field) for field in _FIELDS}
     if measurement.reads is not None:
-        tensors |= {f"reads/{site}": values.contiguous() for site, values in measurement.reads.values.items()}
-    unfinished = path.with_suffix(".part")
-    save_file(tensors, unfinished)
-    unfinished.replace(path)
+        tensors |= {f"reads/{site}": values for site, values in measurement.reads.values.items()}
+    write_tensors(path, _FORMAT, tensors, {})
 
 
 def load_measurement(path: Path, tests: list[Behaviour], read: Selection | None) -> Measurement:
     """The measurement of `tests` that `save_measurement` wrote."""
-    with safe_open(path, framework="pt") as file:
-        tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+    tensors, _ = read_tensors(path, _FORMAT)
     known = [test for test in tests if f"log_prob/{test.name}" in tensors]
     behaviours = {
         test.name: BehaviourMeasurement(
-            test.name, tuple(test.prompts), *(tensors[f"{field}/{test.name}"] for field in _FIELDS)
+            test.name,
+            tuple(test.prompts),
+            *(tensors[f"{field}/{test.name}"] for field in _FIELDS),
+            final=tensors.get(f"final/{test.name}", torch.zeros(0, 0)),
         )
         for test in known
     }

@@ -1,0 +1,41 @@
+"""How many neurons are coupled at each fraction, beside what independent rankings would give.
+
+    python analyses/coupling_by_fraction.py runs/demo
+
+Reads the scores of a finished (or half-finished) run folder; nothing is scored again. Under independence the top
+fractions p of two rankings share p * p of the units, and p * p * (1 - p) of them would count as coupled.
+"""
+
+import sys
+from pathlib import Path
+
+from dean_interp import InputError, coupling, load_scores
+
+
+def main(folder: Path) -> None:
+    """Print one line a fraction."""
+    files = sorted((folder / "scores").glob("*.neuron.safetensors"))
+    scores = {path.name.split(".")[0]: load_scores(path) for path in files}
+    general = scores.pop("general", None)
+    if general is None or len(scores) != 2:
+        raise InputError(f"{folder} must hold the scores of two behaviours and of general, got {[*scores]}")
+    first, second = scores.values()
+    n_units = sum(value.numel() for value in general.values.values())
+    print(f"{first.behaviour} and {second.behaviour}, {n_units} neurons; Jaccard of the two tops in the last column")
+    print(f"{'fraction':>8} {'top':>6} {'both':>6} {'by chance':>9} {'coupled':>7} {'by chance':>9} {'Jaccard':>7}")
+    for fraction in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2):
+        found = coupling(first, second, general, fraction=fraction)
+        sizes = found.sizes()
+        share = sizes["first"] / n_units
+        both, alone = share**2 * n_units, share**2 * (1 - share) * n_units
+        jaccard = sizes["both"] / len(found.first | found.second)
+        print(
+            f"{fraction:>8} {sizes['first']:>6} {sizes['both']:>6} {both:>9.1f} {sizes['coupled']:>7} {alone:>9.1f} "
+            f"{jaccard:>7.2f}"
+        )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python analyses/coupling_by_fraction.py RUN_FOLDER")
+    main(Path(sys.argv[1]))
