@@ -33,7 +33,7 @@ lint: $(VENV)/.test
 	$(bin)/pyright
 
 docs: $(VENV)/.test
-	$(bin)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(bin)/jupyter execute --inplace notebooks/*.ipynb
 
 bench: $(VENV)/.run
 	$(bin)/python benchmarks/scoring.py

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(command: Run) -> int:
-    from dean_interp.study.run import run_study  # here, so that --help does not wait for torch
+    from dean_interp.study.run import run_study  # here, so that --help does not wait for TransformerLens
 
     results = run_study(command.study, command.out)
     print(results.headline)  # noqa: T201

@@ -124,21 +124,25 @@ def test_a_calibration_split_two_of_one_name_and_a_foreign_original_are_refused(
         measure(llama, [pairs("x"), pairs("x")])
     with pytest.raises(InputError, match="other examples"):
         measure(llama, [pairs("x", 3)], original=measure(llama, [pairs("x", 2)]))
+    with pytest.raises(InputError, match="the same template and answer_tokens"):
+        measure(llama, [pairs("x", 3)], original=measure(llama, [pairs("x", 3)]), answer_tokens=2)
     with pytest.raises(InputError, match="has no margin"):
         _ = measure(llama, [GENERAL])["general"].margin
 
 
-def test_a_model_with_positions_of_its_own_is_measured_apart(llama, caplog, monkeypatch):
-    real = type(llama).forward
+def test_a_model_with_positions_of_its_own_is_measured_apart(checkpoints, caplog, monkeypatch):
+    expected = measure(load_model(checkpoints["llama"], device="cpu"), [pairs("fairness")])["fairness"].log_prob
+    model = load_model(checkpoints["llama"], device="cpu")
+    real = type(model).forward
 
     def deaf(self, *args, **options):
         options.pop("position_ids", None)
         return real(self, *args, **options)
 
-    expected = measure(llama, [pairs("fairness")])["fairness"].log_prob
-    monkeypatch.setattr(type(llama), "forward", deaf)
-    torch.testing.assert_close(measure(llama, [pairs("fairness")])["fairness"].log_prob, expected, atol=2e-5, rtol=1e-4)
-    assert "running each apart" in caplog.text
+    monkeypatch.setattr(type(model), "forward", deaf)
+    caplog.set_level("INFO")
+    torch.testing.assert_close(measure(model, [pairs("fairness")])["fairness"].log_prob, expected, atol=2e-5, rtol=1e-4)
+    assert "in a sequence of its own" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])

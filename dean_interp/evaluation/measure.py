@@ -4,7 +4,6 @@ The likelihood margin `log p(safe) - log p(unsafe)`, each per token, needs no ju
 answers the model finds likelier, and moves before any word of its own does.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,14 +15,12 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.information.estimands import Reads
-from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
-from dean_interp.models.loss import AnswerTokens, answer_log_probs, batched
+from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.loss import AnswerTokens, answer_log_probs, batched, shares_prompts
 from dean_interp.models.memory import refuse_scored
 from dean_interp.models.reads import PromptReads, prompt_reads
-from dean_interp.models.tokens import Encoded, Row, Template, collate, encode, paths, trees
+from dean_interp.models.tokens import Encoded, Template, encode, paths, trees
 from dean_interp.selection.selection import Selection
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,9 +144,15 @@ def _run(
     n_tokens = [[len(answer) for answer in one.answers] for one in encoded]
     starts = torch.tensor([0, *(n for counts in n_tokens for n in counts)]).cumsum(0)
     n_total = int(starts[-1])
+    if original is not None and len(original) != n_total:
+        raise InputError(
+            f"`original` holds {len(original)} answer tokens of '{name}', now there are {n_total}: KL needs the same "
+            "template and answer_tokens"
+        )
     log_prob, kl = torch.zeros(n_total), torch.zeros(n_total)
     final = torch.zeros(n_total, model.cfg.d_model)
-    for batch in batched(model, _rows(model, encoded), batch_tokens=batch_tokens, label=f"measuring {name}"):
+    rows = (trees if shares_prompts(model, encoded) else paths)(encoded)
+    for batch in batched(model, rows, batch_tokens=batch_tokens, label=f"measuring {name}"):
         if reads is not None:
             reads.batch = batch
         place = _places(batch.answer.cpu(), starts)
@@ -167,24 +170,6 @@ def _places(answer: Int[Tensor, " answer_token"], starts: Int[Tensor, " answer"]
     first[1:] = answer[1:] != answer[:-1]
     index = torch.arange(len(answer))
     return starts[answer] + index - index.masked_fill(~first, 0).cummax(0).values
-
-
-def _rows(model: HookedModel, encoded: Sequence[Encoded]) -> list[Row]:
-    """Trees where the model takes them: a bridge whose shared forward pass is seen to equal the separate ones."""
-    if is_hooked_transformer(model):
-        return paths(encoded)
-    device = model.cfg.device
-    some = encoded[:2]
-    together = answer_log_probs(model, collate(trees(some), device=device))
-    order = collate(trees(some), device="cpu").answer.argsort(stable=True)
-    apart = answer_log_probs(model, collate(paths(some), device=device))
-    tolerance = 1e-3 if apart.final.dtype == torch.float32 else 0.1
-    if (together.log_prob.cpu()[order] - apart.log_prob.cpu()).abs().max() <= tolerance:
-        return trees(encoded)
-    log.warning(
-        "%s does not honour shared prompts (its positions are its own): running each apart", model.cfg.model_name
-    )
-    return paths(encoded)
 
 
 def _summary(behaviour: Behaviour, tokens: AnswerTokens, n_tokens: list[list[int]]) -> BehaviourMeasurement:

@@ -118,7 +118,8 @@ def mutual_information(
     """
     if estimand not in get_args(Estimand):
         raise InputError(f"estimand must be one of {get_args(Estimand)}, got {estimand!r}")
-    refuse_scored(model, behaviours)
+    scored = first_read.prompt_hashes | second_read.prompt_hashes | ablated.prompt_hashes
+    refuse_scored(model, behaviours, also=scored)
     _components(len({prompt for behaviour in behaviours for prompt in behaviour.prompts}), k)
     units = first_read | second_read
     before = read_prompts(model, behaviours, units, template=template)

@@ -4,6 +4,7 @@ The vocabulary is most of a small model's cost, so the unembedding runs on the p
 and on nothing else: a pre-hook on it hands in those rows of the final residual.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dean_interp.models.load import HookedModel, is_hooked_transformer
-from dean_interp.models.tokens import Batch, Row, batches, collate
+from dean_interp.models.tokens import Batch, Encoded, Row, batches, collate, paths, trees
+
+log = logging.getLogger(__name__)
+
+_SHARES = "_dean_interp_shares_prompts"  # what we note on a model object
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,29 @@ def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_voca
     mask = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)
     mask = mask.masked_fill(~batch.attend, hidden)[:, None]
     return model(batch.tokens, return_type="logits", attention_mask=mask, position_ids=batch.positions)
+
+
+@torch.inference_mode()
+def shares_prompts(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
+    """Whether rows of `trees` give this model the log-probabilities of separate sequences; asked once a model.
+
+    A `HookedTransformer` takes no mask of that kind. Some bridges do not honour it, or count positions themselves:
+    the first two prompts are run both ways to see.
+    """
+    if _SHARES not in model.__dict__:
+        model.__dict__[_SHARES] = not is_hooked_transformer(model) and _trees_equal_paths(model, encoded[:2])
+        if not model.__dict__[_SHARES]:
+            log.info("%s takes no shared prompts: every answer is run in a sequence of its own", model.cfg.model_name)
+    return model.__dict__[_SHARES]
+
+
+def _trees_equal_paths(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
+    log_probs = []
+    for rows in (trees(encoded), paths(encoded)):
+        batch = collate(rows, device=model.cfg.device)
+        log_probs.append(answer_log_probs(model, batch).log_prob[batch.answer.argsort(stable=True)])
+    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
+    return bool((log_probs[0] - log_probs[1]).abs().max() <= tolerance)
 
 
 @contextmanager

@@ -14,10 +14,11 @@ def scored_prompts(model: HookedModel) -> set[str]:
     return model.__dict__.setdefault(_SCORED, set())
 
 
-def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour]) -> None:
+def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour], *, also: frozenset[str] = frozenset()) -> None:
     """Raise `InputError` where a behaviour is a calibration split, or shares a prompt with what was scored.
 
-    Units are chosen to suit the examples that were scored; a measurement on those says nothing about others.
+    Units are chosen to suit the examples that were scored; a measurement on those says nothing about others. `also` are
+    hashes of further scored prompts.
     """
     for behaviour in behaviours:
         if behaviour.split == "calibration":
@@ -25,7 +26,7 @@ def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour]) -> None:
                 f"'{behaviour.name}' is a calibration split, which is for scoring: load it with split='test' (or "
                 "split=None for a file that is all test) to measure"
             )
-        shared = behaviour.prompt_hashes & scored_prompts(model)
+        shared = behaviour.prompt_hashes & (scored_prompts(model) | also)
         if shared:
             raise InputError(
                 f"{len(shared)} of the {len(behaviour.prompt_hashes)} prompts of '{behaviour.name}' were scored: "

@@ -5,6 +5,7 @@ One branch a row is the ordinary padded batch. A prompt with its two answers is 
 prompt is computed once for both; prompts that begin alike (the chat template's system turn) share that trunk too.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -120,24 +121,21 @@ def trees(encoded: Sequence[Encoded], *, row_tokens: int = 256) -> list[Row]:
     Attention grows with the square of a row, the sharing with its length: 200 to 300 tokens is a flat optimum.
     """
     trunk = _shared_beginning(encoded)
-    rows, row, length, number = [], [], 0, 0
-    numbers = []
-    for one in encoded:
-        numbers.append(number)
-        number += len(one.answers)
+    first_answer = list(itertools.accumulate((len(one.answers) for one in encoded), initial=0))
+    rows: list[Row] = []
+    row, length = [], 0
     for i in sorted(range(len(encoded)), key=lambda i: -_n_tokens(encoded[i])):
         one = encoded[i]
-        needed = _n_tokens(one) - len(trunk)
-        if row and length + needed > row_tokens:
+        added = _n_tokens(one) - len(trunk)
+        if row and length + added > row_tokens:
             rows.append(tuple(row))
             row = []
         if not row:
             row, length = [Branch(trunk)] if trunk else [], len(trunk)
-        parent = 0 if trunk else -1
-        row.append(Branch(one.prompt[len(trunk) :], parent, prompt=i))
-        parent = len(row) - 1
-        row += [Branch(answer, parent, answer=numbers[i] + k) for k, answer in enumerate(one.answers)]
-        length += needed
+        row.append(Branch(one.prompt[len(trunk) :], 0 if trunk else -1, prompt=i))
+        end = len(row) - 1
+        row += [Branch(answer, end, answer=first_answer[i] + k) for k, answer in enumerate(one.answers)]
+        length += added
     return [*rows, tuple(row)] if row else rows
 
 

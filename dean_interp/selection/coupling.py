@@ -41,11 +41,16 @@ def coupled(first: Scores, second: Scores, general: Scores, *, fraction: float) 
     Raises `InputError` where there is none, with the smallest fraction that gives one.
     """
     found = coupling(first, second, general, fraction=fraction)
+    refuse_empty(found, first, second, general)
+    return found.coupled
+
+
+def refuse_empty(found: Coupling, first: Scores, second: Scores, general: Scores) -> None:
+    """Raise `InputError` where no unit is coupled, with the smallest fraction that gives one."""
     if not len(found.coupled):
         smallest = smallest_coupling_fraction(first, second, general)
         hint = f"the smallest fraction with one is {rounded_up(smallest)}" if smallest else "no fraction gives one"
-        raise InputError(f"no coupled unit at fraction {fraction} (sizes {found.sizes()}); {hint}")
-    return found.coupled
+        raise InputError(f"no coupled unit at fraction {found.fraction} (sizes {found.sizes()}); {hint}")
 
 
 def smallest_coupling_fraction(first: Scores, second: Scores, general: Scores) -> float | None:

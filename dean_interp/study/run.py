@@ -6,6 +6,7 @@ A run folder holds `config.json`, `scores/`, `selection.safetensors`, `states/` 
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import logging
 import time
@@ -26,7 +27,7 @@ from dean_interp.models.load import HookedModel, load_model, model_fingerprint
 from dean_interp.scoring.importance import importance, scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import named_controls, pooled_activation_norm, random_like
-from dean_interp.selection.coupling import Coupling, coupled, coupling
+from dean_interp.selection.coupling import Coupling, coupling, refuse_empty
 from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import grow_to_kl
@@ -59,7 +60,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
         scores = [_scores(model, behaviour, config, folder) for behaviour in calibration]
         clock.lap("score")
         found = coupling(*scores, fraction=config.fraction)
-        coupled(*scores, fraction=config.fraction)  # raises where there is none, with the fraction that gives one
+        refuse_empty(found, *scores)
         found.coupled.save(folder / "selection.safetensors")
         results = _Study(config, folder, model, tests, scores, found, clock).results()
         save_results(results, folder / "results.json")
@@ -85,10 +86,12 @@ class _Study:
         self.norm = pooled_activation_norm(scores)
         self.first_read, self.second_read = _reads(scores, config.read_fraction)
         (folder / "states").mkdir(exist_ok=True)
-        edit, controls = found.coupled, config.n_random + config.n_equal_kl
-        self.progress = tqdm(total=controls + 5, desc="states of the model", unit="state")
+        known = [model_fingerprint(model), *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
+        self.fingerprint = hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
+        n_states, n_done = config.n_random + config.n_equal_kl + 5, len(list(folder.glob("states/*.safetensors")))
+        self.progress = tqdm(total=n_states, initial=n_done, desc="states of the model", unit="state")
         self.original = self.measured("original", None)
-        self.selections: dict[str, tuple[str, Selection, float]] = {"edit": ("edit", edit, 1.0)}
+        self.selections: dict[str, tuple[str, Selection, float]] = {"edit": ("edit", found.coupled, 1.0)}
 
     def results(self) -> Results:
         """Controls first, then what they allow to be detected, then the edit."""
@@ -144,9 +147,10 @@ class _Study:
         if not path.is_file():
             self.progress.set_postfix_str(name)
             compared_on = self.general if ablated is None else None
-            save_measurement(self._measure(self.tests, ablated, read), path, compared_on=compared_on)
+            measurement = self._measure(self.tests, ablated, read)
+            save_measurement(measurement, path, fingerprint=self.fingerprint, compared_on=compared_on)
             self.progress.update()
-        return load_measurement(path, list(self.tests), read)
+        return load_measurement(path, self.tests, read, fingerprint=self.fingerprint)
 
     def random(self, number: int, growth: float) -> Selection:
         """The `number`-th random selection like the edit, at a given growth."""

