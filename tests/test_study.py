@@ -12,6 +12,7 @@ from dean_interp import InputError, load_scores, load_selection
 from dean_interp.study import run as study
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.results import load_results
+from dean_interp.study.states import load_measurement
 
 SIZES = {"n_calibration": 12, "n_test": 12, "n_general_test": 12, "n_random": 3, "n_equal_kl": 1,
          "fraction": 0.075, "read_fraction": 0.3, "device": "cpu"}  # fmt: skip
@@ -98,6 +99,12 @@ def test_scores_of_another_model_under_the_same_name_are_refused(config, checkpo
         next(loaded.parameters())[0] += 1
     with pytest.raises(InputError, match="made with another model"):
         study._scores(loaded, config.calibration()[0], config, tmp_path)
+
+
+def test_a_state_of_other_units_is_not_taken_for_this_one(finished, config):
+    folder, _ = finished
+    with pytest.raises(InputError, match="is of another model, other data or other units"):
+        load_measurement(folder / "states" / "edit.safetensors", config.tests(), None, fingerprint="else")
 
 
 def test_two_runs_in_one_folder_are_refused(config, tmp_path):

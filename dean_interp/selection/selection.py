@@ -1,5 +1,6 @@
 """A selection is a set of units, with set algebra; it remembers the prompts that the scores behind it came from."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,13 @@ class Selection:
     def counts(self) -> dict[Site, int]:
         """How many units are selected at each site."""
         return {site: len(indices) for site, indices in self.units.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sites and their units."""
+        return hashlib.sha256(
+            str([(str(site), units.tolist()) for site, units in self.units.items()]).encode()
+        ).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; it appears whole or not at all."""

@@ -19,7 +19,8 @@ class Design:
 
     n_prompts: int
     detectable: Mapping[str, float]
-    """Per behaviour: the mean change that a paired 95 % interval finds with 80 % power."""
+    """Per behaviour: the mean change that a paired 95 % interval finds with 80 % power, where changes vary over prompts
+    as those of the size-matched controls do."""
     to_beat: Mapping[str, float]
     """Per behaviour: the largest mean change among the random ablations matched in size."""
     smallest_p: float

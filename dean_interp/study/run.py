@@ -38,6 +38,7 @@ from dean_interp.study.states import load_measurement, save_measurement
 log = logging.getLogger(__name__)
 
 N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32  # shown in the report
+N_DRAWS = 3  # random draws that an equal-KL control may take to come within 10 % of the edit's KL
 N_CONTROL_SHUFFLES = 199  # a control's null needs its mean, not a p-value
 
 
@@ -108,8 +109,7 @@ class _Study:
             if len(chosen):
                 self.selections[name] = ("named", chosen, len(chosen) / len(edit))
         for i in range(config.n_equal_kl):
-            growth = self.equal_kl_growth(i, target)
-            self.selections[f"equal KL {i + 1}"] = ("equal KL", self.random(config.n_random + i, growth), growth)
+            self.selections[f"equal KL {i + 1}"] = ("equal KL", *self.equal_kl(i, target))
         states = [state_of("original", "original", 0, 0.0, self.original, self.original, self.general)]
         states += [
             state_of(name, kind, len(chosen), growth, self.measured(name, chosen), self.original, self.general)
@@ -144,37 +144,45 @@ class _Study:
         """The measurement of one state: from its file, else made and written there."""
         path = self.folder / "states" / f"{name.replace(' ', '_')}.safetensors"
         read = self.first_read | self.second_read
+        fingerprint = f"{self.fingerprint} {ablated.fingerprint if ablated is not None else 'nothing'}"
         if not path.is_file():
             self.progress.set_postfix_str(name)
             compared_on = self.general if ablated is None else None
             measurement = self._measure(self.tests, ablated, read)
-            save_measurement(measurement, path, fingerprint=self.fingerprint, compared_on=compared_on)
+            save_measurement(measurement, path, fingerprint=fingerprint, compared_on=compared_on)
             self.progress.update()
-        return load_measurement(path, self.tests, read, fingerprint=self.fingerprint)
+        return load_measurement(path, self.tests, read, fingerprint=fingerprint)
 
     def random(self, number: int, growth: float) -> Selection:
         """The `number`-th random selection like the edit, at a given growth."""
         seed = self.config.seed * 1000 + number
         return random_like(self.found.coupled, self.norm, seed=seed, growth=growth)
 
-    def equal_kl_growth(self, number: int, target: float) -> float:
-        """How far random control `number` must grow to do the edit's damage; remembered beside the states."""
-        path = self.folder / "states" / "growth.json"
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        if str(number) not in known:
+    def equal_kl(self, number: int, target: float) -> tuple[Selection, float]:
+        """Random control `number` of equal KL, and its growth; both are remembered beside the states.
+
+        One neuron alone can jump over the allowed band of KL. Then another draw is grown, up to `N_DRAWS` in all.
+        """
+        path = self.folder / "states" / "equal_kl.json"
+        known: dict[str, tuple[int, float]] = json.loads(path.read_text()) if path.is_file() else {}
+        for attempt in range(0 if str(number) in known else N_DRAWS):
+            draw = self.config.n_random + number + attempt * self.config.n_equal_kl
             self.progress.set_postfix_str(f"equal KL {number + 1}: size")
             growth, inside = grow_to_kl(
-                lambda growth: self.random(self.config.n_random + number, growth),
+                lambda growth, draw=draw: self.random(draw, growth),
                 lambda chosen: self._measure(self.tests[2:], chosen, None)[self.general].mean_kl,
                 target,
                 bounds=_growth_bounds(self.found.coupled),
-                start=list(known.values())[-1] if known else 1.0,
+                start=list(known.values())[-1][1] if known else 1.0,
             )
-            if not inside:
+            known[str(number)] = draw, growth
+            if inside:
+                break
+            if attempt == N_DRAWS - 1:
                 log.warning("equal-KL control %d does not come within 10 %% of the edit's KL", number + 1)
-            _write(path, json.dumps({**known, str(number): growth}))
-            return growth
-        return known[str(number)]
+        _write(path, json.dumps(known))
+        draw, growth = known[str(number)]
+        return self.random(draw, growth), growth
 
     def information(self, states: Sequence[State]) -> InformationChange:
         """`downstream_mi` under the edit and under every random control, on the activations already at hand."""

@@ -37,7 +37,7 @@ def load_measurement(
     """The measurement of `tests` that `save_measurement` wrote. Raises `InputError` where it is of something else."""
     tensors, facts = read_tensors(path, _FORMAT)
     if facts.get("fingerprint") != fingerprint:
-        raise InputError(f"{path} was measured with another model or other data: choose another folder")
+        raise InputError(f"{path} is of another model, other data or other units: choose another folder")
     known = [test for test in tests if f"log_prob/{test.name}" in tensors]
     behaviours = {
         test.name: BehaviourMeasurement(
