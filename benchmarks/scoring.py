@@ -59,13 +59,18 @@ def main() -> None:
     tests = load_behaviour("fairness", n_examples=48, split="test")
     pairs = [encode(model.tokenizer, e.prompt, list(e.answers.values()), answer_tokens=16) for e in tests.examples]
 
-    def margins(rows: list) -> None:
+    def margins(rows: list, batch_tokens: int = 1024) -> None:
         with torch.inference_mode():
-            for batch in batched(model, rows, batch_tokens=1024, label="margins"):
+            for batch in batched(model, rows, batch_tokens=batch_tokens, label="margins"):
                 answer_log_probs(model, batch)
 
     cost = ratio(lambda: margins(paths(pairs)), lambda: margins(trees(pairs)))
     print(f"margins with every answer in a sequence of its own / with shared prompts: {cost:.2f}")
+    for row_tokens in (128, 512):
+        cost = ratio(lambda n=row_tokens: margins(trees(pairs, row_tokens=n)), lambda: margins(trees(pairs)))
+        print(f"margins with rows of {row_tokens} tokens / of 256: {cost:.2f}")
+    cost = ratio(lambda: margins(trees(pairs), 2048), lambda: margins(trees(pairs)))
+    print(f"margins with batches of 2048 tokens / of 1024: {cost:.2f}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from dean_interp.models.load import hooked_transformer_class
+from dean_interp.models.load import hooked_transformer_class, load_model
 
 
 def as_hooked_transformer(folder, tokenizer, *, fold_ln=False):
@@ -36,7 +36,5 @@ def as_hooked_transformer(folder, tokenizer, *, fold_ln=False):
     model.load_and_process_state_dict(
         weights, fold_ln=fold_ln, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
-    model.tokenizer = tokenizer
-    model.__dict__["_dean_interp_tokenizer"] = tokenizer
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-    return model.eval()
+    return load_model(model, tokenizer=tokenizer)

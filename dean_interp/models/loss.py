@@ -1,7 +1,7 @@
 """Log-probabilities of answers: one forward pass a batch, logits at answer positions only.
 
-The vocabulary is most of a small model's cost, so the unembedding runs on the positions that predict an answer token
-and on nothing else: a pre-hook on it hands in those rows of the final residual.
+The vocabulary is a fifth of the demo model's parameters, so the unembedding runs on the positions that predict an
+answer token and on nothing else: a pre-hook on it hands in those rows of the final residual.
 """
 
 import logging

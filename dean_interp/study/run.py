@@ -21,7 +21,7 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import Measurement, measure
-from dean_interp.information.estimands import MutualInformation, downstream_mi
+from dean_interp.information.estimands import N_SHUFFLES, MutualInformation, downstream_mi
 from dean_interp.information.nulls import largest_fall
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint
 from dean_interp.scoring.importance import importance, scores_fingerprint
@@ -87,7 +87,8 @@ class _Study:
         self.norm = pooled_activation_norm(scores)
         self.first_read, self.second_read = _reads(scores, config.read_fraction)
         (folder / "states").mkdir(exist_ok=True)
-        known = [model_fingerprint(model), *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
+        self.model_fingerprint = model_fingerprint(model)
+        known = [self.model_fingerprint, *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
         self.fingerprint = hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
         n_states, n_done = config.n_random + config.n_equal_kl + 5, len(list(folder.glob("states/*.safetensors")))
         self.progress = tqdm(total=n_states, initial=n_done, desc="states of the model", unit="state")
@@ -126,7 +127,7 @@ class _Study:
         self.clock.lap("neuron views")
         return Results(
             config,
-            model_fingerprint(self.model),
+            self.model_fingerprint,
             self.model.cfg.n_layers,
             self.model.cfg.d_mlp,
             self.found.sizes(),
@@ -187,7 +188,7 @@ class _Study:
     def information(self, states: Sequence[State]) -> InformationChange:
         """`downstream_mi` under the edit and under every random control, on the activations already at hand."""
         controls = [state.name for state in states if state.kind in RANDOM_KINDS]
-        edit = self._mutual_information("edit", 999)
+        edit = self._mutual_information("edit", N_SHUFFLES)
         changes = {
             name: self._mutual_information(name, N_CONTROL_SHUFFLES).changes
             for name in tqdm(controls, desc="mutual information", leave=False)
@@ -258,7 +259,7 @@ def _owned(folder: Path, config: StudyConfig) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"another run is writing to {folder}") from error
         path, wanted = folder / "config.json", dataclasses.asdict(config)
-        if path.is_file():
+        if path.is_file() and (folder / "scores").is_dir():  # before the first scores there is nothing to lose
             there = json.loads(path.read_text())
             other = [name for name in wanted if there.get(name) != wanted[name]]
             if other:
