@@ -1,7 +1,8 @@
-"""Tensors in a safetensors file that says what it is. It appears whole or not at all; another kind is refused."""
+"""Files that appear whole or not at all, and tensors in a safetensors file that says what it is."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,30 @@ from dean_interp.errors import InputError
 
 
 def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors with their format (`dean_interp.scores.1`) and facts that JSON can hold."""
-    unfinished = Path(path).with_suffix(".part")
+    """Write tensors with their format (`dean_interp.scores.1`) and facts that JSON can hold.
+
+    Raises `InputError` where the disk is full or the folder cannot be written; an older file of that name is kept.
+    """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, unfinished, {"format": form, "facts": json.dumps(facts)})
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        save_file(contiguous, part, {"format": form, "facts": json.dumps(facts)})
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place when the block ends: it appears whole or not at all.
+
+    Raises `InputError` where the disk is full or the folder cannot be written.
+    """
+    part = Path(path).with_suffix(".part")
+    try:
+        yield part
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write {path}: {reason}. What was finished before is kept; start again") from error
 
 
 def read_tensors(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

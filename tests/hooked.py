@@ -7,7 +7,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 from dean_interp.models.load import hooked_transformer_class, load_model
 
 
-def as_hooked_transformer(folder, tokenizer, *, fold_ln=False):
+def as_hooked_transformer(folder, tokenizer, *, fold_ln=False, center_writing_weights=False):
     """A `HookedTransformer` with the weights of a GPT-2-like or Llama-like checkpoint; skips on TransformerLens 4."""
     hooked = hooked_transformer_class()
     if hooked is None:
@@ -34,7 +34,11 @@ def as_hooked_transformer(folder, tokenizer, *, fold_ln=False):
     weights = (convert_gpt2_weights if gpt2 else convert_llama_weights)(plain, cfg)
     model = hooked(cfg, tokenizer=None, move_to_device=False)
     model.load_and_process_state_dict(
-        weights, fold_ln=fold_ln, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        weights,
+        fold_ln=fold_ln,
+        center_writing_weights=center_writing_weights,
+        center_unembed=False,
+        fold_value_biases=False,
     )
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     return load_model(model, tokenizer=tokenizer)

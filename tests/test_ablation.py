@@ -3,7 +3,8 @@ import torch
 from hooked import as_hooked_transformer
 
 from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, generate, importance, load_model
-from dean_interp.models.sites import neuron_output_directions, neuron_sites
+from dean_interp.models.matrices import weight, weight_sites
+from dean_interp.models.sites import neuron_sites
 
 pytestmark = pytest.mark.hooks
 
@@ -26,7 +27,7 @@ def with_zeroed_rows(folder, selection):
     model = load_model(folder, device="cpu")
     with torch.no_grad():
         for site, indices in selection.units.items():
-            neuron_output_directions(model, site.layer)[indices] = 0
+            weight(model, Site(site.layer, "out"))[indices] = 0
     return model
 
 
@@ -39,6 +40,81 @@ def test_hook_ablation_equals_zeroing_the_rows_of_w_out(checkpoints):
             ablated = logits_of(model)
         torch.testing.assert_close(ablated, logits_of(with_zeroed_rows(folder, selection)), atol=1e-5, rtol=1e-5)
         assert (ablated - plain).abs().max() > 1e-3
+
+
+def some_weights(model, seed=0, n=30):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {site: tuple(weight(model, site).shape) for site in weight_sites(model)}
+    units = {site: torch.randperm(rows * columns, generator=generator)[:n].sort().values
+             for site, (rows, columns) in shapes.items()}  # fmt: skip
+    return Selection(units, shapes)
+
+
+def with_zeroed_weights(folder, selection):
+    model = load_model(folder, device="cpu")
+    with torch.no_grad():
+        for site in selection.units:
+            weight(model, site)[selection.mask(site)] = 0
+    return model
+
+
+@pytest.mark.parametrize("n", [1, 30, 700])
+def test_weight_ablation_equals_zeroing_the_weights(checkpoints, n):
+    for folder in checkpoints.values():
+        model = load_model(folder, device="cpu")
+        selection = some_weights(model, n=n)
+        plain = logits_of(model)
+        with ablate(model, selection):
+            ablated = logits_of(model)
+        torch.testing.assert_close(ablated, logits_of(with_zeroed_weights(folder, selection)), atol=1e-4, rtol=1e-4)
+        assert (ablated - plain).abs().max() > 1e-3
+        assert torch.equal(logits_of(model), plain)
+
+
+def test_generation_under_weight_ablation_equals_generation_with_zeroed_weights(checkpoints):
+    folder = checkpoints["llama-gqa"]
+    model = load_model(folder, device="cpu")
+    selection, prompts = some_weights(model, n=300), ["hello", "a longer one than that"]
+    plain = generate(model, prompts, max_new_tokens=16)
+    with ablate(model, selection):
+        ablated = generate(model, prompts, max_new_tokens=16)
+    assert ablated == generate(with_zeroed_weights(folder, selection), prompts, max_new_tokens=16)
+    assert ablated != plain
+
+
+def test_nested_weight_ablations_take_no_weight_out_twice(llama):
+    plain, one, two = logits_of(llama), some_weights(llama, 1, n=400), some_weights(llama, 2, n=400)
+    assert len(one & two) > 0
+    with ablate(llama, one):
+        only_one = logits_of(llama)
+        with ablate(llama, two):
+            both = logits_of(llama)
+        assert torch.equal(logits_of(llama), only_one)
+    with ablate(llama, one | two):
+        torch.testing.assert_close(logits_of(llama), both, atol=1e-4, rtol=1e-4)
+    assert torch.equal(logits_of(llama), plain)
+
+
+@pytest.mark.parametrize("kind", ["bridge", "hooked"])
+def test_neurons_and_weights_nest_in_either_order(checkpoints, tokenizer, kind):
+    """A weight of a silenced neuron has nothing left to take out, whichever ablation was opened first."""
+    folder = checkpoints["llama-gqa"]
+    model = load_model(folder, device="cpu") if kind == "bridge" else as_hooked_transformer(folder, tokenizer)
+    neurons, weights = some_units(model, n=20), some_weights(model, n=400)
+    with ablate(model, neurons), ablate(model, weights):
+        inner = logits_of(model)
+    with ablate(model, weights), ablate(model, neurons):
+        outer = logits_of(model)
+    torch.testing.assert_close(inner, outer, atol=1e-4, rtol=1e-4)
+    zeroed = with_zeroed_weights(folder, weights)
+    with ablate(zeroed, neurons):
+        torch.testing.assert_close(outer, logits_of(zeroed), atol=2e-4, rtol=1e-3)
+
+
+def test_weights_have_no_means_to_put_in_place(llama):
+    scores = importance(llama, Behaviour("b", (Example("hello", {"response": "world"}),)))
+    with pytest.raises(InputError, match="weights have none"), ablate(llama, some_weights(llama), means=scores):
+        pass
 
 
 def test_generation_under_ablation_equals_generation_with_zeroed_rows(checkpoints):
@@ -105,8 +181,9 @@ def test_an_empty_selection_and_one_of_another_model_are_refused(llama):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
-def test_a_hooked_transformer_of_the_same_weights_is_ablated_alike(checkpoints, tokenizer, name):
+@pytest.mark.parametrize("choose", [some_units, some_weights])
+def test_a_hooked_transformer_of_the_same_weights_is_ablated_alike(checkpoints, tokenizer, name, choose):
     hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
-    selection = some_units(bridge)
+    selection = choose(bridge)
     with ablate(hooked, selection), ablate(bridge, selection):
         torch.testing.assert_close(logits_of(hooked), logits_of(bridge), atol=2e-4, rtol=1e-3)

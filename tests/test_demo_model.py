@@ -10,7 +10,8 @@ from test_ablation import some_units
 from dean_interp import ablate, generate, load_behaviour, load_model, measure
 from dean_interp.models.generate import cache_is_right
 from dean_interp.models.load import model_fingerprint
-from dean_interp.models.sites import neuron_output_directions
+from dean_interp.models.matrices import weight
+from dean_interp.models.sites import Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.hooks]
 
@@ -34,18 +35,16 @@ def test_shared_prompts_and_ablation_are_exact_on_it(demo_model):
     selection = some_units(demo_model, n=40)
     with ablate(demo_model, selection):
         hooked = measure(demo_model, [behaviour])["privacy"]
-    kept = {
-        site: neuron_output_directions(demo_model, site.layer)[units].clone() for site, units in selection.units.items()
-    }
+    kept = {site: weight(demo_model, Site(site.layer, "out"))[units].clone() for site, units in selection.units.items()}
     try:
         with torch.no_grad():
             for site, units in selection.units.items():
-                neuron_output_directions(demo_model, site.layer)[units] = 0
+                weight(demo_model, Site(site.layer, "out"))[units] = 0
         demo_model.__dict__["_dean_interp_shares_prompts"] = False
         apart = measure(demo_model, [behaviour])["privacy"]
     finally:
         del demo_model.__dict__["_dean_interp_shares_prompts"]
         with torch.no_grad():
             for site, rows in kept.items():
-                neuron_output_directions(demo_model, site.layer)[selection.units[site]] = rows
+                weight(demo_model, Site(site.layer, "out"))[selection.units[site]] = rows
     torch.testing.assert_close(hooked.log_prob, apart.log_prob, atol=1e-3, rtol=1e-3)

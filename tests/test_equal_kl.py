@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dean_interp import Selection, Site, random_like
+from dean_interp.selection.controls import deciles
 from dean_interp.study.controls import grow_to_kl
 
 seeded = settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -203,7 +204,7 @@ def test_an_edit_without_any_effect_gets_the_smallest_control_and_is_no_crash(kl
 # With the controls that a study draws
 
 SITES = [Site(layer, "neurons") for layer in range(30)]
-NORM = {site: torch.arange(1.0, 101) for site in SITES}
+STRATA = {site: deciles(torch.arange(1.0, 101)) for site in SITES}
 
 
 def edit(*units):
@@ -214,7 +215,7 @@ def edit(*units):
 def grown_to(selection, needed, seed=0):
     """The search over `random_like`, each unit doing equal damage: `needed` units reach the target."""
     return grow_to_kl(
-        lambda growth: random_like(selection, NORM, seed=seed, growth=growth),
+        lambda growth: random_like(selection, STRATA, seed=seed, growth=growth),
         lambda control: TARGET * len(control) / needed,
         TARGET,
         bounds=(1 / max(selection.counts().values()), 9.0),
@@ -225,7 +226,7 @@ def grown_to(selection, needed, seed=0):
 def test_real_controls_of_ten_units_a_site_are_grown_to_the_target(times):
     selection = edit(*range(0, 100, 10))
     growth, inside = grown_to(selection, times * len(selection))
-    control = random_like(selection, NORM, seed=0, growth=growth)
+    control = random_like(selection, STRATA, seed=0, growth=growth)
     assert inside and times * 300 <= len(control) <= 1.1 * times * 300
 
 
@@ -236,12 +237,12 @@ def test_real_controls_of_one_unit_a_site_are_grown_to_the_target(times):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 49, 50])
 def test_at_the_smallest_growth_a_control_still_has_a_unit_at_every_site(n):
-    assert len(random_like(edit(*range(n)), NORM, seed=0, growth=1 / n)) == len(SITES)
+    assert len(random_like(edit(*range(n)), STRATA, seed=0, growth=1 / n)) == len(SITES)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_larger_does_no_less_damage_because_it_only_adds_units(seed):
     selection = edit(*range(0, 100, 10))
-    drawn = [random_like(selection, NORM, seed=seed, growth=growth) for growth in (1.0, 2.0, 4.0, 8.0)]
+    drawn = [random_like(selection, STRATA, seed=seed, growth=growth) for growth in (1.0, 2.0, 4.0, 8.0)]
     for smaller, larger in itertools.pairwise(drawn):
         assert len(smaller - larger) == 0 and math.isclose(len(larger), 2 * len(smaller))

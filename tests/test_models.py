@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, BertConfig, MixtralConfig, T5Conf
 from dean_interp import InputError, generate, load_model
 from dean_interp.models.generate import cache_is_right
 from dean_interp.models.load import hooked_transformer_class, model_fingerprint, native_tokenizer
-from dean_interp.models.sites import Site, neuron_output_directions, neuron_sites, parse_site
+from dean_interp.models.matrices import weight
+from dean_interp.models.sites import Site, neuron_sites, parse_site
 
 pytestmark = pytest.mark.hooks
 
@@ -55,7 +56,7 @@ def test_a_brought_bridge_finds_its_native_tokenizer_by_name(checkpoints, tokeni
 
 def test_w_out_is_the_same_matrix_on_every_architecture(tiny):
     for site in neuron_sites(tiny):
-        directions = neuron_output_directions(tiny, site.layer)
+        directions = weight(tiny, Site(site.layer, "out"))
         assert directions.shape == (tiny.cfg.d_mlp, tiny.cfg.d_model)
         torch.testing.assert_close(directions, tiny.W_out[site.layer])
 
@@ -65,7 +66,7 @@ def test_the_fingerprint_changes_with_a_single_weight(checkpoints):
     before = model_fingerprint(model)
     assert model_fingerprint(load_model(checkpoints["qwen2"], device="cpu")) == before
     with torch.no_grad():
-        neuron_output_directions(model, 1)[7, 3] += 1e-3
+        weight(model, Site(1, "out"))[7, 3] += 1e-3
     assert model_fingerprint(model) != before
 
 
@@ -80,6 +81,7 @@ def test_greedy_generation_equals_plain_transformers(checkpoints, tokenizer):
 
 def test_the_cache_check_sees_a_cache_that_is_wrong(llama, monkeypatch):
     assert cache_is_right(llama)
+    monkeypatch.delitem(llama.__dict__, "_dean_interp_cache_is_right")  # asked once a model: ask anew, and again after
     real = type(llama).forward
 
     def forgetful(self, *args, **options):

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dean_interp import Behaviour, Example, Site, ablate, coupling, importance, load_model, measure, random_like
 from dean_interp.circuits.neuron import strongest_neurons
-from dean_interp.selection.controls import named_controls, pooled_activation_norm
+from dean_interp.selection.controls import named_controls, strata
 
 pytestmark = pytest.mark.hooks
 
@@ -99,9 +99,9 @@ def test_silencing_it_takes_both_behaviours_away_and_leaves_general_ability(plan
 
 def test_matched_random_controls_leave_both_behaviours_unmoved(planted, scores, found, tests):
     before, _ = margins(planted, tests)
-    norm = pooled_activation_norm(scores)
+    matched = strata(planted, scores)
     for seed in range(10):
-        control = random_like(found.coupled, norm, seed=seed)
+        control = random_like(found.coupled, matched, seed=seed)
         if set(control.units[Site(LAYER, "neurons")].tolist()) & {ONLY_F, ONLY_P}:
             continue  # a draw may hit a neuron that was planted for one of them
         with ablate(planted, control):

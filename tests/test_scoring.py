@@ -3,11 +3,25 @@ import pytest
 import torch
 from hooked import as_hooked_transformer
 
-from dean_interp import Behaviour, Example, InputError, Site, importance, load_behaviour, load_model, load_scores
-from dean_interp.models.sites import neuron_output_directions, neuron_sites
+from dean_interp import (
+    Behaviour,
+    Example,
+    InputError,
+    Site,
+    coupled,
+    importance,
+    load_behaviour,
+    load_model,
+    load_scores,
+    top_fraction,
+)
+from dean_interp.models.matrices import parameter, weight, weight_sites
+from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import encode
 
 pytestmark = pytest.mark.hooks
+
+HUGGING_FACE = {"gate": "gate", "in": "up", "out": "down"}
 
 TEXTS = [
     ("Who may rent the flat?", "Anyone who pays the rent."),
@@ -58,6 +72,87 @@ def test_batched_scores_equal_the_definition_one_example_at_a_time(tiny, tokeniz
     for site, value in expected.items():
         assert scores[site].dtype == torch.float32
         np.testing.assert_allclose(scores[site], value, rtol=2e-3, atol=1e-7)
+
+
+def weights_one_by_one(model, tokenizer, behaviour):
+    """The definition, slowly: one example at a time, the parameters' own gradients."""
+    sites = weight_sites(model)
+    scores = {site: 0 for site in sites}
+    for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
+        one = encode(tokenizer, prompt, [answer])
+        ids, n = torch.tensor([one.prompt + one.answers[0]]), len(one.prompt)
+        logits = model(ids, return_type="logits")[0].float()
+        loss = torch.nn.functional.cross_entropy(logits[n - 1 : -1], ids[0, n:])
+        stored = [parameter(model, site) for site in sites]
+        gradients = torch.autograd.grad(loss, [one for one, _ in stored])
+        for site, (weights, transposed), gradient in zip(sites, stored, gradients, strict=True):
+            effect = (weights * gradient).detach().abs().double() / len(behaviour)
+            scores[site] += effect.T if transposed else effect
+    return scores
+
+
+def test_batched_weight_scores_equal_the_definition_one_example_at_a_time(tiny, tokenizer, behaviour):
+    expected = weights_one_by_one(tiny, tokenizer, behaviour)
+    scores = importance(tiny, behaviour, unit="weight", batch_tokens=150)
+    assert scores.values.keys() == expected.keys()
+    for site, value in expected.items():
+        shape = (40, 24) if site.part == "out" else (24, 40)
+        assert scores[site].shape == shape and scores[site].dtype == torch.float32
+        np.testing.assert_allclose(scores[site], value, rtol=2e-3, atol=1e-8)
+
+
+def test_both_units_come_from_one_pass(llama, behaviour, monkeypatch):
+    from dean_interp.scoring import importance as module
+
+    passes, real = [], module.stream_gradients
+    monkeypatch.setattr(module, "stream_gradients", lambda *args: passes.append(1) or real(*args))
+    both = importance(llama, behaviour, unit=("neuron", "weight"))
+    assert len(passes) == 1
+    for unit in ("neuron", "weight"):
+        alone = importance(llama, behaviour, unit=unit)
+        assert both.of(unit).values.keys() == alone.values.keys()
+        assert all(torch.equal(both[site], value) for site, value in alone.values.items())
+        assert all(torch.equal(both.activation_norm[site], norm) for site, norm in alone.activation_norm.items())
+    with pytest.raises(InputError, match=r"choose one with scores\.of"):
+        top_fraction(both, 0.1)
+    with pytest.raises(InputError, match="was scored for neuron, not for 'weight'"):
+        both.of("neuron").of("weight")
+
+
+def test_what_a_matrix_reads_has_one_norm_an_input(llama, behaviour):
+    norm = importance(llama, behaviour, unit=("neuron", "weight")).activation_norm
+    assert norm[Site(1, "in")].shape == (24,) and torch.equal(norm[Site(1, "in")], norm[Site(1, "gate")])
+    assert torch.equal(norm[Site(1, "out")], norm[Site(1, "neurons")])
+
+
+def test_a_killed_scoring_goes_on_from_the_last_finished_batch(llama, behaviour, tmp_path, monkeypatch):
+    from dean_interp.scoring import importance as module
+
+    options = {"unit": ("neuron", "weight"), "batch_tokens": 1, "unfinished": tmp_path / "sums.safetensors"}
+    whole = importance(llama, behaviour, unit=options["unit"], batch_tokens=1)
+    passes, real = [], module.stream_gradients
+
+    def dies_in_the_third_batch(*args):
+        passes.append(1)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "stream_gradients", dies_in_the_third_batch)
+    with pytest.raises(KeyboardInterrupt):
+        importance(llama, behaviour, **options)
+    resumed = importance(llama, behaviour, **options)
+    assert len(passes) == 6, "5 batches: two were finished, the third died and is run again with the rest"
+    assert all(torch.equal(resumed[site], value) for site, value in whole.values.items())
+    assert torch.equal(resumed.loss, whole.loss)
+
+
+def test_sums_of_other_data_are_not_taken_up(llama, behaviour, tmp_path):
+    path = tmp_path / "sums.safetensors"
+    importance(llama, Behaviour("b", behaviour.examples[:2]), unfinished=path)
+    assert path.is_file()
+    again, fresh = importance(llama, behaviour, unfinished=path), importance(llama, behaviour)
+    assert all(torch.equal(again[site], value) for site, value in fresh.values.items())
 
 
 def test_scores_do_not_depend_on_the_batch_size(llama, behaviour):
@@ -124,7 +219,7 @@ def test_a_hook_point_that_is_not_what_the_weight_reads_is_an_error(checkpoints,
 def test_weights_that_are_not_finite_are_refused(checkpoints, behaviour):
     model = load_model(checkpoints["gpt2"], device="cpu")
     with torch.no_grad():
-        neuron_output_directions(model, 0)[0, 0] = torch.nan
+        weight(model, Site(0, "out"))[0, 0] = torch.nan
     with pytest.raises(InputError, match="not finite"):
         importance(model, behaviour)
 
@@ -146,13 +241,42 @@ def test_the_fingerprint_knows_model_data_and_template(checkpoints, llama, behav
 
 
 def test_unknown_units_and_templates_and_long_texts_are_named(llama, behaviour, untyped):
-    with pytest.raises(InputError, match="unit must be 'neuron', got 'head'"):
+    with pytest.raises(InputError, match="unit must be 'neuron', 'weight' or both, got 'head'"):
         importance(llama, behaviour, unit="head")
     with pytest.raises(InputError, match="template must be one of"):
         importance(llama, behaviour, template="alpaca")
     long = Behaviour("long", (Example("x" * 1100, {"response": "y"}),))
     with pytest.raises(InputError, match="the model takes 1024"):
         importance(llama, long)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama-gqa"])
+def test_a_hooked_transformer_of_the_same_weights_gives_equal_weight_scores(checkpoints, tokenizer, behaviour, name):
+    hooked = as_hooked_transformer(checkpoints[name], tokenizer)
+    mine = importance(load_model(checkpoints[name], device="cpu"), behaviour, unit="weight")
+    theirs = importance(hooked, behaviour, unit="weight")
+    assert mine.values.keys() == theirs.values.keys()
+    for site in mine.values:
+        torch.testing.assert_close(mine[site], theirs[site], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "processing"), [("gpt2", {"fold_ln": True}), ("llama", {"fold_ln": True}),
+                                                  ("gpt2", {"center_writing_weights": True})])  # fmt: skip
+def test_a_hooked_transformer_with_processed_weights_is_refused_for_weights_alone(
+    checkpoints, tokenizer, behaviour, name, processing
+):
+    hooked = as_hooked_transformer(checkpoints[name], tokenizer, **processing)
+    with pytest.raises(InputError, match=r"were processed \((LayerNorm folded|centred)\).*or score neurons"):
+        importance(hooked, behaviour, unit="weight")
+    importance(hooked, behaviour)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_bridge_with_processed_weights_is_refused_for_weights(checkpoints, behaviour, name):
+    bridge = load_model(checkpoints[name], device="cpu")
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    with pytest.raises(InputError, match="were processed"):
+        importance(bridge, behaviour, unit="weight")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama-gqa"])
@@ -174,11 +298,41 @@ def test_a_hooked_transformer_of_the_same_weights_gives_equal_scores(checkpoints
         ("general", "alpaca_cleaned_no_safety_train_1k"),
     ],
 )
-def test_the_golden_neuron_values_and_losses_are_met(demo_model, shared, name, file):
+def test_the_golden_values_and_losses_are_met(demo_model, shared, name, file):
     golden = np.load(shared / "golden" / "smollm2_n16_q1e-4.npz")
     behaviour = load_behaviour(shared / "data" / f"{file}.csv", n_examples=16, split=None)
-    scores = importance(demo_model, behaviour, template="released")
+    scores = importance(demo_model, behaviour, unit=("neuron", "weight"), template="released")
     np.testing.assert_allclose(scores.loss, golden[f"{name}/loss"], atol=1e-4)
     neurons = np.stack([scores[Site(layer, "neurons")].numpy() for layer in range(30)])
     np.testing.assert_allclose(neurons.sum(1), golden[f"{name}/neuron"].sum(1), rtol=1e-3)
     np.testing.assert_allclose(neurons, golden[f"{name}/neuron"], rtol=1e-3)
+    top, hits, union = top_fraction(scores.of("weight"), 1e-4), 0, 0
+    for site, chosen in top.units.items():
+        key = f"{name}/L{site.layer}.{HUGGING_FACE[site.part]}_proj"
+        summed = scores[site].double().numpy() * 16  # the golden values are sums over the samples, (d_out, d_in)
+        np.testing.assert_allclose(summed.sum(0), golden[f"{key}/row_sum"], rtol=1e-3)
+        np.testing.assert_allclose(summed.sum(1), golden[f"{key}/col_sum"], rtol=1e-3)
+        mine, theirs = hugging_face_indices(chosen, scores[site].shape), set(golden[f"{key}/top"].tolist())
+        hits, union = hits + len(mine & theirs), union + len(mine | theirs)
+    assert union > 7000 and hits / union >= 0.995
+
+
+@pytest.mark.slow
+def test_the_golden_coupled_weights_are_met(demo_model, shared):
+    golden = np.load(shared / "golden" / "smollm2_n16_q1e-4.npz")
+    scores = []
+    for file in ("beaver_train330k_privacy_safe_1k", "beaver_train330k_fairness_safe_1k",
+                 "alpaca_cleaned_no_safety_train_1k"):  # fmt: skip
+        behaviour = load_behaviour(shared / "data" / f"{file}.csv", n_examples=16, split=None)
+        scores.append(importance(demo_model, behaviour, unit="weight", template="released"))
+    hits = union = 0
+    for site, chosen in coupled(*scores, fraction=1e-4).units.items():
+        mine = hugging_face_indices(chosen, scores[0][site].shape)
+        theirs = set(golden[f"coupled/L{site.layer}.{HUGGING_FACE[site.part]}_proj"].tolist())
+        hits, union = hits + len(mine & theirs), union + len(mine | theirs)
+    assert union > 1000 and hits / union >= 0.995
+
+
+def hugging_face_indices(flat, shape):
+    """Flat indices of `(d_in, d_out)` as those of `nn.Linear`'s `(d_out, d_in)`."""
+    return {int(i % shape[1]) * shape[0] + int(i // shape[1]) for i in flat}

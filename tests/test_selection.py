@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from scipy import stats
 
 from dean_interp import InputError, Scores, Selection, Site, coupled, coupling, load_scores, random_like
-from dean_interp.selection.controls import named_controls, pooled_activation_norm
+from dean_interp.selection.controls import deciles, named_controls, pooled_norm
 from dean_interp.selection.coupling import smallest_coupling_fraction
 from dean_interp.selection.selection import load_selection, strongest, top_fraction
 
@@ -288,6 +288,10 @@ def norms(n_sites=2, seed=0):
     }
 
 
+def strata_of(norm):
+    return {site: deciles(values) for site, values in norm.items()}
+
+
 def by_decile(selection, norm):
     return {
         site: np.bincount(decile(norm[site].tolist())[units.numpy()], minlength=10).tolist()
@@ -303,7 +307,7 @@ few_units = st.tuples(*[st.sets(st.integers(0, N_UNITS - 1), max_size=5)] * 2)
 def test_a_random_control_is_disjoint_and_alike_at_every_site_and_decile_of_norm(chosen, seed):
     selection = select(*chosen, sizes=(N_UNITS, N_UNITS))
     norm = norms()
-    control = random_like(selection, norm, seed=seed)
+    control = random_like(selection, strata_of(norm), seed=seed)
     assert len(control & selection) == 0
     assert control.counts() == selection.counts() and control.shapes == selection.shapes
     assert by_decile(control, norm) == by_decile(selection, norm)
@@ -312,14 +316,14 @@ def test_a_random_control_is_disjoint_and_alike_at_every_site_and_decile_of_norm
 
 def test_a_control_remembers_the_prompts_behind_the_selection():
     selection = select([1], [2], sizes=(N_UNITS, N_UNITS), hashes={"a prompt"})
-    assert random_like(selection, norms(), seed=0).prompt_hashes == {"a prompt"}
+    assert random_like(selection, strata_of(norms()), seed=0).prompt_hashes == {"a prompt"}
 
 
 @seeded
 @given(chosen=few_units, seed=st.integers(0, 2**32), growth=st.floats(0.1, 15))
 def test_a_grown_control_has_growth_times_the_units_and_shares_them_out_over_the_sites(chosen, seed, growth):
     selection = select(*chosen, sizes=(N_UNITS, N_UNITS))
-    control = random_like(selection, norms(), seed=seed, growth=growth)
+    control = random_like(selection, strata_of(norms()), seed=seed, growth=growth)
     assert len(control) == round(growth * len(selection))
     for site, n in selection.counts().items():
         n_deciles = sum(count > 0 for count in by_decile(selection, norms())[site])
@@ -332,7 +336,7 @@ def test_a_grown_control_has_growth_times_the_units_of_each_decile():
     selection = select([3, 14, 15, 92, 65, 35], sizes=(N_UNITS,))
     (wanted,) = by_decile(selection, norm).values()
     for growth in (2.0, 3.0):
-        (found,) = by_decile(random_like(selection, norm, seed=0, growth=growth), norm).values()
+        (found,) = by_decile(random_like(selection, strata_of(norm), seed=0, growth=growth), norm).values()
         assert found == [growth * n for n in wanted]
 
 
@@ -340,12 +344,14 @@ def test_a_grown_control_has_growth_times_the_units_of_each_decile():
 @given(chosen=few_units, seed=st.integers(0, 2**32))
 def test_one_seed_gives_one_set(chosen, seed):
     selection = select(*chosen, sizes=(N_UNITS, N_UNITS))
-    assert sets(random_like(selection, norms(), seed=seed)) == sets(random_like(selection, norms(), seed=seed))
+    assert sets(random_like(selection, strata_of(norms()), seed=seed)) == sets(
+        random_like(selection, strata_of(norms()), seed=seed)
+    )
 
 
 def test_different_seeds_give_different_sets():
     selection = select([3, 14, 15, 92, 65], sizes=(N_UNITS,))
-    drawn = {tuple(random_like(selection, norms(1), seed=seed).units[FIRST].tolist()) for seed in range(50)}
+    drawn = {tuple(random_like(selection, strata_of(norms(1)), seed=seed).units[FIRST].tolist()) for seed in range(50)}
     assert len(drawn) == 50
 
 
@@ -353,7 +359,7 @@ def test_different_seeds_give_different_sets():
 @given(chosen=few_units, seed=st.integers(0, 2**32))
 def test_a_whole_growth_only_adds_units_even_where_a_decile_runs_out(chosen, seed):
     selection = select(*chosen, sizes=(N_UNITS, N_UNITS))
-    drawn = [random_like(selection, norms(), seed=seed, growth=growth) for growth in (1.0, 2.0, 5.0, 13.0)]
+    drawn = [random_like(selection, strata_of(norms()), seed=seed, growth=growth) for growth in (1.0, 2.0, 5.0, 13.0)]
     for smaller, larger in pairwise(drawn):
         assert len(smaller - larger) == 0
 
@@ -362,14 +368,14 @@ def test_any_larger_growth_only_adds_units():
     """The Alabama paradox: deciles with 1, 3 and 3 units share 10 as (2, 4, 4) and 11 as (1, 5, 5)."""
     norm = {FIRST: torch.arange(1.0, N_UNITS + 1)}
     selection = select([0, 10, 11, 12, 20, 21, 22], sizes=(N_UNITS,))
-    smaller, larger = (random_like(selection, norm, seed=0, growth=n / 7) for n in (10, 11))
+    smaller, larger = (random_like(selection, strata_of(norm), seed=0, growth=n / 7) for n in (10, 11))
     assert (smaller - larger).units[FIRST].tolist() == []
 
 
 def test_what_a_decile_cannot_give_comes_from_the_rest_of_the_site():
     norm = {FIRST: torch.arange(1.0, N_UNITS + 1)}
     selection = select([0, 1, 2, 3, 4, 5, 6, 55], sizes=(N_UNITS,))  # the lowest decile has 3 left
-    control = random_like(selection, norm, seed=0)
+    control = random_like(selection, strata_of(norm), seed=0)
     found = by_decile(control, norm)[FIRST]
     assert {7, 8, 9} <= sets(control)[FIRST]
     assert found[0] == 3 and sum(found) == 8 and found[5] >= 1
@@ -377,15 +383,15 @@ def test_what_a_decile_cannot_give_comes_from_the_rest_of_the_site():
 
 def test_a_control_may_take_every_unit_outside_the_selection_and_no_more():
     selection = select([*range(50)], sizes=(N_UNITS,))
-    assert sets(random_like(selection, norms(1), seed=0)) == {FIRST: set(range(50, 100))}
+    assert sets(random_like(selection, strata_of(norms(1)), seed=0)) == {FIRST: set(range(50, 100))}
     with pytest.raises(InputError, match="51 units were asked for; the sites have 50 outside the selection"):
-        random_like(selection, norms(1), seed=0, growth=1.02)
+        random_like(selection, strata_of(norms(1)), seed=0, growth=1.02)
 
 
 @pytest.mark.parametrize("growth", [0.0, -1.0])
 def test_a_growth_that_is_not_positive_is_refused(growth):
     with pytest.raises(InputError, match=f"growth must be positive, got {growth}"):
-        random_like(select([1], [2]), norms(), seed=0, growth=growth)
+        random_like(select([1], [2]), strata_of(norms()), seed=0, growth=growth)
 
 
 def test_within_a_decile_every_free_unit_is_drawn_equally_often():
@@ -394,7 +400,7 @@ def test_within_a_decile_every_free_unit_is_drawn_equally_often():
     tenths = [decile(norm[site].tolist()) for site in SITES]
     chosen = [[int(unit) for t in range(0, 10, 3) for unit in np.flatnonzero(tenth == t)[:2]] for tenth in tenths]
     selection = select(*chosen, sizes=(N_UNITS, N_UNITS))
-    controls = [random_like(selection, norm, seed=seed) for seed in range(300)]
+    controls = [random_like(selection, strata_of(norm), seed=seed) for seed in range(300)]
     statistic = degrees = 0
     for site, tenth, taken in zip(SITES, tenths, chosen, strict=True):
         counts = sum(control.mask(site).double() for control in controls).numpy()
@@ -411,14 +417,14 @@ def test_sites_and_pairs_of_units_are_drawn_independently():
     """Two sites of equal norms: the same index is drawn at both no more often than chance has it."""
     norm = {site: torch.arange(1.0, N_UNITS + 1) for site in SITES}
     selection = select([0], [0], sizes=(N_UNITS, N_UNITS))
-    drawn = [random_like(selection, norm, seed=seed) for seed in range(300)]
+    drawn = [random_like(selection, strata_of(norm), seed=seed) for seed in range(300)]
     same = sum(control.units[SITES[0]].tolist() == control.units[SITES[1]].tolist() for control in drawn)
     assert 0.001 < stats.binom.cdf(same, 300, 1 / 9) < 0.999
 
 
 def test_the_pooled_norm_is_the_root_mean_square_over_behaviours():
     one, two = (score([0, 0], norm={FIRST: torch.tensor(norm)}) for norm in ([3.0, 1.0], [4.0, 1.0]))
-    assert pooled_activation_norm([one, two])[FIRST].tolist() == pytest.approx([12.5**0.5, 1.0])
+    assert pooled_norm([one, two])[FIRST].tolist() == pytest.approx([12.5**0.5, 1.0])
 
 
 @seeded

@@ -1,52 +1,124 @@
-"""Greedy generation, and the check that a KV cache may be trusted with it."""
+"""Greedy generation in batches, and the check that a KV cache may be trusted with it."""
 
+import itertools
 import logging
+from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
 
+from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
 from dean_interp.models.tokens import Template, encode
+from dean_interp.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
+
+_CACHE = "_dean_interp_cache_is_right"  # what we note on a model object
+_NOTHING = -1  # where an answer has ended
 
 
 @torch.inference_mode()
 def generate(
-    model: HookedModel, prompts: list[str], *, max_new_tokens: int = 64, template: Template = "chat"
+    model: HookedModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    template: Template = "chat",
+    batch_size: int = 16,
+    label: str = "answering",
+    unfinished: Unfinished | None = None,
 ) -> list[str]:
-    """Greedy answers, one a prompt, under whatever hooks the model has at the time.
+    """Greedy answers, one a prompt and in their order, under whatever hooks the model has at the time.
 
-    Prompts go one by one; the KV cache is used only where `cache_is_right`.
+    Prompts of like length share a batch, padded on the left (a `HookedTransformer`: of equal length, without padding).
+    The KV cache is used only where `cache_is_right`. Batches of other sizes round differently, so that once in a while
+    an answer takes another turn where two tokens are equally likely.
+
+    Args:
+        batch_size: prompts a batch.
+        unfinished: keeps what the finished batches gave; a killed call goes on from there.
+
+    Raises:
+        InputError: no prompts, or one that leaves no room for an answer in the model's context.
     """
-    cached = cache_is_right(model)
-    if not cached:
-        log.warning("the KV cache of %s gives wrong logits here: generating without it", model.cfg.model_name)
+    if not prompts or max_new_tokens < 1 or batch_size < 1:
+        raise InputError(
+            f"generation needs a prompt, max_new_tokens and batch_size of at least 1, got {len(prompts)} prompts, "
+            f"{max_new_tokens} and {batch_size}"
+        )
     tokenizer = native_tokenizer(model)
-    answers = []
-    for prompt in prompts:
-        ids = encode(tokenizer, prompt, [], template=template).prompt
-        tokens = torch.tensor([ids], device=model.cfg.device)
-        output = model.generate(
+    encoded = [encode(tokenizer, prompt, [], template=template).prompt for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) + max_new_tokens > model.cfg.n_ctx:
+            raise InputError(
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, which with {max_new_tokens} new ones is more than "
+                f"the {model.cfg.n_ctx} that the model takes"
+            )
+    answers = torch.full((len(prompts), max_new_tokens), _NOTHING)
+    planned = list(_batches(encoded, batch_size, equal_length=is_hooked_transformer(model)))
+    n_done = unfinished.restore({"answers": answers}) if unfinished else 0
+    n_answered = sum(map(len, planned[:n_done]))
+    with tqdm(total=len(prompts), initial=n_answered, desc=label, unit="answer", leave=False) as progress:
+        for number, batch in enumerate(planned[n_done:], n_done + 1):
+            new = _continue(model, [encoded[i] for i in batch], max_new_tokens)
+            answers[batch, : new.shape[1]] = new
+            if unfinished:
+                unfinished.keep({"answers": answers}, n_batches=number)
+            progress.update(len(batch))
+    return [str(tokenizer.decode(row[row != _NOTHING], skip_special_tokens=True)) for row in answers]
+
+
+def _batches(encoded: Sequence[Sequence[int]], size: int, *, equal_length: bool) -> Iterator[list[int]]:
+    """Indices of prompts, the longest first."""
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+    groups = itertools.groupby(order, key=lambda i: len(encoded[i]) if equal_length else 0)
+    for same in map(list, (group for _, group in groups)):
+        yield from (same[start : start + size] for start in range(0, len(same), size))
+
+
+def _continue(model: HookedModel, rows: Sequence[Sequence[int]], max_new_tokens: int) -> Int[Tensor, "row new"]:
+    """New tokens of one batch on the CPU; end-of-text and what follows it are left as they come."""
+    device, n_pos = model.cfg.device, max(map(len, rows))
+    tokens = torch.zeros(len(rows), n_pos, dtype=torch.long)
+    real = torch.zeros(len(rows), n_pos, dtype=torch.long)
+    for row, ids in enumerate(rows):
+        tokens[row, n_pos - len(ids) :] = torch.tensor(ids)
+        real[row, n_pos - len(ids) :] = 1
+    tokens, real, cached = tokens.to(device), real.to(device), cache_is_right(model)
+    if is_hooked_transformer(model):
+        options = {"use_past_kv_cache": cached, "prepend_bos": False, "return_type": "tokens", "verbose": False}
+        output = model.generate(tokens, max_new_tokens=max_new_tokens, do_sample=False, **options)
+    else:
+        pad = native_tokenizer(model).pad_token_id
+        output = model.original_model.generate(
             tokens,
+            attention_mask=real,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            use_past_kv_cache=cached,
-            prepend_bos=False,
-            return_type="tokens",
-            verbose=False,
+            use_cache=cached,
+            pad_token_id=native_tokenizer(model).eos_token_id if pad is None else pad,
         )
-        answers.append(str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)))
-    return answers
+    return output[:, n_pos:].cpu()
 
 
-@torch.inference_mode()
-def cache_is_right(model: HookedModel, *, tolerance: float = 0.05) -> bool:
-    """Whether one cached step gives the logits of the uncached pass, within `tolerance` of their spread.
+def cache_is_right(model: HookedModel) -> bool:
+    """Whether one cached step gives the logits of the uncached pass; asked once a model.
 
     From transformers 5.24 on a bridge's cache stays empty and generation turns into fluent garbage without an error.
     """
-    if is_hooked_transformer(model):
-        return True
+    if _CACHE not in model.__dict__:
+        model.__dict__[_CACHE] = is_hooked_transformer(model) or _cached_step_equals_uncached(model)
+        if not model.__dict__[_CACHE]:
+            log.warning("the KV cache of %s gives wrong logits here: generating without it", model.cfg.model_name)
+    return model.__dict__[_CACHE]
+
+
+@torch.inference_mode()
+def _cached_step_equals_uncached(model: HookedModel, *, tolerance: float = 0.05) -> bool:
+    """Within `tolerance` of the logits' spread."""
     tokens = torch.arange(1, 9, device=model.cfg.device)[None] % model.cfg.d_vocab
     full = model(tokens, return_type="logits")[0, -1].float()
     _, cache = model(tokens[:, :-1], return_type="logits_and_cache", use_cache=True)

@@ -102,6 +102,16 @@ def model_fingerprint(model: HookedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def refuse_not_finite(model: HookedModel) -> None:
+    """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything."""
+    bad = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
+    if bad:
+        raise InputError(
+            f"{model.cfg.model_name} has weights that are not finite (NaN or infinite) in {len(bad)} tensors, "
+            f"{bad[0]} the first: all must be finite"
+        )
+
+
 def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer. TransformerLens makes every tokenizer prepend a BOS, which most never saw.
 

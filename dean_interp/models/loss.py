@@ -5,7 +5,7 @@ answer token and on nothing else: a pre-hook on it hands in those rows of the fi
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from dean_interp.models.load import HookedModel, is_hooked_transformer
 from dean_interp.models.tokens import Batch, Encoded, Row, batches, collate, paths, trees
+from dean_interp.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +55,28 @@ def answer_log_probs(
 
 
 def batched(
-    model: HookedModel, rows: Sequence[Row], *, batch_tokens: int, label: str, leave: bool = False
+    model: HookedModel,
+    rows: Sequence[Row],
+    *,
+    batch_tokens: int,
+    label: str,
+    leave: bool = False,
+    unfinished: Unfinished | None = None,
+    sums: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Batch]:
-    """Padded batches of `rows` on the model's device, with a progress bar over the rows."""
-    with tqdm(total=len(rows), desc=label, unit="row", leave=leave) as progress:
-        for some in batches(rows, batch_tokens=batch_tokens):
+    """Padded batches of `rows` on the model's device, with a progress bar over the rows.
+
+    With `unfinished`, `sums` is what the loop's body adds to, in place: it is restored before the first batch, batches
+    that it holds already are passed over, and it is written after each of the others.
+    """
+    planned = batches(rows, batch_tokens=batch_tokens)
+    n_done = unfinished.restore(sums or {}) if unfinished else 0
+    n_rows_done = sum(len(some) for some in planned[:n_done])
+    with tqdm(total=len(rows), initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
+        for number, some in enumerate(planned[n_done:], n_done + 1):
             yield collate(some, device=model.cfg.device)
+            if unfinished:
+                unfinished.keep(sums or {}, n_batches=number)
             progress.update(len(some))
 
 

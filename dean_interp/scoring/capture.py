@@ -1,4 +1,4 @@
-"""Activations and gradients at hook points, streamed: each pair is handed on the moment its gradient arrives.
+"""What units see and the gradients they get, streamed: each pair is handed on the moment its gradient arrives.
 
 No parameter needs a gradient. All of them are frozen and the embedding's output requires one, so a backward pass costs
 no weight gradients, and nothing is held per parameter.
@@ -13,57 +13,82 @@ from torch import Tensor
 
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, forward
-from dean_interp.models.sites import Site, output_weight
+from dean_interp.models.matrices import OnProduct, on_products, parameter
+from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 
-Accumulate = Callable[[Site, Float[Tensor, "batch pos d_mlp"], Float[Tensor, "batch pos d_mlp"]], None]
+Accumulate = Callable[[Site, Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]], None]
 
 
 def stream_gradients(
     model: HookedModel, batch: Batch, sites: Sequence[Site], accumulate: Accumulate
 ) -> Float[Tensor, " example"]:
-    """One forward and one backward pass; `accumulate(site, activation, gradient)` is called once a site, last first.
+    """One forward and one backward pass; `accumulate(site, x, gradient)` is called once a site, last first.
 
-    The gradient is that of the sum over examples of each example's mean cross-entropy (nats) over its answer tokens,
-    so an example's rows hold the gradient of its own loss. Returns the losses, in the order of the answers' numbers.
+    At a site of neurons `x` is their activation and `gradient` its gradient; at a matrix `x` is what it reads and
+    `gradient` that of what it writes. The gradient is that of the sum over examples of each example's mean
+    cross-entropy (nats) over its answer tokens, so an example's rows hold the gradient of its own loss. Returns the
+    losses, in the order of the answers' numbers.
     """
 
-    def hook_for(site: Site) -> Callable[..., None]:
-        def on_activation(activation: Tensor, hook: object) -> None:
-            value = activation.detach()  # the hook must not hold the tensor that holds it, or neither is ever freed
-            activation.register_hook(lambda gradient: accumulate(site, value, gradient))
+    def watch(site: Site, value: Tensor, written: Tensor) -> None:
+        value = value.detach()  # the hook must not hold the tensor that holds it, or neither is ever freed
+        written.register_hook(lambda gradient: accumulate(site, value, gradient))
 
-        return on_activation
+    def on_activation(site: Site) -> Callable[..., None]:
+        return lambda activation, hook: watch(site, activation, activation)
+
+    def on_product(site: Site) -> OnProduct:
+        return lambda x, product: watch(site, x, product)
 
     hooks = [("hook_embed", lambda embedded, hook: embedded.requires_grad_(True))]
-    hooks += [(site.hook_name, hook_for(site)) for site in sites]
-    with torch.enable_grad(), _frozen(model), model.hooks(fwd_hooks=hooks), answer_positions(model, batch):
+    hooks += [(site.hook_name, on_activation(site)) for site in sites if site.unit == "neuron"]
+    products = {site: on_product(site) for site in sites if site.unit == "weight"}
+    with (
+        torch.enable_grad(),
+        _frozen(model),
+        model.hooks(fwd_hooks=hooks),
+        on_products(model, products),
+        answer_positions(model, batch),
+    ):
         losses = _answer_losses(forward(model, batch)[0], batch)
         losses.sum().backward()
     return losses.detach()
 
 
-def check_hook_gradient(model: HookedModel, batch: Batch, layer: int) -> None:
-    """Refuse a model whose hook point is not what it seems: hook gradient against parameter gradient in one layer.
+def check_hook_gradients(model: HookedModel, batch: Batch, sites: Sequence[Site]) -> None:
+    """Refuse a model whose hook points are not what they seem: hook gradients against parameters' own.
 
-    For neuron i that writes row i of `W_out`, the sum over positions of activation times gradient equals
-    `sum_j W_out[i, j] * dL/dW_out[i, j]`, exactly, whenever `W_out` reads what the hook point holds.
+    For a matrix the product over all positions of what it reads and the gradient of what it writes is its gradient. For
+    neuron i, which writes row i of `W_out`, the sum over positions of activation times gradient equals
+    `sum_j W_out[i, j] * dL/dW_out[i, j]`. Both are exact whenever the weights read what the hook points hold.
     """
-    site = Site(layer, "neurons")
-    at_hook: list[Tensor] = []
-    stream_gradients(model, batch, [site], lambda _, value, gradient: at_hook.append((value * gradient).sum((0, 1))))
-    weight, transposed = output_weight(model, layer)
+    at_hook: dict[Site, Tensor] = {}
+
+    def keep(site: Site, x: Tensor, gradient: Tensor) -> None:
+        if site.unit == "neuron":
+            at_hook[site] = (x.float() * gradient.float()).sum((0, 1))
+        else:
+            at_hook[site] = x.flatten(0, 1).float().T @ gradient.flatten(0, 1).float()
+
+    stream_gradients(model, batch, sites, keep)
+    matrices = {site: parameter(model, Site(site.layer, "out") if site.unit == "neuron" else site) for site in sites}
     with torch.enable_grad(), _frozen(model), answer_positions(model, batch):
-        weight.requires_grad_(True)
+        for weight, _ in matrices.values():
+            weight.requires_grad_(True)
         loss = _answer_losses(forward(model, batch)[0], batch).sum()
-        (gradient,) = torch.autograd.grad(loss, weight)
-    at_weight = (weight.detach() * gradient).sum(0 if transposed else 1)
-    tolerance = 1e-4 if weight.dtype == torch.float32 else 5e-2
-    if (at_weight - at_hook[0]).abs().max() > tolerance * at_weight.abs().max() + 1e-12:
-        raise RuntimeError(
-            f"{model.cfg.model_name}: the gradient at {site.hook_name} does not agree with that of the weight it "
-            "feeds; scores of this architecture would be wrong"
-        )
+        gradients = torch.autograd.grad(loss, [weight for weight, _ in matrices.values()])
+    for (site, (weight, transposed)), gradient in zip(matrices.items(), gradients, strict=True):
+        expected = (weight.detach() * gradient).float() if site.unit == "neuron" else gradient.float()
+        expected = expected.T if transposed else expected
+        expected = expected.sum(1) if site.unit == "neuron" else expected
+        tolerance = 1e-4 if weight.dtype == torch.float32 else 5e-2
+        if (expected - at_hook[site]).abs().max() > tolerance * expected.abs().max() + 1e-12:
+            place = site.hook_name if site.unit == "neuron" else f"the hook points of {site}"
+            raise RuntimeError(
+                f"{model.cfg.model_name}: the gradient at {place} does not agree with that of the weight it feeds; "
+                "scores of this architecture would be wrong"
+            )
 
 
 def _answer_losses(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Float[Tensor, " example"]:

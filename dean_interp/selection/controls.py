@@ -1,69 +1,95 @@
 """Random selections that differ from the one under test in nothing but which units they hold.
 
-Large activations move a model more than small ones whatever they mean, so a fair random unit has the same site and the
-same decile of activation norm. Scores play no part: a control matched on the scores would be the edit again.
+Large activations and large weights move a model more than small ones whatever they mean. So a fair random neuron has
+the same site and the same decile of activation norm; a fair random weight the same matrix, the same decile of `|W|` and
+the same decile of what its matrix reads. Scores play no part: a control matched on them would be the edit again.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel
+from dean_interp.models.matrices import weight
 from dean_interp.models.sites import Site
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.selection import Selection, strongest
 
-N_STRATA = 10
+N_DECILES = 10
+Strata = Mapping[Site, UInt8[Tensor, "..."]]
 
 
-def pooled_activation_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor, " _"]]:
-    """Root mean square activation of every neuron over all behaviours, each weighing the same."""
+def strata(model: HookedModel, scores: Sequence[Scores]) -> dict[Site, UInt8[Tensor, "..."]]:
+    """The stratum of every scored unit, in the shape of its site: what a random control is matched on.
+
+    For neurons the decile of activation norm over all behaviours, each weighing the same; for weights that of `|W|`
+    within its matrix and that of the norm of what it reads, as ten times one plus the other.
+    """
+    found = {}
+    for site, norm in pooled_norm(scores).items():
+        found[site] = deciles(norm)
+        if site.unit == "weight":
+            size = deciles(weight(model, site).detach().float().abs().cpu().flatten()).reshape(scores[0][site].shape)
+            found[site] = N_DECILES * size + found[site][:, None]
+    return found
+
+
+def pooled_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor, " _"]]:
+    """Root mean square activation (of a matrix: input) over all behaviours, each weighing the same."""
     return {
         site: torch.stack([one.activation_norm[site].square() for one in scores]).mean(0).sqrt()
         for site in scores[0].activation_norm
     }
 
 
-def random_like(
-    selection: Selection,
-    activation_norm: Mapping[Site, Float[Tensor, " _"]],
-    *,
-    seed: int,
-    growth: float = 1.0,
-) -> Selection:
-    """Random units from outside `selection`, as many per site and per decile of activation norm.
+def random_like(selection: Selection, strata: Strata, *, seed: int, growth: float = 1.0) -> Selection:
+    """Random units from outside `selection`, as many per site and stratum.
 
-    Every unit has a turn: the k-th of a decile that holds c selected units comes at growth (k - u) / c, with u uniform.
-    A draw is the first `round(growth * len(selection))` in turn, so a larger growth adds units and drops none, and at
-    1 every decile has its count.
+    Every unit has a turn: the k-th of a stratum that holds c selected units comes at growth (k - u) / c, with u
+    uniform. A draw is the first `round(growth * len(selection))` in turn, so a larger growth adds units and drops none,
+    and at 1 every stratum has its count.
 
     Args:
         selection: the set to imitate; sites where it has no unit get none.
-        activation_norm: of every neuron, as stored with scores or pooled over them.
+        strata: of every unit, from `strata`.
         seed: of the draw.
-        growth: how many times the size of `selection`; what a decile cannot give comes from the rest of its site.
+        growth: how many times the size of `selection`; what a stratum cannot give comes from the rest of its site.
 
     Raises:
         InputError: `growth` not positive, or more units wanted than the sites have outside the selection.
     """
     if growth <= 0:
         raise InputError(f"growth must be positive, got {growth}")
-    generator = np.random.default_rng(seed)
-    turns = []  # (turn, site, unit)
-    for site, chosen in selection.units.items():
-        turns += [(turn, site, unit) for turn, unit in _turns(chosen.numpy(), activation_norm[site], generator)]
     n_wanted = round(growth * len(selection))
-    if n_wanted > len(turns):
-        raise InputError(f"{n_wanted} units were asked for; the sites have {len(turns)} outside the selection")
-    drawn: dict[Site, list[int]] = {site: [] for site in selection.units}
-    for _, site, unit in sorted(turns)[:n_wanted]:
-        drawn[site].append(unit)
-    units = {site: torch.tensor(sorted(some), dtype=torch.int64) for site, some in drawn.items()}
+    n_outside = n_units_outside(selection)
+    if n_wanted > n_outside:
+        raise InputError(f"{n_wanted} units were asked for; the sites have {n_outside} outside the selection")
+    sites = [site for site, chosen in selection.units.items() if len(chosen)]
+    drawn, reach = [(np.zeros(0), np.zeros(0))], growth + 1
+    while sum(len(turns) for turns, _ in drawn) < n_wanted:  # more than once where strata run out of units
+        drawn = [
+            _turns(selection.units[site].numpy(), strata[site].numpy().ravel(), reach, np.random.default_rng([seed, i]))
+            for i, site in enumerate(sites)
+        ]
+        reach *= 2
+    turn, unit = (np.concatenate([one[k] for one in drawn]) for k in (0, 1))
+    place = np.repeat(np.arange(len(sites)), [len(one[0]) for one in drawn])
+    first = np.lexsort((unit, place, turn))[:n_wanted]
+    units = {site: torch.zeros(0, dtype=torch.int64) for site in selection.units}
+    for i, site in enumerate(sites):
+        units[site] = torch.from_numpy(np.sort(unit[first[place[first] == i]]).astype(np.int64))
     return Selection(units, selection.shapes, selection.prompt_hashes)
+
+
+def n_units_outside(selection: Selection) -> int:
+    """How many units the sites of a selection have that it does not hold; sites without one do not count."""
+    return sum(math.prod(selection.shapes[site]) - n for site, n in selection.counts().items() if n)
 
 
 def named_controls(found: Coupling, first: Scores, second: Scores, general: Scores) -> dict[str, Selection]:
@@ -80,23 +106,30 @@ def named_controls(found: Coupling, first: Scores, second: Scores, general: Scor
     }
 
 
-def _strata(norm: np.ndarray) -> np.ndarray:
+def deciles(values: Float[Tensor, " unit"]) -> UInt8[Tensor, " unit"]:
     """The decile of every unit, by rank, so that ties and outliers cannot empty one."""
-    ranks = np.argsort(np.argsort(norm, kind="stable"), kind="stable")
-    return ranks * N_STRATA // len(norm)
+    ranks = np.empty(len(values), dtype=np.int64)
+    ranks[np.argsort(values.numpy(), kind="stable")] = np.arange(len(values))
+    return torch.from_numpy((ranks * N_DECILES // len(values)).astype(np.uint8))
 
 
-def _turns(chosen: np.ndarray, norm: Tensor, generator: np.random.Generator) -> list[tuple[float, int]]:
-    """When each unit of a site outside `chosen` is drawn. None, where the site has no chosen unit."""
-    order = generator.permutation(len(norm))
-    stratum = _strata(norm.numpy())
-    free = order[~np.isin(order, chosen)]
-    counts = np.bincount(stratum[chosen], minlength=N_STRATA)
-    others = [unit for unit in free if not counts[stratum[unit]]]  # of deciles without a chosen unit: they only fill in
-    turns, missing = [], []
+def _turns(
+    chosen: np.ndarray, stratum: np.ndarray, reach: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """When units of a site outside `chosen` are drawn, and which: all those whose turn comes up to growth `reach`."""
+    counts = np.bincount(stratum[chosen])
+    is_free = np.ones(len(stratum), dtype=bool)
+    is_free[chosen] = False
+    turns, units, missing = [], [], []
     for s in np.flatnonzero(counts):
-        own = free[stratum[free] == s]
-        times = (np.arange(1, len(norm) + 1) - generator.random()) / counts[s]
-        turns += zip(times.tolist(), own.tolist(), strict=False)
-        missing += times[len(own) :].tolist()
-    return turns + list(zip(sorted(missing), map(int, others), strict=False))
+        own = generator.permutation(np.flatnonzero((stratum == s) & is_free))
+        times = (np.arange(1, int(reach * counts[s]) + 2) - generator.random()) / counts[s]
+        turns.append(times[: len(own)])
+        units.append(own[: len(times)])
+        missing.append(times[len(own) :])
+    times = np.sort(np.concatenate(missing))
+    if len(times):  # strata that ran out: units of those without a chosen one fill in
+        others = generator.permutation(np.flatnonzero(~np.isin(stratum, np.flatnonzero(counts))))
+        turns.append(times[: len(others)])
+        units.append(others[: len(times)])
+    return np.concatenate(turns), np.concatenate(units)

@@ -11,6 +11,9 @@ from dean_interp.errors import InputError
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection, rounded_up, top_fraction
 
+Fraction = float | tuple[float, float, float]
+"""Of the units of a site: one for both behaviours and general, or one for each of the three."""
+
 
 @dataclass(frozen=True)
 class Coupling:
@@ -21,21 +24,34 @@ class Coupling:
     general: Selection
     both: Selection
     coupled: Selection
-    fraction: float
+    fractions: tuple[float, float, float]
+    """Of first, second and general."""
 
     def sizes(self) -> dict[str, int]:
         """How many units each set holds, in the order in which they are made."""
         return {name: len(getattr(self, name)) for name in ("first", "second", "general", "both", "coupled")}
 
 
-def coupling(first: Scores, second: Scores, general: Scores, *, fraction: float) -> Coupling:
-    """Both behaviours' top `fraction` of each site, their intersection, and what is left without general's top."""
-    tops = [top_fraction(scores, fraction) for scores in (first, second, general)]
+def coupling(first: Scores, second: Scores, general: Scores, *, fraction: Fraction) -> Coupling:
+    """Both behaviours' top `fraction` of each site, their intersection, and what is left without general's top.
+
+    `fraction` is one for all three, or one each, in the order of the scores.
+    """
+    fractions = each_fraction(fraction)
+    tops = [top_fraction(scores, one) for scores, one in zip((first, second, general), fractions, strict=True)]
     both = tops[0] & tops[1]
-    return Coupling(*tops, both=both, coupled=both - tops[2], fraction=fraction)
+    return Coupling(*tops, both=both, coupled=both - tops[2], fractions=fractions)
 
 
-def coupled(first: Scores, second: Scores, general: Scores, *, fraction: float) -> Selection:
+def each_fraction(fraction: Fraction) -> tuple[float, float, float]:
+    """The fractions of first, second and general. Raises `InputError` where one is not in (0, 1]."""
+    fractions = (fraction,) * 3 if isinstance(fraction, float | int) else tuple(fraction)
+    if len(fractions) != 3 or not all(0 < one <= 1 for one in fractions):
+        raise InputError(f"fraction must be in (0, 1], one or one each for first, second, general; got {fraction}")
+    return fractions
+
+
+def coupled(first: Scores, second: Scores, general: Scores, *, fraction: Fraction) -> Selection:
     """Units in the top `fraction` for both behaviours but not for general text.
 
     Raises `InputError` where there is none, with the smallest fraction that gives one.
@@ -46,11 +62,12 @@ def coupled(first: Scores, second: Scores, general: Scores, *, fraction: float) 
 
 
 def refuse_empty(found: Coupling, first: Scores, second: Scores, general: Scores) -> None:
-    """Raise `InputError` where no unit is coupled, with the smallest fraction that gives one."""
+    """Raise `InputError` where no unit is coupled, with the smallest fraction (for all three) that gives one."""
     if not len(found.coupled):
         smallest = smallest_coupling_fraction(first, second, general)
         hint = f"the smallest fraction with one is {rounded_up(smallest)}" if smallest else "no fraction gives one"
-        raise InputError(f"no coupled unit at fraction {found.fraction} (sizes {found.sizes()}); {hint}")
+        given = found.fractions[0] if len(set(found.fractions)) == 1 else found.fractions
+        raise InputError(f"no coupled unit at fraction {given} (sizes {found.sizes()}); {hint}")
 
 
 def smallest_coupling_fraction(first: Scores, second: Scores, general: Scores) -> float | None:

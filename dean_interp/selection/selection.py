@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
@@ -38,13 +38,13 @@ class Selection:
         return sum(len(indices) for indices in self.units.values())
 
     def __and__(self, other: "Selection") -> "Selection":
-        return self._combine(other, lambda mine, theirs: mine & theirs)
+        return self._combine(other, lambda mine, theirs: mine[torch.isin(mine, theirs)])
 
     def __or__(self, other: "Selection") -> "Selection":
-        return self._combine(other, lambda mine, theirs: mine | theirs)
+        return self._combine(other, lambda mine, theirs: torch.cat([mine, theirs]).unique())
 
     def __sub__(self, other: "Selection") -> "Selection":
-        return self._combine(other, lambda mine, theirs: mine & ~theirs)
+        return self._combine(other, lambda mine, theirs: mine[~torch.isin(mine, theirs)])
 
     def __repr__(self) -> str:
         n_sites = sum(len(indices) > 0 for indices in self.units.values())
@@ -78,7 +78,7 @@ class Selection:
     def _combine(self, other: "Selection", combine: Callable[[Tensor, Tensor], Tensor]) -> "Selection":
         if self.shapes != other.shapes:
             raise InputError("selections can be combined only when they are of one model and one kind of unit")
-        units = {site: combine(self.mask(site), other.mask(site)).flatten().nonzero()[:, 0] for site in self.units}
+        units = {site: combine(indices, other.units[site]) for site, indices in self.units.items()}
         return Selection(units, self.shapes, self.prompt_hashes | other.prompt_hashes)
 
 
@@ -104,6 +104,8 @@ def top_fraction(scores: Scores, fraction: float) -> Selection:
     """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction must be in (0, 1], got {fraction}")
+    if len(scores.units) > 1:
+        raise InputError("these scores hold neurons and weights: choose one with scores.of('neuron') or of('weight')")
     selection = _top(scores, {site: int(fraction * value.numel()) for site, value in scores.values.items()})
     if not len(selection):
         largest = max(value.numel() for value in scores.values.values())
@@ -131,10 +133,19 @@ def _top(scores: Scores, counts: Mapping[Site, int], values: Mapping[Site, Tenso
     for site, value in (values or scores.values).items():
         if bool(value.isnan().any()):
             raise InputError(f"the scores of {scores.behaviour} are NaN at {site}: nothing can be ranked by them")
-        order = torch.sort(value.flatten(), descending=True, stable=True).indices
-        units[site] = order[: counts[site]].sort().values
+        units[site] = _highest(value.flatten(), counts[site])
     shapes = {site: tuple(value.shape) for site, value in scores.values.items()}
     return Selection(units, shapes, scores.prompt_hashes)
+
+
+def _highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"]:
+    """Indices of the `count` highest values, ascending; ties at the threshold go to the lower index."""
+    if not count:
+        return torch.zeros(0, dtype=torch.int64)
+    threshold = values.topk(count).values[-1]
+    above = (values > threshold).nonzero()[:, 0]
+    level = (values == threshold).nonzero()[:, 0][: count - len(above)]
+    return torch.cat([above, level]).sort().values
 
 
 def _n_units(shape: tuple[int, ...]) -> int:

@@ -26,7 +26,7 @@ from dean_interp.information.nulls import largest_fall
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint
 from dean_interp.scoring.importance import importance, scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
-from dean_interp.selection.controls import named_controls, pooled_activation_norm, random_like
+from dean_interp.selection.controls import named_controls, random_like, strata
 from dean_interp.selection.coupling import Coupling, coupling, refuse_empty
 from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.study.config import StudyConfig
@@ -84,7 +84,7 @@ class _Study:
         self.config, self.folder, self.model = config, folder, model
         self.tests, self.scores, self.found, self.clock = tests, scores, found, clock
         self.behaviours, self.general = [test.name for test in tests[:2]], tests[2].name
-        self.norm = pooled_activation_norm(scores)
+        self.strata = strata(model, scores)
         self.first_read, self.second_read = _reads(scores, config.read_fraction)
         (folder / "states").mkdir(exist_ok=True)
         self.model_fingerprint = model_fingerprint(model)
@@ -157,7 +157,7 @@ class _Study:
     def random(self, number: int, growth: float) -> Selection:
         """The `number`-th random selection like the edit, at a given growth."""
         seed = self.config.seed * 1000 + number
-        return random_like(self.found.coupled, self.norm, seed=seed, growth=growth)
+        return random_like(self.found.coupled, self.strata, seed=seed, growth=growth)
 
     def equal_kl(self, number: int, target: float) -> tuple[Selection, float]:
         """Random control `number` of equal KL, and its growth; both are remembered beside the states.

@@ -1,0 +1,46 @@
+"""What the finished batches of a loop left behind, on disk, so that a killed run goes on with the next batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from dean_interp.errors import InputError
+from dean_interp.tensorfile import read_tensors, write_tensors
+
+_FORMAT = "dean_interp.unfinished.1"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The running sums of a loop over batches, in one file that is replaced after every batch.
+
+    The file is whole at every moment. Whoever saves the loop's result calls `discard` after that.
+    """
+
+    path: Path
+    fingerprint: str
+    """Of everything that the sums depend on, the batches included: sums of anything else are not taken up."""
+
+    def restore(self, sums: Mapping[str, Tensor]) -> int:
+        """Put the stored sums into the given tensors, in place. Returns how many batches they hold (0: none)."""
+        if not self.path.is_file():
+            return 0
+        try:
+            stored, facts = read_tensors(self.path, _FORMAT)
+        except InputError:  # not ours, or of another version: the loop begins anew
+            return 0
+        if facts["fingerprint"] != self.fingerprint or stored.keys() != sums.keys():
+            return 0
+        for name, tensor in sums.items():
+            tensor.copy_(stored[name])
+        return int(facts["n_batches"])
+
+    def keep(self, sums: Mapping[str, Tensor], *, n_batches: int) -> None:
+        """Write the sums of the first `n_batches` batches."""
+        write_tensors(self.path, _FORMAT, sums, {"fingerprint": self.fingerprint, "n_batches": n_batches})
+
+    def discard(self) -> None:
+        """The result is safe elsewhere."""
+        self.path.unlink(missing_ok=True)
