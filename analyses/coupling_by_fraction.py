@@ -1,6 +1,6 @@
-"""How many neurons are coupled at each fraction, beside what independent rankings would give.
+"""How many units are coupled at each fraction, beside what independent rankings would give.
 
-    python analyses/coupling_by_fraction.py runs/demo
+    python analyses/coupling_by_fraction.py runs/demo            (or: runs/demo weight)
 
 Reads the scores of a finished (or half-finished) run folder; nothing is scored again. Under independence the top
 fractions p of two rankings share p * p of the units, and p * p * (1 - p) of them would count as coupled.
@@ -10,18 +10,19 @@ import sys
 from pathlib import Path
 
 from dean_interp import InputError, coupling, load_scores
+from dean_interp.models.sites import Unit
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, unit: Unit = "neuron") -> None:
     """Print one line a fraction."""
-    files = sorted((folder / "scores").glob("*.neuron.safetensors"))
-    scores = {path.name.split(".")[0]: load_scores(path) for path in files}
+    files = sorted((folder / "scores").glob("*.safetensors"))
+    scores = {path.name.split(".")[0]: load_scores(path).of(unit) for path in files}
     general = scores.pop("general", None)
     if general is None or len(scores) != 2:
         raise InputError(f"{folder} must hold the scores of two behaviours and of general, got {[*scores]}")
     first, second = scores.values()
     n_units = sum(value.numel() for value in general.values.values())
-    print(f"{first.behaviour} and {second.behaviour}, {n_units} neurons; Jaccard of the two tops in the last column")
+    print(f"{first.behaviour} and {second.behaviour}, {n_units} {unit}s; Jaccard of the two tops in the last column")
     print(f"{'fraction':>8} {'top':>6} {'both':>6} {'by chance':>9} {'coupled':>7} {'by chance':>9} {'Jaccard':>7}")
     for fraction in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2):
         found = coupling(first, second, general, fraction=fraction)
@@ -36,6 +37,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python analyses/coupling_by_fraction.py RUN_FOLDER")
-    main(Path(sys.argv[1]))
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python analyses/coupling_by_fraction.py RUN_FOLDER [neuron|weight]")
+    main(Path(sys.argv[1]), *sys.argv[2:])

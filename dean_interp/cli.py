@@ -50,7 +50,8 @@ def _run(command: Run) -> int:
     from dean_interp.study.run import run_study  # here, so that --help does not wait for TransformerLens
 
     results = run_study(command.study, command.out)
-    print(results.headline)  # noqa: T201
+    for one in results.units:
+        print(f"{one.unit}s: {one.headline}")  # noqa: T201
     return _report(command.out)
 
 

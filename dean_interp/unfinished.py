@@ -41,6 +41,10 @@ class Unfinished:
         """Write the sums of the first `n_batches` batches."""
         write_tensors(self.path, _FORMAT, sums, {"fingerprint": self.fingerprint, "n_batches": n_batches})
 
+    def part(self, name: str) -> "Unfinished":
+        """The same for one of several loops that make one result."""
+        return Unfinished(self.path.with_name(f"{self.path.stem}.{name}{self.path.suffix}"), self.fingerprint)
+
     def discard(self) -> None:
         """The result is safe elsewhere."""
         self.path.unlink(missing_ok=True)

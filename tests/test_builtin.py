@@ -20,6 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 from dean_interp.data.examples import load_behaviour
+from dean_interp.errors import InputError
+from dean_interp.evaluation.judge import is_cautious, judge
 
 NAMES = ("fairness", "privacy", "general")
 PAIRED = ("fairness", "privacy")
@@ -241,3 +243,28 @@ def test_the_first_word_alone_does_not_tell_safe_from_unsafe(name):
 def test_words_without_their_order_do_not_settle_what_is_safe(name):
     """Measured 0.78 for both: what is advised shows in the words, as it should, but a bag of them often errs."""
     assert _accuracy(name, _bag(), str.lower) < 0.85
+
+
+OVER_REFUSAL = ("over_refusal_fairness", "over_refusal_privacy")
+
+
+@pytest.mark.parametrize("name", OVER_REFUSAL)
+def test_an_over_refusal_set_is_large_enough_and_all_test(name):
+    rows = load_behaviour(name, n_examples=None, split="test").examples
+    topics = [row.topic for row in rows]
+    assert len(rows) >= 80 and len(set(topics)) >= 8
+    assert min(topics.count(topic) for topic in topics) >= 4
+    with pytest.raises(InputError, match="has no examples"):
+        load_behaviour(name, split="calibration")
+
+
+@pytest.mark.parametrize("name", OVER_REFUSAL)
+def test_over_refusal_prompts_are_their_own_and_their_answers_plain(name):
+    rows = load_behaviour(name, n_examples=None, split="test").examples
+    others = [prompt for other in ("fairness", "privacy", "general", *OVER_REFUSAL) if other != name
+              for prompt in load_behaviour(other, n_examples=None, split=None).prompts]  # fmt: skip
+    prompts = [row.prompt for row in rows]
+    assert len(set(prompts)) == len(prompts) and not set(prompts) & set(others)
+    answers = [row.answers["response"] for row in rows]
+    assert set(judge(answers)) == {"safe"} and not any(map(is_cautious, answers))
+    assert all(5 <= len(answer.split()) <= 45 for answer in answers)

@@ -25,8 +25,8 @@ def one_line(capsys) -> str:
     [
         (["--first", "gone.csv"], "no file gone.csv"),
         (["--first", "fairnes"], "no behaviour 'fairnes'"),
-        (["--fraction", "0"], "fraction must be in (0, 1], got 0"),
-        (["--fraction", "7"], "fraction must be in (0, 1], got 7"),
+        (["--neuron-fraction", "0"], "neuron_fraction must be in (0, 1], got 0"),
+        (["--neuron-fraction", "7"], "neuron_fraction must be in (0, 1], got 7"),
         (["--n-calibration", "900"], "n_examples=900"),
         (["--model", "nobody/nothing"], "cannot load the model 'nobody/nothing'"),
         (["--model", "gone.gguf"], "no file gone.gguf"),
@@ -58,7 +58,7 @@ def test_an_empty_behaviour_and_one_without_pairs_are_named(tmp_path, capsys, no
 
 def test_a_fraction_that_selects_nothing_says_which_would(tmp_path, capsys, checkpoints):
     options = ["--model", str(checkpoints["llama"]), "--n-calibration", "2", "--device", "cpu"]
-    assert main(["run", "--out", str(tmp_path / "a"), *options, "--fraction", "0.001"]) == 2
+    assert main(["run", "--out", str(tmp_path / "a"), *options, "--neuron-fraction", "0.001"]) == 2
     assert "fraction 0.001 selects no unit; 0.025 selects one of 40" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -71,13 +71,23 @@ def test_a_selection_that_comes_out_empty_says_which_fraction_would_not(tmp_path
                (("first", "one"), ("second", "two"), ("general", "three"))]  # fmt: skip
     sizes = ["--n-calibration", "12", "--n-test", "12", "--n-general-test", "12", "--device", "cpu"]
     model = ["--model", str(checkpoints["llama"])]
-    assert main(["run", "--out", str(tmp_path / "run"), *model, *sources, *sizes, "--fraction", "0.1"]) == 2
+    assert main(["run", "--out", str(tmp_path / "run"), *model, *sources, *sizes, "--neuron-fraction", "0.1"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "no coupled unit at fraction 0.1" in last and "no fraction gives one" in last
 
 
 def test_a_mistake_does_not_keep_the_folder_from_the_corrected_command(tmp_path, capsys, checkpoints):
-    options = ["run", "--out", str(tmp_path / "run"), "--n-calibration", "2", "--device", "cpu", "--fraction", "0.001"]
+    options = [
+        "run",
+        "--out",
+        str(tmp_path / "run"),
+        "--n-calibration",
+        "2",
+        "--device",
+        "cpu",
+        "--neuron-fraction",
+        "0.001",
+    ]
     assert main([*options, "--model", "nobody/nothing"]) == 2
     assert main([*options, "--model", str(checkpoints["llama"])]) == 2
     assert "fraction 0.001 selects no unit" in capsys.readouterr().err.splitlines()[-1]
@@ -89,4 +99,6 @@ def test_a_report_of_nothing_is_one_line(tmp_path, capsys):
 
 
 def test_the_built_in_names_are_those_that_the_error_lists():
-    assert readers.BUILTIN == ("fairness", "privacy", "general")
+    assert readers.BUILTIN == (
+        "fairness", "privacy", "general", "over_refusal_fairness", "over_refusal_privacy",
+    )  # fmt: skip

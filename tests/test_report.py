@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -5,7 +6,13 @@ import subprocess
 import pytest
 from test_study import config, finished  # noqa: F401 - fixtures
 
-from dean_interp.report.figures import coupled_per_layer, effect_against_controls, information_per_layer, to_svg
+from dean_interp.report.figures import (
+    coupled_per_layer,
+    effect_against_controls,
+    information_per_layer,
+    to_svg,
+    verdicts_by_state,
+)
 from dean_interp.report.html import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -18,9 +25,11 @@ def report(finished, tmp_path_factory):  # noqa: F811
 
 def test_the_report_says_the_headline_and_every_state(report, finished):  # noqa: F811
     text = report.read_text()
-    assert finished[1].headline in text
-    assert all(f"<td>{state.name}</td>" in text for state in finished[1].states)
-    assert text.count("<svg") >= 3
+    for one in finished[1].units:
+        assert one.headline in text
+        assert all(f"<td>{one.unit} {state.name}</td>" in text for state in one.states)
+    assert all(f"<td>{state.name}</td>" in text for state in finished[1].spoken.states)
+    assert text.count('<svg role="img"') == 7
 
 
 def test_the_report_loads_nothing_from_a_network(report):
@@ -32,8 +41,6 @@ def test_the_report_loads_nothing_from_a_network(report):
 
 
 def test_text_from_data_cannot_break_out_of_the_page(finished, tmp_path):  # noqa: F811
-    import dataclasses
-
     results = finished[1]
     evil = dataclasses.replace(results.texts[0], tokens=("</script><b>x", *results.texts[0].tokens[1:]))
     text = write_report(dataclasses.replace(results, texts=(evil,)), tmp_path).read_text()
@@ -41,8 +48,17 @@ def test_text_from_data_cannot_break_out_of_the_page(finished, tmp_path):  # noq
 
 
 def test_every_figure_draws(finished):  # noqa: F811
-    for draw in (effect_against_controls, coupled_per_layer, information_per_layer):
-        assert to_svg(draw(finished[1]), "title").startswith('<svg role="img" aria-label="title"')
+    drawn = [draw(one) for one in finished[1].units
+             for draw in (effect_against_controls, coupled_per_layer, information_per_layer)]  # fmt: skip
+    for figure in (*drawn, verdicts_by_state(finished[1].spoken)):
+        assert to_svg(figure, "title").startswith('<svg role="img" aria-label="title"')
+
+
+def test_a_study_of_one_unit_without_answers_has_a_report_too(finished, tmp_path):  # noqa: F811
+    results = finished[1]
+    weights = dataclasses.replace(results, units=results.units[1:], spoken=None, neurons=(), texts=())
+    text = write_report(weights, tmp_path).read_text()
+    assert text.count("<svg") == 3 and "What the model answers" not in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,13 +11,18 @@ import pytest
 import torch
 
 from dean_interp import InputError, load_scores, load_selection
+from dean_interp.evaluation.judge import VERDICTS
 from dean_interp.study import run as study
+from dean_interp.study import states
 from dean_interp.study.config import StudyConfig
+from dean_interp.study.folder import owned
 from dean_interp.study.results import load_results
 from dean_interp.study.states import load_measurement
 
-SIZES = {"n_calibration": 12, "n_test": 12, "n_general_test": 12, "n_random": 3, "n_equal_kl": 1,
-         "fraction": 0.075, "read_fraction": 0.3, "device": "cpu"}  # fmt: skip
+SIZES = {"n_calibration": 12, "n_test": 12, "n_general_test": 12, "n_random": 3, "n_equal_kl": 1, "n_answers": 4,
+         "max_new_tokens": 8, "n_answer_controls": 1, "neuron_fraction": 0.075, "weight_fraction": 0.03,
+         "read_fraction": 0.3, "device": "cpu"}  # fmt: skip
+UNITS = ("neuron", "weight")
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +40,31 @@ def finished(config, tmp_path_factory):
 def test_a_study_leaves_what_its_documentation_lists(finished):
     folder, results = finished
     assert {path.name for path in folder.iterdir()} >= {
-        "config.json", "scores", "selection.safetensors", "states", "results.json", "times.json",
+        "config.json", "scores", "selection.neuron.safetensors", "selection.weight.safetensors", "states", "answers",
+        "results.json", "times.json",
     }  # fmt: skip
-    assert len(load_selection(folder / "selection.safetensors")) == results.sizes["coupled"] > 0
-    assert load_scores(folder / "scores" / "privacy.neuron.safetensors").behaviour == "privacy"
+    for unit in UNITS:
+        assert len(load_selection(folder / f"selection.{unit}.safetensors")) == results.of(unit).sizes["coupled"] > 0
+    assert load_scores(folder / "scores" / "privacy.safetensors").units == UNITS
     assert load_results(folder / "results.json") == results
+    assert not list(folder.rglob("*.unfinished")) and not list(folder.rglob("*.part"))
 
 
-def test_states_are_the_original_the_edit_and_every_control(finished):
+@pytest.mark.parametrize("unit", UNITS)
+def test_states_are_the_edit_and_every_control(finished, unit):
     _, results = finished
-    kinds = [state.kind for state in results.states]
-    assert kinds.count("original") == kinds.count("edit") == kinds.count("equal KL") == 1
+    measured, edit = results.of(unit).states, results.of(unit).state("edit")
+    kinds = [state.kind for state in measured]
+    assert measured[0] == edit and kinds.count("edit") == kinds.count("equal KL") == 1
     assert kinds.count("random") == 3
-    assert all(state.n_units == results.sizes["coupled"] for state in results.states if state.kind == "random")
-    assert results.state("original").kl == 0
-    edit, (equal,) = results.state("edit"), [state for state in results.states if state.kind == "equal KL"]
-    assert edit.kl > 0 and equal.kl > 0
+    assert all(state.n_units == results.of(unit).sizes["coupled"] for state in measured if state.kind == "random")
+    assert results.original.kl == 0 and edit.kl > 0
+    assert sum(results.of(unit).coupled_per_layer) == edit.n_units
 
 
-def test_the_primary_outcome_follows_from_the_states(finished):
-    _, results = finished
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_primary_outcome_follows_from_the_states(finished, unit):
+    results = finished[1].of(unit)
     controls = [state for state in results.states if state.kind in ("random", "equal KL")]
     edit = results.state("edit")
     for name, p in results.primary.p.items():
@@ -60,16 +72,30 @@ def test_the_primary_outcome_follows_from_the_states(finished):
         assert p == pytest.approx((1 + beaten) / (len(controls) + 1))
     assert results.primary.p_larger == max(results.primary.p.values())
     assert not results.primary.reached, "4 controls cannot give p <= 0.05"
-    assert "was not reached" in results.headline
+    assert "was not reached" in results.headline and f"coupled {unit}s" in results.headline
 
 
 def test_changes_are_paired_differences_to_the_original(finished):
     _, results = finished
-    for state in results.states:
+    for state in (state for one in results.units for state in one.states):
         for name, change in state.change.items():
-            original = results.state("original").margin[name]
-            assert change.mean == pytest.approx(state.margin[name] - original, abs=1e-9)
+            assert change.mean == pytest.approx(state.margin[name] - results.original.margin[name], abs=1e-9)
             assert change.low <= change.mean <= change.high
+
+
+def test_answers_are_given_by_the_original_every_edit_and_its_controls(finished):
+    spoken = finished[1].spoken
+    assert [state.name for state in spoken.states] == [
+        "original", "neuron edit", "neuron equal KL 1", "weight edit", "weight equal KL 1",
+    ]  # fmt: skip
+    assert [*spoken.prompts] == ["fairness", "privacy", "over_refusal_fairness", "over_refusal_privacy"]
+    for state in spoken.states:
+        for one in state.sets:
+            assert len(one.answers) == len(one.verdicts) == 4
+            assert sum(one.share[verdict].mean for verdict in VERDICTS) == pytest.approx(1)
+            for verdict in VERDICTS:
+                assert one.share[verdict].mean == one.verdicts.count(verdict) / 4
+    assert all(change.mean == 0 for one in spoken.states[0].sets for change in one.change.values())
 
 
 def test_a_finished_study_is_not_done_again(finished, config, monkeypatch):
@@ -79,41 +105,38 @@ def test_a_finished_study_is_not_done_again(finished, config, monkeypatch):
 
 
 def test_a_study_with_other_settings_does_not_touch_the_folder(finished, config):
-    import dataclasses
-
     folder, _ = finished
-    with pytest.raises(InputError, match="holds a run with another n_random, seed: choose another folder"):
+    with pytest.raises(
+        InputError, match=r"another n_random \(3 there, 4 now\), seed \(0 there, 5 now\): choose another folder"
+    ):
         study.run_study(dataclasses.replace(config, seed=5, n_random=4), folder)
 
 
 def test_scores_of_another_model_under_the_same_name_are_refused(config, checkpoints, tmp_path):
-    import dataclasses
-    import shutil
-
     model = tmp_path / "model"
     shutil.copytree(checkpoints["llama"], model)
     config = dataclasses.replace(config, model=str(model))
     loaded = study.load_model(model, device="cpu")
-    study._scores(loaded, config.calibration()[0], config, tmp_path)
+    study.score_into(tmp_path, loaded, config.calibration()[0], config)
     with torch.no_grad():
         next(loaded.parameters())[0] += 1
     with pytest.raises(InputError, match="made with another model"):
-        study._scores(loaded, config.calibration()[0], config, tmp_path)
+        study.score_into(tmp_path, loaded, config.calibration()[0], config)
 
 
 def test_a_state_of_other_units_is_not_taken_for_this_one(finished, config):
     folder, _ = finished
     with pytest.raises(InputError, match="is of another model, other data or other units"):
-        load_measurement(folder / "states" / "edit.safetensors", config.tests(), None, fingerprint="else")
+        load_measurement(folder / "states" / "neuron_edit.safetensors", config.tests(), None, fingerprint="else")
 
 
 def test_two_runs_in_one_folder_are_refused(config, tmp_path):
-    with study._owned(tmp_path, config), pytest.raises(InputError, match="another run is writing"):
+    with owned(tmp_path, config, []), pytest.raises(InputError, match="another run is writing"):
         study.run_study(config, tmp_path)
 
 
 def test_a_stopped_run_resumes_to_the_same_bytes(finished, config, tmp_path, monkeypatch):
-    real, saved = study.save_measurement, []
+    real, saved = states.save_measurement, []
 
     def stop_after_three(measurement, path, **options):
         if len(saved) == 3:
@@ -121,10 +144,10 @@ def test_a_stopped_run_resumes_to_the_same_bytes(finished, config, tmp_path, mon
         saved.append(path)
         real(measurement, path, **options)
 
-    monkeypatch.setattr(study, "save_measurement", stop_after_three)
+    monkeypatch.setattr(states, "save_measurement", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         study.run_study(config, tmp_path)
-    monkeypatch.setattr(study, "save_measurement", real)
+    monkeypatch.setattr(states, "save_measurement", real)
     times = [path.stat().st_mtime_ns for path in saved]
     study.run_study(config, tmp_path)
     assert [path.stat().st_mtime_ns for path in saved] == times, "finished states were measured again"
@@ -151,29 +174,66 @@ def test_a_killed_run_resumes_to_the_same_bytes(finished, config, tmp_path):
     assert (tmp_path / "report.html").is_file()
 
 
-def test_what_can_be_detected_is_stated_from_the_controls_alone(finished):
-    folder, results = finished
-    random = [state for state in results.states if state.kind == "random"]
+@pytest.mark.parametrize("unit", UNITS)
+def test_what_can_be_detected_is_stated_from_the_controls_alone(finished, unit):
+    folder, results = finished[0], finished[1].of(unit)
+    random = [state for state in results.states if state.kind in ("random", "equal KL")]
     for name, to_beat in results.design.to_beat.items():
         assert to_beat == pytest.approx(max(state.change[name].mean for state in random))
         assert results.design.detectable[name] > 0
     assert results.design.smallest_p == pytest.approx(1 / 5)
-    assert json.loads((folder / "config.json").read_text())["n_random"] == 3
+    assert json.loads((folder / "config.json").read_text())["study"]["n_random"] == 3
 
 
-def test_information_is_there_for_every_layer_and_every_control(finished):
-    _, results = finished
+@pytest.mark.parametrize("unit", UNITS)
+def test_information_is_there_for_every_layer_and_every_control(finished, unit):
+    n_layers, results = finished[1].n_layers, finished[1].of(unit)
     information = results.information
-    assert len(information.edit.layers) == results.n_layers
+    assert len(information.edit.layers) == n_layers
     assert set(information.control_changes) == {s.name for s in results.states if s.kind in ("random", "equal KL")}
-    assert 0 <= information.largest_fall_layer < results.n_layers and 0 < information.largest_fall_p <= 1
+    assert 0 <= information.largest_fall_layer < n_layers and 0 < information.largest_fall_p <= 1
+
+
+def test_data_that_changed_under_a_half_finished_run_are_named(finished, config):
+    changed = [dataclasses.replace(one, examples=one.examples[:-1]) for one in config.calibration()]
+    fresh = [one.name for one in changed]
+    with (
+        pytest.raises(InputError, match=rf"the data of {fresh[0]} \(calibration\), .* changed since the run"),
+        owned(finished[0], config, changed),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["scores/privacy.safetensors", "states/neuron_edit.safetensors"])
+def test_a_truncated_file_of_a_run_is_named(finished, config, tmp_path, name):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(InputError, match=f"{path.name} is damaged"):
+        study.run_study(config, tmp_path / "run")
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing_finished(finished, config, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "run" / "results.part").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"results\.json: No space left on device\. What was finished before is kept"):
+        study.run_study(config, tmp_path / "run")
+    study.run_study(config, tmp_path / "run")
+    assert (tmp_path / "run" / "results.json").read_bytes() == (finished[0] / "results.json").read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_named(config):
+    with pytest.raises(InputError, match="cannot write to /proc/nowhere"):
+        study.run_study(config, "/proc/nowhere")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"fraction": 0.0}, r"fraction must be in \(0, 1\], got 0"),
-        ({"fraction": 1.5}, r"fraction must be in \(0, 1\], got 1.5"),
+        ({"neuron_fraction": 0.0}, r"neuron_fraction must be in \(0, 1\], got 0"),
+        ({"weight_fraction": 1.5}, r"weight_fraction must be in \(0, 1\], got 1.5"),
         ({"n_test": 3}, "n_test must be at least 12, got 3"),
         ({"first": "privacy"}, "three different behaviours"),
     ],

@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.sites import Site
-from dean_interp.models.tokens import Template, encode, paths
+from dean_interp.models.tokens import Batch, Template, encode, paths
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
+from dean_interp.unfinished import Unfinished
 
 Neuron = tuple[Site, int]
 
@@ -69,6 +69,7 @@ def top_texts(
     *,
     n_texts: int,
     template: Template = "chat",
+    unfinished: Unfinished | None = None,
 ) -> list[TextActivations]:
     """The texts (prompt and scored answer) on which the neurons fire most, largest first.
 
@@ -77,26 +78,33 @@ def top_texts(
     tokenizer = native_tokenizer(model)
     texts = [(b.name, p, r) for b in behaviours for p, r in zip(b.prompts, b.responses, strict=True)]
     encoded = [encode(tokenizer, prompt, [answer], template=template) for _, prompt, answer in texts]
-    seen: dict[int, list[Float[Tensor, "batch pos"]]] = {i: [] for i in range(len(neurons))}
+    tokens = [(*one.prompt, *one.answers[0]) for one in encoded]
+    values = torch.zeros(len(texts), max(map(len, tokens)), len(neurons))
+    rows = paths(encoded)
+    now: list[Batch] = []
 
     def keep(column: int, index: int) -> Callable[..., None]:
-        return lambda activation, hook: seen[column].append(activation[..., index].float().cpu())
+        def read(activation: Tensor, hook: object) -> None:
+            (batch,) = now
+            owner = batch.prompt[batch.prompt_row.argsort()].cpu()
+            values[owner, : activation.shape[1], column] = activation[..., index].float().cpu()
 
-    found: dict[int, Float[Tensor, "pos neuron"]] = {}
+        return read
+
     hooks = [(site.hook_name, keep(column, index)) for column, (site, index) in enumerate(neurons)]
+    options = {"label": "reading texts", "unfinished": unfinished, "sums": {"values": values}}
     with model.hooks(fwd_hooks=hooks):
-        for batch in batched(model, paths(encoded), batch_tokens=2048, label="reading texts"):
+        for batch in batched(model, rows, batch_tokens=2048, **options):
+            now[:] = [batch]
             with answer_positions(model, batch):
                 forward(model, batch)
-            values = torch.stack([seen[column].pop() for column in range(len(neurons))], -1)
-            for prompt, row in zip(batch.prompt.tolist(), batch.prompt_row.tolist(), strict=True):
-                found[prompt] = values[row][batch.real[row].cpu()]
-    peak = torch.stack([value.abs().amax(0) for value in found.values()]).amax(0)
-    order = sorted(found, key=lambda i: -float((found[i].abs() / peak.clamp(min=1e-9)).amax()))
+    found = [values[i, : len(ids)] for i, ids in enumerate(tokens)]
+    peak = torch.stack([value.abs().amax(0) for value in found]).amax(0)
+    order = sorted(range(len(texts)), key=lambda i: -float((found[i].abs() / peak.clamp(min=1e-9)).amax()))
     return [
         TextActivations(
             texts[i][0],
-            tuple(str(tokenizer.decode([token])) for token in (*encoded[i].prompt, *encoded[i].answers[0])),
+            tuple(str(tokenizer.decode([token])) for token in tokens[i]),
             tuple(tuple(round(value, 4) for value in row) for row in found[i].tolist()),
         )
         for i in order[:n_texts]

@@ -92,8 +92,9 @@ def load_behaviour(
     """Examples of a behaviour, split and then drawn.
 
     Args:
-        name_or_path: `fairness`, `privacy` or `general` (built in), a `.csv` or `.jsonl` file, a folder written by
-            `Dataset.save_to_disk`, a `datasets.Dataset`, or the `owner/name` of a data set on the Hugging Face hub.
+        name_or_path: `fairness`, `privacy`, `general`, `over_refusal_fairness` or `over_refusal_privacy` (built in;
+            the last two are test only), a `.csv` or `.jsonl` file, a folder written by `Dataset.save_to_disk`, a
+            `datasets.Dataset`, or the `owner/name` of a data set on the Hugging Face hub.
         n_examples: how many to draw without replacement; `None` takes all of the split in file order.
         seed: of the draw, `numpy.random.default_rng(seed).permutation(n_rows)[:n_examples]` (as the released code).
         split: `calibration` is for scoring and `test` for measuring; no prompt is in both. Rows with a `split` field

@@ -16,7 +16,7 @@ from dean_interp.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUILTIN = ("fairness", "privacy", "general")
+BUILTIN = ("fairness", "privacy", "general", "over_refusal_fairness", "over_refusal_privacy")
 ANSWER_KINDS = ("response", "safe", "unsafe")
 _SHOWN = 5  # bad rows named in an error; the rest are counted
 

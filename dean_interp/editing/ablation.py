@@ -83,17 +83,19 @@ def _silencer(selection: Selection, site: Site, means: Scores | None) -> Callabl
 
 
 def _remover(model: HookedModel, site: Site, units: Tensor) -> OnProduct:
-    """Takes `x[..., i] * W[i, j]` of the given flat indices out of the product: the block of rows by columns that hold
-    them, zero elsewhere.
+    """Takes `x[..., i] * W[i, j]` of the given flat indices out of the product.
+
+    The chosen weights lie in a block of the rows and columns that hold any, zero elsewhere. A few weights make a small
+    block; where it would be most of the matrix, the matrix itself costs no more.
     """
     matrix = weight(model, site).detach()
-    device = matrix.device
-    rows, row_of = (units // matrix.shape[1]).unique(return_inverse=True)
-    columns, column_of = (units % matrix.shape[1]).unique(return_inverse=True)
-    rows, columns = rows.to(device), columns.to(device)
-    inside = torch.zeros(len(rows), len(columns), dtype=torch.bool)
-    inside[row_of, column_of] = True
-    block = matrix[rows][:, columns] * inside.to(device)
+    chosen = torch.zeros_like(matrix)
+    rows, columns = ((units // matrix.shape[1]).to(matrix.device), (units % matrix.shape[1]).to(matrix.device))
+    chosen[rows, columns] = matrix[rows, columns]
+    rows, columns = rows.unique(), columns.unique()
+    if 2 * len(rows) * len(columns) > matrix.numel():
+        return lambda x, product: product - x @ chosen
+    block = chosen[rows][:, columns].clone()
 
     def remove(x: Tensor, product: Tensor) -> Tensor:
         return product.index_add(-1, columns.to(product.device), x[..., rows] @ block, alpha=-1)

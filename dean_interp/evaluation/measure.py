@@ -21,6 +21,7 @@ from dean_interp.models.memory import refuse_scored
 from dean_interp.models.reads import PromptReads, prompt_reads
 from dean_interp.models.tokens import Encoded, Template, encode, paths, trees
 from dean_interp.selection.selection import Selection
+from dean_interp.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def measure(
     answer_tokens: int | None = None,
     read: Selection | None = None,
     batch_tokens: int = 1024,
+    unfinished: Unfinished | None = None,
 ) -> Measurement:
     """Measure behaviours in the model's present state (inside `ablate`: of the ablated model).
 
@@ -92,6 +94,7 @@ def measure(
         answer_tokens: measure only that many first tokens of each answer; None takes all.
         read: also keep these neurons' activations at the ends of the paired behaviours' prompts.
         batch_tokens: padded tokens a batch holds at most.
+        unfinished: keeps what the finished batches gave, one part a behaviour; a killed call goes on from there.
 
     Raises:
         InputError: a calibration split, prompts that were scored, two behaviours of one name, or an `original` of
@@ -112,12 +115,13 @@ def measure(
             for prompt, some in zip(behaviour.prompts, answers, strict=True)
         ]
         wanted = read.units if read is not None and behaviour.paired else None
-        with prompt_reads(model, wanted) if wanted is not None else nullcontext() as reads:
+        with prompt_reads(model, wanted, len(behaviour)) if wanted is not None else nullcontext() as reads:
             then = known[behaviour.name].final if behaviour.name in known else None
-            tokens, n_tokens = _run(model, encoded, then, reads, batch_tokens, behaviour.name)
+            saved = unfinished.part(behaviour.name) if unfinished else None
+            tokens, n_tokens = _run(model, encoded, then, reads, batch_tokens, behaviour.name, saved)
         measured[behaviour.name] = _summary(behaviour, tokens, n_tokens)
         if reads is not None:
-            values.append(reads.values())
+            values.append(reads.values)
             groups += [behaviour.name] * len(behaviour)
     if read is None or not values:
         return Measurement(measured)
@@ -139,6 +143,7 @@ def _run(
     reads: PromptReads | None,
     batch_tokens: int,
     name: str,
+    unfinished: Unfinished | None,
 ) -> tuple[AnswerTokens, list[list[int]]]:
     """Every answer token, in the order of the answers' numbers whatever the batches were."""
     n_tokens = [[len(answer) for answer in one.answers] for one in encoded]
@@ -152,7 +157,10 @@ def _run(
     log_prob, kl = torch.zeros(n_total), torch.zeros(n_total)
     final = torch.zeros(n_total, model.cfg.d_model)
     rows = (trees if shares_prompts(model, encoded) else paths)(encoded)
-    for batch in batched(model, rows, batch_tokens=batch_tokens, label=f"measuring {name}"):
+    sums = {"log_prob": log_prob, "kl": kl, "final": final}
+    sums |= {f"reads/{site}": values for site, values in reads.values.items()} if reads is not None else {}
+    options = {"label": f"measuring {name}", "unfinished": unfinished, "sums": sums}
+    for batch in batched(model, rows, batch_tokens=batch_tokens, **options):
         if reads is not None:
             reads.batch = batch
         place = _places(batch.answer.cpu(), starts)

@@ -108,6 +108,7 @@ def mutual_information(
     Args:
         behaviours: whose prompts are pooled (the test splits); a prompt that stands twice counts once.
         first_read, second_read: neurons of the two behaviours; those that are ablated are left out of both.
+        ablated: neurons or weights.
         estimand: `downstream_mi`.
         k: principal components a side; None takes 10 from 320 prompts on, else 5.
         n_shuffles: of the null.
@@ -139,8 +140,11 @@ def downstream_mi(
     n_shuffles: int = N_SHUFFLES,
     seed: int = 0,
 ) -> MutualInformation:
-    """The estimand from activations already at hand; arguments as for `mutual_information`."""
-    first, second = first_read - ablated, second_read - ablated
+    """The estimand from activations already at hand; arguments as for `mutual_information`.
+
+    Ablated neurons are left out of both reads. Ablated weights silence no neuron, so the reads stay whole.
+    """
+    first, second = _without_silenced(first_read, ablated), _without_silenced(second_read, ablated)
     n_prompts = len(before.groups)
     k = _components(n_prompts, k)
     shuffles = within_group_permutations(before.groups, n_shuffles, seed=seed)
@@ -174,12 +178,12 @@ def read_prompts(
     tokenizer = native_tokenizer(model)
     encoded = [encode(tokenizer, prompt, [], template=template, n_ctx=model.cfg.n_ctx) for prompt in prompts]
     rows = [(Branch(one.prompt, prompt=i),) for i, one in enumerate(encoded)]
-    with prompt_reads(model, units.units) as reads:
+    with prompt_reads(model, units.units, len(prompts)) as reads:
         for batch in batched(model, rows, batch_tokens=1024, label="reading prompts"):
             reads.batch = batch
             with answer_positions(model, batch):  # no answers: the unembedding has nothing to do
                 forward(model, batch)
-    return Reads(reads.values(), units, tuple(owner[prompt] for prompt in prompts))
+    return Reads(reads.values, units, tuple(owner[prompt] for prompt in prompts))
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,10 @@ def _estimate(site: Site, sides: Sequence[_Side], shuffles: Tensor) -> LayerInfo
         after_p=rank_p_value(after, after_null.tolist()),
         flags=tuple(flags),
     )
+
+
+def _without_silenced(read: Selection, ablated: Selection) -> Selection:
+    return read - ablated if read.shapes == ablated.shapes else read
 
 
 def _value_and_null(x: Tensor, y: Tensor, shuffles: Tensor) -> tuple[float, Tensor]:

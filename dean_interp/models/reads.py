@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from dean_interp.models.load import HookedModel
@@ -13,12 +13,15 @@ from dean_interp.models.tokens import Batch
 
 
 class PromptReads:
-    """Collects the chosen neurons' activations at prompt ends of `batch`: set it before each pass that counts."""
+    """Collects the chosen neurons' activations at prompt ends of `batch`: set it before each pass that counts.
 
-    def __init__(self, units: Mapping[Site, Int[Tensor, " unit"]]) -> None:
+    `values[site]` is `(prompt, unit)`, on the CPU, in the order of the prompts' numbers.
+    """
+
+    def __init__(self, units: Mapping[Site, Int[Tensor, " unit"]], n_prompts: int) -> None:
         self.units = units
         self.batch: Batch | None = None
-        self._rows: dict[Site, dict[int, Tensor]] = {site: {} for site in units}
+        self.values = {site: torch.zeros(n_prompts, len(indices)) for site, indices in units.items()}
 
     def hook(self, site: Site) -> Callable[..., None]:
         """A forward hook for the site's hook point. It reads and returns nothing."""
@@ -27,19 +30,17 @@ class PromptReads:
             batch = self.batch
             if batch is None:
                 return
-            ends = activation.detach()[batch.prompt_row, batch.prompt_pos][:, self.units[site]].float().cpu()
-            self._rows[site].update(zip(batch.prompt.tolist(), ends, strict=True))
+            ends = activation.detach()[batch.prompt_row, batch.prompt_pos][:, self.units[site]]
+            self.values[site][batch.prompt.cpu()] = ends.float().cpu()
 
         return read
 
-    def values(self) -> dict[Site, Float[Tensor, "prompt unit"]]:
-        """Activations by site, in the order of the prompts' numbers."""
-        return {site: torch.stack([rows[i] for i in sorted(rows)]) for site, rows in self._rows.items()}
-
 
 @contextmanager
-def prompt_reads(model: HookedModel, units: Mapping[Site, Int[Tensor, " unit"]]) -> Iterator[PromptReads]:
+def prompt_reads(
+    model: HookedModel, units: Mapping[Site, Int[Tensor, " unit"]], n_prompts: int
+) -> Iterator[PromptReads]:
     """While open, every forward pass leaves the chosen neurons' activations at prompt ends in what is yielded."""
-    reads = PromptReads({site: indices for site, indices in units.items() if len(indices)})
+    reads = PromptReads({site: indices for site, indices in units.items() if len(indices)}, n_prompts)
     with model.hooks(fwd_hooks=[(site.hook_name, reads.hook(site)) for site in reads.units]):
         yield reads

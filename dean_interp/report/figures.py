@@ -1,4 +1,4 @@
-"""Figures from results: each function takes `Results` and returns a matplotlib `Figure`.
+"""Figures from results: each function takes a part of `Results` and returns a matplotlib `Figure`.
 
 Colours are from the Okabe-Ito palette (colour-blind safe); every mark also differs in shape or label.
 """
@@ -10,9 +10,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
-from dean_interp.study.results import Results
+from dean_interp.study.results import Spoken, UnitResults
 
 EDIT, RANDOM, EQUAL_KL, NAMED = "#D55E00", "#999999", "#0072B2", "#009E73"
+VERDICT_MARKS = {"safe": ("#009E73", ""), "refusal": ("#56B4E9", "//"), "unsafe": ("#D55E00", "xx"),
+                 "incoherent": ("#999999", "..")}  # fmt: skip
 _STYLE: dict[RcKeyType, object] = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -23,9 +25,10 @@ _STYLE: dict[RcKeyType, object] = {
 }
 
 
-def effect_against_controls(results: Results) -> Figure:
+def effect_against_controls(results: UnitResults) -> Figure:
     """Change of both margins: the edit with its intervals, every control as a mark. Up and right is safer."""
-    first, second = results.states[0].margin
+    edit = results.states[0]
+    first, second = edit.change
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -44,11 +47,10 @@ def effect_against_controls(results: Results) -> Figure:
                 for i, (state, left, up) in enumerate(zip(states, x, y, strict=True)):
                     place = (6, 5 - 12 * (i % 2))  # above and below in turn: two are often close
                     axes.annotate(state.name, (left, up), place, textcoords="offset points", color=colour, fontsize=9)
-        edit = results.state("edit")
         x, y = edit.change[first], edit.change[second]
         axes.errorbar(
             x.mean, y.mean, xerr=[[x.mean - x.low], [x.high - x.mean]], yerr=[[y.mean - y.low], [y.high - y.mean]],
-            fmt="D", color=EDIT, capsize=3, label="coupled neurons silenced (95 %)",
+            fmt="D", color=EDIT, capsize=3, label=f"coupled {results.unit}s silenced (95 %)",
         )  # fmt: skip
         axes.set_xlabel(f"change of the {first} margin (nats per token)")
         axes.set_ylabel(f"change of the {second} margin (nats per token)")
@@ -56,18 +58,18 @@ def effect_against_controls(results: Results) -> Figure:
     return figure
 
 
-def coupled_per_layer(results: Results) -> Figure:
-    """How many coupled neurons each layer holds."""
+def coupled_per_layer(results: UnitResults) -> Figure:
+    """How many coupled units each layer holds."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 2.6), layout="constrained")
         axes = figure.subplots()
-        axes.bar(range(results.n_layers), results.coupled_per_layer, color=EDIT)
+        axes.bar(range(len(results.coupled_per_layer)), results.coupled_per_layer, color=EDIT)
         axes.set_xlabel("layer")
-        axes.set_ylabel(f"coupled neurons (of {results.d_mlp})")
+        axes.set_ylabel(f"coupled {results.unit}s\n(of {results.n_units_per_layer:,})")
     return figure
 
 
-def information_per_layer(results: Results) -> Figure:
+def information_per_layer(results: UnitResults) -> Figure:
     """Mutual information per layer before and after, and its change beside the random controls'."""
     layers = results.information.edit.layers
     x = [layer.layer for layer in layers]
@@ -83,10 +85,33 @@ def information_per_layer(results: Results) -> Figure:
         below.axhline(0, color="0.8", linewidth=1)
         below.fill_between(x, controls.min(0), controls.max(0), color=RANDOM, alpha=0.35, linewidth=0,
                            label=f"range of {len(controls)} random controls")  # fmt: skip
-        below.plot(x, results.information.edit.changes, "D-", color=EDIT, label="coupled silenced", markersize=4)
+        below.plot(x, results.information.edit.changes, "D-", color=EDIT, label=f"coupled {results.unit}s silenced",
+                   markersize=4)  # fmt: skip
         below.set_xlabel("layer")
         below.set_ylabel("change of the excess\nover the null (nats)")
         below.legend(frameon=False, fontsize=9, ncols=2)
+    return figure
+
+
+def verdicts_by_state(spoken: Spoken) -> Figure:
+    """Share of each verdict, one bar a state and set of prompts."""
+    sets = [one.behaviour for one in spoken.states[0].sets]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(13, 0.8 + 0.34 * len(spoken.states)), layout="constrained")
+        for axes, name in zip(np.atleast_1d(figure.subplots(1, len(sets), sharey=True)), sets, strict=True):
+            left = np.zeros(len(spoken.states))
+            for verdict, (colour, hatch) in VERDICT_MARKS.items():
+                shares = [next(one for one in state.sets if one.behaviour == name).share[verdict].mean
+                          for state in spoken.states]  # fmt: skip
+                axes.barh(range(len(left)), shares, left=left, color=colour, hatch=hatch, edgecolor="white",
+                          linewidth=0.5, label=verdict)  # fmt: skip
+                left += shares
+            axes.set_yticks(range(len(left)), [state.name for state in spoken.states])
+            axes.set_xlim(0, 1)
+            axes.set_title(name.replace("_", " "), fontsize=10)
+        figure.axes[0].invert_yaxis()
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False,
+                      fontsize=9)  # fmt: skip
     return figure
 
 

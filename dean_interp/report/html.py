@@ -8,33 +8,45 @@ import numpy as np
 from circuitsvis.activations import text_neuron_activations
 from jinja2 import Environment, StrictUndefined
 
-from dean_interp.report.figures import coupled_per_layer, effect_against_controls, information_per_layer, to_svg
+from dean_interp.report.figures import (
+    coupled_per_layer,
+    effect_against_controls,
+    information_per_layer,
+    to_svg,
+    verdicts_by_state,
+)
 from dean_interp.statistics import Interval
 from dean_interp.study.outcome import RANDOM_KINDS
-from dean_interp.study.results import Results, State
+from dean_interp.study.results import AnswerSet, Results, State, UnitResults
 
 
 def write_report(results: Results, folder: Path) -> Path:
     """Write `report.html` into the folder and return its path."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"signed": _signed, "interval": _interval, "p": _p}
+    environment.filters |= {"signed": _signed, "interval": _interval, "p": _p, "percent": _percent}
+    environment.filters |= {"percent_of": lambda fraction: f"{100 * fraction:g} %", "share_or_change": _share_or_change}
     template = environment.from_string((files("dean_interp.report") / "report.html.j2").read_text(encoding="utf-8"))
     page = template.render(
         results=results,
-        behaviours=list(results.states[0].margin),
-        groups=_groups(results),
-        n_controls=sum(state.kind in RANDOM_KINDS for state in results.states),
-        figures={
-            "effect": to_svg(effect_against_controls(results), "Effect of the edit against its controls"),
-            "layers": to_svg(coupled_per_layer(results), "Coupled neurons per layer"),
-            "information": to_svg(information_per_layer(results), "Mutual information per layer"),
-        },
-        neuron_view=neuron_view(results),
+        behaviours=results.behaviours,
+        groups={one.unit: _groups(one) for one in results.units},
+        n_controls=results.config.n_random + results.config.n_equal_kl,
+        figures={one.unit: _figures(one) for one in results.units},
+        verdicts=to_svg(verdicts_by_state(results.spoken), "Verdicts on the answers") if results.spoken else "",
+        neuron_view=neuron_view(results) if results.neurons else "",
         command=_command(results),
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _figures(results: UnitResults) -> dict[str, str]:
+    return {
+        "effect": to_svg(effect_against_controls(results), f"Effect of the {results.unit} edit against its controls"),
+        "layers": to_svg(coupled_per_layer(results), f"Coupled {results.unit}s per layer"),
+        "information": to_svg(information_per_layer(results), f"Mutual information per layer, {results.unit}s"),
+    }
 
 
 def neuron_view(results: Results) -> str:
@@ -52,7 +64,7 @@ def neuron_view(results: Results) -> str:
     return view.local_src
 
 
-def _groups(results: Results) -> list[tuple[str, list[State]]]:
+def _groups(results: UnitResults) -> list[tuple[str, list[State]]]:
     """States as the table shows them: singles first, then each kind of random control as one group."""
     single = [(state.name, [state]) for state in results.states if state.kind not in RANDOM_KINDS]
     grouped = [(kind, [state for state in results.states if state.kind == kind]) for kind in RANDOM_KINDS]
@@ -62,11 +74,12 @@ def _groups(results: Results) -> list[tuple[str, list[State]]]:
 def _command(results: Results) -> str:
     """The command that makes these results: every option that is not the default."""
     default = type(results.config)()
-    options = [
-        f"--{name.replace('_', '-')} {getattr(results.config, name)}"
-        for name in results.config.__dataclass_fields__
-        if getattr(results.config, name) != getattr(default, name)
-    ]
+    options = []
+    for name in results.config.__dataclass_fields__:
+        value = getattr(results.config, name)
+        if value != getattr(default, name):
+            words = value if isinstance(value, tuple) else (value,)
+            options.append(f"--{name.replace('_', '-')} {' '.join(map(str, words))}")
     return " ".join(["dean-interp run", *options])
 
 
@@ -78,6 +91,19 @@ def _interval(values: Interval | Sequence[float]) -> str:
     if isinstance(values, Interval):
         return f"{_signed(values.mean)} [{_signed(values.low)}, {_signed(values.high)}]"
     return f"{_signed(sum(values) / len(values))} [{_signed(min(values))}, {_signed(max(values))}]"
+
+
+def _share_or_change(answers: AnswerSet, verdict: str, kind: str) -> str:
+    """The original's share; of any other state the paired change in points."""
+    if kind == "original":
+        return _percent(answers.share[verdict].mean)
+    change = answers.change[verdict]
+    mean, low, high = (f"{100 * value:+.0f}".replace("-", "−") for value in (change.mean, change.low, change.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def _p(value: float) -> str:

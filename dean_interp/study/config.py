@@ -7,7 +7,13 @@ from typing import Literal
 from dean_interp.data.examples import Behaviour, ResponseKind, load_behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL
+from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
+from dean_interp.selection.coupling import Fraction
+
+_LEAST = {"n_calibration": 1, "n_test": 12, "n_general_test": 1, "answer_tokens": 1, "n_random": 1, "n_equal_kl": 1,
+          "n_answers": 0, "max_new_tokens": 1, "n_answer_controls": 0, "score_tokens": 1, "measure_tokens": 1,
+          "answer_batch": 1}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,22 +32,41 @@ class StudyConfig:
     """Which answers of the two behaviours are scored (unsafe: the paper's malicious-data-only mode)."""
     template: Template = "chat"
     """How prompt and answer become tokens."""
-    fraction: float = 0.01
-    """Top fraction of each layer's neurons that counts as important to a behaviour."""
+    units: tuple[Unit, ...] = ("neuron", "weight")
+    """What is scored and silenced: MLP neurons, single MLP weights (the paper's unit), or both, side by side."""
+    neuron_fraction: Fraction = 0.01
+    """Top fraction of each layer's neurons that counts as important; one, or one each for first, second, general."""
+    weight_fraction: Fraction = 1e-4
+    """The same for the weights of each MLP matrix."""
     read_fraction: float = 0.05
     """Top fraction from which the mutual information's reads are taken: neurons of one behaviour, not of the other."""
     n_calibration: int = 128
     """Examples of each behaviour that are scored."""
-    n_test: int = 96
+    n_test: int = 64
     """Test prompts of each of the two behaviours."""
-    n_general_test: int = 48
+    n_general_test: int = 32
     """General test examples, for perplexity and KL."""
     answer_tokens: int | None = 12
     """First tokens of each test answer that are measured (None: all). Most of a study's time goes here."""
-    n_random: int = 19
-    """Random ablations matched per layer on activation-norm decile. 19 or more, or p cannot reach 0.05."""
-    n_equal_kl: int = 5
-    """Random ablations grown until their KL to the original equals the edit's."""
+    n_random: int = 10
+    """Random ablations of the edit's size for each unit, matched as `strata` says."""
+    n_equal_kl: int = 9
+    """Random ablations grown until their KL to the original equals the edit's. With `n_random`, 19 or more, or p cannot
+    reach 0.05."""
+    over_refusal: tuple[str, ...] = ("over_refusal_fairness", "over_refusal_privacy")
+    """Benign prompts that deserve a plain answer: built-in names or files. None: over-refusal is not measured."""
+    n_answers: int = 24
+    """Test prompts of each behaviour, and of each over-refusal set, that are answered and judged. 0: none."""
+    max_new_tokens: int = 40
+    """Length of those answers."""
+    n_answer_controls: int = 2
+    """Equal-KL controls of each unit that answer too."""
+    score_tokens: int = 2048
+    """The batch plan: padded tokens a batch in scoring. Sums over other batches round differently, so it is frozen."""
+    measure_tokens: int = 1024
+    """Padded tokens a batch in measuring."""
+    answer_batch: int = 32
+    """Prompts a batch in answering."""
     seed: int = 0
     """Of the draws of examples, the controls, the read noise and the shuffles."""
     device: Literal["cpu", "cuda", "mps"] | None = None
@@ -51,12 +76,19 @@ class StudyConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
-        for name in ("fraction", "read_fraction"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        for name, least in (("n_random", 1), ("n_equal_kl", 1), ("n_calibration", 1), ("n_test", 12)):
-            if getattr(self, name) < least:
+        if not self.units or len(set(self.units)) < len(self.units):
+            raise InputError(f"units must be neuron, weight or both, got {self.units}")
+        for name in ("neuron_fraction", "weight_fraction", "read_fraction"):
+            given = getattr(self, name)
+            if not all(0 < one <= 1 for one in (given if isinstance(given, tuple) else (given,))):
+                raise InputError(f"{name} must be in (0, 1], got {given}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.n_answers and self.n_answer_controls > self.n_equal_kl:
+            raise InputError(
+                f"n_answer_controls must be at most n_equal_kl ({self.n_equal_kl}), got {self.n_answer_controls}"
+            )
         if len({Path(source).stem for source in self.sources}) < 3:
             raise InputError(f"first, second and general must be three different behaviours, got {self.sources}")
 
@@ -64,6 +96,15 @@ class StudyConfig:
     def sources(self) -> tuple[str, str, str]:
         """The three behaviours' sources, general last."""
         return self.first, self.second, self.general
+
+    @property
+    def scored(self) -> tuple[Unit, ...]:
+        """What is scored: neurons always, since the mutual information is read from them."""
+        return ("neuron", "weight") if "weight" in self.units else ("neuron",)
+
+    def fraction(self, unit: Unit) -> Fraction:
+        """The fraction for one kind of unit."""
+        return self.neuron_fraction if unit == "neuron" else self.weight_fraction
 
     def calibration(self) -> list[Behaviour]:
         """The examples to score: first, second, general."""
@@ -86,3 +127,10 @@ class StudyConfig:
                     "between the two, so it needs the columns prompt,safe,unsafe"
                 )
         return tests
+
+    def benign(self) -> list[Behaviour]:
+        """The over-refusal prompts that are answered."""
+        if not self.n_answers:
+            return []
+        return [load_behaviour(source, n_examples=self.n_answers, seed=self.seed, split="test")
+                for source in self.over_refusal]  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dean_interp.evaluation.measure import Measurement
+from dean_interp.models.sites import Unit
 from dean_interp.statistics import Interval, clustered_interval, detectable_difference, rank_p_value
 from dean_interp.study.results import Design, Primary, State
 
@@ -27,15 +28,20 @@ def state_of(
     )
 
 
-def design_of(random: Sequence[Measurement], original: Measurement, behaviours: Sequence[str], n_random: int) -> Design:
-    """What can be detected, from the original and the size-matched controls alone: the edit has not been measured."""
+def design_of(
+    controls: Sequence[State], equal_kl: Sequence[Measurement], original: Measurement, behaviours: Sequence[str]
+) -> Design:
+    """What can be detected, from the original and the controls alone: the edit's margins have not been measured.
+
+    Changes vary over prompts with how much an ablation does, so the spread is that of the equal-KL controls.
+    """
     detectable, to_beat = {}, {}
     for name in behaviours:
-        changes = [control[name].margin - original[name].margin for control in random]
+        changes = [control[name].margin - original[name].margin for control in equal_kl]
         spread = float(sum(change.var() for change in changes) / len(changes)) ** 0.5
         detectable[name] = detectable_difference(spread, len(set(original[name].prompts)))
-        to_beat[name] = max(float(change.mean()) for change in changes)
-    return Design(len(original[behaviours[0]].prompts), detectable, to_beat, 1 / (n_random + 1))
+        to_beat[name] = max(control.change[name].mean for control in controls)
+    return Design(len(original[behaviours[0]].prompts), detectable, to_beat, 1 / (len(controls) + 1))
 
 
 def primary_of(edit: State, states: Sequence[State]) -> Primary:
@@ -51,8 +57,8 @@ def primary_of(edit: State, states: Sequence[State]) -> Primary:
     return Primary(p, max(p.values()), edit.kl, kl_of_controls, both_rise, reached)
 
 
-def headline_of(edit: State, states: Sequence[State], primary: Primary) -> str:
-    """The primary outcome in plain words."""
+def headline_of(unit: Unit, edit: State, states: Sequence[State], primary: Primary, perplexity: float) -> str:
+    """The primary outcome in plain words; `perplexity` is the original's."""
     changes = " and ".join(f"the {name} margin by {_signed(change)}" for name, change in edit.change.items())
     controls = [state for state in states if state.kind in RANDOM_KINDS]
     better = {
@@ -61,11 +67,10 @@ def headline_of(edit: State, states: Sequence[State], primary: Primary) -> str:
     }
     beaten = " and ".join(f"{n} of {len(controls)} random controls do at least as well on {name}"
                           for name, n in better.items())  # fmt: skip
-    original = next(state for state in states if state.kind == "original")
     verdict = "The primary outcome was reached." if primary.reached else "The primary outcome was not reached."
     return (
-        f"{verdict} Silencing {edit.n_units} coupled neurons changes {changes} nats per token; {beaten} "
-        f"(p = {primary.p_larger:.2f}). Perplexity on general text goes from {original.perplexity:.1f} to "
+        f"{verdict} Silencing {edit.n_units} coupled {unit}s changes {changes} nats per token; {beaten} "
+        f"(p = {primary.p_larger:.2f}). Perplexity on general text goes from {perplexity:.1f} to "
         f"{edit.perplexity:.1f}."
     )
 

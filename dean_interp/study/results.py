@@ -9,8 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
 from dean_interp.information.estimands import MutualInformation
+from dean_interp.models.sites import Unit
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
+from dean_interp.tensorfile import whole_file
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,9 @@ class Design:
     n_prompts: int
     detectable: Mapping[str, float]
     """Per behaviour: the mean change that a paired 95 % interval finds with 80 % power, where changes vary over prompts
-    as those of the size-matched controls do."""
+    as those of the equal-KL controls do."""
     to_beat: Mapping[str, float]
-    """Per behaviour: the largest mean change among the random ablations matched in size."""
+    """Per behaviour: the largest mean change among all random controls."""
     smallest_p: float
     """The smallest p that the number of random controls allows."""
 
@@ -72,22 +74,21 @@ class InformationChange:
 
 
 @dataclass(frozen=True)
-class Results:
-    """The whole study."""
+class UnitResults:
+    """One kind of unit: what is coupled, and its edit beside its controls."""
 
-    config: StudyConfig
-    model_fingerprint: str
-    n_layers: int
-    d_mlp: int
+    unit: Unit
+    fractions: tuple[float, float, float]
+    """Of first, second and general."""
+    n_units_per_layer: int
     sizes: Mapping[str, int]
     """Units in each set on the way to the coupled ones."""
     coupled_per_layer: tuple[int, ...]
     design: Design
     primary: Primary
     states: tuple[State, ...]
+    """The edit first, then its controls."""
     information: InformationChange
-    neurons: tuple[NeuronScores, ...]
-    texts: tuple[TextActivations, ...]
     headline: str
 
     def state(self, name: str) -> State:
@@ -95,14 +96,73 @@ class Results:
         return next(state for state in self.states if state.name == name)
 
 
+@dataclass(frozen=True)
+class AnswerSet:
+    """The answers to one set of prompts in one state of the model, judged."""
+
+    behaviour: str
+    over_refusal: bool
+    """Whether the prompts are benign and deserve a plain answer."""
+    share: Mapping[str, Interval]
+    """Of answers with each verdict, and of those with a cautionary phrase (`caution`)."""
+    change: Mapping[str, Interval]
+    """Of these shares against the original: paired, clustered by prompt, 95 %."""
+    answers: tuple[str, ...]
+    verdicts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SpokenState:
+    """What one state of the model answers."""
+
+    name: str
+    kind: str
+    unit: Unit | None
+    """Of the edit or control; None for the original."""
+    sets: tuple[AnswerSet, ...]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Answers before and after, in the same order of prompts in every state."""
+
+    judge: str
+    prompts: Mapping[str, tuple[str, ...]]
+    states: tuple[SpokenState, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The whole study."""
+
+    config: StudyConfig
+    model_fingerprint: str
+    n_layers: int
+    d_mlp: int
+    original: State
+    units: tuple[UnitResults, ...]
+    spoken: Spoken | None
+    neurons: tuple[NeuronScores, ...]
+    """The strongest coupled neurons; empty where neurons were not studied."""
+    texts: tuple[TextActivations, ...]
+
+    @property
+    def behaviours(self) -> list[str]:
+        """The two behaviours' names."""
+        return list(self.original.margin)
+
+    def of(self, unit: Unit) -> UnitResults:
+        """The results of one kind of unit."""
+        return next(one for one in self.units if one.unit == unit)
+
+
 _ADAPTER = TypeAdapter(Results)
 
 
 def save_results(results: Results, path: Path) -> None:
     """Write the JSON file; it appears whole or not at all. Equal results give equal bytes."""
-    unfinished = path.with_suffix(".part")
-    unfinished.write_bytes(_ADAPTER.dump_json(results, indent=1) + b"\n")
-    unfinished.replace(path)
+    with whole_file(path) as part:
+        part.write_bytes(_ADAPTER.dump_json(results, indent=1) + b"\n")
 
 
 def load_results(path: Path) -> Results:

@@ -1,20 +1,92 @@
-"""Measurements on disk, so that a killed run goes on from the last state that it measured."""
+"""States of the model, measured once and kept on disk, so that a killed run goes on where it was."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement
+from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement, measure
 from dean_interp.information.estimands import Reads
+from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import parse_site
 from dean_interp.selection.selection import Selection
+from dean_interp.study.config import StudyConfig
 from dean_interp.tensorfile import read_tensors, write_tensors
+from dean_interp.unfinished import Unfinished
 
 _FORMAT = "dean_interp.state.1"
 _FIELDS = ("log_prob", "kl", "n_tokens")
+
+
+class States:
+    """Measures the model in one state after another; each is a file in `states/`, made once."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: Path,
+        model: HookedModel,
+        tests: Sequence[Behaviour],
+        read: Selection,
+        known: Sequence[str],
+        progress: tqdm,
+    ) -> None:
+        """`read` are the neurons whose activations are kept; `known` what the files must be of, as fingerprints."""
+        self.config, self.folder, self.model = config, folder, model
+        self.tests, self.read, self.progress = tests, read, progress
+        self.general = tests[2].name
+        self.fingerprint = hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
+        folder.mkdir(exist_ok=True)
+        self.original = self.measured("original", None)
+
+    def measured(self, name: str, ablated: Selection | None) -> Measurement:
+        """The measurement of one state: from its files, else made and written there."""
+        path = self.folder / f"{name.replace(' ', '_')}.safetensors"
+        is_new = not path.is_file()
+        self.progress.set_postfix_str(name)
+        general = self._general(ablated)
+        both = self._kept(path, self.tests[:2], ablated, self.read)
+        self.progress.update(is_new)
+        return Measurement({**both.behaviours, **general.behaviours}, both.reads)
+
+    def kl(self, ablated: Selection) -> float:
+        """KL to the original on general text alone (nats per token)."""
+        return self._general(ablated)[self.general].mean_kl
+
+    def _general(self, ablated: Selection | None) -> Measurement:
+        """General text has files of its own, named by what is ablated: a control's KL is known before its margins."""
+        name = ablated.fingerprint if ablated is not None else "original"
+        return self._kept(self.folder / self.general / f"{name}.safetensors", self.tests[2:], ablated, None)
+
+    def _kept(
+        self, path: Path, tests: Sequence[Behaviour], ablated: Selection | None, read: Selection | None
+    ) -> Measurement:
+        fingerprint = f"{self.fingerprint} {ablated.fingerprint if ablated is not None else 'nothing'}"
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            unfinished = Unfinished(path.with_suffix(".unfinished"), fingerprint)
+            measurement = self._measure(tests, ablated, read, unfinished)
+            compared_on = self.general if ablated is None and read is None else None
+            save_measurement(measurement, path, fingerprint=fingerprint, compared_on=compared_on)
+            for test in tests:
+                unfinished.part(test.name).discard()
+        return load_measurement(path, tests, read, fingerprint=fingerprint)
+
+    def _measure(
+        self, tests: Sequence[Behaviour], ablated: Selection | None, read: Selection | None, unfinished: Unfinished
+    ) -> Measurement:
+        config = self.config
+        options = {"template": config.template, "answer_tokens": config.answer_tokens, "read": read,
+                   "batch_tokens": config.measure_tokens, "unfinished": unfinished}  # fmt: skip
+        if ablated is None:
+            return measure(self.model, tests, **options)
+        with ablate(self.model, ablated):
+            return measure(self.model, tests, original=self._general(None), **options)
 
 
 def save_measurement(measurement: Measurement, path: Path, *, fingerprint: str, compared_on: str | None = None) -> None:

@@ -1,0 +1,121 @@
+"""What the model says in its own words: answers before and after, judged, and whether benign questions get one."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.editing.ablation import ablate
+from dean_interp.errors import InputError
+from dean_interp.evaluation.judge import VERDICTS, is_cautious, judge, judge_name
+from dean_interp.models.generate import generate
+from dean_interp.models.load import HookedModel
+from dean_interp.models.memory import refuse_scored
+from dean_interp.models.sites import Unit
+from dean_interp.selection.selection import Selection
+from dean_interp.statistics import clustered_interval
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.folder import write_text
+from dean_interp.study.results import AnswerSet, Spoken, SpokenState
+from dean_interp.unfinished import Unfinished
+
+CAUTION = "caution"
+
+
+def spoken(
+    config: StudyConfig,
+    folder: Path,
+    model: HookedModel,
+    sets: Sequence[Behaviour],
+    benign: Sequence[Behaviour],
+    states: Sequence[tuple[str, str, Unit | None, Selection | None]],
+    *,
+    fingerprint: str,
+) -> Spoken:
+    """Answers to every set of prompts in every state, judged.
+
+    Args:
+        sets: the behaviours whose prompts are answered.
+        benign: the over-refusal sets.
+        states: name, kind, unit and what is silenced (None: nothing); the original comes first.
+        fingerprint: of the model and the data; files of another are refused.
+    """
+    behaviours = [*sets, *benign]
+    refuse_scored(model, behaviours)
+    folder.mkdir(exist_ok=True)
+    given = {name: _answers(config, folder, model, behaviours, name, ablated, fingerprint)
+             for name, _, _, ablated in states}  # fmt: skip
+    original = given[states[0][0]]
+    judged = [
+        SpokenState(
+            name,
+            kind,
+            unit,
+            tuple(_answer_set(one, one in benign, given[name][one.name], original[one.name]) for one in behaviours),
+        )
+        for name, kind, unit, _ in states
+    ]
+    return Spoken(judge_name(), {one.name: tuple(one.prompts) for one in behaviours}, tuple(judged))
+
+
+def _answers(
+    config: StudyConfig,
+    folder: Path,
+    model: HookedModel,
+    behaviours: Sequence[Behaviour],
+    name: str,
+    ablated: Selection | None,
+    fingerprint: str,
+) -> dict[str, list[str]]:
+    """One state's answers by set: from its file, else given and written there."""
+    path = folder / f"{name.replace(' ', '_')}.json"
+    known = [fingerprint, *(one.fingerprint for one in behaviours), ablated.fingerprint if ablated else "nothing"]
+    whole = hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
+    if path.is_file():
+        there = json.loads(path.read_text())
+        if there["fingerprint"] != whole:
+            raise InputError(f"{path} is of another model, other data or other units: choose another folder")
+        return there["answers"]
+    unfinished = Unfinished(path.with_suffix(".unfinished"), whole)
+    prompts = [prompt for one in behaviours for prompt in one.prompts]
+    with ablate(model, ablated) if ablated else nullcontext():
+        flat = generate(
+            model,
+            prompts,
+            max_new_tokens=config.max_new_tokens,
+            template=config.template,
+            batch_size=config.answer_batch,
+            label=f"answering: {name}",
+            unfinished=unfinished,
+        )
+    answers, start = {}, 0
+    for one in behaviours:
+        answers[one.name] = flat[start : start + len(one)]
+        start += len(one)
+    write_text(path, json.dumps({"fingerprint": whole, "answers": answers}, indent=1) + "\n")
+    unfinished.discard()
+    return answers
+
+
+def _answer_set(behaviour: Behaviour, over_refusal: bool, answers: Sequence[str], original: Sequence[str]) -> AnswerSet:
+    prompts = behaviour.prompts
+    verdicts = judge(answers)
+    now, before = _indicators(verdicts, answers), _indicators(judge(original), original)
+    return AnswerSet(
+        behaviour.name,
+        over_refusal,
+        {name: clustered_interval(values, prompts) for name, values in now.items()},
+        {name: clustered_interval(values - before[name], prompts) for name, values in now.items()},
+        tuple(answers),
+        tuple(verdicts),
+    )
+
+
+def _indicators(verdicts: Sequence[str], answers: Sequence[str]) -> Mapping[str, np.ndarray]:
+    """One 0 or 1 an answer, for every verdict and for caution."""
+    found = {verdict: np.array([one == verdict for one in verdicts], dtype=float) for verdict in VERDICTS}
+    return found | {CAUTION: np.array([is_cautious(answer) for answer in answers], dtype=float)}

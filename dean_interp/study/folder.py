@@ -1,0 +1,77 @@
+"""The run folder: whose it is, what it was begun with, and how long each step took."""
+
+import dataclasses
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
+from dean_interp.study.config import StudyConfig
+from dean_interp.tensorfile import whole_file
+
+
+@contextmanager
+def owned(folder: Path, config: StudyConfig, data: Sequence[Behaviour]) -> Iterator[None]:
+    """The folder, for this study and this process alone. `config.json` says what it was begun with.
+
+    Raises `InputError` where the folder cannot be written, another process writes to it, or it holds a run with other
+    settings or other data.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"another run is writing to {folder}") from error
+        content = {f"{one.name} ({one.split})": one.fingerprint for one in data}
+        wanted = {"study": dataclasses.asdict(config), "data": content}
+        wanted = json.loads(json.dumps(wanted))  # as the file gives it back
+        path = folder / "config.json"
+        if path.is_file() and (folder / "scores").is_dir():  # before anything is scored there is nothing to lose
+            _refuse_other(folder, json.loads(path.read_text()), wanted)
+        else:
+            write_text(path, json.dumps(wanted, indent=1) + "\n")
+        yield
+
+
+def _refuse_other(folder: Path, there: Mapping[str, dict], wanted: Mapping[str, dict]) -> None:
+    begun = there.get("study", {})
+    other = [name for name in wanted["study"] if begun.get(name) != wanted["study"][name]]
+    if other:
+        changes = ", ".join(f"{name} ({begun.get(name)} there, {wanted['study'][name]} now)" for name in other)
+        raise InputError(f"{folder} holds a run with another {changes}: choose another folder")
+    changed = [name for name in wanted["data"] if there.get("data", {}).get(name) != wanted["data"][name]]
+    if changed:
+        raise InputError(
+            f"the data of {', '.join(changed)} changed since the run in {folder} began: put them back, or choose "
+            "another folder"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file that appears whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(text)
+
+
+class Clock:
+    """Seconds that each step took, in a file of their own; steps of an earlier process keep theirs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.started = path, time.monotonic()
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def lap(self, step: str) -> None:
+        """The time since the last lap belongs to `step`."""
+        now = time.monotonic()
+        self.seconds[step] = round(self.seconds.get(step, 0) + now - self.started, 1)
+        self.started = now
+        write_text(self.path, json.dumps(self.seconds, indent=1) + "\n")
