@@ -10,6 +10,7 @@ from dean_interp.models.generate import cache_is_right
 from dean_interp.models.load import hooked_transformer_class, model_fingerprint, native_tokenizer
 from dean_interp.models.matrices import weight
 from dean_interp.models.sites import Site, neuron_sites, parse_site
+from dean_interp.models.tokens import encode
 
 pytestmark = pytest.mark.hooks
 
@@ -161,3 +162,22 @@ def test_no_other_room_imports_transformer_lens():
     package = Path(__file__).parents[1] / "dean_interp"
     users = {path.parent.name for path in package.rglob("*.py") if "transformer_lens" in path.read_text()}
     assert users <= {"models", "dean_interp"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_answers_in_padded_batches_are_those_of_plain_transformers_one_by_one(checkpoints, tokenizer, batch_size):
+    plain = AutoModelForCausalLM.from_pretrained(checkpoints["llama-gqa"])
+    prompts = ["hi", "hello there, who are you?", "one two three", "a"]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([encode(tokenizer, prompt, []).prompt])
+        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 1}
+        new = plain.generate(ids, max_new_tokens=12, **options)[0, ids.shape[1] :]
+        expected.append(tokenizer.decode(new, skip_special_tokens=True))
+    model = load_model(checkpoints["llama-gqa"], device="cpu")
+    assert generate(model, prompts, max_new_tokens=12, batch_size=batch_size) == expected
+
+
+def test_a_prompt_without_room_for_an_answer_is_named(llama):
+    with pytest.raises(InputError, match=r"has \d+ tokens, which with 64 new ones is more than the 1024"):
+        generate(llama, ["x" * 1000])
