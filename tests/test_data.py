@@ -285,7 +285,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_an_unknown_name_lists_what_may_be_given():
     said = error_of("fairnes")
-    assert said.startswith("no behaviour 'fairnes': give fairness, privacy, general, a .csv or .jsonl file")
+    names = "fairness, privacy, general, over_refusal_fairness, over_refusal_privacy"
+    assert said.startswith(f"no behaviour 'fairnes': give {names}, a .csv or .jsonl file")
 
 
 def test_a_file_without_rows_has_no_examples(tmp_path):
