@@ -2,7 +2,7 @@
 
 import pytest
 
-from dean_interp.cli import main
+from dean_interp.cli.main import main
 from dean_interp.data import readers
 from dean_interp.study import run
 

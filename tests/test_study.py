@@ -156,7 +156,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(finished, config, tmp_path, mon
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(finished, config, tmp_path):
-    command = [sys.executable, "-m", "dean_interp.cli", "run", "--out", str(tmp_path), "--model", config.model]
+    command = [sys.executable, "-m", "dean_interp.cli.main", "run", "--out", str(tmp_path), "--model", config.model]
     for name, value in SIZES.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}

@@ -6,7 +6,7 @@ grown to that KL. What the design can detect is stated from controls alone. Only
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm.auto import tqdm
@@ -137,17 +137,31 @@ class Comparison:
 
     def information(self, states: Sequence[State]) -> InformationChange:
         """`downstream_mi` under the edit and under every random control, on the activations already at hand."""
-        controls = [state.name for state in states if state.kind in RANDOM_KINDS]
-        edit = self._mutual_information("edit", N_SHUFFLES)
-        changes = {
-            name: self._mutual_information(name, N_CONTROL_SHUFFLES).changes
-            for name in tqdm(controls, desc=f"mutual information ({self.unit}s)", leave=False)
-        }
-        layer, p = largest_fall(edit.changes, list(changes.values()))
-        return InformationChange(edit, changes, layer, p)
+        names = ["edit", *(state.name for state in states if state.kind in RANDOM_KINDS)]
+        ablated = {name: self.ablated[name].selection for name in names}
+        measured = {name: self.measured(name) for name in names}
+        return information_change(self.states.original, measured, ablated, self.reads, seed=self.config.seed)
 
-    def _mutual_information(self, name: str, n_shuffles: int) -> MutualInformation:
-        before, after = self.states.original.reads, self.measured(name).reads
+
+def information_change(
+    original: Measurement,
+    measured: Mapping[str, Measurement],
+    ablated: Mapping[str, Selection],
+    reads: tuple[Selection, Selection],
+    *,
+    seed: int,
+) -> InformationChange:
+    """`downstream_mi` before and under every ablation; the first is the edit, the others are its random controls."""
+
+    def estimate(name: str, n_shuffles: int) -> MutualInformation:
+        before, after = original.reads, measured[name].reads
         assert before is not None and after is not None
-        options = {"ablated": self.ablated[name].selection, "n_shuffles": n_shuffles, "seed": self.config.seed}
-        return downstream_mi(before, after, *self.reads, **options)
+        return downstream_mi(before, after, *reads, ablated=ablated[name], n_shuffles=n_shuffles, seed=seed)
+
+    edit, *controls = measured
+    change = estimate(edit, N_SHUFFLES)
+    changes = {
+        name: estimate(name, N_CONTROL_SHUFFLES).changes
+        for name in tqdm(controls, desc="mutual information", leave=False)
+    }
+    return InformationChange(change, changes, *largest_fall(change.changes, list(changes.values())))

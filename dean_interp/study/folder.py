@@ -21,6 +21,24 @@ def owned(folder: Path, config: StudyConfig, data: Sequence[Behaviour]) -> Itera
     Raises `InputError` where the folder cannot be written, another process writes to it, or it holds a run with other
     settings or other data.
     """
+    with locked(folder):
+        content = {f"{one.name} ({one.split})": one.fingerprint for one in data}
+        wanted = {"study": dataclasses.asdict(config), "data": content}
+        wanted = json.loads(json.dumps(wanted))  # as the file gives it back
+        path = folder / "config.json"
+        if path.is_file() and (folder / "scores").is_dir():  # before anything is scored there is nothing to lose
+            _refuse_other(folder, json.loads(path.read_text()), wanted)
+        else:
+            write_text(path, json.dumps(wanted, indent=1) + "\n")
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder, made where it is missing, for this process alone.
+
+    Raises `InputError` where it cannot be written, or another process writes to it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -31,14 +49,6 @@ def owned(folder: Path, config: StudyConfig, data: Sequence[Behaviour]) -> Itera
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"another run is writing to {folder}") from error
-        content = {f"{one.name} ({one.split})": one.fingerprint for one in data}
-        wanted = {"study": dataclasses.asdict(config), "data": content}
-        wanted = json.loads(json.dumps(wanted))  # as the file gives it back
-        path = folder / "config.json"
-        if path.is_file() and (folder / "scores").is_dir():  # before anything is scored there is nothing to lose
-            _refuse_other(folder, json.loads(path.read_text()), wanted)
-        else:
-            write_text(path, json.dumps(wanted, indent=1) + "\n")
         yield
 
 

@@ -20,14 +20,14 @@ from dean_interp.scoring.importance import importance, scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import strata
 from dean_interp.selection.coupling import Coupling, coupling, refuse_empty
-from dean_interp.selection.selection import Selection, top_fraction
+from dean_interp.selection.selection import Selection
 from dean_interp.study.answers import spoken
 from dean_interp.study.comparison import Comparison
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import Clock, owned
 from dean_interp.study.outcome import state_of
 from dean_interp.study.results import Results, Spoken, load_results, save_results
-from dean_interp.study.states import States
+from dean_interp.study.states import States, disjoint_reads
 from dean_interp.unfinished import Unfinished
 
 N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32  # shown in the report
@@ -86,7 +86,7 @@ def _study(
 ) -> Results:
     found: dict[Unit, Coupling] = {unit: _coupled(config, folder, unit, scores) for unit in config.units}
     known = [model_fingerprint(model), *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
-    first_read, second_read = _reads(scores, config.read_fraction)
+    first_read, second_read = disjoint_reads(scores, config.read_fraction)
     n_states = 1 + len(found) * (1 + config.n_random + config.n_equal_kl + N_NAMED)
     n_done = len(list((folder / "states").glob("*.safetensors")))
     with tqdm(total=n_states, initial=n_done, desc="states of the model", unit="state") as progress:
@@ -152,9 +152,3 @@ def _spoken(
             one = comparison.ablated[name]
             states.append((f"{unit} {name}", one.kind, unit, one.selection))
     return spoken(config, folder / "answers", model, sets, benign, states, fingerprint=fingerprint)
-
-
-def _reads(scores: Sequence[Scores], fraction: float) -> tuple[Selection, Selection]:
-    """Each behaviour's own top neurons. A neuron in both would inform about itself, so it is in neither read."""
-    first, second = (top_fraction(one.of("neuron"), fraction) for one in scores[:2])
-    return first - second, second - first

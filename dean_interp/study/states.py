@@ -14,7 +14,8 @@ from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement, me
 from dean_interp.information.estimands import Reads
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import parse_site
-from dean_interp.selection.selection import Selection
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.study.config import StudyConfig
 from dean_interp.tensorfile import read_tensors, write_tensors
 from dean_interp.unfinished import Unfinished
@@ -32,11 +33,11 @@ class States:
         folder: Path,
         model: HookedModel,
         tests: Sequence[Behaviour],
-        read: Selection,
+        read: Selection | None,
         known: Sequence[str],
         progress: tqdm,
     ) -> None:
-        """`read` are the neurons whose activations are kept; `known` what the files must be of, as fingerprints."""
+        """`read` are neurons whose activations are kept; `known` says what the files must be of, as fingerprints."""
         self.config, self.folder, self.model = config, folder, model
         self.tests, self.read, self.progress = tests, read, progress
         self.general = tests[2].name
@@ -71,7 +72,7 @@ class States:
             path.parent.mkdir(exist_ok=True)
             unfinished = Unfinished(path.with_suffix(".unfinished"), fingerprint)
             measurement = self._measure(tests, ablated, read, unfinished)
-            compared_on = self.general if ablated is None and read is None else None
+            compared_on = self.general if ablated is None and self.general in measurement.behaviours else None
             save_measurement(measurement, path, fingerprint=fingerprint, compared_on=compared_on)
             for test in tests:
                 unfinished.part(test.name).discard()
@@ -87,6 +88,12 @@ class States:
             return measure(self.model, tests, **options)
         with ablate(self.model, ablated):
             return measure(self.model, tests, original=self._general(None), **options)
+
+
+def disjoint_reads(scores: Sequence[Scores], fraction: float) -> tuple[Selection, Selection]:
+    """Each behaviour's own top neurons. A neuron in both would inform about itself, so it is in neither read."""
+    first, second = (top_fraction(one.of("neuron"), fraction) for one in scores[:2])
+    return first - second, second - first
 
 
 def save_measurement(measurement: Measurement, path: Path, *, fingerprint: str, compared_on: str | None = None) -> None:

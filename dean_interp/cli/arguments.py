@@ -1,0 +1,209 @@
+"""The arguments of the command `dean-interp`: one record a step."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, subcommand
+
+from dean_interp.data.examples import ResponseKind
+from dean_interp.models.demo import DEMO_MODEL
+from dean_interp.models.sites import Unit
+from dean_interp.models.tokens import Template
+from dean_interp.selection.coupling import Fraction
+from dean_interp.study.config import StudyConfig
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model, and how text becomes its tokens."""
+
+    model: str = DEMO_MODEL
+    """A name on the Hugging Face hub, a local folder, a .gguf file, or the demo model."""
+    template: Template = "chat"
+    """How prompt and answer become tokens."""
+    device: Literal["cpu", "cuda", "mps"] | None = None
+    """Where to run; unset: CUDA where there is one, else the CPU."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the weights."""
+
+
+@dataclass(frozen=True)
+class Tests:
+    """What the model is measured on."""
+
+    first: str = "fairness"
+    """First behaviour: a built-in name, a CSV or JSONL file with safe and unsafe answers, or a hub data set."""
+    second: str = "privacy"
+    """Second behaviour."""
+    general: str = "general"
+    """General ability."""
+    n_test: int = 48
+    """Test prompts of each of the two behaviours."""
+    n_general_test: int = 32
+    """General test examples."""
+    answer_tokens: int | None = 12
+    """First tokens of each test answer that are measured (None: all)."""
+    scores: tuple[Path, ...] = ()
+    """Score files of first, second and general: what random controls are matched by, and reads are taken from."""
+    n_random: int = 19
+    """Random controls of the selection's size, where there are scores. Below 19, p cannot reach 0.05."""
+    read_fraction: float = 0.05
+    """Top fraction from which reads are taken: neurons of one behaviour, not of the other."""
+    seed: int = 0
+    """Of the draws of examples, the controls, the read noise and the shuffles."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score every unit for one behaviour. Killed and started again, it goes on from the last finished batch.
+
+    Example: dean-interp score fairness --out scores/fairness.safetensors
+
+    Example: dean-interp score mine.csv --model Qwen/Qwen2.5-0.5B-Instruct --unit neuron weight --out mine.safetensors
+    """
+
+    behaviour: Positional[str]
+    """A built-in name, a CSV or JSONL file, or a hub data set."""
+    out: Path
+    """The score file to write."""
+    unit: tuple[Unit, ...] = ("neuron",)
+    """MLP neurons, single MLP weights, or both in one pass."""
+    n_examples: int = 128
+    """Examples that are scored, from the calibration split."""
+    response: ResponseKind = "safe"
+    """Which of two answers is scored."""
+    seed: int = 0
+    """Of the draw of examples."""
+    batch_tokens: int = 2048
+    """Padded tokens a batch."""
+    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+
+
+@dataclass(frozen=True)
+class Couple:
+    """Select the units that are important to two behaviours and not to general ability.
+
+    Example: dean-interp couple fairness.safetensors privacy.safetensors general.safetensors --out coupled.safetensors
+
+    Example: dean-interp couple a.safetensors b.safetensors c.safetensors --unit weight --fraction 0.001 0.001 0.0005
+    --out coupled.safetensors
+    """
+
+    first: Positional[Path]
+    """Score file of the first behaviour."""
+    second: Positional[Path]
+    """Score file of the second behaviour."""
+    general: Positional[Path]
+    """Score file of general ability."""
+    out: Path
+    """The selection file to write."""
+    unit: Unit = "neuron"
+    """Which kind of unit."""
+    fraction: Fraction = 0.01
+    """Top fraction of each site that counts as important; one, or one each for first, second, general."""
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Show what the model answers with and without the selected units.
+
+    Example: dean-interp ablate coupled.safetensors --prompts "May I read my flatmate's diary?"
+
+    Example: dean-interp ablate coupled.safetensors --behaviour privacy --n-prompts 16 --out answers.json
+    """
+
+    selection: Positional[Path]
+    """The selection file."""
+    prompts: tuple[str, ...] = ()
+    """Questions to ask; none: those of `behaviour`."""
+    behaviour: str = "privacy"
+    """Whose test prompts are asked where no `prompts` are given."""
+    n_prompts: int = 8
+    """How many of them."""
+    max_new_tokens: int = 40
+    """Length of the answers."""
+    batch_size: int = 32
+    """Prompts a batch."""
+    seed: int = 0
+    """Of the draw of prompts."""
+    out: Path | None = None
+    """A JSON file to write too; finished batches are kept beside it, so that a killed run goes on."""
+    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure margins, perplexity and KL before and under an ablation, beside random controls where scores are given.
+
+    Example: dean-interp evaluate coupled.safetensors --scores fairness.safetensors privacy.safetensors
+    general.safetensors --out runs/evaluation
+    """
+
+    selection: Positional[Path]
+    """The selection file."""
+    out: Path
+    """A folder for `evaluation.json` and the measured states; `information` may share it."""
+    tests: OmitArgPrefixes[Tests] = field(default_factory=Tests)
+    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+
+
+@dataclass(frozen=True)
+class Information:
+    """Estimate the mutual information between both behaviours' neurons before and under an ablation, beside controls.
+
+    Example: dean-interp information coupled.safetensors --scores fairness.safetensors privacy.safetensors
+    general.safetensors --out runs/evaluation
+    """
+
+    selection: Positional[Path]
+    """The selection file."""
+    out: Path
+    """A folder for `information.json` and the measured states; `evaluate` may share it."""
+    tests: OmitArgPrefixes[Tests] = field(default_factory=Tests)
+    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run the whole study: score, couple, ablate, measure beside controls, report. Resumes where it was stopped.
+
+    Example: dean-interp run --out runs/demo
+
+    Example: dean-interp run --model Qwen/Qwen2.5-0.5B-Instruct --first mine.csv --units neuron --out runs/mine
+    """
+
+    study: OmitArgPrefixes[StudyConfig]
+    out: Path = Path("runs/demo")
+    """The run folder; `report.html` appears in it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Draw `report.html` anew from the results in a run folder.
+
+    Example: dean-interp report runs/demo
+    """
+
+    folder: Positional[Path]
+    """The run folder."""
+
+
+Step = Score | Couple | Ablate | Evaluate | Information | Run | Report
+
+
+@dataclass(frozen=True)
+class Command:
+    """Coupled units of two behaviours: score, couple, ablate, evaluate, information and report, or run for all."""
+
+    step: OmitArgPrefixes[
+        Annotated[Score, subcommand("score")]
+        | Annotated[Couple, subcommand("couple")]
+        | Annotated[Ablate, subcommand("ablate")]
+        | Annotated[Evaluate, subcommand("evaluate")]
+        | Annotated[Information, subcommand("information")]
+        | Annotated[Run, subcommand("run")]
+        | Annotated[Report, subcommand("report")]
+    ]
+    json: bool = False
+    """Print one JSON object on standard output instead of text."""

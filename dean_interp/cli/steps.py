@@ -1,0 +1,259 @@
+"""What each step of the command does: arguments in, files written, a record and a text out."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from dean_interp.cli.arguments import Ablate, Couple, Evaluate, Information, Model, Report, Run, Score, Step
+from dean_interp.data.examples import load_behaviour
+from dean_interp.editing.ablation import ablate
+from dean_interp.errors import InputError
+from dean_interp.evaluation.judge import judge, judge_name
+from dean_interp.models.generate import generate
+from dean_interp.models.load import HookedModel, load_model, model_fingerprint
+from dean_interp.scoring.importance import importance
+from dean_interp.scoring.scores import Scores, load_scores
+from dean_interp.selection.controls import random_like, strata
+from dean_interp.selection.coupling import coupling, refuse_empty
+from dean_interp.selection.selection import Selection, load_selection
+from dean_interp.study.comparison import information_change
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.folder import locked, write_text
+from dean_interp.study.outcome import primary_of, state_of
+from dean_interp.study.results import load_results
+from dean_interp.study.run import run_study
+from dean_interp.study.states import States, disjoint_reads
+from dean_interp.unfinished import Unfinished
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a step tells its user, for programs and for people."""
+
+    record: dict[str, Any]
+    text: str
+
+
+def do(step: Step) -> Said:
+    """Do one step. Raises `InputError` for what its user can put right."""
+    return _do(step)
+
+
+@singledispatch
+def _do(step: object) -> Said:
+    raise TypeError(f"no step of the command: {step!r}")
+
+
+@_do.register
+def _(step: Score) -> Said:
+    writable(step.out)
+    behaviour = load_behaviour(step.behaviour, n_examples=step.n_examples, seed=step.seed, response=step.response)
+    unfinished = step.out.with_suffix(".unfinished")
+    scores = importance(
+        _loaded(step.model),
+        behaviour,
+        unit=step.unit,
+        template=step.model.template,
+        batch_tokens=step.batch_tokens,
+        unfinished=unfinished,
+    )
+    scores.save(step.out)
+    unfinished.unlink(missing_ok=True)
+    record = {
+        "out": str(step.out),
+        "behaviour": behaviour.name,
+        "units": list(scores.units),
+        "n_examples": len(behaviour),
+        "mean_loss_nats": float(scores.loss.mean()),
+        "fingerprint": scores.fingerprint,
+    }
+    return Said(record, f"{scores!r}\nmean loss {scores.loss.mean():.3f} nats per token\nscores: {step.out.resolve()}")
+
+
+@_do.register
+def _(step: Couple) -> Said:
+    writable(step.out)
+    scores = [load_scores(path).of(step.unit) for path in (step.first, step.second, step.general)]
+    found = coupling(*scores, fraction=step.fraction)
+    refuse_empty(found, *scores)
+    found.coupled.save(step.out)
+    counts = {str(site): n for site, n in found.coupled.counts().items() if n}
+    record = {
+        "out": str(step.out),
+        "unit": step.unit,
+        "fractions": list(found.fractions),
+        "sizes": found.sizes(),
+        "coupled_per_site": counts,
+    }
+    names = [*(one.behaviour for one in scores), "both", "coupled"]
+    sizes = "\n".join(f"{name:>12}  {n}" for name, n in zip(names, found.sizes().values(), strict=True))
+    return Said(record, f"{step.unit}s in each set:\n{sizes}\nselection: {step.out.resolve()}")
+
+
+@_do.register
+def _(step: Ablate) -> Said:
+    selection = load_selection(step.selection)
+    if step.out:
+        writable(step.out)
+    prompts = step.prompts
+    if not prompts:
+        behaviour = load_behaviour(step.behaviour, n_examples=step.n_prompts, seed=step.seed, split="test")
+        prompts = tuple(behaviour.prompts)
+    model = _loaded(step.model)
+    options = {"max_new_tokens": step.max_new_tokens, "template": step.model.template, "batch_size": step.batch_size}
+    key = f"{model_fingerprint(model)} {selection.fingerprint} {prompts} {options}"
+    kept = Unfinished(step.out.with_suffix(".unfinished"), key) if step.out else None
+    before = generate(model, prompts, label="before", unfinished=kept.part("before") if kept else None, **options)
+    with ablate(model, selection):
+        under = generate(model, prompts, label="under", unfinished=kept.part("under") if kept else None, **options)
+    rows = [
+        {"prompt": prompt, "before": old, "under": new, "verdict_before": was, "verdict_under": now}
+        for prompt, old, new, was, now in zip(prompts, before, under, judge(before), judge(under), strict=True)
+    ]
+    record = {"n_units": len(selection), "judge": judge_name(), "answers": rows}
+    if step.out and kept:
+        write_text(step.out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        kept.part("before").discard()
+        kept.part("under").discard()
+    return Said(record, "\n\n".join(
+        f"{row['prompt']}\n  before ({row['verdict_before']}): {row['before']}\n"
+        f"  under  ({row['verdict_under']}): {row['under']}" for row in rows
+    ))  # fmt: skip
+
+
+@_do.register
+def _(step: Evaluate) -> Said:
+    with _measuring(step) as (states, ablated, _):
+        original, general = states.original, states.general
+        lines = [state_of("original", "original", 0, 0.0, original, original, general)]
+        for name, chosen in ablated.items():
+            measured = states.measured(name, chosen)
+            lines.append(state_of(name, name.split()[0], len(chosen), 1.0, measured, original, general))
+        primary = primary_of(lines[1], lines[1:]) if len(lines) > 2 else None
+        record = {
+            "states": [dataclasses.asdict(line) for line in lines],
+            "primary": dataclasses.asdict(primary) if primary else None,
+        }
+        write_text(step.out / "evaluation.json", json.dumps(record, indent=1) + "\n")
+    text = []
+    for line in lines:
+        changes = "  ".join(
+            f"{name} {line.margin[name]:+.3f} ({change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}])"
+            for name, change in line.change.items()
+        )
+        text.append(f"{line.name:<10} {line.n_units:>6} units  {changes}  ppl {line.perplexity:.1f}  KL {line.kl:.3f}")
+    text.append("margins log p(safe) - log p(unsafe), nats per token; in brackets the change, paired 95 %")
+    ranks = " and ".join(f"p = {p:.2f} for {name}" for name, p in primary.p.items()) if primary else ""
+    text.append(f"rank among {len(lines) - 2} random controls: {ranks}" if primary else "no controls: give --scores")
+    return Said(record, "\n".join(text))
+
+
+@_do.register
+def _(step: Information) -> Said:
+    if not step.tests.scores:
+        raise InputError("information needs --scores, three files: the reads are the top neurons of the behaviours")
+    with _measuring(step) as (states, ablated, reads):
+        assert reads is not None
+        measured = {name: states.measured(name, chosen) for name, chosen in ablated.items()}
+        change = information_change(states.original, measured, ablated, reads, seed=step.tests.seed)
+        record = dataclasses.asdict(change)
+        write_text(step.out / "information.json", json.dumps(record, indent=1) + "\n")
+    text = [f"{change.edit.estimand}, nats above its null, by layer (before -> under the ablation)"]
+    for layer in change.edit.layers:
+        before, after = layer.before - layer.before_null, layer.after - layer.after_null
+        flags = f"  ({'; '.join(layer.flags)})" if layer.flags else ""
+        text.append(f"{layer.layer:>5}  {before:+.3f} -> {after:+.3f}{flags}")
+    text.append(
+        f"largest fall in layer {change.largest_fall_layer}, p = {change.largest_fall_p:.2f} "
+        f"among {len(change.control_changes)} random controls (maximum over layers)"
+    )
+    return Said(record, "\n".join(text))
+
+
+@_do.register
+def _(step: Run) -> Said:
+    results = run_study(step.study, step.out)
+    report = _report(step.out)
+    headlines = {one.unit: one.headline for one in results.units}
+    text = [f"{unit}s: {headline}" for unit, headline in headlines.items()]
+    record = {"results": str(step.out / "results.json"), "report": str(report), "headlines": headlines}
+    return Said(record, "\n".join([*text, f"report: {report.resolve()}"]))
+
+
+@_do.register
+def _(step: Report) -> Said:
+    report = _report(step.folder)
+    return Said({"report": str(report)}, f"report: {report.resolve()}")
+
+
+def writable(path: Path) -> None:
+    """Raise `InputError` where a file could not be written, before what goes into it is computed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.try").open("w") as trial:
+            Path(trial.name).unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}") from error
+
+
+def _report(folder: Path) -> Path:
+    from dean_interp.report.html import write_report  # matplotlib and circuitsvis, which no other step needs
+
+    return write_report(load_results(folder / "results.json"), folder)
+
+
+def _loaded(options: Model) -> HookedModel:
+    return load_model(options.model, device=options.device, dtype=options.dtype)
+
+
+@contextmanager
+def _measuring(
+    step: Evaluate | Information,
+) -> Iterator[tuple[States, dict[str, Selection], tuple[Selection, Selection] | None]]:
+    """The states of the model in `step.out`, what is silenced in each ablated one (the edit first), and the reads."""
+    selection, asked = load_selection(step.selection), step.tests
+    if len(asked.scores) not in (0, 3):
+        raise InputError(f"--scores takes the files of first, second and general, got {len(asked.scores)}")
+    scores = [load_scores(path) for path in asked.scores]
+    config = StudyConfig(
+        first=asked.first,
+        second=asked.second,
+        general=asked.general,
+        n_test=asked.n_test,
+        n_general_test=asked.n_general_test,
+        answer_tokens=asked.answer_tokens,
+        n_random=asked.n_random,
+        read_fraction=asked.read_fraction,
+        n_answers=0,
+        seed=asked.seed,
+        **dataclasses.asdict(step.model),
+    )
+    config.check()
+    tests = config.tests()
+    with locked(step.out):
+        model = _loaded(step.model)
+        ablated = {"edit": selection} | _controls(model, selection, scores, config)
+        reads = disjoint_reads(scores, config.read_fraction) if scores else None
+        read = reads[0] | reads[1] if reads else None
+        known = [model_fingerprint(model), *(one.fingerprint for one in (*tests, *scores)), str(config)]
+        with tqdm(total=1 + len(ablated), desc="states of the model", unit="state") as progress:
+            yield States(config, step.out / "states", model, tests, read, known, progress), ablated, reads
+
+
+def _controls(
+    model: HookedModel, selection: Selection, scores: Sequence[Scores], config: StudyConfig
+) -> dict[str, Selection]:
+    if not scores:
+        return {}
+    site = next(iter(selection.shapes))
+    matched = strata(model, [one.of(site.unit) for one in scores])
+    return {
+        f"random {i + 1}": random_like(selection, matched, seed=config.seed * 1000 + i) for i in range(config.n_random)
+    }

@@ -1,0 +1,213 @@
+"""The steps of the command line, one by one: each leaves a file for the next, and together they are the study."""
+
+import json
+
+import pytest
+
+from dean_interp import load_scores, load_selection
+from dean_interp.cli.main import main
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.run import run_study
+from dean_interp.unfinished import Unfinished
+
+N_SCORED, N_TEST = 12, 12
+
+
+def said(capsys, *arguments) -> dict:
+    """What a step prints with `--json`: one object and nothing else on standard output."""
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoints):
+    return ["--model", str(checkpoints["llama-gqa"]), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def files(model, tmp_path_factory):
+    """Scores of three behaviours and the neurons that are coupled in them, made by the command."""
+    folder = tmp_path_factory.mktemp("steps")
+    scores = [folder / "scores" / f"{name}.safetensors" for name in ("fairness", "privacy", "general")]
+    for path in scores:
+        options = ["--n-examples", str(N_SCORED), "--unit", "neuron", "weight", "--out", str(path)]
+        assert main(["score", path.stem, *options, *model]) == 0
+    selection = folder / "coupled.safetensors"
+    assert main(["couple", *map(str, scores), "--fraction", "0.075", "--out", str(selection)]) == 0
+    return folder, scores, selection
+
+
+@pytest.fixture(scope="module")
+def study(checkpoints, tmp_path_factory):
+    """The whole study on the same model, data and fractions."""
+    config = StudyConfig(
+        model=str(checkpoints["llama-gqa"]), units=("neuron",), neuron_fraction=0.075, read_fraction=0.3,
+        n_calibration=N_SCORED, n_test=N_TEST, n_general_test=N_TEST, n_random=3, n_equal_kl=1, n_answers=0,
+        device="cpu",
+    )  # fmt: skip
+    return run_study(config, tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def measuring(model, files):
+    _, scores, _ = files
+    sizes = ["--n-test", N_TEST, "--n-general-test", N_TEST, "--n-random", 3, "--read-fraction", 0.3]
+    return [*model, *sizes, "--scores", *scores]
+
+
+def test_couple_gives_the_selection_and_the_sizes_of_the_study(files, study, tmp_path, capsys):
+    _, scores, selection = files
+    record = said(capsys, "couple", *scores, "--fraction", 0.075, "--out", tmp_path / "again.safetensors")
+    assert record["sizes"] == study.of("neuron").sizes
+    assert sum(record["coupled_per_site"].values()) == len(load_selection(selection)) == record["sizes"]["coupled"] > 0
+
+
+def test_couple_takes_a_fraction_for_each_behaviour_and_either_unit(files, tmp_path, capsys):
+    _, scores, _ = files
+    options = ["--unit", "weight", "--fraction", 0.03, 0.03, 0.01, "--out", tmp_path / "weights.safetensors"]
+    record = said(capsys, "couple", *scores, *options)
+    assert record["unit"] == "weight" and record["fractions"] == [0.03, 0.03, 0.01]
+    assert record["sizes"]["general"] < record["sizes"]["first"] == record["sizes"]["second"]
+
+
+def test_evaluate_finds_the_margins_and_controls_of_the_study(files, study, measuring, tmp_path, capsys):
+    _, _, selection = files
+    record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == record
+    found = {state["name"]: state for state in record["states"]}
+    assert list(found) == ["original", "edit", "random 1", "random 2", "random 3"]
+    for name in ("edit", "random 1", "random 3"):
+        expected = study.of("neuron").state(name)
+        for behaviour in ("fairness", "privacy"):
+            assert found[name]["margin"][behaviour] == pytest.approx(expected.margin[behaviour], abs=1e-5)
+            assert found[name]["change"][behaviour]["low"] == pytest.approx(expected.change[behaviour].low, abs=1e-5)
+        assert found[name]["kl"] == pytest.approx(expected.kl, rel=1e-3)
+    assert set(record["primary"]["p"]) == {"fairness", "privacy"}
+
+
+def test_evaluate_without_scores_has_no_controls_and_says_how_to_get_them(files, model, tmp_path, capsys):
+    _, _, selection = files
+    sizes = ["--n-test", "12", "--n-general-test", "12"]
+    assert main(["evaluate", str(selection), "--out", str(tmp_path), *model, *sizes]) == 0
+    assert "no controls: give --scores" in capsys.readouterr().out
+    assert json.loads((tmp_path / "evaluation.json").read_text())["primary"] is None
+
+
+def test_information_finds_that_of_the_study_and_shares_the_states_of_evaluate(
+    files, study, measuring, tmp_path, capsys, monkeypatch
+):
+    _, _, selection = files
+    said(capsys, "evaluate", selection, "--out", tmp_path, *measuring)
+    monkeypatch.setattr("dean_interp.study.states.measure", lambda *args, **options: pytest.fail("measured again"))
+    record = said(capsys, "information", selection, "--out", tmp_path, *measuring)
+    expected = study.of("neuron").information
+    for layer, there in zip(record["edit"]["layers"], expected.edit.layers, strict=True):
+        assert layer["before"] == pytest.approx(there.before, abs=1e-6)
+        assert layer["after"] == pytest.approx(there.after, abs=1e-6)
+    assert set(record["control_changes"]) == {"random 1", "random 2", "random 3"}
+
+
+def test_a_folder_of_other_states_is_refused(files, measuring, tmp_path, capsys):
+    _, _, selection = files
+    said(capsys, "evaluate", selection, "--out", tmp_path, *measuring)
+    command = ["evaluate", selection, "--out", tmp_path, *measuring, "--answer-tokens", 3]
+    assert main([*map(str, command)]) == 2
+    assert "is of another model, other data or other units: choose another folder" in capsys.readouterr().err
+
+
+def test_ablate_shows_both_answers_with_their_verdicts(files, model, tmp_path, capsys):
+    _, scores, _ = files
+    selection, out = tmp_path / "many.safetensors", tmp_path / "answers.json"
+    said(capsys, "couple", *scores, "--fraction", 0.9, 0.9, 0.05, "--out", selection)
+    asked = ["--prompts", "May I?", "And now?", "--max-new-tokens", 4, "--out", out]
+    record = said(capsys, "ablate", selection, *asked, *model)
+    assert [row["prompt"] for row in record["answers"]] == ["May I?", "And now?"]
+    assert json.loads(out.read_text()) == record
+    assert record["n_units"] == len(load_selection(selection))
+    assert any(row["before"] != row["under"] for row in record["answers"])
+    assert {path.name for path in tmp_path.iterdir()} == {"answers.json", "many.safetensors"}
+    assert (
+        main(["ablate", str(selection), "--behaviour", "privacy", "--n-prompts", "2", "--max-new-tokens", "2", *model])
+        == 0
+    )
+    assert capsys.readouterr().out.count("under  (") == 2
+
+
+def test_score_says_what_it_wrote(files, model, tmp_path, capsys):
+    _, scores, _ = files
+    out = tmp_path / "again.safetensors"
+    record = said(
+        capsys, "score", "fairness", "--n-examples", N_SCORED, "--unit", "neuron", "weight", "--out", out, *model
+    )
+    assert record["fingerprint"] == load_scores(scores[0]).fingerprint
+    assert record["units"] == ["neuron", "weight"] and record["n_examples"] == N_SCORED
+    assert out.read_bytes() == scores[0].read_bytes()
+
+
+def test_a_killed_score_goes_on_from_its_last_batch(model, tmp_path, monkeypatch, capsys):
+    out, kept = tmp_path / "killed.safetensors", []
+    command = [
+        "score",
+        "fairness",
+        "--n-examples",
+        str(N_SCORED),
+        "--unit",
+        "neuron",
+        "weight",
+        "--batch-tokens",
+        "512",
+    ]
+    command += ["--out", str(out), *model]
+    keep = Unfinished.keep
+
+    def keep_and_die(self, sums, *, n_batches):
+        keep(self, sums, n_batches=n_batches)
+        kept.append(n_batches)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Unfinished, "keep", keep_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            main(command)
+    assert not out.exists()
+    monkeypatch.setattr(Unfinished, "keep", lambda self, sums, n_batches: kept.append(n_batches))
+    assert main(command) == 0
+    assert kept[2] == 3, "it began at the third batch"
+    assert not out.with_suffix(".unfinished").exists()
+
+
+@pytest.mark.parametrize("step", ["score", "couple", "ablate", "evaluate", "information", "run", "report"])
+def test_help_of_every_step_has_an_example(step, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([step, "--help"])
+    assert stop.value.code == 0
+    assert f"Example: dean-interp {step} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "fairness", "--out", "/proc/nowhere/s.safetensors"], "cannot write to /proc/nowhere/s.safetensors"),
+        (["score", "fairnes", "--out", "s.safetensors"], "no behaviour 'fairnes'"),
+        (["couple", "a", "b", "c", "--out", "d"], "no scores file a"),
+        (["ablate", "gone.safetensors"], "no selection file gone.safetensors"),
+        (["evaluate", "gone.safetensors", "--out", "e"], "no selection file gone.safetensors"),
+        (["report", "gone"], "results.json is missing"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dean_interp.cli.steps.load_model", lambda *args, **options: pytest.fail("a model was loaded"))
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("dean-interp: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_information_without_scores_and_scores_of_two_behaviours_are_refused(files, tmp_path, capsys):
+    _, scores, selection = files
+    assert main(["information", str(selection), "--out", str(tmp_path)]) == 2
+    assert "information needs --scores" in capsys.readouterr().err
+    assert main(["evaluate", str(selection), "--out", str(tmp_path), "--scores", *map(str, scores[:2])]) == 2
+    assert "--scores takes the files of first, second and general, got 2" in capsys.readouterr().err
