@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from dean_interp import importance, load_behaviour, load_model
+from dean_interp import Scoring, importance, load_behaviour, load_model
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_log_probs, answer_positions, batched, forward
 from dean_interp.models.tokens import encode, paths, trees
@@ -52,7 +52,7 @@ def main() -> None:
         encode(model.tokenizer, prompt, [answer])
         for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True)
     ])  # fmt: skip
-    score = lambda: importance(model, behaviour, batch_tokens=BATCH_TOKENS)  # noqa: E731
+    score = lambda: importance(model, behaviour, how=Scoring(batch_tokens=BATCH_TOKENS))  # noqa: E731
     for parameters, what in ((False, "without"), (True, "with")):
         cost = ratio(score, lambda parameters=parameters: forward_and_backward(model, rows, parameters=parameters))
         print(f"scoring neurons / plain forward and backward {what} parameter gradients: {cost:.2f}")

@@ -11,7 +11,7 @@ from dean_interp.information.estimands import MutualInformation, mutual_informat
 from dean_interp.models.generate import generate
 from dean_interp.models.load import load_model
 from dean_interp.models.sites import Site
-from dean_interp.scoring.importance import importance
+from dean_interp.scoring.importance import Scoring, importance
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import random_like
 from dean_interp.selection.coupling import Coupling, coupled, coupling
@@ -27,6 +27,7 @@ __all__ = [
     "Measurement",
     "MutualInformation",
     "Scores",
+    "Scoring",
     "Selection",
     "Site",
     "ablate",

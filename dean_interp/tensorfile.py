@@ -12,6 +12,8 @@ from torch import Tensor
 
 from dean_interp.errors import InputError
 
+_KEY = "dean_interp"
+
 
 def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors with their format (`dean_interp.scores.1`) and facts that JSON can hold.
@@ -20,7 +22,8 @@ def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], fa
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as part:
-        save_file(contiguous, part, {"format": form, "facts": json.dumps(facts)})
+        # one key: safetensors writes several in an order of its own, and equal content must be equal bytes
+        save_file(contiguous, part, {_KEY: json.dumps({"format": form, "facts": facts})})
 
 
 @contextmanager
@@ -47,10 +50,10 @@ def read_tensors(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[s
         raise InputError(f"no {what} file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             if metadata.get("format") != form:
                 raise InputError(f"{path} is not a {what} file of this version ({form}), got {metadata.get('format')}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, json.loads(metadata["facts"])
+            return tensors, metadata["facts"]
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error

@@ -1,5 +1,6 @@
 """What the finished batches of a loop left behind, on disk, so that a killed run goes on with the next batch."""
 
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,14 @@ class Unfinished:
 
     def part(self, name: str) -> "Unfinished":
         """The same for one of several loops that make one result."""
-        return Unfinished(self.path.with_name(f"{self.path.stem}.{name}{self.path.suffix}"), self.fingerprint)
+        return Unfinished(self.path.with_name(f"{self.path.stem}~{name}{self.path.suffix}"), self.fingerprint)
 
     def discard(self) -> None:
-        """The result is safe elsewhere."""
-        self.path.unlink(missing_ok=True)
+        """The result is safe elsewhere: its parts go too."""
+        discard(self.path)
+
+
+def discard(path: Path) -> None:
+    """Delete what a loop left at `path`, and at its parts."""
+    for left in (path, *path.parent.glob(f"{glob.escape(path.stem)}~*{path.suffix}")):
+        left.unlink(missing_ok=True)

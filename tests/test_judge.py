@@ -1,5 +1,9 @@
 """The lexical judge's rules on answers made for it. How often it is right on a model's answers is another question."""
 
+import json
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
 from dean_interp import InputError
@@ -41,3 +45,19 @@ def test_cautionary_phrases_are_seen_whatever_the_verdict():
 def test_what_is_no_text_is_refused(untyped):
     with pytest.raises(InputError, match="answers must be text, got NoneType"):
         judge([None])
+
+
+def test_precision_and_recall_on_labelled_answers_are_those_of_the_docs():
+    """320 real answers; the test half was labelled after the rules were frozen. The docs quote these very counts."""
+    here = Path(__file__).parent
+    lines = (here / "data" / "labelled_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["half"] == "test"]
+    verdicts = judge([row["answer"] for row in rows])
+    pairs = Counter(zip((row["label"] for row in rows), verdicts, strict=True))
+    labels, given = Counter(row["label"] for row in rows), Counter(verdicts)
+    assert len(rows) >= 200 and len({row["answer"] for row in rows}) >= 195
+    docs = (here.parent / "docs" / "lexical_judge.md").read_text(encoding="utf-8")
+    for verdict in ("safe", "unsafe", "refusal", "incoherent"):
+        hits = pairs[verdict, verdict]
+        assert f"| {hits}/{given[verdict]} = " in docs and f"| {hits}/{labels[verdict]} = " in docs
+    assert pairs["refusal", "refusal"] >= 0.85 * labels["refusal"]

@@ -4,7 +4,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dean_interp import Behaviour, Example, Site, ablate, coupling, importance, load_model, measure, random_like
+from dean_interp import (
+    Behaviour,
+    Example,
+    Scoring,
+    Site,
+    ablate,
+    coupling,
+    importance,
+    load_model,
+    measure,
+    random_like,
+)
 from dean_interp.circuits.neuron import strongest_neurons
 from dean_interp.selection.controls import named_controls, strata
 
@@ -64,7 +75,7 @@ def behaviour(letter, start, n=24):
 
 @pytest.fixture(scope="module")
 def scores(planted):
-    return [importance(planted, behaviour(letter, 0), template="raw") for letter in "fpg"]
+    return [importance(planted, behaviour(letter, 0), how=Scoring(template="raw")) for letter in "fpg"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Selections, coupling and controls, on scores made by hand: two or three sites of a few units."""
 
+import json
 import re
 from contextlib import suppress
 from functools import cache
@@ -35,8 +36,8 @@ def score(*values, name="fairness", norm=None):
     """One list of scores a site."""
     values = {Site(2 * i, "neurons"): torch.tensor(one, dtype=torch.float32) for i, one in enumerate(values)}
     norms = norm or {site: torch.arange(1.0, len(value) + 1) for site, value in values.items()}
-    return Scores(name, values, {s: -n for s, n in norms.items()}, norms, torch.tensor([1.5, 2.5, 0.5]),
-                  frozenset({f"{name} prompt"}), f"{name} fingerprint")  # fmt: skip
+    return Scores(name, values, {s: -n for s, n in norms.items()}, norms, {}, torch.tensor([1.5, 2.5, 0.5]),
+                  frozenset({f"{name} prompt"}), f"{name} fingerprint", {"method": "made up"})  # fmt: skip
 
 
 def sets(selection):
@@ -241,7 +242,7 @@ def test_the_smallest_coupling_fraction_survives_the_rounding_of_floats(n):
         one[:place], one[place] = 2, 1  # the only unit in question is at that place of both
         general = (2 - one).clone()
         general[place] = -1
-        scores = [Scores("a", {FIRST: v}, {}, {}, torch.zeros(1), frozenset(), "") for v in (one, one, general)]
+        scores = [Scores("a", {FIRST: v}, {}, {}, {}, torch.zeros(1), frozenset(), "", {}) for v in (one, one, general)]
         smallest = smallest_coupling_fraction(*scores)
         assert len(coupled(*scores, fraction=smallest)) >= 1
 
@@ -533,11 +534,11 @@ def test_a_missing_file_or_a_folder_is_an_input_error(saved, tmp_path):
 
 
 @pytest.mark.parametrize("load", [load_scores, load_selection])
-@pytest.mark.parametrize("metadata", [None, {"format": "dean_interp.selection.0"}], ids=["none", "old"])
-def test_tensors_without_our_format_are_refused_with_the_format_that_is_read(tmp_path, load, metadata):
+@pytest.mark.parametrize("given", [None, "dean_interp.selection.0"], ids=["none", "old"])
+def test_tensors_without_our_format_are_refused_with_the_format_that_is_read(tmp_path, load, given):
+    metadata = {"dean_interp": json.dumps({"format": given, "facts": {}})} if given else None
     save_file({"L0.neurons": torch.zeros(2)}, tmp_path / "foreign.safetensors", metadata)
-    given = metadata["format"] if metadata else None
-    message = rf"foreign.safetensors is not a \w+ file of this version \(dean_interp.\w+.1\), got {given}"
+    message = rf"foreign.safetensors is not a \w+ file of this version \(dean_interp.\w+.\d\), got {given}"
     with pytest.raises(InputError, match=message):
         load(tmp_path / "foreign.safetensors")
 
@@ -573,7 +574,8 @@ def test_one_flipped_bit_in_the_header_is_an_input_error_or_harmless(saved):
 
 
 def test_a_unit_that_the_site_does_not_have_is_an_input_error(tmp_path):
-    metadata = {"format": "dean_interp.selection.1", "shapes": '{"L0.neurons": [5]}', "prompt_hashes": "[]"}
+    facts = {"shapes": {"L0.neurons": [5]}, "prompt_hashes": []}
+    metadata = {"dean_interp": json.dumps({"format": "dean_interp.selection.1", "facts": facts})}
     save_file({"L0.neurons": torch.tensor([9])}, tmp_path / "file.safetensors", metadata)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="has 5 units, not 9"):
         load_selection(tmp_path / "file.safetensors")

@@ -30,7 +30,7 @@ def files(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("steps")
     scores = [folder / "scores" / f"{name}.safetensors" for name in ("fairness", "privacy", "general")]
     for path in scores:
-        options = ["--n-examples", str(N_SCORED), "--unit", "neuron", "weight", "--out", str(path)]
+        options = ["--n-examples", str(N_SCORED), "--unit", "neuron", "weight", "--keep", "0.1", "--out", str(path)]
         assert main(["score", path.stem, *options, *model]) == 0
     selection = folder / "coupled.safetensors"
     assert main(["couple", *map(str, scores), "--fraction", "0.075", "--out", str(selection)]) == 0
@@ -137,7 +137,19 @@ def test_score_says_what_it_wrote(files, model, tmp_path, capsys):
     _, scores, _ = files
     out = tmp_path / "again.safetensors"
     record = said(
-        capsys, "score", "fairness", "--n-examples", N_SCORED, "--unit", "neuron", "weight", "--out", out, *model
+        capsys,
+        "score",
+        "fairness",
+        "--n-examples",
+        N_SCORED,
+        "--unit",
+        "neuron",
+        "weight",
+        "--keep",
+        0.1,
+        "--out",
+        out,
+        *model,
     )
     assert record["fingerprint"] == load_scores(scores[0]).fingerprint
     assert record["units"] == ["neuron", "weight"] and record["n_examples"] == N_SCORED

@@ -46,7 +46,7 @@ class TextActivations:
 def strongest_neurons(selection: Selection, first: Scores, second: Scores, *, n_neurons: int) -> list[Neuron]:
     """The selected neurons with the highest geometric mean of both behaviours' scores, highest first."""
     ranked = [
-        (float((first[site][index] * second[site][index]).sqrt()), site, index)
+        (float((first[site][index] * second[site][index]).abs().sqrt()), site, index)
         for site, indices in selection.units.items()
         for index in indices.tolist()
     ]
@@ -57,7 +57,7 @@ def neuron_scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores:
     """How one neuron scores for each behaviour."""
     site, index = neuron
     score = {one.behaviour: float(one[site][index]) for one in scores}
-    rank = {one.behaviour: int((one[site] > one[site][index]).sum()) + 1 for one in scores}
+    rank = {one.behaviour: int((one[site].abs() > one[site][index].abs()).sum()) + 1 for one in scores}
     return NeuronScores(site.layer, index, score, rank)
 
 
@@ -87,6 +87,7 @@ def top_texts(
         def read(activation: Tensor, hook: object) -> None:
             (batch,) = now
             owner = batch.prompt[batch.prompt_row.argsort()].cpu()
+            activation = activation.reshape(*batch.tokens.shape, -1)
             values[owner, : activation.shape[1], column] = activation[..., index].float().cpu()
 
         return read

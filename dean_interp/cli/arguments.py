@@ -8,10 +8,14 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
 from dean_interp.data.examples import ResponseKind
 from dean_interp.models.demo import DEMO_MODEL
-from dean_interp.models.sites import Unit
+from dean_interp.models.sites import Modules, Unit
 from dean_interp.models.tokens import Template
+from dean_interp.scoring.importance import Target
+from dean_interp.scoring.scores import KEEP
 from dean_interp.selection.coupling import Fraction
 from dean_interp.study.config import StudyConfig
+
+Method = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Score:
 
     Example: dean-interp score fairness --out scores/fairness.safetensors
 
+    Example: dean-interp score privacy --unit neuron weight --dry-run --out scores/privacy.safetensors
+
     Example: dean-interp score mine.csv --model Qwen/Qwen2.5-0.5B-Instruct --unit neuron weight --out mine.safetensors
     """
 
@@ -75,8 +81,22 @@ class Score:
     """Which of two answers is scored."""
     seed: int = 0
     """Of the draw of examples."""
-    batch_tokens: int = 2048
-    """Padded tokens a batch."""
+    method: Method = "importance"
+    """How units are scored (see `scoring.methods`): importance is DEAN's, by gradients."""
+    target: Target = "response"
+    """What the gradient is of: the scored answer's loss, or the margin between the safe and the unsafe answer."""
+    signed: bool = False
+    """Keep the sign of the effect."""
+    modules: Modules = "mlp"
+    """Which matrices' weights are scored: the MLPs', attention's, or all."""
+    max_tokens: int | None = None
+    """Cut answers so that no text is longer; None: longer texts than the model takes are refused."""
+    batch_tokens: int | None = None
+    """Padded tokens a batch; None: 512 on the CPU, 4096 elsewhere, fewer where they do not fit."""
+    keep: float = KEEP
+    """Top fraction of each matrix's weights that the file holds; 1 keeps all."""
+    dry_run: bool = False
+    """Say what scoring will take (memory, time, batches) and stop."""
     model: OmitArgPrefixes[Model] = field(default_factory=Model)
 
 

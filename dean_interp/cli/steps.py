@@ -12,13 +12,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from dean_interp.cli.arguments import Ablate, Couple, Evaluate, Information, Model, Report, Run, Score, Step
-from dean_interp.data.examples import load_behaviour
+from dean_interp.data.examples import Behaviour, load_behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import judge, judge_name
 from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint
-from dean_interp.scoring.importance import importance
+from dean_interp.scoring import methods
+from dean_interp.scoring.importance import Scoring, importance
+from dean_interp.scoring.plan import plan
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import random_like, strata
 from dean_interp.selection.coupling import coupling, refuse_empty
@@ -30,7 +32,7 @@ from dean_interp.study.outcome import primary_of, state_of
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.states import States, disjoint_reads
-from dean_interp.unfinished import Unfinished
+from dean_interp.unfinished import Unfinished, discard
 
 
 @dataclass(frozen=True)
@@ -55,26 +57,53 @@ def _do(step: object) -> Said:
 def _(step: Score) -> Said:
     writable(step.out)
     behaviour = load_behaviour(step.behaviour, n_examples=step.n_examples, seed=step.seed, response=step.response)
-    unfinished = step.out.with_suffix(".unfinished")
-    scores = importance(
-        _loaded(step.model),
-        behaviour,
-        unit=step.unit,
+    how = Scoring(
         template=step.model.template,
+        target=step.target,
+        signed=step.signed,
+        modules=step.modules,
+        max_tokens=step.max_tokens,
         batch_tokens=step.batch_tokens,
-        unfinished=unfinished,
     )
-    scores.save(step.out)
-    unfinished.unlink(missing_ok=True)
-    record = {
-        "out": str(step.out),
-        "behaviour": behaviour.name,
-        "units": list(scores.units),
-        "n_examples": len(behaviour),
-        "mean_loss_nats": float(scores.loss.mean()),
-        "fingerprint": scores.fingerprint,
-    }
-    return Said(record, f"{scores!r}\nmean loss {scores.loss.mean():.3f} nats per token\nscores: {step.out.resolve()}")
+    model = _loaded(step.model)
+    if step.method == "importance" and (step.dry_run or step.batch_tokens is None):
+        planned = plan(model, behaviour, unit=step.unit, how=how)
+        if step.dry_run:
+            return Said(dataclasses.asdict(planned), str(planned))
+        how = planned.apply(how)
+    elif step.dry_run:
+        raise InputError(f"--dry-run plans the method 'importance', got {step.method!r}")
+    unfinished = step.out.with_suffix(".unfinished")
+    scores = _scored(model, behaviour, step, how, unfinished)
+    scores.save(step.out, keep=step.keep)
+    discard(unfinished)
+    loss = float(scores.loss.mean()) if len(scores.loss) else None
+    record = {"out": str(step.out), "behaviour": behaviour.name, "units": list(scores.units), "mean_loss_nats": loss,
+              "fingerprint": scores.fingerprint, **scores.facts}  # fmt: skip
+    lines = [repr(scores), f"mean loss {loss:.3f} nats per token" if loss is not None else "no example was looked at"]
+    return Said(record, "\n".join([*lines, f"scores: {step.out.resolve()}"]))
+
+
+def _scored(model: HookedModel, behaviour: Behaviour, step: Score, how: Scoring, unfinished: Path) -> Scores:
+    neurons_only, weights_only = ("integrated_gradients", "activation_contrast"), ("wanda",)
+    if (step.method in neurons_only and step.unit != ("neuron",)) or (
+        step.method in weights_only and step.unit != ("weight",)
+    ):
+        allowed = "neuron" if step.method in neurons_only else "weight"
+        raise InputError(f"{step.method} scores one kind of unit: --unit {allowed}, got {' '.join(step.unit)}")
+    match step.method:
+        case "importance":
+            return importance(model, behaviour, unit=step.unit, how=how, unfinished=unfinished)
+        case "integrated_gradients":
+            return methods.integrated_gradients(model, behaviour, how=how, unfinished=unfinished)
+        case "wanda":
+            return methods.wanda(model, behaviour, how=how, unfinished=unfinished)
+        case "activation_contrast":
+            return methods.activation_contrast(model, behaviour, how=how, unfinished=unfinished)
+        case "magnitude":
+            return methods.magnitude(model, behaviour, unit=step.unit, how=how)
+        case "random":
+            return methods.random(model, behaviour, unit=step.unit, seed=step.seed, how=how)
 
 
 @_do.register
@@ -120,8 +149,7 @@ def _(step: Ablate) -> Said:
     record = {"n_units": len(selection), "judge": judge_name(), "answers": rows}
     if step.out and kept:
         write_text(step.out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        kept.part("before").discard()
-        kept.part("under").discard()
+        kept.discard()
     return Said(record, "\n\n".join(
         f"{row['prompt']}\n  before ({row['verdict_before']}): {row['before']}\n"
         f"  under  ({row['verdict_under']}): {row['under']}" for row in rows

@@ -15,7 +15,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import OnProduct, on_products, weight, weight_sites
 from dean_interp.models.memory import scored_prompts
-from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.sites import MATRICES, Modules, Site, neuron_sites
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 
@@ -63,8 +63,11 @@ def ablate(model: HookedModel, selection: Selection, *, means: Scores | None = N
 
 def _refuse_foreign(model: HookedModel, selection: Selection) -> None:
     shapes = {site: (model.cfg.d_mlp,) for site in neuron_sites(model)}
-    if any(site.unit == "weight" for site in selection.shapes):
-        shapes |= {site: tuple(weight(model, site).shape) for site in weight_sites(model)}
+    parts = {site.part for site in selection.shapes}
+    kinds: tuple[Modules, ...] = ("mlp", "attention")
+    for modules in kinds:
+        if parts & set(MATRICES[modules]):
+            shapes |= {site: tuple(weight(model, site).shape) for site in weight_sites(model, modules)}
     if any(shapes.get(site) != shape for site, shape in selection.shapes.items()):
         raise InputError(
             f"the selection is not of this model: {model.cfg.model_name} has {model.cfg.n_layers} layers of "

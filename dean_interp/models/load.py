@@ -102,6 +102,12 @@ def model_fingerprint(model: HookedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that numbers depend on."""
+    packages = ("dean_interp", "torch", "transformers", "transformer_lens")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
 def refuse_not_finite(model: HookedModel) -> None:
     """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything."""
     bad = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]

@@ -5,6 +5,7 @@ answer token and on nothing else: a pre-hook on it hands in those rows of the fi
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dean_interp.models.load import HookedModel, is_hooked_transformer
-from dean_interp.models.tokens import Batch, Encoded, Row, batches, collate, paths, trees
+from dean_interp.models.tokens import Batch, Encoded, Padding, Row, batches, collate, paths, trees
 from dean_interp.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
+_KEEP_SHARE = 10  # times as long as writing the sums took is worked before they are written again
 _SHARES = "_dean_interp_shares_prompts"  # what we note on a model object
 
 
@@ -63,29 +65,40 @@ def batched(
     leave: bool = False,
     unfinished: Unfinished | None = None,
     sums: Mapping[str, Tensor] | None = None,
+    together: int = 1,
+    padding: Padding = "right",
 ) -> Iterator[Batch]:
     """Padded batches of `rows` on the model's device, with a progress bar over the rows.
 
     With `unfinished`, `sums` is what the loop's body adds to, in place: it is restored before the first batch, batches
-    that it holds already are passed over, and it is written after each of the others.
+    that it holds already are passed over, and it is written after each of the others (where the sums are so large that
+    this takes long: as often as keeps it to a tenth of the time). `together` rows that follow each
+    other stay in one batch.
     """
-    planned = batches(rows, batch_tokens=batch_tokens)
+    planned = batches(rows, batch_tokens=batch_tokens, together=together)
     n_done = unfinished.restore(sums or {}) if unfinished else 0
     n_rows_done = sum(len(some) for some in planned[:n_done])
+    seconds, kept_at = 0.0, time.monotonic()
     with tqdm(total=len(rows), initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
         for number, some in enumerate(planned[n_done:], n_done + 1):
-            yield collate(some, device=model.cfg.device)
-            if unfinished:
+            yield collate(some, device=model.cfg.device, padding=padding)
+            began = time.monotonic()
+            if unfinished and (number == len(planned) or seconds < 0.1 or began - kept_at > _KEEP_SHARE * seconds):
                 unfinished.keep(sums or {}, n_batches=number)
+                kept_at = time.monotonic()
+                seconds = kept_at - began
             progress.update(len(some))
 
 
 def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
     """The model's logits for a batch, whatever kind of rows it holds."""
+    padded_left = batch.attend is None and not bool(batch.real[:, 0].all())
+    if is_hooked_transformer(model) and (batch.attend is not None or padded_left):
+        raise ValueError("a HookedTransformer takes single paths padded on the right: `paths`, not `trees`")
+    if padded_left:
+        return model(batch.tokens, return_type="logits", attention_mask=batch.real.long(), position_ids=batch.positions)
     if batch.attend is None:
         return model(batch.tokens, return_type="logits", attention_mask=batch.real.long())
-    if is_hooked_transformer(model):
-        raise ValueError("a HookedTransformer takes single paths only: build the rows with `paths`, not `trees`")
     dtype = next(model.parameters()).dtype
     hidden = torch.finfo(dtype).min
     mask = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)

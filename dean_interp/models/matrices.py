@@ -1,9 +1,11 @@
-"""The matrices of an MLP: `gate` (where it is gated) and `in` read the residual stream, `out` reads the neurons.
+"""The matrices of a block. In the MLP `gate` (where it is gated) and `in` read the residual stream, `out` reads the
+neurons; in attention `q`, `k` and `v` read the residual stream, `o` what the heads mixed.
 
-Weights are shown as `(d_in, d_out)`, as TransformerLens does, however the checkpoint stores them. `on_products` puts a
-function between what a matrix reads and what it writes: the place of the hook points `mlp.{part}.hook_in` and
-`.hook_out` of a bridge. A `HookedTransformer` has no hook point on what its MLP reads (`ln2.hook_normalized` comes
-before the norm's own weight), so there the MLP's own input is taken.
+Weights are shown as `(d_in, d_out)`, as TransformerLens does for MLPs, however the checkpoint stores them; heads lie
+side by side, and grouped-query `k` and `v` have their own few. `on_products` puts a function between what a matrix
+reads and what it writes: the place of a bridge's hook points `hook_in` and `hook_out`. A `HookedTransformer` has no
+hook point on what its MLP reads (`ln2.hook_normalized` comes before the norm's own weight), so there the module's own
+input is taken.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,17 +19,19 @@ from transformers.pytorch_utils import Conv1D
 
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer
-from dean_interp.models.sites import MATRICES, Site
+from dean_interp.models.sites import MATRICES, Modules, Site
 
 OnProduct = Callable[[Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]], Tensor | None]
 
 
-def weight_sites(model: HookedModel) -> list[Site]:
-    """Every MLP matrix of the model: two or three a layer, in order.
+def weight_sites(model: HookedModel, modules: Modules = "mlp") -> list[Site]:
+    """Every matrix of the model's MLPs, attention, or both, in order of layers.
 
     Raises `InputError` where the weights are not the checkpoint's own, or not those of separate matrices.
     """
-    parts = [part for part in MATRICES if _has_part(model, part)]
+    if modules not in MATRICES:
+        raise InputError(f"modules must be one of {tuple(MATRICES)}, got {modules!r}")
+    parts = [part for part in MATRICES[modules] if part != "gate" or _is_gated(model)]
     sites = [Site(layer, part) for layer in range(model.cfg.n_layers) for part in parts]
     _refuse_processed(model)
     for site in sites:
@@ -35,22 +39,27 @@ def weight_sites(model: HookedModel) -> list[Site]:
     return sites
 
 
-def parameter(model: HookedModel, site: Site) -> tuple[nn.Parameter, bool]:
-    """The parameter of a matrix, and whether it is stored as `(d_out, d_in)`: `nn.Linear` is, GPT-2's `Conv1D` not."""
-    mlp = model.blocks[site.layer].mlp
+def parameter(model: HookedModel, site: Site) -> tuple[nn.Parameter, Callable[[Tensor], Tensor]]:
+    """The parameter of a matrix, and what makes `(d_in, d_out)` of it or of its gradient (a view wherever it can)."""
+    owner = _owner(model, site)
     if is_hooked_transformer(model):
-        return getattr(mlp, f"W_{site.part}"), False
-    module = getattr(getattr(mlp, site.part, None), "original_component", None)
+        name = f"W_{site.part.upper()}" if site.part in MATRICES["attention"] else f"W_{site.part}"
+        stored = getattr(owner, f"_{name}", None)  # grouped-query: the property repeats the heads
+        return (getattr(owner, name) if stored is None else stored), _HEADS.get(site.part, _as_it_is)
+    module = getattr(getattr(owner, site.part, None), "original_component", None)
     stored = getattr(module, "weight", None)
     if not isinstance(stored, nn.Parameter):
-        raise InputError(f"{model.cfg.model_name} keeps no separate matrix '{site.part}' in layer {site.layer}'s MLP")
-    return stored, not isinstance(module, Conv1D)
+        where = f"layer {site.layer}'s {'MLP' if site.part in MATRICES['mlp'] else 'attention'}"
+        raise InputError(f"{model.cfg.model_name} keeps no separate matrix '{site.part}' in {where}")
+    return stored, _as_it_is if isinstance(module, Conv1D) else torch.t  # `nn.Linear` stores (d_out, d_in)
 
 
 def weight(model: HookedModel, site: Site) -> Float[Tensor, "d_in d_out"]:
-    """A matrix as `(d_in, d_out)`: a view of the parameter. Row `i` of `out` is what neuron `i` writes."""
-    stored, transposed = parameter(model, site)
-    return stored.T if transposed else stored
+    """A matrix as `(d_in, d_out)`: a view of the parameter wherever it can be. Row `i` of MLP `out` is what neuron `i`
+    writes.
+    """
+    stored, as_matrix = parameter(model, site)
+    return as_matrix(stored)
 
 
 @contextmanager
@@ -63,40 +72,69 @@ def on_products(model: HookedModel, hooks: Mapping[Site, OnProduct]) -> Iterator
     install = _on_hooked_transformer if is_hooked_transformer(model) else _on_bridge
     with ExitStack() as stack:
         for site, hook in hooks.items():
-            install(stack, model.blocks[site.layer].mlp, site.part, hook)
+            install(stack, _owner(model, site), site.part, hook)
         yield
 
 
-def _on_bridge(stack: ExitStack, mlp: Any, part: str, hook: OnProduct) -> None:  # noqa: ANN401 - TransformerLens' own
-    module = getattr(mlp, part).original_component
+def _on_bridge(stack: ExitStack, owner: Any, part: str, hook: OnProduct) -> None:  # noqa: ANN401 - TransformerLens' own
+    module = getattr(owner, part).original_component
     stack.callback(module.register_forward_hook(lambda module, args, product: hook(args[0], product)).remove)
 
 
-def _on_hooked_transformer(stack: ExitStack, mlp: Any, part: str, hook: OnProduct) -> None:  # noqa: ANN401
-    """`gate` and `in`: the MLP's input, and the hook point behind the product. `out`: `hook_post`, the MLP's output."""
+def _on_hooked_transformer(stack: ExitStack, owner: Any, part: str, hook: OnProduct) -> None:  # noqa: ANN401
+    """What a matrix reads is its module's input, or (`out`, `o`) the last hook point before it; what it writes is the
+    hook point behind it, or the module's output. Heads are laid side by side on the way to `hook`, and back.
+    """
     read: list[Tensor] = []
     last: list[torch.utils.hooks.RemovableHandle] = []
+    before = {"out": "hook_post", "o": "hook_z"}.get(part)
+    gated = hasattr(owner, "hook_pre_linear")
+    behind = {"gate": "hook_pre", "in": "hook_pre_linear" if gated else "hook_pre",
+              "q": "hook_q", "k": "hook_k", "v": "hook_v"}.get(part)  # fmt: skip
+    argument = {"q": "query_input", "k": "key_input", "v": "value_input"}.get(part)
 
-    def begin(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        read[:] = [args[0]]
-        if part == "out":  # registered anew in each pass, so that it sees what every other hook made of the neurons
+    def begin(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        read[:] = [named[argument] if argument in named else args[0] if args else named["query_input"]]
+        if before:  # registered anew in each pass, so that it sees what every other hook made of what is read
             end()
-            last.append(mlp.hook_post.register_forward_hook(lambda module, args, post: read.__setitem__(0, post)))
+            point = getattr(owner, before)
+            last.append(point.register_forward_hook(lambda module, args, value: read.__setitem__(0, value)))
 
     def end() -> None:
         while last:
             last.pop().remove()
 
-    stack.callback(mlp.register_forward_pre_hook(begin).remove)
+    def between(module: nn.Module, args: tuple[Tensor, ...], product: Tensor) -> Tensor | None:
+        flat = hook(read[0].flatten(2), product.flatten(2))
+        return None if flat is None else flat.reshape(product.shape)
+
+    stack.callback(owner.register_forward_pre_hook(begin, with_kwargs=True).remove)
     stack.callback(end)
-    behind = {"gate": "hook_pre", "in": "hook_pre_linear" if hasattr(mlp, "hook_pre_linear") else "hook_pre"}
-    point = getattr(mlp, behind[part]) if part in behind else mlp
-    stack.callback(point.register_forward_hook(lambda module, args, product: hook(read[0], product)).remove)
+    stack.callback((getattr(owner, behind) if behind else owner).register_forward_hook(between).remove)
 
 
-def _has_part(model: HookedModel, part: str) -> bool:
-    mlp = model.blocks[0].mlp
-    return hasattr(mlp, f"W_{part}" if is_hooked_transformer(model) else part)
+def _owner(model: HookedModel, site: Site) -> Any:  # noqa: ANN401
+    block = model.blocks[site.layer]
+    return block.attn if site.part in MATRICES["attention"] else block.mlp
+
+
+def _is_gated(model: HookedModel) -> bool:
+    return hasattr(model.blocks[0].mlp, "W_gate" if is_hooked_transformer(model) else "gate")
+
+
+def _as_it_is(stored: Tensor) -> Tensor:
+    return stored
+
+
+def _heads_write(stored: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "d_model _"]:
+    return stored.transpose(0, 1).flatten(1)
+
+
+def _heads_read(stored: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "_ d_model"]:
+    return stored.flatten(0, 1)
+
+
+_HEADS = {"q": _heads_write, "k": _heads_write, "v": _heads_write, "o": _heads_read}
 
 
 def _refuse_processed(model: HookedModel) -> None:

@@ -30,6 +30,7 @@ class PromptReads:
             batch = self.batch
             if batch is None:
                 return
+            activation = activation.reshape(*batch.tokens.shape, -1)  # some models (OPT) join batch and pos
             ends = activation.detach()[batch.prompt_row, batch.prompt_pos][:, self.units[site]]
             self.values[site][batch.prompt.cpu()] = ends.float().cpu()
 

@@ -6,15 +6,17 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 
 Unit = Literal["neuron", "weight"]
-MATRICES = ("gate", "in", "out")
-PARTS = ("neurons", *MATRICES)
+Modules = Literal["mlp", "attention", "all"]
+MATRICES: dict[Modules, tuple[str, ...]] = {"mlp": ("gate", "in", "out"), "attention": ("q", "k", "v", "o")}
+MATRICES["all"] = MATRICES["mlp"] + MATRICES["attention"]
+PARTS = ("neurons", *MATRICES["all"])
 
 
 class Site(NamedTuple):
     """A place that holds units.
 
     `Site(3, "neurons")` is the `d_mlp` neurons of layer 3; `Site(3, "gate")`, `"in"` and `"out"` are the weights of one
-    MLP matrix, `(d_in, d_out)`.
+    MLP matrix, `"q"`, `"k"`, `"v"` and `"o"` of one attention matrix, all `(d_in, d_out)`; heads lie side by side.
     """
 
     layer: int

@@ -6,7 +6,7 @@ prompt is computed once for both; prompts that begin alike (the chat template's 
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dean_interp.errors import InputError
 
 Template = Literal["chat", "raw", "released"]
+Padding = Literal["right", "left"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,18 @@ def encode(
     return Encoded(tuple(prompt_ids), tuple(tuple(ids[:answer_tokens]) for ids in answer_ids))
 
 
+def cut(encoded: Encoded, max_tokens: int) -> tuple[Encoded, int]:
+    """Answers cut at their end so that prompt and answer have at most `max_tokens`, and how many were.
+
+    Raises `InputError` where a prompt alone leaves no room for an answer.
+    """
+    room = max_tokens - len(encoded.prompt)
+    if room < 1:
+        raise InputError(f"a prompt has {len(encoded.prompt)} tokens, which leaves none of max_tokens={max_tokens}")
+    answers = tuple(answer[:room] for answer in encoded.answers)
+    return Encoded(encoded.prompt, answers), sum(len(answer) > room for answer in encoded.answers)
+
+
 @dataclass(frozen=True)
 class Branch:
     """Tokens that follow the branch `parent` of the same row (-1: they begin it).
@@ -103,6 +116,24 @@ class Batch:
     prompt: Int[Tensor, " prompt"]
     prompt_row: Int[Tensor, " prompt"]
     prompt_pos: Int[Tensor, " prompt"]
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """The same for some of the rows, padded as they are."""
+        read = (self.read_row >= start) & (self.read_row < stop)
+        ends = (self.prompt_row >= start) & (self.prompt_row < stop)
+        return Batch(
+            self.tokens[start:stop],
+            self.positions[start:stop],
+            self.real[start:stop],
+            None if self.attend is None else self.attend[start:stop],
+            self.read_row[read] - start,
+            self.read_pos[read],
+            self.target[read],
+            self.answer[read],
+            self.prompt[ends],
+            self.prompt_row[ends] - start,
+            self.prompt_pos[ends],
+        )
 
 
 def paths(encoded: Sequence[Encoded]) -> list[Row]:
@@ -139,20 +170,26 @@ def trees(encoded: Sequence[Encoded], *, row_tokens: int = 256) -> list[Row]:
     return [*rows, tuple(row)] if row else rows
 
 
-def batches(rows: Iterable[Row], *, batch_tokens: int) -> list[list[Row]]:
-    """Rows in batches of at most `batch_tokens` tokens, padding counted; long rows come first."""
+def batches(rows: Sequence[Row], *, batch_tokens: int, together: int = 1) -> list[list[Row]]:
+    """Rows in batches of at most `batch_tokens` tokens, padding counted; long rows come first.
+
+    `together` rows that follow each other stay in one batch, in their order.
+    """
+    groups = [rows[i : i + together] for i in range(0, len(rows), together)]
     made: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: -_row_length(row)):
-        if made and _row_length(made[-1][0]) * (len(made[-1]) + 1) <= batch_tokens:
-            made[-1].append(row)
+    longest = 0
+    for group in sorted(groups, key=lambda group: -max(map(row_length, group))):
+        if made and longest * (len(made[-1]) + len(group)) <= batch_tokens:
+            made[-1] += group
         else:
-            made.append([row])
+            made.append([*group])
+            longest = max(map(row_length, group))
     return made
 
 
-def collate(rows: Sequence[Row], *, device: torch.device | str) -> Batch:
-    """Rows side by side, padded on the right with token 0, which nothing real attends to."""
-    n_pos = max(_row_length(row) for row in rows)
+def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding = "right") -> Batch:
+    """Rows side by side, padded with token 0, which nothing real attends to. Trees are padded on the right only."""
+    n_pos = max(row_length(row) for row in rows)
     shape = (len(rows), n_pos)
     tokens, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     real = torch.zeros(shape, dtype=torch.bool)
@@ -161,7 +198,7 @@ def collate(rows: Sequence[Row], *, device: torch.device | str) -> Batch:
     prompts: list[tuple[int, int, int]] = []
     for r, row in enumerate(rows):
         seen: list[list[int]] = []  # per branch: the places of everything on its path, itself included
-        start = 0
+        begin = start = n_pos - row_length(row) if padding == "left" else 0
         for branch in row:
             before = seen[branch.parent] if branch.parent >= 0 else []
             places = list(range(start, start + len(branch.tokens)))
@@ -178,7 +215,7 @@ def collate(rows: Sequence[Row], *, device: torch.device | str) -> Batch:
                 prompts.append((branch.prompt, r, path[-1]))
             seen.append(path)
             start += len(places)
-        real[r, :start] = True
+        real[r, begin:start] = True
         positions[r, start:] = torch.arange(start, n_pos)
     attend |= torch.eye(n_pos, dtype=torch.bool)  # a padded position sees itself, or its softmax has no support
     single = all(branch.parent == i - 1 for row in rows for i, branch in enumerate(row))
@@ -214,5 +251,6 @@ def _n_tokens(one: Encoded) -> int:
     return len(one.prompt) + sum(len(answer) for answer in one.answers)
 
 
-def _row_length(row: Row) -> int:
+def row_length(row: Row) -> int:
+    """Tokens of a row."""
     return sum(len(branch.tokens) for branch in row)

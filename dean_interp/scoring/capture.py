@@ -1,7 +1,7 @@
 """What units see and the gradients they get, streamed: each pair is handed on the moment its gradient arrives.
 
-No parameter needs a gradient. All of them are frozen and the embedding's output requires one, so a backward pass costs
-no weight gradients, and nothing is held per parameter.
+No parameter needs a gradient. All of them are frozen, and the graph begins at the first site that is watched: a pass
+costs no weight gradients, holds nothing per parameter, and leaves out the backward pass below that site.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,28 +21,43 @@ Accumulate = Callable[[Site, Float[Tensor, "batch pos d_in"], Float[Tensor, "bat
 
 
 def stream_gradients(
-    model: HookedModel, batch: Batch, sites: Sequence[Site], accumulate: Accumulate
-) -> Float[Tensor, " example"]:
+    model: HookedModel,
+    batch: Batch,
+    sites: Sequence[Site],
+    accumulate: Accumulate,
+    *,
+    signs: Float[Tensor, " answer"] | None = None,
+    scale: float = 1.0,
+) -> Float[Tensor, " answer"]:
     """One forward and one backward pass; `accumulate(site, x, gradient)` is called once a site, last first.
 
     At a site of neurons `x` is their activation and `gradient` its gradient; at a matrix `x` is what it reads and
-    `gradient` that of what it writes. The gradient is that of the sum over examples of each example's mean
-    cross-entropy (nats) over its answer tokens, so an example's rows hold the gradient of its own loss. Returns the
-    losses, in the order of the answers' numbers.
+    `gradient` that of what it writes. The gradient is that of the sum over answers of each one's mean cross-entropy
+    (nats) over its tokens, times its sign where there are `signs` (in the order of the answers' numbers), so an
+    answer's row holds the gradient of its own loss. Returns the losses in that order, without signs.
+
+    `scale` multiplies the neurons' activations on their way on; `x` stays what they were.
     """
 
     def watch(site: Site, value: Tensor, written: Tensor) -> None:
-        value = value.detach()  # the hook must not hold the tensor that holds it, or neither is ever freed
-        written.register_hook(lambda gradient: accumulate(site, value, gradient))
+        # detached, or the hook would hold the tensor that holds it; some models (OPT) join batch and pos
+        value, shape = value.detach().reshape(*batch.tokens.shape, -1), batch.tokens.shape
+        if not written.requires_grad:  # nothing before it is watched: the graph begins here
+            written.requires_grad_(True)
+        written.register_hook(lambda gradient: accumulate(site, value, gradient.reshape(*shape, -1)))
 
-    def on_activation(site: Site) -> Callable[..., None]:
-        return lambda activation, hook: watch(site, activation, activation)
+    def on_activation(site: Site) -> Callable[..., Tensor]:
+        def hook(activation: Tensor, hook: object) -> Tensor:
+            passed = activation if scale == 1 else activation * scale
+            watch(site, activation, passed)
+            return passed  # some bridges (OPT) hand a view to hooks, which only leads on if it is given back
+
+        return hook
 
     def on_product(site: Site) -> OnProduct:
         return lambda x, product: watch(site, x, product)
 
-    hooks = [("hook_embed", lambda embedded, hook: embedded.requires_grad_(True))]
-    hooks += [(site.hook_name, on_activation(site)) for site in sites if site.unit == "neuron"]
+    hooks = [(site.hook_name, on_activation(site)) for site in sites if site.unit == "neuron"]
     products = {site: on_product(site) for site in sites if site.unit == "weight"}
     with (
         torch.enable_grad(),
@@ -52,8 +67,29 @@ def stream_gradients(
         answer_positions(model, batch),
     ):
         losses = _answer_losses(forward(model, batch)[0], batch)
-        losses.sum().backward()
+        (losses if signs is None else losses * signs).sum().backward()
     return losses.detach()
+
+
+@torch.inference_mode()
+def stream_activations(
+    model: HookedModel, batch: Batch, sites: Sequence[Site], accumulate: Callable[[Site, Tensor], None]
+) -> Float[Tensor, " answer"]:
+    """One forward pass; `accumulate(site, x)` is called once a site with what its neurons are, or its matrix reads.
+
+    Returns every answer's mean cross-entropy (nats), in the order of their numbers.
+    """
+
+    def on_activation(site: Site) -> Callable[..., None]:
+        return lambda activation, hook: accumulate(site, activation.reshape(*batch.tokens.shape, -1))
+
+    def on_product(site: Site) -> OnProduct:
+        return lambda x, product: accumulate(site, x.reshape(*batch.tokens.shape, -1))
+
+    hooks = [(site.hook_name, on_activation(site)) for site in sites if site.unit == "neuron"]
+    products = {site: on_product(site) for site in sites if site.unit == "weight"}
+    with model.hooks(fwd_hooks=hooks), on_products(model, products), answer_positions(model, batch):
+        return _answer_losses(forward(model, batch)[0], batch)
 
 
 def check_hook_gradients(model: HookedModel, batch: Batch, sites: Sequence[Site]) -> None:
@@ -78,9 +114,8 @@ def check_hook_gradients(model: HookedModel, batch: Batch, sites: Sequence[Site]
             weight.requires_grad_(True)
         loss = _answer_losses(forward(model, batch)[0], batch).sum()
         gradients = torch.autograd.grad(loss, [weight for weight, _ in matrices.values()])
-    for (site, (weight, transposed)), gradient in zip(matrices.items(), gradients, strict=True):
-        expected = (weight.detach() * gradient).float() if site.unit == "neuron" else gradient.float()
-        expected = expected.T if transposed else expected
+    for (site, (weight, as_matrix)), gradient in zip(matrices.items(), gradients, strict=True):
+        expected = as_matrix(weight.detach() * gradient if site.unit == "neuron" else gradient).float()
         expected = expected.sum(1) if site.unit == "neuron" else expected
         tolerance = 1e-4 if weight.dtype == torch.float32 else 5e-2
         if (expected - at_hook[site]).abs().max() > tolerance * expected.abs().max() + 1e-12:
@@ -91,7 +126,7 @@ def check_hook_gradients(model: HookedModel, batch: Batch, sites: Sequence[Site]
             )
 
 
-def _answer_losses(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Float[Tensor, " example"]:
+def _answer_losses(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Float[Tensor, " answer"]:
     nats = torch.nn.functional.cross_entropy(logits.float(), batch.target, reduction="none")
     answers, index, counts = torch.unique(batch.answer, return_inverse=True, return_counts=True)
     return torch.zeros(len(answers), device=nats.device).index_add(0, index, nats) / counts

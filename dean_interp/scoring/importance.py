@@ -5,25 +5,65 @@ how much the loss moves when it is silenced, is answered by its activation times
 `E |sum over positions of a * dL/da|`.
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.models.load import HookedModel, model_fingerprint, native_tokenizer, refuse_not_finite
+from dean_interp.models.load import (
+    HookedModel,
+    is_hooked_transformer,
+    model_fingerprint,
+    native_tokenizer,
+    refuse_not_finite,
+    versions,
+)
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import weight, weight_sites
 from dean_interp.models.memory import scored_prompts
-from dean_interp.models.sites import Site, Unit, neuron_sites
-from dean_interp.models.tokens import Template, collate, encode, paths
+from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
+from dean_interp.models.tokens import Batch, Padding, Row, Template, collate, cut, encode, paths
 from dean_interp.scoring.capture import check_hook_gradients, stream_gradients
 from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.sums import Sums
 from dean_interp.unfinished import Unfinished
+
+log = logging.getLogger(__name__)
+
+Target = Literal["response", "margin"]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How examples become scores; the same for every method."""
+
+    template: Template = "chat"
+    """How prompt and answer become tokens (`models.tokens.encode`)."""
+    target: Target = "response"
+    """`response`: the cross-entropy of the scored answer. `margin`: that of the safe answer minus that of the unsafe
+    one, so a unit counts by how it moves `log p(safe) - log p(unsafe)`; behaviours with both answers only."""
+    signed: bool = False
+    """Keep the sign of the mean effect, which the absolute value throws away: positive units raise the loss, so to
+    silence them lowers it. Selections rank by size."""
+    modules: Modules = "mlp"
+    """Which matrices' weights are scored: the MLPs', attention's `q k v o`, or all. Neurons are the MLPs'."""
+    max_tokens: int | None = None
+    """Cut answers so that no text is longer. None: a text longer than the model's context is refused."""
+    padding: Padding = "right"
+    """The side on which batches are padded. Scores do not depend on it beyond float noise."""
+    batch_tokens: int | None = None
+    """Padded tokens a batch; memory grows with it, scores do not depend on it. None: 512 on the CPU, where larger
+    batches fall out of its caches, 4096 elsewhere. `scoring.plan` finds what fits."""
+    layers_per_pass: int | None = None
+    """How many layers' sums are held at once; fewer take more passes, and the same scores come out. None: all."""
 
 
 def importance(
@@ -31,66 +71,220 @@ def importance(
     behaviour: Behaviour,
     *,
     unit: Unit | Sequence[Unit] = "neuron",
-    template: Template = "chat",
-    batch_tokens: int = 2048,
+    how: Scoring = Scoring(),
     unfinished: Path | None = None,
 ) -> Scores:
-    """Score every unit of the model for one behaviour.
+    """Score every unit of the model for one behaviour, by gradients at hook points.
 
     Args:
         model: from `load_model`, or any `TransformerBridge` or `HookedTransformer`.
         behaviour: the examples; the answer named by `behaviour.response` is the one whose loss is taken.
-        unit: `neuron` (one index of `d_mlp`), `weight` (one entry of an MLP matrix, the paper's unit), or both in one
-            pass: `("neuron", "weight")`. Weights take one float32 accumulator a weight.
-        template: how prompt and answer become tokens (`models.tokens.encode`).
-        batch_tokens: padded tokens a batch holds at most; memory grows with it, scores do not depend on it.
+        unit: `neuron` (one index of `d_mlp`), `weight` (one entry of a matrix, the paper's unit), or both in one pass:
+            `("neuron", "weight")`. Weights take one float32 accumulator a weight.
+        how: template, target, sign, modules, batches.
         unfinished: a file for what the finished batches left. A call that was killed goes on from there when it is
-            made again; delete the file once the scores are saved.
+            made again; `unfinished.discard(path)` once the scores are saved.
 
     Raises:
-        InputError: an unknown unit or template, a text longer than the model's context, weights, loss or scores not
-            finite, for weights a model whose weights were processed (folded LayerNorm, centred).
+        InputError: an unknown unit or setting, a text longer than the model's context, weights or gradients not finite
+            (by layer and example), for weights a model whose weights were processed (folded LayerNorm, centred).
     """
-    units = _units(unit)
-    sites = (neuron_sites(model) if "neuron" in units else []) + (weight_sites(model) if "weight" in units else [])
+    units = units_of(unit)
+    sites = scored_sites(model, units, how)
     refuse_not_finite(model)
-    tokenizer = native_tokenizer(model)
-    encoded = [
-        encode(tokenizer, prompt, [response], template=template, n_ctx=model.cfg.n_ctx)
-        for prompt, response in zip(behaviour.prompts, behaviour.responses, strict=True)
-    ]
-    rows = paths(encoded)
+    data = prepare(model, behaviour, how)
     middle = [site for site in sites if site.layer == model.cfg.n_layers // 2]
-    check_hook_gradients(model, collate(rows[:1], device=model.cfg.device), middle)
-    fingerprint = scores_fingerprint(model, behaviour, unit=units, template=template)
-    moments = Moments(model, sites, n_examples=len(encoded))
-    saved = Unfinished(unfinished, f"{fingerprint} {batch_tokens}") if unfinished else None
-    for batch in batched(
-        model,
-        rows,
-        batch_tokens=batch_tokens,
-        label=f"scoring {behaviour.name}",
-        leave=True,
-        unfinished=saved,
-        sums=moments.sums,
-    ):
-        moments.real = batch.real
-        losses = stream_gradients(model, batch, sites, moments.add)
-        moments.add_losses(torch.unique(batch.answer), losses)
-    scores = moments.scores(behaviour, fingerprint)
+    check_hook_gradients(model, collate(data.rows[:1], device=model.cfg.device), middle)
+    key = scores_fingerprint(model, behaviour, unit=units, how=how)
+    found = []
+    for number, some in enumerate(in_passes(sites, how.layers_per_pass)):
+        saved = Unfinished(unfinished, f"{key} {how}").part(str(number)) if unfinished else None
+        sums = Sums(model, some, n_examples=len(behaviour), rows_each=data.rows_each, signed=how.signed)
+        run_pass(model, data, sums, how, label=f"scoring {behaviour.name}", unfinished=saved)
+        found.append(sums)
     scored_prompts(model).update(behaviour.prompt_hashes)
-    return scores
+    return as_scores(model, behaviour, found, key, facts_of(model, behaviour, "importance", how, data))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A behaviour's examples as rows of tokens."""
+
+    rows: list[Row]
+    rows_each: int
+    n_truncated: int
+    bos: bool
+    """Whether texts begin with the tokenizer's BOS."""
+
+
+def prepare(model: HookedModel, behaviour: Behaviour, how: Scoring) -> Prepared:
+    """Tokens of every example. Raises `InputError` for what `Scoring` does not allow, and for texts too long."""
+    if how.target not in get_args(Target):
+        raise InputError(f"target must be one of {get_args(Target)}, got {how.target!r}")
+    if how.target == "margin" and not behaviour.paired:
+        raise InputError(f"target='margin' needs a safe and an unsafe answer to every prompt of '{behaviour.name}'")
+    if how.padding == "left" and is_hooked_transformer(model):
+        raise InputError("a HookedTransformer is padded on the right only: padding='right', or load a bridge")
+    n_ctx = model.cfg.n_ctx
+    if how.max_tokens is not None and not 0 < how.max_tokens <= n_ctx:
+        raise InputError(f"max_tokens must be in 1..{n_ctx} (the model's context), got {how.max_tokens}")
+    tokenizer = native_tokenizer(model)
+    encoded, n_truncated = [], 0
+    for example, response in zip(behaviour.examples, behaviour.responses, strict=True):
+        answers = [example.answers[kind] for kind in ("safe", "unsafe")] if how.target == "margin" else [response]
+        limit = None if how.max_tokens else n_ctx
+        one = encode(tokenizer, example.prompt, answers, template=how.template, n_ctx=limit)
+        if how.max_tokens:
+            one, n_cut = cut(one, how.max_tokens)
+            n_truncated += n_cut
+        encoded.append(one)
+    if n_truncated:
+        log.warning("%d answers of %s were cut at %d tokens", n_truncated, behaviour.name, how.max_tokens)
+    bos = tokenizer.bos_token_id is not None and all(one.prompt[:1] == (tokenizer.bos_token_id,) for one in encoded)
+    return Prepared(paths(encoded), 2 if how.target == "margin" else 1, n_truncated, bos)
+
+
+Step = Callable[[HookedModel, Batch, Sequence[Site], Sums], None]
+
+
+def gradient_step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums: Sums) -> None:
+    """One forward and backward pass of one batch, folded into the sums."""
+    sums.add_losses(stream_gradients(model, batch, sites, sums.add, signs=sums.signs()))
+
+
+def run_pass(
+    model: HookedModel,
+    data: Prepared,
+    sums: Sums,
+    how: Scoring,
+    *,
+    label: str,
+    unfinished: Unfinished | None = None,
+    step: Step = gradient_step,
+) -> None:
+    """Every batch once, into `sums`.
+
+    A batch that does not fit into memory is halved, and so are those after it; nothing that was added is lost.
+    """
+    batch_tokens = batch_tokens_of(model, how)
+    fits = [batch_tokens]
+    options = {"label": label, "leave": True, "unfinished": unfinished, "sums": sums.sums}
+    layout = {"batch_tokens": batch_tokens, "together": data.rows_each, "padding": how.padding}
+    for batch in batched(model, data.rows, **options, **layout):
+        _fold(model, batch, sums, sums.sites, fits, step)
+
+
+def _fold(model: HookedModel, batch: Batch, sums: Sums, sites: Sequence[Site], fits: list[int], step: Step) -> None:
+    """One batch at the given sites. What was folded in before memory ran out is not folded in again."""
+    n_examples = len(batch.tokens) // sums.rows_each
+    if batch.tokens.numel() <= fits[0] or n_examples == 1:
+        sums.begin(batch)
+        try:
+            step(model, batch, sites, sums)
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if n_examples == 1:
+                raise InputError(
+                    f"one example of {batch.tokens.shape[1]} tokens does not fit into memory: score fewer layers at "
+                    "once (layers_per_pass), shorter texts (max_tokens), or in a smaller dtype"
+                ) from error
+            sites = [site for site in sites if site not in sums.folded]
+            fits[0] = batch.tokens.numel() // 2
+            log.warning("out of memory: going on with batches of %d tokens", fits[0])
+    half = n_examples // 2 * sums.rows_each
+    for part in (batch.rows(0, half), batch.rows(half, len(batch.tokens))):
+        _fold(model, part, sums, sites, fits, step)
+
+
+def batch_tokens_of(model: HookedModel, how: Scoring) -> int:
+    """Padded tokens a batch."""
+    if how.batch_tokens is None:
+        return 512 if torch.device(model.cfg.device).type == "cpu" else 4096
+    if how.batch_tokens < 1:
+        raise InputError(f"batch_tokens must be at least 1, got {how.batch_tokens}")
+    return how.batch_tokens
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is an allocator's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
+    )
+
+
+def as_scores(
+    model: HookedModel, behaviour: Behaviour, passes: Sequence[Sums], fingerprint: str, facts: Mapping[str, Any]
+) -> Scores:
+    """The means over examples, on the CPU; the sums are used up."""
+    values: dict[Site, Tensor] = {}
+    means: dict[Site, Tensor] = {}
+    norms: dict[Site, Tensor] = {}
+    groups: dict[Site, Tensor] = {}
+    for one in passes:
+        n_examples, n_positions = len(behaviour), int(one.sums["n_positions"])
+        for site in one.sites:
+            effect = one.sums.pop(f"effect/{site}")
+            if site.unit == "neuron":
+                counts = torch.bincount(torch.arange(n_examples) % one.n_groups).to(effect.device)
+                groups[site] = (effect / counts[:, None]).cpu()
+                values[site] = (effect.sum(0) / n_examples).cpu()
+                means[site] = (one.sums.pop(f"sum/{site}") / n_positions).cpu()
+            else:
+                matrix = weight(model, site).detach().float()
+                values[site] = effect.div_(n_examples).mul_(matrix if one.signed else matrix.abs()).cpu()
+            norms[site] = (one.sums.pop(f"square/{site}") / n_positions).sqrt().cpu()
+    return Scores(
+        behaviour.name,
+        dict(sorted(values.items())),
+        dict(sorted(means.items())),
+        dict(sorted(norms.items())),
+        dict(sorted(groups.items())),
+        passes[0].sums["loss"],
+        behaviour.prompt_hashes,
+        fingerprint,
+        facts,
+    )
 
 
 def scores_fingerprint(
-    model: HookedModel, behaviour: Behaviour, *, unit: Unit | Sequence[Unit], template: Template
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    unit: Unit | Sequence[Unit],
+    how: Scoring = Scoring(),
+    method: str = "importance",
 ) -> str:
-    """What scores depend on, hashed: model, examples, template, units."""
-    parts = [model_fingerprint(model), behaviour.fingerprint, template, *_units(unit)]
+    """What scores depend on, hashed: model, examples, method, settings other than those of the batches, units."""
+    settings = dataclasses.replace(how, padding="right", batch_tokens=None, layers_per_pass=None)
+    parts = [model_fingerprint(model), behaviour.fingerprint, method, str(settings), *units_of(unit)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-def _units(unit: Unit | Sequence[Unit]) -> tuple[Unit, ...]:
+def facts_of(
+    model: HookedModel, behaviour: Behaviour, method: str, how: Scoring, data: Prepared | None = None
+) -> dict[str, Any]:
+    """Where scores come from, for their file."""
+    facts = {
+        "method": method,
+        "target": how.target,
+        "signed": how.signed,
+        "modules": how.modules,
+        "template": how.template,
+        "response": behaviour.response,
+        "n_examples": len(behaviour),
+        "data": behaviour.fingerprint,
+        "model": model.cfg.model_name,
+        "model_fingerprint": model_fingerprint(model),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    return facts | ({"n_truncated": data.n_truncated, "bos": data.bos} if data else {})
+
+
+def units_of(unit: Unit | Sequence[Unit]) -> tuple[Unit, ...]:
+    """The kinds of unit asked for, in one order. Raises `InputError` where one is unknown."""
     given = {unit} if isinstance(unit, str) else set(unit)
     known = get_args(Unit)
     if not given or not given <= set(known):
@@ -98,65 +292,18 @@ def _units(unit: Unit | Sequence[Unit]) -> tuple[Unit, ...]:
     return tuple(one for one in known if one in given)
 
 
-class Moments:
-    """Running sums over examples, float32, on the device of each site.
+def scored_sites(model: HookedModel, units: Sequence[Unit], how: Scoring) -> list[Site]:
+    """The sites of the units, neurons first."""
+    matrices = weight_sites(model, how.modules) if "weight" in units else []
+    return (neuron_sites(model) if "neuron" in units else []) + matrices
 
-    Per neuron: |activation * gradient|, activation, squared activation. Per weight: |x' @ gradient|, and the square of
-    what its matrix reads. Set `real` (which positions are not padding) before each batch.
-    """
 
-    def __init__(self, model: HookedModel, sites: Sequence[Site], *, n_examples: int) -> None:
-        self._model, self._sites = model, sites
-        self.real = torch.zeros(0, 0, dtype=torch.bool)
-        self.sums = {"loss": torch.zeros(n_examples), "n_positions": torch.zeros((), dtype=torch.int64)}
-        for site in sites:
-            matrix = weight(model, site if site.unit == "weight" else Site(site.layer, "out"))
-            shape = matrix.shape if site.unit == "weight" else matrix.shape[:1]
-            kinds = {"effect": shape, "square": shape[:1]} | ({"sum": shape} if site.unit == "neuron" else {})
-            for kind, size in kinds.items():
-                self.sums[f"{kind}/{site}"] = torch.zeros(size, device=matrix.device)
-
-    def add(self, site: Site, x: Tensor, gradient: Tensor) -> None:
-        """Fold one batch at one site in."""
-        x, gradient = x.float(), gradient.float()
-        effect = self.sums[f"effect/{site}"]
-        present = x * self.real[..., None].to(x.device)
-        self.sums[f"square/{site}"] += present.square().sum((0, 1))
-        if site.unit == "neuron":
-            self.sums[f"sum/{site}"] += present.sum((0, 1))
-            effect += torch.einsum("bpn,bpn->bn", x, gradient).abs().sum(0)
-            return
-        for n, read, written in zip(self.real.sum(1).tolist(), x, gradient, strict=True):
-            effect += (read[:n].T @ written[:n]).abs_()  # an example's own positions: what follows is padding
-
-    def add_losses(self, examples: Tensor, losses: Tensor) -> None:
-        """The losses of a batch's examples, and its positions; once a batch."""
-        self.sums["loss"][examples.cpu()] = losses.cpu()
-        self.sums["n_positions"] += int(self.real.sum())
-
-    def scores(self, behaviour: Behaviour, fingerprint: str) -> Scores:
-        """The means, on the CPU; the sums are used up. Raises `InputError` where anything is not finite."""
-        losses, n_positions = self.sums["loss"], int(self.sums["n_positions"])
-        values = {site: self._value(site, len(losses)) for site in self._sites}
-        bad = [str(site) for site in self._sites if not bool(values[site].isfinite().all())]
-        if bad or not bool(losses.isfinite().all()):
-            raise InputError(
-                f"scoring {behaviour.name} gave values that are not finite ({', '.join(bad[:3]) or 'the loss'}): the "
-                "model overflows in this dtype"
-            )
-        neurons = [site for site in self._sites if site.unit == "neuron"]
-        return Scores(
-            behaviour.name,
-            values,
-            {site: (self.sums[f"sum/{site}"] / n_positions).cpu() for site in neurons},
-            {site: (self.sums[f"square/{site}"] / n_positions).sqrt().cpu() for site in self._sites},
-            losses,
-            behaviour.prompt_hashes,
-            fingerprint,
-        )
-
-    def _value(self, site: Site, n_examples: int) -> Tensor:
-        value = self.sums.pop(f"effect/{site}").div_(n_examples)
-        if site.unit == "weight":
-            value *= weight(self._model, site).detach().float().abs()
-        return value.cpu()
+def in_passes(sites: Sequence[Site], layers_per_pass: int | None) -> list[list[Site]]:
+    """The sites of each pass: `layers_per_pass` neighbouring layers at a time."""
+    if layers_per_pass is not None and layers_per_pass < 1:
+        raise InputError(f"layers_per_pass must be at least 1, got {layers_per_pass}")
+    layers = sorted({site.layer for site in sites})
+    size = layers_per_pass or len(layers)
+    return [
+        [site for site in sites if site.layer in layers[start : start + size]] for start in range(0, len(layers), size)
+    ]

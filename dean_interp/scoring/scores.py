@@ -3,73 +3,160 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site, Unit, parse_site
 from dean_interp.tensorfile import read_tensors, write_tensors
 
-_FORMAT = "dean_interp.scores.1"
-_KINDS = ("values", "activation_mean", "activation_norm")
+_FORMAT = "dean_interp.scores.2"
+KEEP = 0.02
+"""Fraction of each matrix's weights whose scores a file holds, unless more is asked for."""
+_PER_SITE = ("activation_mean", "activation_norm", "groups")
+
+
+@dataclass(frozen=True)
+class Top:
+    """The highest scores of one matrix, by size. What is not here is no larger than `threshold`."""
+
+    shape: tuple[int, ...]
+    indices: Int[Tensor, " kept"]
+    """Ascending flat indices."""
+    values: Float[Tensor, " kept"]
+    threshold: float
+
+    def numel(self) -> int:
+        """How many units the site has in all."""
+        return torch.Size(self.shape).numel()
 
 
 @dataclass(frozen=True)
 class Scores:
     """How much each unit matters to one behaviour: float32, one tensor a site, on the CPU.
 
-    `scores[Site(layer, "neurons")]` is ` d_mlp`: mean over examples of `|sum over positions of activation * gradient|`
-    at `hook_post`. `scores[Site(layer, "gate")]` and `"in"` are `(d_model, d_mlp)`, `"out"` is `(d_mlp, d_model)`: mean
-    over examples of `|W * dL/dW|`. All in nats (the loss is a mean cross-entropy).
+    `scores[Site(layer, "neurons")]` is ` d_mlp`; a matrix's scores are `(d_in, d_out)`: `(d_model, d_mlp)` for `gate`
+    and `in`, `(d_mlp, d_model)` for `out`. What they measure and in which unit is the method's to say
+    (`scoring.methods`); gradient methods give nats, since the loss is a mean cross-entropy.
     """
 
     behaviour: str
-    values: Mapping[Site, Float[Tensor, "..."]]
+    values: Mapping[Site, Float[Tensor, "..."] | Top]
     activation_mean: Mapping[Site, Float[Tensor, " _"]]
     """Mean activation of each neuron over all real positions: what mean ablation puts in its place. Neurons only."""
     activation_norm: Mapping[Site, Float[Tensor, " _"]]
     """Root mean square over the same positions of each neuron's activation, or of what a matrix reads (` d_in`): what
     controls are matched on."""
+    groups: Mapping[Site, Float[Tensor, "group d_mlp"]]
+    """The neurons' scores on each of up to 16 groups of examples (example `i` is in group `i % 16`), each a mean over
+    its group: enough to ask how stable a selection is without scoring again. Gradient methods only."""
     loss: Float[Tensor, " example"]
-    """Mean cross-entropy over each example's answer tokens, in nats."""
+    """Mean cross-entropy over each example's answer tokens in nats; empty where a method needs no loss."""
     prompt_hashes: frozenset[str]
     """The prompts that were scored (`Behaviour.prompt_hashes`); nothing with these is ever measured."""
     fingerprint: str
-    """Of the model, the examples, the template and the units: equal fingerprints, equal scores."""
+    """Of all that the scores depend on: equal fingerprints, equal scores."""
+    facts: Mapping[str, Any]
+    """Where they come from: method, target, model, data, template, truncated texts, versions."""
 
     def __getitem__(self, site: Site) -> Float[Tensor, "..."]:
-        return self.values[site]
+        """All scores of a site. Raises `InputError` where a file kept the highest only."""
+        value = self.values[site]
+        if isinstance(value, Top):
+            raise InputError(
+                f"only the top {len(value.values)} of {value.numel()} scores of {site} were kept: score again and keep "
+                "all (keep=1)"
+            )
+        return value
 
     def __repr__(self) -> str:
         n_units = sum(value.numel() for value in self.values.values())
         kinds = " and ".join(f"{unit}s" for unit in self.units)
-        return f"Scores({self.behaviour!r}, {n_units} {kinds} at {len(self.values)} sites, {len(self.loss)} examples)"
+        return f"Scores({self.behaviour!r}, {n_units} {kinds} at {len(self.values)} sites, {self.facts['method']})"
 
     @property
     def units(self) -> tuple[Unit, ...]:
         """The kinds of unit that were scored."""
         return tuple(unit for unit in get_args(Unit) if any(site.unit == unit for site in self.values))
 
+    @property
+    def shapes(self) -> dict[Site, tuple[int, ...]]:
+        """The shape of every site, whatever was kept of it."""
+        return {site: tuple(value.shape) for site, value in self.values.items()}
+
     def of(self, unit: Unit) -> "Scores":
         """The scores of one kind of unit alone. Raises `InputError` where that kind was not scored."""
         if unit not in self.units:
             raise InputError(f"{self.behaviour} was scored for {' and '.join(self.units)}, not for {unit!r}")
-        kinds = {
-            kind: {site: value for site, value in getattr(self, kind).items() if site.unit == unit} for kind in _KINDS
-        }
+        kinds = {kind: {site: value for site, value in getattr(self, kind).items() if site.unit == unit}
+                 for kind in ("values", *_PER_SITE)}  # fmt: skip
         return replace(self, **kinds)
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file; it appears whole or not at all."""
-        tensors = {"loss": self.loss}
-        for kind in _KINDS:
+    def top(self, site: Site, count: int) -> Int[Tensor, " chosen"]:
+        """The `count` highest scores of a site by size, as ascending flat indices; ties go to the lower index.
+
+        Raises `InputError` where a score is NaN, or a file kept fewer.
+        """
+        value = self.values[site]
+        if isinstance(value, Top):
+            if count > len(value.indices):
+                raise InputError(
+                    f"{count} weights of {site} were asked for; the scores of {self.behaviour} hold its top "
+                    f"{len(value.indices)}: score again and keep at least {count / value.numel():.2g} (keep=...)"
+                )
+            return value.indices[highest(value.values.abs(), count)]
+        if bool(value.isnan().any()):
+            raise InputError(f"the scores of {self.behaviour} are NaN at {site}: nothing can be ranked by them")
+        return highest(value.flatten().abs(), count)
+
+    def at(self, site: Site, indices: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+        """The scores of some units of a site. Raises `InputError` where one of them was not kept."""
+        value = self.values[site]
+        if not isinstance(value, Top):
+            return value.flatten()[indices]
+        place = torch.searchsorted(value.indices, indices).clamp(max=max(len(value.indices) - 1, 0))
+        if len(indices) and (not len(value.indices) or bool((value.indices[place] != indices).any())):
+            raise InputError(f"not all of these {len(indices)} scores of {site} were kept: score again, keep=1")
+        return value.values[place]
+
+    def kept(self, fraction: float = KEEP) -> "Scores":
+        """The same with no more than the top `fraction` of each matrix; neurons stay whole."""
+        if not 0 < fraction <= 1:
+            raise InputError(f"keep must be in (0, 1], got {fraction}")
+        values = {site: self._thinned(site, fraction) for site in self.values}
+        return replace(self, values=values)
+
+    def _thinned(self, site: Site, fraction: float) -> Tensor | Top:
+        value = self.values[site]
+        count = max(1, int(fraction * value.numel()))
+        if site.unit == "neuron" or fraction == 1 or (isinstance(value, Top) and count >= len(value.indices)):
+            return value
+        indices = self.top(site, count)
+        values = self.at(site, indices)
+        return Top(tuple(value.shape), indices, values, float(values.abs().min()))
+
+    def save(self, path: str | Path, *, keep: float = KEEP) -> None:
+        """Write a safetensors file; it appears whole or not at all. `keep`: the top fraction of weights that it holds,
+        1 for all.
+        """
+        tensors, tops = {"loss": self.loss}, {}
+        for site, value in self.kept(keep).values.items():
+            if isinstance(value, Top):
+                tensors |= {f"top/{site}": value.indices.to(torch.int32), f"values/{site}": value.values}
+                tops[str(site)] = {"shape": value.shape, "threshold": value.threshold}
+            else:
+                tensors[f"values/{site}"] = value
+        for kind in _PER_SITE:
             tensors |= {f"{kind}/{site}": tensor for site, tensor in getattr(self, kind).items()}
         facts = {
             "behaviour": self.behaviour,
             "fingerprint": self.fingerprint,
             "prompt_hashes": sorted(self.prompt_hashes),
+            "tops": tops,
+            "facts": dict(self.facts),
         }
         write_tensors(path, _FORMAT, tensors, facts)
 
@@ -77,18 +164,47 @@ class Scores:
 def load_scores(path: str | Path) -> Scores:
     """Scores from their file. Raises `InputError` where it is missing, damaged, or something else."""
     tensors, facts = read_tensors(path, _FORMAT)
-    kinds: dict[str, dict[Site, Tensor]] = {kind: {} for kind in _KINDS}
-    for name, tensor in tensors.items():
-        kind, _, site = name.partition("/")
-        if kind in kinds:
-            kinds[kind][parse_site(site)] = tensor
+    kinds: dict[str, dict[Site, Any]] = {kind: {} for kind in ("values", *_PER_SITE)}
     try:
-        return Scores(
+        for name, tensor in tensors.items():
+            kind, _, site = name.partition("/")
+            if kind in kinds:
+                kinds[kind][parse_site(site)] = tensor
+        for site, top in facts["tops"].items():
+            values, indices = tensors[f"values/{site}"], tensors[f"top/{site}"].long()
+            kinds["values"][parse_site(site)] = Top(tuple(top["shape"]), indices, values, top["threshold"])
+        scores = Scores(
             facts["behaviour"],
             **{kind: dict(sorted(values.items())) for kind, values in kinds.items()},
             loss=tensors["loss"],
             prompt_hashes=frozenset(facts["prompt_hashes"]),
             fingerprint=facts["fingerprint"],
+            facts=facts["facts"],
         )
     except KeyError as error:
         raise InputError(f"{path} is damaged ({error} is missing)") from error
+    _check(scores, path)
+    return scores
+
+
+def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"]:
+    """Indices of the `count` highest values, ascending; ties at the threshold go to the lower index."""
+    if not count:
+        return torch.zeros(0, dtype=torch.int64)
+    threshold = values.topk(count).values[-1]
+    above = (values > threshold).nonzero()[:, 0]
+    level = (values == threshold).nonzero()[:, 0][: count - len(above)]
+    return torch.cat([above, level]).sort().values
+
+
+def _check(scores: Scores, path: str | Path) -> None:
+    """What a file may have lost without its format noticing."""
+    for site, value in scores.values.items():
+        held = value.values if isinstance(value, Top) else value
+        if not bool(held.isfinite().all()):
+            raise InputError(f"{path} is damaged (a score of {site} is not finite)")
+        if isinstance(value, Top):
+            ascending = bool((value.indices[1:] > value.indices[:-1]).all())
+            inside = not len(value.indices) or 0 <= int(value.indices[0]) <= int(value.indices[-1]) < value.numel()
+            if len(value.indices) != len(value.values) or not ascending or not inside:
+                raise InputError(f"{path} is damaged (the indices of {site} are not its units in order)")

@@ -31,11 +31,13 @@ def strata(model: HookedModel, scores: Sequence[Scores]) -> dict[Site, UInt8[Ten
     For neurons the decile of activation norm over all behaviours, each weighing the same; for weights that of `|W|`
     within its matrix and that of the norm of what it reads, as ten times one plus the other.
     """
+    if any(not one.activation_norm for one in scores):
+        raise InputError("strata need activation norms, which scores that saw no example (magnitude, random) lack")
     found = {}
     for site, norm in pooled_norm(scores).items():
         found[site] = deciles(norm)
         if site.unit == "weight":
-            size = deciles(weight(model, site).detach().float().abs().cpu().flatten()).reshape(scores[0][site].shape)
+            size = deciles(weight(model, site).detach().float().abs().cpu().flatten()).reshape(scores[0].shapes[site])
             found[site] = N_DECILES * size + found[site][:, None]
     return found
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from dean_interp.errors import InputError
-from dean_interp.scoring.scores import Scores
+from dean_interp.models.sites import Site
+from dean_interp.scoring.scores import Scores, Top
 from dean_interp.selection.selection import Selection, rounded_up, top_fraction
 
 Fraction = float | tuple[float, float, float]
@@ -61,6 +62,21 @@ def coupled(first: Scores, second: Scores, general: Scores, *, fraction: Fractio
     return found.coupled
 
 
+def opposite_sign(selection: Selection, first: Scores, second: Scores) -> Selection:
+    """The selected units whose effects on the two behaviours have opposite signs: what helps one hurts the other.
+
+    Raises `InputError` where the scores are not signed (`Scoring(signed=True)`).
+    """
+    for scores in (first, second):
+        if not scores.facts.get("signed"):
+            raise InputError(f"the scores of {scores.behaviour} are not signed: score with Scoring(signed=True)")
+    units = {
+        site: indices[first.at(site, indices) * second.at(site, indices) < 0]
+        for site, indices in selection.units.items()
+    }
+    return Selection(units, selection.shapes, selection.prompt_hashes | first.prompt_hashes | second.prompt_hashes)
+
+
 def refuse_empty(found: Coupling, first: Scores, second: Scores, general: Scores) -> None:
     """Raise `InputError` where no unit is coupled, with the smallest fraction (for all three) that gives one."""
     if not len(found.coupled):
@@ -71,22 +87,26 @@ def refuse_empty(found: Coupling, first: Scores, second: Scores, general: Scores
 
 
 def smallest_coupling_fraction(first: Scores, second: Scores, general: Scores) -> float | None:
-    """The smallest fraction at which some unit is coupled, or None where there is none at any.
+    """The smallest fraction at which some unit is coupled, or None where there is none at any (of what was kept).
 
     A unit is coupled while the fraction passes both behaviours' ranks and not yet general's.
     """
     found = []
     for site, value in first.values.items():
-        ranks = [_ranks(scores[site].flatten()) for scores in (first, second, general)]
+        ranks = [_ranks(scores, site) for scores in (first, second, general)]
         needed = torch.maximum(ranks[0], ranks[1])
-        needed = needed[needed < ranks[2]]
+        needed = needed[(needed < ranks[2]) & (needed < value.numel())]
         if len(needed):
             # the smallest float fraction whose int(fraction * n) reaches it
             found.append(float(needed.min() + 1) / value.numel() * (1 + 1e-9))
     return min(found, default=None)
 
 
-def _ranks(values: torch.Tensor) -> torch.Tensor:
-    """Place of every unit, 0 for the highest score; ties by index."""
-    order = torch.sort(values, descending=True, stable=True).indices
-    return torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
+def _ranks(scores: Scores, site: Site) -> torch.Tensor:
+    """Place of every unit, 0 for the highest score; ties by index. Units that were not kept come last, all alike."""
+    value = scores.values[site]
+    n_units = value.numel()
+    held = value.values if isinstance(value, Top) else value.flatten()
+    indices = value.indices if isinstance(value, Top) else torch.arange(n_units)
+    order = torch.sort(held.abs(), descending=True, stable=True).indices
+    return torch.full((n_units,), n_units).scatter(0, indices[order], torch.arange(len(order)))

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site, parse_site
-from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.scores import Scores, highest
 from dean_interp.tensorfile import read_tensors, write_tensors
 
 _FORMAT = "dean_interp.selection.1"
@@ -100,52 +100,34 @@ def load_selection(path: str | Path) -> Selection:
 def top_fraction(scores: Scores, fraction: float) -> Selection:
     """The highest-scoring `fraction` of the units of every site, `int(fraction * n_units)` of them.
 
-    Ties go to the lower index. Raises `InputError` where the fraction is not in (0, 1] or selects nothing anywhere.
+    Signed scores count by size. Ties go to the lower index. Raises `InputError` where the fraction is not in (0, 1],
+    selects nothing anywhere, or more than the scores' file kept.
     """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction must be in (0, 1], got {fraction}")
     if len(scores.units) > 1:
         raise InputError("these scores hold neurons and weights: choose one with scores.of('neuron') or of('weight')")
-    selection = _top(scores, {site: int(fraction * value.numel()) for site, value in scores.values.items()})
-    if not len(selection):
-        largest = max(value.numel() for value in scores.values.values())
+    counts = {site: int(fraction * _n_units(shape)) for site, shape in scores.shapes.items()}
+    if not any(counts.values()):
+        largest = max(map(_n_units, scores.shapes.values()))
         raise InputError(f"fraction {fraction} selects no unit; {rounded_up(1 / largest)} selects one of {largest}")
-    return selection
+    units = {site: scores.top(site, count) for site, count in counts.items()}
+    return Selection(units, scores.shapes, scores.prompt_hashes)
 
 
 def strongest(scores: Scores, among: Selection, counts: Mapping[Site, int]) -> Selection:
     """The `counts[site]` highest-scoring units of `among` at each site, or all of them where there are fewer."""
-    hidden = {site: value.masked_fill(~among.mask(site), -torch.inf) for site, value in scores.values.items()}
-    allowed = {site: min(counts[site], len(among.units[site])) for site in among.units}
-    top = _top(scores, allowed, hidden)
-    return Selection(top.units, top.shapes, among.prompt_hashes | scores.prompt_hashes)
+    units = {}
+    for site, indices in among.units.items():
+        values = scores.at(site, indices).abs()
+        units[site] = indices[highest(values, min(counts[site], len(indices)))]
+    return Selection(units, among.shapes, among.prompt_hashes | scores.prompt_hashes)
 
 
 def rounded_up(fraction: float, digits: int = 4) -> float:
     """A fraction to print: rounded so that it selects no less."""
     scale = 10 ** (digits - 1 - math.floor(math.log10(fraction)))
     return math.ceil(fraction * scale * (1 - 1e-12)) / scale
-
-
-def _top(scores: Scores, counts: Mapping[Site, int], values: Mapping[Site, Tensor] | None = None) -> Selection:
-    """Score descending, index ascending."""
-    units = {}
-    for site, value in (values or scores.values).items():
-        if bool(value.isnan().any()):
-            raise InputError(f"the scores of {scores.behaviour} are NaN at {site}: nothing can be ranked by them")
-        units[site] = _highest(value.flatten(), counts[site])
-    shapes = {site: tuple(value.shape) for site, value in scores.values.items()}
-    return Selection(units, shapes, scores.prompt_hashes)
-
-
-def _highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"]:
-    """Indices of the `count` highest values, ascending; ties at the threshold go to the lower index."""
-    if not count:
-        return torch.zeros(0, dtype=torch.int64)
-    threshold = values.topk(count).values[-1]
-    above = (values > threshold).nonzero()[:, 0]
-    level = (values == threshold).nonzero()[:, 0][: count - len(above)]
-    return torch.cat([above, level]).sort().values
 
 
 def _n_units(shape: tuple[int, ...]) -> int:

@@ -42,15 +42,15 @@ class StudyConfig:
     """Top fraction from which the mutual information's reads are taken: neurons of one behaviour, not of the other."""
     n_calibration: int = 128
     """Examples of each behaviour that are scored."""
-    n_test: int = 48
+    n_test: int = 40
     """Test prompts of each of the two behaviours."""
-    n_general_test: int = 32
+    n_general_test: int = 24
     """General test examples, for perplexity and KL."""
     answer_tokens: int | None = 12
     """First tokens of each test answer that are measured (None: all). Most of a study's time goes here."""
-    n_random: int = 10
+    n_random: int = 12
     """Random ablations of the edit's size for each unit, matched as `strata` says."""
-    n_equal_kl: int = 9
+    n_equal_kl: int = 7
     """Random ablations grown until their KL to the original equals the edit's. With `n_random`, 19 or more, or p cannot
     reach 0.05."""
     over_refusal: tuple[str, ...] = ("over_refusal_fairness", "over_refusal_privacy")
@@ -61,7 +61,7 @@ class StudyConfig:
     """Length of those answers."""
     n_answer_controls: int = 2
     """Equal-KL controls of each unit that answer too."""
-    score_tokens: int = 2048
+    score_tokens: int = 512
     """The batch plan: padded tokens a batch in scoring. Sums over other batches round differently, so it is frozen."""
     measure_tokens: int = 1024
     """Padded tokens a batch in measuring."""

@@ -15,11 +15,12 @@ from dean_interp.circuits.neuron import Neuron, neuron_scores, strongest_neurons
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, refuse_not_finite
+from dean_interp.models.memory import scored_prompts
 from dean_interp.models.sites import Unit
-from dean_interp.scoring.importance import importance, scores_fingerprint
-from dean_interp.scoring.scores import Scores, load_scores
+from dean_interp.scoring.importance import Scoring, importance, scores_fingerprint
+from dean_interp.scoring.scores import KEEP, Scores, load_scores
 from dean_interp.selection.controls import strata
-from dean_interp.selection.coupling import Coupling, coupling, refuse_empty
+from dean_interp.selection.coupling import Coupling, coupling, each_fraction, refuse_empty
 from dean_interp.selection.selection import Selection
 from dean_interp.study.answers import spoken
 from dean_interp.study.comparison import Comparison
@@ -28,7 +29,7 @@ from dean_interp.study.folder import Clock, owned
 from dean_interp.study.outcome import state_of
 from dean_interp.study.results import Results, Spoken, load_results, save_results
 from dean_interp.study.states import States, disjoint_reads
-from dean_interp.unfinished import Unfinished
+from dean_interp.unfinished import Unfinished, discard
 
 N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32  # shown in the report
 N_NAMED = 3  # named controls a unit has at most
@@ -61,17 +62,17 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
 def score_into(folder: Path, model: HookedModel, behaviour: Behaviour, config: StudyConfig) -> Scores:
     """From the run folder where the file is of this very model and data, else scored and written there."""
     path = folder / "scores" / f"{behaviour.name}.safetensors"
-    if path.is_file():
-        scores = load_scores(path)
-        if scores.fingerprint == scores_fingerprint(model, behaviour, unit=config.scored, template=config.template):
-            return scores
+    how = Scoring(template=config.template, batch_tokens=config.score_tokens)
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        scores = importance(model, behaviour, unit=config.scored, how=how, unfinished=unfinished)
+        scores.save(path, keep=max(KEEP, *each_fraction(config.weight_fraction)))
+        discard(unfinished)
+    scores = load_scores(path)
+    if scores.fingerprint != scores_fingerprint(model, behaviour, unit=config.scored, how=how):
         raise InputError(f"{path} was made with another model or other data: choose another folder")
-    path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    options = {"template": config.template, "batch_tokens": config.score_tokens, "unfinished": unfinished}
-    scores = importance(model, behaviour, unit=config.scored, **options)
-    scores.save(path)
-    unfinished.unlink(missing_ok=True)
+    scored_prompts(model).update(behaviour.prompt_hashes)
     return scores
 
 

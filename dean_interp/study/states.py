@@ -74,8 +74,7 @@ class States:
             measurement = self._measure(tests, ablated, read, unfinished)
             compared_on = self.general if ablated is None and self.general in measurement.behaviours else None
             save_measurement(measurement, path, fingerprint=fingerprint, compared_on=compared_on)
-            for test in tests:
-                unfinished.part(test.name).discard()
+            unfinished.discard()
         return load_measurement(path, tests, read, fingerprint=fingerprint)
 
     def _measure(

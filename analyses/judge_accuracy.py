@@ -1,0 +1,59 @@
+"""How often the lexical judge agrees with a reader, on labelled answers of the demo model.
+
+    python analyses/judge_accuracy.py tests/data/labelled_answers.jsonl
+
+The file holds one JSON object a line: `half` (development: the rules were written with it; test: labelled after they
+were frozen), `state` of the model, `set` of prompts, `prompt`, `answer`, `label`. The reader saw no verdict.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from scipy.stats import binomtest
+from sklearn.metrics import cohen_kappa_score, confusion_matrix
+
+from dean_interp.evaluation.judge import VERDICTS, judge, judge_name
+
+
+def share(hits: int, of: int) -> str:
+    """A share with its 95 % Wilson interval."""
+    if not of:
+        return f"{'-':>24}"
+    interval = binomtest(hits, of).proportion_ci(method="wilson")
+    return f"{hits:>3}/{of:<3} {hits / of:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def table(labels: Sequence[str], verdicts: Sequence[str]) -> str:
+    """Precision and recall of each verdict."""
+    pairs = list(zip(labels, verdicts, strict=True))
+    lines = [f"{'verdict':<11} {'precision':<27} recall"]
+    for verdict in VERDICTS:
+        hits = pairs.count((verdict, verdict))
+        lines.append(f"{verdict:<11} {share(hits, verdicts.count(verdict)):<27} {share(hits, labels.count(verdict))}")
+    agree = sum(label == verdict for label, verdict in pairs)
+    lines.append(f"agreement {share(agree, len(pairs))}, Cohen's kappa {cohen_kappa_score(labels, verdicts):.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print both halves, and the test half by state of the model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("labelled", type=Path)
+    rows = [json.loads(line) for line in parser.parse_args().labelled.read_text(encoding="utf-8").splitlines()]
+    print(judge_name())
+    for half in ("development", "test"):
+        some = [row for row in rows if row["half"] == half]
+        labels, verdicts = [row["label"] for row in some], judge([row["answer"] for row in some])
+        print(f"\n{half} half (n = {len(some)})\n{table(labels, verdicts)}")
+    print("\nlabels in rows, verdicts in columns: " + ", ".join(VERDICTS))
+    print(confusion_matrix(labels, verdicts, labels=VERDICTS))
+    for state in dict.fromkeys(row["state"] for row in some):
+        own = [label == verdict for row, label, verdict in zip(some, labels, verdicts, strict=True)
+               if row["state"] == state]  # fmt: skip
+        print(f"{state}: agreement {share(sum(own), len(own))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Scores of chosen units on every single example, by a second pass that keeps only those products.
+
+What a score averages away: whether a unit matters to all examples or to one. Weights' own sums are too many to keep
+for every example, those of a selection are not.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.models.load import HookedModel
+from dean_interp.models.loss import batched
+from dean_interp.models.matrices import weight
+from dean_interp.models.memory import scored_prompts
+from dean_interp.models.sites import Site
+from dean_interp.scoring.capture import stream_gradients
+from dean_interp.scoring.importance import Scoring, batch_tokens_of, prepare
+from dean_interp.scoring.sums import Sums
+
+
+def example_scores(
+    model: HookedModel,
+    behaviour: Behaviour,
+    units: Mapping[Site, Int[Tensor, " unit"]],
+    *,
+    how: Scoring = Scoring(),  # noqa: B008 - frozen
+) -> dict[Site, Float[Tensor, "example unit"]]:
+    """The signed effect of each chosen unit (`selection.units`) on each example's loss, nats.
+
+    `sum over positions of a * dL/da` of a neuron, `W * dL/dW` of a weight: their absolute values average to the scores
+    of `importance`.
+    """
+    data = prepare(model, behaviour, how)
+    sites = [site for site, chosen in units.items() if len(chosen)]
+    found = {site: torch.zeros(len(behaviour), len(chosen)) for site, chosen in units.items()}
+    batch_examples = Sums(model, [], n_examples=len(behaviour), rows_each=data.rows_each, signed=True)
+
+    def add(site: Site, x: Tensor, gradient: Tensor) -> None:
+        chosen = units[site].to(x.device)
+        if site.unit == "neuron":
+            effect = torch.einsum("bpn,bpn->bn", x[..., chosen].float(), gradient[..., chosen].float())
+        else:
+            matrix = weight(model, site).detach().float()
+            rows, columns = chosen // matrix.shape[1], chosen % matrix.shape[1]
+            products = torch.einsum("bpn,bpn->bn", x[..., rows].float(), gradient[..., columns].float())
+            effect = products * matrix[rows, columns]
+        effect = effect.unflatten(0, (-1, data.rows_each)).sum(1)
+        found[site][batch_examples.examples.cpu()] = effect.cpu()
+
+    layout = {"batch_tokens": batch_tokens_of(model, how), "together": data.rows_each, "padding": how.padding}
+    for batch in batched(model, data.rows, label=f"examples of {behaviour.name}", **layout):
+        batch_examples.begin(batch)
+        stream_gradients(model, batch, sites, add, signs=batch_examples.signs())
+    scored_prompts(model).update(behaviour.prompt_hashes)
+    return found

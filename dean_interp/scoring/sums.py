@@ -1,0 +1,108 @@
+"""Running sums over examples: what a scoring pass leaves of every (activation, gradient) pair."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel
+from dean_interp.models.matrices import weight
+from dean_interp.models.sites import Site
+from dean_interp.models.tokens import Batch
+
+N_GROUPS = 16
+
+
+class Sums:
+    """Float32, on the device of each site.
+
+    Per neuron: activation * gradient by group of examples, activation, squared activation. Per weight: x' @ gradient,
+    and the square of what its matrix reads. Unsigned sums add up each example's absolute value, signed ones its value.
+    Hand every batch to `begin` before its pass, and its losses to `add_losses` after.
+    """
+
+    def __init__(
+        self, model: HookedModel, sites: Sequence[Site], *, n_examples: int, rows_each: int, signed: bool
+    ) -> None:
+        """`rows_each` rows of a batch that follow each other make one example (2: a safe and an unsafe answer)."""
+        self.sites, self.rows_each, self.signed = sites, rows_each, signed
+        self.n_groups = min(N_GROUPS, n_examples)
+        self.sums = {"loss": torch.zeros(n_examples), "n_positions": torch.zeros((), dtype=torch.int64)}
+        for site in sites:
+            matrix = weight(model, site if site.unit == "weight" else Site(site.layer, "out"))
+            n_in = matrix.shape[0]
+            kinds = {"square": (n_in,), "effect": tuple(matrix.shape)}
+            if site.unit == "neuron":
+                kinds |= {"sum": (n_in,), "effect": (self.n_groups, n_in)}
+            for kind, shape in kinds.items():
+                self.sums[f"{kind}/{site}"] = torch.zeros(shape, device=matrix.device)
+
+    def begin(self, batch: Batch) -> None:
+        """The batch that the next pairs belong to."""
+        answers = torch.zeros(len(batch.tokens), dtype=torch.int64, device=batch.answer.device)
+        answers[batch.read_row] = batch.answer
+        self.examples: Int[Tensor, " example"] = answers[:: self.rows_each] // self.rows_each
+        self.real = batch.real
+        self.folded: set[Site] = set()
+
+    def add(self, site: Site, x: Float[Tensor, "batch pos d_in"], gradient: Float[Tensor, "batch pos d_out"]) -> None:
+        """Fold one batch at one site in. Raises `InputError` where an example's gradient is not finite."""
+        x, gradient = x.float(), gradient.float()
+        self._refuse_not_finite(site, gradient)
+        if site.unit == "neuron":
+            self.fold_neurons(site, x, torch.einsum("bpn,bpn->bn", x, gradient))
+            return
+        real = self.real.to(x.device)
+        self._add_weights(self.sums[f"effect/{site}"], x, gradient, real)
+        self.sums[f"square/{site}"] += (x * real[..., None]).square().sum((0, 1))
+        self.folded.add(site)
+
+    def fold_neurons(
+        self, site: Site, x: Float[Tensor, "batch pos d_mlp"], effect: Float[Tensor, "batch d_mlp"]
+    ) -> None:
+        """Fold one batch's effects at a site of neurons in, with the activations that they come from."""
+        effect = effect.unflatten(0, (-1, self.rows_each)).sum(1)
+        groups = (self.examples % self.n_groups).to(x.device)
+        present = x * self.real.to(x.device)[..., None]
+        self.sums[f"effect/{site}"].index_add_(0, groups, effect if self.signed else effect.abs())
+        self.sums[f"sum/{site}"] += present.sum((0, 1))
+        self.sums[f"square/{site}"] += present.square().sum((0, 1))
+        self.folded.add(site)
+
+    def add_losses(self, losses: Float[Tensor, " answer"]) -> None:
+        """The losses of the batch's answers, in the order of their numbers (with two rows each: safe minus unsafe)."""
+        signed = losses.unflatten(0, (-1, self.rows_each)) * _signs(self.rows_each, losses.device)
+        self.sums["loss"][self.examples.sort().values.cpu()] = signed.sum(1).cpu()
+        self.sums["n_positions"] += int(self.real.sum())
+
+    def signs(self) -> Float[Tensor, " answer"] | None:
+        """Of the batch's answers, where an example's loss is a difference."""
+        if self.rows_each == 1:
+            return None
+        return _signs(self.rows_each, self.examples.device).repeat(len(self.examples))
+
+    def _add_weights(self, total: Tensor, x: Tensor, gradient: Tensor, real: Tensor) -> None:
+        """Each example's product over its own positions."""
+        if self.signed:
+            total.addmm_(x[real].T, gradient[real])
+            return
+        product = torch.empty_like(total)  # the only memory that a fold needs, taken before anything is added
+        for rows in range(0, len(x), self.rows_each):
+            own = real[rows : rows + self.rows_each]
+            read, written = (value[rows : rows + self.rows_each][own] for value in (x, gradient))
+            total += torch.mm(read.T, written, out=product).abs_()
+
+    def _refuse_not_finite(self, site: Site, gradient: Tensor) -> None:
+        bad = ~gradient.sum((1, 2)).isfinite()
+        if bool(bad.any()):
+            example = int(self.examples[int(bad.nonzero()[0]) // self.rows_each])
+            raise InputError(
+                f"the gradient of example {example} is not finite in layer {site.layer} ({site}): the model overflows "
+                "in this dtype; load it in float32 or bfloat16, or leave the example out"
+            )
+
+
+def _signs(rows_each: int, device: torch.device) -> Tensor:
+    return torch.tensor([1.0, -1.0][:rows_each], device=device)
