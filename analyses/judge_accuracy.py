@@ -3,7 +3,8 @@
     python analyses/judge_accuracy.py tests/data/labelled_answers.jsonl
 
 The file holds one JSON object a line: `half` (development: the rules were written with it; test: labelled after they
-were frozen), `state` of the model, `set` of prompts, `prompt`, `answer`, `label`. The reader saw no verdict.
+were frozen), `state` of the model, `set` of prompts, `prompt`, `answer`, `label`, and where a second reader read it,
+`second_label`. The readers saw no verdict, and the second no label.
 """
 
 import argparse
@@ -53,6 +54,10 @@ def main() -> None:
         own = [label == verdict for row, label, verdict in zip(some, labels, verdicts, strict=True)
                if row["state"] == state]  # fmt: skip
         print(f"{state}: agreement {share(sum(own), len(own))}")
+    twice = [row for row in rows if "second_label" in row]
+    first, second = [row["label"] for row in twice], [row["second_label"] for row in twice]
+    print(f"\nthe second reader against the first (n = {len(twice)})\n{table(first, second)}")
+    print(f"the judge against the second reader\n{table(second, judge([row['answer'] for row in twice]))}")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,61 @@
-"""What scoring and measuring cost, as ratios measured side by side in one process on the demo model.
+"""What scoring and measuring cost, as ratios measured side by side in one process on two threads.
 
     make bench
 
-Each pair is run alternately, several times; the medians are compared, so a busy machine slows both sides alike.
+Each pair is run in turn, several times, and every ratio is that of two neighbouring runs, so a busy machine slows both
+sides alike. The ratios (minimum, median, maximum) go to `benchmarks/latest.json` too.
 """
 
+import json
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dean_interp import Scoring, importance, load_behaviour, load_model
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_log_probs, answer_positions, batched, forward
-from dean_interp.models.tokens import encode, paths, trees
+from dean_interp.models.matrices import parameter, weight_sites
+from dean_interp.models.sites import neuron_sites
+from dean_interp.models.tokens import collate, encode, paths, trees
+from dean_interp.scoring.importance import prepare, run_pass
+from dean_interp.scoring.plan import plan
+from dean_interp.scoring.sums import Sums
 
-N_EXAMPLES, REPEATS, BATCH_TOKENS = 16, 3, 2048
+REPEATS, BATCH_TOKENS = 3, 512
+BOTH = ("neuron", "weight")
 
 
-def ratio(numerator: Callable[[], object], denominator: Callable[[], object]) -> float:
-    """Median time of one over median time of the other, run in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(REPEATS + 1):
-        for side, run in zip(times, (numerator, denominator), strict=True):
+def ratios(numerator: Callable[[], object], denominator: Callable[[], object], repeats: int = REPEATS) -> list[float]:
+    """Time of one over time of the other, run in turn; a first round warms up."""
+    found = []
+    for repeat in range(repeats + 1):
+        times = []
+        for run in (numerator, denominator):
             start = time.perf_counter()
             run()
-            if repeat:  # the first round warms up
-                side.append(time.perf_counter() - start)
-    return statistics.median(times[0]) / statistics.median(times[1])
+            times.append(time.perf_counter() - start)
+        if repeat or not repeats:
+            found.append(times[0] / times[1])
+    return found
+
+
+def show(what: str, found: list[float]) -> list[float]:
+    """Print minimum, median and maximum, and give them back."""
+    summary = [min(found), statistics.median(found), max(found)]
+    print(f"{what}: {summary[1]:.2f} ({summary[0]:.2f} to {summary[2]:.2f})", flush=True)
+    return summary
 
 
 def forward_and_backward(model: HookedModel, rows: list, *, parameters: bool) -> None:
-    """A plain pass over the same padded batches: with parameter gradients, as the released code takes them, or none."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameters)
+    """A plain pass over the same padded batches: with parameter gradients, as in training, or with none."""
+    for each in model.parameters():
+        each.requires_grad_(parameters)
     hook = ("hook_embed", lambda embedded, hook: embedded.requires_grad_(True))
     for batch in batched(model, rows, batch_tokens=BATCH_TOKENS, label="plain"):
         with model.hooks(fwd_hooks=[] if parameters else [hook]), answer_positions(model, batch):
@@ -43,34 +64,97 @@ def forward_and_backward(model: HookedModel, rows: list, *, parameters: bool) ->
         model.zero_grad(set_to_none=True)
 
 
+def score(model: HookedModel, behaviour: object, units: tuple[str, ...]) -> None:
+    """The passes of `importance` alone: what it does once a model (a fingerprint, a check of the hooks) left out."""
+    sites = (neuron_sites(model) if "neuron" in units else []) + (weight_sites(model) if "weight" in units else [])
+    how = Scoring(batch_tokens=BATCH_TOKENS)
+    data = prepare(model, behaviour, how)
+    run_pass(model, data, Sums(model, sites, n_examples=len(behaviour), rows_each=1, signed=False), how, label="score")
+
+
+def released_schedule(model: HookedModel, rows: list) -> None:
+    """As the released code: for every layer a pass over the data, one example at a time, gradients of that layer."""
+    for layer in range(model.cfg.n_layers):
+        stored = [parameter(model, site)[0] for site in weight_sites(model) if site.layer == layer]
+        sums = [torch.zeros_like(one) for one in stored]
+        for each in model.parameters():
+            each.requires_grad_(any(each is one for one in stored))
+        for row in rows:
+            batch = collate([row], device=model.cfg.device)
+            with answer_positions(model, batch):
+                loss = torch.nn.functional.cross_entropy(forward(model, batch)[0], batch.target)
+            for total, gradient in zip(sums, torch.autograd.grad(loss, stored), strict=True):
+                total += gradient.abs()
+
+
+def peak_ratio(model: HookedModel, behaviour: object) -> float:
+    """Measured over predicted peak of the process's memory."""
+    planned = plan(model, behaviour, unit=BOTH)
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], psutil.Process().memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    importance(model, behaviour, unit=BOTH, how=planned.apply(Scoring()))
+    done.set()
+    watcher.join()
+    return peak[0] / planned.peak_bytes
+
+
+def with_layers(model: HookedModel, n_layers: int) -> HookedModel:
+    """A random model of the demo model's widths with some layers."""
+    config = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=n_layers, num_attention_heads=9,
+                         num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True)  # fmt: skip
+    config.architectures = ["LlamaForCausalLM"]
+    return load_model(LlamaForCausalLM(config).eval(), tokenizer=model.tokenizer)
+
+
 def main() -> None:
-    """Print every ratio."""
+    """Print every ratio; write those of scoring to a file."""
     torch.set_num_threads(2)
     model = load_model("smollm2-135m-instruct", device="cpu")
-    behaviour = load_behaviour("fairness", n_examples=N_EXAMPLES)
-    rows = paths([
-        encode(model.tokenizer, prompt, [answer])
-        for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True)
-    ])  # fmt: skip
-    score = lambda: importance(model, behaviour, how=Scoring(batch_tokens=BATCH_TOKENS))  # noqa: E731
-    for parameters, what in ((False, "without"), (True, "with")):
-        cost = ratio(score, lambda parameters=parameters: forward_and_backward(model, rows, parameters=parameters))
-        print(f"scoring neurons / plain forward and backward {what} parameter gradients: {cost:.2f}")
-    tests = load_behaviour("fairness", n_examples=48, split="test")
-    pairs = [encode(model.tokenizer, e.prompt, list(e.answers.values()), answer_tokens=16) for e in tests.examples]
+    behaviour, few = load_behaviour("fairness", n_examples=16), load_behaviour("fairness", n_examples=4)
+    found = {"measured_vs_predicted_peak_memory": show("measured / predicted peak memory of scoring both units",
+             [peak_ratio(model, behaviour) for _ in range(REPEATS)])}  # fmt: skip
+    rows, few_rows = (prepare(model, one, Scoring()).rows for one in (behaviour, few))
+    for units, parameters, name in ((BOTH, True, "scoring_vs_forward_backward"), (("neuron",), False, None)):
+        what = f"scoring {' and '.join(f'{unit}s' for unit in units)} / plain forward and backward"
+        cost = ratios(
+            lambda units=units: score(model, behaviour, units),
+            lambda parameters=parameters: forward_and_backward(model, rows, parameters=parameters),
+        )
+        cost = show(f"{what} with{'' if parameters else 'out'} parameter gradients", cost)
+        found |= {name: cost} if name else {}
+    for n_layers in (4, 12, 30):
+        one = model if n_layers == 30 else with_layers(model, n_layers)
+        gain = ratios(
+            lambda one=one: released_schedule(one, few_rows), lambda one=one: score(one, few, BOTH), repeats=1
+        )
+        gain = show(f"one pass a layer, one example at a time / scoring both units, {n_layers} layers", gain)
+    found["released_schedule_vs_scoring"] = gain
+    flat = {f"{name}{end}": value for name, values in found.items()
+            for end, value in zip(("_min", "", "_max"), values, strict=True)}  # fmt: skip
+    Path(__file__).with_name("latest.json").write_text(json.dumps(flat, indent=1) + "\n")
+    margins_bench(model)
+
+
+def margins_bench(model: HookedModel) -> None:
+    """What sharing prompts saves when margins are measured."""
+    tests = load_behaviour("fairness", n_examples=24, split="test")
+    pairs = [encode(model.tokenizer, e.prompt, list(e.answers.values()), answer_tokens=12) for e in tests.examples]
 
     def margins(rows: list, batch_tokens: int = 1024) -> None:
         with torch.inference_mode():
             for batch in batched(model, rows, batch_tokens=batch_tokens, label="margins"):
                 answer_log_probs(model, batch)
 
-    cost = ratio(lambda: margins(paths(pairs)), lambda: margins(trees(pairs)))
-    print(f"margins with every answer in a sequence of its own / with shared prompts: {cost:.2f}")
-    for row_tokens in (128, 512):
-        cost = ratio(lambda n=row_tokens: margins(trees(pairs, row_tokens=n)), lambda: margins(trees(pairs)))
-        print(f"margins with rows of {row_tokens} tokens / of 256: {cost:.2f}")
-    cost = ratio(lambda: margins(trees(pairs), 2048), lambda: margins(trees(pairs)))
-    print(f"margins with batches of 2048 tokens / of 1024: {cost:.2f}")
+    show("margins with every answer in a sequence of its own / with shared prompts",
+         ratios(lambda: margins(paths(pairs)), lambda: margins(trees(pairs))))  # fmt: skip
+    show("margins with batches of 512 tokens / of 1024",
+         ratios(lambda: margins(trees(pairs), 512), lambda: margins(trees(pairs))))  # fmt: skip
 
 
 if __name__ == "__main__":

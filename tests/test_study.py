@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -155,19 +156,20 @@ def test_a_stopped_run_resumes_to_the_same_bytes(finished, config, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bytes(finished, config, tmp_path):
+def test_a_run_killed_three_times_resumes_to_the_same_bytes(finished, config, tmp_path):
     command = [sys.executable, "-m", "dean_interp.cli.main", "run", "--out", str(tmp_path), "--model", config.model]
     for name, value in SIZES.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while len(list(tmp_path.glob("states/*.safetensors"))) < 2:
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert not (tmp_path / "results.json").exists()
+    deadline = time.monotonic() + 400
+    for n_files in sorted(random.Random(0).sample(range(1, 16), 3)):  # finished files at the moment of each kill
+        running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        while len(list(tmp_path.rglob("*.safetensors"))) < n_files:
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        assert not (tmp_path / "results.json").exists()
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "results.json").read_bytes() == (finished[0] / "results.json").read_bytes()
@@ -177,9 +179,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(finished, config, tmp_path):
 @pytest.mark.parametrize("unit", UNITS)
 def test_what_can_be_detected_is_stated_from_the_controls_alone(finished, unit):
     folder, results = finished[0], finished[1].of(unit)
-    random = [state for state in results.states if state.kind in ("random", "equal KL")]
+    controls = [state for state in results.states if state.kind in ("random", "equal KL")]
     for name, to_beat in results.design.to_beat.items():
-        assert to_beat == pytest.approx(max(state.change[name].mean for state in random))
+        assert to_beat == pytest.approx(max(state.change[name].mean for state in controls))
         assert results.design.detectable[name] > 0
     assert results.design.smallest_p == pytest.approx(1 / 5)
     assert json.loads((folder / "config.json").read_text())["study"]["n_random"] == 3

@@ -40,9 +40,9 @@ class StudyConfig:
     """The same for the weights of each MLP matrix."""
     read_fraction: float = 0.05
     """Top fraction from which the mutual information's reads are taken: neurons of one behaviour, not of the other."""
-    n_calibration: int = 128
+    n_calibration: int = 96
     """Examples of each behaviour that are scored."""
-    n_test: int = 40
+    n_test: int = 32
     """Test prompts of each of the two behaviours."""
     n_general_test: int = 24
     """General test examples, for perplexity and KL."""
@@ -55,7 +55,7 @@ class StudyConfig:
     reach 0.05."""
     over_refusal: tuple[str, ...] = ("over_refusal_fairness", "over_refusal_privacy")
     """Benign prompts that deserve a plain answer: built-in names or files. None: over-refusal is not measured."""
-    n_answers: int = 16
+    n_answers: int = 12
     """Test prompts of each behaviour, and of each over-refusal set, that are answered and judged. 0: none."""
     max_new_tokens: int = 40
     """Length of those answers."""
