@@ -130,9 +130,7 @@ def main() -> None:
         found |= {name: cost} if name else {}
     for n_layers in (4, 12, 30):
         one = model if n_layers == 30 else with_layers(model, n_layers)
-        gain = ratios(
-            lambda one=one: released_schedule(one, few_rows), lambda one=one: score(one, few, BOTH), repeats=1
-        )
+        gain = ratios(lambda one=one: released_schedule(one, few_rows), lambda one=one: score(one, few, BOTH))
         gain = show(f"one pass a layer, one example at a time / scoring both units, {n_layers} layers", gain)
     found["released_schedule_vs_scoring"] = gain
     flat = {f"{name}{end}": value for name, values in found.items()

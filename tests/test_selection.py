@@ -438,6 +438,7 @@ def test_named_controls_keep_to_their_rule_and_to_the_coupled_sets_sizes(first, 
         "fairness only": found.first - found.second - found.general,
         "privacy only": found.second - found.first - found.general,
         "all three": found.first & found.second & found.general,
+        "general only": found.general - found.first - found.second,
     }
     assert list(controls) == list(allowed)
     for name, control in controls.items():

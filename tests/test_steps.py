@@ -58,8 +58,9 @@ def measuring(model, files):
 def test_couple_gives_the_selection_and_the_sizes_of_the_study(files, study, tmp_path, capsys):
     _, scores, selection = files
     record = said(capsys, "couple", *scores, "--fraction", 0.075, "--out", tmp_path / "again.safetensors")
-    assert record["sizes"] == study.of("neuron").sizes
-    assert sum(record["coupled_per_site"].values()) == len(load_selection(selection)) == record["sizes"]["coupled"] > 0
+    sizes = list(record["sizes"].values())
+    assert sizes == list(study.of("neuron").sizes.values()) and list(record["sizes"])[-1] == record["expression"]
+    assert sum(record["selected_per_site"].values()) == len(load_selection(selection)) == sizes[-1] > 0
 
 
 def test_couple_takes_a_fraction_for_each_behaviour_and_either_unit(files, tmp_path, capsys):
@@ -67,7 +68,23 @@ def test_couple_takes_a_fraction_for_each_behaviour_and_either_unit(files, tmp_p
     options = ["--unit", "weight", "--fraction", 0.03, 0.03, 0.01, "--out", tmp_path / "weights.safetensors"]
     record = said(capsys, "couple", *scores, *options)
     assert record["unit"] == "weight" and record["fractions"] == [0.03, 0.03, 0.01]
-    assert record["sizes"]["general"] < record["sizes"]["first"] == record["sizes"]["second"]
+    first, second, general, *_ = record["sizes"].values()
+    assert general < first == second
+
+
+def test_couple_takes_an_expression_over_any_number_of_behaviours(files, tmp_path, capsys):
+    _, scores, _ = files
+    names = [load_scores(path).behaviour for path in scores]
+    expression = f"({names[0]} | {names[1]}) - {names[2]}"
+    options = ["--expression", expression, "--count", 5, "--within", "model", "--out", tmp_path / "chosen.safetensors"]
+    record = said(capsys, "couple", *scores, *options)
+    assert record["count"] == 5 and [record["sizes"][name] for name in names] == [5, 5, 5]
+    assert len(load_selection(tmp_path / "chosen.safetensors")) == record["sizes"][expression.replace("(", "(")] > 0
+    for wrong, message in (("fairness +", "cannot read the expression"), ("nobody", "no behaviour 'nobody'")):
+        command = ["couple", *scores, "--expression", wrong, "--out", tmp_path / "no.safetensors"]
+        assert main([*map(str, command)]) == 2 and message in capsys.readouterr().err
+    assert main([*map(str, ["couple", *scores[:2], "--out", tmp_path / "no.safetensors"])]) == 2
+    assert "2 score files need an --expression" in capsys.readouterr().err
 
 
 def test_evaluate_finds_the_margins_and_controls_of_the_study(files, study, measuring, tmp_path, capsys):

@@ -12,7 +12,7 @@ from dean_interp.models.sites import Modules, Unit
 from dean_interp.models.tokens import Template
 from dean_interp.scoring.importance import Target
 from dean_interp.scoring.scores import KEEP
-from dean_interp.selection.coupling import Fraction
+from dean_interp.selection.selection import Within
 from dean_interp.study.config import StudyConfig
 
 Method = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]
@@ -102,26 +102,33 @@ class Score:
 
 @dataclass(frozen=True)
 class Couple:
-    """Select the units that are important to two behaviours and not to general ability.
+    """Select units by set algebra over the tops of several behaviours.
+
+    Three score files and no expression give the coupled units: important to the first two behaviours, not to the third.
 
     Example: dean-interp couple fairness.safetensors privacy.safetensors general.safetensors --out coupled.safetensors
 
     Example: dean-interp couple a.safetensors b.safetensors c.safetensors --unit weight --fraction 0.001 0.001 0.0005
     --out coupled.safetensors
+
+    Example: dean-interp couple fairness.safetensors privacy.safetensors general.safetensors refusal.safetensors
+    --expression "(fairness & privacy) - general - refusal" --count 500 --within model --out chosen.safetensors
     """
 
-    first: Positional[Path]
-    """Score file of the first behaviour."""
-    second: Positional[Path]
-    """Score file of the second behaviour."""
-    general: Positional[Path]
-    """Score file of general ability."""
+    scores: Positional[tuple[Path, ...]]
+    """Score files. An expression calls each by its behaviour's name, with _ for what a name cannot hold."""
     out: Path
     """The selection file to write."""
+    expression: str | None = None
+    """What to select, with &, |, - and parentheses; unset, for three files: (first & second) - third."""
     unit: Unit = "neuron"
     """Which kind of unit."""
-    fraction: Fraction = 0.01
-    """Top fraction of each site that counts as important; one, or one each for first, second, general."""
+    fraction: tuple[float, ...] = (0.01,)
+    """Top fraction that counts as important; one, or one for each score file."""
+    count: int | None = None
+    """How many units count as important, instead of a fraction."""
+    within: Within = "matrix"
+    """What units are ranked against: those of their matrix (or layer of neurons), their layer, or the model."""
 
 
 @dataclass(frozen=True)

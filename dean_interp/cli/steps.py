@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from dean_interp.scoring.plan import plan
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import random_like, strata
 from dean_interp.selection.coupling import coupling, refuse_empty
-from dean_interp.selection.selection import Selection, load_selection
+from dean_interp.selection.expression import select_each
+from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
 from dean_interp.study.comparison import information_change
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import locked, write_text
@@ -109,21 +111,37 @@ def _scored(model: HookedModel, behaviour: Behaviour, step: Score, how: Scoring,
 @_do.register
 def _(step: Couple) -> Said:
     writable(step.out)
-    scores = [load_scores(path).of(step.unit) for path in (step.first, step.second, step.general)]
-    found = coupling(*scores, fraction=step.fraction)
-    refuse_empty(found, *scores)
-    found.coupled.save(step.out)
-    counts = {str(site): n for site, n in found.coupled.counts().items() if n}
-    record = {
-        "out": str(step.out),
-        "unit": step.unit,
-        "fractions": list(found.fractions),
-        "sizes": found.sizes(),
-        "coupled_per_site": counts,
+    scores = [load_scores(path).of(step.unit) for path in step.scores]
+    names = [re.sub(r"\W", "_", one.behaviour) for one in scores]
+    if len(set(names)) < len(names):
+        raise InputError(f"every score file must be of another behaviour, got {', '.join(names)}")
+    fractions = step.fraction * len(scores) if len(step.fraction) == 1 else step.fraction
+    if len(fractions) != len(scores):
+        raise InputError(f"--fraction takes one value, or one for each of {len(scores)} score files, got {fractions}")
+    if step.expression is None and len(names) != 3:
+        raise InputError(f"{len(names)} score files need an --expression; three do without: (first & second) - third")
+    expression = step.expression or f"({names[0]} & {names[1]}) - {names[2]}"
+    tops = {
+        name: top_fraction(one, fraction, within=step.within)
+        if step.count is None
+        else top_count(one, step.count, within=step.within)
+        for name, one, fraction in zip(names, scores, fractions, strict=True)
     }
-    names = [*(one.behaviour for one in scores), "both", "coupled"]
-    sizes = "\n".join(f"{name:>12}  {n}" for name, n in zip(names, found.sizes().values(), strict=True))
-    return Said(record, f"{step.unit}s in each set:\n{sizes}\nselection: {step.out.resolve()}")
+    parts = select_each(expression, tops)
+    sizes = {name: len(one) for name, one in {**tops, **parts}.items()}
+    chosen = list(parts.values())[-1]
+    if not len(chosen):
+        if step.expression is None and step.count is None and step.within == "matrix":
+            refuse_empty(coupling(*scores, fraction=(fractions[0], fractions[1], fractions[2])), *scores)
+        raise InputError(f"no unit is in {expression!r} (sizes {sizes}): raise --fraction or --count")
+    chosen.save(step.out)
+    counts = {str(site): n for site, n in chosen.counts().items() if n}
+    record = {"out": str(step.out), "unit": step.unit, "expression": expression, "sizes": sizes, "within": step.within,
+              "selected_per_site": counts}  # fmt: skip
+    record |= {"fractions": list(fractions)} if step.count is None else {"count": step.count}
+    width = max(map(len, sizes))
+    lines = "\n".join(f"{name:>{width}}  {n}" for name, n in sizes.items())
+    return Said(record, f"{step.unit}s in each set:\n{lines}\nselection: {step.out.resolve()}")
 
 
 @_do.register

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
+from dean_interp.models.places import generating
 from dean_interp.models.tokens import Template, encode
 from dean_interp.unfinished import Unfinished
 
@@ -88,19 +89,20 @@ def _continue(model: HookedModel, rows: Sequence[Sequence[int]], max_new_tokens:
         tokens[row, n_pos - len(ids) :] = torch.tensor(ids)
         real[row, n_pos - len(ids) :] = 1
     tokens, real, cached = tokens.to(device), real.to(device), cache_is_right(model)
-    if is_hooked_transformer(model):
-        options = {"use_past_kv_cache": cached, "prepend_bos": False, "return_type": "tokens", "verbose": False}
-        output = model.generate(tokens, max_new_tokens=max_new_tokens, do_sample=False, **options)
-    else:
-        pad = native_tokenizer(model).pad_token_id
-        output = model.original_model.generate(
-            tokens,
-            attention_mask=real,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            use_cache=cached,
-            pad_token_id=native_tokenizer(model).eos_token_id if pad is None else pad,
-        )
+    with generating(model, real.sum(1), n_pos, cached=cached):
+        if is_hooked_transformer(model):
+            options = {"use_past_kv_cache": cached, "prepend_bos": False, "return_type": "tokens", "verbose": False}
+            output = model.generate(tokens, max_new_tokens=max_new_tokens, do_sample=False, **options)
+        else:
+            pad = native_tokenizer(model).pad_token_id
+            output = model.original_model.generate(
+                tokens,
+                attention_mask=real,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                use_cache=cached,
+                pad_token_id=native_tokenizer(model).eos_token_id if pad is None else pad,
+            )
     return output[:, n_pos:].cpu()
 
 

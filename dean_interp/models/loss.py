@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dean_interp.models.load import HookedModel, is_hooked_transformer
+from dean_interp.models.places import Places, at_places
 from dean_interp.models.tokens import Batch, Encoded, Padding, Row, batches, collate, paths, trees
 from dean_interp.unfinished import Unfinished
 
@@ -91,19 +92,19 @@ def batched(
 
 
 def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
-    """The model's logits for a batch, whatever kind of rows it holds."""
+    """The model's logits for a batch, whatever kind of rows it holds. Hooks can ask where its `places` are."""
     padded_left = batch.attend is None and not bool(batch.real[:, 0].all())
     if is_hooked_transformer(model) and (batch.attend is not None or padded_left):
         raise ValueError("a HookedTransformer takes single paths padded on the right: `paths`, not `trees`")
-    if padded_left:
-        return model(batch.tokens, return_type="logits", attention_mask=batch.real.long(), position_ids=batch.positions)
     if batch.attend is None:
-        return model(batch.tokens, return_type="logits", attention_mask=batch.real.long())
-    dtype = next(model.parameters()).dtype
-    hidden = torch.finfo(dtype).min
-    mask = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)
-    mask = mask.masked_fill(~batch.attend, hidden)[:, None]
-    return model(batch.tokens, return_type="logits", attention_mask=mask, position_ids=batch.positions)
+        mask = batch.real.long()
+    else:
+        dtype = next(model.parameters()).dtype
+        mask = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)
+        mask = mask.masked_fill(~batch.attend, torch.finfo(dtype).min)[:, None]
+    given = {"position_ids": batch.positions} if padded_left or batch.attend is not None else {}
+    with at_places(model, Places(batch.positions, batch.is_answer)):
+        return model(batch.tokens, return_type="logits", attention_mask=mask, **given)
 
 
 @torch.inference_mode()

@@ -113,6 +113,7 @@ class Batch:
     read_pos: Int[Tensor, " answer_token"]
     target: Int[Tensor, " answer_token"]
     answer: Int[Tensor, " answer_token"]
+    is_answer: Bool[Tensor, "batch pos"]
     prompt: Int[Tensor, " prompt"]
     prompt_row: Int[Tensor, " prompt"]
     prompt_pos: Int[Tensor, " prompt"]
@@ -130,6 +131,7 @@ class Batch:
             self.read_pos[read],
             self.target[read],
             self.answer[read],
+            self.is_answer[start:stop],
             self.prompt[ends],
             self.prompt_row[ends] - start,
             self.prompt_pos[ends],
@@ -192,7 +194,7 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
     n_pos = max(row_length(row) for row in rows)
     shape = (len(rows), n_pos)
     tokens, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    real = torch.zeros(shape, dtype=torch.bool)
+    real, is_answer = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     attend = torch.zeros(len(rows), n_pos, n_pos, dtype=torch.bool)
     reads: list[tuple[int, int, int, int]] = []
     prompts: list[tuple[int, int, int]] = []
@@ -210,6 +212,7 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
                 len(places), len(places), dtype=torch.bool
             ).tril()
             if branch.answer >= 0:
+                is_answer[r, start : start + len(places)] = True
                 reads += [(r, path[len(before) + k - 1], t, branch.answer) for k, t in enumerate(branch.tokens)]
             if branch.prompt >= 0:
                 prompts.append((branch.prompt, r, path[-1]))
@@ -222,7 +225,13 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
     columns = torch.tensor(reads, dtype=torch.long).reshape(-1, 4).T.to(device)
     ends = torch.tensor(prompts, dtype=torch.long).reshape(-1, 3).T.to(device)
     return Batch(
-        tokens.to(device), positions.to(device), real.to(device), None if single else attend.to(device), *columns, *ends
+        tokens.to(device),
+        positions.to(device),
+        real.to(device),
+        None if single else attend.to(device),
+        *columns,
+        is_answer.to(device),
+        *ends,
     )
 
 

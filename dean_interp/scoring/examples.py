@@ -4,13 +4,15 @@ What a score averages away: whether a unit matters to all examples or to one. We
 for every example, those of a selection are not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import weight
@@ -18,7 +20,8 @@ from dean_interp.models.memory import scored_prompts
 from dean_interp.models.sites import Site
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.importance import Scoring, batch_tokens_of, prepare
-from dean_interp.scoring.sums import Sums
+from dean_interp.scoring.scores import Scores, Top
+from dean_interp.scoring.sums import N_GROUPS, Sums
 
 
 def example_scores(
@@ -33,9 +36,52 @@ def example_scores(
     `sum over positions of a * dL/da` of a neuron, `W * dL/dW` of a weight: their absolute values average to the scores
     of `importance`.
     """
+    found = {site: torch.zeros(len(behaviour), len(chosen)) for site, chosen in units.items()}
+
+    def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
+        found[site][examples] = effect
+
+    _stream_effects(model, behaviour, units, how, keep)
+    return found
+
+
+def with_groups(
+    model: HookedModel,
+    scores: Scores,
+    behaviour: Behaviour,
+    *,
+    how: Scoring = Scoring(),  # noqa: B008 - frozen
+) -> Scores:
+    """The same scores with groups of examples for the weights that were kept, as neurons have them from the first pass.
+
+    Raises `InputError` where these are not the scores of this behaviour, or were kept whole (too many to group).
+    """
+    if behaviour.prompt_hashes != scores.prompt_hashes:
+        raise InputError(f"these are scores of other examples than the {len(behaviour)} of '{behaviour.name}' given")
+    tops = {site: value.indices for site, value in scores.values.items() if isinstance(value, Top)}
+    if not tops:
+        raise InputError("groups of weights are taken for the highest of each matrix: scores.kept() first")
+    number = min(N_GROUPS, len(behaviour))
+    sums = {site: torch.zeros(number, len(indices)) for site, indices in tops.items()}
+    sizes = torch.bincount(torch.arange(len(behaviour)) % number)
+
+    def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
+        sums[site].index_add_(0, examples % number, effect if scores.facts["signed"] else effect.abs())
+
+    _stream_effects(model, behaviour, tops, how, keep)
+    return replace(scores, groups={**scores.groups, **{site: total / sizes[:, None] for site, total in sums.items()}})
+
+
+def _stream_effects(
+    model: HookedModel,
+    behaviour: Behaviour,
+    units: Mapping[Site, Int[Tensor, " unit"]],
+    how: Scoring,
+    keep: Callable[[Site, Tensor, Tensor], None],
+) -> None:
+    """Hands every batch's examples (numbers) and the effects of each site's chosen units on them to `keep`."""
     data = prepare(model, behaviour, how)
     sites = [site for site, chosen in units.items() if len(chosen)]
-    found = {site: torch.zeros(len(behaviour), len(chosen)) for site, chosen in units.items()}
     batch_examples = Sums(model, [], n_examples=len(behaviour), rows_each=data.rows_each, signed=True)
 
     def add(site: Site, x: Tensor, gradient: Tensor) -> None:
@@ -47,12 +93,10 @@ def example_scores(
             rows, columns = chosen // matrix.shape[1], chosen % matrix.shape[1]
             products = torch.einsum("bpn,bpn->bn", x[..., rows].float(), gradient[..., columns].float())
             effect = products * matrix[rows, columns]
-        effect = effect.unflatten(0, (-1, data.rows_each)).sum(1)
-        found[site][batch_examples.examples.cpu()] = effect.cpu()
+        keep(site, batch_examples.examples.cpu(), effect.unflatten(0, (-1, data.rows_each)).sum(1).cpu())
 
     layout = {"batch_tokens": batch_tokens_of(model, how), "together": data.rows_each, "padding": how.padding}
     for batch in batched(model, data.rows, label=f"examples of {behaviour.name}", **layout):
         batch_examples.begin(batch)
         stream_gradients(model, batch, sites, add, signs=batch_examples.signs())
     scored_prompts(model).update(behaviour.prompt_hashes)
-    return found

@@ -112,6 +112,16 @@ class Scores:
             raise InputError(f"the scores of {self.behaviour} are NaN at {site}: nothing can be ranked by them")
         return highest(value.flatten().abs(), count)
 
+    def n_held(self, site: Site) -> int:
+        """How many scores of a site there are: all, or those that a file kept."""
+        value = self.values[site]
+        return len(value.indices) if isinstance(value, Top) else value.numel()
+
+    def threshold(self, site: Site) -> float:
+        """No score of the site that is not held is larger than this."""
+        value = self.values[site]
+        return value.threshold if isinstance(value, Top) and len(value.indices) < value.numel() else 0.0
+
     def at(self, site: Site, indices: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
         """The scores of some units of a site. Raises `InputError` where one of them was not kept."""
         value = self.values[site]

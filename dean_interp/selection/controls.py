@@ -10,26 +10,32 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int16
 from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import weight
 from dean_interp.models.sites import Site
-from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.scores import Scores, Top
 from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.selection import Selection, strongest
 
 N_DECILES = 10
-Strata = Mapping[Site, UInt8[Tensor, "..."]]
+Strata = Mapping[Site, Int16[Tensor, "..."]]
 
 
-def strata(model: HookedModel, scores: Sequence[Scores]) -> dict[Site, UInt8[Tensor, "..."]]:
+def strata(
+    model: HookedModel, scores: Sequence[Scores], *, general: Scores | None = None
+) -> dict[Site, Int16[Tensor, "..."]]:
     """The stratum of every scored unit, in the shape of its site: what a random control is matched on.
 
     For neurons the decile of activation norm over all behaviours, each weighing the same; for weights that of `|W|`
     within its matrix and that of the norm of what it reads, as ten times one plus the other.
+
+    Args:
+        general: match on the decile of this score too, a hundred each. Where a file kept the highest scores of a matrix
+            only, these stand for the deciles: kept or not.
     """
     if any(not one.activation_norm for one in scores):
         raise InputError("strata need activation norms, which scores that saw no example (magnitude, random) lack")
@@ -39,7 +45,18 @@ def strata(model: HookedModel, scores: Sequence[Scores]) -> dict[Site, UInt8[Ten
         if site.unit == "weight":
             size = deciles(weight(model, site).detach().float().abs().cpu().flatten()).reshape(scores[0].shapes[site])
             found[site] = N_DECILES * size + found[site][:, None]
+        if general is not None:
+            found[site] = N_DECILES**2 * _score_deciles(general, site) + found[site]
     return found
+
+
+def _score_deciles(scores: Scores, site: Site) -> Int16[Tensor, "..."]:
+    value = scores.values[site]
+    if not isinstance(value, Top):
+        return deciles(value.abs().flatten()).reshape(value.shape)
+    kept = torch.zeros(value.numel(), dtype=torch.int16)
+    kept[value.indices] = N_DECILES - 1
+    return kept.reshape(value.shape)
 
 
 def pooled_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor, " _"]]:
@@ -98,21 +115,23 @@ def named_controls(found: Coupling, first: Scores, second: Scores, general: Scor
     """Sets of about the coupled set's size at each site, chosen by other rules from the same scores.
 
     `first only` and `second only`: the strongest of one behaviour's top that are in neither other top. `all three`: the
-    strongest, by general score, of the units in all three tops. Smaller where there are not enough.
+    strongest, by general score, of the units in all three tops. `general only`: the strongest of general's top that are
+    in neither other. Smaller where there are not enough.
     """
     counts = found.coupled.counts()
     return {
         f"{first.behaviour} only": strongest(first, found.first - found.second - found.general, counts),
         f"{second.behaviour} only": strongest(second, found.second - found.first - found.general, counts),
         "all three": strongest(general, found.both & found.general, counts),
+        f"{general.behaviour} only": strongest(general, found.general - found.first - found.second, counts),
     }
 
 
-def deciles(values: Float[Tensor, " unit"]) -> UInt8[Tensor, " unit"]:
+def deciles(values: Float[Tensor, " unit"]) -> Int16[Tensor, " unit"]:
     """The decile of every unit, by rank, so that ties and outliers cannot empty one."""
     ranks = np.empty(len(values), dtype=np.int64)
     ranks[np.argsort(values.numpy(), kind="stable")] = np.arange(len(values))
-    return torch.from_numpy((ranks * N_DECILES // len(values)).astype(np.uint8))
+    return torch.from_numpy((ranks * N_DECILES // len(values)).astype(np.int16))
 
 
 def _turns(

@@ -1,11 +1,14 @@
 """A selection is a set of units, with set algebra; it remembers the prompts that the scores behind it came from."""
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -16,6 +19,8 @@ from dean_interp.scoring.scores import Scores, highest
 from dean_interp.tensorfile import read_tensors, write_tensors
 
 _FORMAT = "dean_interp.selection.1"
+Within = Literal["matrix", "layer", "model"]
+"""Which units are ranked together: those of one matrix (or a layer's neurons), of one layer, of the whole model."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class Selection:
         """How many units are selected at each site."""
         return {site: len(indices) for site, indices in self.units.items()}
 
+    def layer_counts(self) -> dict[int, int]:
+        """How many units are selected in each layer."""
+        layers = itertools.groupby(sorted(self.units), lambda site: site.layer)
+        return {layer: sum(len(self.units[site]) for site in sites) for layer, sites in layers}
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the sites and their units."""
@@ -97,21 +107,62 @@ def load_selection(path: str | Path) -> Selection:
     return Selection(units, shapes, hashes)
 
 
-def top_fraction(scores: Scores, fraction: float) -> Selection:
+def top_fraction(scores: Scores, fraction: float, *, within: Within = "matrix") -> Selection:
     """The highest-scoring `fraction` of the units of every site, `int(fraction * n_units)` of them.
 
-    Signed scores count by size. Ties go to the lower index. Raises `InputError` where the fraction is not in (0, 1],
-    selects nothing anywhere, or more than the scores' file kept.
+    Signed scores count by size. Ties go to the lower site and index. `within` ranks the units of each layer, or of the
+    whole model, together instead. Raises `InputError` where the fraction is not in (0, 1], selects nothing anywhere, or
+    more than the scores' file kept.
     """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction must be in (0, 1], got {fraction}")
+    pools = _pools(scores, within)
+    counts = [int(fraction * sum(scores.values[site].numel() for site in sites)) for sites in pools]
+    if not any(counts):
+        largest = max(sum(scores.values[site].numel() for site in sites) for sites in pools)
+        raise InputError(f"fraction {fraction} selects no unit; {rounded_up(1 / largest)} selects one of {largest}")
+    return _top(scores, pools, counts)
+
+
+def top_count(scores: Scores, count: int, *, within: Within = "matrix") -> Selection:
+    """The `count` highest-scoring units of every site, of every layer, or (a budget) of the whole model.
+
+    Raises `InputError` where there are not so many, or the scores' file kept fewer.
+    """
+    pools = _pools(scores, within)
+    smallest = min(sum(scores.values[site].numel() for site in sites) for sites in pools)
+    if not 1 <= count <= smallest:
+        raise InputError(f"count must be from 1 to {smallest} a {within}, got {count}")
+    return _top(scores, pools, [count] * len(pools))
+
+
+def _pools(scores: Scores, within: Within) -> list[list[Site]]:
+    if within not in get_args(Within):
+        raise InputError(f"within must be one of {get_args(Within)}, got {within!r}")
     if len(scores.units) > 1:
         raise InputError("these scores hold neurons and weights: choose one with scores.of('neuron') or of('weight')")
-    counts = {site: int(fraction * _n_units(shape)) for site, shape in scores.shapes.items()}
-    if not any(counts.values()):
-        largest = max(map(_n_units, scores.shapes.values()))
-        raise InputError(f"fraction {fraction} selects no unit; {rounded_up(1 / largest)} selects one of {largest}")
-    units = {site: scores.top(site, count) for site, count in counts.items()}
+    key = {"matrix": lambda site: site, "layer": lambda site: site.layer, "model": lambda site: 0}[within]
+    return [list(sites) for _, sites in itertools.groupby(sorted(scores.values), key)]
+
+
+def _top(scores: Scores, pools: Sequence[Sequence[Site]], counts: Sequence[int]) -> Selection:
+    """The `count` highest of each pool of sites."""
+    units = {}
+    for sites, count in zip(pools, counts, strict=True):
+        if len(sites) == 1:
+            units[sites[0]] = scores.top(sites[0], count)
+            continue
+        held = [scores.top(site, min(count, scores.n_held(site))) for site in sites]
+        values = torch.cat([scores.at(site, indices).abs() for site, indices in zip(sites, held, strict=True)])
+        if count > len(values) or (count and float(values.topk(count).values[-1]) < max(map(scores.threshold, sites))):
+            raise InputError(
+                f"the {count} highest of {len(sites)} sites are not all among the scores of {scores.behaviour} that "
+                "were kept: score again and keep more (keep=...)"
+            )
+        first = highest(values, count)
+        ends = np.cumsum([0, *map(len, held)])
+        for site, indices, start, end in zip(sites, held, ends, ends[1:], strict=False):
+            units[site] = indices[first[(first >= start) & (first < end)] - start]
     return Selection(units, scores.shapes, scores.prompt_hashes)
 
 

@@ -1,0 +1,56 @@
+"""The selection of the released code, for comparison only: it is not an intersection.
+
+The authors' procedure, matrix by matrix: take the three tops as ascending lists of flat indices. Mark in each
+behaviour's list the *positions* whose index is not in general's top. Keep the first behaviour's indices at the
+positions that are marked in both lists. Position `k` of one list has nothing to do with position `k` of the other, so the result
+holds indices that the second behaviour never chose, misses some that both chose, and changes when the two are swapped.
+"""
+
+import warnings
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dean_interp.errors import InputError
+from dean_interp.scoring.scores import highest
+
+
+def released_selection(
+    first: Float[Tensor, "d_out d_in"],
+    second: Float[Tensor, "d_out d_in"],
+    general: Float[Tensor, "d_out d_in"],
+    *,
+    fraction: float | tuple[float, float],
+) -> Int[Tensor, " unit"]:
+    """Flat indices that the released code would silence in one matrix, ascending; the order of the sets matters.
+
+    Args:
+        first, second, general: scores of one matrix in Hugging Face layout, `(d_out, d_in)` for `nn.Linear`. The
+            flattening order decides which units are chosen: pass `scores[site].T` for ours.
+        fraction: of the matrix, `int(fraction * columns * rows)` units of each top.
+
+    Raises:
+        InputError: shapes that differ, two different fractions (the released code crashes there), or a fraction that
+            selects no unit (there it silently does nothing).
+
+    Warns:
+        UserWarning: always; use `coupled` for an intersection.
+    """
+    fractions = set(fraction) if isinstance(fraction, tuple) else {fraction}
+    if len(fractions) > 1:
+        raise InputError(f"the released code takes one fraction for both behaviours and general, got {fraction}")
+    (one,) = fractions
+    if not 0 < one <= 1:
+        raise InputError(f"fraction must be in (0, 1], got {one}")
+    if not first.shape == second.shape == general.shape:
+        shapes = [tuple(scores.shape) for scores in (first, second, general)]
+        raise InputError(f"scores of one matrix have one shape, got {shapes}")
+    rows, columns = first.shape
+    count = int(one * columns * rows)
+    if not count:
+        raise InputError(f"fraction {one} selects none of {first.numel()} weights, and the released code does nothing")
+    warnings.warn("released_selection replicates the released code, which is not an intersection", stacklevel=2)
+    tops = [highest(scores.flatten(), count) for scores in (first, second, general)]
+    marked = [~torch.isin(top, tops[2]) for top in tops[:2]]
+    return tops[0][marked[0] & marked[1]]
