@@ -43,6 +43,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: {reason}. What was finished before is kept; start again") from error
 
 
+def writable(path: Path) -> None:
+    """Raise `InputError` where a file could not be written, before what goes into it is computed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.try").open("w") as trial:
+            Path(trial.name).unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}") from error
+
+
 def read_tensors(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts. Raises `InputError` where the file is missing, damaged, or of another format."""
     what = form.split(".")[1]

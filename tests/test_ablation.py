@@ -3,6 +3,7 @@ import torch
 from hooked import as_hooked_transformer
 
 from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, generate, importance, load_model
+from dean_interp.editing.values import Mean
 from dean_interp.models.matrices import weight, weight_sites
 from dean_interp.models.sites import neuron_sites
 
@@ -113,7 +114,10 @@ def test_neurons_and_weights_nest_in_either_order(checkpoints, tokenizer, kind):
 
 def test_weights_have_no_means_to_put_in_place(llama):
     scores = importance(llama, Behaviour("b", (Example("hello", {"response": "world"}),)))
-    with pytest.raises(InputError, match="weights have none"), ablate(llama, some_weights(llama), means=scores):
+    with (
+        pytest.raises(InputError, match="weights have no activation"),
+        ablate(llama, some_weights(llama), value=Mean(scores)),
+    ):
         pass
 
 
@@ -153,7 +157,7 @@ def test_mean_ablation_puts_the_stored_means_in_place_whatever_the_batch(llama):
     scores, selection = importance(llama, behaviour), some_units(llama)
     seen = []
     with (
-        ablate(llama, selection, means=scores),
+        ablate(llama, selection, value=Mean(scores)),
         llama.hooks(fwd_hooks=[("blocks.1.mlp.hook_post", lambda a, hook: seen.append(a) or None)]),
     ):
         logits_of(llama)

@@ -1,4 +1,4 @@
-"""Expressions, ranking within layers and the model, the released selection, and whether a coupling is more than chance."""
+"""Expressions, ranking within layers and the model, the released selection, and whether coupling is beyond chance."""
 
 import numpy as np
 import pytest
@@ -42,8 +42,9 @@ def matrices(seed=0, keep=None):
 
 def grouped(values, name="fairness"):
     """Neuron scores of 16 groups of examples, `(16, n)`."""
-    values = torch.as_tensor(values, dtype=torch.float32)
-    return Scores(name, {ALONE: values.mean(0)}, {}, {}, {ALONE: values}, torch.zeros(16), frozenset(), "", {"method": "made up"})  # fmt: skip
+    groups = {ALONE: torch.as_tensor(values, dtype=torch.float32)}
+    means = {ALONE: groups[ALONE].mean(0)}
+    return Scores(name, means, {}, {}, groups, torch.zeros(16), frozenset(), "", {"method": "made up"})
 
 
 # Ranking units together
@@ -83,7 +84,7 @@ def test_a_file_that_kept_the_highest_gives_the_same_ranking_or_says_that_it_can
 @pytest.mark.parametrize(
     ("count", "within", "message"),
     [(0, "matrix", "from 1 to 20 a matrix"), (21, "matrix", "from 1 to 20 a matrix, got 21"),
-     (61, "model", "from 1 to 60 a model"), (3, "head", "within must be one of")],
+     (61, "model", "from 1 to 60 a model")],
 )  # fmt: skip
 def test_a_count_out_of_range_says_what_is_allowed(count, within, message):
     with pytest.raises(InputError, match=message):
@@ -116,7 +117,7 @@ def test_every_part_of_an_expression_has_its_value_and_the_whole_comes_last():
 
 @pytest.mark.parametrize(
     ("expression", "message"),
-    [("fairness +", "cannot read the expression 'fairness \\+' \\(near character"), ("", "cannot read"),
+    [("fairness +", "cannot read the expression 'fairness \\+'"), ("", "cannot read"),
      ("fairness ^ privacy", "'fairness \\^ privacy' in the expression"), ("~fairness", "'~fairness' in"),
      ("fairness & cooking", "no behaviour 'cooking' in .*: there are fairness, privacy, general, refusal"),
      ("__import__('os')", "in the expression"), ("fairness & 3", "'3' in the expression")],

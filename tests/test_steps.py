@@ -1,6 +1,7 @@
 """The steps of the command line, one by one: each leaves a file for the next, and together they are the study."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -79,9 +80,9 @@ def test_couple_takes_an_expression_over_any_number_of_behaviours(files, tmp_pat
     options = ["--expression", expression, "--count", 5, "--within", "model", "--out", tmp_path / "chosen.safetensors"]
     record = said(capsys, "couple", *scores, *options)
     assert record["count"] == 5 and [record["sizes"][name] for name in names] == [5, 5, 5]
-    assert len(load_selection(tmp_path / "chosen.safetensors")) == record["sizes"][expression.replace("(", "(")] > 0
+    assert len(load_selection(tmp_path / "chosen.safetensors")) == record["sizes"][expression] > 0
     for wrong, message in (("fairness +", "cannot read the expression"), ("nobody", "no behaviour 'nobody'")):
-        command = ["couple", *scores, "--expression", wrong, "--out", tmp_path / "no.safetensors"]
+        command = ["couple", *scores, "--expression", wrong, "--count", 5, "--out", tmp_path / "no.safetensors"]
         assert main([*map(str, command)]) == 2 and message in capsys.readouterr().err
     assert main([*map(str, ["couple", *scores[:2], "--out", tmp_path / "no.safetensors"])]) == 2
     assert "2 score files need an --expression" in capsys.readouterr().err
@@ -206,7 +207,35 @@ def test_a_killed_score_goes_on_from_its_last_batch(model, tmp_path, monkeypatch
     assert not out.with_suffix(".unfinished").exists()
 
 
-@pytest.mark.parametrize("step", ["score", "couple", "ablate", "evaluate", "information", "run", "report"])
+def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_path, capsys):
+    _, _, selection = files
+    folder, edit = Path(model[1]), tmp_path / "edit.safetensors"
+    assert model[0] == "--model" and folder.is_dir()
+    made = said(capsys, "edit", "create", selection, "--out", edit, *model)
+    assert made["units"] and made["bytes"] == edit.stat().st_size and made["value"] == "Zero"
+    shown = said(capsys, "edit", "show", edit)
+    assert shown == {name: value for name, value in made.items() if name not in ("out", "bytes")}
+    assert said(capsys, "edit", "verify", edit, folder)["state"] == "base"
+    said(capsys, "edit", "apply", edit, folder, "--out", tmp_path / "edited")
+    assert said(capsys, "edit", "verify", edit, tmp_path / "edited")["state"] == "edited"
+    said(capsys, "edit", "revert", edit, tmp_path / "edited", "--out", tmp_path / "reverted")
+    for file in folder.iterdir():
+        assert (tmp_path / "reverted" / file.name).read_bytes() == file.read_bytes()
+    half = tmp_path / "half.safetensors"
+    said(capsys, "edit", "create", selection, "--alpha", 0.5, "--out", half, *model)
+    assert said(capsys, "edit", "diff", edit, half)["in_all"]["different"] > 0
+    exported = said(capsys, "edit", "export", edit, "--out", tmp_path / "exported", *model)
+    assert exported["largest_difference"] <= 1e-5 * exported["largest_logit"]
+    assert main(["edit", "stack", str(edit), str(half), "--out", str(tmp_path / "both.safetensors")]) == 2
+    assert "cannot be stacked" in capsys.readouterr().err
+    assert main(["edit", "apply", str(edit), str(tmp_path / "edited"), "--out", str(tmp_path / "twice")]) == 2
+    assert "holds this edit already" in capsys.readouterr().err and not (tmp_path / "twice").exists()
+    assert (
+        said(capsys, "edit", "stack", edit, edit, "--out", tmp_path / "both.safetensors")["numbers"] == made["numbers"]
+    )
+
+
+@pytest.mark.parametrize("step", ["score", "couple", "ablate", "evaluate", "information", "edit", "run", "report"])
 def test_help_of_every_step_has_an_example(step, capsys):
     with pytest.raises(SystemExit) as stop:
         main([step, "--help"])

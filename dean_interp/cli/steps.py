@@ -12,9 +12,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dean_interp.cli.arguments import Ablate, Couple, Evaluate, Information, Model, Report, Run, Score, Step
+from dean_interp.cli.arguments import Ablate, Couple, Edit, Evaluate, Information, Model, Report, Run, Score, Step
+from dean_interp.cli.edits import edit_action
 from dean_interp.data.examples import Behaviour, load_behaviour
 from dean_interp.editing.ablation import ablate
+from dean_interp.editing.values import Scale, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import judge, judge_name
 from dean_interp.models.generate import generate
@@ -34,6 +36,7 @@ from dean_interp.study.outcome import primary_of, state_of
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.states import States, disjoint_reads
+from dean_interp.tensorfile import writable
 from dean_interp.unfinished import Unfinished, discard
 
 
@@ -155,16 +158,18 @@ def _(step: Ablate) -> Said:
         prompts = tuple(behaviour.prompts)
     model = _loaded(step.model)
     options = {"max_new_tokens": step.max_new_tokens, "template": step.model.template, "batch_size": step.batch_size}
-    key = f"{model_fingerprint(model)} {selection.fingerprint} {prompts} {options}"
+    how = f"alpha {step.alpha} at {step.positions} positions"
+    key = f"{model_fingerprint(model)} {selection.fingerprint} {how} {prompts} {options}"
     kept = Unfinished(step.out.with_suffix(".unfinished"), key) if step.out else None
     before = generate(model, prompts, label="before", unfinished=kept.part("before") if kept else None, **options)
-    with ablate(model, selection):
+    value = Scale(step.alpha) if step.alpha else Zero()
+    with ablate(model, selection, value=value, positions=step.positions):
         under = generate(model, prompts, label="under", unfinished=kept.part("under") if kept else None, **options)
     rows = [
         {"prompt": prompt, "before": old, "under": new, "verdict_before": was, "verdict_under": now}
         for prompt, old, new, was, now in zip(prompts, before, under, judge(before), judge(under), strict=True)
     ]
-    record = {"n_units": len(selection), "judge": judge_name(), "answers": rows}
+    record = {"n_units": len(selection), "how": how, "judge": judge_name(), "answers": rows}
     if step.out and kept:
         write_text(step.out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         kept.discard()
@@ -224,6 +229,11 @@ def _(step: Information) -> Said:
 
 
 @_do.register
+def _(step: Edit) -> Said:
+    return Said(*edit_action(step.action))
+
+
+@_do.register
 def _(step: Run) -> Said:
     results = run_study(step.study, step.out)
     report = _report(step.out)
@@ -237,16 +247,6 @@ def _(step: Run) -> Said:
 def _(step: Report) -> Said:
     report = _report(step.folder)
     return Said({"report": str(report)}, f"report: {report.resolve()}")
-
-
-def writable(path: Path) -> None:
-    """Raise `InputError` where a file could not be written, before what goes into it is computed."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f".{path.name}.try").open("w") as trial:
-            Path(trial.name).unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def _report(folder: Path) -> Path:

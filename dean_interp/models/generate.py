@@ -91,7 +91,9 @@ def _continue(model: HookedModel, rows: Sequence[Sequence[int]], max_new_tokens:
     tokens, real, cached = tokens.to(device), real.to(device), cache_is_right(model)
     with generating(model, real.sum(1), n_pos, cached=cached):
         if is_hooked_transformer(model):
-            options = {"use_past_kv_cache": cached, "prepend_bos": False, "return_type": "tokens", "verbose": False}
+            end = native_tokenizer(model).eos_token_id
+            options = {"use_past_kv_cache": cached, "prepend_bos": False, "return_type": "tokens", "verbose": False,
+                       "stop_at_eos": end is not None, "eos_token_id": end}  # fmt: skip
             output = model.generate(tokens, max_new_tokens=max_new_tokens, do_sample=False, **options)
         else:
             pad = native_tokenizer(model).pad_token_id
@@ -122,9 +124,12 @@ def cache_is_right(model: HookedModel) -> bool:
 def _cached_step_equals_uncached(model: HookedModel, *, tolerance: float = 0.05) -> bool:
     """Within `tolerance` of the logits' spread."""
     tokens = torch.arange(1, 9, device=model.cfg.device)[None] % model.cfg.d_vocab
-    full = model(tokens, return_type="logits")[0, -1].float()
-    _, cache = model(tokens[:, :-1], return_type="logits_and_cache", use_cache=True)
-    if cache is None:
-        return False
-    step, _ = model(tokens[:, -1:], return_type="logits_and_cache", past_key_values=cache)
+    n_prompt = torch.tensor([tokens.shape[1] - 1])
+    with generating(model, n_prompt, int(n_prompt), cached=False):
+        full = model(tokens, return_type="logits")[0, -1].float()
+    with generating(model, n_prompt, int(n_prompt), cached=True):
+        _, cache = model(tokens[:, :-1], return_type="logits_and_cache", use_cache=True)
+        if cache is None:
+            return False
+        step, _ = model(tokens[:, -1:], return_type="logits_and_cache", past_key_values=cache)
     return bool((step[0, -1].float() - full).abs().max() <= tolerance * full.std())

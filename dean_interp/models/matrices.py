@@ -62,6 +62,25 @@ def weight(model: HookedModel, site: Site) -> Float[Tensor, "d_in d_out"]:
     return as_matrix(stored)
 
 
+def stored_name(model: HookedModel, site: Site) -> tuple[str, bool]:
+    """What a bridge's checkpoint calls a matrix, and whether it stores the transpose of `(d_in, d_out)`."""
+    stored, as_matrix = parameter(model, site)
+    return stored_names(model)[id(stored)], as_matrix is not _as_it_is
+
+
+def stored_names(model: HookedModel) -> dict[int, str]:
+    """The checkpoint's name of every parameter of a bridge, by the parameter's `id`. Tied parameters have one name."""
+    return {id(one): name.replace("_original_component.", "") for name, one in model.original_model.named_parameters()}
+
+
+def bias(model: HookedModel, site: Site) -> Float[Tensor, " d_out"] | None:
+    """What is added to an MLP matrix's product, or None. The parameter itself, so writing to it writes to the model."""
+    owner = _owner(model, site)
+    if is_hooked_transformer(model):
+        return getattr(owner, f"b_{site.part}", None)
+    return getattr(getattr(owner, site.part).original_component, "bias", None)
+
+
 @contextmanager
 def on_products(model: HookedModel, hooks: Mapping[Site, OnProduct]) -> Iterator[None]:
     """While open, every pass calls `hooks[site](x, product)` with what the matrix reads and writes.

@@ -51,16 +51,17 @@ def generating(model: HookedModel, n_prompt: Int[Tensor, " row"], n_padded: int,
     """
     before, n_seen = places(model), 0
 
-    def note(embedded: Tensor, hook: Any) -> None:  # noqa: ANN401 - TransformerLens' own
+    def note(residual: Tensor, hook: Any) -> None:  # noqa: ANN401 - TransformerLens' own
         nonlocal n_seen
         start = n_seen if cached else 0
-        n_seen = start + embedded.shape[1]
-        column = torch.arange(start, n_seen, device=embedded.device)[None]
-        position = (column - (n_padded - n_prompt.to(embedded.device))[:, None]).clamp(min=0)
+        n_seen = start + residual.shape[1]
+        column = torch.arange(start, n_seen, device=residual.device)[None]
+        position = (column - (n_padded - n_prompt.to(residual.device))[:, None]).clamp(min=0)
         model.__dict__[_PLACES] = Places(position, (column >= n_padded).expand_as(position))
 
     try:
-        with model.hooks(fwd_hooks=[("hook_embed", note)]):
+        # not hook_embed, which a HookedTransformer's own generation passes by
+        with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", note)]):
             yield
     finally:
         model.__dict__[_PLACES] = before

@@ -108,12 +108,12 @@ class Batch:
     tokens: Int[Tensor, "batch pos"]
     positions: Int[Tensor, "batch pos"]
     real: Bool[Tensor, "batch pos"]
+    is_answer: Bool[Tensor, "batch pos"]
     attend: Bool[Tensor, "batch pos pos"] | None
     read_row: Int[Tensor, " answer_token"]
     read_pos: Int[Tensor, " answer_token"]
     target: Int[Tensor, " answer_token"]
     answer: Int[Tensor, " answer_token"]
-    is_answer: Bool[Tensor, "batch pos"]
     prompt: Int[Tensor, " prompt"]
     prompt_row: Int[Tensor, " prompt"]
     prompt_pos: Int[Tensor, " prompt"]
@@ -126,12 +126,12 @@ class Batch:
             self.tokens[start:stop],
             self.positions[start:stop],
             self.real[start:stop],
+            self.is_answer[start:stop],
             None if self.attend is None else self.attend[start:stop],
             self.read_row[read] - start,
             self.read_pos[read],
             self.target[read],
             self.answer[read],
-            self.is_answer[start:stop],
             self.prompt[ends],
             self.prompt_row[ends] - start,
             self.prompt_pos[ends],
@@ -228,9 +228,9 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
         tokens.to(device),
         positions.to(device),
         real.to(device),
+        is_answer.to(device),
         None if single else attend.to(device),
         *columns,
-        is_answer.to(device),
         *ends,
     )
 

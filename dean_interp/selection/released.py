@@ -2,8 +2,9 @@
 
 The authors' procedure, matrix by matrix: take the three tops as ascending lists of flat indices. Mark in each
 behaviour's list the *positions* whose index is not in general's top. Keep the first behaviour's indices at the
-positions that are marked in both lists. Position `k` of one list has nothing to do with position `k` of the other, so the result
-holds indices that the second behaviour never chose, misses some that both chose, and changes when the two are swapped.
+positions that are marked in both lists. Position `k` of one list has nothing to do with position `k` of the other, so
+the result holds indices that the second behaviour never chose, misses some that both chose, and changes when the two
+are swapped.
 """
 
 import warnings

@@ -1,0 +1,125 @@
+"""What each action of `dean-interp edit` does."""
+
+from functools import reduce, singledispatch
+from typing import Any
+
+from dean_interp.cli.arguments import (
+    ApplyEdit,
+    CreateEdit,
+    DiffEdits,
+    ExportEdit,
+    RevertEdit,
+    ShowEdit,
+    StackEdits,
+    VerifyEdit,
+)
+from dean_interp.editing.checkpoint import apply_to_checkpoint, export, revert_checkpoint, tensor_states
+from dean_interp.editing.edit import Edit, compare, create_edit, joint_state, load_edit, refuse_state, stack
+from dean_interp.editing.values import Mean, Scale, Zero
+from dean_interp.errors import InputError
+from dean_interp.models.load import load_model
+from dean_interp.scoring.scores import load_scores
+from dean_interp.selection.selection import load_selection
+from dean_interp.tensorfile import writable
+
+
+@singledispatch
+def edit_action(action: object) -> tuple[dict[str, Any], str]:
+    """A record and a text for its user. Raises `InputError` for what can be put right."""
+    raise TypeError(f"no action of `edit`: {action!r}")
+
+
+@edit_action.register
+def _(action: CreateEdit) -> tuple[dict[str, Any], str]:
+    writable(action.out)
+    selection = load_selection(action.selection)
+    if action.mean is not None and action.alpha:
+        raise InputError(f"give --alpha or --mean, not both; got --alpha {action.alpha} and --mean {action.mean}")
+    scores = load_scores(action.mean) if action.mean else None
+    value = Mean(scores) if scores else Scale(action.alpha) if action.alpha else Zero()
+    given = action.model
+    edit = create_edit(load_model(given.model, device=given.device, dtype=given.dtype), selection, value=value)
+    edit.save(action.out)
+    record = {"out": str(action.out), "bytes": action.out.stat().st_size, **_record(edit)}
+    return record, f"{_text(edit)}\nedit: {action.out.resolve()} ({action.out.stat().st_size / 1000:.0f} kB)"
+
+
+@edit_action.register
+def _(action: ShowEdit) -> tuple[dict[str, Any], str]:
+    edit = load_edit(action.edit)
+    return _record(edit), _text(edit)
+
+
+@edit_action.register
+def _(action: ApplyEdit) -> tuple[dict[str, Any], str]:
+    edit = load_edit(action.edit)
+    apply_to_checkpoint(edit, action.checkpoint, action.out)
+    return {"out": str(action.out), "numbers": len(edit)}, f"edited checkpoint: {action.out.resolve()}"
+
+
+@edit_action.register
+def _(action: RevertEdit) -> tuple[dict[str, Any], str]:
+    edit = load_edit(action.edit)
+    revert_checkpoint(edit, action.checkpoint, action.out)
+    return {"out": str(action.out), "numbers": len(edit)}, f"checkpoint without the edit: {action.out.resolve()}"
+
+
+@edit_action.register
+def _(action: VerifyEdit) -> tuple[dict[str, Any], str]:
+    edit = load_edit(action.edit)
+    states = tensor_states(action.checkpoint, edit)
+    state = joint_state(list(states.values()))
+    if state == "other":
+        refuse_state(state, "base", edit, str(action.checkpoint))
+    said = "is the edit's base" if state == "base" else "holds the edit, and is the edit's base in all else"
+    return {"state": state, "tensors": states}, f"{action.checkpoint} {said}, in the {len(states)} tensors it changes"
+
+
+@edit_action.register
+def _(action: DiffEdits) -> tuple[dict[str, Any], str]:
+    found = compare(load_edit(action.first), load_edit(action.second))
+    columns = ("alike", "different", "first_only", "second_only")
+    lines = [f"{'':<44}" + "".join(f"{column:>13}" for column in columns)]
+    total = {column: sum(row[column] for row in found.values()) for column in columns}
+    lines += [f"{name:<44}" + "".join(f"{row[column]:>13}" for column in columns)
+              for name, row in [*found.items(), ("in all", total)]]  # fmt: skip
+    return {"tensors": found, "in_all": total}, "\n".join(lines)
+
+
+@edit_action.register
+def _(action: StackEdits) -> tuple[dict[str, Any], str]:
+    if len(action.edits) < 2:
+        raise InputError(f"a stack needs two edits or more, got {len(action.edits)}")
+    writable(action.out)
+    edit = reduce(stack, map(load_edit, action.edits))
+    edit.save(action.out)
+    return {"out": str(action.out), **_record(edit)}, f"{_text(edit)}\nedit: {action.out.resolve()}"
+
+
+@edit_action.register
+def _(action: ExportEdit) -> tuple[dict[str, Any], str]:
+    edit, given = load_edit(action.edit), action.model
+    said = export(edit, load_model(given.model, device=given.device, dtype=given.dtype), action.out)
+    text = (f"checkpoint: {action.out.resolve()}\nin plain transformers its logits differ from the hooked model's "
+            f"by at most {said['largest_difference']:.2g} (largest logit {said['largest_logit']:.3g}); it answers:\n"
+            f"{said['answer']}")  # fmt: skip
+    return {"out": str(action.out), **said}, text
+
+
+def _record(edit: Edit) -> dict[str, Any]:
+    tensors = {name: {"numbers": len(change.indices), "shape": list(change.shape), "base": change.base}
+               for name, change in edit.changes.items()}  # fmt: skip
+    facts = {name: fact for name, fact in edit.facts.items() if name != "prompt_hashes"}
+    return {"numbers": len(edit), "digest": edit.digest, **facts, "tensors": tensors,
+            "n_scored_prompts": len(edit.facts["prompt_hashes"])}  # fmt: skip
+
+
+def _text(edit: Edit) -> str:
+    facts = edit.facts
+    kinds = {kind: sum(n for site, n in facts["units"].items() if (site.endswith("neurons")) == (kind == "neurons"))
+             for kind in ("neurons", "weights")}  # fmt: skip
+    units = " and ".join(f"{n} {kind}" for kind, n in kinds.items() if n)
+    return (
+        f"{edit!r}\n{units} of {facts['architecture']}, {facts['value']}; selected with "
+        f"{len(facts['prompt_hashes'])} prompts; digest {edit.digest[:16]}"
+    )

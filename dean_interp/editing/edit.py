@@ -1,0 +1,331 @@
+"""An ablation as a small file: which numbers of a checkpoint change, and from what. It can be taken back, bit by bit.
+
+An edit names tensors as the checkpoint does and counts their entries in its layout, so that a checkpoint can be edited
+without loading the model (`editing.checkpoint`). It carries a hash of every tensor that it changes, as it was: it is
+refused on any other, on one that has it already, and where the file was changed after it was made.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dean_interp.editing.ablation import refuse_foreign, weights_that_make
+from dean_interp.editing.values import Given, Mean, Restore, Scale, Value, Zero, new_weights
+from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel, is_hooked_transformer, versions
+from dean_interp.models.matrices import bias, stored_name, weight
+from dean_interp.models.sites import Site, parse_site
+from dean_interp.selection.selection import Selection
+from dean_interp.tensorfile import read_tensors, write_tensors
+
+_FORMAT = "dean_interp.edit.1"
+_CHUNK = 2**24  # entries that are hashed at once
+State = Literal["base", "edited", "other"]
+"""What a tensor is to an edit: as it was before, as it is after, or something else."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an edit does to one tensor, in the checkpoint's layout (`(d_out, d_in)` for `nn.Linear`)."""
+
+    site: Site
+    is_bias: bool
+    is_transposed: bool
+    """Whether the checkpoint stores the transpose of the site's `(d_in, d_out)`."""
+    shape: tuple[int, ...]
+    indices: Int[Tensor, " entry"]
+    """Ascending flat indices."""
+    old: Float[Tensor, " entry"]
+    new: Float[Tensor, " entry"]
+    base: str
+    """SHA-256 of the whole tensor before the edit, over its values in float32."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Changes by the name of the tensor, and where they come from."""
+
+    changes: Mapping[str, Change]
+    facts: Mapping[str, Any]
+    """The model's name, what was selected and by which prompts, the value, versions."""
+
+    def __len__(self) -> int:
+        return sum(len(change.indices) for change in self.changes.values())
+
+    def __repr__(self) -> str:
+        return f"Edit({len(self)} numbers in {len(self.changes)} tensors of {self.facts['model']})"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything in the edit."""
+        digest = hashlib.sha256(json.dumps(dict(self.facts), sort_keys=True).encode())
+        for name, change in sorted(self.changes.items()):
+            digest.update(json.dumps(_described(name, change)).encode())
+            for tensor in (change.indices, change.old.float(), change.new.float()):
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def hooked(self) -> tuple[Selection, Given]:
+        """The same change by hooks: `ablate(model, selection, value=value)`. Raises `InputError` for a changed bias."""
+        if any(change.is_bias for change in self.changes.values()):
+            raise InputError("this edit changes biases (mean ablation): hooks do the same with value=Mean(scores)")
+        units, shapes, values = {}, {}, {}
+        for change in self.changes.values():
+            flat = change.indices
+            if change.is_transposed:
+                flat = flat % change.shape[1] * change.shape[0] + flat // change.shape[1]
+            order = flat.argsort()
+            units[change.site], values[change.site] = flat[order], change.new[order]
+            shapes[change.site] = change.shape[::-1] if change.is_transposed else change.shape
+        return Selection(units, shapes, frozenset(self.facts["prompt_hashes"])), Given(values)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file; it appears whole or not at all."""
+        each = list(self.changes.values())
+        small = all(torch.Size(change.shape).numel() < 2**31 for change in each)
+        indices = torch.cat([one.indices for one in each])
+        old, new = torch.cat([one.old for one in each]), torch.cat([one.new for one in each])
+        tensors = {"indices": indices.to(torch.int32 if small else torch.int64), "old": old, "new": new}
+        changes = [_described(name, change) for name, change in self.changes.items()]
+        write_tensors(path, _FORMAT, tensors, {"changes": changes, "facts": dict(self.facts), "digest": self.digest})
+
+
+def load_edit(path: str | Path) -> Edit:
+    """An edit from its file. Raises `InputError` where it is missing, damaged, changed since, or something else."""
+    tensors, facts = read_tensors(path, _FORMAT)
+    try:
+        ends = list(accumulate((one["n"] for one in facts["changes"]), initial=0))
+        changes = {}
+        for one, (start, end) in zip(facts["changes"], pairwise(ends), strict=True):
+            indices, old, new = (tensors[kind][start:end] for kind in ("indices", "old", "new"))
+            shape = tuple(one["shape"])
+            changes[one["name"]] = Change(parse_site(one["site"]), one["is_bias"], one["is_transposed"], shape,
+                                          indices.long(), old, new, one["base"])  # fmt: skip
+        edit = Edit(changes, facts["facts"])
+        if edit.digest != facts["digest"]:
+            raise InputError(f"{path} was changed after it was made (its digest does not match): make the edit anew")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error})") from error
+    return edit
+
+
+def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero()) -> Edit:  # noqa: B008 - frozen
+    """The edit that does to the weights what `ablate(model, selection, value=value)` does by hooks.
+
+    Neurons are silenced or scaled by their rows of `out`. Their means go into the bias of `out`.
+
+    Raises:
+        InputError: a value that weights cannot hold (noise, resampling, a projection), means without a bias to carry
+            them, a selection that is empty or of another model, a `HookedTransformer` (no checkpoint's tensors).
+    """
+    if is_hooked_transformer(model):
+        raise InputError("an edit is made from a checkpoint's own tensors: load the model without hooked_transformer")
+    if not len(selection):
+        raise InputError("the selection is empty: there is nothing to edit")
+    refuse_foreign(model, selection)
+    if isinstance(value, Restore):
+        selection = weights_that_make(model, selection, value.other)
+    changes: dict[str, Change] = {}
+    for site, units in selection.units.items():
+        if not len(units):
+            continue
+        if site.unit == "weight":
+            changes |= _change(model, site, units, new_weights(value, model, site, units))
+            continue
+        if not isinstance(value, Zero | Scale | Mean):
+            raise InputError(f"weights cannot do what {type(value).__name__} does to neurons; Zero, Scale, Mean and "
+                             "Restore can be written into a checkpoint")  # fmt: skip
+        out = Site(site.layer, "out")
+        rows = weight(model, out).detach()[units]
+        n_columns = rows.shape[1]
+        flat = (units[:, None] * n_columns + torch.arange(n_columns)).flatten()
+        changes |= _change(model, out, flat, (rows * (value.alpha if isinstance(value, Scale) else 0.0)).flatten())
+        if isinstance(value, Mean):
+            changes |= _carried(model, out, value.scores.activation_mean[site][units].to(rows) @ rows)
+    facts = {
+        "model": str(model.cfg.model_name),
+        "architecture": type(model.original_model).__name__,
+        "units": {str(site): n for site, n in selection.counts().items() if n},
+        "selection": selection.fingerprint,
+        "value": f"Scale({value.alpha})" if isinstance(value, Scale) else type(value).__name__,
+        "prompt_hashes": sorted(selection.prompt_hashes),
+        "versions": versions(),
+    }
+    return Edit(changes, facts)
+
+
+def apply_edit(model: HookedModel, edit: Edit) -> None:
+    """Write an edit into a model in memory: a bridge, or a `HookedTransformer` of the same raw weights.
+
+    Raises `InputError`, before anything is changed, where the edit is of another model or there already.
+    """
+    _write(model, edit, expected="base")
+
+
+def revert_edit(model: HookedModel, edit: Edit) -> None:
+    """Take an edit out of a model again, bit by bit.
+
+    Raises `InputError`, before anything is changed, where the model does not hold the edit.
+    """
+    _write(model, edit, expected="edited")
+
+
+def edit_state(model: HookedModel, edit: Edit) -> State:
+    """Whether a model is the edit's base, holds the edit, or is something else."""
+    return joint_state([state_of(_held(model, change), change) for change in edit.changes.values()])
+
+
+def stack(first: Edit, second: Edit) -> Edit:
+    """Two edits of one base as one. Raises `InputError` where they differ on a number, or in their base."""
+    changes = dict(first.changes)
+    for name, change in second.changes.items():
+        if name not in changes:
+            changes[name] = change
+            continue
+        mine = changes[name]
+        if mine.base != change.base:
+            raise InputError(f"the edits are of different models: {name} is not the same before them")
+        both = torch.isin(mine.indices, change.indices)
+        theirs = change.new[torch.searchsorted(change.indices, mine.indices[both])]
+        if not torch.equal(mine.new[both].float(), theirs.float()):
+            n_differ = int((mine.new[both].float() != theirs.float()).sum())
+            raise InputError(f"the edits set {n_differ} numbers of {name} to different values: they cannot be stacked")
+        others = ~torch.isin(change.indices, mine.indices)
+        indices = torch.cat([mine.indices, change.indices[others]])
+        order = indices.argsort()
+        old, new = (torch.cat([a, b[others]])[order]
+                    for a, b in ((mine.old, change.old), (mine.new, change.new)))  # fmt: skip
+        changes[name] = Change(mine.site, mine.is_bias, mine.is_transposed, mine.shape, indices[order], old, new,
+                               mine.base)  # fmt: skip
+    units = dict(first.facts["units"])
+    hashes = sorted({*first.facts["prompt_hashes"], *second.facts["prompt_hashes"]})
+    parts = [one.facts.get("stacked", [one.digest]) for one in (first, second)]
+    facts = {**first.facts, "units": {**units, **second.facts["units"]}, "prompt_hashes": hashes,
+             "stacked": parts[0] + parts[1]}  # fmt: skip
+    return Edit(changes, facts)
+
+
+def compare(first: Edit, second: Edit) -> dict[str, dict[str, int]]:
+    """By tensor: how many numbers both set alike, both set differently, and only one of them sets."""
+    found = {}
+    for name in sorted({*first.changes, *second.changes}):
+        sides = [dict(zip(change.indices.tolist(), change.new.tolist(), strict=True)) if change else {}
+                 for change in (first.changes.get(name), second.changes.get(name))]  # fmt: skip
+        shared = sides[0].keys() & sides[1].keys()
+        alike = sum(sides[0][index] == sides[1][index] for index in shared)
+        found[name] = {"alike": alike, "different": len(shared) - alike, "first_only": len(sides[0]) - len(shared),
+                       "second_only": len(sides[1]) - len(shared)}  # fmt: skip
+    return found
+
+
+def state_of(tensor: Float[Tensor, "..."], change: Change) -> State:
+    """What a tensor in the checkpoint's layout is to a change; it is read, never written."""
+    if tuple(tensor.shape) != change.shape:
+        return "other"
+    at = _at(change)
+    now = tensor[at].cpu()
+    is_old = torch.equal(now, change.old.to(now.dtype)) and torch.equal(now.float(), change.old.float())
+    if is_old:
+        return "base" if tensor_hash(tensor) == change.base else "other"
+    if torch.equal(now, change.new.to(now.dtype)) and tensor_hash(tensor, change) == change.base:
+        return "edited"
+    return "other"
+
+
+def joint_state(states: list[State]) -> State:
+    """The state that all tensors share; `other` where they differ."""
+    return states[0] if len(set(states)) == 1 else "other"
+
+
+def tensor_hash(tensor: Float[Tensor, "..."], undone: Change | None = None) -> str:
+    """SHA-256 of a tensor's values in float32, a piece at a time; with `undone`, of what it was before that change."""
+    digest = hashlib.sha256()
+    rows = max(1, _CHUNK // max(tensor[0].numel(), 1))
+    width = tensor[0].numel()
+    for start in range(0, len(tensor), rows):
+        piece = tensor[start : start + rows].detach().to(device="cpu", dtype=torch.float32, copy=True).flatten()
+        if undone is not None:
+            inside = (undone.indices >= start * width) & (undone.indices < (start + rows) * width)
+            piece[undone.indices[inside] - start * width] = undone.old[inside].float()
+        digest.update(piece.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def refuse_state(state: State, expected: State, edit: Edit, what: str) -> None:
+    """Raise `InputError` where something is not what an edit can be written into, or taken out of."""
+    if state == expected:
+        return
+    if state == "other":
+        raise InputError(
+            f"{what} is neither the base of this edit nor its result: the edit was made from {edit.facts['model']}, "
+            "whose tensors had other values (another checkpoint, another dtype, or another edit on top)"
+        )
+    raise InputError(f"{what} holds this edit already" if state == "edited" else f"{what} does not hold this edit")
+
+
+def _write(model: HookedModel, edit: Edit, *, expected: State) -> None:
+    held = {name: _held(model, change) for name, change in edit.changes.items()}
+    state = joint_state([state_of(held[name], change) for name, change in edit.changes.items()])
+    refuse_state(state, expected, edit, str(model.cfg.model_name))
+    with torch.no_grad():
+        for name, change in edit.changes.items():
+            values = change.new if expected == "base" else change.old
+            held[name][_at(change)] = values.to(held[name])
+
+
+def _held(model: HookedModel, change: Change) -> Tensor:
+    """The model's tensor in the checkpoint's layout, as a view that can be written to."""
+    if change.is_bias:
+        held = bias(model, change.site)
+        if held is None:
+            raise InputError(f"{model.cfg.model_name} has no bias at {change.site}, which this edit changes")
+        return held
+    matrix = weight(model, change.site)
+    return matrix.t() if change.is_transposed else matrix
+
+
+def _at(change: Change) -> tuple[Tensor, ...]:
+    """Indices of the entries, one tensor an axis."""
+    if len(change.shape) == 1:
+        return (change.indices,)
+    return change.indices // change.shape[1], change.indices % change.shape[1]
+
+
+def _change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[str, Change]:
+    """The change of some entries of a matrix, given as flat indices of `(d_in, d_out)`."""
+    name, is_transposed = stored_name(model, site)
+    matrix = weight(model, site).detach()
+    rows, columns = units // matrix.shape[1], units % matrix.shape[1]
+    old = matrix[rows, columns]
+    stored = matrix.t() if is_transposed else matrix
+    indices = columns * stored.shape[1] + rows if is_transposed else units
+    order = indices.argsort()
+    return {name: Change(site, False, is_transposed, tuple(stored.shape), indices[order], old[order].cpu(),
+                         new[order].to(old).cpu(), tensor_hash(stored))}  # fmt: skip
+
+
+def _carried(model: HookedModel, site: Site, added: Float[Tensor, " d_model"]) -> dict[str, Change]:
+    """The bias of a matrix with what the silenced neurons' means wrote."""
+    held = bias(model, site)
+    if held is None:
+        raise InputError(
+            f"mean ablation writes the means into the bias of '{site.part}', which {model.cfg.model_name} does not "
+            "have: use zero, or ablate by hooks"
+        )
+    name = stored_name(model, site)[0].removesuffix("weight") + "bias"
+    held = held.detach()
+    return {name: Change(site, True, False, tuple(held.shape), torch.arange(len(held)), held.cpu().clone(),
+                         (held + added).cpu(), tensor_hash(held))}  # fmt: skip
+
+
+def _described(name: str, change: Change) -> dict[str, Any]:
+    return {"name": name, "site": str(change.site), "is_bias": change.is_bias, "is_transposed": change.is_transposed,
+            "shape": list(change.shape), "n": len(change.indices), "base": change.base}  # fmt: skip

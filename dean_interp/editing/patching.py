@@ -1,0 +1,164 @@
+"""Activation patching: activations of one run put into another.
+
+**Denoising** runs the corrupted input with activations of the clean run: what brings the clean behaviour back is
+sufficient for it. **Noising** runs the clean input with activations of the corrupted run: what breaks the behaviour is
+necessary. The two need not agree (arXiv 2404.15255).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dean_interp.editing.ablation import refuse_foreign
+from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel
+from dean_interp.models.sites import Site
+from dean_interp.selection.selection import Selection
+
+Tokens = Int[Tensor, "batch pos"]
+Source = Tokens | Any
+"""Tokens, which are run first, or a cache: hook names to activations, as `run_with_cache` gives (or a dict)."""
+
+
+@torch.inference_mode()
+def neuron_cache(
+    model: HookedModel, selection: Selection, tokens: Tokens
+) -> dict[str, Float[Tensor, "batch pos d_mlp"]]:
+    """The activations at a selection's sites in one run over `tokens`: a source for `patch_activations`."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda activation, hook: found.__setitem__(name, activation.detach().clone())
+
+    with model.hooks(fwd_hooks=[(site.hook_name, keep(site.hook_name)) for site in _sites(model, selection)]):
+        model(tokens, return_type="logits")
+    return found
+
+
+@contextmanager
+def patch_activations(
+    model: HookedModel,
+    selection: Selection,
+    *,
+    source: Source,
+    positions: Sequence[int] | None = None,
+    source_positions: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """While open, the selected neurons have the activations that they have in `source`.
+
+    Args:
+        selection: neurons of this model.
+        source: tokens, or a cache of a run over as many rows.
+        positions: where the run that is patched takes them, negative from its end; None: at all positions.
+        source_positions: which positions of the source they are, one each; None: the same.
+
+    Raises:
+        InputError: weights; a cache without a site; a source of another shape; positions out of range.
+    """
+    sites = _sites(model, selection)
+    cache = neuron_cache(model, selection, source) if isinstance(source, Tensor) else source
+    missing = [site.hook_name for site in sites if site.hook_name not in cache]
+    if missing:
+        raise InputError(f"the source has no {missing[0]}: it needs the {len(sites)} sites of the selection")
+    if source_positions is not None and len(source_positions) != len(positions or ()):
+        raise InputError(
+            f"source_positions must name one position for each of positions, got {len(source_positions)} "
+            f"for {len(positions or ())}"
+        )
+
+    def patch(site: Site) -> Callable[..., Tensor]:
+        units, theirs = selection.units[site], cache[site.hook_name].detach()
+
+        def hook(activation: Tensor, hook: object) -> Tensor:
+            to = _places(positions, activation.shape[1], "the run")
+            at = _places(source_positions if source_positions is not None else positions, theirs.shape[1], "the source")
+            if len(theirs) != len(activation) or len(to) != len(at):
+                raise InputError(
+                    f"the source is {tuple(theirs.shape[:2])} (rows, positions) and the run "
+                    f"{tuple(activation.shape[:2])}: patch runs of one shape, or name positions"
+                )
+            patched = activation.clone()
+            rows, columns = torch.meshgrid(to, units, indexing="ij")
+            patched[:, rows, columns] = theirs[:, at][:, :, units].to(activation)
+            return patched
+
+        return hook
+
+    with model.hooks(fwd_hooks=[(site.hook_name, patch(site)) for site in sites]):
+        yield
+
+
+@dataclass(frozen=True)
+class Patching:
+    """A metric on the clean and the corrupted run, and on each with the other's activations."""
+
+    clean: float
+    corrupted: float
+    denoised: float
+    """The corrupted run with clean activations."""
+    noised: float
+    """The clean run with corrupted activations."""
+
+    @property
+    def sufficient(self) -> float:
+        """Share of the difference that denoising brings back: 0 nothing, 1 all."""
+        return (self.denoised - self.corrupted) / (self.clean - self.corrupted)
+
+    @property
+    def necessary(self) -> float:
+        """Share of the difference that noising takes away: 0 nothing, 1 all."""
+        return (self.clean - self.noised) / (self.clean - self.corrupted)
+
+
+@torch.inference_mode()
+def patching(
+    model: HookedModel,
+    selection: Selection,
+    *,
+    clean: Tokens,
+    corrupted: Tokens,
+    metric: Callable[[Float[Tensor, "batch pos d_vocab"]], Tensor],
+    positions: Sequence[int] | None = None,
+) -> Patching:
+    """Denoising and noising of a selection between two runs of one shape, e.g. a safe and an unsafe answer to a prompt.
+
+    Args:
+        metric: from logits to one number, e.g. the difference of two tokens' logits at the last position.
+
+    Raises:
+        InputError: runs of two shapes without `positions`, or a metric that is the same on both.
+    """
+    found = {}
+    caches = {name: neuron_cache(model, selection, run) for name, run in (("clean", clean), ("corrupted", corrupted))}
+    for name, run, source in (("denoised", corrupted, "clean"), ("noised", clean, "corrupted")):
+        with patch_activations(model, selection, source=caches[source], positions=positions):
+            found[name] = float(metric(model(run, return_type="logits")))
+    plain = {name: float(metric(model(run, return_type="logits")))
+             for name, run in (("clean", clean), ("corrupted", corrupted))}  # fmt: skip
+    if plain["clean"] == plain["corrupted"]:
+        raise InputError(f"the metric is {plain['clean']} on both runs: there is no difference to patch")
+    return Patching(**plain, **found)
+
+
+def _sites(model: HookedModel, selection: Selection) -> list[Site]:
+    if not len(selection):
+        raise InputError("the selection is empty: there is nothing to patch")
+    refuse_foreign(model, selection)
+    sites = [site for site, n in selection.counts().items() if n]
+    if any(site.unit == "weight" for site in sites):
+        raise InputError("weights have no activation to patch: select neurons")
+    return sites
+
+
+def _places(positions: Sequence[int] | None, n_pos: int, whose: str) -> Int[Tensor, " place"]:
+    if positions is None:
+        return torch.arange(n_pos)
+    wrong = [place for place in positions if not -n_pos <= place < n_pos]
+    if wrong:
+        raise InputError(f"position {wrong[0]} is not in {whose}, which has {n_pos}")
+    return torch.tensor([place % n_pos for place in positions])

@@ -1,0 +1,182 @@
+"""What takes the place of a silenced unit: nothing, its mean, another example's, a weaker self, another model's.
+
+All values are fixed before the first pass. None depends on the batch at hand, so that an ablated model gives a text the
+same logits whatever else is in the batch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel
+from dean_interp.models.loss import batched
+from dean_interp.models.matrices import weight
+from dean_interp.models.memory import scored_prompts
+from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.scoring.capture import stream_activations
+from dean_interp.scoring.importance import Scoring, batch_tokens_of, prepare
+from dean_interp.scoring.scores import Scores
+
+Change = Callable[[Float[Tensor, "batch pos unit"], Int[Tensor, "batch pos"]], Tensor]
+"""From the chosen neurons' activations, and each position's place in its text, to what takes their place."""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Nothing: a neuron writes nothing, a weight is zero."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A neuron's mean activation over the examples of some scores."""
+
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Scale:
+    """`alpha` times the neuron's activation, or the weight: 0 silences, 1 changes nothing, 2 doubles."""
+
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The neuron's activation plus Gaussian noise of `scale` times its root mean square over the scores' examples.
+
+    The noise of a neuron at a place in a text is drawn once (causal tracing, arXiv 2202.05262, adds 3 deviations).
+    """
+
+    scores: Scores
+    scale: float = 3.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Resample:
+    """What the neurons were at a random position of other texts (resample ablation): whole rows of an
+    `activation_bank`, so that neurons of one layer, and layers, stay what they were together.
+    """
+
+    bank: Mapping[Site, Float[Tensor, "row d_mlp"]]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Project:
+    """The neurons without their part along a direction (directional ablation, arXiv 2406.11717)."""
+
+    directions: Mapping[Site, Float[Tensor, " d_mlp"]]
+
+
+@dataclass(frozen=True)
+class Restore:
+    """What the weights are in another checkpoint, of which this model is a fine-tuned copy. A neuron is restored with
+    the weights that make it: its columns of `gate` and `in`, its row of `out`.
+    """
+
+    other: HookedModel = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Weights with these values, one for each that is selected, in order: what an edit would write."""
+
+    weights: Mapping[Site, Float[Tensor, " unit"]]
+
+
+Value = Zero | Mean | Scale | Noise | Resample | Project | Restore | Given
+_N_DRAWS = 512  # places in a text with a draw of their own; later ones begin again
+
+
+def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> Change:
+    """What a value does to the chosen neurons of a site. Raises `InputError` where it has nothing for the site."""
+    match value:
+        case Zero():
+            return lambda activation, position: torch.zeros_like(activation)
+        case Scale(alpha):
+            return lambda activation, position: alpha * activation
+        case Mean(scores):
+            mean = _of_site(scores.activation_mean, site, f"the scores of {scores.behaviour}")[units]
+            return lambda activation, position: mean.to(activation).expand_as(activation)
+        case Noise(scores, scale, seed):
+            size = scale * _of_site(scores.activation_norm, site, f"the scores of {scores.behaviour}")
+            generator = torch.Generator().manual_seed(seed * 100_003 + site.layer)
+            drawn = (torch.randn(_N_DRAWS, len(size), generator=generator) * size)[:, units]
+            return lambda activation, position: activation + drawn.to(activation)[position % _N_DRAWS]
+        case Resample(bank, seed):
+            rows = _of_site(bank, site, "the bank")[:, units]
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+            rows = rows[order]  # one order for every site: a place gets one row of the whole model
+            return lambda activation, position: rows.to(activation)[position % len(rows)]
+        case Project(directions):
+            direction = _of_site(directions, site, "the directions").float()[units]
+            direction = direction / direction.norm().clamp(min=1e-12)
+            return lambda activation, position: (
+                activation - (activation @ direction.to(activation))[..., None] * direction.to(activation)
+            )
+        case Restore() | Given():
+            raise InputError(f"{type(value).__name__} gives weights: select weights, or see `weights_that_make`")
+
+
+def new_weights(value: Value, model: HookedModel, site: Site, units: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+    """What a value makes of the chosen weights of a matrix. Raises `InputError` where it has nothing for weights."""
+    held = weight(model, site).detach()
+    rows, columns = units // held.shape[1], units % held.shape[1]
+    match value:
+        case Zero():
+            return torch.zeros_like(held[rows, columns])
+        case Scale(alpha):
+            return alpha * held[rows, columns]
+        case Restore(other):
+            theirs = weight(other, site).detach()
+            if theirs.shape != held.shape:
+                raise InputError(f"{site} is {tuple(held.shape)} here and {tuple(theirs.shape)} in the other model")
+            return theirs[rows, columns].to(held)
+        case Given(weights):
+            return _of_site(weights, site, "the given weights").to(held)
+    kind = type(value).__name__
+    raise InputError(f"weights have no activation for {kind} to change: Zero, Scale and Restore are for weights")
+
+
+@torch.inference_mode()
+def activation_bank(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    n_rows: int = 256,
+    seed: int = 0,
+    how: Scoring = Scoring(),  # noqa: B008
+) -> dict[Site, Float[Tensor, "row d_mlp"]]:
+    """Activations of all neurons at `n_rows` random positions of a behaviour's texts, for `Resample`.
+
+    One row of every site comes from one position. Fewer rows where the texts have fewer positions.
+    """
+    data = prepare(model, behaviour, how)
+    sites = neuron_sites(model)
+    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    n_real = sum(len(branch.tokens) for row in data.rows for branch in row)
+    share = torch.rand(n_real, generator=torch.Generator().manual_seed(seed)).argsort() < n_rows
+    n_seen = 0
+    for batch in batched(model, data.rows, batch_tokens=batch_tokens_of(model, how), label=f"bank of {behaviour.name}"):
+        real = batch.real.flatten()
+        chosen = real.nonzero()[:, 0][share[n_seen : n_seen + int(real.sum())].to(real.device)]
+        n_seen += int(real.sum())
+
+        def keep(site: Site, x: Tensor, chosen: Tensor = chosen) -> None:
+            found[site].append(x.flatten(0, 1)[chosen].float().cpu())
+
+        stream_activations(model, batch, sites, keep)
+    scored_prompts(model).update(behaviour.prompt_hashes)
+    return {site: torch.cat(rows) for site, rows in found.items()}
+
+
+def _of_site(tensors: Mapping[Site, Tensor], site: Site, what: str) -> Tensor:
+    if site not in tensors:
+        raise InputError(f"{what} hold nothing for {site}")
+    return tensors[site]

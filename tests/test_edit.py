@@ -1,0 +1,427 @@
+"""Edits: made, kept, written into models and checkpoints, taken back bit by bit, refused where they do not belong."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hooked import as_hooked_transformer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, importance, load_model
+from dean_interp.editing import checkpoint
+from dean_interp.editing.checkpoint import apply_to_checkpoint, checkpoint_state, export, revert_checkpoint
+from dean_interp.editing.edit import apply_edit, compare, create_edit, edit_state, load_edit, revert_edit, stack
+from dean_interp.editing.values import Mean, Noise, Project, Restore, Scale, Zero
+from dean_interp.models.matrices import weight, weight_sites
+from dean_interp.models.sites import neuron_sites
+
+IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62], [2, 9, 8, 7, 6, 5, 4, 3, 33]])
+TEXTS = Behaviour("texts", (Example("hello", {"response": "world"}), Example("one", {"response": "two three"})))
+DTYPES = ("float32", "bfloat16", "float16")
+seeded = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+
+
+def some_neurons(model, n=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sites = neuron_sites(model)
+    units = {site: torch.randperm(model.cfg.d_mlp, generator=generator)[:n].sort().values for site in sites}
+    return Selection(units, {site: (model.cfg.d_mlp,) for site in sites}, frozenset({"abc"}))
+
+
+def some_weights(model, n=40, seed=0, modules="mlp"):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {site: tuple(weight(model, site).shape) for site in weight_sites(model, modules)}
+    units = {site: torch.randperm(rows * columns, generator=generator)[:n].sort().values
+             for site, (rows, columns) in shapes.items()}  # fmt: skip
+    return Selection(units, shapes)
+
+
+def logits_of(model):
+    with torch.inference_mode():
+        return model(IDS, return_type="logits")
+
+
+def plain_logits(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        return model(IDS).logits
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def folder(checkpoints):
+    return checkpoints["llama-gqa"]
+
+
+@pytest.fixture
+def sharded(folder, tmp_path):
+    """The same checkpoint in several files."""
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, tmp_path / "sharded" / name)
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    return tmp_path / "sharded"
+
+
+# In memory
+
+
+@pytest.mark.parametrize("value", [Zero(), Scale(0.5), Scale(-1.0)])
+@pytest.mark.parametrize("choose", [some_neurons, some_weights])
+def test_an_applied_edit_does_to_the_weights_what_the_hooks_did(checkpoints, choose, value):
+    for folder in checkpoints.values():
+        model = load_model(folder, device="cpu")
+        selection = choose(model)
+        with ablate(model, selection, value=value):
+            expected = logits_of(model)
+        edit = create_edit(model, selection, value=value)
+        apply_edit(model, edit)
+        torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=1e-4)
+        revert_edit(model, edit)
+        again, given = edit.hooked()
+        with ablate(model, again, value=given):
+            torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_weights_are_edited_alike(llama):
+    selection = some_weights(llama, modules="all")
+    with ablate(llama, selection):
+        expected = logits_of(llama)
+    edit = create_edit(llama, selection)
+    apply_edit(llama, edit)
+    torch.testing.assert_close(logits_of(llama), expected, atol=1e-4, rtol=1e-4)
+    revert_edit(llama, edit)
+
+
+@seeded
+@given(
+    name=st.sampled_from(["gpt2", "llama", "llama-gqa", "qwen2"]),
+    dtype=st.sampled_from(DTYPES),
+    n=st.integers(1, 30),
+    seed=st.integers(0, 1000),
+    alpha=st.floats(-2, 2, width=32),
+    weights=st.booleans(),
+)
+def test_apply_then_revert_is_the_identity_to_the_bit(checkpoints, name, dtype, n, seed, alpha, weights):
+    model = load_model(checkpoints[name], device="cpu", dtype=dtype)
+    before = [parameter.clone() for parameter in model.parameters()]
+    selection = (some_weights if weights else some_neurons)(model, n=n, seed=seed)
+    edit = create_edit(model, selection, value=Scale(alpha))
+    assert edit_state(model, edit) == "base"
+    apply_edit(model, edit)
+    changed = sum(int((a != b).sum()) for a, b in zip(before, model.parameters(), strict=True))
+    assert changed <= len(edit)
+    revert_edit(model, edit)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_an_edit_survives_its_file_and_is_small(llama, tmp_path):
+    edit = create_edit(llama, some_weights(llama, n=3))
+    edit.save(tmp_path / "edit.safetensors")
+    again = load_edit(tmp_path / "edit.safetensors")
+    assert again.digest == edit.digest and again.facts == edit.facts and repr(again) == repr(edit)
+    assert edit.facts["units"] and edit.facts["value"] == "Zero" and edit.facts["versions"]["torch"]
+    again.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "edit.safetensors").read_bytes()
+    assert (tmp_path / "edit.safetensors").stat().st_size < 10_000
+
+
+def test_means_go_into_the_bias_where_there_is_one(checkpoints):
+    gpt2 = load_model(checkpoints["gpt2"], device="cpu")
+    scores, selection = importance(gpt2, TEXTS), some_neurons(gpt2)
+    with ablate(gpt2, selection, value=Mean(scores)):
+        expected = logits_of(gpt2)
+    edit = create_edit(gpt2, selection, value=Mean(scores))
+    before = [parameter.clone() for parameter in gpt2.parameters()]
+    apply_edit(gpt2, edit)
+    torch.testing.assert_close(logits_of(gpt2), expected, atol=1e-4, rtol=1e-4)
+    revert_edit(gpt2, edit)
+    assert all(torch.equal(a, b) for a, b in zip(before, gpt2.parameters(), strict=True))
+    with pytest.raises(InputError, match="changes biases"):
+        edit.hooked()
+
+
+def test_means_without_a_bias_are_refused(llama):
+    scores = importance(llama, TEXTS)
+    with pytest.raises(InputError, match="writes the means into the bias of 'out', which"):
+        create_edit(llama, some_neurons(llama), value=Mean(scores))
+
+
+@pytest.mark.parametrize("make", [Noise, lambda scores: Project({})])
+def test_what_weights_cannot_do_is_refused(llama, make):
+    with pytest.raises(InputError, match="weights cannot do what"):
+        create_edit(llama, some_neurons(llama), value=make(importance(llama, TEXTS)))
+
+
+def test_restoring_neurons_of_another_checkpoint_is_an_edit(folder):
+    base, tuned = load_model(folder, device="cpu"), load_model(folder, device="cpu")
+    with torch.no_grad():
+        for site in weight_sites(tuned):
+            weight(tuned, site).add_(0.05)
+    every = some_neurons(tuned, n=tuned.cfg.d_mlp)
+    apply_edit(tuned, create_edit(tuned, every, value=Restore(base)))
+    torch.testing.assert_close(logits_of(tuned), logits_of(base))
+
+
+# Refused
+
+
+def test_a_second_time_a_wrong_base_and_a_missing_edit_are_refused(checkpoints, folder):
+    model = load_model(folder, device="cpu")
+    edit = create_edit(model, some_weights(model))
+    with pytest.raises(InputError, match="does not hold this edit"):
+        revert_edit(model, edit)
+    apply_edit(model, edit)
+    with pytest.raises(InputError, match="holds this edit already"):
+        apply_edit(model, edit)
+    other = load_model(folder, device="cpu")
+    with torch.no_grad():
+        weight(other, Site(1, "out"))[3, 4] += 1e-3
+    before = [parameter.clone() for parameter in other.parameters()]
+    with pytest.raises(InputError, match="neither the base of this edit nor its result"):
+        apply_edit(other, edit)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+    with pytest.raises(InputError, match="neither the base"):
+        apply_edit(load_model(checkpoints["llama"], device="cpu"), edit)
+
+
+def test_an_edit_that_was_changed_after_it_was_made_is_refused(llama, tmp_path):
+    path = tmp_path / "edit.safetensors"
+    create_edit(llama, some_weights(llama)).save(path)
+    whole = path.read_bytes()
+    for place in (len(whole) - 1, len(whole) - 40 * 4 * 9):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputError, match="was changed after it was made"):
+            load_edit(path)
+    path.write_bytes(whole[:-7])
+    with pytest.raises(InputError, match="damaged"):
+        load_edit(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="is not a edit file"):
+        load_edit(path)
+
+
+# Stacks and comparisons
+
+
+def test_edits_of_one_base_stack_and_conflicts_are_refused(folder):
+    model = load_model(folder, device="cpu")
+    one, two = some_weights(model, seed=1, n=200), some_weights(model, seed=2, n=200)
+    stacked = stack(create_edit(model, one), create_edit(model, two))
+    assert len(stacked) == len(one | two)
+    with ablate(model, one | two):
+        expected = logits_of(model)
+    apply_edit(model, stacked)
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=1e-4)
+    revert_edit(model, stacked)
+    half = create_edit(model, two, value=Scale(0.5))
+    with pytest.raises(InputError, match="different values: they cannot be stacked"):
+        stack(stacked, half)
+    apply_edit(model, half)
+    with pytest.raises(InputError, match="the edits are of different models"):
+        stack(create_edit(model, one), stacked)
+
+
+def test_a_comparison_counts_what_is_shared(llama):
+    one, two = some_weights(llama, seed=1, n=200), some_weights(llama, seed=2, n=200)
+    first, second = create_edit(llama, one), create_edit(llama, two)
+    found = compare(first, second)
+    assert sum(row["alike"] for row in found.values()) == len(one & two) > 0
+    assert sum(row["first_only"] for row in found.values()) == len(one - two)
+    assert sum(row["different"] for row in found.values()) == 0
+    scaled = compare(first, create_edit(llama, one, value=Scale(0.5)))
+    assert sum(row["different"] for row in scaled.values()) == len(one)
+
+
+# Checkpoint folders
+
+
+@pytest.mark.parametrize("choose", [some_neurons, some_weights])
+def test_a_checkpoint_is_edited_without_loading_it_and_gives_the_hooked_logits(checkpoints, tmp_path, choose):
+    for name, folder in checkpoints.items():
+        model = load_model(folder, device="cpu")
+        selection = choose(model)
+        edit, before, out = create_edit(model, selection), contents(folder), tmp_path / name
+        apply_to_checkpoint(edit, folder, out)
+        with ablate(model, selection):
+            expected = logits_of(model)
+        found = plain_logits(out)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert torch.equal(found.argmax(-1), expected.argmax(-1))
+        assert contents(folder) == before
+        assert (checkpoint_state(folder, edit), checkpoint_state(out, edit)) == ("base", "edited")
+
+
+def test_a_sharded_checkpoint_reverts_to_the_same_bytes(folder, sharded, tmp_path):
+    model = load_model(folder, device="cpu")
+    edit = create_edit(model, some_weights(model))
+    apply_to_checkpoint(edit, sharded, tmp_path / "edited")
+    assert contents(tmp_path / "edited") != contents(sharded)
+    revert_checkpoint(edit, tmp_path / "edited", tmp_path / "reverted")
+    assert contents(tmp_path / "reverted") == contents(sharded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_edit_of_the_model_in_float32_fits_a_checkpoint_of_half_precision(folder, tmp_path, dtype):
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).save_pretrained(half)
+    shutil.copy(folder / "tokenizer.json", half)
+    shutil.copy(folder / "tokenizer_config.json", half)
+    model = load_model(half, device="cpu", dtype="float32")
+    edit = create_edit(model, some_weights(model), value=Scale(0.3))
+    apply_to_checkpoint(edit, half, tmp_path / "edited")
+    assert checkpoint_state(tmp_path / "edited", edit) == "edited"
+    revert_checkpoint(edit, tmp_path / "edited", tmp_path / "reverted")
+    assert contents(tmp_path / "reverted") == contents(half)
+
+
+def test_a_checkpoint_without_the_name_of_its_body_is_found(checkpoints, tmp_path):
+    """As GPT-2's own checkpoint, which says `h.0.mlp.c_proj.weight`."""
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoints["gpt2"], bare)
+    tensors = load_file(bare / "model.safetensors")
+    save_file({name.removeprefix("transformer."): tensor for name, tensor in tensors.items()},
+              bare / "model.safetensors", {"format": "pt"})  # fmt: skip
+    model = load_model(checkpoints["gpt2"], device="cpu")
+    edit = create_edit(model, some_neurons(model))
+    apply_to_checkpoint(edit, bare, tmp_path / "edited")
+    with ablate(model, some_neurons(model)):
+        torch.testing.assert_close(plain_logits(tmp_path / "edited"), logits_of(model), atol=1e-5, rtol=1e-4)
+
+
+def test_checkpoints_that_cannot_take_an_edit_are_refused_and_nothing_is_written(checkpoints, folder, tmp_path):
+    model = load_model(folder, device="cpu")
+    edit, out = create_edit(model, some_weights(model)), tmp_path / "out"
+    apply_to_checkpoint(edit, folder, tmp_path / "edited")
+    (tmp_path / "pickled").mkdir()
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    file = broken / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    for source, message in ((tmp_path / "edited", "holds this edit already"),
+                            (checkpoints["llama"], "neither the base"),
+                            (checkpoints["gpt2"], "has no tensor model.layers.0"), (tmp_path / "none", "no checkpoint"),
+                            (tmp_path / "pickled", "has no model.safetensors"), (broken, "is damaged")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            apply_to_checkpoint(edit, source, out)
+    with pytest.raises(InputError, match="an edited checkpoint is written to a new folder"):
+        apply_to_checkpoint(edit, folder, tmp_path / "edited")
+    with pytest.raises(InputError, match="no folder"):
+        apply_to_checkpoint(edit, folder, tmp_path / "nowhere" / "out")
+    with pytest.raises(InputError, match="does not hold this edit"):
+        revert_checkpoint(edit, folder, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "edited", "pickled"]
+
+
+def test_a_full_disk_leaves_nothing_behind(folder, tmp_path, monkeypatch):
+    model = load_model(folder, device="cpu")
+
+    def full(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.shutil, "copyfile", full)
+    with pytest.raises(InputError, match="No space left on device; nothing was kept"):
+        apply_to_checkpoint(create_edit(model, some_weights(model)), folder, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+_SLOW_COPY = """
+import shutil, sys, time
+from dean_interp.editing import checkpoint
+from dean_interp.editing.edit import load_edit
+
+copy = shutil.copyfile
+def slowly(source, target):
+    copy(source, target)
+    print("copied", flush=True)
+    time.sleep(0.5)
+checkpoint.shutil.copyfile = slowly
+checkpoint.apply_to_checkpoint(load_edit(sys.argv[1]), sys.argv[2], sys.argv[3])
+"""
+
+
+def test_a_kill_leaves_the_old_checkpoint_and_the_next_run_the_new_one(folder, sharded, tmp_path):
+    model = load_model(folder, device="cpu")
+    edit, before, out = create_edit(model, some_weights(model)), contents(sharded), tmp_path / "out"
+    edit.save(tmp_path / "edit.safetensors")
+    command = [sys.executable, "-c", _SLOW_COPY, str(tmp_path / "edit.safetensors"), str(sharded), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None and running.stdout.readline() == "copied\n"
+        time.sleep(0.2)
+        running.send_signal(signal.SIGKILL)
+    assert not out.exists() and contents(sharded) == before
+    assert (tmp_path / "out.part").is_dir()
+    apply_to_checkpoint(edit, sharded, out)
+    assert checkpoint_state(out, edit) == "edited" and not (tmp_path / "out.part").exists()
+
+
+def test_an_export_loads_in_plain_transformers_and_the_model_stays_as_it_was(folder, tmp_path):
+    model = load_model(folder, device="cpu")
+    selection, before = some_neurons(model), [parameter.clone() for parameter in model.parameters()]
+    edit = create_edit(model, selection)
+    said = export(edit, model, tmp_path / "out", n_new_tokens=4)
+    assert said["largest_difference"] <= 1e-5 * said["largest_logit"] and isinstance(said["answer"], str)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert checkpoint_state(tmp_path / "out", edit) == "edited"
+    again = load_model(tmp_path / "out", device="cpu")
+    with ablate(model, selection):
+        torch.testing.assert_close(logits_of(again), logits_of(model), atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match="is written to a new folder"):
+        export(edit, model, tmp_path / "out")
+
+
+def test_an_export_that_does_not_do_what_the_hooks_do_is_thrown_away(folder, tmp_path, monkeypatch):
+    model = load_model(folder, device="cpu")
+    edit = create_edit(model, some_neurons(model))
+    monkeypatch.setattr(checkpoint, "_logits", lambda model, prompt: torch.zeros(1, prompt.shape[1], 260))
+    with pytest.raises(RuntimeError, match="nothing was kept"):
+        export(edit, model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [] and edit_state(model, edit) == "base"
+
+
+@pytest.mark.hooks
+@pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
+def test_an_edit_fits_a_hooked_transformer_of_the_same_weights(checkpoints, tokenizer, name):
+    hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
+    before = [parameter.clone() for parameter in hooked.parameters()]
+    for choose in (some_neurons, some_weights):
+        edit = create_edit(bridge, choose(bridge))
+        apply_edit(hooked, edit)
+        with ablate(bridge, choose(bridge)):
+            torch.testing.assert_close(logits_of(hooked), logits_of(bridge), atol=2e-4, rtol=1e-3)
+        revert_edit(hooked, edit)
+        assert all(torch.equal(a, b) for a, b in zip(before, hooked.parameters(), strict=True))
+    with pytest.raises(InputError, match="load the model without hooked_transformer"):
+        create_edit(hooked, some_neurons(hooked))
+
+
+@pytest.mark.slow
+def test_the_demo_model_exported_reproduces_the_hooked_results(demo_model, tmp_path):
+    selection = some_neurons(demo_model, n=10)
+    edit = create_edit(demo_model, selection)
+    edit.save(tmp_path / "edit.safetensors")
+    said = export(edit, demo_model, tmp_path / "out")
+    assert said["largest_difference"] <= 1e-5 * said["largest_logit"]
+    assert len(str(said["answer"]).split()) > 3
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.slow
+def test_an_edit_of_paper_size_takes_tens_of_kilobytes(demo_model, tmp_path):
+    create_edit(demo_model, some_weights(demo_model, n=12)).save(tmp_path / "edit.safetensors")
+    assert (tmp_path / "edit.safetensors").stat().st_size < 60_000
