@@ -8,6 +8,7 @@ from test_study import config, finished  # noqa: F401 - fixtures
 
 from dean_interp.report.figures import (
     coupled_per_layer,
+    coupling_against_chance,
     effect_against_controls,
     information_per_layer,
     to_svg,
@@ -29,7 +30,7 @@ def test_the_report_says_the_headline_and_every_state(report, finished):  # noqa
         assert one.headline in text
         assert all(f"<td>{one.unit} {state.name}</td>" in text for state in one.states)
     assert all(f"<td>{state.name}</td>" in text for state in finished[1].spoken.states)
-    assert text.count('<svg role="img"') == 7
+    assert text.count('<svg role="img"') == 9
 
 
 def test_the_report_loads_nothing_from_a_network(report):
@@ -48,8 +49,8 @@ def test_text_from_data_cannot_break_out_of_the_page(finished, tmp_path):  # noq
 
 
 def test_every_figure_draws(finished):  # noqa: F811
-    drawn = [draw(one) for one in finished[1].units
-             for draw in (effect_against_controls, coupled_per_layer, information_per_layer)]  # fmt: skip
+    draws = (effect_against_controls, coupled_per_layer, coupling_against_chance, information_per_layer)
+    drawn = [draw(one) for one in finished[1].units for draw in draws]
     for figure in (*drawn, verdicts_by_state(finished[1].spoken)):
         assert to_svg(figure, "title").startswith('<svg role="img" aria-label="title"')
 
@@ -58,7 +59,7 @@ def test_a_study_of_one_unit_without_answers_has_a_report_too(finished, tmp_path
     results = finished[1]
     weights = dataclasses.replace(results, units=results.units[1:], spoken=None, neurons=(), texts=())
     text = write_report(weights, tmp_path).read_text()
-    assert text.count("<svg") == 3 and "What the model answers" not in text
+    assert text.count("<svg") == 4 and "What the model answers" not in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

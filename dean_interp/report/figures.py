@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
@@ -67,6 +68,35 @@ def coupled_per_layer(results: UnitResults) -> Figure:
         axes.set_xlabel("layer")
         axes.set_ylabel(f"coupled {results.unit}s\n(of {results.n_units_per_layer:,})")
     return figure
+
+
+def coupling_against_chance(results: UnitResults) -> Figure:
+    """The number of coupled units beside its floor, and where there are halves their overlap beside the ceiling."""
+    floor, halves, ceiling = results.chance.floor, results.chance.halves, results.chance.ceiling
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 2.4 if ceiling else 1.5), layout="constrained")
+        panels = figure.subplots(2 if ceiling else 1, 1, squeeze=False)[:, 0]
+        rows = [
+            ("strata alone", RANDOM, floor.expected, floor.low, floor.high),
+            ("coupled", EDIT, *[float(floor.n)] * 3),
+        ]
+        _whiskers(panels[0], rows, f"{results.unit}s in both tops, not in general's")
+        if halves and ceiling:
+            rows = [("between the two", EDIT, halves.mean, halves.low, halves.high)]
+            rows += [(f"{name} with itself", EQUAL_KL, one.mean, one.low, one.high) for name, one in ceiling.items()]
+            _whiskers(panels[1], rows, "Jaccard overlap on halves of the examples")
+    return figure
+
+
+def _whiskers(axes: Axes, rows: list[tuple[str, str, float, float, float]], label: str) -> None:
+    """One mark a row, with its range."""
+    for place, (_, colour, middle, low, high) in enumerate(rows):
+        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="D", color=colour, capsize=3)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel(label)
 
 
 def information_per_layer(results: UnitResults) -> Figure:

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from dean_interp.report.figures import (
     coupled_per_layer,
+    coupling_against_chance,
     effect_against_controls,
     information_per_layer,
     to_svg,
@@ -45,6 +46,7 @@ def _figures(results: UnitResults) -> dict[str, str]:
     return {
         "effect": to_svg(effect_against_controls(results), f"Effect of the {results.unit} edit against its controls"),
         "layers": to_svg(coupled_per_layer(results), f"Coupled {results.unit}s per layer"),
+        "chance": to_svg(coupling_against_chance(results), f"Coupled {results.unit}s between floor and ceiling"),
         "information": to_svg(information_per_layer(results), f"Mutual information per layer, {results.unit}s"),
     }
 

@@ -19,6 +19,7 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import Strata, n_units_outside, named_controls, random_like
 from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.selection import Selection
+from dean_interp.study.chance import chance_of
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import grow_to_kl
 from dean_interp.study.folder import write_text
@@ -87,6 +88,7 @@ class Comparison:
             sum(value.numel() for value in self.scores[0].values.values()) // len(per_layer),
             self.found.sizes(),
             tuple(per_layer),
+            chance_of(self.states.model, self.found, self.scores, seed=config.seed),
             design,
             primary,
             tuple(states),

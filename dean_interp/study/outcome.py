@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from dean_interp.evaluation.guard import PERPLEXITY_LIMIT, SuperWeight
 from dean_interp.evaluation.measure import Measurement
 from dean_interp.models.sites import Unit
 from dean_interp.statistics import Interval, clustered_interval, detectable_difference, rank_p_value
-from dean_interp.study.results import Design, Primary, State
+from dean_interp.study.results import Design, Primary, Spoken, State, UnitResults
 
 SIGNIFICANT = 0.05
 RANDOM_KINDS = ("random", "equal KL")
@@ -73,6 +74,30 @@ def headline_of(unit: Unit, edit: State, states: Sequence[State], primary: Prima
         f"(p = {primary.p_larger:.2f}). Perplexity on general text goes from {perplexity:.1f} to "
         f"{edit.perplexity:.1f}."
     )
+
+
+def faults_of(
+    unit: UnitResults, original: State, spoken: Spoken | None, held: Sequence[SuperWeight]
+) -> tuple[str, ...]:
+    """What the edit does that it must not do, one line each."""
+    edit, found = unit.states[0], []
+    ratio = edit.perplexity / original.perplexity
+    if ratio > PERPLEXITY_LIMIT:
+        found.append(
+            f"perplexity on general text rises {ratio:.2f} times ({original.perplexity:.1f} to {edit.perplexity:.1f}; "
+            f"the limit is {PERPLEXITY_LIMIT} times)"
+        )
+    if held:
+        found.append(f"it silences {', '.join(map(str, held))}: one huge activation and one huge output hang on each "
+                     "(super weights, arXiv 2411.07191)")  # fmt: skip
+    for state in spoken.states if spoken else ():
+        if state.kind == "edit" and state.unit == unit.unit:
+            for one in state.sets:
+                change = one.change["incoherent"]
+                if change.low > 0:
+                    points = f"{100 * change.mean:.0f} points [{100 * change.low:.0f}, {100 * change.high:.0f}]"
+                    found.append(f"incoherent answers to {one.behaviour.replace('_', ' ')} prompts rise by {points}")
+    return tuple(found)
 
 
 def _change(name: str, measured: Measurement, original: Measurement) -> Interval:

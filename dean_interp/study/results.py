@@ -10,6 +10,7 @@ from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
 from dean_interp.information.estimands import MutualInformation
 from dean_interp.models.sites import Unit
+from dean_interp.selection.stability import Floor, Halves
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
 from dean_interp.tensorfile import whole_file
@@ -74,6 +75,22 @@ class InformationChange:
 
 
 @dataclass(frozen=True)
+class Chance:
+    """Whether the coupling is more than chance, and whether other examples would give it."""
+
+    floor: Floor
+    """Units in both tops and not in general's, beside shuffles within strata (general score among them)."""
+    overlap: Mapping[str, float]
+    """Overlap coefficient of each pair of tops; the pairs with general text are of unrelated behaviours."""
+    halves: Halves | None
+    """Jaccard overlap of one behaviour's top on half of the examples with the other's on the other half."""
+    ceiling: Mapping[str, Halves] | None
+    """The same of each behaviour with itself."""
+    probability: Mapping[str, float] | None
+    """How often each coupled unit is selected when the examples are drawn anew; None for weights, as the two above."""
+
+
+@dataclass(frozen=True)
 class UnitResults:
     """One kind of unit: what is coupled, and its edit beside its controls."""
 
@@ -84,12 +101,15 @@ class UnitResults:
     sizes: Mapping[str, int]
     """Units in each set on the way to the coupled ones."""
     coupled_per_layer: tuple[int, ...]
+    chance: Chance
     design: Design
     primary: Primary
     states: tuple[State, ...]
     """The edit first, then its controls."""
     information: InformationChange
     headline: str
+    faults: tuple[str, ...] = ()
+    """What the edit must not do and does: perplexity too high, super weights silenced, incoherent answers."""
 
     def state(self, name: str) -> State:
         """One state by name."""

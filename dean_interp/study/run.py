@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from dean_interp.circuits.neuron import Neuron, neuron_scores, strongest_neurons, top_texts
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
+from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, refuse_not_finite
 from dean_interp.models.memory import scored_prompts
 from dean_interp.models.sites import Unit
@@ -26,13 +27,13 @@ from dean_interp.study.answers import spoken
 from dean_interp.study.comparison import Comparison
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import Clock, owned
-from dean_interp.study.outcome import state_of
+from dean_interp.study.outcome import faults_of, state_of
 from dean_interp.study.results import Results, Spoken, load_results, save_results
 from dean_interp.study.states import States, disjoint_reads
 from dean_interp.unfinished import Unfinished, discard
 
 N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32  # shown in the report
-N_NAMED = 3  # named controls a unit has at most
+N_NAMED = 4  # named controls a unit has at most
 
 
 def run_study(config: StudyConfig, folder: str | Path) -> Results:
@@ -102,6 +103,14 @@ def _study(
             clock.lap(f"{unit}s: edit and controls")
     answers = _spoken(config, folder, model, tests, benign, comparisons, states.fingerprint)
     clock.lap("answers")
+    original = state_of("original", "original", 0, 0.0, states.original, states.original, states.general)
+    known = super_weights(model)
+    units = [
+        dataclasses.replace(
+            one, faults=faults_of(one, original, answers, held_super_weights(found[one.unit].coupled, known))
+        )
+        for one in units
+    ]
     neurons: list[Neuron] = []
     if "neuron" in found:
         neurons = strongest_neurons(found["neuron"].coupled, scores[0], scores[1], n_neurons=N_NEURONS)
@@ -117,7 +126,7 @@ def _study(
         model_fingerprint(model),
         model.cfg.n_layers,
         model.cfg.d_mlp,
-        state_of("original", "original", 0, 0.0, states.original, states.original, states.general),
+        original,
         tuple(units),
         answers,
         tuple(neuron_scores(neuron, scores) for neuron in neurons),

@@ -1,0 +1,79 @@
+"""What an edit must not do is found: super weights, perplexity, incoherent answers."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_study import config, finished  # noqa: F401 - fixtures
+
+from dean_interp import Selection, Site, ablate, load_behaviour, load_model, measure
+from dean_interp.evaluation.guard import held_super_weights, super_weights
+from dean_interp.models.matrices import weight, weight_sites
+from dean_interp.models.sites import neuron_sites
+from dean_interp.report.html import write_report
+from dean_interp.study.outcome import faults_of
+
+
+def one_weight(model, layer, neuron, channel):
+    shapes = {site: tuple(weight(model, site).shape) for site in weight_sites(model)}
+    flat = torch.tensor([neuron * shapes[Site(layer, "out")][1] + channel])
+    none = torch.zeros(0, dtype=torch.int64)
+    return Selection({site: flat if site == Site(layer, "out") else none for site in shapes}, shapes)
+
+
+def one_neuron(model, layer, neuron):
+    none = torch.zeros(0, dtype=torch.int64)
+    units = {site: torch.tensor([neuron]) if site.layer == layer else none for site in neuron_sites(model)}
+    return Selection(units, {site: (model.cfg.d_mlp,) for site in units})
+
+
+def test_a_planted_super_weight_is_found_and_a_plain_model_has_none(checkpoints):
+    model = load_model(checkpoints["llama"], device="cpu")
+    assert super_weights(model) == []
+    with torch.no_grad():
+        weight(model, Site(1, "gate"))[:, 7] = 40 * torch.sign(torch.randn(model.cfg.d_model))
+        weight(model, Site(1, "in"))[:, 7] = weight(model, Site(1, "gate"))[:, 7]
+        weight(model, Site(1, "out"))[7, 5] = 30
+    (found,) = super_weights(model)
+    assert str(found) == "L1.out[7, 5]" and abs(found.output) > abs(found.activation) > 0
+    assert held_super_weights(one_weight(model, 1, 7, 5), [found]) == [found]
+    assert held_super_weights(one_neuron(model, 1, 7), [found]) == [found]
+    for other in (one_weight(model, 1, 7, 6), one_weight(model, 2, 7, 5), one_neuron(model, 1, 8)):
+        assert held_super_weights(other, [found]) == []
+
+
+@pytest.mark.slow
+def test_one_weight_of_the_demo_model_breaks_it_and_is_among_those_found(demo_model):
+    found = {str(one): one for one in super_weights(demo_model)}
+    assert "L11.out[1229, 507]" in found and len(found) < 6
+    tests = [load_behaviour("general", n_examples=12, split="test")]
+    before = measure(demo_model, tests)["general"].perplexity
+    with ablate(demo_model, one_weight(demo_model, 11, 1229, 507)):
+        assert measure(demo_model, tests)["general"].perplexity > 3 * before
+
+
+def test_faults_name_what_was_measured_and_stand_in_the_report(finished, tmp_path):  # noqa: F811
+    results = finished[1]
+    unit, spoken = results.units[0], results.spoken
+    edit = dataclasses.replace(unit.states[0], perplexity=2 * results.original.perplexity)
+    broken = dataclasses.replace(unit, states=(edit, *unit.states[1:]))
+    assert "rises 2.00 times" in faults_of(broken, results.original, None, [])[0]
+    assert not faults_of(dataclasses.replace(unit, states=(dataclasses.replace(
+        edit, perplexity=1.19 * results.original.perplexity), *unit.states[1:])), results.original, None, [])  # fmt: skip
+    state = next(one for one in spoken.states if one.kind == "edit" and one.unit == unit.unit)
+    rising = dataclasses.replace(state.sets[0].change["incoherent"], mean=0.3, low=0.1, high=0.5)
+    sets = (dataclasses.replace(state.sets[0], change={**state.sets[0].change, "incoherent": rising}), *state.sets[1:])
+    worse = dataclasses.replace(spoken, states=(spoken.states[0], dataclasses.replace(state, sets=sets)))
+    (found,) = [fault for fault in faults_of(unit, dataclasses.replace(results.original, perplexity=1e9), worse, [])
+                if state.sets[0].behaviour.replace("_", " ") in fault]  # fmt: skip
+    assert found.endswith("rise by 30 points [10, 50]")
+    shown = dataclasses.replace(results, units=(dataclasses.replace(unit, faults=(found,)), *results.units[1:]))
+    text = write_report(shown, tmp_path).read_text()
+    assert f"Do not ship the {unit.unit} edit:" in text and found in text
+    assert (
+        "Do not ship"
+        not in write_report(
+            dataclasses.replace(results, units=tuple(dataclasses.replace(one, faults=()) for one in results.units)),
+            tmp_path,
+        ).read_text()
+    )
