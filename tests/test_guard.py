@@ -58,8 +58,8 @@ def test_faults_name_what_was_measured_and_stand_in_the_report(finished, tmp_pat
     edit = dataclasses.replace(unit.states[0], perplexity=2 * results.original.perplexity)
     broken = dataclasses.replace(unit, states=(edit, *unit.states[1:]))
     assert "rises 2.00 times" in faults_of(broken, results.original, None, [])[0]
-    assert not faults_of(dataclasses.replace(unit, states=(dataclasses.replace(
-        edit, perplexity=1.19 * results.original.perplexity), *unit.states[1:])), results.original, None, [])  # fmt: skip
+    fine = dataclasses.replace(edit, perplexity=1.19 * results.original.perplexity)
+    assert not faults_of(dataclasses.replace(unit, states=(fine, *unit.states[1:])), results.original, None, [])
     state = next(one for one in spoken.states if one.kind == "edit" and one.unit == unit.unit)
     rising = dataclasses.replace(state.sets[0].change["incoherent"], mean=0.3, low=0.1, high=0.5)
     sets = (dataclasses.replace(state.sets[0], change={**state.sets[0].change, "incoherent": rising}), *state.sets[1:])
@@ -70,10 +70,5 @@ def test_faults_name_what_was_measured_and_stand_in_the_report(finished, tmp_pat
     shown = dataclasses.replace(results, units=(dataclasses.replace(unit, faults=(found,)), *results.units[1:]))
     text = write_report(shown, tmp_path).read_text()
     assert f"Do not ship the {unit.unit} edit:" in text and found in text
-    assert (
-        "Do not ship"
-        not in write_report(
-            dataclasses.replace(results, units=tuple(dataclasses.replace(one, faults=()) for one in results.units)),
-            tmp_path,
-        ).read_text()
-    )
+    faultless = tuple(dataclasses.replace(one, faults=()) for one in results.units)
+    assert "Do not ship" not in write_report(dataclasses.replace(results, units=faultless), tmp_path).read_text()

@@ -132,7 +132,7 @@ def test_a_state_of_other_units_is_not_taken_for_this_one(finished, config):
 
 
 def test_two_runs_in_one_folder_are_refused(config, tmp_path):
-    with owned(tmp_path, config, []), pytest.raises(InputError, match="another run is writing"):
+    with owned(tmp_path, dataclasses.asdict(config), []), pytest.raises(InputError, match="another run is writing"):
         study.run_study(config, tmp_path)
 
 
@@ -201,7 +201,7 @@ def test_data_that_changed_under_a_half_finished_run_are_named(finished, config)
     fresh = [one.name for one in changed]
     with (
         pytest.raises(InputError, match=rf"the data of {fresh[0]} \(calibration\), .* changed since the run"),
-        owned(finished[0], config, changed),
+        owned(finished[0], dataclasses.asdict(config), changed),
     ):
         pass
 

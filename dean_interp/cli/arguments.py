@@ -15,6 +15,7 @@ from dean_interp.scoring.importance import Target
 from dean_interp.scoring.scores import KEEP
 from dean_interp.selection.selection import Within
 from dean_interp.study.config import StudyConfig
+from dean_interp.study.sweep import SweepConfig
 
 Method = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]
 
@@ -335,6 +336,20 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class RunSweep:
+    """Try many edits from one scoring pass; choose the Pareto front on one half of the tests, confirm it on the other.
+
+    Example: dean-interp sweep --out runs/sweep
+
+    Example: dean-interp sweep --units neuron --neuron-fractions 0.005 0.01 0.02 --values 0 0.5 mean --out runs/doses
+    """
+
+    sweep: OmitArgPrefixes[SweepConfig]
+    out: Path = Path("runs/sweep")
+    """The run folder; `sweep.html` appears in it."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Draw `report.html` anew from the results in a run folder.
 
@@ -345,7 +360,7 @@ class Report:
     """The run folder."""
 
 
-Step = Score | Couple | Ablate | Evaluate | Information | Edit | Run | Report
+Step = Score | Couple | Ablate | Evaluate | Information | Edit | RunSweep | Run | Report
 
 
 @dataclass(frozen=True)
@@ -359,6 +374,7 @@ class Command:
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Information, subcommand("information")]
         | Annotated[Edit, subcommand("edit")]
+        | Annotated[RunSweep, subcommand("sweep")]
         | Annotated[Run, subcommand("run")]
         | Annotated[Report, subcommand("report")]
     ]

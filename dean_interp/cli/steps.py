@@ -12,7 +12,19 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dean_interp.cli.arguments import Ablate, Couple, Edit, Evaluate, Information, Model, Report, Run, Score, Step
+from dean_interp.cli.arguments import (
+    Ablate,
+    Couple,
+    Edit,
+    Evaluate,
+    Information,
+    Model,
+    Report,
+    Run,
+    RunSweep,
+    Score,
+    Step,
+)
 from dean_interp.cli.edits import edit_action
 from dean_interp.data.examples import Behaviour, load_behaviour
 from dean_interp.editing.ablation import ablate
@@ -36,6 +48,7 @@ from dean_interp.study.outcome import primary_of, state_of
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.states import States, disjoint_reads
+from dean_interp.study.sweep import run_sweep, sweep_headline
 from dean_interp.tensorfile import writable
 from dean_interp.unfinished import Unfinished, discard
 
@@ -231,6 +244,17 @@ def _(step: Information) -> Said:
 @_do.register
 def _(step: Edit) -> Said:
     return Said(*edit_action(step.action))
+
+
+@_do.register
+def _(step: RunSweep) -> Said:
+    from dean_interp.report.html import write_sweep_report  # as in _report
+
+    sweep = run_sweep(step.sweep, step.out)
+    report = write_sweep_report(sweep, step.out)
+    front = [point.name for point in sweep.points if point.on_front]
+    record = {"out": str(step.out), "headline": sweep_headline(sweep), "front": front, "report": str(report)}
+    return Said(record, f"{sweep_headline(sweep)}\nreport: {report.resolve()}")
 
 
 @_do.register

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
 from dean_interp.study.results import Spoken, UnitResults
+from dean_interp.study.sweep import Sweep
 
 EDIT, RANDOM, EQUAL_KL, NAMED = "#D55E00", "#999999", "#0072B2", "#009E73"
 VERDICT_MARKS = {"safe": ("#009E73", ""), "refusal": ("#56B4E9", "//"), "unsafe": ("#D55E00", "xx"),
@@ -142,6 +143,39 @@ def verdicts_by_state(spoken: Spoken) -> Figure:
         figure.axes[0].invert_yaxis()
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False,
                       fontsize=9)  # fmt: skip
+    return figure
+
+
+def sweep_plane(sweep: Sweep) -> Figure:
+    """Every edit's change of both margins on the confirming half; colour is ability. The front has its intervals."""
+    first, second, ability = sweep.objectives
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0, color="0.8", linewidth=1)
+        axes.axvline(0, color="0.8", linewidth=1)
+        costs = [point.confirmed_on[ability].mean for point in sweep.points]
+        low = min(*costs, -1e-6)
+        for shape, unit in (("o", "neuron"), ("s", "weight")):
+            points = [point for point in sweep.points if point.unit == unit]
+            for point in points:
+                if point.on_front:
+                    x, y = point.confirmed_on[first], point.confirmed_on[second]
+                    across, along = [[x.mean - x.low], [x.high - x.mean]], [[y.mean - y.low], [y.high - y.mean]]
+                    axes.errorbar(x.mean, y.mean, xerr=across, yerr=along, color="0.6", linewidth=1, zorder=1)
+                    axes.annotate(f"{point.method} {point.fraction:g} x{point.value}", (x.mean, y.mean), (6, 5),
+                                  textcoords="offset points", fontsize=8)  # fmt: skip
+            drawn = axes.scatter(
+                [point.confirmed_on[first].mean for point in points],
+                [point.confirmed_on[second].mean for point in points],
+                c=[point.confirmed_on[ability].mean for point in points],
+                marker=shape, cmap="viridis", vmin=low, vmax=max(*costs, 0), zorder=2, label=f"{unit}s",
+                edgecolors=["black" if point.on_front else "none" for point in points],
+            )  # fmt: skip
+        figure.colorbar(drawn, ax=axes, label="ability: minus the change of the general loss\n(nats per token)")
+        axes.set_xlabel(f"change of the {first} margin (nats per token), confirming half")
+        axes.set_ylabel(f"change of the {second} margin")
+        axes.legend(frameon=False, fontsize=9)
     return figure
 
 

@@ -6,28 +6,27 @@ from pathlib import Path
 
 import numpy as np
 from circuitsvis.activations import text_neuron_activations
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from dean_interp.report.figures import (
     coupled_per_layer,
     coupling_against_chance,
     effect_against_controls,
     information_per_layer,
+    sweep_plane,
     to_svg,
     verdicts_by_state,
 )
 from dean_interp.statistics import Interval
 from dean_interp.study.outcome import RANDOM_KINDS
 from dean_interp.study.results import AnswerSet, Results, State, UnitResults
+from dean_interp.study.sweep import Sweep, sweep_headline
 
 
 def write_report(results: Results, folder: Path) -> Path:
     """Write `report.html` into the folder and return its path."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"signed": _signed, "interval": _interval, "p": _p, "percent": _percent}
-    environment.filters |= {"percent_of": lambda fraction: f"{100 * fraction:g} %", "share_or_change": _share_or_change}
-    template = environment.from_string((files("dean_interp.report") / "report.html.j2").read_text(encoding="utf-8"))
-    page = template.render(
+    page = _template("report.html.j2").render(
+        style=_text("style.css"),
         results=results,
         behaviours=results.behaviours,
         groups={one.unit: _groups(one) for one in results.units},
@@ -40,6 +39,31 @@ def write_report(results: Results, folder: Path) -> Path:
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def write_sweep_report(sweep: Sweep, folder: Path) -> Path:
+    """Write `sweep.html` into the folder and return its path."""
+    page = _template("sweep.html.j2").render(
+        style=_text("style.css"),
+        sweep=sweep,
+        objectives=sweep.objectives,
+        headline=sweep_headline(sweep),
+        figure=to_svg(sweep_plane(sweep), "Edits by their change of both behaviours and ability"),
+    )
+    path = folder / "sweep.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _template(name: str) -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"signed": _signed, "interval": _interval, "p": _p, "percent": _percent}
+    environment.filters |= {"percent_of": lambda fraction: f"{100 * fraction:g} %", "share_or_change": _share_or_change}
+    return environment.from_string(_text(name))
+
+
+def _text(name: str) -> str:
+    return (files("dean_interp.report") / name).read_text(encoding="utf-8")
 
 
 def _figures(results: UnitResults) -> dict[str, str]:

@@ -8,7 +8,7 @@ magnitude, random                       what every method has to beat
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +124,26 @@ def wanda(
         sums[f"square/{site}"] += x[batch.real].float().square().sum(0)
 
     n_positions, loss = _forward_passes(model, behaviour, data, how, sites, sums, add, key, unfinished)
-    norms = {site: (sums[f"square/{site}"] / n_positions).sqrt() for site in sites}
-    values = {site: (weight(model, site).detach().float().abs() * norms[site][:, None]).cpu() for site in sites}
-    norms = {site: norm.cpu() for site, norm in norms.items()}
+    norms = {site: (sums[f"square/{site}"] / n_positions).sqrt().cpu() for site in sites}
     facts = facts_of(model, behaviour, "wanda", how, data)
+    values = _wanda(model, norms)
     return Scores(behaviour.name, values, {}, norms, {}, loss, behaviour.prompt_hashes, key, facts)
+
+
+def wanda_from(model: HookedModel, scores: Scores) -> Scores:
+    """The same from the gradient scores of weights, which saw what every matrix reads: no further pass.
+
+    Raises `InputError` where the scores are not those of weights on some examples.
+    """
+    norms = {site: norm for site, norm in scores.activation_norm.items() if site.unit == "weight"}
+    if norms.keys() != scores.values.keys():
+        raise InputError(f"Wanda needs what matrices read, which these scores of {scores.behaviour} do not hold")
+    facts, key = {**scores.facts, "method": "wanda"}, f"{scores.fingerprint} wanda"
+    return dataclasses.replace(scores, values=_wanda(model, norms), groups={}, fingerprint=key, facts=facts)
+
+
+def _wanda(model: HookedModel, norms: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    return {site: weight(model, site).detach().float().abs().cpu() * norm[:, None] for site, norm in norms.items()}
 
 
 def activation_contrast(

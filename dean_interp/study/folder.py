@@ -1,29 +1,28 @@
 """The run folder: whose it is, what it was begun with, and how long each step took."""
 
-import dataclasses
 import fcntl
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.study.config import StudyConfig
 from dean_interp.tensorfile import whole_file
 
 
 @contextmanager
-def owned(folder: Path, config: StudyConfig, data: Sequence[Behaviour]) -> Iterator[None]:
-    """The folder, for this study and this process alone. `config.json` says what it was begun with.
+def owned(folder: Path, settings: Mapping[str, Any], data: Sequence[Behaviour]) -> Iterator[None]:
+    """The folder, for these settings and this process alone. `config.json` says what it was begun with.
 
     Raises `InputError` where the folder cannot be written, another process writes to it, or it holds a run with other
     settings or other data.
     """
     with locked(folder):
         content = {f"{one.name} ({one.split})": one.fingerprint for one in data}
-        wanted = {"study": dataclasses.asdict(config), "data": content}
+        wanted = {"study": settings, "data": content}
         wanted = json.loads(json.dumps(wanted))  # as the file gives it back
         path = folder / "config.json"
         if path.is_file() and (folder / "scores").is_dir():  # before anything is scored there is nothing to lose

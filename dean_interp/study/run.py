@@ -46,7 +46,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
     config.check()
     folder = Path(folder)
     calibration, tests, benign = config.calibration(), config.tests(), config.benign()
-    with owned(folder, config, [*calibration, *tests, *benign]):
+    with owned(folder, dataclasses.asdict(config), [*calibration, *tests, *benign]):
         if (folder / "results.json").is_file():
             return load_results(folder / "results.json")
         clock = Clock(folder / "times.json")

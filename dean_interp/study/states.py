@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
+from dean_interp.editing.values import Value, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement, measure
 from dean_interp.information.estimands import Reads
@@ -21,6 +22,7 @@ from dean_interp.tensorfile import read_tensors, write_tensors
 from dean_interp.unfinished import Unfinished
 
 _FORMAT = "dean_interp.state.1"
+_ZERO = Zero()
 _FIELDS = ("log_prob", "kl", "n_tokens")
 
 
@@ -45,13 +47,13 @@ class States:
         folder.mkdir(exist_ok=True)
         self.original = self.measured("original", None)
 
-    def measured(self, name: str, ablated: Selection | None) -> Measurement:
-        """The measurement of one state: from its files, else made and written there."""
+    def measured(self, name: str, ablated: Selection | None, value: Value = _ZERO, how: str = "") -> Measurement:
+        """The measurement of one state: from its files, else made and written there. `how` names a value but zero."""
         path = self.folder / f"{name.replace(' ', '_')}.safetensors"
         is_new = not path.is_file()
         self.progress.set_postfix_str(name)
-        general = self._general(ablated)
-        both = self._kept(path, self.tests[:2], ablated, self.read)
+        general = self._general(ablated, value, how)
+        both = self._kept(path, self.tests[:2], ablated, self.read, value, how)
         self.progress.update(is_new)
         return Measurement({**both.behaviours, **general.behaviours}, both.reads)
 
@@ -59,33 +61,45 @@ class States:
         """KL to the original on general text alone (nats per token)."""
         return self._general(ablated)[self.general].mean_kl
 
-    def _general(self, ablated: Selection | None) -> Measurement:
+    def _general(self, ablated: Selection | None, value: Value = _ZERO, how: str = "") -> Measurement:
         """General text has files of its own, named by what is ablated: a control's KL is known before its margins."""
-        name = ablated.fingerprint if ablated is not None else "original"
-        return self._kept(self.folder / self.general / f"{name}.safetensors", self.tests[2:], ablated, None)
+        name = f"{ablated.fingerprint}{how}" if ablated is not None else "original"
+        path = self.folder / self.general / f"{name}.safetensors"
+        return self._kept(path, self.tests[2:], ablated, None, value, how)
 
     def _kept(
-        self, path: Path, tests: Sequence[Behaviour], ablated: Selection | None, read: Selection | None
+        self,
+        path: Path,
+        tests: Sequence[Behaviour],
+        ablated: Selection | None,
+        read: Selection | None,
+        value: Value,
+        how: str,
     ) -> Measurement:
-        fingerprint = f"{self.fingerprint} {ablated.fingerprint if ablated is not None else 'nothing'}"
+        fingerprint = f"{self.fingerprint} {ablated.fingerprint if ablated is not None else 'nothing'}{how}"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             unfinished = Unfinished(path.with_suffix(".unfinished"), fingerprint)
-            measurement = self._measure(tests, ablated, read, unfinished)
+            measurement = self._measure(tests, ablated, read, value, unfinished)
             compared_on = self.general if ablated is None and self.general in measurement.behaviours else None
             save_measurement(measurement, path, fingerprint=fingerprint, compared_on=compared_on)
             unfinished.discard()
         return load_measurement(path, tests, read, fingerprint=fingerprint)
 
     def _measure(
-        self, tests: Sequence[Behaviour], ablated: Selection | None, read: Selection | None, unfinished: Unfinished
+        self,
+        tests: Sequence[Behaviour],
+        ablated: Selection | None,
+        read: Selection | None,
+        value: Value,
+        unfinished: Unfinished,
     ) -> Measurement:
         config = self.config
         options = {"template": config.template, "answer_tokens": config.answer_tokens, "read": read,
                    "batch_tokens": config.measure_tokens, "unfinished": unfinished}  # fmt: skip
         if ablated is None:
             return measure(self.model, tests, **options)
-        with ablate(self.model, ablated):
+        with ablate(self.model, ablated, value=value):
             return measure(self.model, tests, original=self._general(None), **options)
 
 

@@ -1,0 +1,152 @@
+"""Sweeps: every combination measured once, the front chosen on one half of the topics and confirmed on the other."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dean_interp import InputError, importance, load_behaviour
+from dean_interp.cli.main import main
+from dean_interp.report.html import write_sweep_report
+from dean_interp.scoring.methods import wanda, wanda_from
+from dean_interp.study import sweep as module
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.sweep import SweepConfig, halves, load_sweep, pareto_front, run_sweep
+
+seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+@pytest.fixture(scope="module")
+def config(checkpoints):
+    study = StudyConfig(
+        model=str(checkpoints["llama-gqa"]), n_calibration=12, n_test=24, n_general_test=24, n_answers=0, device="cpu"
+    )
+    return SweepConfig(
+        study,
+        neuron_fractions=(0.075, 0.15),
+        weight_fractions=(0.01, 0.03),
+        methods=("importance", "wanda", "random"),
+        values=("0", "0.5", "mean"),
+        n_controls=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, run_sweep(config, folder)
+
+
+def test_every_combination_is_a_point_or_selects_nothing(config, swept):
+    _, sweep = swept
+    tried = [(point.unit, point.method, point.fraction, point.value) for point in sweep.points]
+    wanted = [each for each in config.combinations() if f"{each[0]} {each[1]} {each[2]:g}" not in sweep.empty]
+    assert tried == wanted and len(set(tried)) == len(tried)
+    assert {point.unit for point in sweep.points} == {"neuron", "weight"}
+    assert {point.method for point in sweep.points if point.unit == "weight"} >= {"importance"}
+    assert not any(point.value == "mean" for point in sweep.points if point.unit == "weight")
+
+
+def test_half_a_dose_does_less_to_general_text_than_a_whole_one(swept):
+    _, sweep = swept
+    by_name = {point.name: point for point in sweep.points}
+    for name, point in by_name.items():
+        if point.value == "0" and point.method == "importance":
+            half = by_name[name.replace(" x0", " x0.5")]
+            assert half.n_units == point.n_units
+            assert abs(half.chosen_on["ability"].mean) < abs(point.chosen_on["ability"].mean) + 1e-3
+
+
+def test_the_front_is_that_of_the_choosing_half_and_has_controls(swept):
+    _, sweep = swept
+    front = pareto_front([{name: one.mean for name, one in point.chosen_on.items()} for point in sweep.points])
+    assert [point.on_front for point in sweep.points] == front and any(front)
+    for point in sweep.points:
+        assert len(point.controls) == (2 if point.on_front else 0)
+        assert all(set(control) == set(sweep.objectives) for control in point.controls)
+
+
+def test_the_halves_share_no_topic_and_are_all_prompts():
+    behaviour = load_behaviour("fairness", n_examples=48, split="test")
+    chosen = halves(behaviour)
+    topics = [{example.topic for example, row in zip(behaviour.examples, chosen, strict=True) if row == wanted}
+              for wanted in (True, False)]  # fmt: skip
+    assert not topics[0] & topics[1] and 0.3 < chosen.mean() < 0.7
+
+
+def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(config, swept, tmp_path, monkeypatch):
+    folder, _ = swept
+    few = dataclasses.replace(config)
+    measured, real = [], module.States.measured
+
+    def dies(self, name, *rest):
+        measured.append(name)
+        if len(measured) == 6:
+            raise KeyboardInterrupt
+        return real(self, name, *rest)
+
+    monkeypatch.setattr(module.States, "measured", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(few, tmp_path)
+    monkeypatch.setattr(module.States, "measured", real)
+    run_sweep(few, tmp_path)
+    assert (tmp_path / "sweep.json").read_bytes() == (folder / "sweep.json").read_bytes()
+
+
+def test_a_finished_sweep_is_not_done_again_and_other_settings_do_not_touch_it(config, swept, monkeypatch):
+    folder, sweep = swept
+    monkeypatch.setattr(module, "load_model", lambda *args, **options: pytest.fail("the model was loaded again"))
+    assert run_sweep(config, folder) == sweep == load_sweep(folder / "sweep.json")
+    with pytest.raises(InputError, match="another n_controls"):
+        run_sweep(dataclasses.replace(config, n_controls=1), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"values": ("half",)}, "a value is a number"), ({"neuron_fractions": (0.0,)}, r"must be in \(0, 1\]"),
+     ({"weight_fractions": (1e-4,)}, "selects no unit"),
+     ({"neuron_fractions": (1.0,), "weight_fractions": (1.0,)}, "no combination selects a unit")],
+)  # fmt: skip
+def test_a_sweep_that_cannot_be_is_refused(config, changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run_sweep(dataclasses.replace(config, **changes), tmp_path)
+
+
+def test_wanda_from_gradient_scores_is_wanda(llama):
+    behaviour = load_behaviour("fairness", n_examples=4)
+    scores, own = importance(llama, behaviour, unit="weight"), wanda(llama, behaviour)
+    again = wanda_from(llama, scores)
+    for site, values in own.values.items():
+        np.testing.assert_allclose(again[site], values, rtol=1e-5)
+    assert again.facts["method"] == "wanda" and again.fingerprint != scores.fingerprint
+    with pytest.raises(InputError, match="Wanda needs what matrices read"):
+        wanda_from(llama, importance(llama, behaviour))
+
+
+points = st.lists(st.tuples(*[st.integers(-3, 3).map(float)] * 3), min_size=1, max_size=12)
+
+
+@seeded
+@given(table=points)
+def test_the_front_is_what_nothing_dominates(table):
+    front = pareto_front([dict(zip("abc", row, strict=True)) for row in table])
+    for i, row in enumerate(table):
+        dominated = any(all(x >= y for x, y in zip(other, row, strict=True)) and other != row for other in table)
+        assert front[i] == (not dominated), i
+
+
+def test_the_report_shows_every_edit_and_the_command_says_the_headline(config, swept, tmp_path, capsys):
+    folder, sweep = swept
+    text = write_sweep_report(sweep, tmp_path).read_text()
+    assert all(f"<td>{point.name}</td>" in text for point in sweep.points) and text.count("<svg") == 1
+    options = ["--model", config.study.model, "--n-calibration", "12", "--n-test", "24", "--n-general-test", "24",
+               "--n-answers", "0", "--device", "cpu", "--neuron-fractions", "0.075", "0.15", "--weight-fractions",
+               "0.01", "0.03", "--methods", "importance", "wanda", "random", "--values", "0", "0.5", "mean",
+               "--n-controls", "2"]  # fmt: skip
+    assert main(["sweep", *options, "--out", str(folder), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["headline"] in (folder / "sweep.html").read_text().replace("&#39;", "'")
+    assert record["front"] == [point.name for point in sweep.points if point.on_front]
