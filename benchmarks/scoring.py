@@ -17,13 +17,24 @@ import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dean_interp import Scoring, importance, load_behaviour, load_model
+from dean_interp import (
+    Behaviour,
+    Scoring,
+    Selection,
+    ablate,
+    generate,
+    importance,
+    load_behaviour,
+    load_model,
+    top_fraction,
+)
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_log_probs, answer_positions, batched, forward
 from dean_interp.models.matrices import parameter, weight_sites
 from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import collate, encode, paths, trees
 from dean_interp.scoring.importance import prepare, run_pass
+from dean_interp.scoring.methods import random
 from dean_interp.scoring.plan import plan
 from dean_interp.scoring.sums import Sums
 
@@ -133,10 +144,28 @@ def main() -> None:
         gain = ratios(lambda one=one: released_schedule(one, few_rows), lambda one=one: score(one, few, BOTH))
         gain = show(f"one pass a layer, one example at a time / scoring both units, {n_layers} layers", gain)
     found["released_schedule_vs_scoring"] = gain
+    found["ablated_vs_plain_generation"] = generation_bench(model, behaviour)
     flat = {f"{name}{end}": value for name, values in found.items()
             for end, value in zip(("_min", "", "_max"), values, strict=True)}  # fmt: skip
     Path(__file__).with_name("latest.json").write_text(json.dumps(flat, indent=1) + "\n")
     margins_bench(model)
+
+
+def generation_bench(model: HookedModel, behaviour: Behaviour) -> list[float]:
+    """Speed of generation under ablation over that of the model as it is (1: as fast), neurons and weights."""
+    prompts, tokens = behaviour.prompts[:8], 24
+    slowest: list[float] = []
+    for unit, fraction in (("neuron", 0.01), ("weight", 1e-4)):
+        chosen = top_fraction(random(model, behaviour, unit=unit), fraction)
+
+        def ablated(chosen: Selection = chosen) -> None:
+            with ablate(model, chosen):
+                generate(model, prompts, max_new_tokens=tokens)
+
+        found = ratios(lambda: generate(model, prompts, max_new_tokens=tokens), ablated, repeats=5)
+        found = show(f"speed of generation with the top {fraction:g} of {unit}s silenced / without", found)
+        slowest = min(slowest or found, found, key=lambda one: one[1])
+    return slowest
 
 
 def margins_bench(model: HookedModel) -> None:
