@@ -3,8 +3,8 @@
     python analyses/released_selection.py --fraction 1e-4 --n-examples 32
 
 on the demo model (--model for another). Both select weights from the same scores; the released procedure runs in
-Hugging Face layout, since it depends on the order, and twice: with either behaviour first. Effects are changes of the mean
-margins log p(safe) - log p(unsafe) on test prompts, nats per token, paired 95 %.
+Hugging Face layout, since it depends on the order, and twice: with either behaviour first. Effects are changes of the
+mean margins log p(safe) - log p(unsafe) on test prompts, nats per token, paired 95 %.
 """
 
 import argparse

@@ -6,7 +6,8 @@ on the demo model (--model for another).
 
 A sample of neurons, spread evenly over the ranks of the gradient score in every layer, is silenced one by one. The real
 change of each example's loss, absolute and averaged, is compared with the score by Spearman's rank correlation; the
-interval is a bootstrap over neurons. Magnitude and random scores are what a score has to beat.
+interval is a bootstrap over neurons. Magnitude and random scores are what a score has to beat. The ratio of the real
+change to the score says where first order fails: it should be 1.
 """
 
 import argparse
@@ -57,6 +58,12 @@ def main() -> None:
             changes.append(float((losses() - before).abs().mean()))
     print(f"{len(chosen)} neurons, {len(behaviour)} examples of {behaviour.name}; changes {min(changes):.2g} to "
           f"{max(changes):.2g} nats")  # fmt: skip
+    predicted = np.array([float(scores["gradient"][site][index]) for site, index in chosen])
+    ratio, order = np.array(changes) / predicted, predicted.argsort()
+    quarters = [f"{np.median(some):.2f}" for some in np.array_split(ratio[order], 4)]
+    print(f"real change / first-order score, median by quarter of the score, lowest first: {', '.join(quarters)}")
+    worst = order[-5:][::-1]
+    print("the five highest scores: " + ", ".join(f"{chosen[i][0]}[{chosen[i][1]}] {ratio[i]:.2f}" for i in worst))
     for name, one in scores.items():
         values = [float(one[site][index]) for site, index in chosen]
         rho = spearmanr(values, changes).statistic

@@ -149,6 +149,23 @@ def main() -> None:
             for end, value in zip(("_min", "", "_max"), values, strict=True)}  # fmt: skip
     Path(__file__).with_name("latest.json").write_text(json.dumps(flat, indent=1) + "\n")
     margins_bench(model)
+    products_bench()
+
+
+def products_bench() -> None:
+    """Products per example over its own positions, as scoring makes them, against one product over the padded batch."""
+    lengths, generator = [85, 80, 74, 70, 66, 60], torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(len(lengths), 85, width, generator=generator) for width in (576, 1536))
+    total, own = torch.zeros(576, 1536), torch.empty(576, 1536)
+
+    def each() -> None:
+        for i, n in enumerate(lengths):
+            total.add_(torch.mm(x[i, :n].T, gradient[i, :n], out=own).abs_())
+
+    def padded() -> None:
+        total.add_(torch.bmm(x.transpose(1, 2), gradient).abs_().sum(0))
+
+    show("one product over a padded batch / a product per example", ratios(padded, each, repeats=30))
 
 
 def generation_bench(model: HookedModel, behaviour: Behaviour) -> list[float]:

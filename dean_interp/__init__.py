@@ -5,6 +5,9 @@ The method is DEAN (arXiv 2410.16672; SPIN in its second version, ACL 2025), on 
 
 from dean_interp.data.examples import Behaviour, Example, load_behaviour
 from dean_interp.editing.ablation import ablate
+from dean_interp.editing.checkpoint import apply_to_checkpoint, revert_checkpoint
+from dean_interp.editing.edit import Edit, apply_edit, create_edit, load_edit, revert_edit
+from dean_interp.editing.patching import patch_activations
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import Measurement, measure
 from dean_interp.information.estimands import MutualInformation, mutual_information
@@ -15,13 +18,15 @@ from dean_interp.scoring.importance import Scoring, importance
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import random_like
 from dean_interp.selection.coupling import Coupling, coupled, coupling
-from dean_interp.selection.selection import Selection, load_selection, top_fraction
+from dean_interp.selection.expression import select
+from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Behaviour",
     "Coupling",
+    "Edit",
     "Example",
     "InputError",
     "Measurement",
@@ -31,16 +36,25 @@ __all__ = [
     "Selection",
     "Site",
     "ablate",
+    "apply_edit",
+    "apply_to_checkpoint",
     "coupled",
     "coupling",
+    "create_edit",
     "generate",
     "importance",
     "load_behaviour",
+    "load_edit",
     "load_model",
     "load_scores",
     "load_selection",
     "measure",
     "mutual_information",
+    "patch_activations",
     "random_like",
+    "revert_checkpoint",
+    "revert_edit",
+    "select",
+    "top_count",
     "top_fraction",
 ]

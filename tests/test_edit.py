@@ -302,6 +302,18 @@ def test_a_checkpoint_without_the_name_of_its_body_is_found(checkpoints, tmp_pat
         torch.testing.assert_close(plain_logits(tmp_path / "edited"), logits_of(model), atol=1e-5, rtol=1e-4)
 
 
+def test_subfolders_come_along_and_weights_in_other_forms_do_not(folder, tmp_path, caplog):
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    (source / "extra").mkdir()
+    (source / "extra" / "notes.txt").write_text("kept")
+    (source / "pytorch_model.bin").write_bytes(b"the same weights, not edited")
+    model = load_model(folder, device="cpu")
+    apply_to_checkpoint(create_edit(model, some_weights(model)), source, tmp_path / "out")
+    assert (tmp_path / "out" / "extra" / "notes.txt").read_text() == "kept"
+    assert not (tmp_path / "out" / "pytorch_model.bin").exists() and "pytorch_model.bin" in caplog.text
+
+
 def test_checkpoints_that_cannot_take_an_edit_are_refused_and_nothing_is_written(checkpoints, folder, tmp_path):
     model = load_model(folder, device="cpu")
     edit, out = create_edit(model, some_weights(model)), tmp_path / "out"

@@ -6,8 +6,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dean_interp import InputError, Scores, Selection, Site, coupling, top_fraction
-from dean_interp.selection.controls import deciles
+from dean_interp import (
+    InputError,
+    Scores,
+    Selection,
+    Site,
+    coupling,
+    importance,
+    load_behaviour,
+    random_like,
+    top_fraction,
+)
+from dean_interp.scoring.examples import with_groups
+from dean_interp.selection.controls import deciles, strata
 from dean_interp.selection.expression import select, select_each
 from dean_interp.selection.released import released_selection
 from dean_interp.selection.selection import top_count
@@ -258,3 +269,52 @@ def test_scores_without_groups_say_how_to_get_them():
     with pytest.raises(InputError, match="come from one example"):
         half_overlap(one, one, fraction=0.2)
     assert torch.equal(on_groups(grouped(np.eye(16)), [2, 2]).values[ALONE], torch.eye(16)[2])
+
+
+# On a model
+
+
+@pytest.fixture(scope="module")
+def behaviour():
+    return load_behaviour("fairness", n_examples=8)
+
+
+def test_groups_of_weights_average_to_their_scores(llama, behaviour):
+    scores = importance(llama, behaviour, unit=("neuron", "weight")).kept(0.05)
+    found = with_groups(llama, scores, behaviour)
+    for site, value in found.of("weight").values.items():
+        groups = found.groups[site]
+        assert groups.shape == (8, len(value.indices))
+        torch.testing.assert_close(groups.mean(0), value.values, rtol=1e-4, atol=1e-8)
+    for site, groups in scores.of("neuron").groups.items():
+        assert torch.equal(found.groups[site], groups)
+    weights = found.of("weight")
+    ceiling = half_overlap(weights, weights, fraction=0.02, n_splits=10)
+    assert 0 < ceiling.low <= ceiling.mean <= ceiling.high <= 1
+    again = on_groups(weights, range(8))
+    assert top_fraction(again, 0.02).fingerprint == top_fraction(weights, 0.02).fingerprint
+
+
+def test_groups_of_other_examples_or_of_whole_matrices_are_refused(llama, behaviour):
+    scores = importance(llama, behaviour, unit="weight")
+    with pytest.raises(InputError, match="the highest of each matrix"):
+        with_groups(llama, scores, behaviour)
+    with pytest.raises(InputError, match="scores of other examples"):
+        with_groups(llama, scores.kept(), load_behaviour("privacy", n_examples=8))
+
+
+@pytest.mark.parametrize("unit", ["neuron", "weight"])
+@pytest.mark.parametrize("keep", [1.0, 0.1])
+def test_controls_can_be_matched_on_the_general_score_too(llama, unit, keep):
+    scores = [importance(llama, load_behaviour(name, n_examples=6), unit=unit).kept(keep)
+              for name in ("fairness", "privacy", "general")]  # fmt: skip
+    plain, matched = strata(llama, scores), strata(llama, scores, general=scores[2])
+    found = coupling(*scores, fraction=0.075).coupled
+    control = random_like(found, matched, seed=1)
+    assert control.counts() == found.counts() and len(control & found) == 0
+    for site, codes in matched.items():
+        assert torch.equal(codes % 100, plain[site] % 100)
+        levels = codes // 100
+        assert set(levels.unique().tolist()) <= set(range(10)) and levels.float().std() > 0
+        highest = scores[2].top(site, int(0.075 * codes.numel()))
+        assert (levels.flatten()[highest] == 9).all()

@@ -179,7 +179,8 @@ def _remover(model: HookedModel, site: Site, units: Tensor, excess: Tensor, posi
             x = x * _mask(model, x, positions)[..., None]
         if is_large:
             return product - x @ block
-        return product.index_add(-1, columns.to(product.device), x[..., rows] @ block, alpha=-1)
+        at = columns.to(product.device)  # index_copy, not index_add: several times faster over many positions
+        return product.index_copy(-1, at, product.index_select(-1, at) - x.index_select(-1, rows.to(x.device)) @ block)
 
     return remove
 

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INDEX = "model.safetensors.index.json"
+_OTHER_FORMS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _PROMPT = "What should I keep in mind when I share a flat?"
 
 
@@ -73,7 +74,7 @@ def tensor_states(folder: str | Path, edit: Edit) -> dict[str, State]:
 
 
 def apply_to_checkpoint(edit: Edit, folder: str | Path, out: str | Path) -> None:
-    """Write an edited copy of a checkpoint to a new folder.
+    """Write an edited copy of a checkpoint to a new folder. Weights in other forms (`.bin`, `.gguf`) are left out.
 
     Raises:
         InputError: before anything is written, where the checkpoint is not the edit's base or holds the edit already,
@@ -169,14 +170,24 @@ def _write_copy(edit: Edit, folder: Path, out: Path, *, expected: State) -> None
     places = _places(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
     with _whole_folder(out) as part:
-        for file in tqdm(sorted(folder.iterdir()), desc=f"copying {folder.name}", unit="file", leave=False):
-            if file.is_file():  # links, as in the hub's cache, are followed
-                shutil.copyfile(file, part / file.name)
+        for file in tqdm(_copied(folder), desc=f"copying {folder.name}", unit="file", leave=False):
+            (part / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, part / file)  # links, as in the hub's cache, are followed
         for name, place in places.items():
             change = edit.changes[name]
             values = change.new if expected == "base" else change.old
             tensor = _mapped(place, folder=part, write=True).view(-1)
             tensor[change.indices] = values.to(tensor.dtype)
+
+
+def _copied(folder: Path) -> list[Path]:
+    """Every file of a checkpoint but the same weights in other forms, which would stay as they were."""
+    files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    others = [file for file in files if file.suffix in _OTHER_FORMS]
+    if others:
+        log.warning("left out, since they hold weights in a form that edits are not written into: %s",
+                    ", ".join(map(str, others)))  # fmt: skip
+    return [file for file in files if file not in others]
 
 
 def _refuse_existing(out: Path) -> None:
@@ -194,9 +205,10 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     try:
         part.mkdir()
         yield part
-        for file in part.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
         part.rename(out)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}; nothing was kept") from error
