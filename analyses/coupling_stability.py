@@ -3,10 +3,12 @@
     python analyses/coupling_stability.py --n-examples 48
 
 on the demo model (--model for another). Weights take a second pass over the examples for the 2 % of each matrix that
-were kept. Jaccard overlaps are of tops from halves of the examples; [middle 95 % of random splits].
+were kept. Jaccard overlaps are of tops from halves of the examples, [middle 95 % of random splits]; `household`
+(cooking, gardening, repairs) is a set that has nothing to do with fairness or privacy.
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
 
@@ -25,6 +27,7 @@ from dean_interp.selection.stability import (
 )
 
 NAMES = ("fairness", "privacy", "general")
+HOUSEHOLD = ("cooking", "gardening", "home-repairs", "bicycle-repair", "household-budget", "travel-packing")
 
 
 def shown(halves: Halves) -> str:
@@ -32,7 +35,14 @@ def shown(halves: Halves) -> str:
     return f"{halves.mean:.3f} [{halves.low:.3f}, {halves.high:.3f}]"
 
 
-def report(model: HookedModel, scores: list[Scores], fraction: float, n_draws: int) -> None:
+def household(n_examples: int) -> Behaviour:
+    """Topics of the general set as a behaviour of their own."""
+    rows = load_behaviour("general", n_examples=None)
+    examples = tuple(row for row in rows.examples if row.topic in HOUSEHOLD)[:n_examples]
+    return replace(rows, name="household", examples=examples)
+
+
+def report(model: HookedModel, scores: list[Scores], other: Scores, fraction: float, n_draws: int) -> None:
     """Print one unit's lines."""
     found = coupling(*scores, fraction=fraction)
     floor = chance_overlap(found.first, found.second, strata(model, scores, general=scores[2]), excluded=found.general)
@@ -42,6 +52,8 @@ def report(model: HookedModel, scores: list[Scores], fraction: float, n_draws: i
     chance = f"{floor.expected:.0f} [{floor.low:.0f}, {floor.high:.0f}]"
     print(f"coupled {floor.n}; strata alone give {chance}, p = {floor.p:.3f}")
     print(f"fairness with privacy, halves   {shown(half_overlap(scores[0], scores[1], fraction=fraction))}")
+    for one in scores[:2]:
+        print(f"{one.behaviour + ' with household, halves':<31} {shown(half_overlap(one, other, fraction=fraction))}")
     for one in scores:
         print(f"{one.behaviour + ' with itself, halves':<31} {shown(half_overlap(one, one, fraction=fraction))}")
     probability = selection_probability(
@@ -61,11 +73,14 @@ def main() -> None:
     parser.add_argument("--n-examples", type=int, default=48)
     given = parser.parse_args()
     model = load_model(given.model)
-    behaviours: list[Behaviour] = [load_behaviour(name, n_examples=given.n_examples) for name in NAMES]
+    behaviours = [load_behaviour(name, n_examples=given.n_examples) for name in NAMES]
+    behaviours.append(household(given.n_examples))
     scores = [importance(model, behaviour, unit=("neuron", "weight")).kept() for behaviour in behaviours]
-    report(model, [one.of("neuron") for one in scores], 0.01, 200)
+    *three, other = [one.of("neuron") for one in scores]
+    report(model, three, other, 0.01, 200)
     grouped = [with_groups(model, one, behaviour) for one, behaviour in zip(scores, behaviours, strict=True)]
-    report(model, [one.of("weight") for one in grouped], 1e-4, 50)
+    *three, other = [one.of("weight") for one in grouped]
+    report(model, three, other, 1e-4, 50)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dean_interp import (
     InputError,
     Scoring,
     Site,
+    ablate,
     coupled,
     importance,
     load_behaviour,
@@ -260,6 +261,22 @@ def test_a_hooked_transformer_of_the_same_weights_gives_equal_weight_scores(chec
     assert mine.values.keys() == theirs.values.keys()
     for site in mine.values:
         torch.testing.assert_close(mine[site], theirs[site], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-gqa"])
+def test_attention_of_a_hooked_transformer_is_scored_and_ablated_as_a_bridges(checkpoints, tokenizer, behaviour, name):
+    hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
+    how = Scoring(modules="attention")
+    mine, theirs = (importance(model, behaviour, unit="weight", how=how) for model in (bridge, hooked))
+    assert {site.part for site in mine.values} == {"q", "k", "v", "o"} and mine.shapes == theirs.shapes
+    for site in mine.values:
+        torch.testing.assert_close(mine[site], theirs[site], rtol=2e-3, atol=1e-6)
+    selection, ids = top_fraction(mine, 0.05), torch.tensor([[2, 70, 80, 90, 100, 3, 60]])
+    with ablate(bridge, selection), ablate(hooked, selection), torch.inference_mode():
+        logits = [model(ids, return_type="logits") for model in (bridge, hooked)]
+    torch.testing.assert_close(logits[0], logits[1], atol=2e-4, rtol=1e-3)
+    with torch.inference_mode():
+        assert (bridge(ids, return_type="logits") - logits[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("name", "processing"), [("gpt2", {"fold_ln": True}), ("llama", {"fold_ln": True}),

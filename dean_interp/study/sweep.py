@@ -53,7 +53,7 @@ class SweepConfig:
     methods: tuple[SweepMethod, ...] = ("importance",)
     """How units are scored: by gradients, for weights by Wanda from the same pass, or at random."""
     values: tuple[str, ...] = ("0",)
-    """What takes a unit's place: a number times itself (0 silences), or `mean` (neurons)."""
+    """What takes a unit's place: a number times itself (0 silences), or `mean` (neurons: over general examples)."""
     n_controls: int = 3
     """Matched random edits beside each one on the front, measured on the confirming half."""
 
