@@ -176,6 +176,20 @@ def test_restoring_neurons_of_another_checkpoint_is_an_edit(folder):
     torch.testing.assert_close(logits_of(tuned), logits_of(base))
 
 
+def test_weights_that_are_zero_already_do_not_confuse_an_edit(folder):
+    model = load_model(folder, device="cpu")
+    selection = some_weights(model)
+    with torch.no_grad():
+        weight(model, Site(1, "out"))[selection.mask(Site(1, "out"))] = 0
+    before = [parameter.clone() for parameter in model.parameters()]
+    edit = create_edit(model, selection)
+    assert edit_state(model, edit) == "base"
+    apply_edit(model, edit)
+    assert edit_state(model, edit) == "edited"
+    revert_edit(model, edit)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 # Refused
 
 

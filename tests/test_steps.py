@@ -213,8 +213,9 @@ def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_pa
     assert model[0] == "--model" and folder.is_dir()
     made = said(capsys, "edit", "create", selection, "--out", edit, *model)
     assert made["units"] and made["bytes"] == edit.stat().st_size and made["value"] == "Zero"
+    assert made["super_weights"] == []
     shown = said(capsys, "edit", "show", edit)
-    assert shown == {name: value for name, value in made.items() if name not in ("out", "bytes")}
+    assert shown == {name: value for name, value in made.items() if name not in ("out", "bytes", "super_weights")}
     assert said(capsys, "edit", "verify", edit, folder)["state"] == "base"
     said(capsys, "edit", "apply", edit, folder, "--out", tmp_path / "edited")
     assert said(capsys, "edit", "verify", edit, tmp_path / "edited")["state"] == "edited"

@@ -17,6 +17,7 @@ from dean_interp.editing.checkpoint import apply_to_checkpoint, export, revert_c
 from dean_interp.editing.edit import Edit, compare, create_edit, joint_state, load_edit, refuse_state, stack
 from dean_interp.editing.values import Mean, Scale, Zero
 from dean_interp.errors import InputError
+from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.models.load import load_model
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
@@ -38,10 +39,14 @@ def _(action: CreateEdit) -> tuple[dict[str, Any], str]:
     scores = load_scores(action.mean) if action.mean else None
     value = Mean(scores) if scores else Scale(action.alpha) if action.alpha else Zero()
     given = action.model
-    edit = create_edit(load_model(given.model, device=given.device, dtype=given.dtype), selection, value=value)
+    model = load_model(given.model, device=given.device, dtype=given.dtype)
+    edit = create_edit(model, selection, value=value)
+    held = [str(one) for one in held_super_weights(selection, super_weights(model))]
     edit.save(action.out)
-    record = {"out": str(action.out), "bytes": action.out.stat().st_size, **_record(edit)}
-    return record, f"{_text(edit)}\nedit: {action.out.resolve()} ({action.out.stat().st_size / 1000:.0f} kB)"
+    size = action.out.stat().st_size
+    record = {"out": str(action.out), "bytes": size, "super_weights": held, **_record(edit)}
+    warning = f"it changes super weights, which may break the model: {', '.join(held)}\n" if held else ""
+    return record, f"{_text(edit)}\n{warning}edit: {action.out.resolve()} ({size / 1000:.0f} kB)"
 
 
 @edit_action.register

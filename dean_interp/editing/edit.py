@@ -7,7 +7,7 @@ refused on any other, on one that has it already, and where the file was changed
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -28,8 +28,8 @@ from dean_interp.tensorfile import read_tensors, write_tensors
 
 _FORMAT = "dean_interp.edit.1"
 _CHUNK = 2**24  # entries that are hashed at once
-State = Literal["base", "edited", "other"]
-"""What a tensor is to an edit: as it was before, as it is after, or something else."""
+State = Literal["base", "edited", "both", "other"]
+"""What a tensor is to an edit: as before, as after, both (the edit changes none of its numbers), or something else."""
 
 
 @dataclass(frozen=True)
@@ -232,17 +232,16 @@ def state_of(tensor: Float[Tensor, "..."], change: Change) -> State:
         return "other"
     at = _at(change)
     now = tensor[at].cpu()
-    is_old = torch.equal(now, change.old.to(now.dtype)) and torch.equal(now.float(), change.old.float())
-    if is_old:
-        return "base" if tensor_hash(tensor) == change.base else "other"
-    if torch.equal(now, change.new.to(now.dtype)) and tensor_hash(tensor, change) == change.base:
-        return "edited"
-    return "other"
+    is_old, is_new = torch.equal(now.float(), change.old.float()), torch.equal(now, change.new.to(now.dtype))
+    if not (is_old or is_new) or tensor_hash(tensor, change) != change.base:
+        return "other"
+    return "both" if is_old and is_new else "base" if is_old else "edited"
 
 
-def joint_state(states: list[State]) -> State:
-    """The state that all tensors share; `other` where they differ."""
-    return states[0] if len(set(states)) == 1 else "other"
+def joint_state(states: Sequence[State]) -> State:
+    """The state that all tensors share; `other` where they differ. `both` agrees with either."""
+    found = set(states) - {"both"}
+    return found.pop() if len(found) == 1 else "other" if found else "base"
 
 
 def tensor_hash(tensor: Float[Tensor, "..."], undone: Change | None = None) -> str:
