@@ -76,7 +76,7 @@ def _(action: VerifyEdit) -> tuple[dict[str, Any], str]:
     state = joint_state(list(states.values()))
     if state == "other":
         refuse_state(state, "base", edit, str(action.checkpoint))
-    said = "is the edit's base" if state == "base" else "holds the edit, and is the edit's base in all else"
+    said = {"base": "is the edit's base", "edited": "holds the edit", "both": "is left as it is by this edit"}[state]
     return {"state": state, "tensors": states}, f"{action.checkpoint} {said}, in the {len(states)} tensors it changes"
 
 

@@ -150,8 +150,9 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
         changes |= _change(model, out, flat, (rows * (value.alpha if isinstance(value, Scale) else 0.0)).flatten())
         if isinstance(value, Mean):
             changes |= _carried(model, out, value.scores.activation_mean[site][units].to(rows) @ rows)
+    name = str(model.cfg.model_name)
     facts = {
-        "model": str(model.cfg.model_name),
+        "model": Path(name).name if Path(name).is_dir() else name,  # not where a folder lies on this machine
         "architecture": type(model.original_model).__name__,
         "units": {str(site): n for site, n in selection.counts().items() if n},
         "selection": selection.fingerprint,
@@ -241,7 +242,7 @@ def state_of(tensor: Float[Tensor, "..."], change: Change) -> State:
 def joint_state(states: Sequence[State]) -> State:
     """The state that all tensors share; `other` where they differ. `both` agrees with either."""
     found = set(states) - {"both"}
-    return found.pop() if len(found) == 1 else "other" if found else "base"
+    return found.pop() if len(found) == 1 else "other" if found else "both"
 
 
 def tensor_hash(tensor: Float[Tensor, "..."], undone: Change | None = None) -> str:
@@ -260,7 +261,7 @@ def tensor_hash(tensor: Float[Tensor, "..."], undone: Change | None = None) -> s
 
 def refuse_state(state: State, expected: State, edit: Edit, what: str) -> None:
     """Raise `InputError` where something is not what an edit can be written into, or taken out of."""
-    if state == expected:
+    if state in (expected, "both"):
         return
     if state == "other":
         raise InputError(
