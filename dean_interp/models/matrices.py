@@ -123,9 +123,10 @@ def _on_hooked_transformer(stack: ExitStack, owner: Any, part: str, hook: OnProd
         while last:
             last.pop().remove()
 
-    def between(module: nn.Module, args: tuple[Tensor, ...], product: Tensor) -> Tensor | None:
-        flat = hook(read[0].flatten(2), product.flatten(2))
-        return None if flat is None else flat.reshape(product.shape)
+    def between(module: nn.Module, args: tuple[Tensor, ...], product: Tensor) -> Tensor:
+        flat = product.flatten(2)
+        changed = hook(read[0].flatten(2), flat)
+        return (flat if changed is None else changed).reshape(product.shape)  # through `flat`, which a hook may watch
 
     stack.callback(owner.register_forward_pre_hook(begin, with_kwargs=True).remove)
     stack.callback(end)
