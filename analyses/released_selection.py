@@ -10,8 +10,6 @@ mean margins log p(safe) - log p(unsafe) on test prompts, nats per token, paired
 import argparse
 import warnings
 
-import torch
-
 from dean_interp import Selection, ablate, coupling, importance, load_behaviour, load_model, measure
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.scoring.scores import Scores
@@ -63,7 +61,7 @@ def main() -> None:
     print(f"\n{'change under ablation of':<26}{'privacy margin':>26}{'fairness margin':>26}{'perplexity':>12}")
     print(f"{'nothing':<26}{'':>52}{before['general'].perplexity:>12.1f}")
     for name, one in sets.items():
-        with ablate(model, one), torch.inference_mode():
+        with ablate(model, one):
             after = measure(model, tests, answer_tokens=12)
         cells = []
         for behaviour in ("privacy", "fairness"):

@@ -3,11 +3,10 @@
 python benchmarks/one_billion.py          (about 13 GiB; two CPU cores: a few minutes)
 """
 
-import threading
 import time
 
-import psutil
 import torch
+from scoring import peak_bytes  # beside this file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dean_interp import Scoring, importance, load_behaviour, load_model
@@ -22,8 +21,7 @@ def main() -> None:
                          num_key_value_heads=8, vocab_size=49152, tie_word_embeddings=True)  # fmt: skip
     config.architectures = ["LlamaForCausalLM"]
     config._name_or_path = "a random Llama"
-    with torch.device("cpu"):
-        plain = LlamaForCausalLM(config).eval()
+    plain = LlamaForCausalLM(config).eval()
     model = load_model(plain, tokenizer=AutoTokenizer.from_pretrained(demo_model_folder()))
     behaviour = load_behaviour("fairness", n_examples=4)
     units = ("neuron", "weight")
@@ -31,20 +29,10 @@ def main() -> None:
     print(
         f"{sum(each.numel() for each in plain.parameters()) / 1e9:.2f} billion parameters\nplan: {planned}", flush=True
     )
-    peak, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], psutil.Process().memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     began = time.monotonic()
-    importance(model, behaviour, unit=units, how=planned.apply(Scoring()))
+    peak = peak_bytes(lambda: importance(model, behaviour, unit=units, how=planned.apply(Scoring())))
     seconds = time.monotonic() - began
-    done.set()
-    watcher.join()
-    print(f"measured: peak {peak[0] / 2**30:.2f} GiB, {peak[0] / planned.peak_bytes:.2f} of the prediction; "
+    print(f"measured: peak {peak / 2**30:.2f} GiB, {peak / planned.peak_bytes:.2f} of the prediction; "
           f"{seconds / planned.seconds:.2f} of the predicted time")  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def ratios(numerator: Callable[[], object], denominator: Callable[[], object], r
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        if repeat or not repeats:
+        if repeat:
             found.append(times[0] / times[1])
     return found
 
@@ -75,10 +75,10 @@ def forward_and_backward(model: HookedModel, rows: list, *, parameters: bool) ->
         model.zero_grad(set_to_none=True)
 
 
-def score(model: HookedModel, behaviour: object, units: tuple[str, ...]) -> None:
+def score(model: HookedModel, behaviour: Behaviour, units: tuple[str, ...], batch_tokens: int = BATCH_TOKENS) -> None:
     """The passes of `importance` alone: what it does once a model (a fingerprint, a check of the hooks) left out."""
     sites = (neuron_sites(model) if "neuron" in units else []) + (weight_sites(model) if "weight" in units else [])
-    how = Scoring(batch_tokens=BATCH_TOKENS)
+    how = Scoring(batch_tokens=batch_tokens)
     data = prepare(model, behaviour, how)
     run_pass(model, data, Sums(model, sites, n_examples=len(behaviour), rows_each=1, signed=False), how, label="score")
 
@@ -98,21 +98,30 @@ def released_schedule(model: HookedModel, rows: list) -> None:
                 total += gradient.abs()
 
 
-def peak_ratio(model: HookedModel, behaviour: object) -> float:
+def peak_ratio(model: HookedModel, behaviour: Behaviour) -> float:
     """Measured over predicted peak of the process's memory."""
     planned = plan(model, behaviour, unit=BOTH)
-    peak, done = [0], threading.Event()
+    peak = peak_bytes(lambda: importance(model, behaviour, unit=BOTH, how=planned.apply(Scoring())))
+    return peak / planned.peak_bytes
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most memory that the process held during a call."""
+    peak, done = 0, threading.Event()
 
     def watch() -> None:
+        nonlocal peak
         while not done.wait(0.002):
-            peak[0] = max(peak[0], psutil.Process().memory_info().rss)
+            peak = max(peak, psutil.Process().memory_info().rss)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    importance(model, behaviour, unit=BOTH, how=planned.apply(Scoring()))
-    done.set()
-    watcher.join()
-    return peak[0] / planned.peak_bytes
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return peak
 
 
 def with_layers(model: HookedModel, n_layers: int) -> HookedModel:
@@ -148,6 +157,8 @@ def main() -> None:
     flat = {f"{name}{end}": value for name, values in found.items()
             for end, value in zip(("_min", "", "_max"), values, strict=True)}  # fmt: skip
     Path(__file__).with_name("latest.json").write_text(json.dumps(flat, indent=1) + "\n")
+    show("scoring both units in batches of 2048 tokens / of 512",
+         ratios(lambda: score(model, behaviour, BOTH, 2048), lambda: score(model, behaviour, BOTH)))  # fmt: skip
     margins_bench(model)
     products_bench()
 

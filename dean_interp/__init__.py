@@ -5,8 +5,9 @@ The method is DEAN (arXiv 2410.16672; SPIN in its second version, ACL 2025), on 
 
 from dean_interp.data.examples import Behaviour, Example, load_behaviour
 from dean_interp.editing.ablation import ablate
+from dean_interp.editing.apply import apply_edit, create_edit, revert_edit
 from dean_interp.editing.checkpoint import apply_to_checkpoint, revert_checkpoint
-from dean_interp.editing.edit import Edit, apply_edit, create_edit, load_edit, revert_edit
+from dean_interp.editing.edit import Edit, load_edit
 from dean_interp.editing.patching import patch_activations
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import Measurement, measure

@@ -1,27 +1,13 @@
 import pytest
 import torch
 from hooked import as_hooked_transformer
+from units import IDS, logits_of, some_neurons, some_weights
 
 from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, generate, importance, load_model
 from dean_interp.editing.values import Mean
-from dean_interp.models.matrices import weight, weight_sites
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import weight
 
 pytestmark = pytest.mark.hooks
-
-IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62], [2, 9, 8, 7, 6, 5, 4, 3, 33]])
-
-
-def some_units(model, seed=0, n=6):
-    generator = torch.Generator().manual_seed(seed)
-    sites = neuron_sites(model)
-    units = {site: torch.randperm(model.cfg.d_mlp, generator=generator)[:n].sort().values for site in sites}
-    return Selection(units, {site: (model.cfg.d_mlp,) for site in sites})
-
-
-def logits_of(model):
-    with torch.inference_mode():
-        return model(IDS, return_type="logits")
 
 
 def with_zeroed_rows(folder, selection):
@@ -35,20 +21,12 @@ def with_zeroed_rows(folder, selection):
 def test_hook_ablation_equals_zeroing_the_rows_of_w_out(checkpoints):
     for folder in checkpoints.values():
         model = load_model(folder, device="cpu")
-        selection = some_units(model)
+        selection = some_neurons(model)
         plain = logits_of(model)
         with ablate(model, selection):
             ablated = logits_of(model)
         torch.testing.assert_close(ablated, logits_of(with_zeroed_rows(folder, selection)), atol=1e-5, rtol=1e-5)
         assert (ablated - plain).abs().max() > 1e-3
-
-
-def some_weights(model, seed=0, n=30):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {site: tuple(weight(model, site).shape) for site in weight_sites(model)}
-    units = {site: torch.randperm(rows * columns, generator=generator)[:n].sort().values
-             for site, (rows, columns) in shapes.items()}  # fmt: skip
-    return Selection(units, shapes)
 
 
 def with_zeroed_weights(folder, selection):
@@ -84,7 +62,7 @@ def test_generation_under_weight_ablation_equals_generation_with_zeroed_weights(
 
 
 def test_nested_weight_ablations_take_no_weight_out_twice(llama):
-    plain, one, two = logits_of(llama), some_weights(llama, 1, n=400), some_weights(llama, 2, n=400)
+    plain, one, two = logits_of(llama), some_weights(llama, seed=1, n=400), some_weights(llama, seed=2, n=400)
     assert len(one & two) > 0
     with ablate(llama, one):
         only_one = logits_of(llama)
@@ -101,7 +79,7 @@ def test_neurons_and_weights_nest_in_either_order(checkpoints, tokenizer, kind):
     """A weight of a silenced neuron has nothing left to take out, whichever ablation was opened first."""
     folder = checkpoints["llama-gqa"]
     model = load_model(folder, device="cpu") if kind == "bridge" else as_hooked_transformer(folder, tokenizer)
-    neurons, weights = some_units(model, n=20), some_weights(model, n=400)
+    neurons, weights = some_neurons(model, n=20), some_weights(model, n=400)
     with ablate(model, neurons), ablate(model, weights):
         inner = logits_of(model)
     with ablate(model, weights), ablate(model, neurons):
@@ -124,7 +102,7 @@ def test_weights_have_no_means_to_put_in_place(llama):
 def test_generation_under_ablation_equals_generation_with_zeroed_rows(checkpoints):
     folder = checkpoints["llama-gqa"]
     model = load_model(folder, device="cpu")
-    selection = some_units(model, n=20)
+    selection = some_neurons(model, n=20)
     plain = generate(model, ["hello"], max_new_tokens=16)
     with ablate(model, selection):
         ablated = generate(model, ["hello"], max_new_tokens=16)
@@ -135,13 +113,13 @@ def test_generation_under_ablation_equals_generation_with_zeroed_rows(checkpoint
 
 def test_the_model_is_restored_after_an_exception(llama):
     plain = logits_of(llama)
-    with pytest.raises(KeyError), ablate(llama, some_units(llama)):
+    with pytest.raises(KeyError), ablate(llama, some_neurons(llama)):
         raise KeyError
     assert torch.equal(logits_of(llama), plain)
 
 
 def test_ablations_nest_and_undo_one_by_one(llama):
-    plain, one, two = logits_of(llama), some_units(llama, 1), some_units(llama, 2)
+    plain, one, two = logits_of(llama), some_neurons(llama, seed=1), some_neurons(llama, seed=2)
     with ablate(llama, one):
         only_one = logits_of(llama)
         with ablate(llama, two):
@@ -154,7 +132,7 @@ def test_ablations_nest_and_undo_one_by_one(llama):
 
 def test_mean_ablation_puts_the_stored_means_in_place_whatever_the_batch(llama):
     behaviour = Behaviour("b", (Example("hello", {"response": "world"}), Example("one", {"response": "two three"})))
-    scores, selection = importance(llama, behaviour), some_units(llama)
+    scores, selection = importance(llama, behaviour), some_neurons(llama)
     seen = []
     with (
         ablate(llama, selection, value=Mean(scores)),
@@ -170,13 +148,13 @@ def test_mean_ablation_puts_the_stored_means_in_place_whatever_the_batch(llama):
 
 def test_weights_are_never_touched(llama):
     before = [parameter.clone() for parameter in llama.parameters()]
-    with ablate(llama, some_units(llama)):
+    with ablate(llama, some_neurons(llama)):
         logits_of(llama)
         assert all(torch.equal(a, b) for a, b in zip(llama.parameters(), before, strict=True))
 
 
 def test_an_empty_selection_and_one_of_another_model_are_refused(llama):
-    full = some_units(llama)
+    full = some_neurons(llama)
     with pytest.raises(InputError, match="the selection is empty"), ablate(llama, full - full):
         pass
     other = Selection({Site(0, "neurons"): torch.tensor([1])}, {Site(0, "neurons"): (99,)})
@@ -185,7 +163,7 @@ def test_an_empty_selection_and_one_of_another_model_are_refused(llama):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
-@pytest.mark.parametrize("choose", [some_units, some_weights])
+@pytest.mark.parametrize("choose", [some_neurons, some_weights])
 def test_a_hooked_transformer_of_the_same_weights_is_ablated_alike(checkpoints, tokenizer, name, choose):
     hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
     selection = choose(bridge)

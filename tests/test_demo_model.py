@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ablation import some_units
+from units import some_neurons
 
 from dean_interp import ablate, generate, load_behaviour, load_model, measure
 from dean_interp.models.generate import cache_is_right
@@ -32,7 +32,7 @@ def test_its_gguf_file_by_path_holds_the_same_weights(demo_model, tmp_path, monk
 
 def test_shared_prompts_and_ablation_are_exact_on_it(demo_model):
     behaviour = load_behaviour("privacy", split="test", n_examples=4)
-    selection = some_units(demo_model, n=40)
+    selection = some_neurons(demo_model, n=40)
     with ablate(demo_model, selection):
         hooked = measure(demo_model, [behaviour])["privacy"]
     kept = {site: weight(demo_model, Site(site.layer, "out"))[units].clone() for site, units in selection.units.items()}

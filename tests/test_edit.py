@@ -15,39 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from units import IDS, logits_of, some_neurons, some_weights
 
-from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, importance, load_model
+from dean_interp import Behaviour, Example, InputError, Site, ablate, importance, load_model
 from dean_interp.editing import checkpoint
+from dean_interp.editing.apply import apply_edit, create_edit, edit_state, revert_edit
 from dean_interp.editing.checkpoint import apply_to_checkpoint, checkpoint_state, export, revert_checkpoint
-from dean_interp.editing.edit import apply_edit, compare, create_edit, edit_state, load_edit, revert_edit, stack
+from dean_interp.editing.edit import compare, load_edit, stack
 from dean_interp.editing.values import Mean, Noise, Project, Restore, Scale, Zero
 from dean_interp.models.matrices import weight, weight_sites
-from dean_interp.models.sites import neuron_sites
 
-IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62], [2, 9, 8, 7, 6, 5, 4, 3, 33]])
 TEXTS = Behaviour("texts", (Example("hello", {"response": "world"}), Example("one", {"response": "two three"})))
 DTYPES = ("float32", "bfloat16", "float16")
 seeded = settings(max_examples=12, deadline=None, derandomize=True, database=None)
-
-
-def some_neurons(model, n=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    sites = neuron_sites(model)
-    units = {site: torch.randperm(model.cfg.d_mlp, generator=generator)[:n].sort().values for site in sites}
-    return Selection(units, {site: (model.cfg.d_mlp,) for site in sites}, frozenset({"abc"}))
-
-
-def some_weights(model, n=40, seed=0, modules="mlp"):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {site: tuple(weight(model, site).shape) for site in weight_sites(model, modules)}
-    units = {site: torch.randperm(rows * columns, generator=generator)[:n].sort().values
-             for site, (rows, columns) in shapes.items()}  # fmt: skip
-    return Selection(units, shapes)
-
-
-def logits_of(model):
-    with torch.inference_mode():
-        return model(IDS, return_type="logits")
 
 
 def plain_logits(folder):

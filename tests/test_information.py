@@ -1,7 +1,7 @@
 import pytest
 import torch
 from hooked import as_hooked_transformer
-from test_ablation import some_units
+from units import some_neurons
 
 from dean_interp import Behaviour, Example, InputError, Selection, Site, load_model, mutual_information
 from dean_interp.information.estimands import Reads, downstream_mi
@@ -108,7 +108,7 @@ def behaviours(n=8):
 
 @pytest.mark.hooks
 def test_mutual_information_runs_on_a_model_and_reads_what_measure_reads(llama):
-    first, second, ablated = some_units(llama, 1), some_units(llama, 2), some_units(llama, 3)
+    first, second, ablated = some_neurons(llama, seed=1), some_neurons(llama, seed=2), some_neurons(llama, seed=3)
     twice = [*behaviours(), Behaviour("again", behaviours()[0].examples)]
     result = mutual_information(llama, twice, first_read=first, second_read=second, ablated=ablated, k=2, n_shuffles=49)
     assert result.n_prompts == 16, "a prompt that stands twice counts once"
@@ -123,16 +123,22 @@ def test_mutual_information_runs_on_a_model_and_reads_what_measure_reads(llama):
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
 def test_a_hooked_transformer_of_the_same_weights_gives_equal_estimates(checkpoints, tokenizer, name):
     hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
-    options = {"first_read": some_units(bridge, 1), "second_read": some_units(bridge, 2), "k": 2, "n_shuffles": 19}
+    options = {
+        "first_read": some_neurons(bridge, seed=1),
+        "second_read": some_neurons(bridge, seed=2),
+        "k": 2,
+        "n_shuffles": 19,
+    }
     ours, theirs = (
-        mutual_information(model, behaviours(), ablated=some_units(bridge, 3), **options) for model in (bridge, hooked)
+        mutual_information(model, behaviours(), ablated=some_neurons(bridge, seed=3), **options)
+        for model in (bridge, hooked)
     )
     assert ours.changes == pytest.approx(theirs.changes, abs=2e-3)
 
 
 @pytest.mark.hooks
 def test_unknown_estimands_and_scored_prompts_are_refused(llama, untyped):
-    units = some_units(llama)
+    units = some_neurons(llama)
     options = {"first_read": units, "second_read": units, "ablated": units}
     with pytest.raises(InputError, match="estimand must be one of"):
         mutual_information(llama, behaviours(), **options, estimand="score_mi")

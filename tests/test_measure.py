@@ -1,7 +1,7 @@
 import pytest
 import torch
 from hooked import as_hooked_transformer
-from test_ablation import some_units
+from units import some_neurons
 
 from dean_interp import Behaviour, Example, InputError, ablate, importance, load_model, measure
 from dean_interp.models.tokens import batches, collate, encode, paths, trees
@@ -72,7 +72,7 @@ def test_answer_tokens_measures_a_beginning(llama, tokenizer):
 
 
 def test_perplexity_and_kl_are_those_of_their_definitions(llama, tokenizer):
-    selection = some_units(llama)
+    selection = some_neurons(llama)
     original = measure(llama, [GENERAL])
     with ablate(llama, selection):
         ablated = measure(llama, [GENERAL], original=original)["general"]
@@ -87,7 +87,7 @@ def test_perplexity_and_kl_are_those_of_their_definitions(llama, tokenizer):
 
 
 def test_reads_are_the_activations_at_the_last_prompt_token(tiny, tokenizer):
-    behaviours, units = [pairs("fairness", 4), pairs("privacy", 3)], some_units(tiny)
+    behaviours, units = [pairs("fairness", 4), pairs("privacy", 3)], some_neurons(tiny)
     reads = measure(tiny, behaviours, read=units).reads
     assert reads.groups == ("fairness",) * 4 + ("privacy",) * 3
     prompts = [prompt for behaviour in behaviours for prompt in behaviour.prompts]
@@ -148,7 +148,7 @@ def test_a_model_with_positions_of_its_own_is_measured_apart(checkpoints, caplog
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
 def test_a_hooked_transformer_of_the_same_weights_measures_alike(checkpoints, tokenizer, name):
     hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
-    units = some_units(bridge)
+    units = some_neurons(bridge)
     ours, theirs = (measure(model, [pairs("fairness")], read=units) for model in (bridge, hooked))
     torch.testing.assert_close(ours["fairness"].margin, theirs["fairness"].margin, atol=1e-4, rtol=1e-3)
     for site in units.units:

@@ -257,7 +257,7 @@ def test_help_of_every_step_has_an_example(step, capsys):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dean_interp.cli.steps.load_model", lambda *args, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("dean_interp.cli.model.load_model", lambda *args, **options: pytest.fail("a model was loaded"))
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("dean-interp: ") and captured.err.count("\n") == 1

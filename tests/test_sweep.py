@@ -79,7 +79,6 @@ def test_the_halves_share_no_topic_and_are_all_prompts():
 
 def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(config, swept, tmp_path, monkeypatch):
     folder, _ = swept
-    few = dataclasses.replace(config)
     measured, real = [], module.States.measured
 
     def dies(self, name, *rest):
@@ -90,9 +89,9 @@ def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(config, swept, tmp_pa
 
     monkeypatch.setattr(module.States, "measured", dies)
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(few, tmp_path)
+        run_sweep(config, tmp_path)
     monkeypatch.setattr(module.States, "measured", real)
-    run_sweep(few, tmp_path)
+    run_sweep(config, tmp_path)
     assert (tmp_path / "sweep.json").read_bytes() == (folder / "sweep.json").read_bytes()
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from hooked import as_hooked_transformer
+from units import IDS, logits_of, some_neurons, some_weights
 
-from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, generate, importance, load_model
+from dean_interp import Behaviour, Example, InputError, Site, ablate, generate, importance, load_model
 from dean_interp.editing.patching import neuron_cache, patch_activations, patching
 from dean_interp.editing.values import Mean, Noise, Project, Resample, Restore, Scale, Zero, activation_bank
 from dean_interp.models.loss import forward
@@ -14,29 +15,8 @@ from dean_interp.models.tokens import collate, encode, paths, trees
 
 pytestmark = pytest.mark.hooks
 
-IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62], [2, 9, 8, 7, 6, 5, 4, 3, 33]])
 TEXTS = Behaviour("texts", (Example("hello", {"response": "world"}), Example("one", {"response": "two three"})))
 SITE = Site(1, "neurons")
-
-
-def some_neurons(model, n=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    sites = neuron_sites(model)
-    units = {site: torch.randperm(model.cfg.d_mlp, generator=generator)[:n].sort().values for site in sites}
-    return Selection(units, {site: (model.cfg.d_mlp,) for site in sites})
-
-
-def some_weights(model, n=60, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {site: tuple(weight(model, site).shape) for site in weight_sites(model)}
-    units = {site: torch.randperm(rows * columns, generator=generator)[:n].sort().values
-             for site, (rows, columns) in shapes.items()}  # fmt: skip
-    return Selection(units, shapes)
-
-
-def logits_of(model, ids=IDS):
-    with torch.inference_mode():
-        return model(ids, return_type="logits")
 
 
 def activations(model, run, site=SITE):

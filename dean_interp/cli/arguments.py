@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
+from dean_interp.cli.edits import EditStep
+from dean_interp.cli.model import Model
 from dean_interp.data.examples import ResponseKind
 from dean_interp.editing.ablation import Positions
-from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.sites import Modules, Unit
-from dean_interp.models.tokens import Template
 from dean_interp.scoring.importance import Target
 from dean_interp.scoring.scores import KEEP
 from dean_interp.selection.selection import Within
@@ -18,20 +18,6 @@ from dean_interp.study.config import StudyConfig
 from dean_interp.study.sweep import SweepConfig
 
 Method = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]
-
-
-@dataclass(frozen=True)
-class Model:
-    """Which model, and how text becomes its tokens."""
-
-    model: str = DEMO_MODEL
-    """A name on the Hugging Face hub, a local folder, a .gguf file, or the demo model."""
-    template: Template = "chat"
-    """How prompt and answer become tokens."""
-    device: Literal["cpu", "cuda", "mps"] | None = None
-    """Where to run; unset: CUDA where there is one, else the CPU."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the weights."""
 
 
 @dataclass(frozen=True)
@@ -212,130 +198,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class CreateEdit:
-    """Make an edit file: what an ablation would change in the checkpoint, a small file that can be taken back.
-
-    Example: dean-interp edit create coupled.safetensors --out edit.safetensors
-
-    Example: dean-interp edit create coupled.safetensors --alpha 0.5 --model path/to/checkpoint --out edit.safetensors
-    """
-
-    selection: Positional[Path]
-    """The selection file: neurons or weights."""
-    out: Path
-    """The edit file to write."""
-    alpha: float = 0.0
-    """What the units are multiplied by: 0 silences."""
-    mean: Path | None = None
-    """A score file: put neurons' means over its examples in place, where the model has biases to carry them."""
-    model: OmitArgPrefixes[Model] = field(default_factory=Model)
-
-
-@dataclass(frozen=True)
-class ShowEdit:
-    """Say what an edit changes and where it comes from. Example: dean-interp edit show edit.safetensors"""
-
-    edit: Positional[Path]
-    """The edit file."""
-
-
-@dataclass(frozen=True)
-class ApplyEdit:
-    """Write an edited copy of a checkpoint folder, file by file, without loading the model.
-
-    Example: dean-interp edit apply edit.safetensors path/to/checkpoint --out path/to/edited
-    """
-
-    edit: Positional[Path]
-    """The edit file."""
-    checkpoint: Positional[Path]
-    """A Hugging Face checkpoint folder with safetensors files; it is read only."""
-    out: Path
-    """The new folder."""
-
-
-@dataclass(frozen=True)
-class RevertEdit:
-    """Write a copy of an edited checkpoint without the edit: the same bytes as before it.
-
-    Example: dean-interp edit revert edit.safetensors path/to/edited --out path/to/original
-    """
-
-    edit: Positional[Path]
-    """The edit file."""
-    checkpoint: Positional[Path]
-    """The edited checkpoint folder; it is read only."""
-    out: Path
-    """The new folder."""
-
-
-@dataclass(frozen=True)
-class VerifyEdit:
-    """Say whether a checkpoint is the edit's base or holds the edit; neither is an error.
-
-    Example: dean-interp edit verify edit.safetensors path/to/edited
-    """
-
-    edit: Positional[Path]
-    """The edit file."""
-    checkpoint: Positional[Path]
-    """The checkpoint folder."""
-
-
-@dataclass(frozen=True)
-class DiffEdits:
-    """Compare two edits, tensor by tensor. Example: dean-interp edit diff one.safetensors two.safetensors"""
-
-    first: Positional[Path]
-    """An edit file."""
-    second: Positional[Path]
-    """Another."""
-
-
-@dataclass(frozen=True)
-class StackEdits:
-    """Make one edit of several of the same base.
-
-    Example: dean-interp edit stack one.safetensors two.safetensors --out both.safetensors
-    """
-
-    edits: Positional[tuple[Path, ...]]
-    """The edit files."""
-    out: Path
-    """The edit file to write."""
-
-
-@dataclass(frozen=True)
-class ExportEdit:
-    """Write a model with the edit as a checkpoint folder, load it in plain transformers, compare logits and generate.
-
-    Example: dean-interp edit export edit.safetensors --out path/to/edited
-    """
-
-    edit: Positional[Path]
-    """The edit file."""
-    out: Path
-    """The new folder."""
-    model: OmitArgPrefixes[Model] = field(default_factory=Model)
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Edits as files: create, show, apply, verify, revert, diff, stack, export."""
-
-    action: OmitArgPrefixes[
-        Annotated[CreateEdit, subcommand("create")]
-        | Annotated[ShowEdit, subcommand("show")]
-        | Annotated[ApplyEdit, subcommand("apply")]
-        | Annotated[VerifyEdit, subcommand("verify")]
-        | Annotated[RevertEdit, subcommand("revert")]
-        | Annotated[DiffEdits, subcommand("diff")]
-        | Annotated[StackEdits, subcommand("stack")]
-        | Annotated[ExportEdit, subcommand("export")]
-    ]
-
-
-@dataclass(frozen=True)
 class RunSweep:
     """Try many edits from one scoring pass; choose the Pareto front on one half of the tests, confirm it on the other.
 
@@ -360,7 +222,7 @@ class Report:
     """The run folder."""
 
 
-Step = Score | Couple | Ablate | Evaluate | Information | Edit | RunSweep | Run | Report
+Step = Score | Couple | Ablate | Evaluate | Information | EditStep | RunSweep | Run | Report
 
 
 @dataclass(frozen=True)
@@ -373,7 +235,7 @@ class Command:
         | Annotated[Ablate, subcommand("ablate")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Information, subcommand("information")]
-        | Annotated[Edit, subcommand("edit")]
+        | Annotated[EditStep, subcommand("edit")]
         | Annotated[RunSweep, subcommand("sweep")]
         | Annotated[Run, subcommand("run")]
         | Annotated[Report, subcommand("report")]

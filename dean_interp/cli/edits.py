@@ -1,27 +1,146 @@
-"""What each action of `dean-interp edit` does."""
+"""`dean-interp edit`: the arguments of each action, and what it does."""
 
+from dataclasses import dataclass, field
 from functools import reduce, singledispatch
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from dean_interp.cli.arguments import (
-    ApplyEdit,
-    CreateEdit,
-    DiffEdits,
-    ExportEdit,
-    RevertEdit,
-    ShowEdit,
-    StackEdits,
-    VerifyEdit,
-)
+from tyro.conf import OmitArgPrefixes, Positional, subcommand
+
+from dean_interp.cli.model import Model
+from dean_interp.editing.apply import create_edit
 from dean_interp.editing.checkpoint import apply_to_checkpoint, export, revert_checkpoint, tensor_states
-from dean_interp.editing.edit import Edit, compare, create_edit, joint_state, load_edit, refuse_state, stack
+from dean_interp.editing.edit import Edit, compare, joint_state, load_edit, refuse_state, stack
 from dean_interp.editing.values import Mean, Scale, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
-from dean_interp.models.load import load_model
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
 from dean_interp.tensorfile import writable
+
+
+@dataclass(frozen=True)
+class CreateEdit:
+    """Make an edit file: what an ablation would change in the checkpoint, a small file that can be taken back.
+
+    Example: dean-interp edit create coupled.safetensors --out edit.safetensors
+
+    Example: dean-interp edit create coupled.safetensors --alpha 0.5 --model path/to/checkpoint --out edit.safetensors
+    """
+
+    selection: Positional[Path]
+    """The selection file: neurons or weights."""
+    out: Path
+    """The edit file to write."""
+    alpha: float = 0.0
+    """What the units are multiplied by: 0 silences."""
+    mean: Path | None = None
+    """A score file: put neurons' means over its examples in place, where the model has biases to carry them."""
+    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+
+
+@dataclass(frozen=True)
+class ShowEdit:
+    """Say what an edit changes and where it comes from. Example: dean-interp edit show edit.safetensors"""
+
+    edit: Positional[Path]
+    """The edit file."""
+
+
+@dataclass(frozen=True)
+class ApplyEdit:
+    """Write an edited copy of a checkpoint folder, file by file, without loading the model.
+
+    Example: dean-interp edit apply edit.safetensors path/to/checkpoint --out path/to/edited
+    """
+
+    edit: Positional[Path]
+    """The edit file."""
+    checkpoint: Positional[Path]
+    """A Hugging Face checkpoint folder with safetensors files; it is read only."""
+    out: Path
+    """The new folder."""
+
+
+@dataclass(frozen=True)
+class RevertEdit:
+    """Write a copy of an edited checkpoint without the edit: the same bytes as before it.
+
+    Example: dean-interp edit revert edit.safetensors path/to/edited --out path/to/original
+    """
+
+    edit: Positional[Path]
+    """The edit file."""
+    checkpoint: Positional[Path]
+    """The edited checkpoint folder; it is read only."""
+    out: Path
+    """The new folder."""
+
+
+@dataclass(frozen=True)
+class VerifyEdit:
+    """Say whether a checkpoint is the edit's base or holds the edit; neither is an error.
+
+    Example: dean-interp edit verify edit.safetensors path/to/edited
+    """
+
+    edit: Positional[Path]
+    """The edit file."""
+    checkpoint: Positional[Path]
+    """The checkpoint folder."""
+
+
+@dataclass(frozen=True)
+class DiffEdits:
+    """Compare two edits, tensor by tensor. Example: dean-interp edit diff one.safetensors two.safetensors"""
+
+    first: Positional[Path]
+    """An edit file."""
+    second: Positional[Path]
+    """Another."""
+
+
+@dataclass(frozen=True)
+class StackEdits:
+    """Make one edit of several of the same base.
+
+    Example: dean-interp edit stack one.safetensors two.safetensors --out both.safetensors
+    """
+
+    edits: Positional[tuple[Path, ...]]
+    """The edit files."""
+    out: Path
+    """The edit file to write."""
+
+
+@dataclass(frozen=True)
+class ExportEdit:
+    """Write a model with the edit as a checkpoint folder, load it in plain transformers, compare logits and generate.
+
+    Example: dean-interp edit export edit.safetensors --out path/to/edited
+    """
+
+    edit: Positional[Path]
+    """The edit file."""
+    out: Path
+    """The new folder."""
+    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+
+
+@dataclass(frozen=True)
+class EditStep:
+    """Edits as files: create, show, apply, verify, revert, diff, stack, export."""
+
+    action: OmitArgPrefixes[
+        Annotated[CreateEdit, subcommand("create")]
+        | Annotated[ShowEdit, subcommand("show")]
+        | Annotated[ApplyEdit, subcommand("apply")]
+        | Annotated[VerifyEdit, subcommand("verify")]
+        | Annotated[RevertEdit, subcommand("revert")]
+        | Annotated[DiffEdits, subcommand("diff")]
+        | Annotated[StackEdits, subcommand("stack")]
+        | Annotated[ExportEdit, subcommand("export")]
+    ]
 
 
 @singledispatch
@@ -38,8 +157,7 @@ def _(action: CreateEdit) -> tuple[dict[str, Any], str]:
         raise InputError(f"give --alpha or --mean, not both; got --alpha {action.alpha} and --mean {action.mean}")
     scores = load_scores(action.mean) if action.mean else None
     value = Mean(scores) if scores else Scale(action.alpha) if action.alpha else Zero()
-    given = action.model
-    model = load_model(given.model, device=given.device, dtype=given.dtype)
+    model = action.model.loaded()
     edit = create_edit(model, selection, value=value)
     held = [str(one) for one in held_super_weights(selection, super_weights(model))]
     edit.save(action.out)
@@ -103,8 +221,8 @@ def _(action: StackEdits) -> tuple[dict[str, Any], str]:
 
 @edit_action.register
 def _(action: ExportEdit) -> tuple[dict[str, Any], str]:
-    edit, given = load_edit(action.edit), action.model
-    said = export(edit, load_model(given.model, device=given.device, dtype=given.dtype), action.out)
+    edit = load_edit(action.edit)
+    said = export(edit, action.model.loaded(), action.out)
     text = (f"checkpoint: {action.out.resolve()}\nin plain transformers its logits differ from the hooked model's "
             f"by at most {said['largest_difference']:.2g} (largest logit {said['largest_logit']:.3g}); it answers:\n"
             f"{said['answer']}")  # fmt: skip

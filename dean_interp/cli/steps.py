@@ -15,24 +15,22 @@ from tqdm.auto import tqdm
 from dean_interp.cli.arguments import (
     Ablate,
     Couple,
-    Edit,
     Evaluate,
     Information,
-    Model,
     Report,
     Run,
     RunSweep,
     Score,
     Step,
 )
-from dean_interp.cli.edits import edit_action
+from dean_interp.cli.edits import EditStep, edit_action
 from dean_interp.data.examples import Behaviour, load_behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Scale, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import judge, judge_name
 from dean_interp.models.generate import generate
-from dean_interp.models.load import HookedModel, load_model, model_fingerprint
+from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.scoring import methods
 from dean_interp.scoring.importance import Scoring, importance
 from dean_interp.scoring.plan import plan
@@ -83,7 +81,7 @@ def _(step: Score) -> Said:
         max_tokens=step.max_tokens,
         batch_tokens=step.batch_tokens,
     )
-    model = _loaded(step.model)
+    model = step.model.loaded()
     if step.method == "importance" and (step.dry_run or step.batch_tokens is None):
         planned = plan(model, behaviour, unit=step.unit, how=how)
         if step.dry_run:
@@ -169,7 +167,7 @@ def _(step: Ablate) -> Said:
     if not prompts:
         behaviour = load_behaviour(step.behaviour, n_examples=step.n_prompts, seed=step.seed, split="test")
         prompts = tuple(behaviour.prompts)
-    model = _loaded(step.model)
+    model = step.model.loaded()
     options = {"max_new_tokens": step.max_new_tokens, "template": step.model.template, "batch_size": step.batch_size}
     how = f"alpha {step.alpha} at {step.positions} positions"
     key = f"{model_fingerprint(model)} {selection.fingerprint} {how} {prompts} {options}"
@@ -242,7 +240,7 @@ def _(step: Information) -> Said:
 
 
 @_do.register
-def _(step: Edit) -> Said:
+def _(step: EditStep) -> Said:
     return Said(*edit_action(step.action))
 
 
@@ -279,10 +277,6 @@ def _report(folder: Path) -> Path:
     return write_report(load_results(folder / "results.json"), folder)
 
 
-def _loaded(options: Model) -> HookedModel:
-    return load_model(options.model, device=options.device, dtype=options.dtype)
-
-
 @contextmanager
 def _measuring(
     step: Evaluate | Information,
@@ -308,7 +302,7 @@ def _measuring(
     config.check()
     tests = config.tests()
     with locked(step.out):
-        model = _loaded(step.model)
+        model = step.model.loaded()
         ablated = {"edit": selection} | _controls(model, selection, scores, config)
         reads = disjoint_reads(scores, config.read_fraction) if scores else None
         read = reads[0] | reads[1] if reads else None

@@ -26,7 +26,6 @@ from dean_interp.selection.selection import Selection
 
 Positions = Literal["all", "prompt", "response"]
 _CHANGED = "_dean_interp_changed_weights"  # what we note on a model object: weights must not be taken out twice
-_ZERO = Zero()
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def ablate(
     model: HookedModel,
     selection: Selection,
     *,
-    value: Value = _ZERO,
+    value: Value = Zero(),  # noqa: B008 - frozen
     positions: Positions = "all",
 ) -> Iterator[None]:
     """Silence the selected units in every forward pass and generation inside the `with` block.
@@ -145,10 +144,9 @@ def _silencer(
     model: HookedModel, site: Site, units: Tensor, value: Value, positions: Positions, watch: _Watch
 ) -> Callable[..., Tensor]:
     change = activation_change(value, site, units)
-    on_device: dict[torch.device, Tensor] = {}
 
     def silence(activation: Tensor, hook: object) -> Tensor:
-        columns = on_device.setdefault(activation.device, units.to(activation.device))
+        columns = units.to(activation.device)
         old = activation[..., columns]
         new = change(old, _place(model, activation)).to(old)
         if positions != "all":

@@ -23,16 +23,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from dean_interp.editing.ablation import ablate
-from dean_interp.editing.edit import (
-    Edit,
-    State,
-    apply_edit,
-    edit_state,
-    joint_state,
-    refuse_state,
-    revert_edit,
-    state_of,
-)
+from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
+from dean_interp.editing.edit import Edit, State, joint_state, refuse_state, state_of
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
 from dean_interp.models.matrices import stored_names

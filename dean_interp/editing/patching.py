@@ -30,14 +30,7 @@ def neuron_cache(
     model: HookedModel, selection: Selection, tokens: Tokens
 ) -> dict[str, Float[Tensor, "batch pos d_mlp"]]:
     """The activations at a selection's sites in one run over `tokens`: a source for `patch_activations`."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda activation, hook: found.__setitem__(name, activation.detach().clone())
-
-    with model.hooks(fwd_hooks=[(site.hook_name, keep(site.hook_name)) for site in _sites(model, selection)]):
-        model(tokens, return_type="logits")
-    return found
+    return _run(model, _sites(model, selection), tokens)[1]
 
 
 @contextmanager
@@ -133,16 +126,31 @@ def patching(
     Raises:
         InputError: runs of two shapes without `positions`, or a metric that is the same on both.
     """
-    found = {}
-    caches = {name: neuron_cache(model, selection, run) for name, run in (("clean", clean), ("corrupted", corrupted))}
-    for name, run, source in (("denoised", corrupted, "clean"), ("noised", clean, "corrupted")):
-        with patch_activations(model, selection, source=caches[source], positions=positions):
-            found[name] = float(metric(model(run, return_type="logits")))
-    plain = {name: float(metric(model(run, return_type="logits")))
-             for name, run in (("clean", clean), ("corrupted", corrupted))}  # fmt: skip
-    if plain["clean"] == plain["corrupted"]:
-        raise InputError(f"the metric is {plain['clean']} on both runs: there is no difference to patch")
-    return Patching(**plain, **found)
+    sites = _sites(model, selection)
+    (clean_logits, clean_cache), (corrupted_logits, corrupted_cache) = (
+        _run(model, sites, run) for run in (clean, corrupted)
+    )
+    plain = [float(metric(logits)) for logits in (clean_logits, corrupted_logits)]
+    if plain[0] == plain[1]:
+        raise InputError(f"the metric is {plain[0]} on both runs: there is no difference to patch")
+    patched = []
+    for run, source in ((corrupted, clean_cache), (clean, corrupted_cache)):
+        with patch_activations(model, selection, source=source, positions=positions):
+            patched.append(float(metric(model(run, return_type="logits"))))
+    return Patching(*plain, *patched)
+
+
+def _run(
+    model: HookedModel, sites: Sequence[Site], tokens: Tokens
+) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[str, Float[Tensor, "batch pos d_mlp"]]]:
+    """The logits of one run, and the activations at the sites."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda activation, hook: found.__setitem__(name, activation.detach().clone())
+
+    with model.hooks(fwd_hooks=[(site.hook_name, keep(site.hook_name)) for site in sites]):
+        return model(tokens, return_type="logits"), found
 
 
 def _sites(model: HookedModel, selection: Selection) -> list[Site]:

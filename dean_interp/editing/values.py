@@ -94,6 +94,11 @@ Value = Zero | Mean | Scale | Noise | Resample | Project | Restore | Given
 _N_DRAWS = 512  # places in a text with a draw of their own; later ones begin again
 
 
+def described(value: Value) -> str:
+    """The kind of a value, and its number where it has one: `Zero`, `Scale(0.5)`, `Mean`."""
+    return f"Scale({value.alpha})" if isinstance(value, Scale) else type(value).__name__
+
+
 def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> Change:
     """What a value does to the chosen neurons of a site. Raises `InputError` where it has nothing for the site."""
     match value:

@@ -17,6 +17,7 @@ from dean_interp.report.figures import (
     to_svg,
     verdicts_by_state,
 )
+from dean_interp.selection.stability import STABLE
 from dean_interp.statistics import Interval
 from dean_interp.study.outcome import RANDOM_KINDS
 from dean_interp.study.results import AnswerSet, Results, State, UnitResults
@@ -31,6 +32,7 @@ def write_report(results: Results, folder: Path) -> Path:
         behaviours=results.behaviours,
         groups={one.unit: _groups(one) for one in results.units},
         n_controls=results.config.n_random + results.config.n_equal_kl,
+        least_stable=STABLE,
         figures={one.unit: _figures(one) for one in results.units},
         verdicts=to_svg(verdicts_by_state(results.spoken), "Verdicts on the answers") if results.spoken else "",
         neuron_view=neuron_view(results) if results.neurons else "",

@@ -21,7 +21,7 @@ from dean_interp.models.sites import Site
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.importance import Scoring, batch_tokens_of, prepare
 from dean_interp.scoring.scores import Scores, Top
-from dean_interp.scoring.sums import N_GROUPS, Sums
+from dean_interp.scoring.sums import Sums, group_sizes
 
 
 def example_scores(
@@ -61,12 +61,11 @@ def with_groups(
     tops = {site: value.indices for site, value in scores.values.items() if isinstance(value, Top)}
     if not tops:
         raise InputError("groups of weights are taken for the highest of each matrix: scores.kept() first")
-    number = min(N_GROUPS, len(behaviour))
-    sums = {site: torch.zeros(number, len(indices)) for site, indices in tops.items()}
-    sizes = torch.bincount(torch.arange(len(behaviour)) % number)
+    sizes = group_sizes(len(behaviour))
+    sums = {site: torch.zeros(len(sizes), len(indices)) for site, indices in tops.items()}
 
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
-        sums[site].index_add_(0, examples % number, effect if scores.facts["signed"] else effect.abs())
+        sums[site].index_add_(0, examples % len(sizes), effect if scores.facts["signed"] else effect.abs())
 
     _stream_effects(model, behaviour, tops, how, keep)
     return replace(scores, groups={**scores.groups, **{site: total / sizes[:, None] for site, total in sums.items()}})

@@ -33,7 +33,7 @@ from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
 from dean_interp.models.tokens import Batch, Padding, Row, Template, collate, cut, encode, paths
 from dean_interp.scoring.capture import check_hook_gradients, stream_gradients
 from dean_interp.scoring.scores import Scores
-from dean_interp.scoring.sums import Sums
+from dean_interp.scoring.sums import Sums, group_sizes
 from dean_interp.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def as_scores(
         for site in one.sites:
             effect = one.sums.pop(f"effect/{site}")
             if site.unit == "neuron":
-                counts = torch.bincount(torch.arange(n_examples) % one.n_groups).to(effect.device)
+                counts = group_sizes(n_examples).to(effect.device)
                 groups[site] = (effect / counts[:, None]).cpu()
                 values[site] = (effect.sum(0) / n_examples).cpu()
                 means[site] = (one.sums.pop(f"sum/{site}") / n_positions).cpu()

@@ -15,6 +15,11 @@ from dean_interp.models.tokens import Batch
 N_GROUPS = 16
 
 
+def group_sizes(n_examples: int) -> Int[Tensor, " group"]:
+    """How many examples each group holds: example `i` is in group `i % 16`, and there are no empty groups."""
+    return torch.bincount(torch.arange(n_examples) % min(N_GROUPS, n_examples))
+
+
 class Sums:
     """Float32, on the device of each site.
 
@@ -28,7 +33,7 @@ class Sums:
     ) -> None:
         """`rows_each` rows of a batch that follow each other make one example (2: a safe and an unsafe answer)."""
         self.sites, self.rows_each, self.signed = sites, rows_each, signed
-        self.n_groups = min(N_GROUPS, n_examples)
+        self.n_groups = len(group_sizes(n_examples))
         self.sums = {"loss": torch.zeros(n_examples), "n_positions": torch.zeros((), dtype=torch.int64)}
         for site in sites:
             matrix = weight(model, site if site.unit == "weight" else Site(site.layer, "out"))

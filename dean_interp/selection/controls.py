@@ -45,9 +45,12 @@ def strata(
         if site.unit == "weight":
             size = deciles(weight(model, site).detach().float().abs().cpu().flatten()).reshape(scores[0].shapes[site])
             found[site] = N_DECILES * size + found[site][:, None]
-        if general is not None:
-            found[site] = N_DECILES**2 * _score_deciles(general, site) + found[site]
-    return found
+    return found if general is None else by_general_score(found, general)
+
+
+def by_general_score(strata: Strata, general: Scores) -> dict[Site, Int16[Tensor, "..."]]:
+    """Strata divided further, by the decile of the general score: what `strata(..., general=general)` gives."""
+    return {site: N_DECILES**2 * _score_deciles(general, site) + codes for site, codes in strata.items()}
 
 
 def _score_deciles(scores: Scores, site: Site) -> Int16[Tensor, "..."]:

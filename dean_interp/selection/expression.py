@@ -51,6 +51,6 @@ def _value(node: ast.expr, expression: str, sets: Mapping[str, Selection], value
             value = _OPERATIONS[type(operator)](*sides)
         case _:
             raise InputError(f"{ast.unparse(node)!r} in the expression {expression!r}: {_ALLOWED}")
-    values.pop(ast.unparse(node), None)
+    values.pop(ast.unparse(node), None)  # a part that comes twice stands where it came last
     values[ast.unparse(node)] = value
     return value

@@ -44,6 +44,10 @@ def expected_overlap(first: Selection, second: Selection) -> float:
     )
 
 
+STABLE = 0.8
+"""The probability of being selected from which a unit is called stable."""
+
+
 @dataclass(frozen=True)
 class Floor:
     """An overlap, beside what strata alone would give."""
@@ -147,7 +151,7 @@ def selection_probability(
     return {site: count / n_draws for site, count in counts.items()}
 
 
-def stable(probability: Mapping[Site, Float[Tensor, "..."]], selection: Selection, least: float = 0.8) -> Selection:
+def stable(probability: Mapping[Site, Float[Tensor, "..."]], selection: Selection, least: float = STABLE) -> Selection:
     """The units of a selection that are selected with at least this probability."""
     units = {site: indices[probability[site].flatten()[indices] >= least] for site, indices in selection.units.items()}
     return Selection(units, selection.shapes, selection.prompt_hashes)

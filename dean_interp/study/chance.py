@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from dean_interp.models.load import HookedModel
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.controls import strata
+from dean_interp.selection.controls import Strata, by_general_score
 from dean_interp.selection.coupling import Coupling, coupling
 from dean_interp.selection.stability import (
     chance_overlap,
@@ -15,19 +14,16 @@ from dean_interp.selection.stability import (
 )
 from dean_interp.study.results import Chance
 
-STABLE = 0.8  # probability from which a unit is called stable
 
-
-def chance_of(model: HookedModel, found: Coupling, scores: Sequence[Scores], *, seed: int) -> Chance:
+def chance_of(found: Coupling, scores: Sequence[Scores], strata: Strata, *, seed: int) -> Chance:
     """The coupling's floor, its ceiling, and how often each coupled unit is selected on other draws of the examples.
 
     Ceiling and stability need groups of examples, which neurons' scores hold; weights' are None (see
     `scoring.examples.with_groups`).
     """
     first, second, general = (one.behaviour for one in scores)
-    floor = chance_overlap(
-        found.first, found.second, strata(model, scores, general=scores[2]), excluded=found.general, seed=seed
-    )
+    finer = by_general_score(strata, scores[2])
+    floor = chance_overlap(found.first, found.second, finer, excluded=found.general, seed=seed)
     pairs = {
         f"{first} and {second}": overlap_coefficient(found.first, found.second),
         f"{first} and {general}": overlap_coefficient(found.first, found.general),

@@ -88,7 +88,7 @@ class Comparison:
             sum(value.numel() for value in self.scores[0].values.values()) // len(per_layer),
             self.found.sizes(),
             tuple(per_layer),
-            chance_of(self.states.model, self.found, self.scores, seed=config.seed),
+            chance_of(self.found, self.scores, self.strata, seed=config.seed),
             design,
             primary,
             tuple(states),

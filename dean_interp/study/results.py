@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -10,7 +11,7 @@ from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
 from dean_interp.information.estimands import MutualInformation
 from dean_interp.models.sites import Unit
-from dean_interp.selection.stability import Floor, Halves
+from dean_interp.selection.stability import STABLE, Floor, Halves
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
 from dean_interp.tensorfile import whole_file
@@ -88,6 +89,11 @@ class Chance:
     """The same of each behaviour with itself."""
     probability: Mapping[str, float] | None
     """How often each coupled unit is selected when the examples are drawn anew; None for weights, as the two above."""
+
+    @property
+    def stable(self) -> list[str]:
+        """The coupled units that are selected often enough to be called stable."""
+        return [name for name, share in (self.probability or {}).items() if share >= STABLE]
 
 
 @dataclass(frozen=True)
@@ -176,20 +182,30 @@ class Results:
         return next(one for one in self.units if one.unit == unit)
 
 
-_ADAPTER = TypeAdapter(Results)
+Record = TypeVar("Record")
 
 
 def save_results(results: Results, path: Path) -> None:
     """Write the JSON file; it appears whole or not at all. Equal results give equal bytes."""
-    with whole_file(path) as part:
-        part.write_bytes(_ADAPTER.dump_json(results, indent=1) + b"\n")
+    save_record(results, path)
 
 
 def load_results(path: Path) -> Results:
     """Results from their file. Raises `InputError` where it is missing or something else."""
+    return load_record(Results, path, "results")
+
+
+def save_record(record: object, path: Path) -> None:
+    """Write a frozen record as JSON; the file appears whole or not at all. Equal records give equal bytes."""
+    with whole_file(path) as part:
+        part.write_bytes(TypeAdapter(type(record)).dump_json(record, indent=1) + b"\n")
+
+
+def load_record(kind: type[Record], path: Path, what: str) -> Record:
+    """A record from its file. Raises `InputError` where it is missing or something else than `what`."""
     if not path.is_file():
-        raise InputError(f"no results in {path.parent}: {path.name} is missing")
+        raise InputError(f"no {what} in {path.parent}: {path.name} is missing")
     try:
-        return _ADAPTER.validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
-        raise InputError(f"{path} does not hold results of this version ({error.error_count()} faults)") from error
+        raise InputError(f"{path} does not hold {what} of this version ({error.error_count()} faults)") from error

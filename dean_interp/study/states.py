@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
-from dean_interp.editing.values import Value, Zero
+from dean_interp.editing.values import Value, Zero, described
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement, measure
 from dean_interp.information.estimands import Reads
@@ -22,7 +22,6 @@ from dean_interp.tensorfile import read_tensors, write_tensors
 from dean_interp.unfinished import Unfinished
 
 _FORMAT = "dean_interp.state.1"
-_ZERO = Zero()
 _FIELDS = ("log_prob", "kl", "n_tokens")
 
 
@@ -47,13 +46,18 @@ class States:
         folder.mkdir(exist_ok=True)
         self.original = self.measured("original", None)
 
-    def measured(self, name: str, ablated: Selection | None, value: Value = _ZERO, how: str = "") -> Measurement:
-        """The measurement of one state: from its files, else made and written there. `how` names a value but zero."""
+    def measured(
+        self,
+        name: str,
+        ablated: Selection | None,
+        value: Value = Zero(),  # noqa: B008 - frozen
+    ) -> Measurement:
+        """The measurement of one state: from its files, else made and written there."""
         path = self.folder / f"{name.replace(' ', '_')}.safetensors"
         is_new = not path.is_file()
         self.progress.set_postfix_str(name)
-        general = self._general(ablated, value, how)
-        both = self._kept(path, self.tests[:2], ablated, self.read, value, how)
+        general = self._general(ablated, value)
+        both = self._kept(path, self.tests[:2], ablated, self.read, value)
         self.progress.update(is_new)
         return Measurement({**both.behaviours, **general.behaviours}, both.reads)
 
@@ -61,11 +65,14 @@ class States:
         """KL to the original on general text alone (nats per token)."""
         return self._general(ablated)[self.general].mean_kl
 
-    def _general(self, ablated: Selection | None, value: Value = _ZERO, how: str = "") -> Measurement:
+    def _general(
+        self,
+        ablated: Selection | None,
+        value: Value = Zero(),  # noqa: B008 - frozen
+    ) -> Measurement:
         """General text has files of its own, named by what is ablated: a control's KL is known before its margins."""
-        name = f"{ablated.fingerprint}{how}" if ablated is not None else "original"
-        path = self.folder / self.general / f"{name}.safetensors"
-        return self._kept(path, self.tests[2:], ablated, None, value, how)
+        path = self.folder / self.general / f"{_key(ablated, value) or 'original'}.safetensors"
+        return self._kept(path, self.tests[2:], ablated, None, value)
 
     def _kept(
         self,
@@ -74,9 +81,8 @@ class States:
         ablated: Selection | None,
         read: Selection | None,
         value: Value,
-        how: str,
     ) -> Measurement:
-        fingerprint = f"{self.fingerprint} {ablated.fingerprint if ablated is not None else 'nothing'}{how}"
+        fingerprint = f"{self.fingerprint} {_key(ablated, value) or 'nothing'}"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             unfinished = Unfinished(path.with_suffix(".unfinished"), fingerprint)
@@ -101,6 +107,13 @@ class States:
             return measure(self.model, tests, **options)
         with ablate(self.model, ablated, value=value):
             return measure(self.model, tests, original=self._general(None), **options)
+
+
+def _key(ablated: Selection | None, value: Value) -> str:
+    """What is ablated, and how where it is not zero; empty for the original."""
+    if ablated is None:
+        return ""
+    return ablated.fingerprint + ("" if isinstance(value, Zero) else f" {described(value)}")
 
 
 def disjoint_reads(scores: Sequence[Scores], fraction: float) -> tuple[Selection, Selection]:

@@ -6,6 +6,7 @@ many edits looks good by luck where it was chosen; only the other half says how 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool
-from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
@@ -31,9 +31,9 @@ from dean_interp.selection.selection import Selection
 from dean_interp.statistics import Interval, clustered_interval
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import Clock, owned
+from dean_interp.study.results import load_record, save_record
 from dean_interp.study.run import score_into
 from dean_interp.study.states import States
-from dean_interp.tensorfile import whole_file
 
 SweepMethod = Literal["importance", "wanda", "random"]
 ABILITY = "ability"
@@ -136,19 +136,13 @@ def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
         clock.lap("score")
         sweep = _sweep(config, folder, model, calibration, tests, scores)
         clock.lap("edits")
-        with whole_file(folder / "sweep.json") as part:
-            part.write_bytes(_ADAPTER.dump_json(sweep, indent=1) + b"\n")
+        save_record(sweep, folder / "sweep.json")
         return sweep
 
 
 def load_sweep(path: Path) -> Sweep:
     """A sweep from its file. Raises `InputError` where it is missing or something else."""
-    if not path.is_file():
-        raise InputError(f"no sweep in {path.parent}: {path.name} is missing")
-    try:
-        return _ADAPTER.validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{path} does not hold a sweep of this version ({error.error_count()} faults)") from error
+    return load_record(Sweep, path, "sweep results")
 
 
 def sweep_headline(sweep: Sweep) -> str:
@@ -197,9 +191,9 @@ def _sweep(
     scores: Sequence[Scores],
 ) -> Sweep:
     chosen: dict[tuple[Unit, SweepMethod, float], Selection] = {}
-    for unit, method, fraction, _ in config.combinations():
-        if (unit, method, fraction) not in chosen:
-            own = _scored(method, model, calibration, [one.of(unit) for one in scores], config.study.seed)
+    for (unit, method), some in itertools.groupby(config.combinations(), key=lambda each: each[:2]):
+        own = _scored(method, model, calibration, [one.of(unit) for one in scores], config.study.seed)
+        for fraction in dict.fromkeys(fraction for _, _, fraction, _ in some):
             chosen[unit, method, fraction] = coupling(*own, fraction=fraction).coupled
     empty = tuple(f"{unit} {method} {fraction:g}" for (unit, method, fraction), one in chosen.items() if not len(one))
     tried = [each for each in config.combinations() if len(chosen[each[:3]])]
@@ -211,22 +205,20 @@ def _sweep(
         states = States(config.study, folder / "states", model, tests, None, known, progress)
         points = []
         for unit, method, fraction, text in tried:
-            selection, value = chosen[unit, method, fraction], _value(text, scores)
-            how = "" if _factor(text) == 0 else f" {text}"
-            measured = states.measured(f"{unit} {method} {fraction:g} x{text}", selection, value, how)
+            selection = chosen[unit, method, fraction]
+            measured = states.measured(f"{unit} {method} {fraction:g} x{text}", selection, _value(text, scores))
             chosen_on, confirmed_on = (_changes(measured, states.original, split, half) for half in (True, False))
             points.append(Point(unit, method, fraction, text, len(selection), chosen_on, confirmed_on))
         front = pareto_front([{name: one.mean for name, one in point.chosen_on.items()} for point in points])
         progress.total += config.n_controls * sum(front)
+        units = {points[i].unit for i in np.flatnonzero(front)}
+        matched = {unit: strata(model, [one.of(unit) for one in scores]) for unit in units}
         for i in np.flatnonzero(front):
-            point = points[i]
+            point, controls = points[i], []
             selection, value = chosen[point.unit, point.method, point.fraction], _value(point.value, scores)
-            matched = strata(model, [one.of(point.unit) for one in scores])
-            controls = []
             for k in range(config.n_controls):
-                control = random_like(selection, matched, seed=config.study.seed * 1000 + k)
-                how = "" if _factor(point.value) == 0 else f" {point.value}"
-                measured = states.measured(f"{point.name} control {k + 1}", control, value, how)
+                control = random_like(selection, matched[point.unit], seed=config.study.seed * 1000 + k)
+                measured = states.measured(f"{point.name} control {k + 1}", control, value)
                 changes = _changes(measured, states.original, split, False)
                 controls.append({name: change.mean for name, change in changes.items()})
             points[i] = dataclasses.replace(point, on_front=True, controls=tuple(controls))
@@ -276,6 +268,3 @@ def _value(text: str, scores: Sequence[Scores]) -> Value:
     if factor is None:
         return Mean(scores[2])
     return Scale(factor) if factor else Zero()
-
-
-_ADAPTER = TypeAdapter(Sweep)
