@@ -11,7 +11,8 @@ from dean_interp.editing.edit import Edit, load_edit
 from dean_interp.editing.patching import patch_activations
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import Measurement, measure
-from dean_interp.information.estimands import MutualInformation, mutual_information
+from dean_interp.information.compare import mutual_information
+from dean_interp.information.estimands import Arm, MutualInformation, Question, random_arm_like
 from dean_interp.models.generate import generate
 from dean_interp.models.load import load_model
 from dean_interp.models.sites import Site
@@ -25,6 +26,7 @@ from dean_interp.selection.selection import Selection, load_selection, top_count
 __version__ = "0.1.0"
 
 __all__ = [
+    "Arm",
     "Behaviour",
     "Coupling",
     "Edit",
@@ -32,6 +34,7 @@ __all__ = [
     "InputError",
     "Measurement",
     "MutualInformation",
+    "Question",
     "Scores",
     "Scoring",
     "Selection",
@@ -52,6 +55,7 @@ __all__ = [
     "measure",
     "mutual_information",
     "patch_activations",
+    "random_arm_like",
     "random_like",
     "revert_checkpoint",
     "revert_edit",

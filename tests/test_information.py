@@ -4,7 +4,9 @@ from hooked import as_hooked_transformer
 from units import some_neurons
 
 from dean_interp import Behaviour, Example, InputError, Selection, Site, load_model, mutual_information
-from dean_interp.information.estimands import Reads, downstream_mi
+from dean_interp.information.change import Frozen
+from dean_interp.information.estimands import Arm, Question
+from dean_interp.information.reads import Reads
 
 SITE = Site(0, "neurons")
 N, D = 240, 12
@@ -18,7 +20,9 @@ FIRST, SECOND, EVERY = units_of(*range(6)), units_of(*range(6, 12)), units_of(*r
 
 
 def reads_from(values):
-    return Reads({SITE: values}, EVERY, ("fairness",) * (N // 2) + ("privacy",) * (N // 2))
+    n = len(values)
+    groups = ("fairness",) * (n // 2) + ("privacy",) * (n - n // 2)
+    return Reads({SITE: values}, EVERY, groups, tuple(map(str, range(n))))
 
 
 def drawn(shared, seed=0):
@@ -28,18 +32,18 @@ def drawn(shared, seed=0):
     return shared * cause + torch.randn(N, D, generator=generator)
 
 
-def estimate(before, after, ablated=None, **options):
-    ablated = ablated or units_of(0, 6)
-    return downstream_mi(reads_from(before), reads_from(after), FIRST, SECOND, ablated=ablated, k=5, **options).layers[
-        0
-    ]
+def estimate(before, after, ablated=None, n_shuffles=999, **options):
+    arm = Arm(ablated or units_of(0, 6), FIRST, SECOND)
+    question = Question(k=5, n_shuffles=n_shuffles, n_subsamples=20, **options)
+    frozen = Frozen(question, reads_from(before), arm, ("fairness", "privacy"))
+    return frozen.information(reads_from(after), []).layers[0]
 
 
 def test_it_falls_where_the_ablation_takes_the_shared_cause_away():
     layer = estimate(drawn(1.0), drawn(0.0))
-    assert layer.before_p == 0.001 and layer.before > layer.before_null + 0.3
-    assert layer.after_p > 0.05
-    assert layer.change == pytest.approx(-(layer.before - layer.before_null), abs=0.15)
+    assert layer.before.p == 0.001 and layer.before.value > layer.before.null_mean + 0.3
+    assert layer.after.p > 0.05
+    assert layer.change == pytest.approx(-layer.before.excess, abs=0.15)
 
 
 def test_it_stays_where_the_ablation_changes_nothing():
@@ -52,7 +56,7 @@ def test_silenced_neurons_are_in_neither_read_so_nothing_falls_by_construction()
     after = before.clone()
     after[:, [0, 6]] = 0  # the ablated ones are zero, as they will be; all others are untouched
     layer = estimate(before, after)
-    assert (layer.n_first, layer.n_second) == (5, 5)
+    assert layer.n_units == (5, 5)
     assert layer.change == 0
 
 
@@ -62,13 +66,13 @@ def test_the_null_keeps_what_the_topic_alone_explains():
     topic = torch.tensor([1.0] * (N // 2) + [-1.0] * (N // 2))[:, None]
     values = 2 * topic + torch.randn(N, D, generator=generator)
     layer = estimate(values, values)
-    assert layer.before > 0.5
-    assert layer.before == pytest.approx(layer.before_null, abs=0.1)
-    assert layer.before_p > 0.01
+    assert layer.before.value > 0.5
+    assert layer.before.value == pytest.approx(layer.before.null_mean, abs=0.1)
+    assert layer.before.p > 0.01
 
 
 def test_independent_neurons_give_a_uniform_p_value():
-    p = [estimate(drawn(0.0, seed), drawn(0.0, seed), n_shuffles=99).before_p for seed in range(60)]
+    p = [estimate(drawn(0.0, seed), drawn(0.0, seed), n_shuffles=99).before.p for seed in range(60)]
     assert 0.35 < sum(p) / len(p) < 0.65
     assert sum(value <= 0.05 for value in p) <= 8
 
@@ -76,25 +80,22 @@ def test_independent_neurons_give_a_uniform_p_value():
 def test_the_estimate_is_repeatable_and_the_read_noise_is_the_seeds():
     values = drawn(1.0)
     assert estimate(values, values, seed=3) == estimate(values, values, seed=3)
-    assert estimate(values, values, seed=3).before != estimate(values, values, seed=4).before
+    assert estimate(values, values, seed=3).before.value != estimate(values, values, seed=4).before.value
 
 
 def test_a_dead_side_is_flagged_and_informs_of_nothing():
     values = drawn(1.0)
     values[:, :6] = 0.5
     layer = estimate(values, values)
-    assert abs(layer.before - layer.before_null) < 0.15 and "a side without neurons or variance" in layer.flags
+    assert abs(layer.before.excess) < 0.15 and "a side without neurons or variance" in layer.flags
     nothing = estimate(drawn(1.0), drawn(1.0), ablated=FIRST)
-    assert nothing.n_first == 0 and nothing.before == 0 and nothing.flags
+    assert nothing.n_units[0] == 0 and nothing.before.value == 0 and nothing.flags
 
 
 def test_few_prompts_are_flagged_and_too_few_refused():
-    small = Reads({SITE: drawn(1.0)[:60]}, EVERY, ("fairness",) * 60)
-    flags = downstream_mi(small, small, FIRST, SECOND, ablated=units_of(0), k=5).layers[0].flags
-    assert flags == ("fewer than 80 prompts for 10 dimensions",)
-    tiny = Reads({SITE: drawn(1.0)[:9]}, EVERY, ("fairness",) * 9)
+    assert "fewer than 80 prompts for 10 dimensions" in estimate(drawn(1.0)[:60], drawn(1.0)[:60]).flags
     with pytest.raises(InputError, match="9 distinct prompts are too few for k=5 components a side: at least 12"):
-        downstream_mi(tiny, tiny, FIRST, SECOND, ablated=units_of(0), k=5)
+        estimate(drawn(1.0)[:9], drawn(1.0)[:9])
 
 
 def behaviours(n=8):
@@ -110,9 +111,11 @@ def behaviours(n=8):
 def test_mutual_information_runs_on_a_model_and_reads_what_measure_reads(llama):
     first, second, ablated = some_neurons(llama, seed=1), some_neurons(llama, seed=2), some_neurons(llama, seed=3)
     twice = [*behaviours(), Behaviour("again", behaviours()[0].examples)]
-    result = mutual_information(llama, twice, first_read=first, second_read=second, ablated=ablated, k=2, n_shuffles=49)
+    question = Question(k=2, n_shuffles=49, n_subsamples=4)
+    reads = {"first_read": first, "second_read": second}
+    result = mutual_information(llama, twice, **reads, ablated=ablated, estimand=question)
     assert result.n_prompts == 16, "a prompt that stands twice counts once"
-    assert [layer.layer for layer in result.layers] == [0, 1, 2]
+    assert [layer.layers for layer in result.layers] == [(0,), (1,), (2,)]
     assert result.estimand == "downstream_mi" and len(result.changes) == 3
     # in the first layer nothing lies upstream, so an ablation cannot change other neurons of it
     assert result.layers[0].change == pytest.approx(0, abs=1e-5)
@@ -126,8 +129,7 @@ def test_a_hooked_transformer_of_the_same_weights_gives_equal_estimates(checkpoi
     options = {
         "first_read": some_neurons(bridge, seed=1),
         "second_read": some_neurons(bridge, seed=2),
-        "k": 2,
-        "n_shuffles": 19,
+        "estimand": Question(k=2, n_shuffles=19, n_subsamples=4),
     }
     ours, theirs = (
         mutual_information(model, behaviours(), ablated=some_neurons(bridge, seed=3), **options)
@@ -144,4 +146,4 @@ def test_unknown_estimands_and_scored_prompts_are_refused(llama, untyped):
         mutual_information(llama, behaviours(), **options, estimand="score_mi")
     calibration = Behaviour("fairness", behaviours()[0].examples, split="calibration")
     with pytest.raises(InputError, match="calibration split"):
-        mutual_information(llama, [calibration], **options)
+        mutual_information(llama, [calibration, behaviours()[1]], **options)

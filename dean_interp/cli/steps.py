@@ -223,20 +223,10 @@ def _(step: Information) -> Said:
         raise InputError("information needs --scores, three files: the reads are the top neurons of the behaviours")
     with _measuring(step) as (states, ablated, reads):
         assert reads is not None
-        measured = {name: states.measured(name, chosen) for name, chosen in ablated.items()}
-        change = information_change(states.original, measured, ablated, reads, seed=step.tests.seed)
-        record = dataclasses.asdict(change)
+        found = information_change(states, ablated, lambda name: states.measured(name, ablated[name]), reads)
+        record = {one.estimand: dataclasses.asdict(one) for one in found}
         write_text(step.out / "information.json", json.dumps(record, indent=1) + "\n")
-    text = [f"{change.edit.estimand}, nats above its null, by layer (before -> under the ablation)"]
-    for layer in change.edit.layers:
-        before, after = layer.before - layer.before_null, layer.after - layer.after_null
-        flags = f"  ({'; '.join(layer.flags)})" if layer.flags else ""
-        text.append(f"{layer.layer:>5}  {before:+.3f} -> {after:+.3f}{flags}")
-    text.append(
-        f"largest fall in layer {change.largest_fall_layer}, p = {change.largest_fall_p:.2f} "
-        f"among {len(change.control_changes)} random controls (maximum over layers)"
-    )
-    return Said(record, "\n".join(text))
+    return Said(record, "\n\n".join(map(str, found)))
 
 
 @_do.register

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.information.estimands import Reads
+from dean_interp.information.reads import Reads, hooks_of, reads_of
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import AnswerTokens, answer_log_probs, batched, shares_prompts
 from dean_interp.models.memory import refuse_scored
-from dean_interp.models.reads import PromptReads, prompt_reads
+from dean_interp.models.reads import EndReads, end_reads
 from dean_interp.models.tokens import Encoded, Template, encode, paths, trees
 from dean_interp.selection.selection import Selection
 from dean_interp.unfinished import Unfinished
@@ -67,7 +67,7 @@ class Measurement:
 
     behaviours: Mapping[str, BehaviourMeasurement]
     reads: Reads | None = field(default=None, repr=False)
-    """Activations at the ends of the paired behaviours' prompts, where they were asked for."""
+    """Activations at the ends of the paired behaviours' prompts and answers, where they were asked for."""
 
     def __getitem__(self, name: str) -> BehaviourMeasurement:
         return self.behaviours[name]
@@ -92,7 +92,7 @@ def measure(
         original: an earlier measurement. The KL divergence to it is taken for the behaviours that it holds, which costs
             a second unembedding; for the others `kl` stays 0.
         answer_tokens: measure only that many first tokens of each answer; None takes all.
-        read: also keep these neurons' activations at the ends of the paired behaviours' prompts.
+        read: also keep these neurons' activations at the ends of the paired behaviours' prompts and (measured) answers.
         batch_tokens: padded tokens a batch holds at most.
         unfinished: keeps what the finished batches gave, one part a behaviour; a killed call goes on from there.
 
@@ -107,26 +107,26 @@ def measure(
     if any(b.name in known and known[b.name].prompts != tuple(b.prompts) for b in behaviours):
         raise InputError("`original` was measured on other examples; KL needs the same ones")
     tokenizer = native_tokenizer(model)
-    measured, values, groups = {}, [], []
+    measured, found = {}, []
     for behaviour in behaviours:
         answers = [_answers(behaviour, i) for i in range(len(behaviour))]
         encoded = [
             encode(tokenizer, prompt, some, template=template, answer_tokens=answer_tokens, n_ctx=model.cfg.n_ctx)
             for prompt, some in zip(behaviour.prompts, answers, strict=True)
         ]
-        wanted = read.units if read is not None and behaviour.paired else None
-        with prompt_reads(model, wanted, len(behaviour)) if wanted is not None else nullcontext() as reads:
+        n = len(behaviour)
+        wanted = hooks_of(read) if read is not None and behaviour.paired else None
+        with end_reads(model, wanted, n_prompts=n, n_answers=2 * n) if wanted is not None else nullcontext() as reads:
             then = known[behaviour.name].final if behaviour.name in known else None
             saved = unfinished.part(behaviour.name) if unfinished else None
             tokens, n_tokens = _run(model, encoded, then, reads, batch_tokens, behaviour.name, saved)
         measured[behaviour.name] = _summary(behaviour, tokens, n_tokens)
         if reads is not None:
-            values.append(reads.values)
-            groups += [behaviour.name] * len(behaviour)
-    if read is None or not values:
-        return Measurement(measured)
-    pooled = {site: torch.cat([value[site] for value in values]) for site in values[0]}
-    return Measurement(measured, Reads(pooled, read, tuple(groups)))
+            found.append(reads)
+    owned = [
+        (behaviour.name, example) for behaviour in behaviours if behaviour.paired for example in behaviour.examples
+    ]
+    return Measurement(measured, reads_of(found, owned, read) if read is not None and found else None)
 
 
 def _answers(behaviour: Behaviour, index: int) -> list[str]:
@@ -140,7 +140,7 @@ def _run(
     model: HookedModel,
     encoded: Sequence[Encoded],
     original: Float[Tensor, "answer_token d_model"] | None,
-    reads: PromptReads | None,
+    reads: EndReads | None,
     batch_tokens: int,
     name: str,
     unfinished: Unfinished | None,
@@ -158,7 +158,7 @@ def _run(
     final = torch.zeros(n_total, model.cfg.d_model)
     rows = (trees if shares_prompts(model, encoded) else paths)(encoded)
     sums = {"log_prob": log_prob, "kl": kl, "final": final}
-    sums |= {f"reads/{site}": values for site, values in reads.values.items()} if reads is not None else {}
+    sums |= reads.sums if reads is not None else {}
     options = {"label": f"measuring {name}", "unfinished": unfinished, "sums": sums}
     for batch in batched(model, rows, batch_tokens=batch_tokens, **options):
         if reads is not None:

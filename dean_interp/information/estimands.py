@@ -1,253 +1,266 @@
-"""The mutual information between two behaviours, before and after an ablation, by name.
+"""The mutual information between two behaviours, before and under an ablation, by name.
 
-`downstream_mi`: how much a layer's fairness neurons and its privacy neurons tell of each other over the same prompts.
-Neither read holds an ablated neuron, so the estimate cannot fall because its own coordinates were deleted; what it
-shows is the effect of the ablated neurons on others. Before and after share the prompts, the read noise, the scale and
-the PCA basis, all fixed before the ablation. What counts is the excess over a null that shuffles the pairing within
-each behaviour's prompts, beside the same for matched random ablations.
+| estimand | what | falls by construction? |
+|---|---|---|
+| `downstream_mi` | between fairness neurons and privacy neurons at prompt ends, without the silenced ones | no |
+| `awareness_mi` | between two probes of safe against unsafe answers, one a behaviour; pooled, given the topic | no |
+| `label_information` | what neurons of either behaviour tell of either's label (V-information), crossed ones too | no |
+| `subset_mi` | the paper's theory: as `downstream_mi`, with the silenced neurons in both reads | yes |
+| `paper_nhsic` | the nHSIC of the paper's group (`TracingLLM`), on residual streams paired arbitrarily | it is 0 |
+
+What counts is the excess over a null that shuffles the pairing within each behaviour's prompts, and its change beside
+the same change under matched random ablations. Two behaviours' prompts pooled depend on each other through their topic
+alone; a shuffle within topics keeps that part. The first two estimands answer "did the mutual information fall?".
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from dean_interp.data.examples import Behaviour
-from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
-from dean_interp.information.estimators import cross_mi, principal_components, rank, whitened
-from dean_interp.information.nulls import shuffled_gaussian_mi, within_group_permutations
-from dean_interp.models.load import HookedModel, native_tokenizer
-from dean_interp.models.loss import answer_positions, batched, forward
-from dean_interp.models.memory import refuse_scored
-from dean_interp.models.reads import prompt_reads
-from dean_interp.models.sites import Site
-from dean_interp.models.tokens import Branch, Template, encode
+from dean_interp.information.estimate import Units
+from dean_interp.selection.controls import Strata, random_like, split_like
 from dean_interp.selection.selection import Selection
-from dean_interp.statistics import rank_p_value
 
-Estimand = Literal["downstream_mi"]
-READ_NOISE = 0.3
-"""Standard deviation of the independent read noise, in units of each neuron's own before the ablation."""
-N_SHUFFLES = 999
+Estimand = Literal["downstream_mi", "awareness_mi", "label_information", "subset_mi", "paper_nhsic"]
+HEADLINES: tuple[Estimand, ...] = ("downstream_mi", "awareness_mi")
 
 
 @dataclass(frozen=True)
-class Reads:
-    """Activations at prompt ends, of every neuron that some read needs; prompts in one order throughout."""
+class _Default:
+    estimators: tuple[str, ...]
+    """Those that can be asked for; the first is the default."""
+    n_shuffles: int
+    n_null: int
+    n_subsamples: int
 
-    values: Mapping[Site, Float[Tensor, "prompt unit"]]
-    units: Selection
-    groups: tuple[str, ...]
-    """Which behaviour each prompt belongs to: the null shuffles within it."""
 
-    def columns(self, site: Site, wanted: Selection) -> Float[Tensor, "prompt unit"]:
-        """The activations of the wanted units of a site, all of which must have been read."""
-        return self.values[site][:, torch.isin(self.units.units[site], wanted.units[site])].double()
+_OF_READS = ("gaussian_mi", "copula_mi", "rbf_cka")
+_DEFAULTS: dict[str, _Default] = {
+    "downstream_mi": _Default(_OF_READS, 999, 199, 200),
+    "awareness_mi": _Default(("ksg_mi", *_OF_READS), 199, 49, 200),
+    "label_information": _Default(("v_information",), 19, 0, 20),
+    "subset_mi": _Default(_OF_READS, 999, 199, 200),
+    "paper_nhsic": _Default(("nhsic",), 999, 199, 100),
+}
 
 
 @dataclass(frozen=True)
-class LayerInformation:
-    """One layer's estimate, in nats: the value, the mean of its null, their difference, and its p against the null."""
+class Question:
+    """What is estimated, and how. The defaults of the counts depend on what one estimate costs."""
 
-    layer: int
-    n_first: int
-    n_second: int
+    estimand: Estimand = "downstream_mi"
+    estimator: str | None = None
+    """None: `gaussian_mi` on principal components for reads, `ksg_mi` on ranks for probes. `copula_mi` and `rbf_cka`
+    stand beside them. Label information and the paper's nHSIC have one estimator each."""
+    k: int | None = None
+    """Principal components a side; None takes 10 from 320 prompts on, else 5."""
+    n_shuffles: int | None = None
+    """Of the null that gives p before and after."""
+    n_null: int | None = None
+    """The first shuffles, whose mean is the null that is subtracted: the same for the edit and every control. 0 takes
+    the null as 0 (label information: a null costs as many probes)."""
+    n_subsamples: int | None = None
+    """Random halves of the topics that give the intervals."""
+    seed: int = 0
+    """Of read noise, shuffles, subsamples, and the pairing of `paper_nhsic`."""
+
+    def __post_init__(self) -> None:
+        if self.estimand not in get_args(Estimand):
+            raise InputError(f"estimand must be one of {get_args(Estimand)}, got {self.estimand!r}")
+        allowed = _DEFAULTS[self.estimand].estimators
+        if self.estimator is not None and self.estimator not in allowed:
+            raise InputError(f"{self.estimand} takes the estimators {allowed}, got {self.estimator!r}")
+        for name, least in (("k", 1), ("n_shuffles", 1), ("n_null", 0), ("n_subsamples", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+
+    def settled(self, n_prompts: int) -> "Question":
+        """With every default written out."""
+        default = _DEFAULTS[self.estimand]
+        k = self.k or (10 if n_prompts >= 320 else 5)
+        n_shuffles = self.n_shuffles or default.n_shuffles
+        n_null = min(n_shuffles, default.n_null if self.n_null is None else self.n_null)
+        n_subsamples = self.n_subsamples or default.n_subsamples
+        estimator = self.estimator or default.estimators[0]
+        return Question(self.estimand, estimator, k, n_shuffles, n_null, n_subsamples, self.seed)
+
+    @property
+    def at_answers(self) -> bool:
+        """Whether it reads where answers end."""
+        return self.estimand in ("awareness_mi", "label_information")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One ablation and what is read under it: the edit, or a control. Those of `subset_mi` have reads of their own."""
+
+    ablated: Selection
+    first_read: Selection
+    second_read: Selection
+
+    def reads(self, estimand: Estimand) -> tuple[Selection, Selection]:
+        """What is read: silenced neurons are left out of both reads, but for `subset_mi`, which is about them."""
+        both = (self.first_read, self.second_read)
+        if estimand in ("subset_mi", "paper_nhsic"):
+            return both
+        first, second = (read - self.ablated if read.shapes == self.ablated.shapes else read for read in both)
+        return first, second
+
+
+def random_arm_like(arm: Arm, strata: Strata, *, seed: int) -> Arm:
+    """A control of `subset_mi`: two other reads of the same sizes and overlap, and their overlap silenced.
+
+    It is matched on site and stratum, from neurons that neither read holds. Of the overlap as many neurons are
+    silenced as the arm silences.
+    """
+    both = arm.first_read & arm.second_read
+    silenced = both & arm.ablated
+    parts = [silenced, both - silenced, arm.first_read - both, arm.second_read - both]
+    drawn = random_like(arm.first_read | arm.second_read, strata, seed=seed)
+    mine, shared, first, second = split_like(drawn, parts, strata, seed=seed)
+    return Arm(mine, mine | shared | first, mine | shared | second)
+
+
+@dataclass(frozen=True)
+class Level:
+    """An estimate in one state, beside its null. The interval (95 %) is of the value, from halves of the topics."""
+
+    value: float
+    low: float
+    high: float
+    null_mean: float
+    null_sd: float
+    p: float
+    """One-sided, against the shuffled pairings."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def excess(self) -> float:
+        """The value above the mean of its null."""
+        return self.value - self.null_mean
+
+
+@dataclass(frozen=True)
+class Shift:
+    """An estimate at one place, before and under the ablation, and its change beside the controls' changes."""
+
+    place: str
+    layers: tuple[int, ...]
+    variant: str
+    """Which of the estimand's numbers (`pooled`, `given topic`; whose neurons and label); empty where there is one."""
+    n: int
+    """Rows: prompts, or answers."""
+    n_units: tuple[int, int]
+    """Neurons (for `paper_nhsic`: residual coordinates) a side."""
+    dims: tuple[int, int]
+    """Coordinates a side after the projection."""
     variance_kept: float
-    before: float
-    before_null: float
-    before_p: float
-    after: float
-    after_null: float
-    after_p: float
+    before: Level
+    after: Level
+    change: float
+    """After minus before, each as its excess over its null; negative: the ablation lowered it."""
+    low: float
+    """Of the 95 % interval of the change; the nulls are held fixed in it."""
+    high: float
+    control_changes: tuple[float, ...]
+    p: float | None
+    """One-sided rank of the fall among the controls; None without controls."""
     flags: tuple[str, ...]
 
     @property
-    def change(self) -> float:
-        """After minus before, each as its excess over its null (nats); negative: the ablation lowered it."""
-        return (self.after - self.after_null) - (self.before - self.before_null)
+    def is_joint(self) -> bool:
+        """Whether several layers are read as one."""
+        return len(self.layers) > 1
 
 
 @dataclass(frozen=True)
 class MutualInformation:
-    """An estimand with all that it depends on, one entry a layer. Values in nats."""
+    """An estimand with all that it depends on. Values in `units`."""
 
-    estimand: str
-    estimator: str
+    question: Question
+    """With every default written out."""
+    units: Units
     n_prompts: int
-    k: int
     read_noise: float
-    n_shuffles: int
-    seed: int
-    layers: tuple[LayerInformation, ...]
+    """Standard deviation of the noise of reads, in units of each neuron's own before the ablation."""
+    shifts: tuple[Shift, ...]
+    largest_fall_layer: Mapping[str, int]
+    """By variant: the layer of the largest standardised fall."""
+    largest_fall_p: Mapping[str, float | None]
+    """By variant: p of a fall that large in any layer, by its rank among the controls (max-statistic)."""
+
+    def __str__(self) -> str:
+        """A table for people: the excess over the null before and after, its change, and p among the controls."""
+        lines = []
+        for variant in self.variants:
+            name = f"{self.estimand}, {variant}" if variant else self.estimand
+            lines.append(f"{name}: {self.units} above the null, before -> after, change [95 %], p among controls")
+            for one in self.of(variant):
+                rank = f"p = {one.p:.2f}" if one.p is not None else "no controls"
+                flags = f"  ({'; '.join(one.flags)})" if one.flags else ""
+                lines.append(f"{one.place:>22}  {one.before.excess:+.3f} -> {one.after.excess:+.3f}  {one.change:+.3f} "
+                             f"[{one.low:+.3f}, {one.high:+.3f}]  {rank}{flags}")  # fmt: skip
+            layer, p = self.largest_fall_layer[variant], self.largest_fall_p[variant]
+            rank = "no controls" if p is None else f"p = {p:.2f} for a fall that large in any layer"
+            lines.append(f"largest standardised fall: layer {layer}, {rank}")
+        return "\n".join(lines)
+
+    @property
+    def name(self) -> str:
+        """Estimand, estimator and components: what tells it from others of the same study."""
+        k = f".k{self.question.k}" if self.estimand in ("downstream_mi", "subset_mi", "label_information") else ""
+        return f"{self.estimand}.{self.question.estimator}{k}"
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the estimator and the components are those that are taken where none are asked for."""
+        default = Question(self.estimand).settled(self.n_prompts)
+        return (self.question.estimator, self.question.k) == (default.estimator, default.k)
+
+    @property
+    def headline(self) -> str:
+        """One sentence a number: the largest fall in any layer, beside the controls."""
+        said = []
+        for variant in self.variants:
+            layer, p = self.largest_fall_layer[variant], self.largest_fall_p[variant]
+            shift = next(one for one in self.of(variant) if one.layers == (layer,))
+            name = f"{self.estimand}, {variant}" if variant else self.estimand
+            among = "there are no controls" if p is None else (
+                f"p = {p:.2f} for a fall that large in any layer, among {len(shift.control_changes)} random ablations"
+            )  # fmt: skip
+            said.append(f"{name}: the largest standardised fall, in layer {layer}, is {shift.change:+.3f} {self.units} "
+                        f"(95 % {shift.low:+.3f} to {shift.high:+.3f}); {among}.")  # fmt: skip
+        return " ".join(said)
+
+    @property
+    def estimand(self) -> Estimand:
+        """What is estimated."""
+        return self.question.estimand
+
+    @property
+    def variants(self) -> list[str]:
+        """The numbers of this estimand; the first is the main one."""
+        return list(dict.fromkeys(shift.variant for shift in self.shifts))
+
+    def of(self, variant: str) -> list[Shift]:
+        """One number, layer by layer, the joint place last."""
+        if variant not in self.variants:
+            raise InputError(f"{self.estimand} has the variants {self.variants}, got {variant!r}")
+        return [shift for shift in self.shifts if shift.variant == variant]
+
+    @property
+    def layers(self) -> list[Shift]:
+        """The main number's single layers."""
+        return [shift for shift in self.of(self.variants[0]) if not shift.is_joint]
+
+    @property
+    def joint(self) -> Shift | None:
+        """The main number for all layers that the ablation can reach, read as one."""
+        return next((shift for shift in self.of(self.variants[0]) if shift.is_joint), None)
 
     @property
     def changes(self) -> tuple[float, ...]:
-        """The change of the excess (nats), one a layer."""
-        return tuple(layer.change for layer in self.layers)
-
-
-def mutual_information(
-    model: HookedModel,
-    behaviours: Sequence[Behaviour],
-    *,
-    first_read: Selection,
-    second_read: Selection,
-    ablated: Selection,
-    estimand: Estimand = "downstream_mi",
-    template: Template = "chat",
-    k: int | None = None,
-    n_shuffles: int = N_SHUFFLES,
-    seed: int = 0,
-) -> MutualInformation:
-    """Estimate an estimand before and while `ablated` is silenced.
-
-    Args:
-        behaviours: whose prompts are pooled (the test splits); a prompt that stands twice counts once.
-        first_read, second_read: neurons of the two behaviours; those that are ablated are left out of both.
-        ablated: neurons or weights.
-        estimand: `downstream_mi`.
-        k: principal components a side; None takes 10 from 320 prompts on, else 5.
-        n_shuffles: of the null.
-        seed: of read noise and shuffles.
-
-    Raises:
-        InputError: an unknown estimand, too few prompts for `k`, prompts that were scored, an empty ablation.
-    """
-    if estimand not in get_args(Estimand):
-        raise InputError(f"estimand must be one of {get_args(Estimand)}, got {estimand!r}")
-    scored = first_read.prompt_hashes | second_read.prompt_hashes | ablated.prompt_hashes
-    refuse_scored(model, behaviours, also=scored)
-    _components(len({prompt for behaviour in behaviours for prompt in behaviour.prompts}), k)
-    units = first_read | second_read
-    before = read_prompts(model, behaviours, units, template=template)
-    with ablate(model, ablated):
-        after = read_prompts(model, behaviours, units, template=template)
-    return downstream_mi(before, after, first_read, second_read, ablated=ablated, k=k, n_shuffles=n_shuffles, seed=seed)
-
-
-def downstream_mi(
-    before: Reads,
-    after: Reads,
-    first_read: Selection,
-    second_read: Selection,
-    *,
-    ablated: Selection,
-    k: int | None = None,
-    n_shuffles: int = N_SHUFFLES,
-    seed: int = 0,
-) -> MutualInformation:
-    """The estimand from activations already at hand; arguments as for `mutual_information`.
-
-    Ablated neurons are left out of both reads. Ablated weights silence no neuron, so the reads stay whole.
-    """
-    first, second = _without_silenced(first_read, ablated), _without_silenced(second_read, ablated)
-    n_prompts = len(before.groups)
-    k = _components(n_prompts, k)
-    shuffles = within_group_permutations(before.groups, n_shuffles, seed=seed)
-    noise = torch.Generator().manual_seed(seed)
-    layers = []
-    for site in before.values:
-        # drawn for every unit that was read, whatever is ablated: an edit and its controls share the noise
-        drawn = [_noise(before, site, noise), _noise(before, site, noise)]
-        sides = [_project(before, after, site, read, drawn[i], k) for i, read in enumerate((first, second))]
-        layers.append(_estimate(site, sides, shuffles))
-    return MutualInformation(
-        "downstream_mi",
-        "gaussian_mi on principal components",
-        n_prompts,
-        k,
-        READ_NOISE,
-        n_shuffles,
-        seed,
-        tuple(layers),
-    )
-
-
-@torch.inference_mode()
-def read_prompts(
-    model: HookedModel, behaviours: Sequence[Behaviour], units: Selection, *, template: Template = "chat"
-) -> Reads:
-    """Activations of `units` at the end of every distinct prompt; only the prompts are run."""
-    owner = {prompt: behaviour.name for behaviour in reversed(behaviours) for prompt in reversed(behaviour.prompts)}
-    prompts = [prompt for behaviour in behaviours for prompt in behaviour.prompts]
-    prompts = list(dict.fromkeys(prompts))
-    tokenizer = native_tokenizer(model)
-    encoded = [encode(tokenizer, prompt, [], template=template, n_ctx=model.cfg.n_ctx) for prompt in prompts]
-    rows = [(Branch(one.prompt, prompt=i),) for i, one in enumerate(encoded)]
-    with prompt_reads(model, units.units, len(prompts)) as reads:
-        for batch in batched(model, rows, batch_tokens=1024, label="reading prompts"):
-            reads.batch = batch
-            with answer_positions(model, batch):  # no answers: the unembedding has nothing to do
-                forward(model, batch)
-    return Reads(reads.values, units, tuple(owner[prompt] for prompt in prompts))
-
-
-@dataclass(frozen=True)
-class _Side:
-    before: Float[Tensor, "prompt dim"]
-    after: Float[Tensor, "prompt dim"]
-    n_units: int
-    variance_kept: float
-    constant: bool
-
-
-def _project(before: Reads, after: Reads, site: Site, read: Selection, noise: Tensor, k: int) -> _Side:
-    """One side of one layer: standardised, with read noise, in the basis and scale of before the ablation."""
-    wanted = torch.isin(before.units.units[site], read.units[site])
-    values = [before.columns(site, read), after.columns(site, read)]
-    n_units = values[0].shape[1]
-    if not n_units:
-        empty = torch.zeros(len(before.groups), 1, dtype=torch.float64)
-        return _Side(empty, empty, 0, 0.0, constant=True)
-    mean, spread = values[0].mean(0), values[0].std(0)
-    scale = torch.where(spread > 0, spread, torch.ones_like(spread))
-    noisy = [(value - mean) / scale + READ_NOISE * noise[:, wanted] for value in values]
-    basis, kept = principal_components(noisy[0], k)
-    return _Side(whitened(noisy[0] @ basis), whitened(noisy[1] @ basis), n_units, kept, not bool((spread > 0).any()))
-
-
-def _estimate(site: Site, sides: Sequence[_Side], shuffles: Tensor) -> LayerInformation:
-    first, second = sides
-    n = len(first.before)
-    before, before_null = _value_and_null(first.before, second.before, shuffles)
-    after, after_null = _value_and_null(first.after, second.after, shuffles)
-    dims = first.before.shape[1] + second.before.shape[1]
-    flags = [f"fewer than {8 * dims} prompts for {dims} dimensions"] * (n < 8 * dims)
-    flags += ["a side without neurons or variance"] * (first.constant or second.constant)
-    return LayerInformation(
-        layer=site.layer,
-        n_first=first.n_units,
-        n_second=second.n_units,
-        variance_kept=min(first.variance_kept, second.variance_kept),
-        before=before,
-        before_null=float(before_null.mean()),
-        before_p=rank_p_value(before, before_null.tolist()),
-        after=after,
-        after_null=float(after_null.mean()),
-        after_p=rank_p_value(after, after_null.tolist()),
-        flags=tuple(flags),
-    )
-
-
-def _without_silenced(read: Selection, ablated: Selection) -> Selection:
-    return read - ablated if read.shapes == ablated.shapes else read
-
-
-def _value_and_null(x: Tensor, y: Tensor, shuffles: Tensor) -> tuple[float, Tensor]:
-    n = len(x)
-    return float(cross_mi(x.T @ y / (n - 1), n, rank(x), rank(y))), shuffled_gaussian_mi(x, y, shuffles)
-
-
-def _noise(reads: Reads, site: Site, generator: torch.Generator) -> Tensor:
-    return torch.randn(reads.values[site].shape, generator=generator, dtype=torch.float64)
-
-
-def _components(n_prompts: int, k: int | None) -> int:
-    k = k or (10 if n_prompts >= 320 else 5)
-    if n_prompts <= 2 * k + 1:
-        raise InputError(f"{n_prompts} distinct prompts are too few for k={k} components a side: at least {2 * k + 2}")
-    return k
+        """The main number's change of the excess, one a layer."""
+        return tuple(shift.change for shift in self.layers)

@@ -1,39 +1,166 @@
-"""What an estimate says when there is nothing to find: shuffled pairings, and ranks among controls."""
+"""What an estimate says when there is nothing to find: shuffled pairings, subsamples, and ranks among controls."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dean_interp.information.estimators import cross_mi, rank
+from dean_interp.errors import InputError
+from dean_interp.information.estimate import CONSTANT, Side, doubts, sides
+from dean_interp.information.gaussian import gaussian_of_pairings, normal_scores, reduced
+from dean_interp.information.kernels import (
+    centred,
+    gram,
+    median_distance,
+    smoother,
+    spread,
+    trace_of_pairings,
+)
+from dean_interp.information.neighbours import ksg_of_pairings, scaled
 from dean_interp.statistics import rank_p_value
 
+Estimator = Literal["gaussian_mi", "copula_mi", "ksg_mi", "cka", "rbf_cka", "nhsic"]
+"""Estimators by name. `cka` and `rbf_cka` are debiased; `ksg_mi` is on ranks with 5 neighbours."""
+N_SHUFFLES = 999
+KSG_NEIGHBOURS = 5
+Core = Callable[
+    [Float[Tensor, "example dim_x"], Float[Tensor, "example dim_y"], Int[Tensor, "pairing example"]],
+    Float[Tensor, " pairing"],
+]
+"""The values of an estimator for several pairings of row `i` of the first side with row `pairing[i]` of the second."""
 
-def within_group_permutations(groups: Sequence[str], n_shuffles: int, *, seed: int) -> Int[Tensor, "shuffle example"]:
+
+@dataclass(frozen=True)
+class ShuffleTest:
+    """An estimate beside the same estimate on shuffled pairings."""
+
+    value: float
+    null_mean: float
+    null_sd: float
+    p: float
+    """One-sided: `(1 + #{shuffled >= value}) / (n_shuffles + 1)`."""
+    n_shuffles: int
+    flags: tuple[str, ...]
+
+    @property
+    def excess(self) -> float:
+        """The value above the mean of its null, in the estimator's units."""
+        return self.value - self.null_mean
+
+
+def shuffle_test(
+    x: Side,
+    y: Side,
+    *,
+    estimator: Estimator = "gaussian_mi",
+    groups: Sequence[Hashable] | None = None,
+    k: int | None = None,
+    n_shuffles: int = N_SHUFFLES,
+    seed: int = 0,
+) -> ShuffleTest:
+    """Test whether two sides depend on each other, by shuffling which rows belong together.
+
+    Args:
+        x, y: `(n, dim)`; a vector is one column.
+        estimator: by name; one-sided, since all grow with dependence.
+        groups: shuffle only within groups, which leaves in the null what the groups alone explain.
+        k: take that many principal components of each side first.
+        n_shuffles: random pairings.
+        seed: of the shuffles.
+
+    Raises:
+        InputError: bad sides (see the estimators), `groups` of another length.
+    """
+    x, y = sides(x, y)
+    if groups is not None and len(groups) != len(x):
+        raise InputError(f"groups must have one entry an example, got {len(groups)} for {len(x)}")
+    flags = doubts(x, y)
+    if CONSTANT in flags:
+        return ShuffleTest(0.0, 0.0, 0.0, 1.0, n_shuffles, tuple(flags))
+    first, second = reduced(x, y, k)
+    shuffles = within_group_permutations(groups or [0] * len(x), n_shuffles, seed=seed)
+    pairings = torch.cat([torch.arange(len(x))[None], shuffles])
+    value, *null = frozen(estimator, first, second)(first, second, pairings).tolist()
+    return ShuffleTest(
+        value, float(np.mean(null)), float(np.std(null)), rank_p_value(value, null), n_shuffles, tuple(flags)
+    )
+
+
+def frozen(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> Core:
+    """An estimator whose scales and bandwidths are those of these sides, whatever sides it is given later."""
+    if estimator not in get_args(Estimator):
+        raise InputError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
+    if estimator == "gaussian_mi":
+        return gaussian_of_pairings
+    if estimator == "copula_mi":
+        return lambda x, y, pairings: gaussian_of_pairings(normal_scores(x), normal_scores(y), pairings)
+    if estimator == "ksg_mi":
+        return lambda x, y, pairings: ksg_of_pairings(
+            scaled(x, "ranks"), scaled(y, "ranks"), pairings, k=KSG_NEIGHBOURS
+        )
+    if estimator == "nhsic":
+        scales = spread(x), spread(y)
+        return lambda x, y, pairings: trace_of_pairings(
+            smoother(x, scale=scales[0]), smoother(y, scale=scales[1]), pairings
+        )
+    kernel = "rbf" if estimator == "rbf_cka" else "linear"
+    widths = (median_distance(x), median_distance(y)) if kernel == "rbf" else (None, None)
+
+    def aligned(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+        first = centred(gram(x, kernel, bandwidth=widths[0]), debiased=True)
+        second = centred(gram(y, kernel, bandwidth=widths[1]), debiased=True)
+        norm = (first.square().sum() * second.square().sum()).sqrt()
+        return trace_of_pairings(first, second, pairings) / torch.where(norm > 0, norm, torch.ones_like(norm))
+
+    return aligned
+
+
+def within_group_permutations(
+    groups: Sequence[Hashable], n_shuffles: int, *, seed: int, block: int = 1
+) -> Int[Tensor, "shuffle example"]:
     """Permutations that move an example only among those of its own group.
 
-    Two pooled prompt sets depend on each other through their topic alone; such a shuffle keeps that part.
+    Two pooled prompt sets depend on each other through their topic alone; such a shuffle keeps that part. Every `block`
+    rows that follow each other are one prompt (its answers): they move together, in a random order of their own.
     """
     generator = np.random.default_rng(seed)
-    names = np.asarray(groups)
+    names = list(groups[::block])
     shuffles = np.tile(np.arange(len(names)), (n_shuffles, 1))
-    for name in dict.fromkeys(groups):
-        members = np.flatnonzero(names == name)
+    for name in dict.fromkeys(names):
+        members = np.array([i for i, one in enumerate(names) if one == name])
         shuffles[:, members] = generator.permuted(np.tile(members, (n_shuffles, 1)), axis=1)
+    if block > 1:
+        order = generator.permuted(np.tile(np.arange(block), (n_shuffles, len(names), 1)), axis=2)
+        shuffles = (block * shuffles[:, :, None] + order).reshape(n_shuffles, len(names) * block)
     return torch.from_numpy(shuffles)
 
 
-def shuffled_gaussian_mi(
-    white_x: Float[Tensor, "example dim_x"],
-    white_y: Float[Tensor, "example dim_y"],
-    shuffles: Int[Tensor, "shuffle example"],
-) -> Float[Tensor, " shuffle"]:
-    """`gaussian_mi` (nats) of two whitened sides, the rows of the second shuffled; one value a shuffle."""
-    n = len(white_x)
-    cross = torch.einsum("nx,sny->sxy", white_x, white_y[shuffles]) / (n - 1)
-    return cross_mi(cross, n, rank(white_x), rank(white_y))
+def half_samples(
+    clusters: Sequence[Hashable], groups: Sequence[Hashable], n_samples: int, *, seed: int
+) -> list[Int[Tensor, " row"]]:
+    """Rows of half of the clusters of every group, drawn without replacement.
+
+    The spread of an estimate over such halves is its own standard error (the delete-half jackknife, Shao and Wu 1989):
+    `m` of `n` clusters need a factor `sqrt(m / (n - m))`, which is 1. Drawing with replacement would repeat rows, and
+    an estimate from neighbours or kernels takes a repeated row for information.
+    """
+    generator = np.random.default_rng(seed)
+    of_group: dict[Hashable, dict[Hashable, list[int]]] = {}
+    for row, (cluster, group) in enumerate(zip(clusters, groups, strict=True)):
+        of_group.setdefault(group, {}).setdefault(cluster, []).append(row)
+    samples = []
+    for _ in range(n_samples):
+        rows: list[int] = []
+        for members in of_group.values():
+            names = list(members)
+            for i in generator.permutation(len(names))[: (len(names) + 1) // 2]:
+                rows += members[names[i]]
+        samples.append(torch.tensor(sorted(rows)))
+    return samples
 
 
 def largest_fall(change: Sequence[float], control_changes: Sequence[Sequence[float]]) -> tuple[int, float]:
@@ -43,8 +170,8 @@ def largest_fall(change: Sequence[float], control_changes: Sequence[Sequence[flo
     lowest, and the edit's is ranked among the controls'. Changes are in nats, one a layer.
     """
     everyone = np.array([change, *control_changes])
-    spread = everyone.std(axis=0, ddof=1)
+    sd = everyone.std(axis=0, ddof=1)
     # a layer that nothing can move (none lies upstream) differs by rounding alone: it takes no part
-    standard = (everyone - everyone.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)
+    standard = (everyone - everyone.mean(axis=0)) / np.where(sd > 1e-9, sd, np.inf)
     lowest = standard.min(axis=1)
     return int(standard[0].argmin()), rank_p_value(-lowest[0], (-lowest[1:]).tolist())

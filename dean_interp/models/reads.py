@@ -1,47 +1,64 @@
-"""Neuron activations at the end of each prompt: the last token before the answer."""
+"""Activations where texts end: at the last token of each prompt, and of each answer."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.models.load import HookedModel
-from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 
 
-class PromptReads:
-    """Collects the chosen neurons' activations at prompt ends of `batch`: set it before each pass that counts.
+class EndReads:
+    """Collects chosen coordinates of hook points for `batch`: set it before each pass that counts.
 
-    `values[site]` is `(prompt, unit)`, on the CPU, in the order of the prompts' numbers.
+    `prompts[hook]` is `(prompt, unit)` and `answers[hook]` is `(answer, unit)`, on the CPU, in the order of the
+    numbers that the batches give them.
     """
 
-    def __init__(self, units: Mapping[Site, Int[Tensor, " unit"]], n_prompts: int) -> None:
-        self.units = units
+    def __init__(self, wanted: Mapping[str, Int[Tensor, " unit"]], n_prompts: int, n_answers: int) -> None:
+        self.wanted = wanted
         self.batch: Batch | None = None
-        self.values = {site: torch.zeros(n_prompts, len(indices)) for site, indices in units.items()}
+        self.prompts = {name: torch.zeros(n_prompts, len(units)) for name, units in wanted.items()}
+        self.answers = {name: torch.zeros(n_answers, len(units)) for name, units in wanted.items()}
 
-    def hook(self, site: Site) -> Callable[..., None]:
-        """A forward hook for the site's hook point. It reads and returns nothing."""
+    @property
+    def sums(self) -> dict[str, Float[Tensor, "text unit"]]:
+        """All of it by name, as `Unfinished` keeps it."""
+        return {f"reads/{name}": values for name, values in self.prompts.items()} | {
+            f"answers/{name}": values for name, values in self.answers.items()
+        }
+
+    def hook(self, name: str) -> Callable[..., None]:
+        """A forward hook for a hook point. It reads and returns nothing."""
 
         def read(activation: Tensor, hook: object) -> None:
             batch = self.batch
             if batch is None:
                 return
+            activation = activation.detach()
             activation = activation.reshape(*batch.tokens.shape, -1)  # some models (OPT) join batch and pos
-            ends = activation.detach()[batch.prompt_row, batch.prompt_pos][:, self.units[site]]
-            self.values[site][batch.prompt.cpu()] = ends.float().cpu()
+            units = self.wanted[name].to(activation.device)
+            for values, number, row, pos in (
+                (self.prompts[name], batch.prompt, batch.prompt_row, batch.prompt_pos),
+                (self.answers[name], batch.ended, batch.ended_row, batch.ended_pos),
+            ):
+                if len(values):
+                    values[number.cpu()] = activation[row, pos][:, units].float().cpu()
 
         return read
 
 
 @contextmanager
-def prompt_reads(
-    model: HookedModel, units: Mapping[Site, Int[Tensor, " unit"]], n_prompts: int
-) -> Iterator[PromptReads]:
-    """While open, every forward pass leaves the chosen neurons' activations at prompt ends in what is yielded."""
-    reads = PromptReads({site: indices for site, indices in units.items() if len(indices)}, n_prompts)
-    with model.hooks(fwd_hooks=[(site.hook_name, reads.hook(site)) for site in reads.units]):
+def end_reads(
+    model: HookedModel, wanted: Mapping[str, Int[Tensor, " unit"]], *, n_prompts: int, n_answers: int = 0
+) -> Iterator[EndReads]:
+    """While open, every forward pass leaves the chosen coordinates at text ends in what is yielded.
+
+    Without `n_answers` nothing is read at the ends of answers.
+    """
+    reads = EndReads({name: units for name, units in wanted.items() if len(units)}, n_prompts, n_answers)
+    with model.hooks(fwd_hooks=[(name, reads.hook(name)) for name in reads.wanted]):
         yield reads

@@ -45,6 +45,11 @@ def parse_site(text: str) -> Site:
     return Site(int(layer), part)
 
 
+def residual_hook(layer: int) -> str:
+    """The hook point of the residual stream after a layer, on both kinds of model."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
 def neuron_sites(model: HookedModel) -> list[Site]:
     """One site a layer, in order."""
     return [Site(layer, "neurons") for layer in range(model.cfg.n_layers)]

@@ -117,11 +117,16 @@ class Batch:
     prompt: Int[Tensor, " prompt"]
     prompt_row: Int[Tensor, " prompt"]
     prompt_pos: Int[Tensor, " prompt"]
+    ended: Int[Tensor, " ended"]
+    """Answers, and where the last token of each stands."""
+    ended_row: Int[Tensor, " ended"]
+    ended_pos: Int[Tensor, " ended"]
 
     def rows(self, start: int, stop: int) -> "Batch":
         """The same for some of the rows, padded as they are."""
         read = (self.read_row >= start) & (self.read_row < stop)
         ends = (self.prompt_row >= start) & (self.prompt_row < stop)
+        last = (self.ended_row >= start) & (self.ended_row < stop)
         return Batch(
             self.tokens[start:stop],
             self.positions[start:stop],
@@ -135,6 +140,9 @@ class Batch:
             self.prompt[ends],
             self.prompt_row[ends] - start,
             self.prompt_pos[ends],
+            self.ended[last],
+            self.ended_row[last] - start,
+            self.ended_pos[last],
         )
 
 
@@ -198,6 +206,7 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
     attend = torch.zeros(len(rows), n_pos, n_pos, dtype=torch.bool)
     reads: list[tuple[int, int, int, int]] = []
     prompts: list[tuple[int, int, int]] = []
+    ended: list[tuple[int, int, int]] = []
     for r, row in enumerate(rows):
         seen: list[list[int]] = []  # per branch: the places of everything on its path, itself included
         begin = start = n_pos - row_length(row) if padding == "left" else 0
@@ -214,6 +223,7 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
             if branch.answer >= 0:
                 is_answer[r, start : start + len(places)] = True
                 reads += [(r, path[len(before) + k - 1], t, branch.answer) for k, t in enumerate(branch.tokens)]
+                ended.append((branch.answer, r, path[-1]))
             if branch.prompt >= 0:
                 prompts.append((branch.prompt, r, path[-1]))
             seen.append(path)
@@ -223,7 +233,7 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
     attend |= torch.eye(n_pos, dtype=torch.bool)  # a padded position sees itself, or its softmax has no support
     single = all(branch.parent == i - 1 for row in rows for i, branch in enumerate(row))
     columns = torch.tensor(reads, dtype=torch.long).reshape(-1, 4).T.to(device)
-    ends = torch.tensor(prompts, dtype=torch.long).reshape(-1, 3).T.to(device)
+    ends = [torch.tensor(some, dtype=torch.long).reshape(-1, 3).T.to(device) for some in (prompts, ended)]
     return Batch(
         tokens.to(device),
         positions.to(device),
@@ -231,7 +241,8 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
         is_answer.to(device),
         None if single else attend.to(device),
         *columns,
-        *ends,
+        *ends[0],
+        *ends[1],
     )
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
+from dean_interp.information.estimands import MutualInformation
 from dean_interp.study.results import Spoken, UnitResults
 from dean_interp.study.sweep import Sweep
 
@@ -100,26 +101,29 @@ def _whiskers(axes: Axes, rows: list[tuple[str, str, float, float, float]], labe
     axes.set_xlabel(label)
 
 
-def information_per_layer(results: UnitResults) -> Figure:
-    """Mutual information per layer before and after, and its change beside the random controls'."""
-    layers = results.information.edit.layers
-    x = [layer.layer for layer in layers]
+def information_per_layer(information: MutualInformation, variant: str | None = None) -> Figure:
+    """One number of an estimand per layer before and after, and its change beside the random controls'."""
+    variant = information.variants[0] if variant is None else variant
+    layers = [shift for shift in information.of(variant) if len(shift.layers) == 1]
+    x = [layer.layers[0] for layer in layers]
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.8), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True)
-        above.plot(x, [layer.before for layer in layers], "o-", color="0.35", label="before", markersize=4)
-        above.plot(x, [layer.after for layer in layers], "D--", color=EDIT, label="after", markersize=4)
-        above.plot(x, [layer.before_null for layer in layers], ":", color="0.5", label="null (shuffled pairing)")
-        above.set_ylabel("downstream_mi (nats)")
+        above.plot(x, [layer.before.value for layer in layers], "o-", color="0.35", label="before", markersize=4)
+        above.plot(x, [layer.after.value for layer in layers], "D--", color=EDIT, label="after", markersize=4)
+        above.plot(x, [layer.before.null_mean for layer in layers], ":", color="0.5", label="null (shuffled pairing)")
+        above.set_ylabel(f"{information.estimand}\n{variant} ({information.units})".replace("\n (", " ("))
         above.legend(frameon=False, fontsize=9, ncols=3)
-        controls = np.array(list(results.information.control_changes.values()))
+        controls = np.array([layer.control_changes for layer in layers]).T
         below.axhline(0, color="0.8", linewidth=1)
-        below.fill_between(x, controls.min(0), controls.max(0), color=RANDOM, alpha=0.35, linewidth=0,
-                           label=f"range of {len(controls)} random controls")  # fmt: skip
-        below.plot(x, results.information.edit.changes, "D-", color=EDIT, label=f"coupled {results.unit}s silenced",
-                   markersize=4)  # fmt: skip
+        if len(controls):
+            below.fill_between(x, controls.min(0), controls.max(0), color=RANDOM, alpha=0.35, linewidth=0,
+                               label=f"range of {len(controls)} random controls")  # fmt: skip
+        change = [layer.change for layer in layers]
+        error = [[one.change - one.low for one in layers], [one.high - one.change for one in layers]]
+        below.errorbar(x, change, yerr=error, fmt="D-", color=EDIT, label="the edit (95 %)", markersize=4, capsize=2)
         below.set_xlabel("layer")
-        below.set_ylabel("change of the excess\nover the null (nats)")
+        below.set_ylabel(f"change of the excess\nover the null ({information.units})")
         below.legend(frameon=False, fontsize=9, ncols=2)
     return figure
 

@@ -8,6 +8,7 @@ import numpy as np
 from circuitsvis.activations import text_neuron_activations
 from jinja2 import Environment, StrictUndefined, Template
 
+from dean_interp.information.estimands import HEADLINES
 from dean_interp.report.figures import (
     coupled_per_layer,
     coupling_against_chance,
@@ -20,7 +21,7 @@ from dean_interp.report.figures import (
 from dean_interp.selection.stability import STABLE
 from dean_interp.statistics import Interval
 from dean_interp.study.outcome import RANDOM_KINDS
-from dean_interp.study.results import AnswerSet, Results, State, UnitResults
+from dean_interp.study.results import AnswerSet, InformationResults, Results, State, UnitResults
 from dean_interp.study.sweep import Sweep, sweep_headline
 
 
@@ -57,6 +58,29 @@ def write_sweep_report(sweep: Sweep, folder: Path) -> Path:
     return path
 
 
+def write_information_report(results: InformationResults, folder: Path) -> Path:
+    """Write `information.html` and one SVG file a figure into the folder; return the page's path."""
+    drawn = {
+        f"{one.name}{'.' if variant else ''}{variant.replace(' ', '_')}": (
+            one, variant, to_svg(information_per_layer(one, variant), f"{one.estimand} per layer {variant}")
+        )
+        for one in results.informations
+        for variant in one.variants
+    }  # fmt: skip
+    for name, (_, _, figure) in drawn.items():
+        (folder / f"{name}.svg").write_text(figure, encoding="utf-8")
+    page = _template("information.html.j2").render(
+        style=_text("style.css"),
+        results=results,
+        drawn=drawn.values(),
+        headlines=HEADLINES,
+        verdict=" ".join(one.headline for one in results.informations if one.estimand in HEADLINES and one.is_default),
+    )
+    path = folder / "information.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
 def _template(name: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"signed": _signed, "interval": _interval, "p": _p, "percent": _percent}
@@ -73,7 +97,10 @@ def _figures(results: UnitResults) -> dict[str, str]:
         "effect": to_svg(effect_against_controls(results), f"Effect of the {results.unit} edit against its controls"),
         "layers": to_svg(coupled_per_layer(results), f"Coupled {results.unit}s per layer"),
         "chance": to_svg(coupling_against_chance(results), f"Coupled {results.unit}s between floor and ceiling"),
-        "information": to_svg(information_per_layer(results), f"Mutual information per layer, {results.unit}s"),
+        **{
+            one.estimand: to_svg(information_per_layer(one), f"{one.estimand} per layer, {results.unit}s")
+            for one in results.information
+        },
     }
 
 

@@ -109,6 +109,28 @@ def random_like(selection: Selection, strata: Strata, *, seed: int, growth: floa
     return Selection(units, selection.shapes, selection.prompt_hashes)
 
 
+def split_like(drawn: Selection, parts: Sequence[Selection], strata: Strata, *, seed: int) -> list[Selection]:
+    """A random selection divided at random into sets like `parts`, as many per site, and per stratum where it can be.
+
+    `drawn` is like the union of the parts (`random_like`), which share no unit.
+    """
+    units: list[dict[Site, Tensor]] = [{} for _ in parts]
+    for i, (site, chosen) in enumerate(drawn.units.items()):
+        generator = np.random.default_rng([seed, i])
+        codes = strata[site].numpy().ravel()
+        members = torch.cat([part.units[site] for part in parts]).numpy()
+        owner = np.repeat(np.arange(len(parts)), [len(part.units[site]) for part in parts])
+        if len(members) != len(chosen):
+            raise InputError(f"{len(chosen)} units of {site} were drawn for parts that hold {len(members)}")
+        # both in the order of their strata, at random within one: the k-th unit drawn takes the k-th member's part
+        mine, theirs = (one[np.lexsort((generator.random(len(one)), codes[one]))] for one in (chosen.numpy(), members))
+        part_of = dict(zip(members.tolist(), owner.tolist(), strict=True))
+        given = np.array([part_of[unit] for unit in theirs.tolist()], dtype=np.int64)
+        for k, part in enumerate(units):
+            part[site] = torch.from_numpy(np.sort(mine[given == k]).astype(np.int64))
+    return [Selection(one, drawn.shapes, drawn.prompt_hashes) for one in units]
+
+
 def n_units_outside(selection: Selection) -> int:
     """How many units the sites of a selection have that it does not hold; sites without one do not count."""
     return sum(math.prod(selection.shapes[site]) - n for site, n in selection.counts().items() if n)

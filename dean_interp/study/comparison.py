@@ -6,14 +6,15 @@ grown to that KL. What the design can detect is stated from controls alone. Only
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
 from dean_interp.evaluation.measure import Measurement
-from dean_interp.information.estimands import N_SHUFFLES, MutualInformation, downstream_mi
-from dean_interp.information.nulls import largest_fall
+from dean_interp.information.change import Frozen
+from dean_interp.information.estimands import HEADLINES, Arm, MutualInformation, Question
+from dean_interp.information.reads import Reads
 from dean_interp.models.sites import Unit
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import Strata, n_units_outside, named_controls, random_like
@@ -24,13 +25,12 @@ from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import grow_to_kl
 from dean_interp.study.folder import write_text
 from dean_interp.study.outcome import RANDOM_KINDS, design_of, headline_of, primary_of, state_of
-from dean_interp.study.results import InformationChange, State, UnitResults
+from dean_interp.study.results import State, UnitResults
 from dean_interp.study.states import States
 
 log = logging.getLogger(__name__)
 
 N_DRAWS = 3  # random draws that an equal-KL control may take to come within 10 % of the edit's KL
-N_CONTROL_SHUFFLES = 199  # a control's null needs its mean, not a p-value
 
 
 @dataclass(frozen=True)
@@ -137,33 +137,35 @@ class Comparison:
         draw, growth = known[str(number)]
         return Ablated("equal KL", self.random(draw, growth), growth)
 
-    def information(self, states: Sequence[State]) -> InformationChange:
-        """`downstream_mi` under the edit and under every random control, on the activations already at hand."""
+    def information(self, states: Sequence[State]) -> tuple[MutualInformation, ...]:
+        """The headline estimands under the edit and under every random control, on the activations already at hand."""
         names = ["edit", *(state.name for state in states if state.kind in RANDOM_KINDS)]
         ablated = {name: self.ablated[name].selection for name in names}
-        measured = {name: self.measured(name) for name in names}
-        return information_change(self.states.original, measured, ablated, self.reads, seed=self.config.seed)
+        return information_change(self.states, ablated, self.measured, self.reads)
 
 
 def information_change(
-    original: Measurement,
-    measured: Mapping[str, Measurement],
+    states: States,
     ablated: Mapping[str, Selection],
+    measured: Callable[[str], Measurement],
     reads: tuple[Selection, Selection],
-    *,
-    seed: int,
-) -> InformationChange:
-    """`downstream_mi` before and under every ablation; the first is the edit, the others are its random controls."""
+) -> tuple[MutualInformation, ...]:
+    """Both headline estimands before and under every ablation; the first is the edit, the others are its controls."""
 
-    def estimate(name: str, n_shuffles: int) -> MutualInformation:
-        before, after = original.reads, measured[name].reads
-        assert before is not None and after is not None
-        return downstream_mi(before, after, *reads, ablated=ablated[name], n_shuffles=n_shuffles, seed=seed)
+    def under(name: str) -> tuple[Arm, Reads]:
+        after = measured(name).reads
+        assert after is not None
+        return Arm(ablated[name], *reads), after
 
-    edit, *controls = measured
-    change = estimate(edit, N_SHUFFLES)
-    changes = {
-        name: estimate(name, N_CONTROL_SHUFFLES).changes
-        for name in tqdm(controls, desc="mutual information", leave=False)
-    }
-    return InformationChange(change, changes, *largest_fall(change.changes, list(changes.values())))
+    edit, *controls = ablated
+    before, behaviours = states.original.reads, [test.name for test in states.tests[:2]]
+    assert before is not None
+    asked = [
+        Frozen(Question(estimand, seed=states.config.seed), before, under(edit)[0], behaviours, states.calibration)
+        for estimand in HEADLINES
+    ]
+    changes = [
+        [one.changes(*under(name)) for one in asked] for name in tqdm(controls, desc="mutual information", leave=False)
+    ]
+    after = under(edit)[1]
+    return tuple(one.information(after, [control[i] for control in changes]) for i, one in enumerate(asked))

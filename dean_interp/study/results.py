@@ -65,17 +65,6 @@ class Primary:
 
 
 @dataclass(frozen=True)
-class InformationChange:
-    """`downstream_mi` before and after the edit, and its change under every random control, one entry a layer."""
-
-    edit: MutualInformation
-    control_changes: Mapping[str, tuple[float, ...]]
-    largest_fall_layer: int
-    largest_fall_p: float
-    """Of a fall that large in any layer, by its rank among the random controls (max-statistic)."""
-
-
-@dataclass(frozen=True)
 class Chance:
     """Whether the coupling is more than chance, and whether other examples would give it."""
 
@@ -112,7 +101,8 @@ class UnitResults:
     primary: Primary
     states: tuple[State, ...]
     """The edit first, then its controls."""
-    information: InformationChange
+    information: tuple[MutualInformation, ...]
+    """`downstream_mi` and `awareness_mi` before and under the edit, beside its random controls."""
     headline: str
     faults: tuple[str, ...] = ()
     """What the edit must not do and does: perplexity too high, super weights silenced, incoherent answers."""
@@ -180,6 +170,16 @@ class Results:
     def of(self, unit: Unit) -> UnitResults:
         """The results of one kind of unit."""
         return next(one for one in self.units if one.unit == unit)
+
+
+@dataclass(frozen=True)
+class InformationResults:
+    """Estimands of one edit beside its controls."""
+
+    model: str
+    facts: Mapping[str, str]
+    """What was silenced, beside what, on which prompts; `command` says how the results were made."""
+    informations: tuple[MutualInformation, ...]
 
 
 Record = TypeVar("Record")

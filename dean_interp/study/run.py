@@ -55,7 +55,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
         clock.lap("load")
         scores = [score_into(folder, model, behaviour, config) for behaviour in calibration]
         clock.lap("score")
-        results = _study(config, folder, model, tests, benign, scores, clock)
+        results = _study(config, folder, model, (calibration, tests, benign), scores, clock)
         save_results(results, folder / "results.json")
         return results
 
@@ -81,18 +81,19 @@ def _study(
     config: StudyConfig,
     folder: Path,
     model: HookedModel,
-    tests: Sequence[Behaviour],
-    benign: Sequence[Behaviour],
+    data: tuple[Sequence[Behaviour], Sequence[Behaviour], Sequence[Behaviour]],
     scores: Sequence[Scores],
     clock: Clock,
 ) -> Results:
+    calibration, tests, benign = data
     found: dict[Unit, Coupling] = {unit: _coupled(config, folder, unit, scores) for unit in config.units}
     known = [model_fingerprint(model), *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
     first_read, second_read = disjoint_reads(scores, config.read_fraction)
     n_states = 1 + len(found) * (1 + config.n_random + config.n_equal_kl + N_NAMED)
     n_done = len(list((folder / "states").glob("*.safetensors")))
     with tqdm(total=n_states, initial=n_done, desc="states of the model", unit="state") as progress:
-        states = States(config, folder / "states", model, tests, first_read | second_read, known, progress)
+        read = first_read | second_read
+        states = States(config, folder / "states", model, tests, read, known, progress, calibration[:2])
         comparisons: dict[Unit, Comparison] = {}
         units = []
         for unit, one in found.items():

@@ -1,20 +1,20 @@
 """States of the model, measured once and kept on disk, so that a killed run goes on where it was."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from dean_interp.data.examples import Behaviour
+from dean_interp.data.examples import Behaviour, Example
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Value, Zero, described
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement, measure
-from dean_interp.information.estimands import Reads
+from dean_interp.information.reads import Reads, distinct, groups_and_clusters, read
 from dean_interp.models.load import HookedModel
-from dean_interp.models.sites import parse_site
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.study.config import StudyConfig
@@ -37,14 +37,19 @@ class States:
         read: Selection | None,
         known: Sequence[str],
         progress: tqdm,
+        calibration: Sequence[Behaviour] = (),
     ) -> None:
-        """`read` are neurons whose activations are kept; `known` says what the files must be of, as fingerprints."""
+        """`read` are neurons whose activations are kept; `known` says what the files must be of, as fingerprints.
+
+        Probes of a behaviour's safe answers are fitted on `calibration`, where both answers are there.
+        """
         self.config, self.folder, self.model = config, folder, model
         self.tests, self.read, self.progress = tests, read, progress
         self.general = tests[2].name
         self.fingerprint = hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
         folder.mkdir(exist_ok=True)
         self.original = self.measured("original", None)
+        self.calibration = self._calibration(calibration)
 
     def measured(
         self,
@@ -64,6 +69,24 @@ class States:
     def kl(self, ablated: Selection) -> float:
         """KL to the original on general text alone (nats per token)."""
         return self._general(ablated)[self.general].mean_kl
+
+    def _calibration(self, behaviours: Sequence[Behaviour]) -> Reads | None:
+        """Activations of the unablated model on both behaviours' calibration answers, kept on disk."""
+        if self.read is None or len(behaviours) < 2 or not all(behaviour.paired for behaviour in behaviours):
+            return None
+        path = self.folder / "calibration" / "reads.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            unfinished = Unfinished(path.with_suffix(".unfinished"), self.fingerprint)
+            config = self.config
+            found = read(self.model, behaviours, self.read, answers=True, template=config.template,
+                         answer_tokens=config.answer_tokens, batch_tokens=config.measure_tokens,
+                         unfinished=unfinished)  # fmt: skip
+            write_tensors(path, _FORMAT, _tensors_of(found), {"fingerprint": self.fingerprint})
+            unfinished.discard()
+        tensors, facts = read_tensors(path, _FORMAT)
+        _refuse_other(path, facts, self.fingerprint)
+        return _reads_of(tensors, self.read, distinct(behaviours))
 
     def _general(
         self,
@@ -132,17 +155,16 @@ def save_measurement(measurement: Measurement, path: Path, *, fingerprint: str, 
     for name, behaviour in measurement.behaviours.items():
         tensors |= {f"{field}/{name}": getattr(behaviour, field) for field in _FIELDS}
     if measurement.reads is not None:
-        tensors |= {f"reads/{site}": values for site, values in measurement.reads.values.items()}
+        tensors |= _tensors_of(measurement.reads)
     write_tensors(path, _FORMAT, tensors, {"fingerprint": fingerprint})
 
 
 def load_measurement(
-    path: Path, tests: Sequence[Behaviour], read: Selection | None, *, fingerprint: str
+    path: Path, tests: Sequence[Behaviour], units: Selection | None, *, fingerprint: str
 ) -> Measurement:
     """The measurement of `tests` that `save_measurement` wrote. Raises `InputError` where it is of something else."""
     tensors, facts = read_tensors(path, _FORMAT)
-    if facts.get("fingerprint") != fingerprint:
-        raise InputError(f"{path} is of another model, other data or other units: choose another folder")
+    _refuse_other(path, facts, fingerprint)
     known = [test for test in tests if f"log_prob/{test.name}" in tensors]
     behaviours = {
         test.name: BehaviourMeasurement(
@@ -153,8 +175,25 @@ def load_measurement(
         )
         for test in known
     }
-    values = {parse_site(name[6:]): value for name, value in tensors.items() if name.startswith("reads/")}
-    if read is None or not values:
+    if units is None or not any(name.startswith("reads/") for name in tensors):
         return Measurement(behaviours)
-    groups = tuple(test.name for test in known if test.paired for _ in test.prompts)
-    return Measurement(behaviours, Reads(dict(sorted(values.items())), read, groups))
+    owned = [(test.name, example) for test in known if test.paired for example in test.examples]
+    return Measurement(behaviours, _reads_of(tensors, units, owned))
+
+
+def _tensors_of(reads: Reads) -> dict[str, Tensor]:
+    tensors = {f"reads/{site}": values for site, values in reads.values.items()}
+    return tensors | {f"answers/{site}": values for site, values in reads.answers.items()}
+
+
+def _reads_of(tensors: Mapping[str, Tensor], units: Selection, owned: Sequence[tuple[str, Example]]) -> Reads:
+    values, answers = (
+        {site: tensors[f"{kind}/{site}"] for site in units.units if f"{kind}/{site}" in tensors}
+        for kind in ("reads", "answers")
+    )
+    return Reads(values, units, *groups_and_clusters(owned), answers)
+
+
+def _refuse_other(path: Path, facts: Mapping[str, object], fingerprint: str) -> None:
+    if facts.get("fingerprint") != fingerprint:
+        raise InputError(f"{path} is of another model, other data or other units: choose another folder")

@@ -1,0 +1,105 @@
+"""What an estimator takes and gives: two matrices whose rows are the same examples, and a number with its limits."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from dean_interp.errors import InputError
+
+Units = Literal["nats", "index"]
+Side = (
+    Num[Tensor, "example dim"] | Num[np.ndarray, "example dim"] | Num[Tensor, " example"] | Num[np.ndarray, " example"]
+)
+"""One side of a pair: a row an example; a vector counts as one column."""
+
+CONSTANT = "constant side"
+DUPLICATES = "duplicates"
+PER_DIMENSION = 8
+"""Examples that an estimate in nats needs for each dimension of both sides before it can be relied on."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its units, and what is doubtful about it. Never clipped: nats may be negative."""
+
+    value: float
+    units: Units
+    """`nats` of mutual information, or an `index` of dependence that is no information."""
+    flags: tuple[str, ...] = ()
+    """Why the value should not be relied on; empty where nothing is known against it."""
+    null_mean: float | None = None
+    """Mean over all shuffles of the pairing, in closed form; kernel estimators have one."""
+    null_sd: float | None = None
+    """Standard deviation over all shuffles, in closed form."""
+
+    @property
+    def z(self) -> float | None:
+        """Standard deviations above the shuffle mean: a screen, not a p-value."""
+        if self.null_mean is None or not self.null_sd:
+            return None
+        return (self.value - self.null_mean) / self.null_sd
+
+
+def sides(x: Side, y: Side, *, least: int = 4) -> tuple[Float[Tensor, "example dim_x"], Float[Tensor, "example dim_y"]]:
+    """Both sides as float64 matrices on one device.
+
+    Raises `InputError` for sides of different length, fewer than `least` examples, or a value that is not finite.
+    """
+    first, second = _matrix(x, "first"), _matrix(y, "second")
+    if len(first) != len(second):
+        raise InputError(f"both sides must hold the same examples, got {len(first)} and {len(second)} rows")
+    if len(first) < least:
+        raise InputError(f"an estimate needs at least {least} examples, got {len(first)}")
+    return first, second.to(first.device)
+
+
+def _matrix(x: Side, which: str) -> Float[Tensor, "example dim"]:
+    x = torch.as_tensor(x).double()
+    x = x[:, None] if x.ndim == 1 else x
+    if x.ndim != 2 or not x.shape[1]:
+        raise InputError(f"a side is a matrix (example, dim) with at least one column, got shape {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        n_bad = int((~torch.isfinite(x)).any(1).sum())
+        raise InputError(f"the {which} side holds NaN or infinity in {n_bad} of {len(x)} rows")
+    return x
+
+
+def is_constant(x: Float[Tensor, "example dim"]) -> bool:
+    """Whether no column varies, beyond rounding."""
+    return bool(((x.amax(0) - x.amin(0)) <= 1e-12 * x.abs().amax(0)).all())
+
+
+def doubts(
+    x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"], *, per_dimension: int = 0
+) -> list[str]:
+    """What is wrong with a pair of sides whatever the estimator; `per_dimension` examples are wanted a dimension."""
+    n, dims = len(x), x.shape[1] + y.shape[1]
+    flags = [CONSTANT] * (is_constant(x) or is_constant(y))
+    n_distinct = len(_equal_rows(torch.cat([x, y], 1)))
+    flags += [f"{DUPLICATES}: {n - n_distinct} of {n} examples repeat another"] * (n_distinct < n)
+    if n < per_dimension * dims:
+        flags.append(f"few examples: {n} for {dims} dimensions, {per_dimension * dims} are wanted")
+    return flags
+
+
+def most_coincide(x: Float[Tensor, "example dim"]) -> bool:
+    """Whether more than half of the distances between two examples of a side are zero."""
+    pairs = [count * (count - 1) for count in _equal_rows(x).values()]
+    return 2 * sum(pairs) > len(x) * (len(x) - 1)
+
+
+def _equal_rows(x: Float[Tensor, "example dim"]) -> Counter[bytes]:
+    return Counter(row.tobytes() for row in x.add(0.0).cpu().numpy())  # adding 0 makes one zero of two
+
+
+def in_nats(value: float, n_examples: int, flags: Sequence[str]) -> Estimate:
+    """An estimate in nats; beyond `ln n`, which no sample of `n` can show, it is flagged."""
+    limit = float(np.log(n_examples))
+    over = [f"above ln n = {limit:.2f} nats, more than {n_examples} examples can show"] * (value > limit)
+    return Estimate(value, "nats", (*flags, *over))

@@ -1,0 +1,95 @@
+"""What a linear probe can tell of a label: V-information (Xu et al. 2020), and the probes that read a behaviour."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from torch import Tensor
+
+from dean_interp.errors import InputError
+from dean_interp.information.estimate import CONSTANT, PER_DIMENSION, Estimate, Side, doubts, in_nats, sides
+
+N_FOLDS = 5
+
+
+def v_information(
+    x: Side,
+    labels: Sequence[Hashable] | Shaped[np.ndarray, " example"] | Shaped[Tensor, " example"],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    n_folds: int = N_FOLDS,
+    seed: int = 0,
+) -> Estimate:
+    """What a logistic probe can use of `x` to tell the label (nats): `H(label)` minus its cross-validated log loss.
+
+    Usable information under computational constraints (Xu et al. 2020): at most the mutual information, less where the
+    label is not linear in `x`, and negative where the probe learnt noise. The probe is scikit-learn's logistic
+    regression (ridge, C = 1) on standardised columns.
+
+    Args:
+        x: `(n, dim)`; a vector is one column.
+        labels: one an example.
+        groups: examples of one group (the answers to one prompt) are never on both sides of a fold.
+        n_folds: of the cross-validation.
+        seed: of the folds.
+
+    Raises:
+        InputError: NaN or infinity, labels or groups of another length, a label with fewer examples (or groups) than
+            folds.
+    """
+    _, label = np.unique(np.asarray(labels), return_inverse=True)
+    matrix, column = sides(x, label.astype(np.float64))
+    flags = doubts(matrix, column)
+    if CONSTANT in flags:
+        return Estimate(0.0, "nats", tuple(flags))
+    if len(matrix) < PER_DIMENSION * matrix.shape[1]:
+        flags.append(f"few examples: {len(matrix)} for {matrix.shape[1]} dimensions")
+    folds = folds_of(label, groups, n_folds=n_folds, seed=seed)
+    return in_nats(usable_information(matrix.cpu().numpy(), label, folds), len(matrix), flags)
+
+
+Folds = Sequence[tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]]
+
+
+def folds_of(
+    label: Int[np.ndarray, " example"], groups: Sequence[Hashable] | None, *, n_folds: int, seed: int
+) -> Folds:
+    """Which examples a probe is fitted on and which it is asked about, labels in equal shares."""
+    if groups is not None and len(groups) != len(label):
+        raise InputError(f"groups must have one entry an example, got {len(groups)} for {len(label)}")
+    names = {group: i for i, group in enumerate(dict.fromkeys(groups or range(len(label))))}
+    number = np.array([names[group] for group in groups or range(len(label))])
+    fewest = min(len(np.unique(number[label == one])) for one in np.unique(label))
+    if not 2 <= n_folds <= fewest:
+        raise InputError(
+            f"the rarest label has {fewest} examples or groups: n_folds must be from 2 to that, got {n_folds}"
+        )
+    how = {"n_splits": n_folds, "shuffle": True, "random_state": seed}
+    if groups is None:
+        return list(StratifiedKFold(**how).split(number[:, None], label))
+    return list(StratifiedGroupKFold(**how).split(number[:, None], label, number))
+
+
+def usable_information(x: Float[np.ndarray, "example dim"], label: Int[np.ndarray, " example"], folds: Folds) -> float:
+    """The value of `v_information` (nats); labels are 0, 1, ... and all occur."""
+    loss = np.zeros(len(label))
+    for train, test in folds:
+        mean, spread = x[train].mean(0), x[train].std(0)
+        scaled = (x - mean) / np.where(spread > 0, spread, 1.0)
+        fitted = LogisticRegression(max_iter=1000).fit(scaled[train], label[train])
+        place = np.searchsorted(fitted.classes_, label[test])
+        chance = fitted.predict_proba(scaled[test])[np.arange(len(test)), place]
+        loss[test] = -np.log(np.maximum(chance, 1e-12))
+    share = np.bincount(label) / len(label)
+    return float(-(share * np.log(share)).sum() - loss.mean())
+
+
+def probe_direction(
+    x: Float[np.ndarray, "example dim"], label: Int[np.ndarray, " example"]
+) -> Float[np.ndarray, " dim"]:
+    """The direction in which a probe reads label 1, in the units of `x`."""
+    spread = x.std(0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return LogisticRegression(max_iter=1000).fit((x - x.mean(0)) / scale, label).coef_[0] / scale
