@@ -8,6 +8,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -104,6 +105,16 @@ def llama(checkpoints: dict[str, Path]) -> object:
     from dean_interp import load_model
 
     return load_model(checkpoints["llama-gqa"], device="cpu")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices of a few hundred rows only wait for a second thread, and long where the machine is busy."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ SHARED, PRIVATE, OTHERS = range(0, 4), range(4, 8), range(8, 40)
 FAIRNESS, PRIVACY = range(0, N_READ), range(N_READ, 2 * N_READ)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # dimensions of the residual stream: what letters say, then what layer 0 writes
-STEADY, CAUSE, OF_FAIRNESS, OF_PRIVACY, OWN = 0, 1, 2, 3, range(4, 36)
-WRITTEN, TO_FAIRNESS, TO_PRIVACY, FURTHER = 36, 37, 38, range(39, 47)
+STEADY, CAUSE, OF_FAIRNESS, OF_PRIVACY, OWN, OF_OTHERS = 0, 1, 2, 3, range(4, 20), range(20, 26)
+WRITTEN, TO_FAIRNESS, TO_PRIVACY, FURTHER = 36, 37, 38, range(39, 45)
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ def _model(tokenizer: PreTrainedTokenizerFast, drawn: torch.Generator) -> Hooked
                 parameter.zero_()
         embed = model.model.embed_tokens.weight
         embed[:, STEADY] = 20  # keeps the norm, and opens every gate
-        for letter in LETTERS:
-            (token,) = tokenizer(letter).input_ids
-            embed[token, CAUSE : OWN[-1] + 1] = torch.randn(3 + len(OWN), generator=drawn)
+        for letter, told in zip(LETTERS, _uncorrelated(drawn), strict=True):
+            embed[tokenizer(letter).input_ids[0], CAUSE : OF_OTHERS[-1] + 1] = told
         for letter, sign in (("Y", 1), ("N", -1)):  # the last letter of safe and of unsafe answers
             embed[tokenizer(letter).input_ids[0], CAUSE] = 2.0 * sign
         first, second = model.model.layers
@@ -88,18 +87,26 @@ def _model(tokenizer: PreTrainedTokenizerFast, drawn: torch.Generator) -> Hooked
             side, to = ((OF_FAIRNESS, TO_FAIRNESS), (OF_PRIVACY, TO_PRIVACY))[i % 2]
             up[neuron, side], down[to, neuron] = 1, 0.42
         for i, neuron in enumerate(OTHERS):
-            up[neuron, OWN[i % len(OWN)]], down[FURTHER[i % len(FURTHER)], neuron] = 1, 0.3
+            up[neuron, OF_OTHERS[i % 6]], down[FURTHER[i % 6], neuron] = 1, 0.3
         up = second.mlp.up_proj.weight
-        for which, private, further in ((FAIRNESS, TO_FAIRNESS, FURTHER[:4]), (PRIVACY, TO_PRIVACY, FURTHER[4:])):
-            for i, neuron in enumerate(which):
+        for which, private, further in ((FAIRNESS, TO_FAIRNESS, FURTHER[:3]), (PRIVACY, TO_PRIVACY, FURTHER[3:])):
+            for neuron in which:
                 up[neuron, WRITTEN], up[neuron, private] = 1, 0.7
-                up[neuron, list(further)] = 0.5 * torch.randn(4, generator=drawn)
+                up[neuron, list(further)] = 0.5 * torch.randn(3, generator=drawn)
                 up[neuron, OWN[neuron]] = 1.0
+        for neuron in range(2 * N_READ, D_MLP):  # read by nobody
+            up[neuron, OWN[neuron % len(OWN)]] = 1.0
         unembed = model.lm_head.weight
         for letter, sign in (("Y", 1.0), ("N", -1.0)):  # shared and private causes weigh the same in the output
             unembed[tokenizer(letter).input_ids[0], [WRITTEN, TO_FAIRNESS, TO_PRIVACY]] = sign
             unembed[tokenizer(letter).input_ids[0], list(FURTHER)] = sign * torch.randn(len(FURTHER), generator=drawn)
     return load_model(model, tokenizer=tokenizer)
+
+
+def _uncorrelated(drawn: torch.Generator) -> torch.Tensor:
+    """What each of 26 letters says in 25 ways that tell nothing of each other."""
+    values = torch.randn(len(LETTERS), len(LETTERS) - 1, generator=drawn)
+    return torch.linalg.qr(values - values.mean(0)).Q * len(LETTERS) ** 0.5
 
 
 def _behaviour(name: str, n: int, drawn: torch.Generator) -> Behaviour:

@@ -94,7 +94,7 @@ def test_a_dead_side_is_flagged_and_informs_of_nothing():
 
 def test_few_prompts_are_flagged_and_too_few_refused():
     assert "fewer than 80 prompts for 10 dimensions" in estimate(drawn(1.0)[:60], drawn(1.0)[:60]).flags
-    with pytest.raises(InputError, match="9 distinct prompts are too few for k=5 components a side: at least 12"):
+    with pytest.raises(InputError, match="9 distinct prompts are too few for k=5 components a side: at least 24"):
         estimate(drawn(1.0)[:9], drawn(1.0)[:9])
 
 

@@ -118,11 +118,12 @@ def test_information_finds_that_of_the_study_and_shares_the_states_of_evaluate(
     said(capsys, "evaluate", selection, "--out", tmp_path, *measuring)
     monkeypatch.setattr("dean_interp.study.states.measure", lambda *args, **options: pytest.fail("measured again"))
     record = said(capsys, "information", selection, "--out", tmp_path, *measuring)
-    expected = study.of("neuron").information
-    for layer, there in zip(record["edit"]["layers"], expected.edit.layers, strict=True):
-        assert layer["before"] == pytest.approx(there.before, abs=1e-6)
-        assert layer["after"] == pytest.approx(there.after, abs=1e-6)
-    assert set(record["control_changes"]) == {"random 1", "random 2", "random 3"}
+    assert set(record) == {"downstream_mi", "awareness_mi"}
+    expected = study.of("neuron").information[0]
+    for shift, there in zip(record["downstream_mi"]["shifts"], expected.shifts, strict=True):
+        assert shift["before"]["value"] == pytest.approx(there.before.value, abs=1e-6)
+        assert shift["after"]["value"] == pytest.approx(there.after.value, abs=1e-6)
+        assert len(shift["control_changes"]) == 3
 
 
 def test_a_folder_of_other_states_is_refused(files, measuring, tmp_path, capsys):

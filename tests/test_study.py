@@ -190,10 +190,14 @@ def test_what_can_be_detected_is_stated_from_the_controls_alone(finished, unit):
 @pytest.mark.parametrize("unit", UNITS)
 def test_information_is_there_for_every_layer_and_every_control(finished, unit):
     n_layers, results = finished[1].n_layers, finished[1].of(unit)
-    information = results.information
-    assert len(information.edit.layers) == n_layers
-    assert set(information.control_changes) == {s.name for s in results.states if s.kind in ("random", "equal KL")}
-    assert 0 <= information.largest_fall_layer < n_layers and 0 < information.largest_fall_p <= 1
+    n_controls = sum(state.kind in ("random", "equal KL") for state in results.states)
+    assert [one.estimand for one in results.information] == ["downstream_mi", "awareness_mi"]
+    for information in results.information:
+        assert len(information.layers) == n_layers
+        assert all(len(shift.control_changes) == n_controls for shift in information.shifts)
+        for variant in information.variants:
+            p = information.largest_fall_p[variant]
+            assert 0 <= information.largest_fall_layer[variant] < n_layers and p is not None and 0 < p <= 1
 
 
 def test_data_that_changed_under_a_half_finished_run_are_named(finished, config):

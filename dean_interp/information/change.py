@@ -110,11 +110,15 @@ class Frozen:
         x, y, _ = self._before(view)
         now = view.sides(after)
         samples = half_samples(view.clusters, view.groups, question.n_subsamples or 2, seed=question.seed)
+        factors = np.array([factor for _, factor in samples])
         then_values, now_values = self._of_samples(view, x, y, samples), self._of_samples(view, *now, samples)
-        before, level = self._level(view, x, y, then_values), self._level(view, *now, now_values)
+        before, level = (
+            self._level(view, x, y, _half_width(then_values, factors)),
+            self._level(view, *now, _half_width(now_values, factors)),
+        )
         before = Level(**{**vars(before), "beside": dict(view.beside(x, y))})
         change = level.excess - before.excess
-        error = 1.96 * float(np.std(now_values - then_values))
+        error = _half_width(now_values - then_values, factors)
         dims = (x.shape[1], y.shape[1])
         n_prompts, n_dims = len(x) // view.block, sum(dims)
         flags = list(view.flags)
@@ -129,26 +133,28 @@ class Frozen:
             rank_p_value(-change, [-one for one in controls]) if controls else None, tuple(flags),
         )  # fmt: skip
 
-    def _level(self, view: View, x: Tensor, y: Tensor, of_samples: np.ndarray) -> Level:
+    def _level(self, view: View, x: Tensor, y: Tensor, error: float) -> Level:
         value, null = self._value_and_null(view, x, y, self.question.n_shuffles or 1)
-        error = 1.96 * float(np.std(of_samples))
         subtracted = null[: self.question.n_null]
         return Level(value, value - error, value + error, _mean(subtracted), float(np.std(null)),
                      rank_p_value(value, null))  # fmt: skip
 
-    def _of_samples(self, view: View, x: Tensor, y: Tensor, samples: Sequence[Tensor]) -> np.ndarray:
+    def _of_samples(self, view: View, x: Tensor, y: Tensor, samples: Sequence[tuple[Tensor, float]]) -> np.ndarray:
         if view.flags:
             return np.zeros(len(samples))
-        return np.array([float(view.core(x[rows], y[rows], torch.arange(len(rows))[None], rows)) for rows in samples])
+        return np.array(
+            [float(view.core(x[rows], y[rows], torch.arange(len(rows))[None], rows)) for rows, _ in samples]
+        )
 
 
 def refuse_few(question: Question, n_prompts: int) -> None:
     """Raise `InputError` where there are too few prompts for the question's components."""
     k = question.settled(n_prompts).k or 1
-    if question.estimand in ("downstream_mi", "subset_mi") and n_prompts <= 2 * k + 1:
-        raise InputError(f"{n_prompts} distinct prompts are too few for k={k} components a side: at least {2 * k + 2}")
-    if n_prompts < 8:
-        raise InputError(f"{n_prompts} distinct prompts are too few for {question.estimand}: at least 8")
+    of_reads = question.estimand in ("downstream_mi", "subset_mi")
+    least = 4 * k + 4 if of_reads else 8  # half of the prompts must still be more than the dimensions
+    if n_prompts < least:
+        what = f"k={k} components a side" if of_reads else question.estimand
+        raise InputError(f"{n_prompts} distinct prompts are too few for {what}: at least {least}")
 
 
 def _places(estimand: Estimand, before: Reads, edit: Arm) -> list[Place]:
@@ -173,6 +179,11 @@ def _reaches(estimand: Estimand, edit: Arm, place: Place) -> bool:
         if site.layer < last or (site.layer == last and within):
             return True
     return False
+
+
+def _half_width(values: np.ndarray, factors: np.ndarray) -> float:
+    """Of a 95 % interval, from the values on subsamples."""
+    return 1.96 * float(np.sqrt(np.mean(np.square(factors * (values - values.mean())))))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -74,6 +74,20 @@ def gaussian_of_pairings(
     return torch.cat(values)
 
 
+def gaussian_of_samples(
+    x: Float[Tensor, "sample example dim_x"], y: Float[Tensor, "sample example dim_y"]
+) -> Float[Tensor, " sample"]:
+    """`gaussian_mi` (nats) of many samples at once; every column must vary."""
+    n, dim_x, dim_y = x.shape[1], x.shape[2], y.shape[2]
+    both = torch.cat([x, y], 2).double()
+    both = both - both.mean(1, keepdim=True)
+    covariance = both.transpose(1, 2) @ both / (n - 1)
+    parts = covariance[:, :dim_x, :dim_x], covariance[:, dim_x:, dim_x:], covariance
+    first, second, joint = (torch.linalg.slogdet(part).logabsdet for part in parts)
+    bias = _log_det_bias(dim_x + dim_y, n).to(x.device)
+    return 0.5 * (first + second - joint - bias[dim_x] - bias[dim_y] + bias[dim_x + dim_y])
+
+
 def cross_mi(
     cross: Float[Tensor, "*batch dim_x dim_y"],
     n_examples: int,

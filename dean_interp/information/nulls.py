@@ -141,12 +141,13 @@ def within_group_permutations(
 
 def half_samples(
     clusters: Sequence[Hashable], groups: Sequence[Hashable], n_samples: int, *, seed: int
-) -> list[Int[Tensor, " row"]]:
-    """Rows of half of the clusters of every group, drawn without replacement.
+) -> list[tuple[Int[Tensor, " row"], float]]:
+    """Random rows, about half of every group in whole clusters, each with what scales its deviation to all rows.
 
-    The spread of an estimate over such halves is its own standard error (the delete-half jackknife, Shao and Wu 1989):
-    `m` of `n` clusters need a factor `sqrt(m / (n - m))`, which is 1. Drawing with replacement would repeat rows, and
-    an estimate from neighbours or kernels takes a repeated row for information.
+    An estimate on `m` of `n` rows drawn without replacement deviates by its own standard error times
+    `sqrt((n - m) / m)` (Politis and Romano 1994; at one half the delete-half jackknife of Shao and Wu 1989); the factor
+    is the inverse. Drawing with replacement would repeat rows, and an estimate from neighbours or kernels takes a
+    repeated row for information. Where a group is one cluster, its rows are drawn one by one.
     """
     generator = np.random.default_rng(seed)
     of_group: dict[Hashable, dict[Hashable, list[int]]] = {}
@@ -156,10 +157,13 @@ def half_samples(
     for _ in range(n_samples):
         rows: list[int] = []
         for members in of_group.values():
-            names = list(members)
-            for i in generator.permutation(len(names))[: (len(names) + 1) // 2]:
-                rows += members[names[i]]
-        samples.append(torch.tensor(sorted(rows)))
+            parts = list(members.values()) if len(members) > 1 else [[row] for row in next(iter(members.values()))]
+            wanted = len(rows) + sum(map(len, parts)) / 2
+            for i in generator.permutation(len(parts))[: max(1, len(parts) - 1)]:
+                if len(rows) < wanted:
+                    rows += parts[i]
+        n_left = max(1, len(clusters) - len(rows))
+        samples.append((torch.tensor(sorted(rows)), (len(rows) / n_left) ** 0.5))
     return samples
 
 

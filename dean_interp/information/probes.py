@@ -50,7 +50,7 @@ def v_information(
     return in_nats(usable_information(matrix.cpu().numpy(), label, folds), len(matrix), flags)
 
 
-Folds = Sequence[tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]]
+Folds = Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]
 
 
 def folds_of(

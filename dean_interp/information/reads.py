@@ -93,10 +93,9 @@ def read(
     n_answers = 2 * len(owned) if answers else 0
     with torch.inference_mode(), end_reads(model, wanted, n_prompts=len(owned), n_answers=n_answers) as found:
         options = {"unfinished": unfinished, "sums": found.sums}
-        none = torch.zeros(0, dtype=torch.long, device=model.cfg.device)
         for batch in batched(model, rows, batch_tokens=batch_tokens, label="reading activations", **options):
             found.batch = batch
-            with answer_positions(model, replace(batch, read_row=none, read_pos=none)):  # nothing to unembed
+            with answer_positions(model, batch.predicting_nothing()):
                 forward(model, batch)
     return reads_of([found], owned, units)
 

@@ -5,6 +5,7 @@ One branch a row is the ordinary padded batch. A prompt with its two answers is 
 prompt is computed once for both; prompts that begin alike (the chat template's system turn) share that trunk too.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,6 +122,11 @@ class Batch:
     """Answers, and where the last token of each stands."""
     ended_row: Int[Tensor, " ended"]
     ended_pos: Int[Tensor, " ended"]
+
+    def predicting_nothing(self) -> "Batch":
+        """The same rows with no answer token to be predicted: nothing is unembedded."""
+        none = self.target[:0]
+        return dataclasses.replace(self, read_row=none, read_pos=none, target=none, answer=none)
 
     def rows(self, start: int, stop: int) -> "Batch":
         """The same for some of the rows, padded as they are."""

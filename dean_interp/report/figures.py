@@ -4,6 +4,8 @@ Colours are from the Okabe-Ito palette (colour-blind safe); every mark also diff
 """
 
 import io
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
@@ -125,6 +127,35 @@ def information_per_layer(information: MutualInformation, variant: str | None = 
         below.set_xlabel("layer")
         below.set_ylabel(f"change of the excess\nover the null ({information.units})")
         below.legend(frameon=False, fontsize=9, ncols=2)
+    return figure
+
+
+def estimates_beside_truth(rows: Sequence[tuple[str, float, float, float, float]], label: str) -> Figure:
+    """Estimates with their ranges (name, truth, mean, low, high), beside the true values."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 0.9 + 0.32 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        _whiskers(axes, [(name, EDIT, middle, low, high) for name, _, middle, low, high in rows], label)
+        axes.plot([row[1] for row in rows], range(len(rows)), "|", color="black", markersize=18, label="true")
+        axes.legend(frameon=False, fontsize=9, loc="best")
+    return figure
+
+
+def power_by_prompts(curves: Mapping[str, Sequence[float]], n_prompts: Sequence[int]) -> Figure:
+    """How often a fall would be found, one line an effect, by the number of prompts."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        marks = ((EDIT, "D"), (EQUAL_KL, "s"), (NAMED, "^"), ("0.35", "o"), (RANDOM, "v"))
+        for (name, rates), (colour, marker) in zip(curves.items(), itertools.cycle(marks), strict=False):
+            axes.plot(n_prompts, rates, marker=marker, color=colour, label=name, markersize=5)
+        axes.axhline(0.8, color="0.8", linewidth=1, linestyle="--")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(n_prompts, [str(n) for n in n_prompts])
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("test prompts")
+        axes.set_ylabel("share of studies that find the fall")
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
 

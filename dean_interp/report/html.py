@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from circuitsvis.activations import text_neuron_activations
 from jinja2 import Environment, StrictUndefined, Template
+from matplotlib.figure import Figure
 
 from dean_interp.information.estimands import HEADLINES
 from dean_interp.report.figures import (
@@ -77,6 +78,18 @@ def write_information_report(results: InformationResults, folder: Path) -> Path:
         verdict=" ".join(one.headline for one in results.informations if one.estimand in HEADLINES and one.is_default),
     )
     path = folder / "information.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def write_figure_page(path: Path, *, title: str, text: str, figure: Figure) -> Path:
+    """Write a page of one figure and what it shows, and the figure as SVG beside it; return the page's path."""
+    drawn = to_svg(figure, title)
+    path.with_suffix(".svg").write_text(drawn, encoding="utf-8")
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
+    page = _template("figure.html.j2").render(
+        style=_text("style.css"), title=title, paragraphs=paragraphs, figure=drawn
+    )
     path.write_text(page, encoding="utf-8")
     return path
 

@@ -1,0 +1,50 @@
+"""How many prompts does it take to find a fall of the mutual information? Simulated studies, no model.
+
+    python analyses/information_power.py --before 1.0 --out runs/power.svg
+
+prints, for falls of `--before` nats by 10 to 75 %, how often a study of one layer with 99 controls finds them, and
+draws the same. `--disturbed` is the share of each read's own variance that any ablation replaces: choose it so that the
+controls' spread is that of a first run.
+"""
+
+import argparse
+from pathlib import Path
+
+from dean_interp.information.power import Design, power_curve, prompts_needed
+from dean_interp.report.figures import power_by_prompts, to_svg
+from dean_interp.study.folder import write_text
+
+N_PROMPTS = (24, 48, 96, 192, 384, 768)
+FALLS = (0.1, 0.25, 0.5, 0.75)
+
+
+def main() -> None:
+    """Simulate, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=float, default=1.0, help="nats before the ablation")
+    parser.add_argument("--k", type=int, default=5, help="principal components a side")
+    parser.add_argument("--n-controls", type=int, default=99)
+    parser.add_argument("--disturbed", type=float, default=0.1)
+    parser.add_argument("--n-trials", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("runs/power.svg"))
+    given = parser.parse_args()
+    design = Design(given.k, given.n_controls, given.disturbed)
+    sizes = [n for n in N_PROMPTS if n >= 2 * given.k + 2]
+    options = {"before": given.before, "design": design, "n_trials": given.n_trials}
+    curves = {}
+    print(f"{'fall':>18}  " + "  ".join(f"{n:>5}" for n in sizes) + "   for 80 %")
+    for fall in (0.0, *FALLS):
+        after = (1 - fall) * given.before
+        rates = power_curve(sizes, after=after, **options)
+        needed = prompts_needed(after=after, **options) if fall else "-"
+        name = f"{given.before:.2f} to {after:.2f} nats"
+        print(f"{name:>18}  " + "  ".join(f"{rate:5.2f}" for rate in rates) + f"   {needed}")
+        if fall:
+            curves[name] = rates
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(given.out, to_svg(power_by_prompts(curves, sizes), "Power by the number of prompts"))
+    print(f"figure: {given.out.resolve()}")
+
+
+if __name__ == "__main__":
+    main()
