@@ -289,7 +289,7 @@ def test_a_single_label_has_nothing_to_tell_and_is_flagged():
     assert estimate.value == 0 and estimate.flags == ("constant side",)
 
 
-def test_folds_and_groups_are_refused_with_what_was_given():
+def test_folds_and_groups_are_refused_with_what_was_given(untyped):
     x, label = noise(40, 2), [0] * 37 + [1] * 3
     message = "the rarest label has {} examples or groups: n_folds must be from 2 to that, got {}"
     with pytest.raises(InputError, match=message.format(3, 5)):

@@ -13,9 +13,7 @@ from torch import Tensor
 from dean_interp.errors import InputError
 
 Units = Literal["nats", "index"]
-Side = (
-    Num[Tensor, "example dim"] | Num[np.ndarray, "example dim"] | Num[Tensor, " example"] | Num[np.ndarray, " example"]
-)
+Side = Num[Tensor, "example _"] | Num[np.ndarray, "example _"] | Num[Tensor, " example"] | Num[np.ndarray, " example"]
 """One side of a pair: a row an example; a vector counts as one column."""
 
 CONSTANT = "constant side"
@@ -60,7 +58,8 @@ def sides(x: Side, y: Side, *, least: int = 4) -> tuple[Float[Tensor, "example d
 
 
 def _matrix(x: Side, which: str) -> Float[Tensor, "example dim"]:
-    x = torch.as_tensor(x).double()
+    # a copy of an array: one that is reversed or read-only cannot become a tensor as it is
+    x = x.detach().double() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float64))
     x = x[:, None] if x.ndim == 1 else x
     if x.ndim != 2 or not x.shape[1]:
         raise InputError(f"a side is a matrix (example, dim) with at least one column, got shape {tuple(x.shape)}")

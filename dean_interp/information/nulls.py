@@ -10,17 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, Side, doubts, sides
-from dean_interp.information.gaussian import gaussian_of_pairings, normal_scores, reduced
+from dean_interp.information.estimate import CONSTANT, Estimate, Side, sides
+from dean_interp.information.gaussian import copula_mi, gaussian_mi, gaussian_of_pairings, normal_scores, reduced
 from dean_interp.information.kernels import (
-    centred,
-    gram,
+    aligned,
+    cka,
     median_distance,
+    nhsic,
     smoother,
     spread,
     trace_of_pairings,
 )
-from dean_interp.information.neighbours import ksg_of_pairings, scaled
+from dean_interp.information.neighbours import ksg_mi, ksg_of_pairings, scaled
 from dean_interp.statistics import rank_p_value
 
 Estimator = Literal["gaussian_mi", "copula_mi", "ksg_mi", "cka", "rbf_cka", "nhsic"]
@@ -76,24 +77,34 @@ def shuffle_test(
         InputError: bad sides (see the estimators), `groups` of another length.
     """
     x, y = sides(x, y)
-    if groups is not None and len(groups) != len(x):
-        raise InputError(f"groups must have one entry an example, got {len(groups)} for {len(x)}")
-    flags = doubts(x, y)
-    if CONSTANT in flags:
-        return ShuffleTest(0.0, 0.0, 0.0, 1.0, n_shuffles, tuple(flags))
+    names = [0] * len(x) if groups is None else list(groups)
+    if len(names) != len(x):
+        raise InputError(f"groups must have one entry an example, got {len(names)} for {len(x)}")
+    if n_shuffles < 1:
+        raise InputError(f"n_shuffles must be at least 1, got {n_shuffles}")
     first, second = reduced(x, y, k)
-    shuffles = within_group_permutations(groups or [0] * len(x), n_shuffles, seed=seed)
+    flags = estimated(estimator, first, second).flags
+    if CONSTANT in flags:
+        return ShuffleTest(0.0, 0.0, 0.0, 1.0, n_shuffles, flags)
+    shuffles = within_group_permutations(names, n_shuffles, seed=seed)
     pairings = torch.cat([torch.arange(len(x))[None], shuffles])
     value, *null = frozen(estimator, first, second)(first, second, pairings).tolist()
-    return ShuffleTest(
-        value, float(np.mean(null)), float(np.std(null)), rank_p_value(value, null), n_shuffles, tuple(flags)
-    )
+    return ShuffleTest(value, float(np.mean(null)), float(np.std(null)), rank_p_value(value, null), n_shuffles, flags)
+
+
+def estimated(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> Estimate:
+    """One estimate by the estimator's name, with its flags and errors."""
+    if estimator not in get_args(Estimator):
+        raise InputError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
+    if estimator == "ksg_mi":
+        return ksg_mi(x, y, k=KSG_NEIGHBOURS, scaling="ranks")
+    if estimator == "rbf_cka":
+        return cka(x, y, kernel="rbf")
+    return {"gaussian_mi": gaussian_mi, "copula_mi": copula_mi, "cka": cka, "nhsic": nhsic}[estimator](x, y)
 
 
 def frozen(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> Core:
     """An estimator whose scales and bandwidths are those of these sides, whatever sides it is given later."""
-    if estimator not in get_args(Estimator):
-        raise InputError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
     if estimator == "gaussian_mi":
         return gaussian_of_pairings
     if estimator == "copula_mi":
@@ -110,13 +121,11 @@ def frozen(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor, "
     kernel = "rbf" if estimator == "rbf_cka" else "linear"
     widths = (median_distance(x), median_distance(y)) if kernel == "rbf" else (None, None)
 
-    def aligned(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
-        first = centred(gram(x, kernel, bandwidth=widths[0]), debiased=True)
-        second = centred(gram(y, kernel, bandwidth=widths[1]), debiased=True)
-        norm = (first.square().sum() * second.square().sum()).sqrt()
-        return trace_of_pairings(first, second, pairings) / torch.where(norm > 0, norm, torch.ones_like(norm))
+    def alignment(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+        first, second, norm = aligned(x, y, kernel, widths=widths)
+        return trace_of_pairings(first, second, pairings) / (norm or float("inf"))
 
-    return aligned
+    return alignment
 
 
 def within_group_permutations(

@@ -39,7 +39,9 @@ def v_information(
         InputError: NaN or infinity, labels or groups of another length, a label with fewer examples (or groups) than
             folds.
     """
-    _, label = np.unique(np.asarray(labels), return_inverse=True)
+    given = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    number = {name: i for i, name in enumerate(dict.fromkeys(given))}
+    label = np.array([number[name] for name in given], dtype=np.int64)
     matrix, column = sides(x, label.astype(np.float64))
     flags = doubts(matrix, column)
     if CONSTANT in flags:
@@ -57,10 +59,11 @@ def folds_of(
     label: Int[np.ndarray, " example"], groups: Sequence[Hashable] | None, *, n_folds: int, seed: int
 ) -> Folds:
     """Which examples a probe is fitted on and which it is asked about, labels in equal shares."""
-    if groups is not None and len(groups) != len(label):
-        raise InputError(f"groups must have one entry an example, got {len(groups)} for {len(label)}")
-    names = {group: i for i, group in enumerate(dict.fromkeys(groups or range(len(label))))}
-    number = np.array([names[group] for group in groups or range(len(label))])
+    given = list(range(len(label))) if groups is None else list(groups)
+    if len(given) != len(label):
+        raise InputError(f"groups must have one entry an example, got {len(given)} for {len(label)}")
+    names = {group: i for i, group in enumerate(dict.fromkeys(given))}
+    number = np.array([names[group] for group in given])
     fewest = min(len(np.unique(number[label == one])) for one in np.unique(label))
     if not 2 <= n_folds <= fewest:
         raise InputError(
@@ -69,7 +72,12 @@ def folds_of(
     how = {"n_splits": n_folds, "shuffle": True, "random_state": seed}
     if groups is None:
         return list(StratifiedKFold(**how).split(number[:, None], label))
-    return list(StratifiedGroupKFold(**how).split(number[:, None], label, number))
+    folds = list(StratifiedGroupKFold(**how).split(number[:, None], label, number))
+    if any(len(np.unique(label[train])) < len(np.unique(label)) for train, _ in folds):
+        raise InputError(
+            f"one of {n_folds} folds would hold every example of a label: take fewer folds or smaller groups"
+        )
+    return folds
 
 
 def usable_information(x: Float[np.ndarray, "example dim"], label: Int[np.ndarray, " example"], folds: Folds) -> float:
