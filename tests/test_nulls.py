@@ -180,10 +180,11 @@ def test_in_500_null_draws_p_is_uniform_and_errs_as_often_as_it_says(estimator, 
 def test_999_shuffles_of_2000_examples_in_2000_dimensions_take_less_than_a_minute(estimator, k):
     x, y = independent(2000, 2000)
     torch.set_num_threads(2)
-    begun = time.perf_counter()
+    begun = np.array([time.perf_counter(), time.process_time()])
     test = shuffle_test(x, y + 0.3 * x, estimator=estimator, k=k)
-    assert time.perf_counter() - begun < 60
+    taken = np.array([time.perf_counter(), time.process_time()]) - begun
     torch.set_num_threads(1)
+    assert taken.min() < 60, "by the clock or, where others use the machine too, by the processor's time"
     assert test.n_shuffles == 999 and (k or test.p == 0.001)
 
 

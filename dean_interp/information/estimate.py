@@ -16,6 +16,7 @@ Units = Literal["nats", "index"]
 Side = Num[Tensor, "example _"] | Num[np.ndarray, "example _"] | Num[Tensor, " example"] | Num[np.ndarray, " example"]
 """One side of a pair: a row an example; a vector counts as one column."""
 
+_LARGEST = 1e150
 CONSTANT = "constant side"
 DUPLICATES = "duplicates"
 PER_DIMENSION = 8
@@ -66,6 +67,8 @@ def _matrix(x: Side, which: str) -> Float[Tensor, "example dim"]:
     if not bool(torch.isfinite(x).all()):
         n_bad = int((~torch.isfinite(x)).any(1).sum())
         raise InputError(f"the {which} side holds NaN or infinity in {n_bad} of {len(x)} rows")
+    if x.numel() and float(x.abs().max()) > _LARGEST:
+        raise InputError(f"the {which} side holds values up to {float(x.abs().max()):.1g}, whose squares overflow")
     return x
 
 

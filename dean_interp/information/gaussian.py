@@ -102,8 +102,9 @@ def cross_mi(
     rank_x = torch.tensor(dim_x) if rank_x is None else rank_x
     rank_y = torch.tensor(dim_y) if rank_y is None else rank_y
     rest = torch.eye(dim_x, dtype=cross.dtype, device=cross.device) - cross @ cross.transpose(-1, -2)
+    left = torch.linalg.slogdet(rest).logabsdet.clamp(min=-37.0 * dim_x)  # equal sides: many nats, not infinitely many
     bias = _log_det_bias(dim_x + dim_y, n_examples).to(cross.device)
-    return -0.5 * (torch.linalg.slogdet(rest).logabsdet + bias[rank_x] + bias[rank_y] - bias[rank_x + rank_y])
+    return -0.5 * (left + bias[rank_x] + bias[rank_y] - bias[rank_x + rank_y])
 
 
 def whitened(x: Float[Tensor, "*batch example dim"]) -> Float[Tensor, "*batch example dim"]:
