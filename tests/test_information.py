@@ -8,6 +8,7 @@ from dean_interp.information.change import Frozen
 from dean_interp.information.estimands import Arm, Question
 from dean_interp.information.reads import Reads
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SITE = Site(0, "neurons")
 N, D = 240, 12
 

@@ -14,13 +14,7 @@ QUESTIONS = [
 SEEDS = range(20)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Models this small only wait for a second thread."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def asked(one: Planted, silenced, questions=QUESTIONS, controls=None):

@@ -10,13 +10,7 @@ from dean_interp.information.power import Design, _sides, detection_rate, power_
 SMALL = Design(k=3, n_controls=19)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Matrices this small only wait for a second thread."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("information", [0.2, 1.0, 3.0])
