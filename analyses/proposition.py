@@ -39,6 +39,15 @@ class Case:
     high: float
 
 
+@dataclass(frozen=True)
+class Cases:
+    """All of it, for the file."""
+
+    n: int
+    read_noise: float
+    cases: tuple[Case, ...]
+
+
 def covariance(coupling: float) -> Tensor:
     """Of (X, Y, Z), all of variance 1: Z lends `coupling` of its cause to X and Y, which also share a cause of 0.4."""
     mix = torch.zeros(3 * DIM, 5 * DIM, dtype=torch.float64)
@@ -100,15 +109,6 @@ def main() -> None:
         figure=estimates_beside_truth(rows, f"nats, {given.n} examples"),
     )
     print(f"page: {page.resolve()}")
-
-
-@dataclass(frozen=True)
-class Cases:
-    """All of it, for the file."""
-
-    n: int
-    read_noise: float
-    cases: tuple[Case, ...]
 
 
 if __name__ == "__main__":

@@ -52,6 +52,16 @@ def test_it_stays_where_the_ablation_changes_nothing():
     assert estimate(values, values).change == 0
 
 
+@pytest.mark.parametrize("n_null", [19, 199])
+def test_the_edits_change_is_what_the_same_set_gets_as_a_control(n_null):
+    """A rank among controls needs one procedure for all of them: the same shuffles, the same null subtracted."""
+    arm, before, after = Arm(units_of(0, 6), FIRST, SECOND), reads_from(drawn(1.0)), reads_from(drawn(0.5))
+    question = Question(k=5, n_shuffles=299, n_null=n_null, n_subsamples=2)
+    frozen = Frozen(question, before, arm, ("fairness", "privacy"))
+    (shift,) = frozen.information(after, []).shifts
+    assert frozen.changes(arm, after) == {"|layer 0": pytest.approx(shift.change, abs=1e-12)}
+
+
 def test_silenced_neurons_are_in_neither_read_so_nothing_falls_by_construction():
     before = drawn(1.0)
     after = before.clone()

@@ -12,13 +12,7 @@ from dean_interp.information.estimate import PER_DIMENSION
 from dean_interp.information.nulls import half_samples, largest_fall, within_group_permutations
 from dean_interp.information.projections import READ_NOISE, Place
 from dean_interp.information.reads import Reads
-from dean_interp.information.views import (
-    View,
-    awareness_views,
-    label_views,
-    paper_views,
-    subset_views,
-)
+from dean_interp.information.views import View, awareness_views, label_views, paper_views, read_views
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import rank_p_value
 
@@ -35,6 +29,7 @@ class Frozen:
         self.places = _places(self.question.estimand, before, edit)
         self._views: dict[tuple, list[View]] = {}
         self._levels: dict[int, tuple[Tensor, Tensor, float]] = {}
+        self._shuffles: dict[tuple[tuple[str, ...], int], Tensor] = {}
         refuse_few(self.question, len(before.groups))
 
     def changes(self, arm: Arm, after: Reads) -> dict[str, float]:
@@ -80,7 +75,7 @@ class Frozen:
         k, seed, estimator = question.k or 1, question.seed, question.estimator or ""
         match question.estimand:
             case "downstream_mi" | "subset_mi":
-                return subset_views(before, place, reads, estimator=estimator, k=k, seed=seed)
+                return read_views(before, place, reads, estimator=estimator, k=k, seed=seed)
             case "awareness_mi":
                 return awareness_views(before, place, reads, self.calibration, behaviours=self.behaviours,
                                        estimator=estimator, seed=seed)  # fmt: skip
@@ -101,9 +96,16 @@ class Frozen:
         rows = torch.arange(len(x))
         if view.flags:  # a side without neurons or variance informs of nothing
             return 0.0, [0.0] * n_shuffles
-        shuffles = within_group_permutations(view.groups, n_shuffles, seed=self.question.seed, block=view.block)
-        value, *null = view.core(x, y, torch.cat([rows[None], shuffles]), rows).tolist()
+        value, *null = view.core(x, y, torch.cat([rows[None], self._drawn(view)[:n_shuffles]]), rows).tolist()
         return value, null
+
+    def _drawn(self, view: View) -> Tensor:
+        """The question's shuffles, drawn once: every place, state and control takes the first of the same."""
+        key = (view.groups, view.block)
+        if key not in self._shuffles:
+            n, seed = self.question.n_shuffles or 1, self.question.seed
+            self._shuffles[key] = within_group_permutations(view.groups, n, seed=seed, block=view.block)
+        return self._shuffles[key]
 
     def _shift(self, place: Place, view: View, after: Reads, controls: Sequence[float]) -> Shift:
         question = self.question

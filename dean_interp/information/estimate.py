@@ -77,17 +77,19 @@ def is_constant(x: Float[Tensor, "example dim"]) -> bool:
     return bool(((x.amax(0) - x.amin(0)) <= 1e-12 * x.abs().amax(0)).all())
 
 
-def doubts(
-    x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"], *, per_dimension: int = 0
-) -> list[str]:
-    """What is wrong with a pair of sides whatever the estimator; `per_dimension` examples are wanted a dimension."""
-    n, dims = len(x), x.shape[1] + y.shape[1]
+def doubts(x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> list[str]:
+    """What is wrong with a pair of sides whatever the estimator."""
+    n = len(x)
     flags = [CONSTANT] * (is_constant(x) or is_constant(y))
     n_distinct = len(_equal_rows(torch.cat([x, y], 1)))
     flags += [f"{DUPLICATES}: {n - n_distinct} of {n} examples repeat another"] * (n_distinct < n)
-    if n < per_dimension * dims:
-        flags.append(f"few examples: {n} for {dims} dimensions, {per_dimension * dims} are wanted")
     return flags
+
+
+def few(n_examples: int, dims: int) -> list[str]:
+    """The flag of an estimate in nats with fewer than 8 examples a dimension; none where it has as many."""
+    wanted = PER_DIMENSION * dims
+    return [f"few examples: {n_examples} for {dims} dimensions, {wanted} are wanted"] * (n_examples < wanted)
 
 
 def most_coincide(x: Float[Tensor, "example dim"]) -> bool:

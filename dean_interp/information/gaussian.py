@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, PER_DIMENSION, Estimate, Side, doubts, in_nats, sides
+from dean_interp.information.estimate import CONSTANT, Estimate, Side, doubts, few, in_nats, sides
 
 _BATCH_NUMBERS = 2**24
 """Numbers that a batch of re-paired sides may hold."""
@@ -56,9 +56,7 @@ def _gaussian(x: Tensor, y: Tensor, flags: list[str]) -> Estimate:
         )
     if CONSTANT in flags:
         return Estimate(0.0, "nats", tuple(flags))
-    if n < PER_DIMENSION * dims:
-        flags = [*flags, f"few examples: {n} for {dims} dimensions, {PER_DIMENSION * dims} are wanted"]
-    return in_nats(float(gaussian_of_pairings(x, y, torch.arange(n)[None])), n, flags)
+    return in_nats(float(gaussian_of_pairings(x, y, torch.arange(n)[None])), n, [*flags, *few(n, dims)])
 
 
 def gaussian_of_pairings(

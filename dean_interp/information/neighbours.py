@@ -10,7 +10,7 @@ from scipy.special import digamma
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, PER_DIMENSION, Estimate, Side, doubts, in_nats, sides
+from dean_interp.information.estimate import CONSTANT, Estimate, Side, doubts, few, in_nats, sides
 from dean_interp.information.gaussian import normal_scores, whitened
 
 Scaling = Literal["standard", "ranks", "whitened"]
@@ -41,7 +41,8 @@ def ksg_mi(x: Side, y: Side, *, k: int = 3, scaling: Scaling = "standard") -> Es
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
     x, y = sides(x, y, least=k + 2)
-    flags, dims = doubts(x, y, per_dimension=PER_DIMENSION), x.shape[1] + y.shape[1]
+    dims = x.shape[1] + y.shape[1]
+    flags = doubts(x, y) + few(len(x), dims)
     if CONSTANT in flags:
         return Estimate(0.0, "nats", tuple(flags))
     first, second = scaled(x, scaling), scaled(y, scaling)

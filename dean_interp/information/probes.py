@@ -9,7 +9,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, PER_DIMENSION, Estimate, Side, doubts, in_nats, sides
+from dean_interp.information.estimate import CONSTANT, Estimate, Side, doubts, few, in_nats, sides
 
 N_FOLDS = 5
 
@@ -46,8 +46,7 @@ def v_information(
     flags = doubts(matrix, column)
     if CONSTANT in flags:
         return Estimate(0.0, "nats", tuple(flags))
-    if len(matrix) < PER_DIMENSION * matrix.shape[1]:
-        flags.append(f"few examples: {len(matrix)} for {matrix.shape[1]} dimensions")
+    flags += few(len(matrix), matrix.shape[1])
     folds = folds_of(label, groups, n_folds=n_folds, seed=seed)
     return in_nats(usable_information(matrix.cpu().numpy(), label, folds), len(matrix), flags)
 

@@ -9,19 +9,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.information.kernels import smoother, spread
 from dean_interp.information.nulls import Core, frozen
 from dean_interp.information.probes import N_FOLDS, folds_of, usable_information
-from dean_interp.information.projections import Place, Probe, Projection, twice
+from dean_interp.information.projections import Place, Probe, Projection, Rows, twice
 from dean_interp.information.reads import Reads
 from dean_interp.selection.selection import Selection
 
 N_RANDOM_PROBES = 99
-Rows = Int[Tensor, " row"]
 Sides = tuple[Float[Tensor, "row dim_x"], Float[Tensor, "row dim_y"]]
+
+
+RowCore = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class View:
     variant: str
     """Which of an estimand's several numbers it is; empty where there is one."""
     sides: Callable[[Reads], Sides]
-    core: Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
+    core: RowCore
     """Values for pairings of some rows: `core(x[rows], y[rows], pairings, rows)`."""
     groups: tuple[str, ...]
     """One a row: nulls shuffle within it."""
@@ -48,7 +50,7 @@ class View:
     """Further numbers that belong beside the value before the ablation."""
 
 
-def subset_views(
+def read_views(
     before: Reads, place: Place, reads: Sequence[Selection], *, estimator: str, k: int, seed: int
 ) -> list[View]:
     """Two reads of neurons at prompt ends, each with independent noise, on `k` principal components."""
@@ -63,7 +65,7 @@ def subset_views(
         View(
             "",
             both,
-            lambda x, y, pairings, rows: core(x, y, pairings),
+            _whichever_rows(core),
             before.groups,
             before.clusters,
             (first.n_units, second.n_units),
@@ -113,7 +115,7 @@ def awareness_views(
         above = (1 + sum(one >= value for one in values)) / (len(values) + 1)
         return {"mean of random probes": float(np.mean(values or [0.0])), "p among random probes": above}
 
-    pooled = View("pooled", both, lambda x, y, pairings, rows: core(x, y, pairings), groups, clusters, n_units,
+    pooled = View("pooled", both, _whichever_rows(core), groups, clusters, n_units,
                   block=2, flags=dead)  # fmt: skip
     return [pooled, View("given topic", both, given_topic, groups, clusters, n_units, block=2, flags=dead,
                          beside=random_probes)]  # fmt: skip
@@ -171,8 +173,13 @@ def paper_views(before: Reads, place: Place, *, behaviours: Sequence[str], seed:
         return {"of equal sides": float((one.square().sum() * two.square().sum()).sqrt())}
 
     rows = tuple(f"pair {i}" for i in range(n))
-    return [View("", both, lambda x, y, pairings, some: core(x, y, pairings), ("pairs",) * n, rows,
+    return [View("", both, _whichever_rows(core), ("pairs",) * n, rows,
                  (first.shape[1], second.shape[1]), beside=norms)]  # fmt: skip
+
+
+def _whichever_rows(core: Core) -> RowCore:
+    """A core that needs no more than the two sides."""
+    return lambda x, y, pairings, rows: core(x, y, pairings)
 
 
 def _conditional(core: Core, x: Tensor, y: Tensor, pairings: Tensor, topic: Tensor) -> Tensor:
