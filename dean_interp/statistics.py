@@ -1,15 +1,15 @@
 """Intervals and p-values for paired measurements of the same prompts.
 
-Examples of one cluster (one prompt, asked with several answers) are not independent, so intervals treat clusters,
-not rows, as the sample. Ranks among controls are exact: they assume only that the controls are exchangeable with the
-edit under the null.
+Examples of one cluster (one prompt, asked with several answers) are not independent, so intervals and tests treat
+clusters, not rows, as the sample. Ranks among controls are exact: they assume only that the controls are exchangeable
+with the edit under the null.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from dean_interp.errors import InputError
@@ -33,19 +33,96 @@ def clustered_interval(
     For a paired comparison, hand in the differences. With one row a cluster this is the ordinary t interval.
     Raises `InputError` below two clusters, where no interval exists.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) != len(clusters):
-        raise InputError(f"values and clusters must have one entry an example, got {len(values)} and {len(clusters)}")
-    names = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-    if len(names) < 2:
-        raise InputError(f"an interval needs at least 2 clusters, got {len(names)}")
-    mean = float(values.mean())
-    sums = np.zeros(len(names))
-    np.add.at(sums, [names[cluster] for cluster in clusters], values - mean)
-    scale = len(names) / (len(names) - 1)
-    error = float(np.sqrt(scale * (sums**2).sum())) / len(values)
-    half = float(stats.t.ppf(0.5 + confidence / 2, len(names) - 1)) * error
-    return Interval(mean, mean - half, mean + half, len(names))
+    sums, sizes = _by_cluster(values, clusters)
+    n, mean = len(sums), float(sums.sum() / sizes.sum())
+    error = float(np.sqrt(n / (n - 1) * ((sums - mean * sizes) ** 2).sum()) / sizes.sum())
+    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, " example"],
+    clusters: Sequence[Hashable],
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 9999,
+    seed: int = 0,
+) -> Interval:
+    """Mean of `values` with a percentile interval over redrawn clusters (Field and Welsh 2007, cluster bootstrap).
+
+    For means that are skewed or bounded (shares near 0 or 1), where a t interval leaves the range of the data.
+    Raises `InputError` as `clustered_interval` does.
+    """
+    sums, sizes = _by_cluster(values, clusters)
+    found = stats.bootstrap(
+        (sums, sizes),
+        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=confidence,
+        n_resamples=n_resamples,
+        batch=max(1, 2_000_000 // len(sums)),
+        rng=np.random.default_rng(seed),
+    )
+    low, high = found.confidence_interval
+    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high), len(sums))
+
+
+def sign_flip_p_value(
+    differences: Float[np.ndarray, " example"],
+    clusters: Sequence[Hashable],
+    *,
+    n_resamples: int = 9999,
+    seed: int = 0,
+) -> float:
+    """Two-sided p that paired differences are 0 on average, by flipping the sign of whole clusters.
+
+    All sign patterns are tried where there are no more than `n_resamples`, else that many are drawn. For differences of
+    one 0/1 outcome with one row a cluster, this is McNemar's test.
+    """
+    sums, _ = _by_cluster(differences, clusters)
+    if not sums.any():
+        return 1.0
+    found = stats.permutation_test(
+        (sums,),
+        lambda sums, axis: sums.mean(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=n_resamples,
+        batch=max(1, 2_000_000 // len(sums)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def mcnemar_p_value(before: Bool[np.ndarray, " before"], after: Bool[np.ndarray, " after"]) -> float:
+    """Two-sided exact p that a yes/no outcome of the same prompts did not change (McNemar 1947, binomial form).
+
+    Only prompts whose outcome changed count: under the null each changes either way with probability one half. Prompts
+    must not repeat; where they do, `sign_flip_p_value` takes clusters.
+    """
+    if len(before) != len(after):
+        raise InputError(f"paired outcomes need one entry a prompt, got {len(before)} and {len(after)}")
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values adjusted for how many there are, so that the family errs no more often than one test (Holm 1979)."""
+    adjusted, largest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda each: each[1])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def proportion(n_yes: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """A share with its Wilson (1927) score interval; `n` independent trials."""
+    if not 0 <= n_yes <= n or n < 1:
+        raise InputError(f"a share needs 0 <= n_yes <= n and n of at least 1, got {n_yes} of {n}")
+    low, high = stats.binomtest(n_yes, n).proportion_ci(confidence, method="wilson")
+    return Interval(n_yes / n, float(low), float(high), n)
 
 
 def rank_p_value(observed: float, controls: Sequence[float]) -> float:
@@ -67,3 +144,17 @@ def detectable_difference(
     degrees = n_clusters - 1
     quantiles = stats.t.ppf(0.5 + confidence / 2, degrees) + stats.t.ppf(power, degrees)
     return float(quantiles) * standard_deviation / float(np.sqrt(n_clusters))
+
+
+def _by_cluster(
+    values: Float[np.ndarray, " example"], clusters: Sequence[Hashable]
+) -> tuple[Float[np.ndarray, " cluster"], Float[np.ndarray, " cluster"]]:
+    """Sum and number of values of each cluster. Raises `InputError` below two clusters."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) != len(clusters):
+        raise InputError(f"values and clusters must have one entry an example, got {len(values)} and {len(clusters)}")
+    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    if len(number) < 2:
+        raise InputError(f"an interval needs at least 2 clusters, got {len(number)}")
+    index = [number[cluster] for cluster in clusters]
+    return np.bincount(index, values), np.bincount(index).astype(np.float64)

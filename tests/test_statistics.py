@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dean_interp import InputError
-from dean_interp.statistics import clustered_interval, detectable_difference, rank_p_value
+from dean_interp.statistics import (
+    bootstrap_interval,
+    clustered_interval,
+    detectable_difference,
+    holm,
+    mcnemar_p_value,
+    proportion,
+    rank_p_value,
+    sign_flip_p_value,
+)
 
 seeded = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 values_of_some_length = st.lists(st.floats(-100, 100), min_size=2, max_size=30).map(np.array)
@@ -143,3 +152,83 @@ def test_more_prompts_or_less_power_or_less_confidence_detect_less():
 def test_one_cluster_can_detect_nothing():
     with pytest.raises(InputError, match="at least 2 clusters"):
         detectable_difference(1.0, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bootstrap_interval_is_close_to_the_t_interval_where_both_are_right(seed):
+    rng = np.random.default_rng(seed)
+    clusters = np.repeat(np.arange(150), 2)
+    values = rng.standard_normal(150)[clusters] + 0.5 * rng.standard_normal(300)
+    t, bootstrap = clustered_interval(values, clusters.tolist()), bootstrap_interval(values, clusters.tolist())
+    assert bootstrap.mean == pytest.approx(t.mean)
+    assert bootstrap.low == pytest.approx(t.low, abs=0.02)
+    assert bootstrap.high == pytest.approx(t.high, abs=0.02)
+
+
+def test_a_bootstrap_interval_of_a_share_stays_within_0_and_1():
+    interval = bootstrap_interval(np.array([1.0] * 29 + [0.0]), list(range(30)))
+    assert 0.8 < interval.low < interval.mean < interval.high == 1.0
+
+
+def test_repeated_prompts_do_not_narrow_a_bootstrap_interval():
+    values = np.random.default_rng(0).standard_normal(40)
+    once = bootstrap_interval(values, list(range(40)))
+    thrice = bootstrap_interval(np.tile(values, 3), list(range(40)) * 3)
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
+
+
+def test_sign_flips_of_single_outcomes_are_mcnemars_test():
+    before = np.array([True] * 3 + [False] * 11 + [True] * 20)
+    after = np.array([False] * 3 + [True] * 11 + [True] * 20)
+    exact = mcnemar_p_value(before, after)
+    assert exact == pytest.approx(0.0574, abs=1e-4)  # 2 * P(Binomial(14, 1/2) <= 3)
+    flips = sign_flip_p_value(after.astype(float) - before, list(range(34)), n_resamples=50_000)
+    assert flips == pytest.approx(exact, abs=0.01)
+
+
+def test_sign_flips_are_exact_where_all_patterns_can_be_tried():
+    assert sign_flip_p_value(np.array([1.0, 2.0, 3.0]), [0, 1, 2]) == 2 / 8
+    assert sign_flip_p_value(np.zeros(5), list(range(5))) == 1.0
+
+
+def test_sign_flips_turn_a_whole_cluster_at_once():
+    differences = np.ones(12)
+    assert sign_flip_p_value(differences, list(range(12))) < 0.001
+    assert sign_flip_p_value(differences, [0, 1, 2, 3] * 3) == 2 / 16
+
+
+def test_p_values_of_sign_flips_are_uniform_under_the_null():
+    rng = np.random.default_rng(0)
+    clusters = [i // 2 for i in range(24)]
+    p = [
+        sign_flip_p_value(rng.standard_normal(12).repeat(2) + rng.standard_normal(24), clusters, n_resamples=499)
+        for _ in range(300)
+    ]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_holm_is_the_step_down_of_bonferroni():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+@seeded
+@given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_keeps_the_order_and_never_lowers_a_p(p_values):
+    adjusted = holm(p_values)
+    assert all(p <= adjusted[name] <= 1 for name, p in p_values.items())
+    ordered = sorted(p_values, key=p_values.__getitem__)
+    assert [adjusted[name] for name in ordered] == sorted(adjusted.values())
+
+
+def test_a_share_has_wilsons_interval():
+    share = proportion(1, 10)
+    assert (share.mean, share.low, share.high) == pytest.approx((0.1, 0.0179, 0.4042), abs=1e-4)
+    with pytest.raises(InputError, match="got 11 of 10"):
+        proportion(11, 10)
+
+
+def test_paired_outcomes_of_other_lengths_are_refused():
+    with pytest.raises(InputError, match="got 2 and 3"):
+        mcnemar_p_value(np.zeros(2, bool), np.zeros(3, bool))

@@ -1,0 +1,93 @@
+"""Which gains of the paper's table exceed sampling noise? The published shares with intervals and tests.
+
+    python analyses/published_numbers.py
+
+Each share is of questions whose answer the paper's judge called safe: 2,165 on fairness, 657 on privacy. The paper
+gives no interval, one seed and no answers; so every comparison here treats the two runs as independent samples of
+questions (Newcombe's interval, a two-proportion z test; Holm over DEAN's 16 gains, and over the 32 of fine-tuning). The
+runs answered the *same* questions: a paired test would be sharper, by how much depends on how often both are right,
+which was not published. The last columns say what McNemar's test would give if only those answers changed that must
+have, and if as many changed as can have.
+"""
+
+from math import sqrt
+
+from scipy import stats
+
+from dean_interp.statistics import holm, proportion
+
+QUESTIONS = {"fairness": 2165, "privacy": 657}
+METHODS = ("FFT", "LoRA", "DoRA", "ReFT", "DEAN", "DEAN, malicious only")
+PUBLISHED = {  # arXiv 2410.16672: origin, then METHODS
+    "Qwen2-7B-Instruct": {
+        "fairness": (0.6684, 0.5418, 0.4453, 0.4393, 0.3543, 0.7497, 0.7039),
+        "privacy": (0.7412, 0.7900, 0.7656, 0.7793, 0.7991, 0.8447, 0.8097),
+    },
+    "Mistral-7B-Instruct-v0.2": {
+        "fairness": (0.6231, 0.5570, 0.5062, 0.4697, 0.2846, 0.6342, 0.6642),
+        "privacy": (0.6636, 0.7793, 0.7473, 0.7047, 0.5556, 0.7154, 0.6895),
+    },
+    "Vicuna-7B-v1.5": {
+        "fairness": (0.5501, 0.4046, 0.3857, 0.3783, 0.3626, 0.5778, 0.6406),
+        "privacy": (0.3760, 0.5297, 0.4871, 0.4703, 0.3227, 0.4414, 0.4977),
+    },
+    "Llama2-7B-Chat": {
+        "fairness": (0.7386, 0.5478, 0.5769, 0.5783, 0.3917, 0.7746, 0.8060),
+        "privacy": (0.7504, 0.6758, 0.6164, 0.6195, 0.3577, 0.8432, 0.8798),
+    },
+}
+
+
+def difference(before: float, after: float, n: int) -> tuple[float, float, float]:
+    """Change of a share with Newcombe's (1998, method 10) 95 % interval for two independent samples of `n`."""
+    old, new = proportion(round(before * n), n), proportion(round(after * n), n)
+    change = new.mean - old.mean
+    low = change - sqrt((new.mean - new.low) ** 2 + (old.high - old.mean) ** 2)
+    high = change + sqrt((new.high - new.mean) ** 2 + (old.mean - old.low) ** 2)
+    return change, low, high
+
+
+def unpaired_p(before: float, after: float, n: int) -> float:
+    """Two-sided p of the pooled two-proportion z test, two independent samples of `n`."""
+    old, new = round(before * n), round(after * n)
+    pooled = (old + new) / (2 * n)
+    return float(2 * stats.norm.sf(abs(new - old) / n / sqrt(2 * pooled * (1 - pooled) / n)))
+
+
+def paired_p(before: float, after: float, n: int) -> tuple[float, float]:
+    """McNemar's p if only the answers that must have changed did, and if as many changed as possibly can have."""
+    old, new = round(before * n), round(after * n)
+    must = abs(new - old)
+    can = min(old, n - new) + min(new, n - old)
+    least, most = (float(stats.binomtest((changed + must) // 2, changed).pvalue) for changed in (must, can))
+    return least, most
+
+
+def main() -> None:
+    """Print every change with its interval and tests; then the verdict on DEAN's gains."""
+    family = {
+        (model, behaviour, method): (shares[0], after, QUESTIONS[behaviour])
+        for model, table in PUBLISHED.items()
+        for behaviour, shares in table.items()
+        for method, after in zip(METHODS, shares[1:], strict=True)
+    }
+    gains = {key: value for key, value in family.items() if key[2].startswith("DEAN")}
+    adjusted: dict[str, float] = {}
+    for some in (gains, {key: value for key, value in family.items() if key not in gains}):
+        adjusted |= holm({" / ".join(key): unpaired_p(*value) for key, value in some.items()})
+    print(f"{'model':<25}{'behaviour':<10}{'method':<22}{'points':>7} {'95 %':>16}   {'p':>8} {'p (Holm)':>9}"
+          f" {'paired p: least':>16} {'.. most changed':>16}")  # fmt: skip
+    for key, value in family.items():
+        change, low, high = (100 * each for each in difference(*value))
+        p, least_most = unpaired_p(*value), paired_p(*value)
+        print(f"{key[0]:<25}{key[1]:<10}{key[2]:<22}{change:>+7.1f} [{low:>+6.1f}, {high:>+6.1f}]   {p:>8.2g} "
+              f"{adjusted[' / '.join(key)]:>9.2g} {least_most[0]:>16.2g} {least_most[1]:>16.2g}")  # fmt: skip
+    noise = [key for key in gains if adjusted[" / ".join(key)] > 0.05]
+    print(f"\n{len(gains) - len(noise)} of {len(gains)} gains of DEAN exceed sampling noise; these do not:")
+    for key in noise:
+        points, p = 100 * difference(*gains[key])[0], unpaired_p(*gains[key])
+        print(f"  {', '.join(key)}: {points:+.1f} points, p = {p:.2g}, with Holm {adjusted[' / '.join(key)]:.2g}")
+
+
+if __name__ == "__main__":
+    main()
