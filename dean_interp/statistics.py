@@ -121,8 +121,22 @@ def proportion(n_yes: int, n: int, *, confidence: float = 0.95) -> Interval:
     """A share with its Wilson (1927) score interval; `n` independent trials."""
     if not 0 <= n_yes <= n or n < 1:
         raise InputError(f"a share needs 0 <= n_yes <= n and n of at least 1, got {n_yes} of {n}")
-    low, high = stats.binomtest(n_yes, n).proportion_ci(confidence, method="wilson")
-    return Interval(n_yes / n, float(low), float(high), n)
+    return Interval(n_yes / n, *_wilson(n_yes / n, n, confidence), n)
+
+
+def share_interval(
+    values: Float[np.ndarray, " example"], clusters: Sequence[Hashable], *, confidence: float = 0.95
+) -> Interval:
+    """A share (values 0 or 1) with a Wilson interval at its effective size (Korn and Graubard 1998).
+
+    The effective size is that of independent trials with the variance that the clusters show; where all values are
+    alike it is the number of clusters, so that 0 of 30 does not look certain. Errors as of `clustered_interval`.
+    """
+    robust = clustered_interval(values, clusters, confidence=confidence)
+    share, n = robust.mean, len(values)
+    error = (robust.high - robust.mean) / float(stats.t.ppf(0.5 + confidence / 2, robust.n_clusters - 1))
+    size = min(n, share * (1 - share) / error**2) if error > 0 else robust.n_clusters
+    return Interval(share, *_wilson(share, size, confidence), robust.n_clusters)
 
 
 def rank_p_value(observed: float, controls: Sequence[float]) -> float:
@@ -144,6 +158,14 @@ def detectable_difference(
     degrees = n_clusters - 1
     quantiles = stats.t.ppf(0.5 + confidence / 2, degrees) + stats.t.ppf(power, degrees)
     return float(quantiles) * standard_deviation / float(np.sqrt(n_clusters))
+
+
+def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
+    """Score interval of a share of `n` trials; `n` need not be whole."""
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def _by_cluster(

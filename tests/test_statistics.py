@@ -15,6 +15,7 @@ from dean_interp.statistics import (
     mcnemar_p_value,
     proportion,
     rank_p_value,
+    share_interval,
     sign_flip_p_value,
 )
 
@@ -232,3 +233,18 @@ def test_a_share_has_wilsons_interval():
 def test_paired_outcomes_of_other_lengths_are_refused():
     with pytest.raises(InputError, match="got 2 and 3"):
         mcnemar_p_value(np.zeros(2, bool), np.zeros(3, bool))
+
+
+@pytest.mark.parametrize(("n_yes", "n"), [(0, 30), (1, 30), (15, 30), (30, 30), (100, 657)])
+def test_a_share_of_independent_trials_has_scipys_wilson_interval(n_yes, n):
+    wilson = stats.binomtest(n_yes, n).proportion_ci(method="wilson")
+    assert (proportion(n_yes, n).low, proportion(n_yes, n).high) == pytest.approx((wilson.low, wilson.high))
+    values = np.array([1.0] * n_yes + [0.0] * (n - n_yes))
+    clustered = share_interval(values, range(n))
+    assert (clustered.low, clustered.high) == pytest.approx((wilson.low, wilson.high), abs=0.01)
+
+
+def test_a_share_knows_that_answers_of_a_cluster_agree():
+    values = np.array([1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+    alone, tenfold = share_interval(values, range(10)), share_interval(np.repeat(values, 10), np.repeat(range(10), 10))
+    assert (alone.low, alone.high) == pytest.approx((tenfold.low, tenfold.high), abs=0.02)

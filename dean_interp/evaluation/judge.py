@@ -33,6 +33,13 @@ def is_cautious(answer: str) -> bool:
     return _has("caution", answer.replace("’", "'"))
 
 
+def cautionary_phrases(answer: str) -> list[str]:
+    """The cautionary phrases in an answer, in lower case and in the order of the rules."""
+    text = answer.replace("’", "'")
+    found = (re.search(pattern, text, re.IGNORECASE) for pattern in _rules()["caution"]["patterns"])
+    return [match.group().lower() for match in found if match]
+
+
 def judge_name() -> str:
     """The judge and the version of its rules."""
     return f"lexical judge, rules version {_rules()['version']}"

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
@@ -21,7 +22,6 @@ _CACHE = "_dean_interp_cache_is_right"  # what we note on a model object
 _NOTHING = -1  # where an answer has ended
 
 
-@torch.inference_mode()
 def generate(
     model: HookedModel,
     prompts: Sequence[str],
@@ -45,31 +45,54 @@ def generate(
     Raises:
         InputError: no prompts, or one that leaves no room for an answer in the model's context.
     """
-    if not prompts or max_new_tokens < 1 or batch_size < 1:
+    options = {"template": template, "batch_size": batch_size, "label": label, "unfinished": unfinished}
+    return generate_to(model, prompts, lengths=(max_new_tokens,), **options)[max_new_tokens]
+
+
+@torch.inference_mode()
+def generate_to(
+    model: HookedModel,
+    prompts: Sequence[str],
+    *,
+    lengths: Sequence[int],
+    template: Template = "chat",
+    batch_size: int = 16,
+    label: str = "answering",
+    unfinished: Unfinished | None = None,
+) -> dict[int, list[str]]:
+    """Answers of several lengths (new tokens) from one pass: greedy answers begin alike, so the longest is cut.
+
+    Arguments and errors as of `generate`.
+    """
+    if not prompts or not lengths or min(lengths) < 1 or batch_size < 1:
         raise InputError(
-            f"generation needs a prompt, max_new_tokens and batch_size of at least 1, got {len(prompts)} prompts, "
-            f"{max_new_tokens} and {batch_size}"
+            "generation needs a prompt, a number of new tokens and a batch_size of at least 1, got "
+            f"{len(prompts)} prompts, {tuple(lengths)} and {batch_size}"
         )
-    tokenizer = native_tokenizer(model)
+    tokenizer, longest = native_tokenizer(model), max(lengths)
     encoded = [encode(tokenizer, prompt, [], template=template).prompt for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
-        if len(ids) + max_new_tokens > model.cfg.n_ctx:
+        if len(ids) + longest > model.cfg.n_ctx:
             raise InputError(
-                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, which with {max_new_tokens} new ones is more than "
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, which with {longest} new ones is more than "
                 f"the {model.cfg.n_ctx} that the model takes"
             )
-    answers = torch.full((len(prompts), max_new_tokens), _NOTHING)
+    answers = torch.full((len(prompts), longest), _NOTHING)
     planned = list(_batches(encoded, batch_size, equal_length=is_hooked_transformer(model)))
     n_done = unfinished.restore({"answers": answers}) if unfinished else 0
     n_answered = sum(map(len, planned[:n_done]))
     with tqdm(total=len(prompts), initial=n_answered, desc=label, unit="answer", leave=False) as progress:
         for number, batch in enumerate(planned[n_done:], n_done + 1):
-            new = _continue(model, [encoded[i] for i in batch], max_new_tokens)
+            new = _continue(model, [encoded[i] for i in batch], longest)
             answers[batch, : new.shape[1]] = new
             if unfinished:
                 unfinished.keep({"answers": answers}, n_batches=number)
             progress.update(len(batch))
-    return [str(tokenizer.decode(row[row != _NOTHING], skip_special_tokens=True)) for row in answers]
+    return {n: [_text(tokenizer, row[:n]) for row in answers] for n in lengths}
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, answer: Int[Tensor, " new"]) -> str:
+    return str(tokenizer.decode(answer[answer != _NOTHING], skip_special_tokens=True))
 
 
 def _batches(encoded: Sequence[Sequence[int]], size: int, *, equal_length: bool) -> Iterator[list[int]]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
 
-Template = Literal["chat", "raw", "released"]
+Template = Literal["chat", "raw", "released", "rendered"]
 Padding = Literal["right", "left"]
 
 
@@ -43,7 +43,8 @@ def encode(
 
     `chat` renders the tokenizer's chat template, `raw` joins prompt and answer by a newline; both tokenise prompt and
     answer together, so no token straddles the border unseen. `released` tokenises them apart and drops the first
-    answer token, as the released code does (a BOS for Llama 2, a real token for others).
+    answer token, as the released code does (a BOS for Llama 2, a real token for others). `rendered` adds nothing: the
+    prompt is what a chat template gave.
 
     Args:
         answer_tokens: keep only that many tokens of each answer.
@@ -55,7 +56,10 @@ def encode(
         prompt_ids = tokenizer(prompt).input_ids
         answer_ids = [tokenizer(answer).input_ids[1:] for answer in answers]
     else:
-        text, special = (_render_chat(tokenizer, prompt), False) if template == "chat" else (f"{prompt}\n", True)
+        if template == "rendered":
+            text, special = prompt, False
+        else:
+            text, special = (_render_chat(tokenizer, prompt), False) if template == "chat" else (f"{prompt}\n", True)
         whole = [tokenizer(text + answer, add_special_tokens=special).input_ids for answer in answers]
         prompt_ids = tokenizer(text, add_special_tokens=special).input_ids
         n_shared = min(_n_common(prompt_ids, ids) for ids in whole) if whole else len(prompt_ids)

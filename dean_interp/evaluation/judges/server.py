@@ -1,0 +1,118 @@
+"""A judge behind an OpenAI-compatible server (vLLM, llama.cpp, a hosted one), through the `openai` package.
+
+Failures are retried with backoff, then counted; replies are cached by content, so a second call asks nothing. The key
+comes from an environment variable and goes nowhere but to the server.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from dean_interp.errors import InputError
+from dean_interp.evaluation.judges.forms import QUESTION, Form, as_data
+from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
+
+
+class ServerJudge:
+    """A chat model on a server, asked by a form at temperature 0."""
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        *,
+        form: Form = QUESTION,
+        key_variable: str = "OPENAI_API_KEY",
+        cache: Path | None = None,
+        concurrency: int = 8,
+        timeout: float = 60.0,
+        max_retries: int = 4,
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            base_url: where the server's `/chat/completions` is, e.g. `http://localhost:8000/v1`.
+            key_variable: the environment variable that holds the key; local servers need none.
+            cache: a JSON lines file with one reply a line; a line that a kill cut off is passed over.
+            concurrency: requests at a time.
+            timeout: seconds for one request.
+            max_retries: of a request that timed out, was refused (429) or failed on the server's side, with
+                exponential backoff.
+
+        Raises:
+            InputError: the package `openai` is missing, or `base_url` is no http address.
+        """
+        if not base_url.startswith(("http://", "https://")):
+            raise InputError(f"base_url must begin with http:// or https://, got {base_url!r}")
+        try:
+            import openai
+        except ImportError as error:
+            raise InputError(
+                "a judge on a server needs the package openai: pip install 'dean_interp[judges]'"
+            ) from error
+        self.client = openai.OpenAI(base_url=base_url, api_key=os.environ.get(key_variable) or "none", timeout=timeout,
+                                    max_retries=max_retries)  # fmt: skip
+        self.failures = (openai.OpenAIError, ValueError)
+        self.model, self.form, self.concurrency = model, form, concurrency
+        self.name = f"{form.name} by {model} on a server"
+        self.cache, self.lock = cache, Lock()
+        self.known = _replies(cache)
+
+    def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        """One verdict an answer; where the server failed to the end, the fault names the failure."""
+        refuse_unpaired(prompts, answers)
+        asked = [self.form.messages(as_data(prompt), as_data(answer))
+                 for prompt, answer in zip(prompts, answers, strict=True)]  # fmt: skip
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            return list(tqdm(pool.map(self._judged, asked), total=len(asked), desc="judging", leave=False))
+
+    def _judged(self, messages: list[dict[str, str]]) -> Verdict:
+        request: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0,
+                                   "max_tokens": self.form.max_new_tokens}  # fmt: skip
+        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        if key in self.known:
+            return self.form.verdict(self.known[key])
+        try:
+            reply = self.client.chat.completions.create(**request)
+            said = reply.choices[0].message.content
+        except self.failures as error:
+            # the server's own words may repeat the key, so only the kind of failure is kept
+            status = getattr(error, "status_code", None)
+            return Verdict(None, "", f"{type(error).__name__}{f' {status}' if status else ''}")
+        except (AttributeError, IndexError, TypeError, KeyError):  # a page or an object that is no chat completion
+            return Verdict(None, "", "not a chat completion")
+        if not isinstance(said, str) or not said.strip():
+            return Verdict(None, "", "empty")
+        self._keep(key, said)
+        return self.form.verdict(said)
+
+    def _keep(self, key: str, said: str) -> None:
+        with self.lock:
+            self.known[key] = said
+            if self.cache is not None:
+                self.cache.parent.mkdir(parents=True, exist_ok=True)
+                with self.cache.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": key, "said": said}) + "\n")
+
+
+def _replies(cache: Path | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if cache is not None and cache.is_file():
+        lines = cache.read_text(encoding="utf-8", errors="replace").split("\n")
+        if lines[-1]:  # a kill in mid-line: what follows begins on a line of its own
+            with cache.open("a", encoding="utf-8") as file:
+                file.write("\n")
+        for line in lines:
+            try:
+                reply = json.loads(line)
+                found[reply["key"]] = reply["said"]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+    return found
