@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import VERDICTS, is_cautious, judge, judge_name
-from dean_interp.models.generate import generate
+from dean_interp.models.generate import generate_to
 from dean_interp.models.load import HookedModel
 from dean_interp.models.memory import refuse_scored
 from dean_interp.models.sites import Unit
+from dean_interp.models.tokens import Template
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import clustered_interval
 from dean_interp.study.config import StudyConfig
@@ -24,6 +26,16 @@ from dean_interp.study.results import AnswerSet, Spoken, SpokenState
 from dean_interp.unfinished import Unfinished
 
 CAUTION = "caution"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How answers are asked for."""
+
+    lengths: tuple[int, ...]
+    """New tokens; the longest is generated, the others are its beginnings."""
+    template: Template
+    batch_size: int
 
 
 def spoken(
@@ -47,7 +59,8 @@ def spoken(
     behaviours = [*sets, *benign]
     refuse_scored(model, behaviours)
     folder.mkdir(exist_ok=True)
-    given = {name: _answers(config, folder, model, behaviours, name, ablated, fingerprint)
+    how = Asking((config.max_new_tokens,), config.template, config.answer_batch)
+    given = {name: answers_in(folder, model, behaviours, name, ablated, how, fingerprint)[config.max_new_tokens]
              for name, _, _, ablated in states}  # fmt: skip
     original = given[states[0][0]]
     judged = [
@@ -62,40 +75,42 @@ def spoken(
     return Spoken(judge_name(), {one.name: tuple(one.prompts) for one in behaviours}, tuple(judged))
 
 
-def _answers(
-    config: StudyConfig,
+def answers_in(
     folder: Path,
     model: HookedModel,
     behaviours: Sequence[Behaviour],
     name: str,
     ablated: Selection | None,
+    how: Asking,
     fingerprint: str,
-) -> dict[str, list[str]]:
-    """One state's answers by set: from its file, else given and written there."""
+) -> dict[int, dict[str, list[str]]]:
+    """One state's answers by length and set: from its file, else given and written there."""
     path = folder / f"{name.replace(' ', '_')}.json"
     known = [fingerprint, *(one.fingerprint for one in behaviours), ablated.fingerprint if ablated else "nothing"]
-    whole = hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
+    whole = hashlib.sha256(" ".join([*known, str(how)]).encode()).hexdigest()[:16]
     if path.is_file():
         there = json.loads(path.read_text())
         if there["fingerprint"] != whole:
-            raise InputError(f"{path} is of another model, other data or other units: choose another folder")
-        return there["answers"]
+            raise InputError(f"{path} is of another model, other data, lengths or units: choose another folder")
+        return {int(length): sets for length, sets in there["answers"].items()}
+    folder.mkdir(exist_ok=True)
     unfinished = Unfinished(path.with_suffix(".unfinished"), whole)
     prompts = [prompt for one in behaviours for prompt in one.prompts]
     with ablate(model, ablated) if ablated else nullcontext():
-        flat = generate(
+        flat = generate_to(
             model,
             prompts,
-            max_new_tokens=config.max_new_tokens,
-            template=config.template,
-            batch_size=config.answer_batch,
+            lengths=how.lengths,
+            template=how.template,
+            batch_size=how.batch_size,
             label=f"answering: {name}",
             unfinished=unfinished,
         )
-    answers, start = {}, 0
-    for one in behaviours:
-        answers[one.name] = flat[start : start + len(one)]
-        start += len(one)
+    starts = np.cumsum([0, *map(len, behaviours)])
+    answers = {
+        length: {one.name: some[start : start + len(one)] for one, start in zip(behaviours, starts, strict=False)}
+        for length, some in flat.items()
+    }
     write_text(path, json.dumps({"fingerprint": whole, "answers": answers}, indent=1) + "\n")
     unfinished.discard()
     return answers

@@ -1,0 +1,90 @@
+"""Perplexity of running text at fixed windows, and the distance to the original on it.
+
+The texts are joined by a blank line and cut into windows that do not overlap, as is usual for wikitext; every token of
+a window but its first is predicted from those before it in the window. What is left at the end is dropped, so that all
+windows are of one size and their mean is that of their tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.loss import answer_log_probs, batched
+from dean_interp.models.tokens import Encoded, paths
+from dean_interp.unfinished import Unfinished
+
+
+@dataclass(frozen=True)
+class WindowMeasurement:
+    """Means over the predicted tokens of each window."""
+
+    window: int
+    loss: Float[Tensor, " window"]
+    """Negative log-likelihood per token, nats."""
+    kl: Float[Tensor, " window"]
+    """KL(original || now) per token, nats; 0 where there is no original to compare with."""
+    final: Float[Tensor, "token d_model"] = field(repr=False)
+    """What the unembedding read, window after window: with it, a later measurement knows its KL to this one."""
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return float(self.loss.mean().exp())
+
+
+def window_texts(model: HookedModel, texts: Sequence[str], window: int) -> list[Encoded]:
+    """The windows of some texts as rows to predict: the first token given, the rest predicted.
+
+    Raises `InputError` where a window is shorter than 2, longer than the model takes, or longer than all text.
+    """
+    if not 2 <= window <= model.cfg.n_ctx:
+        raise InputError(f"window must be 2 to {model.cfg.n_ctx} tokens (what the model takes), got {window}")
+    ids = native_tokenizer(model)("\n\n".join(texts), add_special_tokens=False, verbose=False).input_ids
+    if len(ids) < window:
+        raise InputError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
+    starts = range(0, len(ids) - window + 1, window)
+    return [Encoded((ids[start],), (tuple(ids[start + 1 : start + window]),)) for start in starts]
+
+
+@torch.inference_mode()
+def window_loss(
+    model: HookedModel,
+    texts: Sequence[str],
+    *,
+    window: int = 2048,
+    original: WindowMeasurement | None = None,
+    unfinished: Unfinished | None = None,
+) -> WindowMeasurement:
+    """Loss and KL of the model's present state on windows of text, one forward pass a window.
+
+    Args:
+        texts: joined by a blank line before they are cut.
+        window: tokens; the paper's own windows are as long as the model's context.
+        original: an earlier measurement of the same windows, to which the KL is taken.
+        unfinished: keeps what the finished windows gave; a killed call goes on from there.
+
+    Raises:
+        InputError: as `window_texts`, or an `original` of other windows.
+    """
+    encoded = window_texts(model, texts, window)
+    n, each = len(encoded), window - 1
+    if original is not None and (original.window, len(original.loss)) != (window, n):
+        raise InputError(
+            f"`original` holds {len(original.loss)} windows of {original.window} tokens, now there are {n} of {window}"
+        )
+    sums = {"loss": torch.zeros(n), "kl": torch.zeros(n), "final": torch.zeros(n * each, model.cfg.d_model)}
+    options = {"label": "windows of text", "unfinished": unfinished, "sums": sums}
+    for batch in batched(model, paths(encoded), batch_tokens=window, **options):
+        (number,) = batch.answer.unique().tolist()
+        own = slice(number * each, (number + 1) * each)
+        then = original.final[own].to(batch.tokens.device) if original is not None else None
+        out = answer_log_probs(model, batch, original=then)
+        sums["loss"][number], sums["final"][own] = -out.log_prob.double().mean().cpu(), out.final.float().cpu()
+        if out.kl is not None:
+            sums["kl"][number] = out.kl.double().mean().cpu()
+    return WindowMeasurement(window, sums["loss"], sums["kl"], sums["final"])
