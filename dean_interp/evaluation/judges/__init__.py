@@ -1,30 +1,36 @@
 """Judges of answers behind one protocol: prompts and answers in, verdicts out."""
 
-from dean_interp.evaluation.judges.agreement import Agreement, agreement
+from dean_interp.evaluation.judges.agreement import Agreement, Change, Sensitivity, agreement, sensitivity
 from dean_interp.evaluation.judges.classifier import ClassifierJudge
-from dean_interp.evaluation.judges.forms import JSON, LLAMA_GUARD, MD_JUDGE, QUESTION, Form
+from dean_interp.evaluation.judges.forms import JSON, LLAMA_GUARD, MD_JUDGE, MD_JUDGE_2, QUESTION, Form
 from dean_interp.evaluation.judges.lexical import LexicalJudge
 from dean_interp.evaluation.judges.make import make_judge
 from dean_interp.evaluation.judges.prompted import PromptedJudge
-from dean_interp.evaluation.judges.protocol import Judge, Label, Verdict, faults, share_bounds
+from dean_interp.evaluation.judges.protocol import Judge, Label, Verdict, faults, judged, share_bounds, tally
 from dean_interp.evaluation.judges.server import ServerJudge
 
 __all__ = [
     "JSON",
     "LLAMA_GUARD",
     "MD_JUDGE",
+    "MD_JUDGE_2",
     "QUESTION",
     "Agreement",
+    "Change",
     "ClassifierJudge",
     "Form",
     "Judge",
     "Label",
     "LexicalJudge",
     "PromptedJudge",
+    "Sensitivity",
     "ServerJudge",
     "Verdict",
     "agreement",
     "faults",
+    "judged",
     "make_judge",
+    "sensitivity",
     "share_bounds",
+    "tally",
 ]

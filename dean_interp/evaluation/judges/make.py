@@ -1,51 +1,67 @@
 """A judge from a few words, as the command line gives them."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
+import torch
+
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.classifier import SAFE_AND_UNSAFE, ClassifierJudge
-from dean_interp.evaluation.judges.forms import LLAMA_GUARD, MD_JUDGE, QUESTION, Form
+from dean_interp.evaluation.judges.forms import JSON, LLAMA_GUARD, MD_JUDGE, MD_JUDGE_2, QUESTION, Form
 from dean_interp.evaluation.judges.lexical import LexicalJudge
 from dean_interp.evaluation.judges.prompted import PromptedJudge
 from dean_interp.evaluation.judges.protocol import Judge, Label
 from dean_interp.evaluation.judges.server import ServerJudge
 from dean_interp.models.load import HookedModel, load_model
 
-_FORMS: dict[str, Form] = {"md-judge": MD_JUDGE, "llama-guard": LLAMA_GUARD, "chat": QUESTION}
+_FORMS: dict[str, Form] = {
+    "md-judge": MD_JUDGE,
+    "md-judge-0.2": MD_JUDGE_2,
+    "llama-guard": LLAMA_GUARD,
+    "chat": QUESTION,
+    "json": JSON,
+    "server": QUESTION,
+}
 _ALLOWED = (
-    "lexical, self (the studied model), md-judge:MODEL, llama-guard:MODEL, chat:MODEL, classifier:MODEL (or "
-    "classifier:MODEL?class=label,...), server:MODEL@http://..."
+    "lexical, self (the studied model), md-judge:MODEL, md-judge-0.2:MODEL, llama-guard:MODEL, chat:MODEL, json:MODEL, "
+    "classifier:MODEL (or classifier:MODEL?class=label,...), server:MODEL@http://... (any of the forms before, too, on "
+    "a server: llama-guard:MODEL@http://...)"
 )
 
 
-def make_judge(text: str, model: HookedModel, *, cache: Path | None = None) -> Judge:
+def make_judge(text: str, model: HookedModel | None = None, *, cache: Path | None = None) -> Judge:
     """The judge that `text` names.
 
     Args:
-        text: `lexical`; `self`, which asks the studied model itself; `md-judge:MODEL`, `llama-guard:MODEL` or
-            `chat:MODEL`, which load another; `classifier:MODEL`, whose classes are `safe` and `unsafe` unless
-            `?toxic=unsafe,neutral=safe` says otherwise; `server:MODEL@http://host:port/v1`, whose key is in
-            `OPENAI_API_KEY`.
-        model: the studied model.
+        text: `lexical`; `self`, which asks the studied model itself; `md-judge:MODEL`, `md-judge-0.2:MODEL`,
+            `llama-guard:MODEL`, `chat:MODEL` (a yes-or-no question) or `json:MODEL`, which load another;
+            `classifier:MODEL`, whose classes are `safe` and `unsafe` unless `?toxic=unsafe,neutral=safe` says
+            otherwise; `server:MODEL@http://host:port/v1` (the yes-or-no question), or a form before with such an
+            address, whose key is in `OPENAI_API_KEY`.
+        model: the studied model, for `self`.
         cache: where a server's replies are kept.
 
     Raises:
         InputError: no such judge, or it cannot be loaded.
     """
     kind, _, rest = text.partition(":")
+    served = re.fullmatch(r"(.+)@(https?://.+)", rest)
     if kind == "lexical" and not rest:
         return LexicalJudge()
     if kind == "self" and not rest:
+        if model is None:
+            raise InputError("the judge 'self' is the studied model: pass model=...")
         return PromptedJudge(model, QUESTION)
-    if kind in _FORMS and rest:
-        return PromptedJudge(load_model(rest), _FORMS[kind])
+    if kind in _FORMS and served:
+        return ServerJudge(served[1], served[2], form=_FORMS[kind], cache=cache)
+    if kind in _FORMS and kind != "server" and rest:
+        return PromptedJudge(
+            load_model(rest, dtype="bfloat16" if torch.cuda.is_available() else "float32"), _FORMS[kind]
+        )
     if kind == "classifier" and rest:
         name, _, classes = rest.partition("?")
         return ClassifierJudge(name, labels=_labels(classes) if classes else SAFE_AND_UNSAFE)
-    if kind == "server" and "@" in rest:
-        name, _, url = rest.partition("@")
-        return ServerJudge(name, url, cache=cache)
     raise InputError(f"no judge {text!r}: give {_ALLOWED}")
 
 

@@ -6,7 +6,7 @@ A verdict without a label says why there is none, so that it can be counted, sho
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,31 @@ def refuse_unpaired(prompts: Sequence[str], answers: Sequence[str]) -> None:
     wrong = [text for text in (*prompts, *answers) if not isinstance(text, str)]
     if wrong:
         raise InputError(f"prompts and answers must be text, got {type(wrong[0]).__name__}")
+
+
+def judged(judge: Judge, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+    """Ask a judge, and hold it to the protocol: one verdict an answer, each with a known label or with a fault.
+
+    Raises `InputError` where prompts and answers do not belong together, or a judge of one's own does not keep to it.
+    """
+    refuse_unpaired(prompts, answers)
+    verdicts = list(judge(prompts, answers))
+    if len(verdicts) != len(answers):
+        raise InputError(f"{judge.name} gave {len(verdicts)} verdicts on {len(answers)} answers; it must give one each")
+    for verdict in verdicts:
+        if (verdict.label is None) != bool(verdict.fault) or verdict.label not in (None, *get_args(Label)):
+            raise InputError(
+                f"{judge.name} must give a label of {', '.join(get_args(Label))}, or none and a fault; "
+                f"got label {verdict.label!r} with fault {verdict.fault!r}"
+            )
+    return verdicts
+
+
+def tally(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """How many answers have each label, and how many have none by reason (`no verdict: unparsed`)."""
+    counts = Counter(verdict.label for verdict in verdicts)
+    missing = {f"no verdict: {fault}": n for fault, n in faults(verdicts).items()}
+    return {**{label: counts[label] for label in get_args(Label)}, **missing}
 
 
 def faults(verdicts: Sequence[Verdict]) -> dict[str, int]:

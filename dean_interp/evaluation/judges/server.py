@@ -1,7 +1,7 @@
 """A judge behind an OpenAI-compatible server (vLLM, llama.cpp, a hosted one), through the `openai` package.
 
 Failures are retried with backoff, then counted; replies are cached by content, so a second call asks nothing. The key
-comes from an environment variable and goes nowhere but to the server.
+comes from an environment variable and goes nowhere but to the server; a reply that repeats it is kept without it.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class ServerJudge:
         """Nothing is asked yet.
 
         Args:
-            base_url: where the server's `/chat/completions` is, e.g. `http://localhost:8000/v1`.
+            base_url: where the server's `/chat/completions` is, e.g. `http://localhost:8000/v1`. It is sent the key.
             key_variable: the environment variable that holds the key; local servers need none.
             cache: a JSON lines file with one reply a line; a line that a kill cut off is passed over.
             concurrency: requests at a time.
@@ -47,8 +47,13 @@ class ServerJudge:
                 exponential backoff.
 
         Raises:
-            InputError: the package `openai` is missing, or `base_url` is no http address.
+            InputError: the package `openai` is missing, `base_url` is no http address, or a number is out of range.
         """
+        if concurrency < 1 or timeout <= 0 or max_retries < 0:
+            raise InputError(
+                "concurrency must be at least 1, timeout above 0 and max_retries at least 0, got "
+                f"{concurrency}, {timeout} and {max_retries}"
+            )
         if not base_url.startswith(("http://", "https://")):
             raise InputError(f"base_url must begin with http:// or https://, got {base_url!r}")
         try:
@@ -57,10 +62,10 @@ class ServerJudge:
             raise InputError(
                 "a judge on a server needs the package openai: pip install 'dean_interp[judges]'"
             ) from error
-        self.client = openai.OpenAI(base_url=base_url, api_key=os.environ.get(key_variable) or "none", timeout=timeout,
-                                    max_retries=max_retries)  # fmt: skip
+        key = os.environ.get(key_variable) or "none"
+        self.client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
         self.failures = (openai.OpenAIError, ValueError)
-        self.model, self.form, self.concurrency = model, form, concurrency
+        self.model, self.form, self.base_url, self.concurrency = model, form, base_url, concurrency
         self.name = f"{form.name} by {model} on a server"
         self.cache, self.lock = cache, Lock()
         self.known = _replies(cache)
@@ -76,12 +81,13 @@ class ServerJudge:
     def _judged(self, messages: list[dict[str, str]]) -> Verdict:
         request: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0,
                                    "max_tokens": self.form.max_new_tokens}  # fmt: skip
-        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-        if key in self.known:
-            return self.form.verdict(self.known[key])
+        # the address too: local servers answer to any model's name
+        asked = hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
+        if asked in self.known:
+            return self.form.verdict(self.known[asked])
         try:
-            reply = self.client.chat.completions.create(**request)
-            said = reply.choices[0].message.content
+            choice = self.client.chat.completions.create(**request).choices[0]
+            said, reason = choice.message.content, choice.finish_reason
         except self.failures as error:
             # the server's own words may repeat the key, so only the kind of failure is kept
             status = getattr(error, "status_code", None)
@@ -90,16 +96,19 @@ class ServerJudge:
             return Verdict(None, "", "not a chat completion")
         if not isinstance(said, str) or not said.strip():
             return Verdict(None, "", "empty")
-        self._keep(key, said)
+        if reason == "content_filter":
+            return Verdict(None, "", "cut by the server's content filter")
+        said = said.replace(self.client.api_key, "[key]") if self.client.api_key != "none" else said
+        self._keep(asked, said)
         return self.form.verdict(said)
 
-    def _keep(self, key: str, said: str) -> None:
+    def _keep(self, asked: str, said: str) -> None:
         with self.lock:
-            self.known[key] = said
+            self.known[asked] = said
             if self.cache is not None:
                 self.cache.parent.mkdir(parents=True, exist_ok=True)
                 with self.cache.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "said": said}) + "\n")
+                    file.write(json.dumps({"asked": asked, "said": said}) + "\n")
 
 
 def _replies(cache: Path | None) -> dict[str, str]:
@@ -112,7 +121,7 @@ def _replies(cache: Path | None) -> dict[str, str]:
         for line in lines:
             try:
                 reply = json.loads(line)
-                found[reply["key"]] = reply["said"]
+                found[str(reply["asked"])] = str(reply["said"])
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue
     return found
