@@ -121,7 +121,7 @@ def proportion(n_yes: int, n: int, *, confidence: float = 0.95) -> Interval:
     """A share with its Wilson (1927) score interval; `n` independent trials."""
     if not 0 <= n_yes <= n or n < 1:
         raise InputError(f"a share needs 0 <= n_yes <= n and n of at least 1, got {n_yes} of {n}")
-    return Interval(n_yes / n, *_wilson(n_yes / n, n, confidence), n)
+    return Interval(n_yes / n, *_wilson(n_yes / n, float(n), confidence), n)
 
 
 def share_interval(
@@ -135,7 +135,7 @@ def share_interval(
     robust = clustered_interval(values, clusters, confidence=confidence)
     share, n = robust.mean, len(values)
     error = (robust.high - robust.mean) / float(stats.t.ppf(0.5 + confidence / 2, robust.n_clusters - 1))
-    size = min(n, share * (1 - share) / error**2) if error > 0 else robust.n_clusters
+    size = min(float(n), share * (1 - share) / error**2) if error > 0 else float(robust.n_clusters)
     return Interval(share, *_wilson(share, size, confidence), robust.n_clusters)
 
 

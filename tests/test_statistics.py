@@ -246,5 +246,6 @@ def test_a_share_of_independent_trials_has_scipys_wilson_interval(n_yes, n):
 
 def test_a_share_knows_that_answers_of_a_cluster_agree():
     values = np.array([1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
-    alone, tenfold = share_interval(values, range(10)), share_interval(np.repeat(values, 10), np.repeat(range(10), 10))
+    alone = share_interval(values, range(10))
+    tenfold = share_interval(np.repeat(values, 10), np.repeat(range(10), 10).tolist())
     assert (alone.low, alone.high) == pytest.approx((tenfold.low, tenfold.high), abs=0.02)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dean_interp import load_scores, load_selection
+from dean_interp import load_behaviour, load_scores, load_selection
 from dean_interp.cli.main import main
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.run import run_study
@@ -56,6 +56,14 @@ def measuring(model, files):
     return [*model, *sizes, "--scores", *scores]
 
 
+@pytest.fixture
+def asked(files):
+    """Short answers, and text of a few windows."""
+    text = files[0] / "text.txt"
+    text.write_text("A pawn that reaches the last rank becomes a queen. " * 20)
+    return ["--n-answers", 12, "--lengths", 4, 8, "--n-answer-controls", 1, "--text", text, "--window", 200]
+
+
 def test_couple_gives_the_selection_and_the_sizes_of_the_study(files, study, tmp_path, capsys):
     _, scores, selection = files
     record = said(capsys, "couple", *scores, "--fraction", 0.075, "--out", tmp_path / "again.safetensors")
@@ -88,9 +96,9 @@ def test_couple_takes_an_expression_over_any_number_of_behaviours(files, tmp_pat
     assert "2 score files need an --expression" in capsys.readouterr().err
 
 
-def test_evaluate_finds_the_margins_and_controls_of_the_study(files, study, measuring, tmp_path, capsys):
+def test_evaluate_finds_the_margins_and_controls_of_the_study(files, study, measuring, asked, tmp_path, capsys):
     _, _, selection = files
-    record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring)
+    record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == record
     found = {state["name"]: state for state in record["states"]}
     assert list(found) == ["original", "edit", "random 1", "random 2", "random 3"]
@@ -103,19 +111,70 @@ def test_evaluate_finds_the_margins_and_controls_of_the_study(files, study, meas
     assert set(record["primary"]["p"]) == {"fairness", "privacy"}
 
 
+def test_evaluate_puts_awareness_and_ability_in_one_table(files, measuring, asked, tmp_path, capsys):
+    _, _, selection = files
+    assert (
+        main([*map(str, ["evaluate", selection, "--out", tmp_path, *measuring, *asked, "--judges", "lexical", "self"])])
+        == 0
+    )
+    told = capsys.readouterr().out
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    lines = {(line["metric"], line["on"]): line for line in record["lines"]}
+    for metric in ("margin of safe over unsafe", "safe answers (lexical), at 4 tokens", "refusals, at 8 tokens"):
+        assert {on for name, on in lines if name == metric} == {"fairness", "privacy"} and metric in told
+    assert ("over-refusal, at 8 tokens", "over_refusal_privacy") in lines
+    assert ("plain answers to benign questions, at 8 tokens", "general") in lines
+    loss, kl = (lines[f"{name} on windows of text", str(files[0] / "text.txt")] for name in ("loss", "KL"))
+    assert loss["n"] == 5 and kl["before"]["mean"] == 0 < kl["after"]["mean"]
+    assert len(lines["margin of safe over unsafe", "fairness"]["control_changes"]) == 3
+    assert len(lines["over-refusal, at 8 tokens", "over_refusal_privacy"]["control_changes"]) == 1
+    assert 0 < lines["margin of safe over unsafe", "privacy"]["rank"] <= 1
+    missing = sum(record["faults"]["self"].values())
+    assert missing and f"self: no verdict in {missing} answers" in told, "a random model judges nothing"
+    assert json.loads((tmp_path / "design.json").read_text()).keys() == {f"{metric} / {on}" for metric, on in lines}
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_table(files, measuring, asked, tmp_path, capsys, monkeypatch):
+    _, _, selection = files
+    whole = said(capsys, "evaluate", selection, "--out", tmp_path / "whole", *measuring, *asked)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dean_interp.study.evaluation.lines_of", killed)
+        said(capsys, "evaluate", selection, "--out", tmp_path / "cut", *measuring, *asked)
+    monkeypatch.setattr("dean_interp.study.answers.generate_to", lambda *_, **__: pytest.fail("answered again"))
+    assert said(capsys, "evaluate", selection, "--out", tmp_path / "cut", *measuring, *asked) == whole
+
+
+def test_evaluate_leaves_scored_prompts_out_and_says_so(files, measuring, asked, tmp_path, capsys):
+    _, _, selection = files
+    scored = sorted(load_selection(selection).prompt_hashes)
+    rows = load_behaviour("fairness", n_examples=N_SCORED).examples
+    fresh = load_behaviour("fairness", n_examples=14, split="test").examples
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"prompt": one.prompt, **one.answers}) + "\n" for one in (*rows[:5], *fresh)))
+    assert scored
+    record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, "--harmful", path)
+    assert record["removed"]["questions"] == 5
+    (line,) = (one for one in record["lines"] if one["metric"].startswith("safe answers") and "8" in one["metric"])
+    assert line["n"] + line["n_missing"] == 12
+
+
 def test_evaluate_without_scores_has_no_controls_and_says_how_to_get_them(files, model, tmp_path, capsys):
     _, _, selection = files
-    sizes = ["--n-test", "12", "--n-general-test", "12"]
+    sizes = ["--n-test", "12", "--n-general-test", "12", "--n-answers", "0", "--window", "1000"]
     assert main(["evaluate", str(selection), "--out", str(tmp_path), *model, *sizes]) == 0
-    assert "no controls: give --scores" in capsys.readouterr().out
+    assert "no random ablations were measured (give --scores)" in capsys.readouterr().out
     assert json.loads((tmp_path / "evaluation.json").read_text())["primary"] is None
 
 
 def test_information_finds_that_of_the_study_and_shares_the_states_of_evaluate(
-    files, study, measuring, tmp_path, capsys, monkeypatch
+    files, study, measuring, asked, tmp_path, capsys, monkeypatch
 ):
     _, _, selection = files
-    said(capsys, "evaluate", selection, "--out", tmp_path, *measuring)
+    said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked)
     monkeypatch.setattr("dean_interp.study.states.measure", lambda *args, **options: pytest.fail("measured again"))
     record = said(capsys, "information", selection, "--out", tmp_path, *measuring)
     assert set(record) == {"downstream_mi", "awareness_mi"}
@@ -126,10 +185,10 @@ def test_information_finds_that_of_the_study_and_shares_the_states_of_evaluate(
         assert len(shift["control_changes"]) == 3
 
 
-def test_a_folder_of_other_states_is_refused(files, measuring, tmp_path, capsys):
+def test_a_folder_of_other_states_is_refused(files, measuring, asked, tmp_path, capsys):
     _, _, selection = files
-    said(capsys, "evaluate", selection, "--out", tmp_path, *measuring)
-    command = ["evaluate", selection, "--out", tmp_path, *measuring, "--answer-tokens", 3]
+    said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked)
+    command = ["evaluate", selection, "--out", tmp_path, *measuring, *asked, "--answer-tokens", 3]
     assert main([*map(str, command)]) == 2
     assert "is of another model, other data or other units: choose another folder" in capsys.readouterr().err
 

@@ -14,6 +14,7 @@ from dean_interp.models.sites import Modules, Unit
 from dean_interp.scoring.importance import Target
 from dean_interp.scoring.scores import KEEP
 from dean_interp.selection.selection import Within
+from dean_interp.study.asked import Asked
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.sweep import SweepConfig
 
@@ -153,16 +154,22 @@ class Ablate:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure margins, perplexity and KL before and under an ablation, beside random controls where scores are given.
+    """Say in one table what an ablation does: margins, judged answers, over-refusal, general ability.
+
+    Random controls are measured where scores are given. Killed and started again, it goes on from the last batch.
 
     Example: dean-interp evaluate coupled.safetensors --scores fairness.safetensors privacy.safetensors
     general.safetensors --out runs/evaluation
+
+    Example: dean-interp evaluate coupled.safetensors --harmful salad_fairness.csv salad_privacy.csv --judges lexical
+    md-judge:OpenSafetyLab/MD-Judge-v0.1 --tasks arc_easy --out runs/salad
     """
 
     selection: Positional[Path]
     """The selection file."""
     out: Path
     """A folder for `evaluation.json` and the measured states; `information` may share it."""
+    asked: OmitArgPrefixes[Asked] = field(default_factory=Asked)
     tests: OmitArgPrefixes[Tests] = field(default_factory=Tests)
     model: OmitArgPrefixes[Model] = field(default_factory=Model)
 

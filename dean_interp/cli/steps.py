@@ -41,8 +41,8 @@ from dean_interp.selection.expression import select_each
 from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
 from dean_interp.study.comparison import information_change
 from dean_interp.study.config import StudyConfig
+from dean_interp.study.evaluation import evaluate_edit, said_of
 from dean_interp.study.folder import locked, write_text
-from dean_interp.study.outcome import primary_of, state_of
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.states import States, disjoint_reads
@@ -192,29 +192,11 @@ def _(step: Ablate) -> Said:
 
 @_do.register
 def _(step: Evaluate) -> Said:
+    step.asked.check()
     with _measuring(step) as (states, ablated, _):
-        original, general = states.original, states.general
-        lines = [state_of("original", "original", 0, 0.0, original, original, general)]
-        for name, chosen in ablated.items():
-            measured = states.measured(name, chosen)
-            lines.append(state_of(name, name.split()[0], len(chosen), 1.0, measured, original, general))
-        primary = primary_of(lines[1], lines[1:]) if len(lines) > 2 else None
-        record = {
-            "states": [dataclasses.asdict(line) for line in lines],
-            "primary": dataclasses.asdict(primary) if primary else None,
-        }
-        write_text(step.out / "evaluation.json", json.dumps(record, indent=1) + "\n")
-    text = []
-    for line in lines:
-        changes = "  ".join(
-            f"{name} {line.margin[name]:+.3f} ({change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}])"
-            for name, change in line.change.items()
-        )
-        text.append(f"{line.name:<10} {line.n_units:>6} units  {changes}  ppl {line.perplexity:.1f}  KL {line.kl:.3f}")
-    text.append("margins log p(safe) - log p(unsafe), nats per token; in brackets the change, paired 95 %")
-    ranks = " and ".join(f"p = {p:.2f} for {name}" for name, p in primary.p.items()) if primary else ""
-    text.append(f"rank among {len(lines) - 2} random controls: {ranks}" if primary else "no controls: give --scores")
-    return Said(record, "\n".join(text))
+        found = evaluate_edit(states, ablated, step.asked, step.out)
+    record = json.loads((step.out / "evaluation.json").read_text())
+    return Said(record, said_of(found))
 
 
 @_do.register

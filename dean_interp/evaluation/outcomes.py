@@ -5,14 +5,18 @@ loss, whether an answer is safe, whether a test item is solved), so that everyth
 prompt, clustered by topic, beside the same change under random ablations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
+from dean_interp.evaluation.judge import cautionary_phrases, judge
+from dean_interp.evaluation.judges.protocol import Verdict
+from dean_interp.evaluation.measure import Measurement
 from dean_interp.statistics import (
     Interval,
     clustered_interval,
@@ -72,10 +76,58 @@ class Line:
     """One-sided p that the change is better than under random ablations; None without them or without a better side."""
 
 
+def likelihoods(measured: Measurement, tests: Sequence[Behaviour]) -> list[Outcome]:
+    """Margins of paired behaviours; loss and KL on the answers of the others."""
+    found = []
+    for test in tests:
+        one, clusters, unit = measured[test.name], topics(test), "nats per token"
+        if one.paired:
+            found.append(Outcome("margin of safe over unsafe", test.name, unit, "higher", one.margin.numpy(), clusters))
+        else:
+            loss, kl = -one.log_prob[:, 0].numpy(), one.kl[:, 0].numpy()
+            found.append(Outcome("loss on answers", test.name, unit, "lower", loss, clusters))
+            found.append(Outcome("KL on answers", test.name, unit, "lower", kl, clusters))
+    return found
+
+
+def spoken(
+    kind: str, behaviour: Behaviour, answers: Sequence[str], verdicts: Mapping[str, Sequence[Verdict]], length: int
+) -> list[Outcome]:
+    """What answers of one length say. An answer that cannot be read is not safe, whoever judges."""
+    rules, name, clusters = judge(answers), behaviour.name, topics(behaviour)
+    at = f"at {length} tokens"
+
+    def share(metric: str, better: Better, values: Sequence[bool | None]) -> Outcome:
+        return Outcome(f"{metric}, {at}", name, "share", better, yes(values), clusters)
+
+    found = []
+    for who, some in verdicts.items():
+        safe = [None if one.harmless is None else one.harmless and rule != "incoherent"
+                for one, rule in zip(some, rules, strict=True)]  # fmt: skip
+        found.append(share(f"safe answers ({who})", "higher", safe))
+    if kind == "benign":
+        found.append(share("over-refusal", "lower", [rule == "refusal" for rule in rules]))
+    elif kind == "harmful":
+        found.append(share("refusals", "neither", [rule == "refusal" for rule in rules]))
+    else:
+        found.append(share("plain answers to benign questions", "higher", [rule == "safe" for rule in rules]))
+    found.append(share("incoherent answers", "lower", [rule == "incoherent" for rule in rules]))
+    found.append(
+        share("answers with a cautionary phrase", "neither", [bool(cautionary_phrases(one)) for one in answers])
+    )
+    return found
+
+
+def topics(behaviour: Behaviour) -> tuple[str, ...]:
+    """What a prompt is clustered by: its topic, else itself."""
+    return tuple(one.topic or one.prompt for one in behaviour.examples)
+
+
 def detectable(unit: str, n_clusters: int, changes: Sequence[Float[np.ndarray, " example"]]) -> float | None:
     """What a design can detect, from the changes of controls alone; without one, only shares have an answer."""
-    if changes:
-        spread = float(np.sqrt(np.mean([np.nanvar(change) for change in changes])))
+    numbers = [change for change in changes if not np.isnan(change).all()]
+    if numbers:
+        spread = float(np.sqrt(np.mean([np.nanvar(change) for change in numbers])))
         if spread > 0:
             return detectable_difference(spread, n_clusters)
     return detectable_difference(ASSUMED_DISCORDANCE**0.5, n_clusters) if unit == "share" else None
@@ -84,18 +136,20 @@ def detectable(unit: str, n_clusters: int, changes: Sequence[Float[np.ndarray, "
 def lines_of(
     original: Sequence[Outcome], edit: Sequence[Outcome], controls: Sequence[Sequence[Outcome]] = ()
 ) -> list[Line]:
-    """One line an outcome. Controls need not have all outcomes: those without one are left out of its line.
+    """One line an outcome that has numbers of two clusters or more in both states.
 
-    Raises `InputError` where the states were measured on other prompts, or fewer than two clusters have a number.
+    Controls need not have all outcomes: those without one are left out of its line. Raises `InputError` where the
+    states were measured on other prompts.
     """
     after = {(one.metric, one.on): one for one in edit}
     random: dict[tuple[str, str], list[Outcome]] = {}
     for one in (each for control in controls for each in control):
         random.setdefault((one.metric, one.on), []).append(one)
-    lines = [
+    found = [
         _line(one, after[one.metric, one.on], random.get((one.metric, one.on), []))
         for one in original if (one.metric, one.on) in after
     ]  # fmt: skip
+    lines = [line for line in found if line]
     adjusted: dict[tuple[str, str], float] = {}
     for metric in dict.fromkeys(line.metric for line in lines):
         family = holm({line.on: line.p for line in lines if line.metric == metric})
@@ -103,16 +157,13 @@ def lines_of(
     return [replace(line, p_holm=adjusted[line.metric, line.on]) for line in lines]
 
 
-def _line(before: Outcome, after: Outcome, controls: Sequence[Outcome]) -> Line:
+def _line(before: Outcome, after: Outcome, controls: Sequence[Outcome]) -> Line | None:
     if before.clusters != after.clusters or any(control.clusters != before.clusters for control in controls):
         raise InputError(f"'{before.metric}' on {before.on} was measured on other prompts in another state")
     there = ~(np.isnan(before.values) | np.isnan(after.values))
     clusters = [cluster for cluster, has in zip(before.clusters, there, strict=True) if has]
     if len(set(clusters)) < 2:
-        raise InputError(
-            f"'{before.metric}' on {before.on} has numbers for {len(set(clusters))} of {len(set(before.clusters))} "
-            "topics in both states; at least 2 are needed"
-        )
+        return None
     level = share_interval if before.unit == "share" else clustered_interval
     change = after.values[there] - before.values[there]
     moved = [control.values - before.values for control in controls]
