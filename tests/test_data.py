@@ -93,9 +93,9 @@ def test_the_draw_on_the_papers_file_picks_its_rows_by_number(paper_data):
     assert drawn.responses[:5] == [rows.responses[i] for i in (459, 206, 222, 162, 711)]
 
 
-def test_the_papers_question_lists_say_which_columns_are_missing(paper_data):
-    said = error_of(paper_data / "salad_privacy.csv")
-    assert "line 1: needs the columns prompt,response (or prompt,safe,unsafe), got ['questions']" in said
+def test_the_papers_question_lists_are_prompts_without_answers(paper_data):
+    read = load_behaviour(paper_data / "salad_privacy.csv", n_examples=None, split=None)
+    assert len(read) == 657 and not any(example.answers for example in read.examples)
 
 
 # CSV
@@ -139,7 +139,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_field(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "line 1: needs the columns prompt,response (or prompt,safe,unsafe), got []"),
+        ("", "line 1: needs the columns prompt,response (or prompt,safe,unsafe; or question), got []"),
         ("question,response\na,b\n", "line 1: needs the columns .*got ['question', 'response']"),
         ("prompt,answer\na,b\n", "line 1: needs the columns .*got ['prompt', 'answer']"),
         ("prompt,response\na,b\nc,d,e\n", "line 3: has more fields than columns"),

@@ -131,7 +131,7 @@ def test_evaluate_puts_awareness_and_ability_in_one_table(files, measuring, aske
     assert 0 < lines["margin of safe over unsafe", "privacy"]["rank"] <= 1
     missing = sum(record["faults"]["self"].values())
     assert missing and f"self: no verdict in {missing} answers" in told, "a random model judges nothing"
-    assert json.loads((tmp_path / "design.json").read_text()).keys() == {f"{metric} / {on}" for metric, on in lines}
+    assert json.loads((tmp_path / "design.json").read_text()).keys() >= {f"{metric} / {on}" for metric, on in lines}
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_table(files, measuring, asked, tmp_path, capsys, monkeypatch):

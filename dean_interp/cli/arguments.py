@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
+from dean_interp.cli.data import DataStep
 from dean_interp.cli.edits import EditStep
 from dean_interp.cli.model import Model
 from dean_interp.data.examples import ResponseKind
@@ -229,7 +230,7 @@ class Report:
     """The run folder."""
 
 
-Step = Score | Couple | Ablate | Evaluate | Information | EditStep | RunSweep | Run | Report
+Step = DataStep | Score | Couple | Ablate | Evaluate | Information | EditStep | RunSweep | Run | Report
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,8 @@ class Command:
     """Coupled units of two behaviours: score, couple, ablate, evaluate, edit and so on one by one, or run for all."""
 
     step: OmitArgPrefixes[
-        Annotated[Score, subcommand("score")]
+        Annotated[DataStep, subcommand("data")]
+        | Annotated[Score, subcommand("score")]
         | Annotated[Couple, subcommand("couple")]
         | Annotated[Ablate, subcommand("ablate")]
         | Annotated[Evaluate, subcommand("evaluate")]

@@ -23,6 +23,7 @@ from dean_interp.cli.arguments import (
     Score,
     Step,
 )
+from dean_interp.cli.data import DataStep, data_action
 from dean_interp.cli.edits import EditStep, edit_action
 from dean_interp.data.examples import Behaviour, load_behaviour
 from dean_interp.editing.ablation import ablate
@@ -209,6 +210,11 @@ def _(step: Information) -> Said:
         record = {one.estimand: dataclasses.asdict(one) for one in found}
         write_text(step.out / "information.json", json.dumps(record, indent=1) + "\n")
     return Said(record, "\n\n".join(map(str, found)))
+
+
+@_do.register
+def _(step: DataStep) -> Said:
+    return Said(*data_action(step.action))
 
 
 @_do.register

@@ -25,7 +25,10 @@ ResponseKind = Literal["safe", "unsafe"]
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and its answers by kind: `safe` and `unsafe` for a pair, `response` where there is only one."""
+    """One prompt and its answers by kind: `safe` and `unsafe` for a pair, `response` where there is only one.
+
+    A prompt without answers can be answered by a model, and neither scored nor measured.
+    """
 
     prompt: str
     answers: Mapping[str, str]
@@ -135,5 +138,5 @@ def _scored_answer(behaviour: Behaviour, example: Example) -> str:
         return example.answers["response"]
     raise InputError(
         f"behaviour '{behaviour.name}': the prompt {example.prompt[:40]!r} has no {behaviour.response} answer, "
-        f"only {', '.join(example.answers)}"
+        f"only {', '.join(example.answers) or 'the prompt itself: it can be answered, not scored or measured'}"
     )

@@ -1,6 +1,7 @@
 """Files and data sets become rows; a bad row is reported by file and line, before any work starts.
 
-Columns: `prompt` with either `response`, or `safe` and `unsafe`; `topic` and `split` are optional.
+Columns: `prompt` with either `response`, or `safe` and `unsafe`; or `question` (`questions`) alone, for prompts that
+are only answered. `topic` and `split` are optional.
 """
 
 import csv
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 BUILTIN = ("fairness", "privacy", "general", "over_refusal_fairness", "over_refusal_privacy")
 ANSWER_KINDS = ("response", "safe", "unsafe")
+_QUESTIONS = ("question", "questions")  # in place of `prompt`: no answers belong to it
+_COLUMNS = "needs the columns prompt,response (or prompt,safe,unsafe; or question)"
 _SHOWN = 5  # bad rows named in an error; the rest are counted
 
 
@@ -81,11 +84,9 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
                 start, end = end + 1, reader.line_num
                 if columns is None:
                     columns = fields
-                    if "prompt" not in columns or not set(ANSWER_KINDS) & set(columns):
-                        raise InputError(
-                            f"{path}: line {start}: needs the columns prompt,response (or prompt,safe,unsafe), "
-                            f"got {columns}"
-                        )
+                    answered = bool(set(ANSWER_KINDS) & set(columns))
+                    if "prompt" not in columns if answered else not set(_QUESTIONS) & set(columns):
+                        raise InputError(f"{path}: line {start}: {_COLUMNS}, got {columns}")
                 elif len(fields) > len(columns):
                     yield start, _Fault("has more fields than columns")
                 elif fields:
@@ -93,7 +94,7 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{path}: line {end + 1}: {error}") from error
     if columns is None:
-        raise InputError(f"{path}: line 1: needs the columns prompt,response (or prompt,safe,unsafe), got []")
+        raise InputError(f"{path}: line 1: {_COLUMNS}, got []")
 
 
 def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -136,7 +137,8 @@ def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[R
     """Rows, or one error that names every bad one by its number."""
     rows, bad = [], []
     sides: dict[str, str] = {}
-    for number, record in records:
+    for number, given in records:
+        record = _as_prompt(given)
         fault = _fault(record)
         if fault:
             bad.append(f"{unit} {number}: {fault}")
@@ -150,6 +152,15 @@ def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[R
         more = f" (and {len(bad) - _SHOWN} more)" if len(bad) > _SHOWN else ""
         raise InputError(f"{source}: {'; '.join(bad[:_SHOWN])}{more}")
     return rows
+
+
+def _as_prompt(record: Any) -> Any:  # noqa: ANN401 - whatever a line held
+    """A record of a question alone, under the name that all others have; every other as it is."""
+    if isinstance(record, Mapping) and not {"prompt", *ANSWER_KINDS} & set(record):
+        for name in _QUESTIONS:
+            if name in record:
+                return dict(record) | {"prompt": record[name], _QUESTIONS[0]: True}
+    return record
 
 
 def _fault(record: object) -> str | None:
@@ -167,7 +178,7 @@ def _fault(record: object) -> str | None:
     if not (record.get("prompt") or "").strip():
         return "prompt is missing or blank"
     given = [kind for kind in ANSWER_KINDS if kind in record and record[kind] is not None]
-    if not given:
+    if not given and record.get(_QUESTIONS[0]) is not True:
         return "has no response (nor safe and unsafe)"
     blank = [kind for kind in given if not record[kind].strip()]
     if blank:

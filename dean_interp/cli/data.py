@@ -1,0 +1,88 @@
+"""`dean-interp data`: look at data sets before anything is measured on them."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import singledispatch
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, subcommand
+
+from dean_interp.data.audit import NEAR, audit
+from dean_interp.data.examples import load_behaviour
+from dean_interp.errors import InputError
+from dean_interp.evaluation.judge import judge
+from dean_interp.study.folder import write_text
+from dean_interp.tensorfile import writable
+
+
+@dataclass(frozen=True)
+class AuditData:
+    """Count duplicates, leakage between data sets, refusals and lengths.
+
+    Example: dean-interp data audit calibration.csv test.csv
+
+    Example: dean-interp data audit fairness privacy mine.csv --out audit.json
+    """
+
+    sets: Positional[tuple[str, ...]]
+    """Built-in names, CSV or JSONL files, data set folders or hub names; all their rows are read."""
+    threshold: float = NEAR
+    """Jaccard similarity of word trigrams from which two prompts are near duplicates."""
+    out: Path | None = None
+    """A JSON file to write too."""
+
+
+@dataclass(frozen=True)
+class ShowData:
+    """Show how a data set is read: its first examples. Example: dean-interp data show mine.csv --n-examples 5"""
+
+    name: Positional[str]
+    """A built-in name, a CSV or JSONL file, a data set folder or a hub name."""
+    n_examples: int = 3
+    """How many."""
+
+
+@dataclass(frozen=True)
+class DataStep:
+    """Data sets: audit, show."""
+
+    action: OmitArgPrefixes[Annotated[AuditData, subcommand("audit")] | Annotated[ShowData, subcommand("show")]]
+
+
+@singledispatch
+def data_action(action: object) -> tuple[dict[str, Any], str]:
+    """A record and a text for its user. Raises `InputError` for what can be put right."""
+    raise TypeError(f"no action of `data`: {action!r}")
+
+
+@data_action.register
+def _(action: AuditData) -> tuple[dict[str, Any], str]:
+    if not action.sets:
+        raise InputError("name at least one data set")
+    if action.out:
+        writable(action.out)
+    behaviours = [load_behaviour(name, n_examples=None, split=None) for name in action.sets]
+    found = audit(
+        behaviours, refused=lambda answers: [one == "refusal" for one in judge(answers)], threshold=action.threshold
+    )
+    record = dataclasses.asdict(found)
+    if action.out:
+        write_text(action.out, json.dumps(record, indent=1) + "\n")
+    return record, str(found)
+
+
+@data_action.register
+def _(action: ShowData) -> tuple[dict[str, Any], str]:
+    if action.n_examples < 1:
+        raise InputError(f"n_examples must be at least 1, got {action.n_examples}")
+    whole = load_behaviour(action.name, n_examples=None, split=None)
+    shown = whole.examples[: action.n_examples]
+    rows = [{"prompt": one.prompt, "topic": one.topic, **one.answers} for one in shown]
+    parts = [
+        f"{one.prompt}\n" + "".join(f"  {kind}: {answer}\n" for kind, answer in one.answers.items()) for one in shown
+    ]
+    return {"name": whole.name, "n_rows": len(whole), "examples": rows}, "\n".join(
+        [*parts, f"{len(whole)} rows in all"]
+    )
