@@ -37,6 +37,7 @@ docs: $(VENV)/.test
 
 bench: $(VENV)/.run
 	$(bin)/python benchmarks/scoring.py
+	$(bin)/python benchmarks/generation.py
 
 $(VENV)/.run: pyproject.toml
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)

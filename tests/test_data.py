@@ -139,9 +139,12 @@ def test_a_byte_order_mark_is_not_part_of_the_first_field(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "line 1: needs the columns prompt,response (or prompt,safe,unsafe; or question), got []"),
+        ("", "line 1: needs the columns prompt,response (or prompt,safe,unsafe; or prompt alone; or question), got []"),
         ("question,response\na,b\n", "line 1: needs the columns .*got ['question', 'response']"),
         ("prompt,answer\na,b\n", "line 1: needs the columns .*got ['prompt', 'answer']"),
+        ("prompt,safe_answer,topic\na,b,c\n", "line 1: needs the columns .*got ['prompt', 'safe_answer', 'topic']"),
+        ("topic,split\na,test\n", "line 1: needs the columns .*got ['topic', 'split']"),
+        ("prompt,response\na\nb\n", "line 2: has no response (nor safe and unsafe); line 3: has no response"),
         ("prompt,response\na,b\nc,d,e\n", "line 3: has more fields than columns"),
         ("prompt,response\na,b\nc\n", "line 3: has no response (nor safe and unsafe)"),
         ("prompt,response\na,b\n , c\n", "line 3: prompt is missing or blank"),
@@ -158,6 +161,30 @@ def test_a_bad_csv_is_reported_by_file_and_line(tmp_path, text, said):
     found = error_of(path)
     assert found.startswith(f"{path}: ")
     assert all(part in found for part in said.split(".*"))
+
+
+def test_prompts_alone_are_only_answered_in_every_kind_of_source(tmp_path):
+    rows = [{"prompt": "One?", "topic": "t", "split": "test"}, {"prompt": "Two?", "topic": "u", "split": "test"}]
+    sources = [
+        csv_file(tmp_path, "prompt,topic,split\nOne?,t,test\nTwo?,u,test\n"),
+        csv_file(tmp_path, "topic,questions,split,source\nt,One?,test,x\nu,Two?,test,y\n", "mine2.csv"),
+        jsonl_file(tmp_path, *rows),
+        datasets.Dataset.from_list(rows),
+    ]
+    for source in sources:
+        read = load_behaviour(source, n_examples=None, split="test")
+        assert [(one.prompt, one.topic, dict(one.answers)) for one in read.examples] == [
+            ("One?", "t", {}),
+            ("Two?", "u", {}),
+        ]
+        with pytest.raises(InputError, match="it can be answered, not scored or measured"):
+            read.responses  # noqa: B018
+
+
+@pytest.mark.parametrize("field", ["answer", "Response", "reponse"])
+def test_prompts_beside_an_unknown_field_may_have_lost_their_answers(tmp_path, field):
+    said = "line 1: has no response (nor safe and unsafe)"
+    assert said in error_of(jsonl_file(tmp_path, {"prompt": "One?", field: "Yes."}, {"prompt": "Two?"}))
 
 
 # JSONL

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
@@ -11,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
 from dean_interp.data.audit import NEAR, audit
 from dean_interp.data.examples import load_behaviour
+from dean_interp.data.sources import licence_of
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import judge
 from dean_interp.study.folder import write_text
@@ -24,12 +26,16 @@ class AuditData:
     Example: dean-interp data audit calibration.csv test.csv
 
     Example: dean-interp data audit fairness privacy mine.csv --out audit.json
+
+    Example: dean-interp data audit beavertails:fairness salad:fairness --threshold 0.5
     """
 
     sets: Positional[tuple[str, ...]]
-    """Built-in names, CSV or JSONL files, data set folders or hub names; all their rows are read."""
+    """Built-in names, CSV or JSONL files, data set folders, hub names or published sets; all their rows are read."""
     threshold: float = NEAR
     """Jaccard similarity of word trigrams from which two prompts are near duplicates."""
+    tokenizer: str | None = None
+    """A checkpoint folder or hub name whose tokenizer counts lengths in tokens too."""
     out: Path | None = None
     """A JSON file to write too."""
 
@@ -39,7 +45,7 @@ class ShowData:
     """Show how a data set is read: its first examples. Example: dean-interp data show mine.csv --n-examples 5"""
 
     name: Positional[str]
-    """A built-in name, a CSV or JSONL file, a data set folder or a hub name."""
+    """A built-in name, a CSV or JSONL file, a data set folder, a hub name or a published set."""
     n_examples: int = 3
     """How many."""
 
@@ -65,12 +71,26 @@ def _(action: AuditData) -> tuple[dict[str, Any], str]:
         writable(action.out)
     behaviours = [load_behaviour(name, n_examples=None, split=None) for name in action.sets]
     found = audit(
-        behaviours, refused=lambda answers: [one == "refusal" for one in judge(answers)], threshold=action.threshold
+        behaviours,
+        refused=lambda answers: [one == "refusal" for one in judge(answers)],
+        threshold=action.threshold,
+        tokenize=_tokenizer(action.tokenizer) if action.tokenizer else None,
+        licences={one.name: licence_of(name) for one, name in zip(behaviours, action.sets, strict=True)},
     )
     record = dataclasses.asdict(found)
     if action.out:
         write_text(action.out, json.dumps(record, indent=1) + "\n")
     return record, str(found)
+
+
+def _tokenizer(name: str) -> Callable[[str], Sequence[int]]:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load a tokenizer from {name!r}: {str(error).splitlines()[0]}") from error
+    return lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
 @data_action.register

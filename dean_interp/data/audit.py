@@ -8,6 +8,7 @@ missed.
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -20,16 +21,21 @@ from dean_interp.errors import InputError
 
 NEAR = 0.7
 """Jaccard similarity of word trigrams from which two prompts count as near duplicates."""
-_TEMPLATE_MARKS = (
-    "<|im_start|>",
-    "<|im_end|>",
-    "[INST]",
-    "<|user|>",
-    "### Instruction",
-    "\nAssistant:",
-    "<start_of_turn>",
-)
+_TEMPLATES = {
+    "ChatML": r"<\|im_(start|end)\|>",
+    "Llama 2": r"\[/?INST\]|<</?SYS>>",
+    "Llama 3": r"<\|(start_header_id|eot_id)\|>",
+    "Gemma": r"<(start|end)_of_turn>",
+    "Zephyr": r"<\|(user|assistant)\|>",
+    "Alpaca": r"(?m)^### (Instruction|Response)\b",
+    "Human and Assistant": r"(?m)^\s*(Human|Assistant|USER|ASSISTANT): ",
+}
 _N_HASHES = 128
+
+
+Quartiles = tuple[int, int, int]
+Refused = Callable[[Sequence[str]], Sequence[bool]]
+Tokenize = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class SetAudit:
     n_verbatim: int
     """Distinct prompts as they stand."""
     n_prompts: int
-    """Distinct after normalisation; the other rows repeat one."""
+    """Distinct prompts after normalisation (`normalised`)."""
+    n_repeats: int
+    """Rows whose prompt, normalised, is that of a row before: `n_rows - n_prompts`."""
     n_near: int
     """Distinct prompts with a near duplicate among those before them."""
     n_both: int
@@ -49,11 +57,17 @@ class SetAudit:
     n_answers: int
     n_refusals: int
     """Answers that `refused` calls refusals."""
-    prompt_length: tuple[int, int, int]
-    """Characters: first quartile, median, third quartile."""
-    answer_length: tuple[int, int, int]
+    prompt_length: Quartiles
+    """Characters: first quartile, median, third quartile, over rows."""
+    answer_length: Quartiles
+    """The same of answers."""
+    prompt_tokens: Quartiles | None
+    """The same in tokens, where a tokenizer was given."""
+    answer_tokens: Quartiles | None
     n_templated: int
     """Rows that hold the marks of a chat template, which should be plain text."""
+    template: str | None
+    """The template that most of them hold marks of: a guess."""
     licence: str
 
 
@@ -66,13 +80,15 @@ class Leak:
     n_verbatim: int
     """Distinct prompts of the second that are prompts of the first as they stand."""
     n_exact: int
-    """The same after normalisation."""
+    """Distinct prompts of the second, normalised, that are prompts of the first."""
     n_near: int
     """Further ones that are near duplicates of a prompt of the first."""
+    n_exact_rows: int
+    """Rows of the second with a prompt of the first, normalised."""
     n_rows: int
-    """Rows of the second with one or the other."""
+    """Those and the rows with a near duplicate."""
     n_opposite: int
-    """Prompts of both that are answered safely in one and unsafely in the other."""
+    """Prompts of both, normalised, that are answered safely in one and unsafely in the other."""
 
 
 @dataclass(frozen=True)
@@ -84,34 +100,35 @@ class Audit:
     leaks: tuple[Leak, ...]
 
     def __str__(self) -> str:
-        width = max(len(one.name) for one in self.sets)
-        lines = [f"{'data set':<{width}} {'rows':>6} {'prompts':>8} {'exact':>6} {'near dup.':>9} {'both':>5} "
-                 f"{'answers':>8} {'refusals':>9} {'prompt chars':>15} {'answer chars':>15} "
-                 f"{'templated':>9}  licence"]  # fmt: skip
-        for one in self.sets:
-            spread = [f"{low}-{middle}-{high}" for low, middle, high in (one.prompt_length, one.answer_length)]
-            lines.append(
-                f"{one.name:<{width}} {one.n_rows:>6} {one.n_verbatim:>8} {one.n_prompts:>6} {one.n_near:>9} "
-                f"{one.n_both:>5} {one.n_answers:>8} {one.n_refusals:>9} {spread[0]:>15} {spread[1]:>15} "
-                f"{one.n_templated:>9}  {one.licence}"
-            )
-        lines += ["", "prompts: distinct as they stand; exact: distinct by letters and digits; near dup.: of these, "
-                  f"word-trigram Jaccard of {self.threshold} or more to another; lengths: quartiles", ""]  # fmt: skip
-        shown = [leak for leak in self.leaks if leak.n_exact or leak.n_near]
-        for leak in shown:
-            opposite = f"; {leak.n_opposite} answered safely here, unsafely there" if leak.n_opposite else ""
-            lines.append(
-                f"{leak.n_exact} prompts of {leak.second} are in {leak.first} ({leak.n_verbatim} verbatim), "
-                f"{leak.n_near} more nearly ({leak.n_rows} rows){opposite}"
-            )
-        return "\n".join([*lines, *([] if shown or len(self.sets) < 2 else ["no prompt is in two of them"])])
+        head = ["data set", "rows", "prompts", "distinct", "repeats", "near", "both", "answers", "refusals",
+                "prompt chars", "answer chars", "prompt tokens", "answer tokens", "templated", "licence"]  # fmt: skip
+        lines = [[one.name, one.n_rows, one.n_verbatim, one.n_prompts, one.n_repeats, one.n_near, one.n_both,
+                  one.n_answers, _share(one.n_refusals, one.n_answers), _spread(one.prompt_length),
+                  _spread(one.answer_length if one.n_answers else None), _spread(one.prompt_tokens),
+                  _spread(one.answer_tokens), f"{one.n_templated} {one.template or ''}".strip(), one.licence]
+                 for one in self.sets]  # fmt: skip
+        counted = any(one.prompt_tokens for one in self.sets)
+        kept = [i for i, name in enumerate(head) if counted or not name.endswith("tokens")]
+        said = [*_table([[row[i] for i in kept] for row in (head, *lines)], 1), "", (
+            "prompts: as they stand; distinct: by letters and digits; repeats: rows beyond these; near: prompts whose\n"
+            f"word trigrams have a Jaccard similarity of {self.threshold:g} or more with those of one before; "
+            "both: prompts with a safe\nand an unsafe answer; chars, tokens: quartiles")]  # fmt: skip
+        shown = [[leak.second, leak.first, leak.n_exact, leak.n_verbatim, leak.n_near, leak.n_exact_rows,
+                  leak.n_rows, leak.n_opposite] for leak in self.leaks if leak.n_exact or leak.n_near]  # fmt: skip
+        if shown:
+            head = ["prompts of", "that are in", "exact", "verbatim", "near too", "rows", "with near", "opposite"]
+            said += ["", *_table([head, *shown], 2), "",
+                     "rows: of the set on the left, with an exact one; opposite: answered safely in one set and "
+                     "unsafely in the other"]  # fmt: skip
+        return "\n".join([*said, *(["", "no prompt is in two of them"] if not shown and len(self.sets) > 1 else [])])
 
 
 def audit(
     behaviours: Sequence[Behaviour],
     *,
-    refused: Callable[[Sequence[str]], Sequence[bool]],
+    refused: Refused,
     threshold: float = NEAR,
+    tokenize: Tokenize | None = None,
     licences: Mapping[str, str] | None = None,
 ) -> Audit:
     """Look at data sets and at what each holds of the others.
@@ -119,6 +136,7 @@ def audit(
     Args:
         refused: says which answers are refusals (the lexical judge, say).
         threshold: Jaccard similarity of word trigrams, in (0, 1].
+        tokenize: the tokens of a text (`tokenizer.encode`), for lengths in tokens.
         licences: by name; others are "not stated".
 
     Raises:
@@ -127,17 +145,22 @@ def audit(
     _check(threshold)
     if len({one.name for one in behaviours}) < len(behaviours):
         raise InputError(f"each data set needs a name of its own, got {[one.name for one in behaviours]}")
-    sets = tuple(_set(one, refused, threshold, (licences or {}).get(one.name, "not stated")) for one in behaviours)
-    leaks = tuple(_leak(first, second, threshold) for first, second in permutations(behaviours, 2))
-    return Audit(threshold, sets, leaks)
+    held = [_Prompts(one.prompts, threshold) for one in behaviours]
+    given = licences or {}
+    sets = [_set(one, prompts, refused, tokenize, given.get(one.name, "not stated"))
+            for one, prompts in zip(behaviours, held, strict=True)]  # fmt: skip
+    leaks = [_leak(behaviours[i], behaviours[j], held[i].holds(held[j])) for i, j in permutations(range(len(held)), 2)]
+    return Audit(threshold, tuple(sets), tuple(leaks))
 
 
 @dataclass(frozen=True)
 class Leaked:
-    """Test prompts that calibration holds too."""
+    """Test prompts that calibration holds too, each once, in the order of the test set."""
 
     exact: tuple[str, ...]
+    """Prompts that are calibration prompts, normalised."""
     near: tuple[str, ...]
+    """Further ones that are near duplicates of one."""
 
 
 def without_leaks(
@@ -149,79 +172,80 @@ def without_leaks(
     """
     _check(threshold)
     held = _Prompts([prompt for one in calibration for prompt in one.prompts], threshold)
-    found = {prompt: held.holds(prompt) for prompt in dict.fromkeys(test.prompts)}
-    kept = tuple(one for one in test.examples if found[one.prompt] is None)
-    exact, near = (tuple(prompt for prompt, how in found.items() if how == kind) for kind in ("exact", "near"))
+    found = held.holds(_Prompts(test.prompts, threshold))
+    kept = tuple(one for one in test.examples if found[normalised(one.prompt)] is None)
     if not kept:
         raise InputError(f"every test prompt of '{test.name}' is among the calibration prompts: give other test data")
+    exact, near = (tuple(prompt for prompt in dict.fromkeys(test.prompts) if found[normalised(prompt)] == kind)
+                   for kind in ("exact", "near"))  # fmt: skip
     return dataclasses.replace(test, examples=kept), Leaked(exact, near)
 
 
 class _Prompts:
-    """A set of prompts that can say whether it holds another one, exactly or nearly."""
+    """The distinct prompts of a data set, normalised, that can say what they hold of another one's."""
 
     def __init__(self, prompts: Sequence[str], threshold: float) -> None:
         self.threshold = threshold
-        self.known = {normalised(prompt): _trigrams(prompt) for prompt in prompts}
+        self.trigrams = {key: _trigrams(key) for key in map(normalised, prompts)}
+        self.hashes = {key: _hashes(trigrams) for key, trigrams in self.trigrams.items()}
         self.index = MinHashLSH(threshold=max(0.05, threshold - 0.1), num_perm=_N_HASHES)
-        for key, trigrams in self.known.items():
-            self.index.insert(key, _hashes(trigrams))
+        self.n_near = 0  # with a near duplicate among those before
+        for key in self.trigrams:
+            self.n_near += self._near(self, key)
+            self.index.insert(key, self.hashes[key])
 
-    def holds(self, prompt: str) -> str | None:
-        """`exact`, `near` or None."""
-        if normalised(prompt) in self.known:
-            return "exact"
-        own = _trigrams(prompt)
-        near = (self.known[str(key)] for key in self.index.query(_hashes(own)))
-        return "near" if any(_jaccard(own, other) >= self.threshold for other in near) else None
+    def holds(self, others: "_Prompts") -> dict[str, str | None]:
+        """Each of the others: `exact`, `near` or None."""
+        return {key: "exact" if key in self.trigrams else "near" if self._near(others, key) else None
+                for key in others.trigrams}  # fmt: skip
+
+    def _near(self, others: "_Prompts", key: str) -> bool:
+        own, candidates = others.trigrams[key], self.index.query(others.hashes[key])
+        return any(_jaccard(own, self.trigrams[str(one)]) >= self.threshold for one in candidates)
 
 
 def normalised(text: str) -> str:
-    """Lower case, letters and digits alone, one space between words."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    """Lower case, letters and digits alone, one space between words; a text without any is only stripped."""
+    return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
 
 
 def _set(
-    behaviour: Behaviour, refused: Callable[[Sequence[str]], Sequence[bool]], threshold: float, licence: str
+    behaviour: Behaviour, prompts: _Prompts, refused: Refused, tokenize: Tokenize | None, licence: str
 ) -> SetAudit:
     answers = [answer for one in behaviour.examples for answer in one.answers.values()]
-    distinct = [str(prompt) for prompt in {normalised(prompt): prompt for prompt in behaviour.prompts}.values()]
-    held, n_near = _Prompts([], threshold), 0
-    for prompt in distinct:
-        n_near += held.holds(prompt) is not None
-        held.known[normalised(prompt)] = _trigrams(prompt)
-        held.index.insert(normalised(prompt), _hashes(_trigrams(prompt)))
-    kinds = _kinds(behaviour)
-    marked = [any(mark in text for mark in _TEMPLATE_MARKS for text in (one.prompt, *one.answers.values()))
-              for one in behaviour.examples]  # fmt: skip
+    texts = ["\n".join((one.prompt, *one.answers.values())) for one in behaviour.examples]
+    marks = [[name for name, pattern in _TEMPLATES.items() if re.search(pattern, text)] for text in texts]
+    most = Counter(name for names in marks for name in names).most_common(1)
     return SetAudit(
-        behaviour.name,
-        len(behaviour),
-        len(set(behaviour.prompts)),
-        len(distinct),
-        n_near,
-        sum({"safe", "unsafe"} <= some for some in kinds.values()),
-        len(answers),
-        sum(refused(answers)) if answers else 0,
-        _quartiles(behaviour.prompts),
-        _quartiles(answers),
-        sum(marked),
-        licence,
+        name=behaviour.name,
+        n_rows=len(behaviour),
+        n_verbatim=len(set(behaviour.prompts)),
+        n_prompts=len(prompts.trigrams),
+        n_repeats=len(behaviour) - len(prompts.trigrams),
+        n_near=prompts.n_near,
+        n_both=sum({"safe", "unsafe"} <= some for some in _kinds(behaviour).values()),
+        n_answers=len(answers),
+        n_refusals=sum(refused(answers)) if answers else 0,
+        prompt_length=_quartiles(behaviour.prompts, len),
+        answer_length=_quartiles(answers, len),
+        prompt_tokens=_quartiles(behaviour.prompts, lambda text: len(tokenize(text))) if tokenize else None,
+        answer_tokens=_quartiles(answers, lambda text: len(tokenize(text))) if tokenize and answers else None,
+        n_templated=sum(map(bool, marks)),
+        template=most[0][0] if most else None,
+        licence=licence,
     )
 
 
-def _leak(first: Behaviour, second: Behaviour, threshold: float) -> Leak:
-    held = _Prompts(first.prompts, threshold)
-    found = {normalised(prompt): held.holds(prompt) for prompt in second.prompts}
+def _leak(first: Behaviour, second: Behaviour, found: Mapping[str, str | None]) -> Leak:
     here, there = _kinds(first), _kinds(second)
     opposite = sum(
         ("safe" in here[key] and "unsafe" in there[key]) or ("unsafe" in here[key] and "safe" in there[key])
         for key in here.keys() & there.keys()
     )
-    kinds = list(found.values())
-    rows = sum(found[normalised(prompt)] is not None for prompt in second.prompts)
+    kinds, rows = list(found.values()), [found[normalised(prompt)] for prompt in second.prompts]
     verbatim = len(set(first.prompts) & set(second.prompts))
-    return Leak(first.name, second.name, verbatim, kinds.count("exact"), kinds.count("near"), rows, opposite)
+    return Leak(first.name, second.name, verbatim, kinds.count("exact"), kinds.count("near"),
+                rows.count("exact"), len(rows) - rows.count(None), opposite)  # fmt: skip
 
 
 def _kinds(behaviour: Behaviour) -> dict[str, set[str]]:
@@ -234,13 +258,30 @@ def _kinds(behaviour: Behaviour) -> dict[str, set[str]]:
     return found
 
 
-def _quartiles(texts: Sequence[str]) -> tuple[int, int, int]:
-    low, middle, high = np.quantile([len(text) for text in texts], [0.25, 0.5, 0.75]) if texts else (0, 0, 0)
+def _quartiles(texts: Sequence[str], length: Callable[[str], int]) -> Quartiles:
+    low, middle, high = np.quantile([length(text) for text in texts], [0.25, 0.5, 0.75]) if texts else (0, 0, 0)
     return round(low), round(middle), round(high)
 
 
-def _trigrams(text: str) -> frozenset[str]:
-    words = normalised(text).split()
+def _share(count: int, of: int) -> str:
+    return f"{count} ({count / of:.1%})" if of else "-"
+
+
+def _spread(quartiles: Quartiles | None) -> str:
+    return "-".join(map(str, quartiles)) if quartiles else "-"
+
+
+def _table(rows: Sequence[Sequence[object]], n_left: int) -> list[str]:
+    """Columns as wide as what they hold: the first `n_left` and the last to the left where it is text."""
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    last = len(widths) - 1 if isinstance(rows[-1][-1], str) else None
+    return ["  ".join(f"{cell!s:<{width}}" if i < n_left or i == last else f"{cell!s:>{width}}"
+                      for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+            for row in rows]  # fmt: skip
+
+
+def _trigrams(normal: str) -> frozenset[str]:
+    words = normal.split()
     return frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
 
 

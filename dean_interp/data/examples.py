@@ -1,7 +1,7 @@
 """A behaviour is a named set of examples: prompts with the answers that show it.
 
 `load_behaviour` is the one way in: a built-in name, a CSV or JSONL file, a folder saved by Hugging Face `datasets`, a
-`Dataset` in memory or the name of one on the hub. Rows are read, split, then drawn.
+`Dataset` in memory, the name of one on the hub, or a published set by name. Rows are read, split, then drawn.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from dean_interp.data.readers import Row, read_rows, source_name
+from dean_interp.data.sources import load_named, named_source
 from dean_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def load_behaviour(
     Args:
         name_or_path: `fairness`, `privacy`, `general`, `over_refusal_fairness` or `over_refusal_privacy` (built in;
             the last two are test only), a `.csv` or `.jsonl` file, a folder written by `Dataset.save_to_disk`, a
-            `datasets.Dataset`, or the `owner/name` of a data set on the Hugging Face hub.
+            `datasets.Dataset`, the `owner/name` of a data set on the Hugging Face hub, or a published one as
+            `name:part`, `name:part@commit` or `name:part@path` (`sources`), which is then called `name_part`.
         n_examples: how many to draw without replacement; `None` takes all of the split in file order.
         seed: of the draw, `numpy.random.default_rng(seed).permutation(n_rows)[:n_examples]` (as the released code).
         split: `calibration` is for scoring and `test` for measuring; no prompt is in both. Rows with a `split` field
@@ -113,8 +115,10 @@ def load_behaviour(
         raise InputError(f"response must be 'safe' or 'unsafe', got {response!r}")
     if n_examples is not None and n_examples < 1:
         raise InputError(f"n_examples must be at least 1, got {n_examples}")
-    name = source_name(name_or_path)
-    rows = [row for row in read_rows(name_or_path) if split is None or _split_of(row) == split]
+    published = named_source(name_or_path)
+    name = f"{published.name}_{published.part}" if published else source_name(name_or_path)
+    read = load_named(published) if published else read_rows(name_or_path)
+    rows = [row for row in read if split is None or _split_of(row) == split]
     part = f"{name} ({split} split)" if split else name
     if not rows:
         raise InputError(f"{part} has no examples")

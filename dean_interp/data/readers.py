@@ -1,7 +1,7 @@
 """Files and data sets become rows; a bad row is reported by file and line, before any work starts.
 
-Columns: `prompt` with either `response`, or `safe` and `unsafe`; or `question` (`questions`) alone, for prompts that
-are only answered. `topic` and `split` are optional.
+Columns: `prompt` with either `response`, or `safe` and `unsafe`. Prompts that are only answered are `prompt` alone, in
+every row, or `question` (`questions`) beside whatever else. `topic` and `split` are optional.
 """
 
 import csv
@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 BUILTIN = ("fairness", "privacy", "general", "over_refusal_fairness", "over_refusal_privacy")
 ANSWER_KINDS = ("response", "safe", "unsafe")
 _QUESTIONS = ("question", "questions")  # in place of `prompt`: no answers belong to it
-_COLUMNS = "needs the columns prompt,response (or prompt,safe,unsafe; or question)"
+_COLUMNS = "needs the columns prompt,response (or prompt,safe,unsafe; or prompt alone; or question)"
+_ALONE = frozenset(("prompt", "topic", "split"))  # what a file of prompts alone may hold: nothing that may be an answer
 _SHOWN = 5  # bad rows named in an error; the rest are counted
 
 
@@ -64,7 +66,8 @@ def read_rows(source: "str | Path | Dataset") -> list[Row]:
         return _parse(str(source), enumerate(_hugging_face(path, str(source)), 1), "row")
     raise InputError(
         f"no behaviour {str(source)!r}: give {', '.join(BUILTIN)}, a .csv or .jsonl file, "
-        "a folder saved by datasets, or an owner/name on the Hugging Face hub"
+        "a folder saved by datasets, an owner/name on the Hugging Face hub, or a published set such as "
+        "beavertails:fairness"
     )
 
 
@@ -85,12 +88,13 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
                 if columns is None:
                     columns = fields
                     answered = bool(set(ANSWER_KINDS) & set(columns))
-                    if "prompt" not in columns if answered else not set(_QUESTIONS) & set(columns):
+                    alone = "prompt" in columns and set(columns) <= _ALONE
+                    if "prompt" not in columns if answered else not (alone or set(_QUESTIONS) & set(columns)):
                         raise InputError(f"{path}: line {start}: {_COLUMNS}, got {columns}")
                 elif len(fields) > len(columns):
                     yield start, _Fault("has more fields than columns")
                 elif fields:
-                    yield start, dict(zip(columns, fields, strict=False))
+                    yield start, dict(zip_longest(columns, fields))
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{path}: line {end + 1}: {error}") from error
     if columns is None:
@@ -135,11 +139,12 @@ def _one_split(loaded: object, name: str) -> "Dataset":
 
 def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[Row]:
     """Rows, or one error that names every bad one by its number."""
+    given = [(number, _as_prompt(record)) for number, record in records]
+    alone = all(set(record) <= _ALONE for _, record in given if isinstance(record, Mapping))
     rows, bad = [], []
     sides: dict[str, str] = {}
-    for number, given in records:
-        record = _as_prompt(given)
-        fault = _fault(record)
+    for number, record in given:
+        fault = _fault(record, alone)
         if fault:
             bad.append(f"{unit} {number}: {fault}")
         else:
@@ -155,16 +160,16 @@ def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[R
 
 
 def _as_prompt(record: Any) -> Any:  # noqa: ANN401 - whatever a line held
-    """A record of a question alone, under the name that all others have; every other as it is."""
+    """A record of a question is one of a prompt alone; every other is as it is."""
     if isinstance(record, Mapping) and not {"prompt", *ANSWER_KINDS} & set(record):
         for name in _QUESTIONS:
             if name in record:
-                return dict(record) | {"prompt": record[name], _QUESTIONS[0]: True}
+                return {"prompt": record[name]} | {kind: record.get(kind) for kind in ("topic", "split")}
     return record
 
 
-def _fault(record: object) -> str | None:
-    """What is wrong with a record, or None."""
+def _fault(record: object, alone: bool) -> str | None:
+    """What is wrong with a record of a file, of prompts alone or not; or None."""
     if isinstance(record, _Fault):
         return record.text
     if not isinstance(record, Mapping):
@@ -178,7 +183,7 @@ def _fault(record: object) -> str | None:
     if not (record.get("prompt") or "").strip():
         return "prompt is missing or blank"
     given = [kind for kind in ANSWER_KINDS if kind in record and record[kind] is not None]
-    if not given and record.get(_QUESTIONS[0]) is not True:
+    if not given and not alone:
         return "has no response (nor safe and unsafe)"
     blank = [kind for kind in given if not record[kind].strip()]
     if blank:
