@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, MixtralConfig, T5Config
 
-from dean_interp import InputError, generate, load_model
+from dean_interp import InputError, Selection, ablate, generate, load_model
+from dean_interp.models.attention import fused_attention
 from dean_interp.models.generate import cache_is_right
 from dean_interp.models.load import hooked_transformer_class, model_fingerprint, native_tokenizer
 from dean_interp.models.matrices import weight
@@ -176,6 +177,72 @@ def test_answers_in_padded_batches_are_those_of_plain_transformers_one_by_one(ch
         expected.append(tokenizer.decode(new, skip_special_tokens=True))
     model = load_model(checkpoints["llama-gqa"], device="cpu")
     assert generate(model, prompts, max_new_tokens=12, batch_size=batch_size) == expected
+
+
+def test_answers_that_have_ended_leave_their_batch_and_change_no_other(checkpoints, tokenizer, monkeypatch):
+    prompts, length = ["hi", "hello there, who are you?", "one two three", "a", "x y z"], 24
+    plain = AutoModelForCausalLM.from_pretrained(checkpoints["llama-gqa"])
+    encoded = [torch.tensor([encode(tokenizer, prompt, []).prompt]) for prompt in prompts]
+
+    def plainly(end):
+        options = {"do_sample": False, "pad_token_id": 1, "max_new_tokens": length, "eos_token_id": end}
+        return [plain.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :].tolist()
+                for ids in encoded]  # fmt: skip
+
+    free = plainly(None)
+    first = {token: sorted(row.index(token) if token in row else length for row in free) for row in free
+             for token in row}  # fmt: skip
+    end, when = max(first.items(), key=lambda item: item[1][-1] - item[1][0])  # ends rows as far apart as can be
+    assert when[0] < 8 and when[-1] > 12
+    model = load_model(checkpoints["llama-gqa"], device="cpu")
+    generate(model, ["hi"], max_new_tokens=1)  # a model's first answers come with checks, which are not counted
+    model.original_model.generation_config.eos_token_id = [end]
+    monkeypatch.setattr("dean_interp.models.generate._AT_A_TIME", 3)
+    sizes = []
+    seen = model.blocks[0].hook_resid_pre.register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    got = generate(model, prompts, max_new_tokens=length)
+    seen.remove()
+    assert got == [tokenizer.decode(row, skip_special_tokens=True) for row in plainly(end)]
+    assert sizes[-1] < len(prompts) == sizes[0]
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "qwen2"])
+def test_the_fused_attention_is_used_where_no_hook_looks_and_leaves_nothing_behind(checkpoints, name):
+    model = load_model(checkpoints[name], device="cpu")
+    kind, tokens = model.original_model.config._attn_implementation, torch.arange(3, 40)[None]
+    before = logits_of(model, tokens)
+    with fused_attention(model):
+        assert model.original_model.config._attn_implementation == "sdpa"
+        torch.testing.assert_close(logits_of(model, tokens), before, atol=1e-4, rtol=1e-4)
+    assert model.original_model.config._attn_implementation == kind
+    assert "forward" not in model.blocks[0].attn.__dict__
+    assert torch.equal(logits_of(model, tokens), before)
+    generate(model, ["hi"], max_new_tokens=1)  # a model's first answers come with checks
+    seen = []
+    with model.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", lambda pattern, hook: seen.append(hook.name))]):
+        generate(model, ["hi"], max_new_tokens=3)
+    assert len(seen) == 3, "a hook on the pattern is called at every pass"
+
+
+def test_the_fused_attention_is_not_used_where_it_gives_other_logits(checkpoints, monkeypatch):
+    model = load_model(checkpoints["llama-gqa"], device="cpu")
+    attention = type(model.blocks[0].attn.original_component)
+    monkeypatch.setattr(attention, "forward", lambda self, hidden_states, **_: (hidden_states, None))
+    with fused_attention(model):
+        assert model.original_model.config._attn_implementation == "eager"
+        assert "forward" not in model.blocks[0].attn.__dict__
+
+
+@pytest.mark.parametrize("at_a_time", [1, 5])
+def test_where_answers_are_cut_does_not_move_what_is_ablated(llama, monkeypatch, at_a_time):
+    prompts = ["hi", "hello there, who are you?", "one two three"]
+    site, n_neurons = Site(1, "neurons"), llama.cfg.d_mlp
+    half = Selection({site: torch.arange(0, n_neurons, 2)}, {site: (n_neurons,)})
+    with ablate(llama, half, positions="response"):
+        whole = generate(llama, prompts, max_new_tokens=15)
+        monkeypatch.setattr("dean_interp.models.generate._AT_A_TIME", at_a_time)
+        assert generate(llama, prompts, max_new_tokens=15) == whole
+    assert generate(llama, prompts, max_new_tokens=15) != whole
 
 
 def test_a_prompt_without_room_for_an_answer_is_named(llama):

@@ -1,5 +1,6 @@
 """The steps of the command line, one by one: each leaves a file for the next, and together they are the study."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -130,6 +131,8 @@ def test_evaluate_puts_awareness_and_ability_in_one_table(files, measuring, aske
     assert len(lines["over-refusal, at 8 tokens", "over_refusal_privacy"]["control_changes"]) == 1
     assert 0 < lines["margin of safe over unsafe", "privacy"]["rank"] <= 1
     missing = sum(record["faults"]["self"].values())
+    lexical, own = record["sensitivity"]["changes"]
+    assert lexical["n_missing"] == 0 and own["n_missing"] == missing and "depends on who judges" in told
     assert missing and f"self: no verdict in {missing} answers" in told, "a random model judges nothing"
     assert json.loads((tmp_path / "design.json").read_text()).keys() >= {f"{metric} / {on}" for metric, on in lines}
 
@@ -154,10 +157,13 @@ def test_evaluate_leaves_scored_prompts_out_and_says_so(files, measuring, asked,
     rows = load_behaviour("fairness", n_examples=N_SCORED).examples
     fresh = load_behaviour("fairness", n_examples=14, split="test").examples
     path = tmp_path / "questions.jsonl"
-    path.write_text("".join(json.dumps({"prompt": one.prompt, **one.answers}) + "\n" for one in (*rows[:5], *fresh)))
+    near = dataclasses.replace(rows[2], prompt=f"{rows[2].prompt} Please tell me now.")
+    some = (*rows[:5], near, *fresh)
+    path.write_text("".join(json.dumps({"prompt": one.prompt, **one.answers}) + "\n" for one in some))
     assert scored
-    record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, "--harmful", path)
-    assert record["removed"]["questions"] == 5
+    options = ["--harmful", path, "--calibration", "fairness"]
+    record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, *options)
+    assert record["removed"]["questions"] == 6
     (line,) = (one for one in record["lines"] if one["metric"].startswith("safe answers") and "8" in one["metric"])
     assert line["n"] + line["n_missing"] == 12
 

@@ -11,8 +11,9 @@ import time
 import pytest
 import torch
 
-from dean_interp import InputError, load_scores, load_selection
+from dean_interp import InputError, load_behaviour, load_scores, load_selection
 from dean_interp.evaluation.judge import VERDICTS
+from dean_interp.report.html import write_report
 from dean_interp.study import run as study
 from dean_interp.study import states
 from dean_interp.study.config import StudyConfig
@@ -99,6 +100,33 @@ def test_answers_are_given_by_the_original_every_edit_and_its_controls(finished)
     assert all(change.mean == 0 for one in spoken.states[0].sets for change in one.change.values())
 
 
+def test_leaked_test_prompts_are_left_out_and_both_numbers_told_on_request(tmp_path, config):
+    known, test = (load_behaviour("fairness", n_examples=n, split=split)
+                   for n, split in ((12, "calibration"), (14, "test")))  # fmt: skip
+    first, second, third = (one.prompt for one in known.examples[:3])
+    leaky = (f"{first} !", second.upper(), f"{third} Please tell me now.")
+    rows = [(one, one.prompt, some.split) for some in (known, test) for one in some.examples]
+    rows += [(one, prompt, "test") for one, prompt in zip(known.examples, leaky, strict=False)]
+    file = tmp_path / "leaky.jsonl"
+    file.write_text("".join(
+        json.dumps({"prompt": prompt, **one.answers, "split": split}) + "\n" for one, prompt, split in rows
+    ))  # fmt: skip
+    told = dataclasses.replace(config, first=str(file), report_leaked=True, n_answers=0, units=("neuron",))
+    calibration = told.calibration()
+    tests, leaked = told.tests(calibration)
+    assert not {*map(str.lower, tests[0].prompts)} & {*map(str.lower, calibration[0].prompts)}
+    assert leaked[0].exact == leaky[:2]
+    results = study.run_study(told, tmp_path / "run")
+    leak, *others = results.leaks
+    assert (leak.behaviour, leak.n_prompts, leak.n_exact, leak.n_near) == ("leaky", 17, 2, 1)
+    assert [*leak.change] == ["neuron"] and all(not one.n_exact for one in others)
+    assert leak.change["neuron"] != results.of("neuron").state("edit").change["leaky"]
+    page = write_report(results, tmp_path / "run").read_text()
+    assert "3 of 17 leaky test" in page and "On a test set that holds them" in page
+    with pytest.raises(InputError, match="16 test prompts of 'leaky' are asked for"):
+        dataclasses.replace(told, n_test=16).tests(calibration)
+
+
 def test_a_finished_study_is_not_done_again(finished, config, monkeypatch):
     folder, results = finished
     monkeypatch.setattr(study, "load_model", lambda *args, **options: pytest.fail("the model was loaded again"))
@@ -128,7 +156,7 @@ def test_scores_of_another_model_under_the_same_name_are_refused(config, checkpo
 def test_a_state_of_other_units_is_not_taken_for_this_one(finished, config):
     folder, _ = finished
     with pytest.raises(InputError, match="is of another model, other data or other units"):
-        load_measurement(folder / "states" / "neuron_edit.safetensors", config.tests(), None, fingerprint="else")
+        load_measurement(folder / "states" / "neuron_edit.safetensors", config.tests()[0], None, fingerprint="else")
 
 
 def test_two_runs_in_one_folder_are_refused(config, tmp_path):

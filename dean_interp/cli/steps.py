@@ -278,7 +278,7 @@ def _measuring(
         **dataclasses.asdict(step.model),
     )
     config.check()
-    tests = config.tests()
+    tests, _ = config.tests()
     with locked(step.out):
         model = step.model.loaded()
         ablated = {"edit": selection} | _controls(model, selection, scores, config)

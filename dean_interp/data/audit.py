@@ -157,6 +157,10 @@ def audit(
 class Leaked:
     """Test prompts that calibration holds too, each once, in the order of the test set."""
 
+    name: str
+    """Of the test set."""
+    n_prompts: int
+    """Distinct prompts of the test set, these among them."""
     exact: tuple[str, ...]
     """Prompts that are calibration prompts, normalised."""
     near: tuple[str, ...]
@@ -178,7 +182,7 @@ def without_leaks(
         raise InputError(f"every test prompt of '{test.name}' is among the calibration prompts: give other test data")
     exact, near = (tuple(prompt for prompt in dict.fromkeys(test.prompts) if found[normalised(prompt)] == kind)
                    for kind in ("exact", "near"))  # fmt: skip
-    return dataclasses.replace(test, examples=kept), Leaked(exact, near)
+    return dataclasses.replace(test, examples=kept), Leaked(test.name, len({*test.prompts}), exact, near)
 
 
 class _Prompts:

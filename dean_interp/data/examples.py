@@ -4,6 +4,7 @@
 `Dataset` in memory, the name of one on the hub, or a published set by name. Rows are read, split, then drawn.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -122,12 +123,17 @@ def load_behaviour(
     part = f"{name} ({split} split)" if split else name
     if not rows:
         raise InputError(f"{part} has no examples")
-    if n_examples is not None:
-        if n_examples > len(rows):
-            raise InputError(f"n_examples={n_examples} but {part} has {len(rows)} examples")
-        rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:n_examples]]
-    examples = tuple(Example(row.prompt, row.answers, row.topic) for row in rows)
-    return Behaviour(name, examples, response, split)
+    whole = Behaviour(name, tuple(Example(row.prompt, row.answers, row.topic) for row in rows), response, split)
+    return whole if n_examples is None else draw(whole, n_examples, seed=seed)
+
+
+def draw(behaviour: Behaviour, n_examples: int, *, seed: int = 0) -> Behaviour:
+    """Examples without replacement, as `load_behaviour` draws them. Raises `InputError` where there are too few."""
+    if n_examples > len(behaviour):
+        part = f"{behaviour.name} ({behaviour.split} split)" if behaviour.split else behaviour.name
+        raise InputError(f"n_examples={n_examples} but {part} has {len(behaviour)} examples")
+    rows = np.random.default_rng(seed).permutation(len(behaviour))[:n_examples]
+    return dataclasses.replace(behaviour, examples=tuple(behaviour.examples[i] for i in rows))
 
 
 def _split_of(row: Row) -> str:

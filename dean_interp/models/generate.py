@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
+from dean_interp.models.attention import fused_attention
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
 from dean_interp.models.places import generating
 from dean_interp.models.tokens import Template, encode
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _CACHE = "_dean_interp_cache_is_right"  # what we note on a model object
 _NOTHING = -1  # where an answer has ended
+_AT_A_TIME = 8  # new tokens after which answers that have ended leave their batch
 
 
 def generate(
@@ -111,24 +113,44 @@ def _continue(model: HookedModel, rows: Sequence[Sequence[int]], max_new_tokens:
     for row, ids in enumerate(rows):
         tokens[row, n_pos - len(ids) :] = torch.tensor(ids)
         real[row, n_pos - len(ids) :] = 1
-    tokens, real, cached = tokens.to(device), real.to(device), cache_is_right(model)
-    with generating(model, real.sum(1), n_pos, cached=cached):
-        if is_hooked_transformer(model):
-            end = native_tokenizer(model).eos_token_id
-            options = {"use_past_kv_cache": cached, "prepend_bos": False, "return_type": "tokens", "verbose": False,
-                       "stop_at_eos": end is not None, "eos_token_id": end}  # fmt: skip
-            output = model.generate(tokens, max_new_tokens=max_new_tokens, do_sample=False, **options)
-        else:
-            pad = native_tokenizer(model).pad_token_id
-            output = model.original_model.generate(
-                tokens,
-                attention_mask=real,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                use_cache=cached,
-                pad_token_id=native_tokenizer(model).eos_token_id if pad is None else pad,
-            )
+    tokens, real = tokens.to(device), real.to(device)
+    if not is_hooked_transformer(model):
+        return _continue_on_bridge(model, tokens, real, max_new_tokens)
+    end = native_tokenizer(model).eos_token_id
+    options = {"use_past_kv_cache": True, "prepend_bos": False, "return_type": "tokens", "verbose": False,
+               "stop_at_eos": end is not None, "eos_token_id": end}  # fmt: skip
+    with generating(model, real.sum(1), n_pos, cached=True):
+        output = model.generate(tokens, max_new_tokens=max_new_tokens, do_sample=False, **options)
     return output[:, n_pos:].cpu()
+
+
+def _continue_on_bridge(
+    model: HookedModel, tokens: Int[Tensor, "row pos"], real: Int[Tensor, "row pos"], max_new_tokens: int
+) -> Int[Tensor, "row new"]:
+    """By transformers' own `generate`, a few tokens at a time: rows that have ended leave the batch and its cache."""
+    plain, cached, n_pos = model.original_model, cache_is_right(model), tokens.shape[1]
+    tokenizer, ends = native_tokenizer(model), plain.generation_config.eos_token_id
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ends = torch.tensor([] if ends is None else ends, device=tokens.device).flatten()
+    answers = torch.full((len(tokens), max_new_tokens), _NOTHING)
+    rows, cache, n_prompt = torch.arange(len(tokens), device=tokens.device), None, real.sum(1)
+    while len(rows) and (done := tokens.shape[1] - n_pos) < max_new_tokens:
+        n_seen = tokens.shape[1] - 1 if cache is not None else 0
+        with fused_attention(model), generating(model, n_prompt[rows], n_pos, cached=cached, n_seen=n_seen):
+            given = plain.generate(
+                tokens, attention_mask=real, past_key_values=cache, use_cache=cached, pad_token_id=pad, do_sample=False,
+                max_new_tokens=min(_AT_A_TIME, max_new_tokens - done) if cached else max_new_tokens,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+        tokens, cache = given.sequences, given.past_key_values
+        new = tokens[:, n_pos + done :]
+        answers[rows.cpu(), done : done + new.shape[1]] = new.cpu()
+        going = (~torch.isin(new, ends).any(1)).nonzero()[:, 0]
+        real = torch.cat([real, torch.ones_like(new)], 1)[going]
+        rows, tokens = rows[going], tokens[going]
+        if cache is not None and len(going) < len(new):
+            cache.batch_select_indices(going)
+    return answers
 
 
 def cache_is_right(model: HookedModel) -> bool:

@@ -42,14 +42,17 @@ def at_places(model: HookedModel, current: Places) -> Iterator[None]:
 
 
 @contextmanager
-def generating(model: HookedModel, n_prompt: Int[Tensor, " row"], n_padded: int, *, cached: bool) -> Iterator[None]:
+def generating(
+    model: HookedModel, n_prompt: Int[Tensor, " row"], n_padded: int, *, cached: bool, n_seen: int = 0
+) -> Iterator[None]:
     """While open, the first pass holds prompts padded on the left to `n_padded`, and what follows are answer tokens.
 
     Args:
         n_prompt: tokens of each prompt, without padding.
         cached: every later pass holds one new token (else all that there are).
+        n_seen: columns that are in the cache already.
     """
-    before, n_seen = places(model), 0
+    before = places(model)
 
     def note(residual: Tensor, hook: Any) -> None:  # noqa: ANN401 - TransformerLens' own
         nonlocal n_seen

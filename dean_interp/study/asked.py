@@ -10,19 +10,30 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from dean_interp.data.examples import Behaviour, load_behaviour
+from dean_interp.data.audit import without_leaks
+from dean_interp.data.examples import Behaviour, draw, load_behaviour
 from dean_interp.data.readers import BUILTIN
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.harness import TaskResult, run_harness
 from dean_interp.evaluation.judge import cautionary_phrases
-from dean_interp.evaluation.judges import Agreement, Judge, Verdict, agreement, faults, judged, make_judge
+from dean_interp.evaluation.judges import (
+    Agreement,
+    Judge,
+    Sensitivity,
+    Verdict,
+    agreement,
+    faults,
+    judged,
+    make_judge,
+    sensitivity,
+)
 from dean_interp.evaluation.outcomes import Outcome, likelihoods, spoken
 from dean_interp.evaluation.windows import WindowMeasurement, window_loss
 from dean_interp.selection.selection import Selection
@@ -38,6 +49,8 @@ class Asked:
 
     harmful: tuple[str, ...] = ()
     """Sets whose prompts should not be complied with; none: the test prompts of first and second."""
+    calibration: tuple[str, ...] = ()
+    """Data that units were scored on. Their own prompts are left out anyway; with these, near duplicates are too."""
     benign: tuple[str, ...] = ("over_refusal_fairness", "over_refusal_privacy")
     """Harmless prompts that look alike and deserve a plain answer."""
     n_answers: int = 24
@@ -97,10 +110,16 @@ def sets_of(asked: Asked, states: States, scored: frozenset[str]) -> Sets:
         split = "test" if source in BUILTIN else None
         whole = load_behaviour(source, n_examples=None, seed=seed, split=split)
         clean, removed[whole.name] = without_scored(whole, scored)
-        rows = np.random.default_rng(seed).permutation(len(clean))[:n]
-        return dataclasses.replace(clean, examples=tuple(clean.examples[i] for i in rows))
+        if calibration:
+            clean, leaked = without_leaks(clean, calibration)
+            removed[whole.name] += len(leaked.exact) + len(leaked.near)
+        return draw(clean, min(n, len(clean)), seed=seed)
 
     removed: dict[str, int] = {}
+    calibration = [
+        load_behaviour(source, n_examples=None, split="calibration" if source in BUILTIN else None)
+        for source in asked.calibration
+    ]
     first, second, general = states.config.sources
     harmful = [drawn(source) for source in asked.harmful or (first, second)]
     benign = [drawn(source) for source in asked.benign]
@@ -128,7 +147,7 @@ class Taken:
         self.how = Asking(tuple(sorted(asked.lengths)), states.config.template, asked.answer_batch)
         self.text = _text(asked, states)
         self.windows: WindowMeasurement | None = None
-        self.verdicts: dict[str, list[Verdict]] = {name: [] for name in self.judges}
+        self.verdicts: dict[str, dict[str, list[Verdict]]] = {name: {} for name in self.judges}
         self.caution: dict[str, dict[str, int]] = {}
 
     def outcomes(self, name: str, ablated: Selection | None, *, answers: bool) -> list[Outcome]:
@@ -143,14 +162,19 @@ class Taken:
         """Of every pair of judges that have a verdict in common."""
         found = []
         for one, other in combinations(self.verdicts, 2):
-            mine, theirs = self.verdicts[one], self.verdicts[other]
+            mine, theirs = (list(chain(*self.verdicts[name].values())) for name in (one, other))
             if any(a.label and b.label for a, b in zip(mine, theirs, strict=True)):
                 found.append(agreement(one, mine, other, theirs))
         return tuple(found)
 
     def faults(self) -> dict[str, dict[str, int]]:
         """How often each judge gave no verdict."""
-        return {name: faults(verdicts) for name, verdicts in self.verdicts.items()}
+        return {name: faults(list(chain(*verdicts.values()))) for name, verdicts in self.verdicts.items()}
+
+    def sensitivity(self, edit: str) -> Sensitivity | None:
+        """What each judge makes of the edit; None where nothing was judged."""
+        sides = {name: (some["original"], some[edit]) for name, some in self.verdicts.items() if some.get(edit)}
+        return sensitivity(sides) if sides else None
 
     def _windows(self, name: str, ablated: Selection | None) -> list[Outcome]:
         key = _key(self.states.fingerprint, ablated, self.text, self.asked.window)
@@ -203,7 +227,7 @@ class Taken:
         else:
             given = TypeAdapter(list[Verdict]).validate_json(path.read_bytes())
         if state in ("original", "edit"):
-            self.verdicts[name] += given
+            self.verdicts[name].setdefault(state, []).extend(given)
         return given
 
     def _tasks(self, name: str, ablated: Selection | None) -> list[Outcome]:
@@ -235,7 +259,7 @@ class Taken:
 
 
 def _text(asked: Asked, states: States) -> list[str]:
-    """Running text: a file, or the prompts and answers of a behaviour."""
+    """Running text: a file, or the prompts and answers of a behaviour; of running text, the prompts alone."""
     path = Path(asked.text)
     if path.suffix == ".txt":
         if not path.is_file():
@@ -243,7 +267,8 @@ def _text(asked: Asked, states: States) -> list[str]:
         return [path.read_text(encoding="utf-8")]
     split = "test" if asked.text in BUILTIN else None
     whole = load_behaviour(asked.text, n_examples=None, split=split)
-    return [f"{one.prompt}\n{answer}" for one in whole.examples for answer in one.answers.values()]
+    return [text for one in whole.examples
+            for text in ([f"{one.prompt}\n{answer}" for answer in one.answers.values()] or [one.prompt])]  # fmt: skip
 
 
 def _key(*parts: object) -> str:

@@ -1,10 +1,12 @@
 """Everything that a study depends on, in one record; it is written down before anything runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dean_interp.data.examples import Behaviour, ResponseKind, load_behaviour
+from dean_interp.data.audit import Leaked, without_leaks
+from dean_interp.data.examples import Behaviour, ResponseKind, draw, load_behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.sites import Unit
@@ -53,6 +55,9 @@ class StudyConfig:
     n_equal_kl: int = 7
     """Random ablations grown until their KL to the original equals the edit's. With `n_random`, 19 or more, or p cannot
     reach 0.05."""
+    report_leaked: bool = False
+    """Test prompts that are in the calibration data, or nearly, are left out and counted. Measure the edits on
+    test sets that hold them too, and report both numbers?"""
     over_refusal: tuple[str, ...] = ("over_refusal_fairness", "over_refusal_privacy")
     """Benign prompts that deserve a plain answer: built-in names or files. None: over-refusal is not measured."""
     n_answers: int = 12
@@ -113,20 +118,30 @@ class StudyConfig:
             for source in (self.first, self.second)
         ] + [load_behaviour(self.general, n_examples=self.n_calibration, seed=self.seed)]
 
-    def tests(self) -> list[Behaviour]:
-        """The examples to measure: first, second, general. The two behaviours must have both answers."""
-        sizes = (self.n_test, self.n_test, self.n_general_test)
-        tests = [
-            load_behaviour(source, n_examples=n, seed=self.seed, split="test")
-            for source, n in zip(self.sources, sizes, strict=True)
-        ]
+    def tests(self, calibration: Sequence[Behaviour] = ()) -> tuple[list[Behaviour], list[Leaked]]:
+        """The examples to measure: first, second, general; and what was left out of each set, in the same order.
+
+        They are drawn from the prompts that are in no calibration set, and nearly in none. The two behaviours must have
+        both answers.
+        """
+        tests, leaked = [], []
+        for source, n in zip(self.sources, (self.n_test, self.n_test, self.n_general_test), strict=True):
+            whole = load_behaviour(source, n_examples=None, split="test")
+            clean, left_out = without_leaks(whole, calibration)
+            if len(clean) < n <= len(whole):
+                raise InputError(
+                    f"{n} test prompts of '{clean.name}' are asked for; it has {len(whole)}, of which "
+                    f"{len(whole) - len(clean)} are in the calibration data or nearly (see: dean-interp data audit)"
+                )
+            tests.append(draw(clean, n, seed=self.seed))
+            leaked.append(left_out)
         for test in tests[:2]:
             if not test.paired:
                 raise InputError(
                     f"'{test.name}' has prompts without a safe and an unsafe answer: a study measures the margin "
                     "between the two, so it needs the columns prompt,safe,unsafe"
                 )
-        return tests
+        return tests, leaked
 
     def benign(self) -> list[Behaviour]:
         """The over-refusal prompts that are answered."""

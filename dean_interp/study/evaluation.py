@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dean_interp.evaluation.judges import Agreement
+from dean_interp.evaluation.judges import Agreement, Sensitivity
 from dean_interp.evaluation.outcomes import Line, Outcome, detectable, lines_of, table
 from dean_interp.selection.selection import Selection
 from dean_interp.study.asked import Asked, Taken, sets_of
@@ -31,7 +31,7 @@ class Evaluation:
 
     n_units: int
     removed: Mapping[str, int]
-    """Per set: prompts left out because units were scored on them."""
+    """Per set: prompts left out because units were scored on them, or on near duplicates (`Asked.calibration`)."""
     lines: tuple[Line, ...]
     states: tuple[State, ...]
     """Every state's margins and KL, the original first and then the edit; intervals by prompt, as in a study."""
@@ -39,6 +39,8 @@ class Evaluation:
     """The outcome fixed beforehand, where there are controls."""
     agreements: tuple[Agreement, ...]
     """Of every pair of judges, over all their answers of the original and the edit."""
+    sensitivity: Sensitivity | None
+    """What each judge makes of the edit, on the same answers; None where none was judged."""
     faults: Mapping[str, Mapping[str, int]]
     """How often each judge gave no verdict, by reason."""
     caution: Mapping[str, Mapping[str, int]]
@@ -70,7 +72,8 @@ def evaluate_edit(states: States, ablated: Mapping[str, Selection], asked: Asked
     lines = _states(states, ablated)
     evaluation = Evaluation(
         len(ablated[edit]), sets.removed, tuple(lines_of(original, found, random)), lines,
-        primary_of(lines[1], lines[1:]) if controls else None, taken.agreements(), taken.faults(),
+        primary_of(lines[1], lines[1:]) if controls else None, taken.agreements(),
+        taken.sensitivity(edit), taken.faults(),
         {name: taken.caution[name] for name in ("original", edit) if name in taken.caution},
     )  # fmt: skip
     save_record(evaluation, folder / "evaluation.json")
@@ -88,13 +91,14 @@ def said_of(evaluation: Evaluation) -> str:
     ratio = edit.perplexity / before.perplexity
     parts.append(f"perplexity on general answers: {before.perplexity:.1f} to {edit.perplexity:.1f} ({ratio:.2f} times)")
     parts += map(str, evaluation.agreements)
+    parts += [str(evaluation.sensitivity)] if evaluation.sensitivity and len(evaluation.sensitivity.changes) > 1 else []
     for name, some in evaluation.faults.items():
         counted = ", ".join(f"{fault} {n}" for fault, n in some.items())
         parts += [f"{name}: no verdict in {sum(some.values())} answers ({counted})"] if some else []
     for state, phrases in evaluation.caution.items():
         shown = ", ".join(f"'{phrase}' {n}" for phrase, n in list(phrases.items())[:4])
         parts.append(f"cautionary phrases, {state}: {shown or 'none'}")
-    parts += [f"{name}: {n} prompts left out, since units were scored on them"
+    parts += [f"{name}: {n} prompts left out, since units were scored on them (or on near duplicates)"
               for name, n in evaluation.removed.items() if n]  # fmt: skip
     return "\n".join(parts)
 

@@ -86,6 +86,21 @@ class Chance:
 
 
 @dataclass(frozen=True)
+class TestLeak:
+    """What of a test set is in the calibration data too, and was left out."""
+
+    behaviour: str
+    n_prompts: int
+    """Distinct prompts of the test set, the leaked ones among them."""
+    n_exact: int
+    """After normalisation (`data.audit.normalised`)."""
+    n_near: int
+    """Further ones that are near duplicates."""
+    change: Mapping[Unit, Interval]
+    """Of the margin under each edit, on a draw from the whole test set; empty where it was not asked for."""
+
+
+@dataclass(frozen=True)
 class UnitResults:
     """One kind of unit: what is coupled, and its edit beside its controls."""
 
@@ -161,6 +176,8 @@ class Results:
     neurons: tuple[NeuronScores, ...]
     """The strongest coupled neurons; empty where neurons were not studied."""
     texts: tuple[TextActivations, ...]
+    leaks: tuple[TestLeak, ...]
+    """One of each behaviour, general ability last."""
 
     @property
     def behaviours(self) -> list[str]:

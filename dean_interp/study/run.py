@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from dean_interp.circuits.neuron import Neuron, neuron_scores, strongest_neurons, top_texts
+from dean_interp.data.audit import Leaked
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
@@ -22,13 +23,14 @@ from dean_interp.scoring.importance import Scoring, importance, scores_fingerpri
 from dean_interp.scoring.scores import KEEP, Scores, load_scores
 from dean_interp.selection.controls import strata
 from dean_interp.selection.coupling import Coupling, coupling, each_fraction, refuse_empty
-from dean_interp.selection.selection import Selection
+from dean_interp.selection.selection import Selection, load_selection
+from dean_interp.statistics import Interval
 from dean_interp.study.answers import spoken
 from dean_interp.study.comparison import Comparison
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import Clock, owned
 from dean_interp.study.outcome import faults_of, state_of
-from dean_interp.study.results import Results, Spoken, load_results, save_results
+from dean_interp.study.results import Results, Spoken, TestLeak, load_results, save_results
 from dean_interp.study.states import States, disjoint_reads
 from dean_interp.unfinished import Unfinished, discard
 
@@ -45,7 +47,8 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
     """
     config.check()
     folder = Path(folder)
-    calibration, tests, benign = config.calibration(), config.tests(), config.benign()
+    calibration, benign = config.calibration(), config.benign()
+    tests, leaked = config.tests(calibration)
     with owned(folder, dataclasses.asdict(config), [*calibration, *tests, *benign]):
         if (folder / "results.json").is_file():
             return load_results(folder / "results.json")
@@ -56,6 +59,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
         scores = [score_into(folder, model, behaviour, config) for behaviour in calibration]
         clock.lap("score")
         results = _study(config, folder, model, (calibration, tests, benign), scores, clock)
+        results = dataclasses.replace(results, leaks=_leaks(config, folder, model, leaked, results))
         save_results(results, folder / "results.json")
         return results
 
@@ -132,7 +136,28 @@ def _study(
         answers,
         tuple(neuron_scores(neuron, scores) for neuron in neurons),
         tuple(texts),
+        (),
     )
+
+
+def _leaks(
+    config: StudyConfig, folder: Path, model: HookedModel, leaked: Sequence[Leaked], results: Results
+) -> tuple[TestLeak, ...]:
+    """How many prompts were left out; where it is asked for, what the edits do on test sets that hold them."""
+    changes: dict[str, dict[Unit, Interval]] = {one.name: {} for one in leaked}
+    if config.report_leaked and any(one.exact or one.near for one in leaked[:2]):
+        tests, _ = config.tests()
+        known = [results.model_fingerprint, *(test.fingerprint for test in tests)]
+        scored_prompts(model).clear()  # the one place where measuring scored prompts is the question
+        with tqdm(total=1 + len(config.units), desc="with leaked prompts", unit="state") as progress:
+            states = States(config, folder / "states_with_leaked", model, tests, None, known, progress)
+            for unit in config.units:
+                edit = load_selection(folder / f"selection.{unit}.safetensors")
+                measured = states.measured(f"{unit} edit", dataclasses.replace(edit, prompt_hashes=frozenset()))
+                line = state_of("edit", "edit", len(edit), 1.0, measured, states.original, states.general)
+                for name, change in line.change.items():
+                    changes[name][unit] = change
+    return tuple(TestLeak(one.name, one.n_prompts, len(one.exact), len(one.near), changes[one.name]) for one in leaked)
 
 
 def _coupled(config: StudyConfig, folder: Path, unit: Unit, scores: Sequence[Scores]) -> Coupling:

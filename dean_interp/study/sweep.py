@@ -124,7 +124,8 @@ def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
     config.check()
     folder = Path(folder)
     study = dataclasses.replace(config.study, weight_fraction=max(config.weight_fractions))  # what scores keep
-    calibration, tests = study.calibration(), study.tests()
+    calibration = study.calibration()
+    tests, _ = study.tests(calibration)
     settings = dataclasses.asdict(config.study) | {name: one for name, one in vars(config).items() if name != "study"}
     with owned(folder, settings, [*calibration, *tests]):
         if (folder / "sweep.json").is_file():
