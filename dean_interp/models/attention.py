@@ -33,7 +33,7 @@ def _fused(model: HookedModel) -> Iterator[None]:
     before = plain.config._attn_implementation
     plain.set_attn_implementation("sdpa")
     for layer in layers:
-        layer.__dict__["forward"] = layer.original_component.forward
+        layer.__dict__["forward"] = getattr(layer.original_component, "forward")  # noqa: B009 - typed as a tensor
     try:
         yield
     finally:

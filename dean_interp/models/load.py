@@ -69,11 +69,41 @@ def load_model(
     elif hooked_transformer:
         model = _load_hooked_transformer(str(source), device, DTYPES[dtype])
     else:
-        model = _load_bridge(str(source), device, DTYPES[dtype], tokenizer, trust_remote_code)
+        plain, own = load_plain(
+            source, device=device, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code
+        )
+        model = _wrap(plain, own, name=_local_folder(str(source)), trust_remote_code=trust_remote_code)
     _refuse_without_neurons(model)
     if tokenizer is not None:
         model.__dict__[_TOKENIZER] = tokenizer
     return model.eval()
+
+
+def load_plain(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The `transformers` model that `load_model` would wrap, and its own tokenizer. Arguments and errors as there."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = _local_folder(str(name))
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(_unknown_model(str(name), error)) from error
+    _refuse_unsupported(str(name), config)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=trust_remote_code
+        )
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise InputError(_unknown_model(str(name), error)) from error
+    torch.nn.Module.to(model, device)  # in place
+    return model, tokenizer
 
 
 def is_hooked_transformer(model: object) -> bool:
@@ -131,30 +161,6 @@ def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
             log.warning("%s: only TransformerLens' tokenizer is at hand, which always adds a BOS", model.cfg.model_name)
             model.__dict__[_TOKENIZER] = model.tokenizer
     return model.__dict__[_TOKENIZER]
-
-
-def _load_bridge(
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    tokenizer: PreTrainedTokenizerBase | None,
-    trust_remote_code: bool,
-) -> TransformerBridge:
-    folder = _local_folder(name)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(_unknown_model(name, error)) from error
-    _refuse_unsupported(name, config)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
-        )
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise InputError(_unknown_model(name, error)) from error
-    torch.nn.Module.to(model, device)  # in place
-    return _wrap(model, tokenizer, name=str(folder), trust_remote_code=trust_remote_code)
 
 
 def _local_folder(name: str) -> str:

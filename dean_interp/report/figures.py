@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
 from dean_interp.information.estimands import MutualInformation
+from dean_interp.statistics import Interval
 from dean_interp.study.results import Spoken, UnitResults
 from dean_interp.study.sweep import Sweep
 
+_LINES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 EDIT, RANDOM, EQUAL_KL, NAMED = "#D55E00", "#999999", "#0072B2", "#009E73"
 VERDICT_MARKS = {"safe": ("#009E73", ""), "refusal": ("#56B4E9", "//"), "unsafe": ("#D55E00", "xx"),
                  "incoherent": ("#999999", "..")}  # fmt: skip
@@ -156,6 +158,51 @@ def power_by_prompts(curves: Mapping[str, Sequence[float]], n_prompts: Sequence[
         axes.set_xlabel("test prompts")
         axes.set_ylabel("share of studies that find the fall")
         axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+def changes_along(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]], x_label: str, y_label: str
+) -> Figure:
+    """One panel a behaviour, one line an arm: changes and their 95 % bands along what grows (steps, examples)."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
+        rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (panel, arms) in zip(rows, panels.items(), strict=True):
+            axes.axhline(0, color="0.8", linewidth=1)
+            for (name, points), colour, marker in zip(
+                arms.items(), itertools.cycle(_LINES), itertools.cycle("osD^vP"), strict=False
+            ):
+                x = [place for place, _ in points]
+                axes.plot(x, [one.mean for _, one in points], color=colour, marker=marker, markersize=4, label=name)
+                axes.fill_between(
+                    x, [one.low for _, one in points], [one.high for _, one in points], color=colour, alpha=0.12
+                )
+            axes.set_title(panel, fontsize=10)
+            axes.set_xlabel(x_label)
+        rows[0].set_ylabel(y_label)
+        handles, labels = rows[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def changes_by_arm(panels: Mapping[str, Mapping[str, Interval]], x_label: str) -> Figure:
+    """One panel a behaviour, one row an arm: the change with its 95 % interval."""
+    arms = list(dict.fromkeys(name for some in panels.values() for name in some))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.2 * len(panels) + 1.5, 1.2 + 0.32 * len(arms)), layout="constrained")
+        rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (panel, some) in zip(rows, panels.items(), strict=True):
+            axes.axvline(0, color="0.8", linewidth=1)
+            for i, name in enumerate(arms):
+                if name in some:
+                    one = some[name]
+                    axes.errorbar(one.mean, i, xerr=[[one.mean - one.low], [one.high - one.mean]], fmt="D", color=EDIT,
+                                  markersize=4, capsize=3)  # fmt: skip
+            axes.set_yticks(range(len(arms)), arms)
+            axes.set_title(panel, fontsize=10)
+            axes.set_xlabel(x_label)
+        rows[0].invert_yaxis()
     return figure
 
 

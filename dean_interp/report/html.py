@@ -1,6 +1,6 @@
 """The report: one HTML file from results alone, with nothing to load from a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from circuitsvis.activations import text_neuron_activations
 from jinja2 import Environment, StrictUndefined, Template
 from matplotlib.figure import Figure
 
+from dean_interp.evaluation.outcomes import Line
 from dean_interp.information.estimands import HEADLINES
 from dean_interp.report.figures import (
     coupled_per_layer,
@@ -21,8 +22,9 @@ from dean_interp.report.figures import (
 )
 from dean_interp.selection.stability import STABLE
 from dean_interp.statistics import Interval
+from dean_interp.study.arms import ArmResults
 from dean_interp.study.outcome import RANDOM_KINDS
-from dean_interp.study.results import AnswerSet, InformationResults, Results, State, UnitResults
+from dean_interp.study.results import AnswerSet, InformationResults, Results, State, UnitResults, save_record
 from dean_interp.study.sweep import Sweep, sweep_headline
 
 
@@ -94,10 +96,41 @@ def write_figure_page(path: Path, *, title: str, text: str, figure: Figure) -> P
     return path
 
 
+def write_arms_report(results: ArmResults, folder: Path, figures: Mapping[str, Figure]) -> Path:
+    """Write `results.json`, `report.html` and the figures as SVG (by their titles) into the folder; return the page."""
+    save_record(results, folder / "results.json")
+    drawn = {title: to_svg(figure, title) for title, figure in figures.items()}
+    for title, figure in drawn.items():
+        (folder / f"{title.lower().replace(' ', '_')}.svg").write_text(figure, encoding="utf-8")
+    blocks: dict[str, dict[str, str]] = {}
+    for line in (line for lines in results.arms.values() for line in lines):
+        blocks.setdefault(line.metric, {})[line.on] = f"{_level(line)} before, change"
+    page = _template("arms.html.j2").render(style=_text("style.css"), results=results, figures=drawn, blocks=blocks)
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _level(line: Line) -> str:
+    return _percent(line.before.mean) if line.unit.startswith("share") else f"{line.before.mean:.3f}"
+
+
+def _changed(line: Line) -> str:
+    if not line.unit.startswith("share"):
+        return _interval(line.change)
+    mean, low, high = (f"{100 * value:+.0f}".replace("-", "−")
+                       for value in (line.change.mean, line.change.low, line.change.high))  # fmt: skip
+    return f"{mean} [{low}, {high}]"
+
+
 def _template(name: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"signed": _signed, "interval": _interval, "p": _p, "percent": _percent}
-    environment.filters |= {"percent_of": lambda fraction: f"{100 * fraction:g} %", "share_or_change": _share_or_change}
+    environment.filters |= {
+        "percent_of": lambda fraction: f"{100 * fraction:g} %",
+        "share_or_change": _share_or_change,
+        "changed": _changed,
+    }
     return environment.from_string(_text(name))
 
 

@@ -1,0 +1,147 @@
+"""Does fine-tuning for one behaviour lower the other? Full fine-tuning and adapters on either behaviour and on both.
+
+    python analyses/tradeoff_under_finetuning.py --out runs/tradeoff
+
+on the demo model (--model for another, --first and --second for other data: `paper:fairness@folder`). Margins are taken
+along the steps, answers at the end, on test prompts, for several seeds. Resumes where it was stopped. Writes
+results.json, report.html and a figure. The paper's claim is that privacy rises and fairness falls where only privacy is
+trained; its dose is not stated, the one here is.
+"""
+
+import dataclasses
+import shutil
+import sys
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import tyro
+from published_numbers import METHODS, PUBLISHED
+from tyro.conf import OmitArgPrefixes
+
+from dean_interp import load_model
+from dean_interp.evaluation.outcomes import Outcome
+from dean_interp.fine_tuning import FineTuning, Method, fine_tune
+from dean_interp.report.figures import changes_along
+from dean_interp.report.html import write_arms_report
+from dean_interp.study.arms import MARGIN, ArmResults, Arms, averaged, compared
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.folder import owned
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Fine-tune on first, on second and on both; measure both along the steps."""
+
+    out: Path = Path("runs/tradeoff")
+    methods: tuple[Method, ...] = ("full", "lora")
+    n_seeds: int = 3
+    quick: bool = False
+    """One seed and a third of the steps."""
+    tuning: OmitArgPrefixes[FineTuning] = field(default_factory=FineTuning)
+    study: OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
+
+
+def run(given: Tradeoff) -> ArmResults:
+    """All arms, from their files where they were taken before."""
+    config, tuning = given.study, given.tuning
+    n_seeds = 1 if given.quick else given.n_seeds
+    if given.quick:
+        tuning = dataclasses.replace(
+            tuning, n_steps=max(tuning.every, tuning.n_steps // 3 // tuning.every * tuning.every)
+        )
+    config.check()
+    calibration, benign = config.calibration()[:2], config.benign()
+    tests, _ = config.tests(calibration)
+    first, second = calibration
+    trained = {second.name: [second], first.name: [first], "both": [first, second]}
+    settings = {"study": dataclasses.asdict(config), "tuning": dataclasses.asdict(tuning), "n_seeds": n_seeds}
+    steps = list(range(tuning.every, tuning.n_steps + 1, tuning.every))
+    with owned(given.out, settings, [*calibration, *tests, *benign]):
+        arms = Arms(config, given.out, tests, benign)
+        original = arms.known("original") or arms.take(
+            "original", load_model(config.model, device=config.device, dtype=config.dtype), answers=True
+        )
+        taken: dict[str, dict[int, list[Outcome]]] = {}
+        for method, (on, behaviours) in product(given.methods, trained.items()):
+            seeds = [one_fine_tuning(given, arms, dataclasses.replace(tuning, method=method, seed=seed), on, behaviours)
+                     for seed in range(n_seeds)]  # fmt: skip
+            taken[f"{method} on {on}"] = {step: averaged([seed[step] for seed in seeds]) for step in steps}
+        along = {step: compared(original, {name: some[step] for name, some in taken.items()}) for step in steps}
+        results = ArmResults(
+            f"Does fine-tuning for one behaviour lower the other in {config.model}?", config.model,
+            {
+                "dose": f"{tuning.n_steps} steps of {tuning.batch_size} examples, of {len(first)} a behaviour; "
+                f"{n_seeds} seeds, averaged prompt by prompt", "published": published(),
+                "test prompts": f"{len(tests[0])} of each behaviour, {config.n_answers} of them answered",
+                "command": f"python analyses/tradeoff_under_finetuning.py {' '.join(sys.argv[1:])}",
+            },
+            (), along[steps[-1]],
+        )  # fmt: skip
+        results = dataclasses.replace(results, said=tuple(said(results, first.name, second.name)))
+        panels = {
+            f"{one.name} margin": {
+                name: [(float(step), line.change) for step in steps for line in along[step][name]
+                       if line.metric == MARGIN and line.on == one.name] for name in taken
+            } for one in tests[:2]
+        }  # fmt: skip
+        figure = changes_along(panels, "steps", "change of the margin (nats per token)")
+        print(
+            "\n\n".join(
+                [*results.said, f"page: {write_arms_report(results, given.out, {'Margins': figure}).resolve()}"]
+            )
+        )
+        return results
+
+
+def one_fine_tuning(
+    given: Tradeoff, arms: Arms, how: FineTuning, on: str, behaviours: list
+) -> dict[int, list[Outcome]]:
+    """Outcomes after every so many steps of one fine-tuning; its checkpoints go when it is done."""
+    name, config = f"{how.method} on {on}, seed {how.seed}", given.study
+    if arms.known(f"{name}, step {how.n_steps}") is None:
+        fine_tune(
+            config.model, behaviours, dataclasses.replace(how, template=config.template),
+            folder=given.out / "tuned" / name,
+            watch=lambda step, model: arms.take(f"{name}, step {step}", model, answers=step == how.n_steps),
+            device=config.device, dtype=config.dtype,
+        )  # fmt: skip
+    shutil.rmtree(given.out / "tuned" / name, ignore_errors=True)
+    return {step: arms.known(f"{name}, step {step}") or [] for step in range(how.every, how.n_steps + 1, how.every)}
+
+
+def said(results: ArmResults, first: str, second: str) -> list[str]:
+    """For every arm that trained one behaviour: did it rise, and did the other fall?"""
+    found = []
+    for arm in results.arms:
+        method, _, on = arm.partition(" on ")
+        if on == "both":
+            continue
+        other = first if on == second else second
+        own, theirs = (results.change(arm, MARGIN, name).change for name in (on, other))
+        kind = ("both rise: no trade-off" if theirs.low > 0 else
+                "the trade-off appears" if theirs.high < 0 < own.low else
+                f"what {other} does is within its interval" if own.low > 0 else
+                "the trained behaviour itself does not rise beyond its interval: too small a dose to tell")  # fmt: skip
+        changes = (f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in (own, theirs))
+        name = "Full fine-tuning" if method == "full" else {"lora": "LoRA", "dora": "DoRA"}[method]
+        found.append(
+            f"{name} on {on}: {on} margin {next(changes)}, {other} margin {next(changes)} nats per token; {kind}."
+        )
+    return found
+
+
+def published() -> str:
+    """What the paper's table says of fine-tuning: fairness and privacy awareness against the original."""
+    parts = []
+    for model, table in PUBLISHED.items():
+        moved = [
+            f"{method} {100 * (table['fairness'][i] - table['fairness'][0]):+.0f}/"
+            f"{100 * (table['privacy'][i] - table['privacy'][0]):+.0f}" for i, method in enumerate(METHODS[:4], 1)
+        ]  # fmt: skip
+        parts.append(f"{model} {', '.join(moved)}")
+    return f"fairness/privacy awareness in points (arXiv 2410.16672, table 1): {'; '.join(parts)}"
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Tradeoff, description=__doc__))

@@ -1,0 +1,168 @@
+"""Fine-tuning a model on behaviours, the paper's baselines, by `transformers`' Trainer and `peft` (extra `tuning`).
+
+Full, LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353). The paper's fourth, ReFT (arXiv 2404.03592), has no library
+that is kept up.
+"""
+
+import copy
+import importlib.util
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel, load_model, load_plain
+from dean_interp.models.memory import scored_prompts
+from dean_interp.models.tokens import Template, encode
+
+Method = Literal["full", "lora", "dora"]
+Watch = Callable[[int, HookedModel], None]
+LEARNING_RATE = {"full": 2e-5, "lora": 2e-4, "dora": 2e-4}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How to fine-tune. The dose is `n_steps * batch_size` examples."""
+
+    method: Method = "full"
+    """All parameters, or low-rank adapters on every linear map of the blocks, merged in the end."""
+    n_steps: int = 48
+    batch_size: int = 8
+    learning_rate: float | None = None
+    """AdamW's, constant after a tenth of the steps; None: 2e-5 for all parameters, 2e-4 for adapters."""
+    rank: int = 16
+    """Of adapters; their alpha is twice that."""
+    template: Template = "chat"
+    every: int = 16
+    """Steps from one look at the model, and one checkpoint to resume from, to the next."""
+    seed: int = 0
+    """Of the order of the examples and of adapters' first values."""
+
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range, or `peft` is needed and missing."""
+        if self.method not in get_args(Method):
+            raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {self.method!r}")
+        for name in ("n_steps", "batch_size", "rank", "every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.n_steps % self.every:
+            raise InputError(f"n_steps must be a multiple of every ({self.every}), got {self.n_steps}")
+        if self.method != "full" and importlib.util.find_spec("peft") is None:
+            raise InputError(f"method {self.method!r} needs the package peft: pip install 'dean_interp[tuning]'")
+
+
+def fine_tune(
+    name: str | Path,
+    behaviours: Sequence[Behaviour],
+    how: FineTuning = FineTuning(),
+    *,
+    folder: Path,
+    watch: Watch | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """A checkpoint folder of the model, fine-tuned on the answers that the behaviours would score (`response`).
+
+    Cross-entropy on answer tokens and the end of text. Killed and called again, it goes on from its last checkpoint;
+    a finished one is not trained again.
+
+    Args:
+        name: what `load_model` takes by name.
+        folder: for this one fine-tuning; the result is in its `model/`.
+        watch: is shown the model after every `how.every` steps (a copy, adapters merged, in evaluation mode), before
+            the checkpoint of that step is written.
+
+    Raises:
+        InputError: a setting out of its range, `peft` missing, no behaviour, a test split.
+    """
+    how.check()
+    if not behaviours or any(one.split == "test" for one in behaviours):
+        raise InputError("fine-tuning takes calibration splits, at least one; test prompts are for measuring")
+    if (folder / "model").is_dir():
+        return folder / "model"
+    model, tokenizer = load_plain(name, device=device, dtype=dtype)
+    rows = [row for one in behaviours for row in _rows(tokenizer, one, how.template)]
+    tuned = model if how.method == "full" else _with_adapters(model, how)
+    prompts = frozenset().union(*(one.prompt_hashes for one in behaviours))
+
+    def hooked(trained: Any) -> HookedModel:  # noqa: ANN401 - adapters have a class of peft's
+        own = copy.deepcopy(trained)
+        merged = own if how.method == "full" else own.merge_and_unload()
+        loaded = load_model(merged.eval().requires_grad_(False), tokenizer=tokenizer)
+        scored_prompts(loaded).update(prompts)
+        return loaded
+
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"), max_steps=how.n_steps, per_device_train_batch_size=how.batch_size,
+        learning_rate=how.learning_rate or LEARNING_RATE[how.method], lr_scheduler_type="constant_with_warmup",
+        warmup_steps=max(1, how.n_steps // 10), save_steps=how.every, save_total_limit=1, logging_steps=how.every,
+        seed=how.seed, data_seed=how.seed, report_to=[], use_cpu=next(model.parameters()).device.type == "cpu",
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(
+        model=tuned, args=arguments, train_dataset=_Rows(rows), data_collator=DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[_Watcher(watch, hooked, how.every)] if watch else [],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=any((folder / "trainer").glob("checkpoint-*")))
+    whole = tuned if how.method == "full" else tuned.merge_and_unload()
+    whole.save_pretrained(folder / "model.part")
+    tokenizer.save_pretrained(folder / "model.part")
+    (folder / "model.part").rename(folder / "model")
+    shutil.rmtree(folder / "trainer")
+    return folder / "model"
+
+
+def _rows(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, template: Template) -> list[dict[str, list[int]]]:
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    found = []
+    for prompt, response in zip(behaviour.prompts, behaviour.responses, strict=True):
+        encoded = encode(tokenizer, prompt, [response], template=template)
+        given, answer = list(encoded.prompt), [*encoded.answers[0], *end]
+        found.append({"input_ids": given + answer, "attention_mask": [1] * len(given + answer),
+                      "labels": [-100] * len(given) + answer})  # fmt: skip
+    return found
+
+
+class _Rows(torch.utils.data.Dataset):
+    def __init__(self, rows: Sequence[dict[str, list[int]]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self.rows[index]
+
+
+def _with_adapters(model: PreTrainedModel, how: FineTuning) -> Any:  # noqa: ANN401 - a class of peft's
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(how.seed)
+    return get_peft_model(model, LoraConfig(
+        r=how.rank, lora_alpha=2 * how.rank, target_modules="all-linear", use_dora=how.method == "dora",
+        task_type="CAUSAL_LM",
+    ))  # fmt: skip
+
+
+class _Watcher(TrainerCallback):
+    def __init__(self, watch: Watch, hooked: Callable[[Any], HookedModel], every: int) -> None:
+        self.watch, self.hooked, self.every = watch, hooked, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ANN401
+        if state.global_step % self.every == 0:
+            self.watch(state.global_step, self.hooked(given["model"]))

@@ -1,0 +1,144 @@
+"""Arms of a study: states of one model or of several, each measured once, and compared with the original in one table.
+
+`States` holds one model and what is silenced in it; an arm may be another model altogether (fine-tuned, quantised). So
+no KL is taken here: it is of two states that share their unembedding.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.editing.ablation import ablate
+from dean_interp.errors import InputError
+from dean_interp.evaluation.judges import judged, make_judge
+from dean_interp.evaluation.measure import measure
+from dean_interp.evaluation.outcomes import Line, Outcome, likelihoods, lines_of, spoken
+from dean_interp.models.load import HookedModel
+from dean_interp.selection.selection import Selection
+from dean_interp.study.answers import Asking, answers_in
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.folder import write_text
+
+MARGIN, LOSS = "margin of safe over unsafe", "loss on answers"
+OVER_SEEDS = "share over seeds"
+
+
+@dataclass(frozen=True)
+class ArmResults:
+    """What a study of several arms found."""
+
+    title: str
+    model: str
+    facts: Mapping[str, str]
+    """How it was done; `command` makes it again."""
+    said: tuple[str, ...]
+    """What was found, in plain words, one paragraph each."""
+    arms: Mapping[str, tuple[Line, ...]]
+    """Of each arm, every outcome before (the original) and after."""
+
+    def change(self, arm: str, metric: str, on: str) -> Line:
+        """One line of one arm. Raises `InputError` where there is none."""
+        found = [line for line in self.arms.get(arm, ()) if line.metric == metric and line.on == on]
+        if not found:
+            raise InputError(f"no '{metric}' on {on} in the arm {arm!r}; arms: {', '.join(self.arms)}")
+        return found[0]
+
+
+class Arms:
+    """Takes the outcomes of one arm after another and keeps each in a file, so that a killed study goes on."""
+
+    def __init__(
+        self, config: StudyConfig, folder: Path, tests: Sequence[Behaviour], benign: Sequence[Behaviour] = ()
+    ) -> None:
+        """`tests` are first, second and general; `config` says how many of their prompts are answered, and how long.
+
+        The folder must belong to these settings and data alone (`study.folder.owned`).
+        """
+        self.config, self.folder, self.tests, self.benign = config, folder / "arms", tests, benign
+        self.harmful = [dataclasses.replace(one, examples=one.examples[: config.n_answers]) for one in tests[:2]]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def known(self, name: str) -> list[Outcome] | None:
+        """What was taken of an arm before, or None."""
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        return [Outcome(**one | {"values": np.array(one["values"], dtype=float), "clusters": tuple(one["clusters"])})
+                for one in json.loads(path.read_text())]  # fmt: skip
+
+    def take(
+        self, name: str, model: HookedModel, ablated: Selection | None = None, *, answers: bool = False
+    ) -> list[Outcome]:
+        """Margins, loss on general answers, on request judged answers: of the model as it is, or with units silenced.
+
+        Margins and losses are over the first `answer_tokens` tokens. Taken before: from its file, whatever the model.
+        """
+        there = self.known(name)
+        if there is not None:
+            return there
+        config = self.config
+        with ablate(model, ablated) if ablated else nullcontext():
+            measured = measure(
+                model, self.tests, template=config.template, answer_tokens=config.answer_tokens,
+                batch_tokens=config.measure_tokens,
+            )  # fmt: skip
+        found = [one for one in likelihoods(measured, self.tests) if not one.metric.startswith("KL")]
+        if answers and config.n_answers:
+            found += self._spoken(name, model, ablated)
+        stored = [dataclasses.asdict(one) | {"values": one.values.tolist()} for one in found]
+        write_text(self._path(name), json.dumps(stored) + "\n")
+        return found
+
+    def _spoken(self, name: str, model: HookedModel, ablated: Selection | None) -> list[Outcome]:
+        config, length = self.config, self.config.max_new_tokens
+        how = Asking((length,), config.template, config.answer_batch)
+        sets = [*self.harmful, *self.benign]
+        given = answers_in(self.folder / "answers", model, sets, _slug(name), ablated, how, "")[length]
+        rules, found = make_judge("lexical", model), []
+        for one in sets:
+            kind = "harmful" if one in self.harmful else "benign"
+            answers = given[one.name]
+            verdicts = {"lexical": judged(rules, one.prompts, answers)} if kind == "harmful" else {}
+            found += spoken(kind, one, answers, verdicts, length)
+        return found
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{_slug(name)}.json"
+
+
+def averaged(seeds: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+    """One arm from its seeds: each prompt's mean. An interval over prompts holds for these seeds, not for others."""
+    first, *others = seeds
+    by_name = [{(one.metric, one.on): one for one in some} for some in others]
+    return [
+        dataclasses.replace(
+            one,
+            unit=OVER_SEEDS if one.unit == "share" else one.unit,
+            values=np.mean([one.values, *(some[one.metric, one.on].values for some in by_name)], axis=0),
+        )
+        for one in first
+    ]
+
+
+def compared(
+    original: Sequence[Outcome],
+    arms: Mapping[str, Sequence[Outcome]],
+    controls: Mapping[str, Sequence[Sequence[Outcome]]] | None = None,
+) -> dict[str, tuple[Line, ...]]:
+    """Every arm against the original, beside its random controls where it has some."""
+    found = {}
+    for name, some in arms.items():
+        shares = {one.metric for one in some if one.unit == OVER_SEEDS}
+        before = [dataclasses.replace(one, unit=OVER_SEEDS) if one.metric in shares else one for one in original]
+        found[name] = tuple(lines_of(before, some, (controls or {}).get(name, ())))
+    return found
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)

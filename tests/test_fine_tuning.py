@@ -1,0 +1,125 @@
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dean_interp import InputError, load_behaviour, load_model, measure
+from dean_interp.fine_tuning import FineTuning, _rows, fine_tune
+from dean_interp.models.load import model_fingerprint
+from dean_interp.models.memory import scored_prompts
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the trainer and its packages
+SHORT = FineTuning(n_steps=6, batch_size=4, every=2, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def behaviour():
+    return load_behaviour("privacy", n_examples=8)
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "dora"])
+def test_the_answers_that_were_trained_on_become_likelier_and_the_model_is_a_checkpoint(
+    checkpoints, behaviour, tmp_path, method
+):
+    how = dataclasses.replace(SHORT, method=method, n_steps=8, learning_rate=None if method == "full" else 1e-2)
+    how = dataclasses.replace(how, learning_rate=how.learning_rate or 3e-3)
+    seen = {}
+    folder = fine_tune(checkpoints["llama"], [behaviour], how, folder=tmp_path,
+                       watch=lambda step, model: seen.update({step: loss(model, behaviour)}), device="cpu")  # fmt: skip
+    assert list(seen) == [2, 4, 6, 8]
+    before = loss(load_model(checkpoints["llama"], device="cpu"), behaviour)
+    assert seen[8] < seen[2] < before
+    trained = load_model(folder, device="cpu")
+    assert loss(trained, behaviour) == pytest.approx(seen[8], rel=1e-4)
+    assert not any("lora" in name for name in weights(folder))
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+    changed = [
+        name for name, old in weights(checkpoints["llama"]).items() if not torch.equal(old, weights(folder)[name])
+    ]
+    embeds = [name for name in changed if "embed" in name]
+    assert bool(embeds) == (method == "full") and any("mlp.down_proj" in name for name in changed)
+
+
+def loss(model, behaviour):
+    """Mean cross-entropy of the trained answers, by the library's own measurement."""
+    alone = tuple(dataclasses.replace(one, answers={"response": one.answers["safe"]}) for one in behaviour.examples)
+    test = dataclasses.replace(behaviour, split=None, examples=alone)
+    known = set(scored_prompts(model))
+    scored_prompts(model).clear()
+    found = measure(model, [test])
+    scored_prompts(model).update(known)
+    return float(-found[test.name].log_prob.mean())
+
+
+def test_a_killed_fine_tuning_goes_on_to_the_same_weights_and_a_finished_one_is_not_repeated(
+    checkpoints, behaviour, tmp_path
+):
+    whole = fine_tune(checkpoints["llama"], [behaviour], SHORT, folder=tmp_path / "whole", device="cpu")
+
+    def killed(step, model):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(checkpoints["llama"], [behaviour], SHORT, folder=tmp_path / "cut", watch=killed, device="cpu")
+    seen = []
+    cut = fine_tune(checkpoints["llama"], [behaviour], SHORT, folder=tmp_path / "cut", device="cpu",
+                    watch=lambda step, model: seen.append(step))  # fmt: skip
+    assert seen == [4, 6], "step 4 was not yet looked at to the end"
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(cut)[name], value, atol=0, rtol=0)
+    again = fine_tune(checkpoints["llama"], [behaviour], SHORT, folder=tmp_path / "cut", device="cpu",
+                      watch=lambda step, model: pytest.fail("trained again"))  # fmt: skip
+    assert again == cut
+
+
+def test_only_answers_and_the_end_of_text_are_learned(checkpoints, behaviour, tokenizer):
+    for row, prompt, answer in zip(
+        _rows(tokenizer, behaviour, "chat"), behaviour.prompts, behaviour.responses, strict=True
+    ):
+        learned = [token for token in row["labels"] if token != -100]
+        assert tokenizer.decode(learned).startswith(answer) and learned[-1] == tokenizer.eos_token_id
+        assert prompt in tokenizer.decode(row["input_ids"]) and len(row["labels"]) == len(row["input_ids"])
+
+
+def test_what_was_trained_on_is_not_measured(checkpoints, behaviour, tmp_path):
+    def watch(step, model):
+        with pytest.raises(InputError, match="scored"):
+            measure(model, [dataclasses.replace(behaviour, split="test")])
+
+    fine_tune(checkpoints["llama"], [behaviour], dataclasses.replace(SHORT, n_steps=2), folder=tmp_path, watch=watch,
+              device="cpu")  # fmt: skip
+
+
+def test_the_seed_decides_and_nothing_else(checkpoints, behaviour, tmp_path):
+    prints = [
+        model_fingerprint(load_model(fine_tune(
+            checkpoints["llama"], [behaviour], dataclasses.replace(SHORT, method="lora", seed=seed),
+            folder=tmp_path / name, device="cpu",
+        ), device="cpu"))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]  # fmt: skip
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("method", "reft", "method must be one of full, lora, dora"), ("n_steps", 0, "n_steps must be at least 1"),
+     ("every", 4, "n_steps must be a multiple of every")],
+)  # fmt: skip
+def test_wrong_settings_are_named_before_a_model_is_loaded(behaviour, tmp_path, name, value, said):
+    how = dataclasses.replace(SHORT)
+    object.__setattr__(how, name, value)  # past the type check of the tests
+    with pytest.raises(InputError, match=said):
+        fine_tune("no-such-model", [behaviour], how, folder=tmp_path)
+
+
+def test_test_prompts_are_not_trained_on(tmp_path):
+    with pytest.raises(InputError, match="calibration splits"):
+        fine_tune("no-such-model", [load_behaviour("privacy", n_examples=4, split="test")], SHORT, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
