@@ -63,6 +63,17 @@ def paired_p(before: float, after: float, n: int) -> tuple[float, float]:
     return least, most
 
 
+def published(n_methods: int = len(METHODS)) -> str:
+    """The table's first so many methods in words: points of fairness and privacy awareness against the original."""
+    parts = []
+    for model, table in PUBLISHED.items():
+        points = {name: [100 * (share - shares[0]) for share in shares[1:]] for name, shares in table.items()}
+        moved = [f"{method} {points['fairness'][i]:+.0f}/{points['privacy'][i]:+.0f}"
+                 for i, method in enumerate(METHODS[:n_methods])]  # fmt: skip
+        parts.append(f"{model} {', '.join(moved)}")
+    return f"fairness/privacy awareness in points (arXiv 2410.16672, table 1): {'; '.join(parts)}"
+
+
 def main() -> None:
     """Print every change with its interval and tests; then the verdict on DEAN's gains."""
     family = {

@@ -10,26 +10,11 @@ mean margins log p(safe) - log p(unsafe) on test prompts, nats per token, paired
 import argparse
 import warnings
 
-from dean_interp import Selection, ablate, coupling, importance, load_behaviour, load_model, measure
+from dean_interp import ablate, coupling, importance, load_behaviour, load_model, measure
 from dean_interp.models.demo import DEMO_MODEL
-from dean_interp.scoring.scores import Scores
-from dean_interp.selection.released import released_selection
+from dean_interp.selection.released import released_coupling
 from dean_interp.selection.stability import jaccard
 from dean_interp.statistics import clustered_interval
-
-
-def released(first: Scores, second: Scores, general: Scores, fraction: float) -> Selection:
-    """The released procedure on every matrix, in Hugging Face layout and back."""
-    units = {}
-    for site, (d_in, d_out) in first.shapes.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            flat = released_selection(
-                *(one[site].T.contiguous() for one in (first, second, general)), fraction=fraction
-            )
-        units[site] = (flat % d_in * d_out + flat // d_in).sort().values
-    hashes = first.prompt_hashes | second.prompt_hashes | general.prompt_hashes
-    return Selection(units, first.shapes, hashes)
 
 
 def main() -> None:
@@ -43,11 +28,12 @@ def main() -> None:
     model = load_model(given.model)
     calibration = [load_behaviour(name, n_examples=given.n_examples) for name in ("privacy", "fairness", "general")]
     privacy, fairness, general = (importance(model, behaviour, unit="weight") for behaviour in calibration)
+    warnings.simplefilter("ignore", UserWarning)  # that this is not an intersection is what is shown here
     found = coupling(privacy, fairness, general, fraction=given.fraction)
     sets = {
         "set intersection": found.coupled,
-        "released, privacy first": released(privacy, fairness, general, given.fraction),
-        "released, fairness first": released(fairness, privacy, general, given.fraction),
+        "released, privacy first": released_coupling(privacy, fairness, general, fraction=given.fraction),
+        "released, fairness first": released_coupling(fairness, privacy, general, fraction=given.fraction),
     }
     print("sizes on the way to the intersection: " + ", ".join(f"{name} {n}" for name, n in found.sizes().items()))
     print(f"\n{'Jaccard overlap':<26}" + "".join(f"{name:>26}" for name in sets))

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import tyro
-from published_numbers import METHODS, PUBLISHED
+from published_numbers import published
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import load_model
@@ -72,7 +72,7 @@ def run(given: Tradeoff) -> ArmResults:
             f"Does fine-tuning for one behaviour lower the other in {config.model}?", config.model,
             {
                 "dose": f"{tuning.n_steps} steps of {tuning.batch_size} examples, of {len(first)} a behaviour; "
-                f"{n_seeds} seeds, averaged prompt by prompt", "published": published(),
+                f"{n_seeds} seeds, averaged prompt by prompt", "published": published(4),
                 "test prompts": f"{len(tests[0])} of each behaviour, {config.n_answers} of them answered",
                 "command": f"python analyses/tradeoff_under_finetuning.py {' '.join(sys.argv[1:])}",
             },
@@ -129,18 +129,6 @@ def said(results: ArmResults, first: str, second: str) -> list[str]:
             f"{name} on {on}: {on} margin {next(changes)}, {other} margin {next(changes)} nats per token; {kind}."
         )
     return found
-
-
-def published() -> str:
-    """What the paper's table says of fine-tuning: fairness and privacy awareness against the original."""
-    parts = []
-    for model, table in PUBLISHED.items():
-        moved = [
-            f"{method} {100 * (table['fairness'][i] - table['fairness'][0]):+.0f}/"
-            f"{100 * (table['privacy'][i] - table['privacy'][0]):+.0f}" for i, method in enumerate(METHODS[:4], 1)
-        ]  # fmt: skip
-        parts.append(f"{model} {', '.join(moved)}")
-    return f"fairness/privacy awareness in points (arXiv 2410.16672, table 1): {'; '.join(parts)}"
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from dean_interp import (
     random_like,
     top_fraction,
 )
+from dean_interp.scoring import methods
 from dean_interp.scoring.examples import with_groups
 from dean_interp.selection.controls import deciles, strata
 from dean_interp.selection.expression import select, select_each
-from dean_interp.selection.released import released_selection
+from dean_interp.selection.released import released_coupling, released_selection
 from dean_interp.selection.selection import top_count
 from dean_interp.selection.stability import (
     chance_overlap,
@@ -155,6 +156,21 @@ def test_the_released_selection_meets_the_golden_sets(shared):
         with pytest.warns(UserWarning, match="not an intersection"):
             found = released_selection(*scores, fraction=1e-4)
         assert found.tolist() == golden[f"released/{name}"].tolist()
+
+
+def test_the_released_coupling_of_scores_is_the_released_selection_of_every_matrix(tiny):
+    scores = [methods.random(tiny, load_behaviour(name, n_examples=2), unit="weight", seed=seed)
+              for seed, name in enumerate(("fairness", "privacy", "general"))]  # fmt: skip
+    with pytest.warns(UserWarning, match="not an intersection"):
+        found = released_coupling(*scores, fraction=0.2)
+        for site, (d_in, d_out) in scores[0].shapes.items():
+            flat = released_selection(*(one[site].T.contiguous() for one in scores), fraction=0.2)
+            chosen = torch.zeros(d_out, d_in, dtype=torch.bool)
+            chosen.view(-1)[flat] = True
+            assert torch.equal(found.units[site], chosen.T.flatten().nonzero()[:, 0])
+    neurons = methods.random(tiny, load_behaviour("fairness", n_examples=2), unit="neuron")
+    with pytest.raises(InputError, match="selects weights"):
+        released_coupling(neurons, neurons, neurons, fraction=0.2)
 
 
 def test_the_released_selection_depends_on_order_and_layout_and_coupling_does_not():

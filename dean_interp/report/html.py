@@ -102,9 +102,9 @@ def write_arms_report(results: ArmResults, folder: Path, figures: Mapping[str, F
     drawn = {title: to_svg(figure, title) for title, figure in figures.items()}
     for title, figure in drawn.items():
         (folder / f"{title.lower().replace(' ', '_')}.svg").write_text(figure, encoding="utf-8")
-    blocks: dict[str, dict[str, str]] = {}
+    blocks: dict[str, dict[str, set[str]]] = {}
     for line in (line for lines in results.arms.values() for line in lines):
-        blocks.setdefault(line.metric, {})[line.on] = f"{_level(line)} before, change"
+        blocks.setdefault(line.metric, {}).setdefault(line.on, set()).add(_level(line))
     page = _template("arms.html.j2").render(style=_text("style.css"), results=results, figures=drawn, blocks=blocks)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.scoring.scores import highest
+from dean_interp.scoring.scores import Scores, highest
+from dean_interp.selection.selection import Selection
 
 
 def released_selection(
@@ -52,6 +53,31 @@ def released_selection(
     if not count:
         raise InputError(f"fraction {one} selects none of {first.numel()} weights, and the released code does nothing")
     warnings.warn("released_selection replicates the released code, which is not an intersection", stacklevel=2)
-    tops = [highest(scores.flatten(), count) for scores in (first, second, general)]
-    marked = [~torch.isin(top, tops[2]) for top in tops[:2]]
-    return tops[0][marked[0] & marked[1]]
+    return _at_common_positions(*(highest(scores.flatten(), count) for scores in (first, second, general)))
+
+
+def released_coupling(first: Scores, second: Scores, general: Scores, *, fraction: float) -> Selection:
+    """The released procedure on every matrix of three scores of weights, in Hugging Face layout and back.
+
+    Arguments, errors and the warning as of `released_selection`; the order of `first` and `second` matters.
+    """
+    if first.units != ("weight",):
+        raise InputError(f"the released code selects weights, got scores of {' and '.join(first.units)}s")
+    warnings.warn("released_coupling replicates the released code, which is not an intersection", stacklevel=2)
+    units = {}
+    for site, (d_in, d_out) in first.shapes.items():
+        count = int(fraction * d_in * d_out)
+        tops = [one.top(site, count) for one in (first, second, general)]
+        flat = _at_common_positions(*((top % d_out * d_in + top // d_out).sort().values for top in tops))
+        units[site] = (flat % d_in * d_out + flat // d_in).sort().values
+    if not any(map(len, units.values())):
+        raise InputError(f"fraction {fraction} selects no weight, and the released code does nothing")
+    return Selection(units, first.shapes, first.prompt_hashes | second.prompt_hashes | general.prompt_hashes)
+
+
+def _at_common_positions(
+    first: Int[Tensor, " top"], second: Int[Tensor, " top"], general: Int[Tensor, " top"]
+) -> Int[Tensor, " unit"]:
+    """Of ascending lists: the first's indices where neither list has, at that position, an index of general."""
+    marked = [~torch.isin(top, general) for top in (first, second)]
+    return first[marked[0] & marked[1]]

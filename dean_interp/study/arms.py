@@ -15,6 +15,7 @@ import numpy as np
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
+from dean_interp.editing.values import Value, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges import judged, make_judge
 from dean_interp.evaluation.measure import measure
@@ -73,9 +74,15 @@ class Arms:
                 for one in json.loads(path.read_text())]  # fmt: skip
 
     def take(
-        self, name: str, model: HookedModel, ablated: Selection | None = None, *, answers: bool = False
+        self,
+        name: str,
+        model: HookedModel,
+        ablated: Selection | None = None,
+        *,
+        value: Value = Zero(),  # noqa: B008 - frozen
+        answers: bool = False,
     ) -> list[Outcome]:
-        """Margins, loss on general answers, on request judged answers: of the model as it is, or with units silenced.
+        """Margins, loss on general answers, on request judged answers: of the model as it is, or with units changed.
 
         Margins and losses are over the first `answer_tokens` tokens. Taken before: from its file, whatever the model.
         """
@@ -83,23 +90,23 @@ class Arms:
         if there is not None:
             return there
         config = self.config
-        with ablate(model, ablated) if ablated else nullcontext():
+        with ablate(model, ablated, value=value) if ablated else nullcontext():
             measured = measure(
                 model, self.tests, template=config.template, answer_tokens=config.answer_tokens,
                 batch_tokens=config.measure_tokens,
             )  # fmt: skip
-        found = [one for one in likelihoods(measured, self.tests) if not one.metric.startswith("KL")]
-        if answers and config.n_answers:
-            found += self._spoken(name, model, ablated)
+            found = [one for one in likelihoods(measured, self.tests) if not one.metric.startswith("KL")]
+            if answers and config.n_answers:
+                found += self._spoken(name, model)
         stored = [dataclasses.asdict(one) | {"values": one.values.tolist()} for one in found]
         write_text(self._path(name), json.dumps(stored) + "\n")
         return found
 
-    def _spoken(self, name: str, model: HookedModel, ablated: Selection | None) -> list[Outcome]:
+    def _spoken(self, name: str, model: HookedModel) -> list[Outcome]:
         config, length = self.config, self.config.max_new_tokens
         how = Asking((length,), config.template, config.answer_batch)
         sets = [*self.harmful, *self.benign]
-        given = answers_in(self.folder / "answers", model, sets, _slug(name), ablated, how, "")[length]
+        given = answers_in(self.folder / "answers", model, sets, _slug(name), None, how, "")[length]
         rules, found = make_judge("lexical", model), []
         for one in sets:
             kind = "harmful" if one in self.harmful else "benign"
