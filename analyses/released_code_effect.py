@@ -2,15 +2,16 @@
 
     python analyses/released_code_effect.py --out runs/released
 
-on the demo model (--model for another). Both select weights from the same scores; the released procedure runs twice, with
-either behaviour first, since it depends on the order. As sets of different size prove nothing, each is thinned to one size
-in every matrix, at random, some draws each; random weights outside both are the control. Resumes; writes results.json,
-report.html and a figure.
+on the demo model (--model for another). Both select weights from the same scores; the released procedure runs twice,
+with either behaviour first, since it depends on the order. As sets of different size prove nothing, each is thinned to
+one size in every matrix, at random, some draws each; random weights outside both are the control. Resumes; writes
+results.json, report.html and a figure.
 """
 
 import dataclasses
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +21,12 @@ from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp.evaluation.outcomes import Line
+from dean_interp.models.sites import Site
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.selection.controls import strata
+from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.released import released_coupling
 from dean_interp.selection.stability import jaccard
 from dean_interp.study.arms import LOSS, MARGIN, ArmResults, Arms, averaged, compared
@@ -67,12 +71,10 @@ def run(given: ReleasedEffect) -> ArmResults:
                 f"released, {first.behaviour} first": released_coupling(first, second, general, fraction=fraction),
             }
         counts = {site: min(len(one.units[site]) for one in sets.values()) for site in found.coupled.shapes}
-        taken = {
-            name: averaged(
-                [arms.take(f"{name}, draw {seed}", model, thinned(one, counts, seed)) for seed in range(n_draws)]
-            )
-            for name, one in sets.items()
-        }
+        taken = {}
+        for name, one in sets.items():
+            drawn = [thinned(one, counts, seed) for seed in range(n_draws)]
+            taken[name] = averaged([arms.take(f"{name}, draw {i}", model, each) for i, each in enumerate(drawn)])
         union = sets["coupled"] | list(sets.values())[1] | list(sets.values())[2]
         matched = strata(model, [first, second, general])
         imitated, others = thinned(found.coupled, counts, 0), []
@@ -80,24 +82,13 @@ def run(given: ReleasedEffect) -> ArmResults:
             drawn = random_like(imitated, matched, seed=config.seed * 1000 + i) - union
             others.append(arms.take(f"random {i}", model, drawn))
         lines = compared(original, taken, dict.fromkeys(taken, others))
-        overlaps = "; ".join(f"{name} {len(one)}, of which {len(one & found.both)} are important to both behaviours, Jaccard "
-                             f"overlap with the coupled {jaccard(one, found.coupled):.2f}" for name, one in sets.items())  # fmt: skip
-        swapped = jaccard(*list(sets.values())[1:])
-        said = [f"Weights in each set: {overlaps}. When the data sets change places, the released selections share {swapped:.2f} "
-                f"(Jaccard); the coupled set does not change."]  # fmt: skip
-        for name, some in lines.items():
-            moved = [f"{line.on} {line.change.mean:+.3f} [{line.change.low:+.3f}, {line.change.high:+.3f}] "
-                     f"(rank among random {line.rank:.2f})" for line in some if line.metric == MARGIN]  # fmt: skip
-            loss = next(line.change.mean for line in some if line.metric == LOSS)
-            said.append(
-                f"{name}, {sum(counts.values())} weights: margins {', '.join(moved)}; loss on general answers {loss:+.3f}."
-            )
+        said = told(sets, found, lines, sum(counts.values()))
         facts = {"thinned": f"to the smallest of the three sets in every matrix, {n_draws} random draws each",
                  "controls": f"{n_controls} random sets of weights in none of the three, matched by matrix and stratum",
                  "test prompts": f"{len(tests[0])} of each behaviour",
                  "command": f"python analyses/released_code_effect.py {' '.join(sys.argv[1:])}"}  # fmt: skip
         title = f"Set intersection against the released code's selection in {config.model}"
-        results = ArmResults(title, config.model, facts, tuple(said), lines)
+        results = ArmResults(title, config.model, facts, said, lines)
         panels = {f"{one.name} margin": {name: results.change(name, MARGIN, one.name).change for name in lines}
                   for one in tests[:2]}  # fmt: skip
         figure = changes_by_arm(panels, "change (nats per token)")
@@ -106,7 +97,27 @@ def run(given: ReleasedEffect) -> ArmResults:
         return results
 
 
-def thinned(selection: Selection, counts: dict, seed: int) -> Selection:
+def told(
+    sets: Mapping[str, Selection], found: Coupling, lines: Mapping[str, tuple[Line, ...]], n: int
+) -> tuple[str, ...]:
+    """What the sets share, and what each moves when `n` of its weights are silenced."""
+    overlaps = "; ".join(
+        f"{name} {len(one)}, of which {len(one & found.both)} are important to both behaviours, Jaccard overlap with "
+        f"the coupled {jaccard(one, found.coupled):.2f}"
+        for name, one in sets.items()
+    )
+    swapped = jaccard(*list(sets.values())[1:])
+    said = [f"Weights in each set: {overlaps}. When the data sets change places, the released selections share "
+            f"{swapped:.2f} (Jaccard); the coupled set does not change."]  # fmt: skip
+    for name, some in lines.items():
+        moved = [f"{line.on} {line.change.mean:+.3f} [{line.change.low:+.3f}, {line.change.high:+.3f}] "
+                 f"(rank among random {line.rank:.2f})" for line in some if line.metric == MARGIN]  # fmt: skip
+        loss = next(line.change.mean for line in some if line.metric == LOSS)
+        said.append(f"{name}, {n} weights: margins {', '.join(moved)}; loss on general answers {loss:+.3f}.")
+    return tuple(said)
+
+
+def thinned(selection: Selection, counts: Mapping[Site, int], seed: int) -> Selection:
     """So many units of every site, at random."""
     units = {}
     for i, (site, count) in enumerate(counts.items()):
