@@ -206,6 +206,21 @@ def changes_by_arm(panels: Mapping[str, Mapping[str, Interval]], x_label: str) -
     return figure
 
 
+def shares_by_layer(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """One panel a kind of unit: each set's share of every layer's units, in percent."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
+        rows = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (panel, sets) in zip(rows, panels.items(), strict=True):
+            for (name, shares), colour, marker in zip(sets.items(), _LINES, "os", strict=False):
+                axes.plot(100 * np.array(shares), color=colour, marker=marker, markersize=4, label=name)
+            axes.set_title(f"{panel}s", fontsize=10)
+            axes.set_xlabel("layer")
+        rows[0].set_ylabel("% of the layer's units")
+        rows[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
 def verdicts_by_state(spoken: Spoken) -> Figure:
     """Share of each verdict, one bar a state and set of prompts."""
     sets = [one.behaviour for one in spoken.states[0].sets]
