@@ -73,7 +73,7 @@ def run(given: Where) -> ArmResults:
             if unit == "neuron":
                 said += [signs(model, found[0].coupled, [some[0] for some in drawn[:2]], config)]
                 said += looked_at(given, model, found[0].coupled, own, tests)
-        facts = {"examples": f"{config.n_calibration} of each behaviour a draw, {n_draws} draws without a common example",
+        facts = {"examples": f"{config.n_calibration} of each behaviour a draw, {n_draws} draws that share none",
                  "command": f"python analyses/where_coupling_lives.py {' '.join(sys.argv[1:])}"}  # fmt: skip
         title = f"Where the coupling lives in {config.model}"
         results = ArmResults(title, config.model, facts, tuple(said), {})
@@ -122,8 +122,8 @@ def where(unit: Unit, found: Coupling, model: HookedModel, scores: Sequence[Scor
     by_part = "" if unit == "neuron" else f"; by matrix {shares}"
     return (
         f"{n} {unit}s are coupled, where units alike in activation, size and general score would give "
-        f"{floor.expected:.0f} [{floor.low:.0f}, {floor.high:.0f}] by chance. In the first, middle and last third of the "
-        f"layers: {', '.join(f'{share:.0%}' for share in thirds / max(n, 1))}{by_part}."
+        f"{floor.expected:.0f} [{floor.low:.0f}, {floor.high:.0f}] by chance. In the first, middle and last third of "
+        f"the layers: {', '.join(f'{share:.0%}' for share in thirds / max(n, 1))}{by_part}."
     )
 
 
@@ -136,9 +136,9 @@ def stability(unit: Unit, found: Sequence[Coupling]) -> str:
     for one in found[1:]:
         always = always & one.coupled
     return (
-        f"Between separate draws of the examples coupled {unit}s overlap by {np.mean(coupled):.2f} (Jaccard, {len(pairs)} "
-        f"pairs: {min(coupled):.2f} to {max(coupled):.2f}; one behaviour's top: {np.mean(tops):.2f}); {len(always)} are in "
-        "every draw."
+        f"Between separate draws of the examples coupled {unit}s overlap by {np.mean(coupled):.2f} (Jaccard; "
+        f"{len(pairs)} pairs, {min(coupled):.2f} to {max(coupled):.2f}; one behaviour's top: {np.mean(tops):.2f}); "
+        f"{len(always)} are in every draw."
     )
 
 
@@ -148,8 +148,8 @@ def signs(model: HookedModel, coupled: Selection, behaviours: Sequence[Behaviour
     first, second = (importance(model, one, unit="neuron", how=how) for one in behaviours)
     opposite = len(opposite_sign(coupled, first, second))
     return (
-        f"Of the {len(coupled)} coupled neurons {len(coupled) - opposite} push both behaviours' losses the same way and "
-        f"{opposite} in opposite ways: only these trade one behaviour for the other, to first order."
+        f"Of the {len(coupled)} coupled neurons {len(coupled) - opposite} push both behaviours' losses the same way "
+        f"and {opposite} in opposite ways: only these trade one behaviour for the other, to first order."
     )
 
 
