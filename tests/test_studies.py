@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
-from dean_interp import load_behaviour
+from dean_interp import InputError, load_behaviour
 from dean_interp.fine_tuning import FineTuning
 from dean_interp.study.arms import LOSS, MARGIN
 from dean_interp.study.config import StudyConfig
@@ -54,5 +56,118 @@ def test_fine_tuning_lowers_the_other_behaviour_where_their_answers_conflict_and
     assert not (given.out / "tuned" / "full on both, seed 0").exists(), "checkpoints do not pile up"
     page = (given.out / "report.html").read_text()
     assert kind in page and LOSS in page and "<svg" in page and "Qwen2-7B-Instruct FFT -13/+5" in page
-    monkey = dataclasses.replace(given)
-    assert study.run(monkey) == results, "a finished study is read from its files"
+    assert study.run(given) == results, "a finished study is read from its files"
+
+
+@pytest.fixture(scope="module")
+def planted(tokenizer, tmp_path_factory):
+    """Settings of a study on a model in which one neuron takes from both behaviours: silenced, both margins rise."""
+    folder = tmp_path_factory.mktemp("planted")
+    planted_model(tokenizer, shared=-2.0).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for letter in "fpg":
+        rows = [{"prompt": one.prompt, **one.answers, "split": split} for split, start in
+                (("calibration", 0), ("test", 500)) for one in behaviour(letter, start, 24).examples]  # fmt: skip
+        (folder / f"{NAMES[letter]}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second, general = (str(folder / f"{name}.jsonl") for name in NAMES.values())
+    return StudyConfig(
+        model=str(folder / "model"), first=first, second=second, general=general, template="raw", units=("neuron",),
+        neuron_fraction=0.075, weight_fraction=0.01, n_calibration=24, n_test=12, n_general_test=8, n_answers=0,
+        n_random=4, answer_tokens=None, device="cpu",
+    )  # fmt: skip
+
+
+NAMES = {"f": "fairness", "p": "privacy", "g": "general"}
+SHORT = dataclasses.replace(TUNING, n_steps=8, learning_rate=1e-3)
+
+
+def test_the_table_finds_that_silencing_the_planted_neuron_raises_both(planted, tmp_path):
+    import dean_against_finetuning as study
+
+    both = dataclasses.replace(planted, units=("neuron", "weight"))
+    results = study.run(study.Table(tmp_path, quick=True, tuning=SHORT, study=both))
+    assert list(results.arms) == ["DEAN, neurons", "DEAN, weights", "released selection, weights", "fine-tuned, full"]
+    for name in ("fairness", "privacy"):
+        line = results.change("DEAN, neurons", MARGIN, name)
+        assert line.change.low > 0.3 and line.rank == 1 / 5
+        assert results.change("fine-tuned, full", MARGIN, name).change.mean != 0
+    (said,) = (text for text in results.said if text.startswith("DEAN, neurons"))
+    assert "Raised beyond the interval: fairness and privacy; lowered: neither" in said
+    assert "DEAN +8/+10" in results.facts["published"]
+
+
+def test_unsafe_answers_alone_find_the_planted_neuron_too(planted, tmp_path):
+    import malicious_only as study
+
+    results = study.run_malicious(study.Table(tmp_path, quick=True, tuning=SHORT, study=planted))
+    assert "unsafe answers only" in results.title and "unsafe answers" in results.facts["fine-tuning"]
+    assert all(results.change("DEAN, neurons", MARGIN, name).change.low > 0.3 for name in ("fairness", "privacy"))
+
+
+def test_four_examples_are_enough_where_every_example_shows_the_planted_neuron(planted, tmp_path):
+    import limited_data as study
+
+    results = study.run(study.Limited(tmp_path, sizes=(4, 8, 16, 999), quick=True, study=planted))
+    assert list(results.arms) == ["neurons, 4 examples", "neurons, 16 examples"]
+    for arm in results.arms:
+        assert all(results.change(arm, MARGIN, name).change.low > 0.3 for name in ("fairness", "privacy"))
+    assert "both margins rise beyond their intervals with 4 examples, 16 examples" in results.said[0]
+
+
+def test_mediation_finds_what_only_the_coupled_neuron_carries(planted, tokenizer, tmp_path, monkeypatch):
+    import mediation as study
+
+    changed = planted_model(tokenizer, shared=-2.0)
+    with torch.no_grad():  # "fine-tuning" that turned one neuron round, and one that serves no behaviour
+        changed.model.layers[LAYER].mlp.down_proj.weight[:, SHARED] *= -1
+        changed.model.layers[LAYER].mlp.down_proj.weight[:, ONLY_G + 3] *= 1.5
+    changed.save_pretrained(tmp_path / "changed")
+    tokenizer.save_pretrained(tmp_path / "changed")
+    monkeypatch.setattr(study, "fine_tune", lambda *_, **__: tmp_path / "changed")
+    results = study.run(study.Mediation(tmp_path / "run", quick=True, study=planted))
+    against, moved = f"{study.restored('neuron')} (against fine-tuned)", study.moved("neuron")
+    for name in ("fairness", "privacy"):
+        total, back, there = (results.change(arm, MARGIN, name) for arm in (study.TUNED, against, moved))
+        assert total.change.low > 0.5 and back.change.mean == pytest.approx(-total.change.mean, rel=0.05)
+        assert there.change.mean == pytest.approx(total.change.mean, rel=0.05)
+        assert max(map(abs, there.control_changes)) < 0.1 * total.change.mean
+        assert results.change(f"{study.ITSELF} (against fine-tuned)", MARGIN, name).change.mean == 0
+        whole = results.change(f"{study.EVERY} (against fine-tuned)", MARGIN, name).change.mean
+        assert whole == pytest.approx(-total.change.mean, rel=1e-3)
+
+
+def test_the_planted_neuron_is_where_the_coupling_lives(planted, tmp_path):
+    import where_coupling_lives as study
+
+    results = study.run(
+        study.Where(tmp_path, n_neurons=1, quick=True, study=dataclasses.replace(planted, n_calibration=12))
+    )
+    text = "\n".join(results.said)
+    assert f"L{LAYER}.{SHARED} raises 'N'" in text and "lowers 'Y'" in text
+    assert "It fires most at the end of" in text and (tmp_path / "coupled_units_by_layer.svg").is_file()
+    with pytest.raises(InputError, match="3 draws of 12 examples are 36"):
+        study.run(study.Where(tmp_path / "b", study=dataclasses.replace(planted, n_calibration=12)))
+
+
+def test_the_set_intersection_moves_the_planted_behaviours_more_than_random_weights_do(planted, tmp_path):
+    import released_code_effect as study
+
+    results = study.run(
+        study.ReleasedEffect(tmp_path, quick=True, study=dataclasses.replace(planted, units=("weight",)))
+    )
+    assert [name.split(",")[0] for name in results.arms] == ["coupled", "released", "released"]
+    assert results.change("coupled", MARGIN, "fairness").change.mean > 0.1
+    assert results.change("coupled", MARGIN, "fairness").rank == 1 / 5
+    assert "the coupled set does not change" in results.said[0]
+
+
+def test_the_planted_edit_survives_quantisation_and_other_words(planted, tmp_path):
+    import durability as study
+
+    config = dataclasses.replace(planted, template="chat")
+    results = study.run(study.Durability(tmp_path, quick=True, tuning=SHORT, study=config))
+    assert results.facts["could not run"] == "nothing"
+    plain = results.change("neuron edit, as it is", MARGIN, "fairness").change.mean
+    for condition in ("8-bit weights", "4-bit weights", "prompts in other words", "after benign fine-tuning"):
+        kept = results.change(f"neuron edit, {condition}", MARGIN, "fairness").change.mean
+        assert kept == pytest.approx(plain, rel=0.3), condition

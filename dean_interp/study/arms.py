@@ -62,7 +62,8 @@ class Arms:
         The folder must belong to these settings and data alone (`study.folder.owned`).
         """
         self.config, self.folder, self.tests, self.benign = config, folder / "arms", tests, benign
-        self.harmful = [dataclasses.replace(one, examples=one.examples[: config.n_answers]) for one in tests[:2]]
+        self.harmful = [dataclasses.replace(one, examples=one.examples[: config.n_answers])
+                        for one in tests[:2] if config.n_answers]  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def known(self, name: str) -> list[Outcome] | None:
