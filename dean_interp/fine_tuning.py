@@ -119,7 +119,7 @@ def fine_tune(
         callbacks=[_Watcher(watch, hooked, how.every)] if watch else [],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=any((folder / "trainer").glob("checkpoint-*")))
-    whole = tuned if how.method == "full" else tuned.merge_and_unload()
+    whole = tuned if how.method == "full" else getattr(tuned, "merge_and_unload")()  # noqa: B009 - a method of peft's
     whole.save_pretrained(folder / "model.part")
     tokenizer.save_pretrained(folder / "model.part")
     (folder / "model.part").rename(folder / "model")
