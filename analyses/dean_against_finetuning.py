@@ -4,13 +4,11 @@
 
 on the demo model (--model for another, --first and --second for other data: `paper:fairness@folder`). DEAN's arms stand
 beside random units of the same size, matched by site and stratum. Resumes where it was stopped. Writes results.json,
-report.html and a figure. With --study.response unsafe everything is scored and trained on unsafe answers alone
+report.html and a figure. With --response unsafe everything is scored and trained on unsafe answers alone
 (`malicious_only.py`).
 """
 
 import dataclasses
-import shutil
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,16 +19,16 @@ from published_numbers import published
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Behaviour, Selection, coupling, load_model, random_like
+from dean_interp import Selection, coupling, load_model, random_like
 from dean_interp.evaluation.outcomes import Outcome
-from dean_interp.fine_tuning import FineTuning, Method, fine_tune
+from dean_interp.fine_tuning import FineTuning, Method
 from dean_interp.models.load import HookedModel
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import strata
 from dean_interp.selection.released import released_coupling
-from dean_interp.study.arms import LOSS, MARGIN, ArmResults, Arms, averaged, compared
+from dean_interp.study.arms import LOSS, ArmResults, Arms, averaged, command, compared, margins
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
@@ -42,12 +40,12 @@ class Table:
 
     out: Path = Path("runs/table1")
     methods: tuple[Method, ...] = ("full", "lora", "dora")
-    """Of fine-tuning, on both behaviours."""
+    """Of fine-tuning on both behaviours, one after the other, whatever `tuning.method` is."""
     n_seeds: int = 1
-    """Of fine-tuning."""
+    """Of fine-tuning, from `tuning.seed` on."""
     quick: bool = False
     """Full fine-tuning alone, four controls."""
-    tuning: OmitArgPrefixes[FineTuning] = field(default_factory=FineTuning)
+    tuning: FineTuning = field(default_factory=FineTuning)
     study: OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
 
 
@@ -71,8 +69,14 @@ def run(given: Table, title: str = "DEAN against fine-tuning in {model}") -> Arm
         taken, controls, sizes = edits(arms, model, scores, config, n_random)
         del model
         for method in methods:
-            seeds = [tuned(given, arms, dataclasses.replace(given.tuning, method=method, seed=seed), calibration[:2])
-                     for seed in range(given.n_seeds)]  # fmt: skip
+            last = given.tuning.n_steps
+            seeds = [
+                arms.fine_tuned(
+                    f"fine-tuned {method} seed {seed}", calibration[:2],
+                    dataclasses.replace(given.tuning, method=method, seed=seed), at=(last,),
+                )[last]
+                for seed in range(given.tuning.seed, given.tuning.seed + given.n_seeds)
+            ]  # fmt: skip
             taken[f"fine-tuned, {method}"] = averaged(seeds)
         lines = compared(original, taken, controls)
         results = ArmResults(
@@ -84,15 +88,13 @@ def run(given: Table, title: str = "DEAN against fine-tuning in {model}") -> Arm
                 f"{given.tuning.batch_size} examples of {len(calibration[0]) + len(calibration[1])}",
                 "test prompts": f"{len(tests[0])} of each behaviour, {config.n_answers} of them answered",
                 "published": published(),
-                "command": f"python analyses/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
+                "command": command(),
             },
             said(lines, [one.name for one in tests]), lines,
         )  # fmt: skip
-        panels = {f"{one.name} margin": {name: results.change(name, MARGIN, one.name).change for name in lines}
-                  for one in tests[:2]}  # fmt: skip
-        figure = changes_by_arm(panels, "change (nats per token)")
+        figure = changes_by_arm(results.margins, "change (nats per token)")
         page = write_arms_report(results, given.out, {"Margins by arm": figure})
-        print("\n\n".join([*results.said, f"page: {page.resolve()}"]))
+        print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 
 
@@ -122,37 +124,23 @@ def edits(
     return taken, controls, {name: len(one) for name, one in chosen.items()}
 
 
-def tuned(given: Table, arms: Arms, how: FineTuning, behaviours: list[Behaviour]) -> list[Outcome]:
-    """Outcomes of one fine-tuned model; its checkpoint goes."""
-    name, config = f"fine-tuned {how.method} seed {how.seed}", given.study
-    found = arms.known(name)
-    if found is None:
-        folder = given.out / "tuned" / name
-        checkpoint = fine_tune(config.model, behaviours, dataclasses.replace(how, template=config.template),
-                               folder=folder, device=config.device, dtype=config.dtype)  # fmt: skip
-        found = arms.take(name, load_model(checkpoint, device=config.device, dtype=config.dtype), answers=True)
-        shutil.rmtree(folder)
-    return found
-
-
 def said(lines: Mapping[str, tuple], names: list[str]) -> tuple[str, ...]:
     """Of every arm: do both margins rise, and what does it cost?"""
     found = []
     for arm, some in lines.items():
-        margins = {line.on: line for line in some if line.metric == MARGIN}
+        moved = margins(some)
         (loss,) = (line.change for line in some if line.metric == LOSS and line.on == names[2])
-        up = [name for name, line in margins.items() if line.change.low > 0]
-        down = [name for name, line in margins.items() if line.change.high < 0]
-        beaten = [name for name, line in margins.items() if line.rank is not None and line.rank <= 0.05]
+        up = [name for name, line in moved.items() if line.change.low > 0]
+        down = [name for name, line in moved.items() if line.change.high < 0]
+        beaten = [name for name, line in moved.items() if line.rank is not None and line.rank <= 0.05]
         control = (
             f" Beyond every random control: {' and '.join(beaten) or 'neither'}." if arm.startswith("DEAN") else ""
         )
-        changes = "; ".join(f"{name} {line.change.mean:+.3f} [{line.change.low:+.3f}, {line.change.high:+.3f}]"
-                            for name, line in margins.items())  # fmt: skip
+        changes = "; ".join(f"{name} {line.change}" for name, line in moved.items())
         found.append(
             f"{arm[0].upper()}{arm[1:]}: {changes} (margins, nats per token). Raised beyond the interval: "
             f"{' and '.join(up) or 'neither'}; lowered: {' and '.join(down) or 'neither'}.{control} Loss on general "
-            f"answers {loss.mean:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}]."
+            f"answers {loss}."
         )
     return tuple(found)
 

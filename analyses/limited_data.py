@@ -8,23 +8,23 @@ claims that few examples are enough.
 """
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Behaviour, InputError, Selection, coupling, load_behaviour, load_model, random_like
 from dean_interp.data.examples import draw
-from dean_interp.evaluation.outcomes import Line, Outcome
+from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.models.load import HookedModel
 from dean_interp.report.figures import changes_along
 from dean_interp.report.html import write_arms_report
 from dean_interp.selection.controls import strata
 from dean_interp.selection.stability import jaccard
-from dean_interp.study.arms import MARGIN, ArmResults, Arms, compared
+from dean_interp.study.arms import MARGIN, ArmResults, Arms, command, compared, margins
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
@@ -68,7 +68,7 @@ def run(given: Limited) -> ArmResults:
         results = finished(given, original, taken, controls, chosen, tests)
         figure = along(results, sizes, config, tests)
         page = write_arms_report(results, given.out, {"Margins by number of examples": figure})
-        print("\n\n".join([*results.said, f"page: {page.resolve()}"]))
+        print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 
 
@@ -104,9 +104,10 @@ def finished(
             continue
         largest = list(own)[-1]
         alike = ", ".join(f"{name.split(', ')[1]} {jaccard(one, own[largest]):.2f}" for name, one in own.items())
-        rise = [name.split(", ")[1] for name in own if all(line.change.low > 0 for line in margins(lines[name]))]
-        beat = [name.split(", ")[1] for name in own
-                if all(line.change.mean > max(line.control_changes) for line in margins(lines[name]))]  # fmt: skip
+        moved = {name.split(", ")[1]: margins(lines[name]).values() for name in own}
+        rise = [size for size, both in moved.items() if all(line.change.low > 0 for line in both)]
+        beat = [size for size, both in moved.items()
+                if all(line.change.mean > max(line.control_changes) for line in both)]  # fmt: skip
         said.append(
             f"{unit.capitalize()}s: both margins rise beyond their intervals with {', '.join(rise) or 'no size'}; "
             f"beyond all {len(controls[largest])} random controls with {', '.join(beat) or 'no size'}. Jaccard overlap "
@@ -115,18 +116,13 @@ def finished(
     facts = {
         "units silenced": "; ".join(f"{name}: {len(one)}" for name, one in chosen.items()),
         "test prompts": f"{len(tests[0])} of each behaviour",
-        "command": f"python analyses/limited_data.py {' '.join(sys.argv[1:])}",
+        "command": command(),
     }
     title = f"How few examples does DEAN need in {given.study.model}?"
     return ArmResults(title, given.study.model, facts, tuple(said), lines)
 
 
-def margins(lines: tuple[Line, ...]) -> list[Line]:
-    """Of both behaviours."""
-    return [line for line in lines if line.metric == MARGIN]
-
-
-def along(results: ArmResults, sizes: list[int], config: StudyConfig, tests: list[Behaviour]):  # noqa: ANN201
+def along(results: ArmResults, sizes: list[int], config: StudyConfig, tests: list[Behaviour]) -> Figure:
     """Both margins by size, on a scale of doublings."""
     panels = {
         f"{one.name} margin": {

@@ -11,7 +11,6 @@ report.html and a figure.
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +22,14 @@ from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Selection, coupling, load_model, random_like
 from dean_interp.editing.values import Restore
-from dean_interp.evaluation.outcomes import Line, Outcome
+from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuning, fine_tune
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.selection.controls import strata
-from dean_interp.study.arms import MARGIN, ArmResults, Arms, compared
+from dean_interp.study.arms import ArmResults, Arms, command, compared, margins
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
@@ -47,7 +46,7 @@ class Mediation:
     """Random sets for each kind of unit."""
     quick: bool = False
     """Four controls."""
-    tuning: OmitArgPrefixes[FineTuning] = field(default_factory=FineTuning)
+    tuning: FineTuning = field(default_factory=FineTuning)
     study: OmitArgPrefixes[StudyConfig] = field(default_factory=lambda: StudyConfig(n_answers=0))
 
 
@@ -64,8 +63,10 @@ def run(given: Mediation) -> ArmResults:
         model = load_model(config.model, **how)
         scores = [score_into(given.out, model, one, config) for one in calibration]
         original = arms.take("original", model)
-        tuning = dataclasses.replace(given.tuning, template=config.template)
-        tuned = load_model(fine_tune(config.model, calibration[1:2], tuning, folder=given.out / "tuned", **how), **how)
+        checkpoint = fine_tune(
+            config.model, calibration[1:2], given.tuning, folder=given.out / "tuned", template=config.template, **how
+        )
+        tuned = load_model(checkpoint, **how)
         taken = {TUNED: arms.take(TUNED, tuned)}
         chosen, controls = {}, {}
         for unit in config.units:
@@ -82,11 +83,9 @@ def run(given: Mediation) -> ArmResults:
         taken[ITSELF] = arms.take(ITSELF, tuned, chosen[config.units[0]], value=Restore(tuned))
         taken[EVERY] = arms.take(EVERY, tuned, every_neuron(model), value=Restore(model))
         results = finished(given, original, taken, controls, chosen, [one.name for one in tests[:2]])
-        panels = {f"{one.name} margin": {name: results.change(name, MARGIN, one.name).change for name in results.arms}
-                  for one in tests[:2]}  # fmt: skip
-        figure = changes_by_arm(panels, "change (nats per token)")
+        figure = changes_by_arm(results.margins, "change (nats per token)")
         page = write_arms_report(results, given.out, {"Effects on both margins": figure})
-        print("\n\n".join([*results.said, f"page: {page.resolve()}"]))
+        print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 
 
@@ -120,21 +119,19 @@ def finished(
     lines |= compared(taken[TUNED], back, controls)
     other, trained = names
     identical = max(abs(line.change.mean) for line in lines[ITSELF])
-    total = {name: change(lines[TUNED], name) for name in names}
+    total, every = margins(lines[TUNED]), margins(lines[EVERY])
     said = [
-        f"Fine-tuning on {trained} changes the {trained} margin by {shown(total[trained])} and the {other} margin by "
-        f"{shown(total[other])} nats per token (total effects). Its own values put back change it by {identical:g}; "
-        f"every MLP neuron restored: {other} {shown(change(lines[EVERY], other))}, {trained} "
-        f"{shown(change(lines[EVERY], trained))}."
+        f"Fine-tuning on {trained} changes the {trained} margin by {total[trained].change} and the {other} margin by "
+        f"{total[other].change} nats per token (total effects). Its own values put back change it by {identical:g}; "
+        f"every MLP neuron restored: {other} {every[other].change}, {trained} {every[trained].change}."
     ]
     for unit, edit in chosen.items():
         for arm, effect in ((restored(unit), "given back"), (moved(unit), "as fine-tuned, in the original model")):
             parts = []
-            for name in names:
-                line = change(lines[arm], name)
+            for name, line in margins(lines[arm]).items():
                 beaten = sum(abs(one) >= abs(line.change.mean) for one in line.control_changes)
                 parts.append(
-                    f"{name} {shown(line)} (of {len(line.control_changes)} random sets {beaten} move it as much)"
+                    f"{name} {line.change} (of {len(line.control_changes)} random sets {beaten} move it as much)"
                 )
             said.append(f"The {len(edit)} coupled {unit}s {effect}: {'; '.join(parts)}.")
     facts = {
@@ -142,21 +139,11 @@ def finished(
         "dose": f"{given.tuning.method} fine-tuning on {trained}: {given.tuning.n_steps} steps of "
         f"{given.tuning.batch_size} examples of {given.study.n_calibration}",
         "controls": "random sets of the same size, matched by site and stratum; rank is one-sided, for a rise",
-        "command": f"python analyses/mediation.py {' '.join(sys.argv[1:])}",
+        "command": command(),
     }
     title = f"Do the coupled units carry the trade-off in {given.study.model}?"
     named = {name if name not in back else f"{name} (against fine-tuned)": some for name, some in lines.items()}
     return ArmResults(title, given.study.model, facts, tuple(said), named)
-
-
-def change(lines: tuple[Line, ...], name: str) -> Line:
-    """The margin's line of one behaviour."""
-    return next(line for line in lines if line.metric == MARGIN and line.on == name)
-
-
-def shown(line: Line) -> str:
-    """Its change with the interval."""
-    return f"{line.change.mean:+.3f} [{line.change.low:+.3f}, {line.change.high:+.3f}]"
 
 
 if __name__ == "__main__":

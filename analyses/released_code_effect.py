@@ -9,7 +9,6 @@ results.json, report.html and a figure.
 """
 
 import dataclasses
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from dean_interp.selection.controls import strata
 from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.released import released_coupling
 from dean_interp.selection.stability import jaccard
-from dean_interp.study.arms import LOSS, MARGIN, ArmResults, Arms, averaged, compared
+from dean_interp.study.arms import LOSS, ArmResults, Arms, averaged, command, compared, margins
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
@@ -86,14 +85,12 @@ def run(given: ReleasedEffect) -> ArmResults:
         facts = {"thinned": f"to the smallest of the three sets in every matrix, {n_draws} random draws each",
                  "controls": f"{n_controls} random sets of weights in none of the three, matched by matrix and stratum",
                  "test prompts": f"{len(tests[0])} of each behaviour",
-                 "command": f"python analyses/released_code_effect.py {' '.join(sys.argv[1:])}"}  # fmt: skip
+                 "command": command()}  # fmt: skip
         title = f"Set intersection against the released code's selection in {config.model}"
         results = ArmResults(title, config.model, facts, said, lines)
-        panels = {f"{one.name} margin": {name: results.change(name, MARGIN, one.name).change for name in lines}
-                  for one in tests[:2]}  # fmt: skip
-        figure = changes_by_arm(panels, "change (nats per token)")
+        figure = changes_by_arm(results.margins, "change (nats per token)")
         page = write_arms_report(results, given.out, {"Margins by selection": figure})
-        print("\n\n".join([*said, f"page: {page.resolve()}"]))
+        print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 
 
@@ -110,8 +107,7 @@ def told(
     said = [f"Weights in each set: {overlaps}. When the data sets change places, the released selections share "
             f"{swapped:.2f} (Jaccard); the coupled set does not change."]  # fmt: skip
     for name, some in lines.items():
-        moved = [f"{line.on} {line.change.mean:+.3f} [{line.change.low:+.3f}, {line.change.high:+.3f}] "
-                 f"(rank among random {line.rank:.2f})" for line in some if line.metric == MARGIN]  # fmt: skip
+        moved = [f"{on} {line.change} (rank among random {line.rank:.2f})" for on, line in margins(some).items()]
         loss = next(line.change.mean for line in some if line.metric == LOSS)
         said.append(f"{name}, {n} weights: margins {', '.join(moved)}; loss on general answers {loss:+.3f}.")
     return tuple(said)

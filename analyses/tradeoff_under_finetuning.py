@@ -9,8 +9,6 @@ trained; its dose is not stated, the one here is.
 """
 
 import dataclasses
-import shutil
-import sys
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -21,10 +19,10 @@ from tyro.conf import OmitArgPrefixes
 
 from dean_interp import load_model
 from dean_interp.evaluation.outcomes import Outcome
-from dean_interp.fine_tuning import FineTuning, Method, fine_tune
+from dean_interp.fine_tuning import FineTuning, Method
 from dean_interp.report.figures import changes_along
 from dean_interp.report.html import write_arms_report
-from dean_interp.study.arms import MARGIN, ArmResults, Arms, averaged, compared
+from dean_interp.study.arms import ArmResults, Arms, averaged, command, compared, margins
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import owned
 
@@ -35,10 +33,12 @@ class Tradeoff:
 
     out: Path = Path("runs/tradeoff")
     methods: tuple[Method, ...] = ("full", "lora")
+    """One after the other, whatever `tuning.method` is."""
     n_seeds: int = 3
+    """From `tuning.seed` on."""
     quick: bool = False
     """One seed and a third of the steps."""
-    tuning: OmitArgPrefixes[FineTuning] = field(default_factory=FineTuning)
+    tuning: FineTuning = field(default_factory=FineTuning)
     study: OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
 
 
@@ -64,8 +64,12 @@ def run(given: Tradeoff) -> ArmResults:
         )
         taken: dict[str, dict[int, list[Outcome]]] = {}
         for method, (on, behaviours) in product(given.methods, trained.items()):
-            seeds = [one_fine_tuning(given, arms, dataclasses.replace(tuning, method=method, seed=seed), on, behaviours)
-                     for seed in range(n_seeds)]  # fmt: skip
+            seeds = [
+                arms.fine_tuned(
+                    f"{method} on {on}, seed {seed}", behaviours, dataclasses.replace(tuning, method=method, seed=seed)
+                )
+                for seed in range(tuning.seed, tuning.seed + n_seeds)
+            ]
             taken[f"{method} on {on}"] = {step: averaged([seed[step] for seed in seeds]) for step in steps}
         along = {step: compared(original, {name: some[step] for name, some in taken.items()}) for step in steps}
         results = ArmResults(
@@ -74,40 +78,20 @@ def run(given: Tradeoff) -> ArmResults:
                 "dose": f"{tuning.n_steps} steps of {tuning.batch_size} examples, of {len(first)} a behaviour; "
                 f"{n_seeds} seeds, averaged prompt by prompt", "published": published(4),
                 "test prompts": f"{len(tests[0])} of each behaviour, {config.n_answers} of them answered",
-                "command": f"python analyses/tradeoff_under_finetuning.py {' '.join(sys.argv[1:])}",
+                "command": command(),
             },
             (), along[steps[-1]],
         )  # fmt: skip
         results = dataclasses.replace(results, said=tuple(said(results, first.name, second.name)))
         panels = {
             f"{one.name} margin": {
-                name: [(float(step), line.change) for step in steps for line in along[step][name]
-                       if line.metric == MARGIN and line.on == one.name] for name in taken
+                name: [(float(step), margins(along[step][name])[one.name].change) for step in steps] for name in taken
             } for one in tests[:2]
         }  # fmt: skip
         figure = changes_along(panels, "steps", "change of the margin (nats per token)")
-        print(
-            "\n\n".join(
-                [*results.said, f"page: {write_arms_report(results, given.out, {'Margins': figure}).resolve()}"]
-            )
-        )
+        page = write_arms_report(results, given.out, {"Margins": figure})
+        print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
-
-
-def one_fine_tuning(
-    given: Tradeoff, arms: Arms, how: FineTuning, on: str, behaviours: list
-) -> dict[int, list[Outcome]]:
-    """Outcomes after every so many steps of one fine-tuning; its checkpoints go when it is done."""
-    name, config = f"{how.method} on {on}, seed {how.seed}", given.study
-    if arms.known(f"{name}, step {how.n_steps}") is None:
-        fine_tune(
-            config.model, behaviours, dataclasses.replace(how, template=config.template),
-            folder=given.out / "tuned" / name,
-            watch=lambda step, model: arms.take(f"{name}, step {step}", model, answers=step == how.n_steps),
-            device=config.device, dtype=config.dtype,
-        )  # fmt: skip
-    shutil.rmtree(given.out / "tuned" / name, ignore_errors=True)
-    return {step: arms.known(f"{name}, step {step}") or [] for step in range(how.every, how.n_steps + 1, how.every)}
 
 
 def said(results: ArmResults, first: str, second: str) -> list[str]:
@@ -118,16 +102,13 @@ def said(results: ArmResults, first: str, second: str) -> list[str]:
         if on == "both":
             continue
         other = first if on == second else second
-        own, theirs = (results.change(arm, MARGIN, name).change for name in (on, other))
+        own, theirs = (margins(results.arms[arm])[name].change for name in (on, other))
         kind = ("both rise: no trade-off" if theirs.low > 0 else
                 "the trade-off appears" if theirs.high < 0 < own.low else
                 f"what {other} does is within its interval" if own.low > 0 else
                 "the trained behaviour itself does not rise beyond its interval: too small a dose to tell")  # fmt: skip
-        changes = (f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]" for one in (own, theirs))
         name = "Full fine-tuning" if method == "full" else {"lora": "LoRA", "dora": "DoRA"}[method]
-        found.append(
-            f"{name} on {on}: {on} margin {next(changes)}, {other} margin {next(changes)} nats per token; {kind}."
-        )
+        found.append(f"{name} on {on}: {on} margin {own}, {other} margin {theirs} nats per token; {kind}.")
     return found
 
 

@@ -8,21 +8,21 @@ overlap of selections from separate draws of the examples. Resumes; writes resul
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, combinations
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Behaviour, InputError, Scoring, Selection, coupling, importance, load_behaviour, load_model
 from dean_interp.circuits.lens import written
 from dean_interp.circuits.neuron import strongest_neurons, top_texts
+from dean_interp.data.examples import draw
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Unit
 from dean_interp.report.figures import shares_by_layer
@@ -31,7 +31,7 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import strata
 from dean_interp.selection.coupling import Coupling, opposite_sign
 from dean_interp.selection.stability import chance_overlap, jaccard
-from dean_interp.study.arms import ArmResults
+from dean_interp.study.arms import ArmResults, command
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
@@ -74,12 +74,12 @@ def run(given: Where) -> ArmResults:
                 said += [signs(model, found[0].coupled, [some[0] for some in drawn[:2]], config)]
                 said += looked_at(given, model, found[0].coupled, own, tests)
         facts = {"examples": f"{config.n_calibration} of each behaviour a draw, {n_draws} draws that share none",
-                 "command": f"python analyses/where_coupling_lives.py {' '.join(sys.argv[1:])}"}  # fmt: skip
+                 "command": command()}  # fmt: skip
         title = f"Where the coupling lives in {config.model}"
         results = ArmResults(title, config.model, facts, tuple(said), {})
-        figure: Figure = shares_by_layer(panels)
+        figure = shares_by_layer(panels)
         page = write_arms_report(results, given.out, {"Coupled units by layer": figure})
-        print("\n\n".join([*said, f"page: {page.resolve()}"]))
+        print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 
 
@@ -89,25 +89,19 @@ def separate(source: str, config: StudyConfig, n_draws: int) -> list[Behaviour]:
     n = config.n_calibration
     if n_draws * n > len(whole):
         raise InputError(f"{n_draws} draws of {n} examples are {n_draws * n}; '{whole.name}' has {len(whole)}")
-    order = np.random.default_rng(config.seed).permutation(len(whole))
-    return [dataclasses.replace(whole, examples=tuple(whole.examples[j] for j in order[i * n : (i + 1) * n]))
-            for i in range(n_draws)]  # fmt: skip
+    drawn = draw(whole, n_draws * n, seed=config.seed)
+    return [dataclasses.replace(drawn, examples=drawn.examples[i * n : (i + 1) * n]) for i in range(n_draws)]
 
 
 def layers(chosen: Selection, both: Selection) -> dict[str, list[float]]:
     """By layer: units in both tops, and of these the coupled, as shares of the layer's."""
-    found = {"in both tops": both, "coupled": chosen}
-    n_layers = 1 + max(site.layer for site in chosen.shapes)
-    sizes = np.zeros(n_layers)
+    sizes: dict[int, int] = {}
     for site, shape in chosen.shapes.items():
-        sizes[site.layer] += np.prod(shape)
-    shares = {}
-    for name, one in found.items():
-        counts = np.zeros(n_layers)
-        for site, units in one.units.items():
-            counts[site.layer] += len(units)
-        shares[name] = (counts / sizes).tolist()
-    return shares
+        sizes[site.layer] = sizes.get(site.layer, 0) + prod(shape)
+    return {
+        name: [one.layer_counts().get(layer, 0) / size for layer, size in sorted(sizes.items())]
+        for name, one in (("in both tops", both), ("coupled", chosen))
+    }
 
 
 def where(unit: Unit, found: Coupling, model: HookedModel, scores: Sequence[Scores]) -> str:
@@ -159,12 +153,14 @@ def looked_at(
     """The strongest coupled neurons: what they fire on, and what they write."""
     neurons = strongest_neurons(coupled, scores[0], scores[1], n_neurons=given.n_neurons)
     found = []
-    for neuron, one in zip(neurons, written(model, neurons), strict=True):
-        (text,) = top_texts(model, [neuron], tests, n_texts=1, template=given.study.template)
-        values = [abs(row[0]) for row in text.activations]
-        at = int(np.argmax(values))
+    texts = top_texts(model, neurons, tests, n_texts=sum(map(len, tests)), template=given.study.template)
+    for column, one in enumerate(written(model, neurons)):
+        value, text, at = max(
+            ((row[column], text, at) for text in texts for at, row in enumerate(text.activations)),
+            key=lambda place: abs(place[0]),
+        )
         context = "".join(text.tokens[max(0, at - 8) : at + 1])
-        found.append(f"{one}. It fires most at the end of: …{context} (activation {text.activations[at][0]:.1f}).")
+        found.append(f"{one}. It fires most at the end of: …{context} (activation {value:.1f}).")
     return found
 
 

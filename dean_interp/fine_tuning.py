@@ -6,7 +6,6 @@ that is kept up.
 
 import copy
 import importlib.util
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from dean_interp.models.tokens import Template, encode
 Method = Literal["full", "lora", "dora"]
 Watch = Callable[[int, HookedModel], None]
 LEARNING_RATE = {"full": 2e-5, "lora": 2e-4, "dora": 2e-4}
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,6 @@ class FineTuning:
     """AdamW's, constant after a tenth of the steps; None: 2e-5 for all parameters, 2e-4 for adapters."""
     rank: int = 16
     """Of adapters; their alpha is twice that."""
-    template: Template = "chat"
     every: int = 16
     """Steps from one look at the model, and one checkpoint to resume from, to the next."""
     seed: int = 0
@@ -72,6 +69,7 @@ def fine_tune(
     how: FineTuning = FineTuning(),
     *,
     folder: Path,
+    template: Template = "chat",
     watch: Watch | None = None,
     device: str | None = None,
     dtype: str = "float32",
@@ -84,6 +82,7 @@ def fine_tune(
     Args:
         name: what `load_model` takes by name.
         folder: for this one fine-tuning; the result is in its `model/`.
+        template: how prompt and answer become tokens.
         watch: is shown the model after every `how.every` steps (a copy, adapters merged, in evaluation mode), before
             the checkpoint of that step is written.
 
@@ -96,7 +95,7 @@ def fine_tune(
     if (folder / "model").is_dir():
         return folder / "model"
     model, tokenizer = load_plain(name, device=device, dtype=dtype)
-    rows = [row for one in behaviours for row in _rows(tokenizer, one, how.template)]
+    rows = [row for one in behaviours for row in _rows(tokenizer, one, template)]
     tuned = model if how.method == "full" else _with_adapters(model, how)
     prompts = frozenset().union(*(one.prompt_hashes for one in behaviours))
 

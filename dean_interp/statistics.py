@@ -24,6 +24,9 @@ class Interval:
     high: float
     n_clusters: int
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
 
 def clustered_interval(
     values: Float[np.ndarray, " example"], clusters: Sequence[Hashable], *, confidence: float = 0.95

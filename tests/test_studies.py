@@ -1,12 +1,14 @@
 """Every study of `analyses/` in its quick form, on planted models or data whose answer is known."""
 
 import dataclasses
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
 from dean_interp import InputError, load_behaviour
@@ -75,6 +77,28 @@ def planted(tokenizer, tmp_path_factory):
         neuron_fraction=0.075, weight_fraction=0.01, n_calibration=24, n_test=12, n_general_test=8, n_answers=0,
         n_random=4, answer_tokens=None, device="cpu",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "options"),
+    [
+        ("tradeoff_under_finetuning", "Tradeoff", ["--tuning.n-steps", "16"]),
+        ("dean_against_finetuning", "Table", ["--response", "unsafe", "--tuning.seed", "3"]),
+        ("malicious_only", "Table", ["--methods", "full"]),
+        ("limited_data", "Limited", ["--sizes", "4", "8"]),
+        ("mediation", "Mediation", ["--tuning.method", "lora"]),
+        ("where_coupling_lives", "Where", ["--n-neurons", "2"]),
+        ("released_code_effect", "ReleasedEffect", ["--n-draws", "2"]),
+    ],
+)
+def test_every_study_takes_its_own_settings_and_those_of_a_study_from_the_command_line(name, settings, options):
+    study = importlib.import_module(name)
+    given = tyro.cli(getattr(study, settings), args=[*options, "--seed", "7", "--quick"], description=study.__doc__)
+    assert given.study.seed == 7 and given.quick
+    (flag, value, *_), read = options, vars(given) | vars(given.study)
+    *outer, last = flag.removeprefix("--").replace("-", "_").split(".")
+    found = getattr(given.tuning, last) if outer else read[last]
+    assert value in str(found)
 
 
 NAMES = {"f": "fairness", "p": "privacy", "g": "general"}

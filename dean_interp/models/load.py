@@ -55,8 +55,7 @@ def load_model(
         InputError: unknown or unreachable name, encoder-only, encoder-decoder or mixture-of-experts model, no
             tokenizer; before any weight is read wherever the configuration tells.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    _refuse_dtype(dtype)
     source = name_or_folder_or_object
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model: HookedModel
@@ -88,6 +87,7 @@ def load_plain(
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The `transformers` model that `load_model` would wrap, and its own tokenizer. Arguments and errors as there."""
+    _refuse_dtype(dtype)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = _local_folder(str(name))
     try:
@@ -161,6 +161,11 @@ def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
             log.warning("%s: only TransformerLens' tokenizer is at hand, which always adds a BOS", model.cfg.model_name)
             model.__dict__[_TOKENIZER] = model.tokenizer
     return model.__dict__[_TOKENIZER]
+
+
+def _refuse_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
 def _local_folder(name: str) -> str:

@@ -116,11 +116,7 @@ def _level(line: Line) -> str:
 
 
 def _changed(line: Line) -> str:
-    if not line.unit.startswith("share"):
-        return _interval(line.change)
-    mean, low, high = (f"{100 * value:+.0f}".replace("-", "−")
-                       for value in (line.change.mean, line.change.low, line.change.high))  # fmt: skip
-    return f"{mean} [{low}, {high}]"
+    return _points(line.change) if line.unit.startswith("share") else _interval(line.change)
 
 
 def _template(name: str) -> Template:
@@ -198,7 +194,10 @@ def _share_or_change(answers: AnswerSet, verdict: str, kind: str) -> str:
     """The original's share; of any other state the paired change in points."""
     if kind == "original":
         return _percent(answers.share[verdict].mean)
-    change = answers.change[verdict]
+    return _points(answers.change[verdict])
+
+
+def _points(change: Interval) -> str:
     mean, low, high = (f"{100 * value:+.0f}".replace("-", "−") for value in (change.mean, change.low, change.high))
     return f"{mean} [{low}, {high}]"
 

@@ -6,6 +6,8 @@ no KL is taken here: it is of two states that share their unembedding.
 
 import dataclasses
 import json
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,8 +22,10 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.judges import judged, make_judge
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import Line, Outcome, likelihoods, lines_of, spoken
+from dean_interp.fine_tuning import FineTuning, fine_tune
 from dean_interp.models.load import HookedModel
 from dean_interp.selection.selection import Selection
+from dean_interp.statistics import Interval
 from dean_interp.study.answers import Asking, answers_in
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import write_text
@@ -42,6 +46,18 @@ class ArmResults:
     """What was found, in plain words, one paragraph each."""
     arms: Mapping[str, tuple[Line, ...]]
     """Of each arm, every outcome before (the original) and after."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(self.said)
+
+    @property
+    def margins(self) -> dict[str, dict[str, Interval]]:
+        """Of each behaviour, the change of its margin in every arm."""
+        found: dict[str, dict[str, Interval]] = {}
+        for arm, lines in self.arms.items():
+            for name, line in margins(lines).items():
+                found.setdefault(f"{name} margin", {})[arm] = line.change
+        return found
 
     def change(self, arm: str, metric: str, on: str) -> Line:
         """One line of one arm. Raises `InputError` where there is none."""
@@ -103,6 +119,29 @@ class Arms:
         write_text(self._path(name), json.dumps(stored) + "\n")
         return found
 
+    def fine_tuned(
+        self, name: str, behaviours: Sequence[Behaviour], how: FineTuning, *, at: Sequence[int] | None = None
+    ) -> dict[int, list[Outcome]]:
+        """Outcomes of one fine-tuning of the study's model, by step, answers after the last; its checkpoints go then.
+
+        Args:
+            at: the steps to look at, multiples of `how.every`; None: all of them.
+        """
+        config, folder = self.config, self.folder.parent / "tuned" / name
+        steps = {step: f"{name}, step {step}" for step in at or range(how.every, how.n_steps + 1, how.every)}
+
+        def watch(step: int, model: HookedModel) -> None:
+            if step in steps:
+                self.take(steps[step], model, answers=step == how.n_steps)
+
+        if any(self.known(one) is None for one in steps.values()):
+            fine_tune(
+                config.model, behaviours, how, folder=folder, template=config.template, watch=watch,
+                device=config.device, dtype=config.dtype,
+            )  # fmt: skip
+        shutil.rmtree(folder, ignore_errors=True)
+        return {step: self.known(one) or [] for step, one in steps.items()}
+
     def _spoken(self, name: str, model: HookedModel) -> list[Outcome]:
         config, length = self.config, self.config.max_new_tokens
         how = Asking((length,), config.template, config.answer_batch)
@@ -118,6 +157,16 @@ class Arms:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{_slug(name)}.json"
+
+
+def margins(lines: Sequence[Line]) -> dict[str, Line]:
+    """Of an arm's lines, each behaviour's margin."""
+    return {line.on: line for line in lines if line.metric == MARGIN}
+
+
+def command() -> str:
+    """The command that is running, as a study states it."""
+    return " ".join([f"python analyses/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def averaged(seeds: Sequence[Sequence[Outcome]]) -> list[Outcome]:
