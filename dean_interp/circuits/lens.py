@@ -31,7 +31,10 @@ class Written:
 
 @torch.inference_mode()
 def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8) -> list[Written]:
-    """The direct path alone: what later layers make of the direction is not seen (nostalgebraist 2020, logit lens)."""
+    """The `n_tokens` tokens that each neuron raises and lowers most, in logits for an activation of 1.
+
+    The direct path alone: what later layers make of the direction is not seen (nostalgebraist 2020, logit lens).
+    """
     tokenizer, unembedding, found = native_tokenizer(model), _unembedding(model), []
     for site, index in neurons:
         direction = weight(model, Site(site.layer, "out"))[index].float()
@@ -46,9 +49,11 @@ def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8)
 
 
 def _unembedding(model: HookedModel) -> Float[Tensor, "d_model d_vocab"]:
-    """With the gain of the final norm, where it has one."""
+    """With the gain of the final norm, where it has one; Gemma's norms hold it less 1."""
     gain = getattr(model.ln_final, "weight", None)
     if gain is None:
         gain = getattr(model.ln_final, "w", None)
     unembedding = model.W_U.float()
-    return unembedding if gain is None else gain.float()[:, None] * unembedding
+    if gain is None:
+        return unembedding
+    return (gain.float() + bool(getattr(model.cfg, "rmsnorm_uses_offset", False)))[:, None] * unembedding

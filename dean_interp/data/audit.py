@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 
 import numpy as np
@@ -174,9 +175,20 @@ def without_leaks(
 
     Raises `InputError` where none is left.
     """
+    return all_without_leaks([test], calibration, threshold=threshold)[0]
+
+
+def all_without_leaks(
+    tests: Sequence[Behaviour], calibration: Sequence[Behaviour], *, threshold: float = NEAR
+) -> list[tuple[Behaviour, Leaked]]:
+    """`without_leaks` of several test sets: the calibration prompts are hashed once."""
     _check(threshold)
     held = _Prompts([prompt for one in calibration for prompt in one.prompts], threshold)
-    found = held.holds(_Prompts(test.prompts, threshold))
+    return [_without(test, held) for test in tests]
+
+
+def _without(test: Behaviour, held: "_Prompts") -> tuple[Behaviour, Leaked]:
+    found = held.holds(_Prompts(test.prompts, held.threshold))
     kept = tuple(one for one in test.examples if found[normalised(one.prompt)] is None)
     if not kept:
         raise InputError(f"every test prompt of '{test.name}' is among the calibration prompts: give other test data")
@@ -191,20 +203,30 @@ class _Prompts:
     def __init__(self, prompts: Sequence[str], threshold: float) -> None:
         self.threshold = threshold
         self.trigrams = {key: _trigrams(key) for key in map(normalised, prompts)}
-        self.hashes = {key: _hashes(trigrams) for key, trigrams in self.trigrams.items()}
-        self.index = MinHashLSH(threshold=max(0.05, threshold - 0.1), num_perm=_N_HASHES)
-        self.n_near = 0  # with a near duplicate among those before
+
+    @cached_property
+    def hashes(self) -> dict[str, MinHash]:
+        return {key: _hashes(trigrams) for key, trigrams in self.trigrams.items()}
+
+    @cached_property
+    def indexed(self) -> tuple[MinHashLSH, int]:
+        """All of them, and how many have a near duplicate among those before."""
+        index, n_near = MinHashLSH(threshold=max(0.05, self.threshold - 0.1), num_perm=_N_HASHES), 0
         for key in self.trigrams:
-            self.n_near += self._near(self, key)
-            self.index.insert(key, self.hashes[key])
+            n_near += self._near(index, self, key)
+            index.insert(key, self.hashes[key])
+        return index, n_near
 
     def holds(self, others: "_Prompts") -> dict[str, str | None]:
         """Each of the others: `exact`, `near` or None."""
-        return {key: "exact" if key in self.trigrams else "near" if self._near(others, key) else None
+        if not self.trigrams:
+            return dict.fromkeys(others.trigrams)
+        index, _ = self.indexed
+        return {key: "exact" if key in self.trigrams else "near" if self._near(index, others, key) else None
                 for key in others.trigrams}  # fmt: skip
 
-    def _near(self, others: "_Prompts", key: str) -> bool:
-        own, candidates = others.trigrams[key], self.index.query(others.hashes[key])
+    def _near(self, index: MinHashLSH, others: "_Prompts", key: str) -> bool:
+        own, candidates = others.trigrams[key], index.query(others.hashes[key])
         return any(_jaccard(own, self.trigrams[str(one)]) >= self.threshold for one in candidates)
 
 
@@ -226,7 +248,7 @@ def _set(
         n_verbatim=len(set(behaviour.prompts)),
         n_prompts=len(prompts.trigrams),
         n_repeats=len(behaviour) - len(prompts.trigrams),
-        n_near=prompts.n_near,
+        n_near=prompts.indexed[1],
         n_both=sum({"safe", "unsafe"} <= some for some in _kinds(behaviour).values()),
         n_answers=len(answers),
         n_refusals=sum(refused(answers)) if answers else 0,

@@ -20,7 +20,7 @@ _TOLERANCE = 1e-3  # of the logits' spread
 @contextmanager
 def fused_attention(model: HookedModel) -> Iterator[None]:
     """While open, a bridge's attention runs as `sdpa`, where no hook looks into it and the logits stay as they are."""
-    if _is_watched(model) or not _is_right(model):
+    if not _attentions(model) or _is_watched(model) or not _is_right(model):
         yield
         return
     with _fused(model):
@@ -43,7 +43,9 @@ def _fused(model: HookedModel) -> Iterator[None]:
 
 
 def _attentions(model: HookedModel) -> list[nn.Module]:
-    return [block.attn for block in model.blocks]
+    """Of every block; none where a block has another mixer."""
+    found = [block.attn for block in model.blocks if hasattr(block, "attn")]
+    return found if len(found) == len(model.blocks) else []
 
 
 def _is_watched(model: HookedModel) -> bool:

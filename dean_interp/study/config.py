@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dean_interp.data.audit import Leaked, without_leaks
+from dean_interp.data.audit import Leaked, all_without_leaks
 from dean_interp.data.examples import Behaviour, ResponseKind, draw, load_behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL
@@ -125,9 +125,9 @@ class StudyConfig:
         both answers.
         """
         tests, leaked = [], []
-        for source, n in zip(self.sources, (self.n_test, self.n_test, self.n_general_test), strict=True):
-            whole = load_behaviour(source, n_examples=None, split="test")
-            clean, left_out = without_leaks(whole, calibration)
+        sizes = (self.n_test, self.n_test, self.n_general_test)
+        wholes = [load_behaviour(source, n_examples=None, split="test") for source in self.sources]
+        for whole, n, (clean, left_out) in zip(wholes, sizes, all_without_leaks(wholes, calibration), strict=True):
             if len(clean) < n <= len(whole):
                 raise InputError(
                     f"{n} test prompts of '{clean.name}' are asked for; it has {len(whole)}, of which "
