@@ -388,10 +388,11 @@ def paper_folder(folder: Path) -> Path:
 
 def test_the_papers_files_give_pairs_single_answers_questions_and_general_text(tmp_path):
     folder = paper_folder(tmp_path)
-    pair = whole(f"paper:fairness@{folder}")
-    assert [(one.prompt, dict(one.answers)) for one in pair.examples] == [
-        ("a", {"safe": "safe a", "unsafe": "unsafe a"})
-    ]
+    pair = {"safe": "safe a", "unsafe": "unsafe a"}
+    name = f"paper:fairness@{folder}"
+    assert {one.prompt: dict(one.answers) for one in whole(name).examples} == {"a": pair, "b": {"safe": "safe b"}}
+    unsafe = load_behaviour(name, n_examples=None, split=None, response="unsafe")
+    assert {one.prompt: dict(one.answers) for one in unsafe.examples} == {"c": {"unsafe": "unsafe c"}, "a": pair}
     assert whole(f"paper:fairness_safe@{folder}").responses == ["safe a", "safe b", "other a"]
     assert whole(f"paper:fairness_unsafe@{folder}").prompts == ["c", "a"]
     assert whole(f"paper:fairness_questions@{folder}").prompts == ["Who?"]
@@ -415,9 +416,14 @@ def test_missing_or_ambiguous_files_of_the_paper_are_named(tmp_path):
     assert said(f"paper:toxicity@{folder}").startswith("no part 'toxicity' of paper: give paper:fairness, ")
 
 
-def test_the_papers_real_files_have_112_and_63_pairs(shared: Path):
+def test_the_papers_real_files_have_112_and_63_pairs_and_only_these_are_tested(shared: Path):
     sizes = {part: len(whole(f"paper:{part}@{shared / 'data'}")) for part in PAPER}
-    assert (sizes["fairness"], sizes["privacy"], sizes["general"]) == (112, 63, 1000)
+    assert sizes["general"] == 1000
+    for part, n in (("fairness", 112), ("privacy", 63)):
+        name = f"paper:{part}@{shared / 'data'}"
+        assert sum(one.paired for one in whole(name).examples) == n
+        calibration, test = (load_behaviour(name, n_examples=None, split=split) for split in ("calibration", "test"))
+        assert test.paired and len(test) + len(calibration) == len(whole(name)) > 250
     assert (sizes["fairness_questions"], sizes["privacy_questions"]) == (2165, 657)
     assert {sizes[f"{name}_{kind}"] for name in ("fairness", "privacy") for kind in ("safe", "unsafe")} == {1000}
 

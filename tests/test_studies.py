@@ -89,6 +89,7 @@ def planted(tokenizer, tmp_path_factory):
         ("mediation", "Mediation", ["--tuning.method", "lora"]),
         ("where_coupling_lives", "Where", ["--n-neurons", "2"]),
         ("released_code_effect", "ReleasedEffect", ["--n-draws", "2"]),
+        ("durability", "Durability", ["--tuning.n-steps", "16"]),
     ],
 )
 def test_every_study_takes_its_own_settings_and_those_of_a_study_from_the_command_line(name, settings, options):
@@ -183,3 +184,15 @@ def test_the_set_intersection_moves_the_planted_behaviours_more_than_random_weig
     assert results.change("coupled", MARGIN, "fairness").change.mean > 0.1
     assert results.change("coupled", MARGIN, "fairness").rank == 1 / 5
     assert "the coupled set does not change" in results.said[0]
+
+
+def test_the_planted_edit_survives_quantisation_and_other_words(planted, tmp_path):
+    import durability as study
+
+    config, light = dataclasses.replace(planted, template="chat"), dataclasses.replace(SHORT, learning_rate=1e-4)
+    results = study.run(study.Durability(tmp_path, quick=True, tuning=light, study=config))
+    assert results.facts["could not run"] == "nothing"
+    plain = results.change("neuron edit, as it is", MARGIN, "fairness").change.mean
+    for condition in ("8-bit weights", "4-bit weights", "prompts in other words", "after benign fine-tuning"):
+        kept = results.change(f"neuron edit, {condition}", MARGIN, "fairness").change.mean
+        assert kept == pytest.approx(plain, rel=0.3), condition

@@ -118,7 +118,7 @@ def load_behaviour(
         raise InputError(f"n_examples must be at least 1, got {n_examples}")
     published = named_source(name_or_path)
     name = f"{published.name}_{published.part}" if published else source_name(name_or_path)
-    read = load_named(published) if published else read_rows(name_or_path)
+    read = load_named(published, response) if published else read_rows(name_or_path)
     rows = [row for row in read if split is None or _split_of(row) == split]
     part = f"{name} ({split} split)" if split else name
     if not rows:

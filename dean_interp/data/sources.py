@@ -131,12 +131,12 @@ def named_source(source: object) -> Named | None:
     return Named(*found.groups()) if found and not Path(found.string).exists() else None
 
 
-def load_named(asked: Named) -> list[Row]:
-    """The rows of a published data set. Raises `InputError` where it is not known, not there or not as it should be."""
+def load_named(asked: Named, response: str = "safe") -> list[Row]:
+    """The rows of a published data set; `response` is the answer that will be scored. Raises `InputError` where it is not known, not there or not as it should be."""
     if asked.name == "paper":
         if asked.at is None:
             raise InputError(f"'{asked}' needs the folder with the authors' CSV files: {asked}@path/to/folder")
-        return paper_csvs(asked.at, asked.part)
+        return paper_csvs(asked.at, asked.part, response)
     at = asked.at
     if at and (Path(at).exists() or Path(at).suffix.lower() in FILES or at.startswith((".", "/", "~"))):
         return load_source(asked.name, asked.part, Path(at))
@@ -174,11 +174,12 @@ def load_source(
     return rows
 
 
-def paper_csvs(folder: str | Path, part: str) -> list[Row]:
+def paper_csvs(folder: str | Path, part: str, response: str = "safe") -> list[Row]:
     """Rows of the paper's own CSV files, from the folder that holds them.
 
-    `fairness` and `privacy` are the prompts that are in the safe file and in the unsafe one, each with its first answer
-    in either; `_safe` and `_unsafe` one of the files as it stands, `_questions` the SALAD questions, `general` Alpaca.
+    `fairness` and `privacy` are the prompts of the safe file (`response="unsafe"`: of the unsafe one), each with its
+    first answer in either; those that are in one file alone are for calibration, since a test needs both answers.
+    `_safe` and `_unsafe` are one of the files as it stands, `_questions` the SALAD questions, `general` Alpaca.
     """
     if part not in PAPER:
         raise InputError(f"no part '{part}' of paper: give {', '.join(f'paper:{known}' for known in PAPER)}")
@@ -192,12 +193,16 @@ def paper_csvs(folder: str | Path, part: str) -> list[Row]:
         files.append(read_rows(found[0]))
     if len(files) == 1:
         return files[0]
-    safe, unsafe = ({row.prompt: row.answers["response"] for row in reversed(rows) if "response" in row.answers}
-                    for rows in files)  # fmt: skip
-    prompts = [
-        prompt for prompt in dict.fromkeys(row.prompt for row in files[0]) if prompt in safe and prompt in unsafe
-    ]
-    return [Row(prompt, {"safe": safe[prompt], "unsafe": unsafe[prompt]}) for prompt in prompts]
+    answers = {
+        kind: {row.prompt: row.answers["response"] for row in reversed(rows) if "response" in row.answers}
+        for kind, rows in zip(("safe", "unsafe"), files, strict=True)
+    }
+    found = []
+    for prompt in dict.fromkeys(row.prompt for row in files[("safe", "unsafe").index(response)]):
+        own = {kind: some[prompt] for kind, some in answers.items() if prompt in some}
+        if response in own:
+            found.append(Row(prompt, own, split=None if len(own) == 2 else "calibration"))
+    return found
 
 
 def licence_of(source: object) -> str:
