@@ -3,10 +3,10 @@
     python analyses/durability.py --out runs/durability
 
 on the demo model (--model for another). The edit is written into a checkpoint; the edited and the original model then
-go through the same: 8-bit and 4-bit weights (torchao, extra `quantisation`), fine-tuning on general answers, prompts without
-the chat template, prompts in other words (mechanically: a greeting and a request around them). Under each condition the
-edit's effect is edited less original; it survived where that effect is still what it was on every prompt. Resumes;
-writes results.json, report.html and a figure.
+go through the same: 8-bit and 4-bit weights (torchao, extra `quantisation`), fine-tuning on general answers, prompts
+without the chat template, prompts in other words (mechanically: a greeting and a request around them). Under each
+condition the edit's effect is edited less original; it survived where that effect is still what it was on every prompt.
+Resumes; writes results.json, report.html and a figure.
 """
 
 import dataclasses

@@ -103,10 +103,11 @@ def said(results: ArmResults, first: str, second: str) -> list[str]:
             continue
         other = first if on == second else second
         own, theirs = (margins(results.arms[arm])[name].change for name in (on, other))
-        kind = ("both rise: no trade-off" if theirs.low > 0 else
-                "the trade-off appears" if theirs.high < 0 < own.low else
-                f"what {other} does is within its interval" if own.low > 0 else
-                "the trained behaviour itself does not rise beyond its interval: too small a dose to tell")  # fmt: skip
+        kind = ("the trained behaviour itself does not rise beyond its interval: too small a dose to tell"
+                if own.low <= 0 else
+                "the trade-off appears" if theirs.high < 0 else
+                "both rise: no trade-off" if theirs.low > 0 else
+                f"what {other} does is within its interval")  # fmt: skip
         name = "Full fine-tuning" if method == "full" else {"lora": "LoRA", "dora": "DoRA"}[method]
         found.append(f"{name} on {on}: {on} margin {own}, {other} margin {theirs} nats per token; {kind}.")
     return found

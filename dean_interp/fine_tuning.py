@@ -7,14 +7,14 @@ that is kept up.
 import copy
 import importlib.util
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -114,7 +114,7 @@ def fine_tune(
         dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = Trainer(
-        model=tuned, args=arguments, train_dataset=_Rows(rows), data_collator=DataCollatorForSeq2Seq(tokenizer),
+        model=tuned, args=arguments, train_dataset=_Rows(rows), data_collator=_padded,
         callbacks=[_Watcher(watch, hooked, how.every)] if watch else [],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=any((folder / "trainer").glob("checkpoint-*")))
@@ -135,6 +135,15 @@ def _rows(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, template: Te
         found.append({"input_ids": given + answer, "attention_mask": [1] * len(given + answer),
                       "labels": [-100] * len(given) + answer})  # fmt: skip
     return found
+
+
+def _padded(rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """A batch: right-padded, and no tokenizer asked, since many have no padding token."""
+    values = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    return {
+        name: pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
+        for name, value in values.items()
+    }
 
 
 class _Rows(torch.utils.data.Dataset):

@@ -263,6 +263,10 @@ def test_a_folder_that_cannot_be_written_is_named(config):
         study.run_study(config, "/proc/nowhere")
 
 
+def test_parts_of_one_published_set_are_different_behaviours():
+    StudyConfig(first="paper:fairness@data", second="paper:privacy@data", general="paper:general@data").check()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -270,6 +274,7 @@ def test_a_folder_that_cannot_be_written_is_named(config):
         ({"weight_fraction": 1.5}, r"weight_fraction must be in \(0, 1\], got 1.5"),
         ({"n_test": 3}, "n_test must be at least 12, got 3"),
         ({"first": "privacy"}, "three different behaviours"),
+        ({"first": "data/privacy.csv"}, "three different behaviours"),
     ],
 )
 def test_settings_out_of_range_are_named(options, said, tmp_path):

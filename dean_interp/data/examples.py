@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from dean_interp.data.readers import Row, read_rows, source_name
-from dean_interp.data.sources import load_named, named_source
+from dean_interp.data.readers import Row, read_rows
+from dean_interp.data.sources import behaviour_name, load_named, named_source
 from dean_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def load_behaviour(
     if n_examples is not None and n_examples < 1:
         raise InputError(f"n_examples must be at least 1, got {n_examples}")
     published = named_source(name_or_path)
-    name = f"{published.name}_{published.part}" if published else source_name(name_or_path)
+    name = behaviour_name(name_or_path)
     read = load_named(published, response) if published else read_rows(name_or_path)
     rows = [row for row in read if split is None or _split_of(row) == split]
     part = f"{name} ({split} split)" if split else name

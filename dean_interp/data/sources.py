@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dean_interp.data import published
 from dean_interp.data.published import Record
-from dean_interp.data.readers import BUILTIN, Row, read_rows
+from dean_interp.data.readers import BUILTIN, Row, read_rows, source_name
 from dean_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,8 +131,17 @@ def named_source(source: object) -> Named | None:
     return Named(*found.groups()) if found and not Path(found.string).exists() else None
 
 
+def behaviour_name(source: Any) -> str:  # noqa: ANN401 - whatever `load_behaviour` takes
+    """What `load_behaviour` calls the behaviour of a source; a published set is called `name_part`."""
+    asked = named_source(source)
+    return f"{asked.name}_{asked.part}" if asked else source_name(source)
+
+
 def load_named(asked: Named, response: str = "safe") -> list[Row]:
-    """The rows of a published data set; `response` is the answer that will be scored. Raises `InputError` where it is not known, not there or not as it should be."""
+    """The rows of a published data set; `response` is the answer that will be scored.
+
+    Raises `InputError` where it is not known, not there or not as it should be.
+    """
     if asked.name == "paper":
         if asked.at is None:
             raise InputError(f"'{asked}' needs the folder with the authors' CSV files: {asked}@path/to/folder")

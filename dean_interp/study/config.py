@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from dean_interp.data.audit import Leaked, all_without_leaks
 from dean_interp.data.examples import Behaviour, ResponseKind, draw, load_behaviour
+from dean_interp.data.sources import behaviour_name
 from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.sites import Unit
@@ -94,7 +94,7 @@ class StudyConfig:
             raise InputError(
                 f"n_answer_controls must be at most n_equal_kl ({self.n_equal_kl}), got {self.n_answer_controls}"
             )
-        if len({Path(source).stem for source in self.sources}) < 3:
+        if len({behaviour_name(source) for source in self.sources}) < 3:
             raise InputError(f"first, second and general must be three different behaviours, got {self.sources}")
 
     @property
