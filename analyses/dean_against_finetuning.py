@@ -28,7 +28,7 @@ from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import strata
 from dean_interp.selection.released import released_coupling
-from dean_interp.study.arms import LOSS, ArmResults, Arms, averaged, command, compared, margins
+from dean_interp.study.arms import LOSS, ArmResults, Arms, answered, averaged, command, compared, margins
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
@@ -140,7 +140,7 @@ def said(lines: Mapping[str, tuple], names: list[str]) -> tuple[str, ...]:
         found.append(
             f"{arm[0].upper()}{arm[1:]}: {changes} (margins, nats per token). Raised beyond the interval: "
             f"{' and '.join(up) or 'neither'}; lowered: {' and '.join(down) or 'neither'}.{control} Loss on general "
-            f"answers {loss}."
+            f"answers {loss}. {answered(some)}"
         )
     return tuple(found)
 

@@ -22,7 +22,7 @@ from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuning, Method
 from dean_interp.report.figures import changes_along
 from dean_interp.report.html import write_arms_report
-from dean_interp.study.arms import ArmResults, Arms, averaged, command, compared, margins
+from dean_interp.study.arms import ArmResults, Arms, answered, averaged, command, compared, margins
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import owned
 
@@ -109,7 +109,10 @@ def said(results: ArmResults, first: str, second: str) -> list[str]:
                 "both rise: no trade-off" if theirs.low > 0 else
                 f"what {other} does is within its interval")  # fmt: skip
         name = "Full fine-tuning" if method == "full" else {"lora": "LoRA", "dora": "DoRA"}[method]
-        found.append(f"{name} on {on}: {on} margin {own}, {other} margin {theirs} nats per token; {kind}.")
+        found.append(
+            f"{name} on {on}: {on} margin {own}, {other} margin {theirs} nats per token; {kind}. "
+            + answered(results.arms[arm])
+        )
     return found
 
 

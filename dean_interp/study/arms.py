@@ -164,6 +164,19 @@ def margins(lines: Sequence[Line]) -> dict[str, Line]:
     return {line.on: line for line in lines if line.metric == MARGIN}
 
 
+def answered(lines: Sequence[Line]) -> str:
+    """What the answers to the prompts of both behaviours became, in plain words; empty where none were asked for."""
+    found = []
+    for metric in ("safe answers", "refusals"):
+        some = [line for line in lines if line.metric.startswith(metric)]
+        if some:
+            shares = "; ".join(
+                f"{line.on} {line.before.mean:.0%} to {line.after.mean:.0%} ({100 * line.change.mean:+.0f} points "
+                f"[{100 * line.change.low:+.0f}, {100 * line.change.high:+.0f}])" for line in some)  # fmt: skip
+            found.append(f"{metric[0].upper()}{metric[1:]}: {shares}.")
+    return " ".join(found)
+
+
 def command() -> str:
     """The command that is running, as a study states it."""
     return " ".join([f"python analyses/{Path(sys.argv[0]).name}", *sys.argv[1:]])
