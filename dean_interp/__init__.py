@@ -16,6 +16,7 @@ from dean_interp.information.estimands import Arm, MutualInformation, Question, 
 from dean_interp.models.generate import generate
 from dean_interp.models.load import load_model
 from dean_interp.models.sites import Site
+from dean_interp.report.neuron import NeuronPage, neuron_view
 from dean_interp.scoring.importance import Scoring, importance
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import random_like
@@ -34,6 +35,7 @@ __all__ = [
     "InputError",
     "Measurement",
     "MutualInformation",
+    "NeuronPage",
     "Question",
     "Scores",
     "Scoring",
@@ -54,6 +56,7 @@ __all__ = [
     "load_selection",
     "measure",
     "mutual_information",
+    "neuron_view",
     "patch_activations",
     "random_arm_like",
     "random_like",

@@ -1,5 +1,6 @@
 """A look at single neurons: how they score for each behaviour, and where in real text they fire."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.sites import Site
@@ -41,6 +43,14 @@ class TextActivations:
     tokens: tuple[str, ...]
     activations: tuple[tuple[float, ...], ...]
     """One row a token, one column a neuron."""
+
+
+def parse_neuron(name: str) -> Neuron:
+    """Site and index of a neuron from its name, `L17.1042`. Raises `InputError` for another form."""
+    found = re.fullmatch(r"[Ll](\d+)\.(\d+)", name.strip())
+    if not found:
+        raise InputError(f"a neuron is named by its layer and index, as L17.1042; got {name!r}")
+    return Site(int(found[1]), "neurons"), int(found[2])
 
 
 def strongest_neurons(selection: Selection, first: Scores, second: Scores, *, n_neurons: int) -> list[Neuron]:

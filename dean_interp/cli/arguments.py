@@ -9,6 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 from dean_interp.cli.data import DataStep
 from dean_interp.cli.edits import EditStep
 from dean_interp.cli.model import Model
+from dean_interp.cli.neuron import NeuronStep
 from dean_interp.data.examples import ResponseKind
 from dean_interp.editing.ablation import Positions
 from dean_interp.models.sites import Modules, Unit
@@ -230,7 +231,7 @@ class Report:
     """The run folder."""
 
 
-Step = DataStep | Score | Couple | Ablate | Evaluate | Information | EditStep | RunSweep | Run | Report
+Step = DataStep | Score | Couple | Ablate | Evaluate | Information | EditStep | NeuronStep | RunSweep | Run | Report
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,7 @@ class Command:
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Information, subcommand("information")]
         | Annotated[EditStep, subcommand("edit")]
+        | Annotated[NeuronStep, subcommand("neuron")]
         | Annotated[RunSweep, subcommand("sweep")]
         | Annotated[Run, subcommand("run")]
         | Annotated[Report, subcommand("report")]

@@ -25,6 +25,7 @@ from dean_interp.cli.arguments import (
 )
 from dean_interp.cli.data import DataStep, data_action
 from dean_interp.cli.edits import EditStep, edit_action
+from dean_interp.cli.neuron import NeuronStep, show_neuron
 from dean_interp.data.examples import Behaviour, load_behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Scale, Zero
@@ -231,6 +232,11 @@ def _(step: RunSweep) -> Said:
     front = [point.name for point in sweep.points if point.on_front]
     record = {"out": str(step.out), "headline": sweep_headline(sweep), "front": front, "report": str(report)}
     return Said(record, f"{sweep_headline(sweep)}\nreport: {report.resolve()}")
+
+
+@_do.register
+def _(step: NeuronStep) -> Said:
+    return Said(*show_neuron(step))
 
 
 @_do.register

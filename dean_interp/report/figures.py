@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
+from dean_interp.circuits.view import NeuronView
 from dean_interp.information.estimands import MutualInformation
 from dean_interp.statistics import Interval
 from dean_interp.study.results import Spoken, UnitResults
@@ -218,6 +219,22 @@ def shares_by_layer(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
             axes.set_xlabel("layer")
         rows[0].set_ylabel("% of the layer's units")
         rows[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def activations_by_behaviour(view: NeuronView) -> Figure:
+    """How often a neuron takes which activation, one line a behaviour: share of tokens, on a log scale."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for (name, counts), colour, dashes in zip(
+            view.activations.items(), itertools.cycle(_LINES), itertools.cycle(["-", "--", ":", "-."]), strict=False
+        ):
+            axes.stairs(np.array(counts) / max(sum(counts), 1), view.bins, color=colour, linestyle=dashes, label=name)
+        axes.set_yscale("log")
+        axes.set_xlabel(f"activation of {view.name}")
+        axes.set_ylabel("share of tokens")
+        axes.legend(frameon=False, fontsize=9)
     return figure
 
 

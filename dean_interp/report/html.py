@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from circuitsvis.activations import text_neuron_activations
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from dean_interp.evaluation.outcomes import Line
@@ -30,8 +30,8 @@ from dean_interp.study.sweep import Sweep, sweep_headline
 
 def write_report(results: Results, folder: Path) -> Path:
     """Write `report.html` into the folder and return its path."""
-    page = _template("report.html.j2").render(
-        style=_text("style.css"),
+    page = rendered(
+        "report.html.j2",
         results=results,
         behaviours=results.behaviours,
         groups={one.unit: _groups(one) for one in results.units},
@@ -49,8 +49,8 @@ def write_report(results: Results, folder: Path) -> Path:
 
 def write_sweep_report(sweep: Sweep, folder: Path) -> Path:
     """Write `sweep.html` into the folder and return its path."""
-    page = _template("sweep.html.j2").render(
-        style=_text("style.css"),
+    page = rendered(
+        "sweep.html.j2",
         sweep=sweep,
         objectives=sweep.objectives,
         headline=sweep_headline(sweep),
@@ -72,8 +72,8 @@ def write_information_report(results: InformationResults, folder: Path) -> Path:
     }  # fmt: skip
     for name, (_, _, figure) in drawn.items():
         (folder / f"{name}.svg").write_text(figure, encoding="utf-8")
-    page = _template("information.html.j2").render(
-        style=_text("style.css"),
+    page = rendered(
+        "information.html.j2",
         results=results,
         drawn=drawn.values(),
         headlines=HEADLINES,
@@ -89,9 +89,7 @@ def write_figure_page(path: Path, *, title: str, text: str, figure: Figure) -> P
     drawn = to_svg(figure, title)
     path.with_suffix(".svg").write_text(drawn, encoding="utf-8")
     paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
-    page = _template("figure.html.j2").render(
-        style=_text("style.css"), title=title, paragraphs=paragraphs, figure=drawn
-    )
+    page = rendered("figure.html.j2", title=title, paragraphs=paragraphs, figure=drawn)
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -105,7 +103,7 @@ def write_arms_report(results: ArmResults, folder: Path, figures: Mapping[str, F
     blocks: dict[str, dict[str, set[str]]] = {}
     for line in (line for lines in results.arms.values() for line in lines):
         blocks.setdefault(line.metric, {}).setdefault(line.on, set()).add(_level(line))
-    page = _template("arms.html.j2").render(style=_text("style.css"), results=results, figures=drawn, blocks=blocks)
+    page = rendered("arms.html.j2", results=results, figures=drawn, blocks=blocks)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -119,7 +117,8 @@ def _changed(line: Line) -> str:
     return _points(line.change) if line.unit.startswith("share") else _interval(line.change)
 
 
-def _template(name: str) -> Template:
+def rendered(template: str, **values: object) -> str:
+    """A page from its template, with the style of all pages."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"signed": _signed, "interval": _interval, "p": _p, "percent": _percent}
     environment.filters |= {
@@ -127,7 +126,7 @@ def _template(name: str) -> Template:
         "share_or_change": _share_or_change,
         "changed": _changed,
     }
-    return environment.from_string(_text(name))
+    return environment.from_string(_text(template)).render(style=_text("style.css"), **values)
 
 
 def _text(name: str) -> str:

@@ -25,7 +25,8 @@ def owned(folder: Path, settings: Mapping[str, Any], data: Sequence[Behaviour]) 
         wanted = {"study": settings, "data": content}
         wanted = json.loads(json.dumps(wanted))  # as the file gives it back
         path = folder / "config.json"
-        if path.is_file() and (folder / "scores").is_dir():  # before anything is scored there is nothing to lose
+        something = any(any((folder / name).glob("*")) for name in ("scores", "arms"))
+        if path.is_file() and something:  # before anything is scored or measured there is nothing to lose
             _refuse_other(folder, json.loads(path.read_text()), wanted)
         else:
             write_text(path, json.dumps(wanted, indent=1) + "\n")

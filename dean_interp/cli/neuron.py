@@ -1,0 +1,107 @@
+"""`dean-interp neuron`: one neuron from all sides, as a page."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from tyro.conf import OmitArgPrefixes, Positional
+
+from dean_interp.circuits.neuron import parse_neuron
+from dean_interp.circuits.view import NeuronView
+from dean_interp.cli.model import Model
+from dean_interp.data.examples import load_behaviour
+from dean_interp.errors import InputError
+from dean_interp.report.neuron import neuron_view
+from dean_interp.scoring.scores import load_scores
+from dean_interp.selection.selection import load_selection
+from dean_interp.tensorfile import writable
+
+
+@dataclass(frozen=True)
+class NeuronStep:
+    """Show one neuron: where it fires, what it writes, its ranks, what happens when it alone is silenced.
+
+    Example: dean-interp neuron L17.1042
+
+    Example: dean-interp neuron L17.1042 --run runs/demo
+
+    Example: dean-interp neuron L3.88 --model Qwen/Qwen2.5-0.5B-Instruct --on mine.csv --scores mine.safetensors
+    """
+
+    neuron: Positional[str]
+    """Its layer and index: L17.1042."""
+    run: Path | None = None
+    """A study's folder: its model, data, scores and selections are taken, those given here besides."""
+    on: tuple[str, ...] = ("fairness", "privacy", "general")
+    """Behaviours (built-in names, files, published sets) on whose test examples it is read and measured."""
+    n_examples: int = 32
+    """Test examples of each."""
+    n_texts: int = 8
+    """Texts that are shown: those on which it fires most."""
+    answer_tokens: int | None = 12
+    """First tokens of each answer that are measured with the neuron silenced (None: all)."""
+    scores: tuple[Path, ...] = ()
+    """Score files, for its score and rank in each behaviour."""
+    selections: tuple[Path, ...] = ()
+    """Selection files; the page says which hold it."""
+    seed: int = 0
+    """Of the draws of examples."""
+    out: Path | None = None
+    """The page to write; unset: neurons/<name>.html."""
+    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+
+
+def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
+    """Write the page; a record and a text for its user. Raises `InputError` for what can be put right."""
+    site, index = parse_neuron(step.neuron)
+    out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writable(out)
+    if step.run:
+        step = _of_run(step, step.run)
+    scores = [load_scores(path) for path in step.scores]
+    selections = {path.stem: load_selection(path) for path in step.selections}
+    selections = {name: one for name, one in selections.items() if next(iter(one.shapes)).unit == "neuron"}
+    examples = [load_behaviour(name, n_examples=step.n_examples, seed=step.seed, split="test") for name in step.on]
+    page = neuron_view(
+        step.model.loaded(), site, index, examples, scores=scores, selections=selections, n_texts=step.n_texts,
+        template=step.model.template, answer_tokens=step.answer_tokens,
+    )  # fmt: skip
+    page = dataclasses.replace(page, command=_command(step))
+    page.save(out)
+    return {
+        "page": str(out),
+        **TypeAdapter(NeuronView).dump_python(page.view, mode="json"),
+    }, f"{page.headline}\n{page.view.written}\npage: {out.resolve()}"
+
+
+def _of_run(step: NeuronStep, folder: Path) -> NeuronStep:
+    """The step with what a study's folder holds."""
+    try:
+        study = json.loads((folder / "config.json").read_text(encoding="utf-8"))["study"]
+        model = Model(study["model"], study["template"], step.model.device, study["dtype"])
+        sources = tuple(study[name] for name in ("first", "second", "general"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is no run folder: it has no readable config.json of a study") from error
+    return dataclasses.replace(
+        step,
+        model=model,
+        on=sources if step.on == NeuronStep(step.neuron).on else step.on,
+        scores=(*step.scores, *sorted((folder / "scores").glob("*.safetensors"))),
+        selections=(*step.selections, *sorted(folder.glob("selection.*.safetensors"))),
+    )
+
+
+def _command(step: NeuronStep) -> str:
+    words = ["dean-interp neuron", step.neuron]
+    if step.run:
+        words += ["--run", str(step.run)]
+    else:
+        words += ["--model", step.model.model]
+        for name, paths in (("--scores", step.scores), ("--selections", step.selections)):
+            words += [name, *map(str, paths)] if paths else []
+    words += ["--on", *step.on, "--n-examples", str(step.n_examples), "--seed", str(step.seed)]
+    return " ".join(words)

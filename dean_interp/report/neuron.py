@@ -1,0 +1,109 @@
+"""The page of one neuron, for a notebook cell or a file."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dean_interp.circuits.neuron import TextActivations
+from dean_interp.circuits.view import NeuronView, view_neuron
+from dean_interp.data.examples import Behaviour
+from dean_interp.models.load import HookedModel
+from dean_interp.models.sites import Site
+from dean_interp.models.tokens import Template
+from dean_interp.report.figures import activations_by_behaviour, to_svg
+from dean_interp.report.html import rendered
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.selection import Selection
+from dean_interp.statistics import Interval
+
+
+@dataclass(frozen=True)
+class NeuronPage:
+    """A neuron's record and its page; in a notebook it shows itself."""
+
+    view: NeuronView
+    command: str = ""
+    """What makes the page again, where a command made it."""
+
+    @property
+    def headline(self) -> str:
+        """The neuron in one sentence."""
+        view = self.view
+        most = max(view.firing, key=lambda name: view.firing[name])
+        said = [f"{view.name} fires most on {most}"]
+        if view.scores:
+            ranks = ", ".join(f"{rank} for {name}" for name, rank in view.scores.rank.items())
+            said.append(f"ranks in its layer (of {view.n_neurons}): {ranks}")
+        moved = [
+            f"{line.on} by {_fine(line.change)}" for line in view.effect
+            if line.metric.startswith("margin") and not line.change.low <= 0 <= line.change.high
+        ]  # fmt: skip
+        if view.effect:
+            said.append(
+                f"silenced alone it moves the margin on {' and '.join(moved)} nats per token" if moved else
+                "silenced alone it moves no margin beyond its interval")  # fmt: skip
+        return "; ".join(said) + "."
+
+    def html(self) -> str:
+        """The page: nothing in it is loaded from a network."""
+        view = self.view
+        peak = max((abs(row[0]) for text in view.texts for row in text.activations), default=0.0) or 1.0
+
+        def shaded(text: TextActivations) -> list[tuple[str, float, float]]:
+            return [
+                (token, round(abs(row[0]) / peak, 3), row[0])
+                for token, row in zip(text.tokens, text.activations, strict=True)
+            ]
+
+        return rendered(
+            "neuron.html.j2",
+            view=view,
+            headline=self.headline,
+            written=list(zip(view.written.promoted, [(one, -by) for one, by in view.written.suppressed], strict=True)),
+            figure=to_svg(activations_by_behaviour(view), "Activations by behaviour"),
+            shaded=shaded,
+            peak=peak,
+            command=self.command,
+            fine=_fine,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file, its folder too; return its path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.html(), encoding="utf-8")
+        return path
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:40rem;border:0"></iframe>'
+
+
+def neuron_view(
+    model: HookedModel,
+    site: Site,
+    index: int,
+    examples: Sequence[Behaviour],
+    *,
+    scores: Sequence[Scores] = (),
+    selections: Mapping[str, Selection] | None = None,
+    n_texts: int = 8,
+    template: Template = "chat",
+    answer_tokens: int | None = None,
+) -> NeuronPage:
+    """One neuron from all sides, as a page. Arguments and errors are those of `circuits.view.view_neuron`.
+
+    `neuron_view(model, Site(17, "neurons"), 1042, [load_behaviour("privacy", split="test")])` as the last line of a
+    notebook cell shows it; `.save("L17.1042.html")` keeps it, `.view` is the record.
+    """
+    return NeuronPage(
+        view_neuron(
+            model, (site, index), examples, scores=scores, selections=selections, n_texts=n_texts, template=template,
+            answer_tokens=answer_tokens,
+        )
+    )  # fmt: skip
+
+
+def _fine(change: Interval) -> str:
+    """A change of one neuron is small: three digits that count."""
+    return f"{change.mean:+.2g} [{change.low:+.2g}, {change.high:+.2g}]".replace("-", "−")

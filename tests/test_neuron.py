@@ -1,0 +1,119 @@
+"""One neuron from all sides: a planted neuron's page says what was planted."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
+
+from dean_interp import Example, InputError, Scoring, Selection, Site, coupling, importance, load_model, neuron_view
+from dean_interp.circuits.neuron import parse_neuron
+from dean_interp.cli.main import main
+
+SITE = Site(LAYER, "neurons")
+NAMES = ("fairness", "privacy", "general")
+
+
+@pytest.fixture(scope="module")
+def planted(tokenizer):
+    return load_model(planted_model(tokenizer, shared=-2.0), tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def tests():
+    return [behaviour(letter, 500, 16) for letter in "fpg"]
+
+
+@pytest.fixture(scope="module")
+def scores(planted):
+    return [importance(planted, behaviour(letter, 0, 24), how=Scoring(template="raw")) for letter in "fpg"]
+
+
+def look(model, index, examples, **options):
+    return neuron_view(model, SITE, index, examples, template="raw", **options)
+
+
+def test_a_planted_neuron_shows_its_ranks_its_effect_what_it_writes_and_who_holds_it(planted, tests, scores):
+    held = {
+        "coupled": coupling(*scores, fraction=0.075).coupled,
+        "other": Selection({SITE: torch.tensor([ONLY_G])}, {SITE: (planted.cfg.d_mlp,)}),
+    }
+    page = look(planted, SHARED, tests, scores=scores, selections=held, n_texts=5)
+    view = page.view
+    assert view.name == f"L{LAYER}.{SHARED}" and view.held_by == {"coupled": True, "other": False}
+    assert view.scores.rank["fairness"] == view.scores.rank["privacy"] == 1 < view.scores.rank["general"]
+    moved = {line.on: line.change for line in view.effect if line.metric.startswith("margin")}
+    assert set(moved) == {"fairness", "privacy"} and all(one.low > 0.3 for one in moved.values())
+    assert {line.on for line in view.effect if line.metric.startswith("KL")} == {"general"}
+    assert (view.written.promoted[0][0], view.written.suppressed[0][0]) == ("N", "Y")
+    assert len(view.texts) == 5 and {text.behaviour for text in view.texts} <= {"fairness", "privacy"}
+    assert view.firing["fairness"] > view.firing["general"]
+    assert all(sum(view.activations[one.name]) > 16 for one in tests), "every token is in the distribution"
+    assert "silenced alone it moves the margin on fairness by +" in page.headline
+    html = page.html()
+    assert "In the selection <code>coupled</code>" in html and "Not in the selection <code>other</code>" in html
+    assert "<svg" in html and not re.search(r"(src|href)=[\"']?http", html)
+
+
+def test_a_neuron_of_another_behaviour_moves_no_margin(planted, tests):
+    page = look(planted, ONLY_G, tests)
+    assert "silenced alone it moves no margin beyond its interval" in page.headline
+    (loss,) = (line for line in page.view.effect if line.metric.startswith("loss"))
+    assert loss.change.low > 0.1
+    assert "No scores were given" in page.html()
+
+
+def test_calibration_examples_are_read_and_never_measured(planted, scores):
+    page = look(
+        planted, SHARED, [behaviour("f", 0, 8), dataclasses.replace(behaviour("p", 900, 8), split="calibration")]
+    )
+    assert page.view.effect == () and page.view.texts and "Not measured" in page.html()
+
+
+def test_text_of_examples_stays_text(planted):
+    rows = tuple(Example(f"<script>alert({i})</script>", {"response": "gO"}) for i in range(4))
+    page = look(planted, ONLY_G, [dataclasses.replace(behaviour("g", 0, 4), examples=rows)])
+    assert "<script" not in page.html() and "<script" not in page._repr_html_()
+
+
+def test_what_does_not_exist_is_named(planted, tests):
+    with pytest.raises(InputError, match=r"no neuron L1\.40: this model has layers 0 to 2 of 40 neurons \(0 to 39\)"):
+        look(planted, 40, tests)
+    with pytest.raises(InputError, match=r"no neuron L9\.0"):
+        neuron_view(planted, Site(9, "neurons"), 0, tests)
+    with pytest.raises(InputError, match="at least one behaviour"):
+        look(planted, 1, [])
+    assert parse_neuron("L17.1042") == (Site(17, "neurons"), 1042)
+    for name in ("17.1042", "L17", "L1.x", "L1.2.3"):
+        with pytest.raises(InputError, match=r"as L17\.1042; got"):
+            parse_neuron(name)
+
+
+@pytest.fixture
+def run_folder(planted, tokenizer, scores, tmp_path):
+    """What `dean-interp run` leaves of a study of the planted model."""
+    planted_model(tokenizer, shared=-2.0).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    study = {"model": str(tmp_path / "model"), "template": "raw", "dtype": "float32"}
+    (tmp_path / "run" / "scores").mkdir(parents=True)
+    for name, place, letter, one in zip(NAMES, ("first", "second", "general"), "fpg", scores, strict=True):
+        rows = [{"prompt": e.prompt, **e.answers, "split": "test"} for e in behaviour(letter, 500, 16).examples]
+        study[place] = str(tmp_path / f"{name}.jsonl")
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        one.save(tmp_path / "run" / "scores" / f"{name}.safetensors")
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"study": study, "data": {}}))
+    coupling(*scores, fraction=0.075).coupled.save(tmp_path / "run" / "selection.neuron.safetensors")
+    return tmp_path / "run"
+
+
+def test_the_command_takes_a_studys_model_data_scores_and_selections(run_folder, tmp_path, capsys):
+    page = tmp_path / "pages" / "neuron.html"
+    command = ["neuron", f"L{LAYER}.{SHARED}", "--run", str(run_folder), "--n-examples", "12", "--out", str(page)]
+    assert main([*command, "--json", "--answer-tokens", "None"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["held_by"] == {"selection.neuron": True} and record["scores"]["rank"]["fairness"] == 1
+    assert f"dean-interp neuron L{LAYER}.{SHARED} --run {run_folder}" in page.read_text()
+    assert main(["neuron", "L1.7", "--run", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
