@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+import pandas as pd
 
 from dean_interp.data.readers import Row, read_rows
 from dean_interp.data.sources import behaviour_name, load_named, named_source
 from dean_interp.errors import InputError
+from dean_interp.frames import Framed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +45,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class Behaviour(Framed):
     """A named set of examples. `response` says which answer of a pair is the one that is scored."""
 
     name: str
@@ -57,6 +59,14 @@ class Behaviour:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def __repr__(self) -> str:
+        kind = f"{self.split} split" if self.split else "all"
+        return f"Behaviour({self.name!r}, {len(self)} examples, {kind}, scored answer: {self.response})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row an example: its prompt, its answers by kind, its topic."""
+        return pd.DataFrame([{"prompt": one.prompt, **one.answers, "topic": one.topic} for one in self.examples])
 
     @property
     def prompts(self) -> list[str]:

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
+from dean_interp.frames import Framed
 from dean_interp.information.reads import Reads, hooks_of, reads_of
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import AnswerTokens, answer_log_probs, batched, shares_prompts
@@ -25,7 +27,7 @@ from dean_interp.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
-class BehaviourMeasurement:
+class BehaviourMeasurement(Framed):
     """One behaviour's answers, as the model sees them. The answers of a pair stand safe first."""
 
     name: str
@@ -37,6 +39,19 @@ class BehaviourMeasurement:
     n_tokens: Int[Tensor, "example answer"]
     final: Float[Tensor, "answer_token d_model"] = field(repr=False)
     """What the unembedding read at every answer token: with it, a later measurement knows its KL to this one."""
+
+    def __repr__(self) -> str:
+        margin = f"mean margin {float(self.margin.mean()):+.3f}, " if self.paired else ""
+        said = f"{len(self.prompts)} prompts, {margin}perplexity {self.perplexity:.1f}"
+        return f"BehaviourMeasurement({self.name!r}, {said})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a prompt: log-probabilities per token, KL, and the margin where there are two answers."""
+        kinds = ("safe", "unsafe") if self.paired else ("answer",)
+        table: dict[str, object] = {"behaviour": self.name, "prompt": self.prompts}
+        for i, kind in enumerate(kinds):
+            table |= {f"log_prob_{kind}": self.log_prob[:, i].numpy(), f"kl_{kind}": self.kl[:, i].numpy()}
+        return pd.DataFrame(table | ({"margin": self.margin.numpy()} if self.paired else {}))
 
     @property
     def paired(self) -> bool:
@@ -62,7 +77,7 @@ class BehaviourMeasurement:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Framed):
     """Several behaviours, measured in one state of the model."""
 
     behaviours: Mapping[str, BehaviourMeasurement]
@@ -71,6 +86,13 @@ class Measurement:
 
     def __getitem__(self, name: str) -> BehaviourMeasurement:
         return self.behaviours[name]
+
+    def __repr__(self) -> str:
+        return f"Measurement({', '.join(map(repr, self.behaviours.values()))})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a prompt of every behaviour."""
+        return pd.concat([one.to_pandas() for one in self.behaviours.values()], ignore_index=True)
 
 
 def measure(

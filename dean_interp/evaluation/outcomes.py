@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from dean_interp.data.examples import Behaviour
@@ -186,6 +187,16 @@ def _line(before: Outcome, after: Outcome, controls: Sequence[Outcome]) -> Line 
         means,
         rank_p_value(side * float(change.mean()), [side * one for one in means]) if side and means else None,
     )
+
+
+def frame(lines: Sequence[Line]) -> pd.DataFrame:
+    """One row a line: what was measured on what, before, after, the change with its interval, p, rank."""
+    return pd.DataFrame([
+        {"metric": one.metric, "on": one.on, "unit": one.unit, "n": one.n, "before": one.before.mean,
+         "after": one.after.mean, "change": one.change.mean, "low": one.change.low, "high": one.change.high,
+         "p": one.p, "p_holm": one.p_holm, "rank": one.rank}
+        for one in lines
+    ])  # fmt: skip
 
 
 def table(lines: Sequence[Line]) -> str:

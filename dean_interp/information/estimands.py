@@ -17,7 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import pandas as pd
+
 from dean_interp.errors import InputError
+from dean_interp.frames import Framed
 from dean_interp.information.estimate import Units
 from dean_interp.selection.controls import Strata, random_like, split_like
 from dean_interp.selection.selection import Selection
@@ -176,7 +179,7 @@ class Shift:
 
 
 @dataclass(frozen=True)
-class MutualInformation:
+class MutualInformation(Framed):
     """An estimand with all that it depends on. Values in `units`."""
 
     question: Question
@@ -190,6 +193,17 @@ class MutualInformation:
     """By variant: the layer of the largest standardised fall."""
     largest_fall_p: Mapping[str, float | None]
     """By variant: p of a fall that large in any layer, by its rank among the controls (max-statistic)."""
+
+    def __repr__(self) -> str:
+        return f"MutualInformation({self.name}, {len(self.shifts)} places, {self.n_prompts} prompts)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a place of each variant: excess over the null before and after, its change, p among controls."""
+        return pd.DataFrame([
+            {"estimand": self.name, "variant": one.variant, "place": one.place, "before": one.before.excess,
+             "after": one.after.excess, "change": one.change, "low": one.low, "high": one.high, "p": one.p,
+             "flags": "; ".join(one.flags)} for one in self.shifts
+        ])  # fmt: skip
 
     def __str__(self) -> str:
         """A table for people: the excess over the null before and after, its change, and p among the controls."""

@@ -2,6 +2,10 @@
 
 from typing import Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 
@@ -43,6 +47,13 @@ def parse_site(text: str) -> Site:
     if not text.startswith("L") or not layer.isdigit() or part not in PARTS:
         raise InputError(f"a site is written L<layer>.<part> with a part of {PARTS}, got {text!r}")
     return Site(int(layer), part)
+
+
+def places(site: Site, indices: Int[Tensor, " unit"], shape: tuple[int, ...]) -> dict[str, object]:
+    """Columns that say where some units of a site are: layer, part, and index or (for weights) row and column."""
+    where = np.unravel_index(indices.cpu().numpy(), shape)
+    names = ("index",) if len(shape) == 1 else ("row", "column")
+    return {"layer": site.layer, "part": site.part, **dict(zip(names, where, strict=True))}
 
 
 def residual_hook(layer: int) -> str:

@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.models.sites import Site, Unit, parse_site
+from dean_interp.frames import Framed
+from dean_interp.models.sites import Site, Unit, parse_site, places
 from dean_interp.tensorfile import read_tensors, write_tensors
 
 _FORMAT = "dean_interp.scores.2"
@@ -35,7 +37,7 @@ class Top:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Framed):
     """How much each unit matters to one behaviour: float32, one tensor a site, on the CPU.
 
     `scores[Site(layer, "neurons")]` is ` d_mlp`; a matrix's scores are `(d_in, d_out)`: `(d_model, d_mlp)` for `gate`
@@ -76,6 +78,17 @@ class Scores:
         n_units = sum(value.numel() for value in self.values.values())
         kinds = " and ".join(f"{unit}s" for unit in self.units)
         return f"Scores({self.behaviour!r}, {n_units} {kinds} at {len(self.values)} sites, {self.facts['method']})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a unit whose score is held (of weights, what was kept), highest first: layer, part, place, score."""
+        rows = []
+        for site, value in self.values.items():
+            indices = value.indices if isinstance(value, Top) else torch.arange(value.numel())
+            rows.append(
+                pd.DataFrame(places(site, indices, self.shapes[site]) | {"score": self.at(site, indices).numpy()})
+            )
+        table = pd.concat(rows, ignore_index=True)
+        return table.sort_values("score", key=abs, ascending=False, ignore_index=True)
 
     @property
     def units(self) -> tuple[Unit, ...]:

@@ -5,9 +5,11 @@ A set intersection. (The released code intersects positions in two sorted lists 
 
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 
 from dean_interp.errors import InputError
+from dean_interp.frames import Framed
 from dean_interp.models.sites import Site
 from dean_interp.scoring.scores import Scores, Top
 from dean_interp.selection.selection import Selection, rounded_up, top_fraction
@@ -17,7 +19,7 @@ Fraction = float | tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Coupling:
+class Coupling(Framed):
     """Every set on the way to the coupled units; `len` of each is its size."""
 
     first: Selection
@@ -27,6 +29,14 @@ class Coupling:
     coupled: Selection
     fractions: tuple[float, float, float]
     """Of first, second and general."""
+
+    def __repr__(self) -> str:
+        return f"Coupling({len(self.coupled)} coupled of {len(self.both)} in both tops, fractions {self.fractions})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a layer: how many units of it each set holds."""
+        sets = {name: getattr(self, name).layer_counts() for name in self.sizes()}
+        return pd.DataFrame(sets).rename_axis("layer").reset_index()
 
     def sizes(self) -> dict[str, int]:
         """How many units each set holds, in the order in which they are made."""

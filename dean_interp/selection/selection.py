@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.models.sites import Site, parse_site
+from dean_interp.frames import Framed
+from dean_interp.models.sites import Site, parse_site, places
 from dean_interp.scoring.scores import Scores, highest
 from dean_interp.tensorfile import read_tensors, write_tensors
 
@@ -24,7 +26,7 @@ Within = Literal["matrix", "layer", "model"]
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Framed):
     """Units of a model: ascending flat indices a site, and how many units each site has in all.
 
     Sites without a selected unit are there too (an empty tensor), so `-` and `|` never guess at shapes.
@@ -54,6 +56,12 @@ class Selection:
     def __repr__(self) -> str:
         n_sites = sum(len(indices) > 0 for indices in self.units.values())
         return f"Selection({len(self)} of {sum(map(_n_units, self.shapes.values()))} units at {n_sites} sites)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a selected unit: layer, part, and its index (neurons) or row and column (weights)."""
+        held = [(site, indices) for site, indices in self.units.items() if len(indices)]
+        rows = [pd.DataFrame(places(site, indices, self.shapes[site])) for site, indices in held]
+        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["layer", "part"])
 
     def mask(self, site: Site) -> Bool[Tensor, "..."]:
         """True where a unit of the site is selected; the site's own shape."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
@@ -21,8 +22,9 @@ from dean_interp.editing.values import Value, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges import judged, make_judge
 from dean_interp.evaluation.measure import measure
-from dean_interp.evaluation.outcomes import Line, Outcome, likelihoods, lines_of, spoken
+from dean_interp.evaluation.outcomes import Line, Outcome, frame, likelihoods, lines_of, spoken
 from dean_interp.fine_tuning import FineTuning, fine_tune
+from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import Interval
@@ -35,7 +37,7 @@ OVER_SEEDS = "share over seeds"
 
 
 @dataclass(frozen=True)
-class ArmResults:
+class ArmResults(Framed):
     """What a study of several arms found."""
 
     title: str
@@ -49,6 +51,14 @@ class ArmResults:
 
     def __str__(self) -> str:
         return "\n\n".join(self.said)
+
+    def __repr__(self) -> str:
+        return f"ArmResults({self.title!r}, {len(self.arms)} arms)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a line of an arm (`outcomes.frame`)."""
+        tables = [frame(lines).assign(arm=arm) for arm, lines in self.arms.items()]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"said": self.said})
 
     @property
     def margins(self) -> dict[str, dict[str, Interval]]:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from dean_interp.evaluation.judges import Agreement, Sensitivity
-from dean_interp.evaluation.outcomes import Line, Outcome, detectable, lines_of, table
+from dean_interp.evaluation.outcomes import Line, Outcome, detectable, frame, lines_of, table
+from dean_interp.frames import Framed
 from dean_interp.selection.selection import Selection
 from dean_interp.study.asked import Asked, Taken, sets_of
 from dean_interp.study.folder import write_text
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Framed):
     """The table and what is needed to read it."""
 
     n_units: int
@@ -45,6 +47,13 @@ class Evaluation:
     """How often each judge gave no verdict, by reason."""
     caution: Mapping[str, Mapping[str, int]]
     """Cautionary phrases in the longest answers of the original and of the edit, with counts."""
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.n_units} units silenced, {len(self.lines)} lines, {len(self.states) - 2} controls)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a line of the table (`outcomes.frame`)."""
+        return frame(self.lines)
 
 
 def evaluate_edit(states: States, ablated: Mapping[str, Selection], asked: Asked, folder: Path) -> Evaluation:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
+from dean_interp.frames import Framed
 from dean_interp.information.estimands import MutualInformation
 from dean_interp.models.sites import Unit
 from dean_interp.selection.stability import STABLE, Floor, Halves
@@ -101,7 +103,7 @@ class TestLeak:
 
 
 @dataclass(frozen=True)
-class UnitResults:
+class UnitResults(Framed):
     """One kind of unit: what is coupled, and its edit beside its controls."""
 
     unit: Unit
@@ -121,6 +123,20 @@ class UnitResults:
     headline: str
     faults: tuple[str, ...] = ()
     """What the edit must not do and does: perplexity too high, super weights silenced, incoherent answers."""
+
+    def __repr__(self) -> str:
+        return f"UnitResults({self.unit}s: {self.headline})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a state: the edit and its controls, changes of both margins with their intervals, perplexity, KL."""
+        rows = []
+        for one in self.states:
+            row = {"unit": self.unit, "state": one.name, "kind": one.kind, "n_units": one.n_units,
+                   "perplexity": one.perplexity, "kl": one.kl}  # fmt: skip
+            for name, change in one.change.items():
+                row |= {f"{name} change": change.mean, f"{name} low": change.low, f"{name} high": change.high}
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     def state(self, name: str) -> State:
         """One state by name."""
@@ -163,7 +179,7 @@ class Spoken:
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Framed):
     """The whole study."""
 
     config: StudyConfig
@@ -178,6 +194,13 @@ class Results:
     texts: tuple[TextActivations, ...]
     leaks: tuple[TestLeak, ...]
     """One of each behaviour, general ability last."""
+
+    def __repr__(self) -> str:
+        return f"Results({self.config.model!r}: {'; '.join(f'{one.unit}s: {one.headline}' for one in self.units)})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a state of each kind of unit (`UnitResults.to_pandas`)."""
+        return pd.concat([one.to_pandas() for one in self.units], ignore_index=True)
 
     @property
     def behaviours(self) -> list[str]:
