@@ -3,6 +3,7 @@
 The method is DEAN (arXiv 2410.16672; SPIN in its second version, ACL 2025), on TransformerLens hook points.
 """
 
+from dean_interp.circuits.graph import Circuit, trace_circuit
 from dean_interp.data.examples import Behaviour, Example, load_behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, create_edit, revert_edit
@@ -16,6 +17,7 @@ from dean_interp.information.estimands import Arm, MutualInformation, Question, 
 from dean_interp.models.generate import generate
 from dean_interp.models.load import load_model
 from dean_interp.models.sites import Site
+from dean_interp.report.circuit import CircuitPage
 from dean_interp.report.neuron import NeuronPage, neuron_view
 from dean_interp.scoring.importance import Scoring, importance
 from dean_interp.scoring.scores import Scores, load_scores
@@ -29,6 +31,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Arm",
     "Behaviour",
+    "Circuit",
+    "CircuitPage",
     "Coupling",
     "Edit",
     "Example",
@@ -65,4 +69,5 @@ __all__ = [
     "select",
     "top_count",
     "top_fraction",
+    "trace_circuit",
 ]

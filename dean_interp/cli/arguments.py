@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
+from dean_interp.cli.circuits import CircuitStep, NeuronStep
 from dean_interp.cli.data import DataStep
 from dean_interp.cli.edits import EditStep
 from dean_interp.cli.model import Model
-from dean_interp.cli.neuron import NeuronStep
 from dean_interp.data.examples import ResponseKind
 from dean_interp.editing.ablation import Positions
 from dean_interp.models.sites import Modules, Unit
@@ -231,7 +231,20 @@ class Report:
     """The run folder."""
 
 
-Step = DataStep | Score | Couple | Ablate | Evaluate | Information | EditStep | NeuronStep | RunSweep | Run | Report
+Step = (
+    DataStep
+    | Score
+    | Couple
+    | Ablate
+    | Evaluate
+    | Information
+    | EditStep
+    | NeuronStep
+    | CircuitStep
+    | RunSweep
+    | Run
+    | Report
+)
 
 
 @dataclass(frozen=True)
@@ -247,6 +260,7 @@ class Command:
         | Annotated[Information, subcommand("information")]
         | Annotated[EditStep, subcommand("edit")]
         | Annotated[NeuronStep, subcommand("neuron")]
+        | Annotated[CircuitStep, subcommand("circuit")]
         | Annotated[RunSweep, subcommand("sweep")]
         | Annotated[Run, subcommand("run")]
         | Annotated[Report, subcommand("report")]

@@ -23,9 +23,9 @@ from dean_interp.cli.arguments import (
     Score,
     Step,
 )
+from dean_interp.cli.circuits import CircuitStep, NeuronStep, show_circuit, show_neuron
 from dean_interp.cli.data import DataStep, data_action
 from dean_interp.cli.edits import EditStep, edit_action
-from dean_interp.cli.neuron import NeuronStep, show_neuron
 from dean_interp.data.examples import Behaviour, load_behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Scale, Zero
@@ -237,6 +237,11 @@ def _(step: RunSweep) -> Said:
 @_do.register
 def _(step: NeuronStep) -> Said:
     return Said(*show_neuron(step))
+
+
+@_do.register
+def _(step: CircuitStep) -> Said:
+    return Said(*show_circuit(step))
 
 
 @_do.register

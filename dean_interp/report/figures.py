@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
+from dean_interp.circuits.graph import Circuit
 from dean_interp.circuits.view import NeuronView
 from dean_interp.information.estimands import MutualInformation
 from dean_interp.statistics import Interval
@@ -235,6 +236,30 @@ def activations_by_behaviour(view: NeuronView) -> Figure:
         axes.set_xlabel(f"activation of {view.name}")
         axes.set_ylabel("share of tokens")
         axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def predicted_against_measured(circuit: Circuit) -> Figure:
+    """Every checked edge: what attribution predicted, and what the intervention did; edges into the set and to the
+    margin apart, since their units differ.
+    """
+    groups = {
+        "into the set (share of activation)": [("largest", [one for one in circuit.edges if one.target], EDIT, "D"),
+                                               ("random", circuit.random, RANDOM, "o")],
+        "to the margin (nats per token)": [("largest", [one for one in circuit.edges if not one.target], EDIT, "D")],
+    }  # fmt: skip
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        for axes, (title, parts) in zip(figure.subplots(1, 2), groups.items(), strict=True):
+            axes.axline((0, 0), slope=1, color="0.8", linewidth=1)
+            for name, edges, colour, marker in parts:
+                checked = [(one.predicted, one.measured) for one in edges if one.measured is not None]
+                axes.scatter(*zip(*checked, strict=True) if checked else ((), ()), s=18, color=colour, marker=marker,
+                             label=name)  # fmt: skip
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel("predicted")
+        figure.axes[0].set_ylabel("measured")
+        figure.axes[0].legend(frameon=False, fontsize=9)
     return figure
 
 

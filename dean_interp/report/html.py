@@ -120,13 +120,19 @@ def _changed(line: Line) -> str:
 def rendered(template: str, **values: object) -> str:
     """A page from its template, with the style of all pages."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"signed": _signed, "interval": _interval, "p": _p, "percent": _percent}
+    environment.filters |= {
+        "tiny": lambda value: f"{value:.2g}",
+        "signed": _signed,
+        "interval": _interval,
+        "p": _p,
+        "percent": _percent,
+    }
     environment.filters |= {
         "percent_of": lambda fraction: f"{100 * fraction:g} %",
         "share_or_change": _share_or_change,
         "changed": _changed,
     }
-    return environment.from_string(_text(template)).render(style=_text("style.css"), **values)
+    return environment.from_string(_text(template)).render(style=_text("style.css"), sorting=_text("sort.js"), **values)
 
 
 def _text(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`dean-interp neuron`: one neuron from all sides, as a page."""
+"""`dean-interp neuron` and `dean-interp circuit`: a look at single neurons, and at what feeds a set of them."""
 
 import dataclasses
 import json
@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import TypeAdapter
 from tyro.conf import OmitArgPrefixes, Positional
 
+from dean_interp.circuits.graph import trace_circuit
 from dean_interp.circuits.neuron import parse_neuron
-from dean_interp.circuits.view import NeuronView
 from dean_interp.cli.model import Model
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError
+from dean_interp.report.circuit import CircuitPage
 from dean_interp.report.neuron import neuron_view
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
@@ -54,6 +55,61 @@ class NeuronStep:
     model: OmitArgPrefixes[Model] = field(default_factory=Model)
 
 
+@dataclass(frozen=True)
+class CircuitStep:
+    """Show what feeds the selected neurons on one example, what they feed, and how far the attribution can be believed.
+
+    Example: dean-interp circuit runs/demo/selection.neuron.safetensors --on privacy
+
+    Example: dean-interp circuit coupled.safetensors --on mine.csv --example 3 --n-targets 5 --out circuit.html
+    """
+
+    selection: Positional[Path]
+    """A selection of neurons."""
+    on: str = "privacy"
+    """A behaviour with safe and unsafe answers."""
+    example: int = 0
+    """Which of its test examples, from 0."""
+    n_targets: int = 10
+    """Of the selected neurons at their tokens, those with the largest effect on the margin."""
+    n_sources: int = 8
+    """Largest sources of each."""
+    n_checked: int = 32
+    """Largest edges into the set that are measured by intervention, beside as many random ones."""
+    answer_tokens: int | None = 12
+    """First tokens of both answers (None: all)."""
+    seed: int = 0
+    """Of the random edges."""
+    out: Path = Path("circuits/circuit.html")
+    """The page to write."""
+    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+
+
+def show_circuit(step: CircuitStep) -> tuple[dict[str, Any], str]:
+    """Write the page; a record and a text for its user. Raises `InputError` for what can be put right."""
+    step.out.parent.mkdir(parents=True, exist_ok=True)
+    writable(step.out)
+    selection = load_selection(step.selection)
+    examples = load_behaviour(step.on, n_examples=None, split="test").examples
+    if not 0 <= step.example < len(examples):
+        raise InputError(f"example must be from 0 to {len(examples) - 1} ('{step.on}', test split), got {step.example}")
+    circuit = trace_circuit(
+        step.model.loaded(), selection, examples[step.example], n_targets=step.n_targets, n_sources=step.n_sources,
+        n_checked=step.n_checked, answer_tokens=step.answer_tokens, template=step.model.template, seed=step.seed,
+    )  # fmt: skip
+    command = (
+        f"dean-interp circuit {step.selection} --model {step.model.model} --on {step.on} --example {step.example} "
+        f"--n-targets {step.n_targets} --n-sources {step.n_sources} --n-checked {step.n_checked} --seed {step.seed}"
+    )
+    page = CircuitPage(circuit, f"What feeds {step.selection.stem}, and what it feeds", command)
+    page.save(step.out)
+    return {"page": str(step.out), **_record(circuit)}, f"{page.headline}\npage: {step.out.resolve()}"
+
+
+def _record(value: object) -> dict[str, Any]:
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
 def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
     """Write the page; a record and a text for its user. Raises `InputError` for what can be put right."""
     site, index = parse_neuron(step.neuron)
@@ -74,7 +130,7 @@ def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
     page.save(out)
     return {
         "page": str(out),
-        **TypeAdapter(NeuronView).dump_python(page.view, mode="json"),
+        **_record(page.view),
     }, f"{page.headline}\n{page.view.written}\npage: {out.resolve()}"
 
 
