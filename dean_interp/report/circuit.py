@@ -8,7 +8,7 @@ from dean_interp.circuits.graph import Circuit, Edge, Node
 from dean_interp.report.figures import predicted_against_measured, to_svg
 from dean_interp.report.html import rendered
 
-_LEFT, _STEP, _LAYER, _TOP, _FOOT = 44, 40, 20, 36, 110
+_LEFT, _STEP, _LAYER, _TOP, _FOOT = 44.0, 40.0, 20.0, 36.0, 110.0
 _START = 15  # percent of the largest edge that is shown at first
 
 
