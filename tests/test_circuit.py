@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from browser import needs_browser, opened
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
 from dean_interp import CircuitPage, Example, InputError, Selection, Site, load_model, trace_circuit
@@ -154,6 +155,17 @@ def test_the_page_holds_every_edge_and_loads_nothing(found):
     table = found.to_pandas()
     assert len(table) == len(found.edges) + len(found.random) and table.random.sum() == len(found.random)
     assert Node("head", 3, 2, 0).name == "L3.H2" and "Circuit(" in repr(found)
+
+
+@needs_browser
+def test_a_click_on_a_unit_keeps_its_edges_alone(found, tmp_path):
+    page = CircuitPage(found).save(tmp_path / "circuit.html")
+    key = f"L{LAYER}.{SHARED}@{next(e for e in found.edges if e.target is None).source.position}"
+    click = f"document.querySelector('[data-key=\"{key}\"]').dispatchEvent(new MouseEvent('click'));"
+    drawn = opened(page, tmp_path, then=f"least.value = 0; {click}")
+    edges = re.findall(r'class="edge (?:up|down)( dim)?"[^>]*data-ends="([^"]*)"', drawn)
+    assert len(edges) == len(found.edges)
+    assert all(bool(dim) != (key in ends.split()) for dim, ends in edges)
 
 
 def test_the_command_writes_a_page_and_its_record(planted, tokenizer, tmp_path, capsys):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from browser import needs_browser, opened
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
 from dean_interp import Example, InputError, Scoring, Selection, Site, coupling, importance, load_model, neuron_view
@@ -76,6 +77,14 @@ def test_text_of_examples_stays_text(planted):
     rows = tuple(Example(f"<script>alert({i})</script>", {"response": "gO"}) for i in range(4))
     page = look(planted, ONLY_G, [dataclasses.replace(behaviour("g", 0, 4), examples=rows)])
     assert "<script" not in page.html() and "<script" not in page._repr_html_()
+
+
+@needs_browser
+def test_a_browser_draws_the_page_and_a_notebooks_frame(planted, tests, tmp_path):
+    page = look(planted, SHARED, tests[:1])
+    assert opened(page.save(tmp_path / "neuron.html"), tmp_path).count('class="up"') > 3
+    (tmp_path / "cell.html").write_text(f"<body>{page._repr_html_()}</body>")
+    assert "<iframe" in opened(tmp_path / "cell.html", tmp_path)
 
 
 def test_what_does_not_exist_is_named(planted, tests):

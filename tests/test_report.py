@@ -1,11 +1,11 @@
 import dataclasses
 import re
-import shutil
-import subprocess
 
 import pytest
+from browser import needs_browser, opened
 from test_study import config, finished  # noqa: F401 - fixtures
 
+from dean_interp.cli.main import main
 from dean_interp.report.figures import (
     coupled_per_layer,
     coupling_against_chance,
@@ -16,10 +16,8 @@ from dean_interp.report.figures import (
     to_svg,
     verdicts_by_state,
 )
-from dean_interp.report.html import write_information_report, write_report
+from dean_interp.report.html import write_comparison, write_information_report, write_report
 from dean_interp.study.results import InformationResults, load_record, save_record
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +79,38 @@ def test_a_study_of_one_unit_without_answers_has_a_report_too(finished, tmp_path
     assert text.count("<svg") == 5 and "What the model answers" not in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_browser
 def test_a_real_browser_draws_the_report_with_the_network_blocked(report, tmp_path):
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--v=0",
-        "--virtual-time-budget=8000", "--dump-dom", report.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    faults = [line for line in done.stderr.splitlines() if "CONSOLE" in line and ("rror" in line or "ailed" in line)]
-    assert not faults
-    view = done.stdout[done.stdout.index('class="view"') :]
+    page = opened(report, tmp_path)
+    view = page[page.index('class="view"') :]
     assert view.count("<span") > 20, "the circuitsvis view is empty"
+
+
+def test_several_runs_stand_on_one_page_with_what_differs_between_them(finished, tmp_path):  # noqa: F811
+    results = finished[1]
+    other = dataclasses.replace(results, config=dataclasses.replace(results.config, seed=7), units=results.units[:1])
+    text = write_comparison({"one": results, "<b>two": other}, tmp_path / "comparison.html").read_text()
+    assert all(f"<td>one</td><td>{unit.unit}</td>" in text for unit in results.units)
+    assert "<td>seed</td><td>0</td><td>7</td>" in text and text.count("<td>seed</td>") == 1
+    assert "<td>model</td>" not in text, "what is the same is not listed"
+    assert "--seed 7" in text and "<b>two" not in text and "&lt;b&gt;two" in text
+
+
+def test_the_command_reports_one_run_or_compares_several(finished, tmp_path, capsys):  # noqa: F811
+    folder = str(finished[0])
+    assert main(["report", folder, folder, "--out", str(tmp_path / "both.html")]) == 0
+    assert (tmp_path / "both.html").is_file() and "both.html" in capsys.readouterr().out
+    assert main(["report"]) == 2 and "name at least one run folder" in capsys.readouterr().err
+
+
+@needs_browser
+def test_a_click_on_a_heading_sorts_by_numbers_and_a_second_click_turns_it_round(finished, tmp_path):  # noqa: F811
+    results = finished[1]
+    page = write_comparison({"one": results}, tmp_path / "comparison.html")
+    silenced = [one.state("edit").n_units for one in results.units]
+    assert silenced != sorted(silenced, reverse=True) or silenced != sorted(silenced)
+    click = "document.querySelectorAll('table.sortable th')[2].click();"
+    for clicks, order in ((1, sorted(silenced, reverse=True)), (2, sorted(silenced))):
+        table = opened(page, tmp_path, then=click * clicks).split('class="sortable"')[1].split("</table>")[0]
+        rows = re.findall(r"<td>(?:neuron|weight)</td><td>(\d+)</td>", table)
+        assert list(map(int, rows)) == order

@@ -222,13 +222,17 @@ class RunSweep:
 
 @dataclass(frozen=True)
 class Report:
-    """Draw `report.html` anew from the results in a run folder.
+    """Draw `report.html` anew from the results in a run folder; of several folders, a page that compares them.
 
     Example: dean-interp report runs/demo
+
+    Example: dean-interp report runs/demo runs/mine --out comparison.html
     """
 
-    folder: Positional[Path]
-    """The run folder."""
+    folders: Positional[tuple[Path, ...]]
+    """The run folders."""
+    out: Path | None = None
+    """The page of several runs; unset: comparison.html in the first folder."""
 
 
 Step = (

@@ -33,6 +33,7 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import judge, judge_name
 from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.report.html import write_comparison, write_report, write_sweep_report
 from dean_interp.scoring import methods
 from dean_interp.scoring.importance import Scoring, importance
 from dean_interp.scoring.plan import plan
@@ -225,8 +226,6 @@ def _(step: EditStep) -> Said:
 
 @_do.register
 def _(step: RunSweep) -> Said:
-    from dean_interp.report.html import write_sweep_report  # as in _report
-
     sweep = run_sweep(step.sweep, step.out)
     report = write_sweep_report(sweep, step.out)
     front = [point.name for point in sweep.points if point.on_front]
@@ -256,13 +255,17 @@ def _(step: Run) -> Said:
 
 @_do.register
 def _(step: Report) -> Said:
-    report = _report(step.folder)
+    if not step.folders:
+        raise InputError("name at least one run folder")
+    if len(step.folders) == 1 and step.out is None:
+        report = _report(step.folders[0])
+    else:
+        runs = {str(folder): load_results(folder / "results.json") for folder in step.folders}
+        report = write_comparison(runs, step.out or step.folders[0] / "comparison.html")
     return Said({"report": str(report)}, f"report: {report.resolve()}")
 
 
 def _report(folder: Path) -> Path:
-    from dean_interp.report.html import write_report  # matplotlib and circuitsvis, which no other step needs
-
     return write_report(load_results(folder / "results.json"), folder)
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from dean_interp.evaluation.outcomes import Line
 from dean_interp.information.estimands import HEADLINES
 from dean_interp.report.figures import (
+    changes_by_arm,
     coupled_per_layer,
     coupling_against_chance,
     effect_against_controls,
@@ -43,6 +44,34 @@ def write_report(results: Results, folder: Path) -> Path:
         command=_command(results),
     )
     path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def write_comparison(runs: Mapping[str, Results], path: Path) -> Path:
+    """Write a page of several runs side by side, by name; return its path."""
+    behaviours = list(dict.fromkeys(name for results in runs.values() for name in results.behaviours))
+    changes = {
+        f"{behaviour} margin": {
+            f"{name}, {one.unit}s": one.state("edit").change[behaviour]
+            for name, results in runs.items() for one in results.units if behaviour in results.behaviours
+        } for behaviour in behaviours
+    }  # fmt: skip
+    settings = {name: vars(results.config) for name, results in runs.items()}
+    differing = {
+        setting: [some[setting] for some in settings.values()]
+        for setting in next(iter(settings.values())) if len({str(some[setting]) for some in settings.values()}) > 1
+    }  # fmt: skip
+    page = rendered(
+        "comparison.html.j2",
+        title=f"{len(runs)} runs side by side",
+        runs=runs,
+        behaviours=behaviours,
+        figure=to_svg(changes_by_arm(changes, "change (nats per token)"), "Changes of both margins by run"),
+        differing=differing,
+        commands={name: _command(results) for name, results in runs.items()},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
 
