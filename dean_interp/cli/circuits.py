@@ -87,7 +87,6 @@ class CircuitStep:
 
 def show_circuit(step: CircuitStep) -> tuple[dict[str, Any], str]:
     """Write the page; a record and a text for its user. Raises `InputError` for what can be put right."""
-    step.out.parent.mkdir(parents=True, exist_ok=True)
     writable(step.out)
     selection = load_selection(step.selection)
     examples = load_behaviour(step.on, n_examples=None, split="test").examples
@@ -113,11 +112,10 @@ def _record(value: object) -> dict[str, Any]:
 def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
     """Write the page; a record and a text for its user. Raises `InputError` for what can be put right."""
     site, index = parse_neuron(step.neuron)
-    out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    writable(out)
     if step.run:
         step = _of_run(step, step.run)
+    out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
+    writable(out)
     scores = [load_scores(path) for path in step.scores]
     selections = {path.stem: load_selection(path) for path in step.selections}
     selections = {name: one for name, one in selections.items() if next(iter(one.shapes)).unit == "neuron"}

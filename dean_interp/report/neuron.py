@@ -60,7 +60,7 @@ class NeuronPage:
             "neuron.html.j2",
             view=view,
             headline=self.headline,
-            written=list(zip(view.written.promoted, [(one, -by) for one, by in view.written.suppressed], strict=True)),
+            written=list(zip(view.written.promoted, view.written.suppressed, strict=True)),
             figure=to_svg(activations_by_behaviour(view), "Activations by behaviour"),
             shaded=shaded,
             peak=peak,
