@@ -103,7 +103,7 @@ def said(results: ArmResults, first: str, second: str) -> list[str]:
             continue
         other = first if on == second else second
         own, theirs = (margins(results.arms[arm])[name].change for name in (on, other))
-        kind = ("the trained behaviour itself falls, so a fall of the other is no sign of a conflict" if own.high < 0 else
+        kind = ("the trained behaviour falls too, so a fall of the other is no sign of conflict" if own.high < 0 else
                 "the trained behaviour does not rise beyond its interval: too small a dose to tell" if own.low <= 0 else
                 "the trade-off appears" if theirs.high < 0 else
                 "both rise: no trade-off" if theirs.low > 0 else
