@@ -2,7 +2,7 @@
 #   make demo    the whole study on the demo model; ends with runs/demo/report.html
 #   make test    lint, types, room contracts, and every test, the slow ones included
 #   make lint    the first three of these
-#   make docs    executes the notebooks in place
+#   make docs    executes the notebooks in place; views that carry a script of megabytes are left out of what is saved
 #   make bench   the numbers in docs/performance.md
 PYTHON ?= python3
 VENV ?= .venv
@@ -34,6 +34,8 @@ lint: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(bin)/jupyter execute --inplace notebooks/*.ipynb
+	$(bin)/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
+		--TagRemovePreprocessor.remove_all_outputs_tags=large notebooks/*.ipynb
 
 bench: $(VENV)/.run
 	$(bin)/python benchmarks/scoring.py
