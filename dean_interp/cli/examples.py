@@ -91,5 +91,5 @@ def after_help(arguments: Sequence[str]) -> str:
     """The examples of the command that these arguments ask help for, and for `dean-interp --help` the exit codes."""
     words = [word for word in arguments if not word.startswith("-")]
     name = next(name for n in (2, 1, 0) if (name := " ".join(words[:n])) in EXAMPLES)
-    lines = "\n".join(["examples:", *(f"  {one}" for one in EXAMPLES[name])])
+    lines = "\n".join(["", "examples:", *(f"  {one}" for one in EXAMPLES[name])])
     return lines if name else f"{lines}\n\n{EXIT_CODES}"
