@@ -55,9 +55,7 @@ def test_the_tutorial_runs_and_prints_what_it_says(demo_model, tmp_path, monkeyp
     for language, text in blocks(ROOT / "docs" / "tutorial.md"):
         if language == "text":
             assert NUMBER.sub("#", said) == NUMBER.sub("#", text)
-            given, expected = (
-                [float(one.replace("−", "-")) for one in NUMBER.findall(some)] for some in (said, text)
-            )
+            given, expected = ([float(one.replace("−", "-")) for one in NUMBER.findall(some)] for some in (said, text))
             assert given == pytest.approx(expected, rel=0.02, abs=0.01)
         if language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as printed:
