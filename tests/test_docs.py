@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tyro
 
+import dean_interp
 from dean_interp.cli.arguments import Command
 from dean_interp.cli.main import _CONFIG
 
@@ -72,7 +73,8 @@ def test_the_site_builds_strictly_and_its_reference_is_the_docstrings(tmp_path):
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr
     page = (tmp_path / "reference" / "scoring.html").read_text(encoding="utf-8")
-    assert 'id="dean_interp.importance"' in page
+    reference = "".join(one.read_text(encoding="utf-8") for one in (tmp_path / "reference").glob("*.html"))
+    assert not [name for name in dean_interp.__all__ if f'id="dean_interp.{name}"' not in reference]
     assert "Score every unit of the model for one behaviour, by gradients at hook points." in page
     loaded = re.findall(r'<(?:link|script|img)[^>]*(?:href|src)="(https?://[^"]*)"', page)
     assert not loaded, "a page loads nothing from a network"
