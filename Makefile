@@ -3,7 +3,7 @@
 #   make test    lint, types, room contracts, and every test, the slow ones included
 #   make lint    the first three of these
 #   make docs    the documentation as a site in site/, read from docs/ and the docstrings
-#   make notebooks   executes the notebooks in place
+#   make notebooks   executes the notebooks in place; views that carry a script of megabytes are left out of what is saved
 #   make bench   the numbers in docs/performance.md
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,6 +38,8 @@ docs: $(VENV)/.test
 
 notebooks: $(VENV)/.test
 	$(bin)/jupyter execute --inplace notebooks/*.ipynb
+	$(bin)/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
+		--TagRemovePreprocessor.remove_all_outputs_tags=large notebooks/*.ipynb
 
 bench: $(VENV)/.run
 	$(bin)/python benchmarks/scoring.py

@@ -6,14 +6,17 @@ Reads the scores of a finished (or half-finished) run folder; nothing is scored 
 fractions p of two rankings share p * p of the units, and p * p * (1 - p) of them would count as coupled.
 """
 
-import sys
 from pathlib import Path
 
+import tyro
+from tyro.conf import Positional
+
 from dean_interp import InputError, coupling, load_scores
+from dean_interp.cli.ending import script
 from dean_interp.models.sites import Unit
 
 
-def main(folder: Path, unit: Unit = "neuron") -> None:
+def main(folder: Positional[Path], unit: Positional[Unit] = "neuron") -> None:
     """Print one line a fraction."""
     files = sorted((folder / "scores").glob("*.safetensors"))
     scores = {path.name.split(".")[0]: load_scores(path).of(unit) for path in files}
@@ -37,6 +40,4 @@ def main(folder: Path, unit: Unit = "neuron") -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        sys.exit("usage: python analyses/coupling_by_fraction.py RUN_FOLDER [neuron|weight]")
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    script(lambda: tyro.cli(main, description=__doc__))

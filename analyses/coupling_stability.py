@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from dean_interp import Behaviour, Scores, coupling, importance, load_behaviour, load_model
+from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
 from dean_interp.scoring.examples import with_groups
@@ -84,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuning, Method
 from dean_interp.models.load import HookedModel
@@ -146,4 +147,4 @@ def said(lines: Mapping[str, tuple], names: list[str]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Table, description=__doc__))
+    script(lambda: run(tyro.cli(Table, description=__doc__)))

@@ -22,6 +22,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Behaviour, coupling, create_edit, load_behaviour, load_model
+from dean_interp.cli.ending import script
 from dean_interp.editing.checkpoint import export
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuning, fine_tune
@@ -173,4 +174,4 @@ def survived(which: str, taken: Mapping[str, Mapping[str, list[Outcome]]], names
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Durability, description=__doc__))
+    script(lambda: run(tyro.cli(Durability, description=__doc__)))

@@ -10,6 +10,7 @@ controls' spread is that of a first run.
 import argparse
 from pathlib import Path
 
+from dean_interp.cli.ending import script
 from dean_interp.information.power import Design, power_curve, prompts_needed
 from dean_interp.report.figures import power_by_prompts, to_svg
 from dean_interp.study.folder import write_text
@@ -47,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

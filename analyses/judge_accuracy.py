@@ -15,6 +15,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
+from dean_interp.cli.ending import script
 from dean_interp.evaluation.judge import VERDICTS, judge, judge_name
 
 
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

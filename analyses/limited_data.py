@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Behaviour, InputError, Selection, coupling, load_behaviour, load_model, random_like
+from dean_interp.cli.ending import script
 from dean_interp.data.examples import draw
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.models.load import HookedModel
@@ -139,4 +140,4 @@ def along(results: ArmResults, sizes: list[int], config: StudyConfig, tests: lis
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Limited, description=__doc__))
+    script(lambda: run(tyro.cli(Limited, description=__doc__)))

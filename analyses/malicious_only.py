@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 from dean_against_finetuning import Table, run
 
+from dean_interp.cli.ending import script
 from dean_interp.study.arms import ArmResults
 
 TITLE = "DEAN against fine-tuning in {model}, with unsafe answers only"
@@ -23,4 +24,4 @@ def run_malicious(given: Table) -> ArmResults:
 
 
 if __name__ == "__main__":
-    run_malicious(tyro.cli(Table, default=Table(out=Path("runs/malicious")), description=__doc__))
+    script(lambda: run_malicious(tyro.cli(Table, default=Table(out=Path("runs/malicious")), description=__doc__)))

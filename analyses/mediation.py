@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp.cli.ending import script
 from dean_interp.editing.values import Restore
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuning, fine_tune
@@ -147,4 +148,4 @@ def finished(
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Mediation, description=__doc__))
+    script(lambda: run(tyro.cli(Mediation, description=__doc__)))

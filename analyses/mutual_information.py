@@ -32,6 +32,7 @@ from dean_interp import (
     random_like,
     top_fraction,
 )
+from dean_interp.cli.ending import script
 from dean_interp.information.compare import mutual_informations
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -10,6 +10,7 @@ float32 model, and for scale that of two halves of the examples in float32 (neur
 import argparse
 
 from dean_interp import Scores, coupling, importance, load_behaviour, load_model
+from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.selection.stability import half_overlap, jaccard
 
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

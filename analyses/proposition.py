@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dean_interp.cli.ending import script
 from dean_interp.information import gaussian_mi
 from dean_interp.report.figures import estimates_beside_truth
 from dean_interp.report.html import write_figure_page
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

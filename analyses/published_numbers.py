@@ -14,6 +14,7 @@ from math import sqrt
 
 from scipy import stats
 
+from dean_interp.cli.ending import script
 from dean_interp.statistics import holm, proportion
 
 QUESTIONS = {"fairness": 2165, "privacy": 657}
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

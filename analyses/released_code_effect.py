@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Line
 from dean_interp.models.sites import Site
 from dean_interp.report.figures import changes_by_arm
@@ -124,4 +125,4 @@ def thinned(selection: Selection, counts: Mapping[Site, int], seed: int) -> Sele
 
 
 if __name__ == "__main__":
-    run(tyro.cli(ReleasedEffect, description=__doc__))
+    script(lambda: run(tyro.cli(ReleasedEffect, description=__doc__)))

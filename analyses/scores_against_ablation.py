@@ -18,6 +18,7 @@ from scipy.stats import bootstrap, spearmanr
 from tqdm.auto import tqdm
 
 from dean_interp import Scoring, Selection, ablate, importance, load_behaviour, load_model
+from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import collate
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

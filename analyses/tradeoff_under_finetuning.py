@@ -18,6 +18,7 @@ from published_numbers import published
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import load_model
+from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuning, Method
 from dean_interp.report.figures import changes_along
@@ -117,4 +118,4 @@ def said(results: ArmResults, first: str, second: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Tradeoff, description=__doc__))
+    script(lambda: run(tyro.cli(Tradeoff, description=__doc__)))

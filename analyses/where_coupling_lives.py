@@ -22,6 +22,7 @@ from tyro.conf import OmitArgPrefixes
 from dean_interp import Behaviour, InputError, Scoring, Selection, coupling, importance, load_behaviour, load_model
 from dean_interp.circuits.lens import written
 from dean_interp.circuits.neuron import strongest_neurons, top_texts
+from dean_interp.cli.ending import script
 from dean_interp.data.examples import draw
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Unit
@@ -165,4 +166,4 @@ def looked_at(
 
 
 if __name__ == "__main__":
-    run(tyro.cli(Where, description=__doc__))
+    script(lambda: run(tyro.cli(Where, description=__doc__)))

@@ -25,7 +25,8 @@ class Interval:
     n_clusters: int
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        digits = 3 if max(abs(self.low), abs(self.high)) >= 0.01 else 5  # small effects are not all 0.000
+        return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
 def clustered_interval(

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 
 import pytest
@@ -100,6 +101,8 @@ def test_the_command_reports_one_run_or_compares_several(finished, tmp_path, cap
     folder = str(finished[0])
     assert main(["report", folder, folder, "--out", str(tmp_path / "both.html")]) == 0
     assert (tmp_path / "both.html").is_file() and "both.html" in capsys.readouterr().out
+    assert main(["report", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(finished[0] / "report.html")}
     assert main(["report"]) == 2 and "name at least one run folder" in capsys.readouterr().err
 
 

@@ -144,9 +144,11 @@ def test_a_killed_evaluation_goes_on_to_the_same_table(files, measuring, asked, 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("dean_interp.study.evaluation.lines_of", killed)
-        said(capsys, "evaluate", selection, "--out", tmp_path / "cut", *measuring, *asked)
+        command = ["evaluate", selection, "--out", tmp_path / "cut", *measuring, *asked]
+        assert main([*map(str, command)]) == 130
+    capsys.readouterr()
     monkeypatch.setattr("dean_interp.study.answers.generate_to", lambda *_, **__: pytest.fail("answered again"))
     assert said(capsys, "evaluate", selection, "--out", tmp_path / "cut", *measuring, *asked) == whole
 
@@ -264,8 +266,7 @@ def test_a_killed_score_goes_on_from_its_last_batch(model, tmp_path, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr(Unfinished, "keep", keep_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            main(command)
+        assert main(command) == 130
     assert not out.exists()
     monkeypatch.setattr(Unfinished, "keep", lambda self, sums, n_batches: kept.append(n_batches))
     assert main(command) == 0
@@ -300,14 +301,6 @@ def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_pa
     assert (
         said(capsys, "edit", "stack", edit, edit, "--out", tmp_path / "both.safetensors")["numbers"] == made["numbers"]
     )
-
-
-@pytest.mark.parametrize("step", ["score", "couple", "ablate", "evaluate", "information", "edit", "run", "report"])
-def test_help_of_every_step_has_an_example(step, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([step, "--help"])
-    assert stop.value.code == 0
-    assert f"Example: dean-interp {step} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The command `dean-interp`: arguments in `arguments.py`, what each step does in `steps.py`."""
+"""The command `dean-interp`: arguments in `arguments.py`, what a step does in `steps.py`, its end in `ending.py`."""

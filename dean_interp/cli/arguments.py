@@ -51,14 +51,7 @@ class Tests:
 
 @dataclass(frozen=True)
 class Score:
-    """Score every unit for one behaviour. Killed and started again, it goes on from the last finished batch.
-
-    Example: dean-interp score fairness --out scores/fairness.safetensors
-
-    Example: dean-interp score privacy --unit neuron weight --dry-run --out scores/privacy.safetensors
-
-    Example: dean-interp score mine.csv --model Qwen/Qwen2.5-0.5B-Instruct --unit neuron weight --out mine.safetensors
-    """
+    """Score every unit for one behaviour. Killed and started again, it goes on from the last finished batch."""
 
     behaviour: Positional[str]
     """A built-in name, a CSV or JSONL file, or a hub data set."""
@@ -96,14 +89,6 @@ class Couple:
     """Select units by set algebra over the tops of several behaviours.
 
     Three score files and no expression give the coupled units: important to the first two behaviours, not to the third.
-
-    Example: dean-interp couple fairness.safetensors privacy.safetensors general.safetensors --out coupled.safetensors
-
-    Example: dean-interp couple a.safetensors b.safetensors c.safetensors --unit weight --fraction 0.001 0.001 0.0005
-    --out coupled.safetensors
-
-    Example: dean-interp couple fairness.safetensors privacy.safetensors general.safetensors refusal.safetensors
-    --expression "(fairness & privacy) - general - refusal" --count 500 --within model --out chosen.safetensors
     """
 
     scores: Positional[tuple[Path, ...]]
@@ -124,12 +109,7 @@ class Couple:
 
 @dataclass(frozen=True)
 class Ablate:
-    """Show what the model answers with and without the selected units.
-
-    Example: dean-interp ablate coupled.safetensors --prompts "May I read my flatmate's diary?"
-
-    Example: dean-interp ablate coupled.safetensors --behaviour privacy --n-prompts 16 --out answers.json
-    """
+    """Show what the model answers with and without the selected units."""
 
     selection: Positional[Path]
     """The selection file."""
@@ -159,12 +139,6 @@ class Evaluate:
     """Say in one table what an ablation does: margins, judged answers, over-refusal, general ability.
 
     Random controls are measured where scores are given. Killed and started again, it goes on from the last batch.
-
-    Example: dean-interp evaluate coupled.safetensors --scores fairness.safetensors privacy.safetensors
-    general.safetensors --out runs/evaluation
-
-    Example: dean-interp evaluate coupled.safetensors --harmful salad_fairness.csv salad_privacy.csv --judges lexical
-    md-judge:OpenSafetyLab/MD-Judge-v0.1 --tasks arc_easy --out runs/salad
     """
 
     selection: Positional[Path]
@@ -178,11 +152,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Information:
-    """Estimate the mutual information between both behaviours' neurons before and under an ablation, beside controls.
-
-    Example: dean-interp information coupled.safetensors --scores fairness.safetensors privacy.safetensors
-    general.safetensors --out runs/evaluation
-    """
+    """Estimate the mutual information of both behaviours' neurons before and under an ablation, beside controls."""
 
     selection: Positional[Path]
     """The selection file."""
@@ -194,12 +164,7 @@ class Information:
 
 @dataclass(frozen=True)
 class Run:
-    """Run the whole study: score, couple, ablate, measure beside controls, report. Resumes where it was stopped.
-
-    Example: dean-interp run --out runs/demo
-
-    Example: dean-interp run --model Qwen/Qwen2.5-0.5B-Instruct --first mine.csv --units neuron --out runs/mine
-    """
+    """Run the whole study: score, couple, ablate, measure beside controls, report. Resumes where it was stopped."""
 
     study: OmitArgPrefixes[StudyConfig]
     out: Path = Path("runs/demo")
@@ -208,12 +173,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunSweep:
-    """Try many edits from one scoring pass; choose the Pareto front on one half of the tests, confirm it on the other.
-
-    Example: dean-interp sweep --out runs/sweep
-
-    Example: dean-interp sweep --units neuron --neuron-fractions 0.005 0.01 0.02 --values 0 0.5 mean --out runs/doses
-    """
+    """Try many edits from one scoring pass; choose the Pareto front on half of the tests, confirm it on the other."""
 
     sweep: OmitArgPrefixes[SweepConfig]
     out: Path = Path("runs/sweep")
@@ -222,12 +182,7 @@ class RunSweep:
 
 @dataclass(frozen=True)
 class Report:
-    """Draw `report.html` anew from the results in a run folder; of several folders, a page that compares them.
-
-    Example: dean-interp report runs/demo
-
-    Example: dean-interp report runs/demo runs/mine --out comparison.html
-    """
+    """Draw `report.html` anew from the results in a run folder; of several folders, a page that compares them."""
 
     folders: Positional[tuple[Path, ...]]
     """The run folders."""
@@ -271,3 +226,5 @@ class Command:
     ]
     json: bool = False
     """Print one JSON object on standard output instead of text."""
+    debug: bool = False
+    """Show the trace of an error, too."""

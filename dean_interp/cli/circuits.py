@@ -23,14 +23,7 @@ from dean_interp.tensorfile import writable
 
 @dataclass(frozen=True)
 class NeuronStep:
-    """Show one neuron: where it fires, what it writes, its ranks, what happens when it alone is silenced.
-
-    Example: dean-interp neuron L17.1042
-
-    Example: dean-interp neuron L17.1042 --run runs/demo
-
-    Example: dean-interp neuron L3.88 --model Qwen/Qwen2.5-0.5B-Instruct --on mine.csv --scores mine.safetensors
-    """
+    """Show one neuron: where it fires, what it writes, its ranks, what happens when it alone is silenced."""
 
     neuron: Positional[str]
     """Its layer and index: L17.1042."""
@@ -57,12 +50,7 @@ class NeuronStep:
 
 @dataclass(frozen=True)
 class CircuitStep:
-    """Show what feeds the selected neurons on one example, what they feed, and how far the attribution can be believed.
-
-    Example: dean-interp circuit runs/demo/selection.neuron.safetensors --on privacy
-
-    Example: dean-interp circuit coupled.safetensors --on mine.csv --example 3 --n-targets 5 --out circuit.html
-    """
+    """Show what feeds the selected neurons on one example, what they feed, and how far to believe the attribution."""
 
     selection: Positional[Path]
     """A selection of neurons."""

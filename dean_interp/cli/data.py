@@ -21,14 +21,7 @@ from dean_interp.tensorfile import writable
 
 @dataclass(frozen=True)
 class AuditData:
-    """Count duplicates, leakage between data sets, refusals and lengths.
-
-    Example: dean-interp data audit calibration.csv test.csv
-
-    Example: dean-interp data audit fairness privacy mine.csv --out audit.json
-
-    Example: dean-interp data audit beavertails:fairness salad:fairness --threshold 0.5
-    """
+    """Count duplicates, leakage between data sets, refusals and lengths."""
 
     sets: Positional[tuple[str, ...]]
     """Built-in names, CSV or JSONL files, data set folders, hub names or published sets; all their rows are read."""
@@ -42,7 +35,7 @@ class AuditData:
 
 @dataclass(frozen=True)
 class ShowData:
-    """Show how a data set is read: its first examples. Example: dean-interp data show mine.csv --n-examples 5"""
+    """Show how a data set is read: its first examples."""
 
     name: Positional[str]
     """A built-in name, a CSV or JSONL file, a data set folder, a hub name or a published set."""

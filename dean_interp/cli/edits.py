@@ -21,12 +21,7 @@ from dean_interp.tensorfile import writable
 
 @dataclass(frozen=True)
 class CreateEdit:
-    """Make an edit file: what an ablation would change in the checkpoint, a small file that can be taken back.
-
-    Example: dean-interp edit create coupled.safetensors --out edit.safetensors
-
-    Example: dean-interp edit create coupled.safetensors --alpha 0.5 --model path/to/checkpoint --out edit.safetensors
-    """
+    """Make an edit file: what an ablation would change in the checkpoint, a small file that can be taken back."""
 
     selection: Positional[Path]
     """The selection file: neurons or weights."""
@@ -41,7 +36,7 @@ class CreateEdit:
 
 @dataclass(frozen=True)
 class ShowEdit:
-    """Say what an edit changes and where it comes from. Example: dean-interp edit show edit.safetensors"""
+    """Say what an edit changes and where it comes from."""
 
     edit: Positional[Path]
     """The edit file."""
@@ -49,10 +44,7 @@ class ShowEdit:
 
 @dataclass(frozen=True)
 class ApplyEdit:
-    """Write an edited copy of a checkpoint folder, file by file, without loading the model.
-
-    Example: dean-interp edit apply edit.safetensors path/to/checkpoint --out path/to/edited
-    """
+    """Write an edited copy of a checkpoint folder, file by file, without loading the model."""
 
     edit: Positional[Path]
     """The edit file."""
@@ -64,10 +56,7 @@ class ApplyEdit:
 
 @dataclass(frozen=True)
 class RevertEdit:
-    """Write a copy of an edited checkpoint without the edit: the same bytes as before it.
-
-    Example: dean-interp edit revert edit.safetensors path/to/edited --out path/to/original
-    """
+    """Write a copy of an edited checkpoint without the edit: the same bytes as before it."""
 
     edit: Positional[Path]
     """The edit file."""
@@ -79,10 +68,7 @@ class RevertEdit:
 
 @dataclass(frozen=True)
 class VerifyEdit:
-    """Say whether a checkpoint is the edit's base or holds the edit; neither is an error.
-
-    Example: dean-interp edit verify edit.safetensors path/to/edited
-    """
+    """Say whether a checkpoint is the edit's base or holds the edit; neither is an error."""
 
     edit: Positional[Path]
     """The edit file."""
@@ -92,7 +78,7 @@ class VerifyEdit:
 
 @dataclass(frozen=True)
 class DiffEdits:
-    """Compare two edits, tensor by tensor. Example: dean-interp edit diff one.safetensors two.safetensors"""
+    """Compare two edits, tensor by tensor."""
 
     first: Positional[Path]
     """An edit file."""
@@ -102,10 +88,7 @@ class DiffEdits:
 
 @dataclass(frozen=True)
 class StackEdits:
-    """Make one edit of several of the same base.
-
-    Example: dean-interp edit stack one.safetensors two.safetensors --out both.safetensors
-    """
+    """Make one edit of several of the same base."""
 
     edits: Positional[tuple[Path, ...]]
     """The edit files."""
@@ -115,10 +98,7 @@ class StackEdits:
 
 @dataclass(frozen=True)
 class ExportEdit:
-    """Write a model with the edit as a checkpoint folder, load it in plain transformers, compare logits and generate.
-
-    Example: dean-interp edit export edit.safetensors --out path/to/edited
-    """
+    """Write a model with the edit as a checkpoint folder; load it in plain transformers, compare logits, generate."""
 
     edit: Positional[Path]
     """The edit file."""

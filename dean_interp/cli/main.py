@@ -1,30 +1,40 @@
 """The entry point of the command `dean-interp`."""
 
-import json
 import logging
 import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 import tyro
+from pydantic_core import to_json
 
 from dean_interp.cli.arguments import Command
+from dean_interp.cli.ending import ended
+from dean_interp.cli.examples import after_help
 from dean_interp.cli.steps import do
-from dean_interp.errors import InputError
 
 _CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)  # `--json` may stand after the step
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Returns 0, or 2 after one line that says what was wrong."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns one of `ending.EXIT_CODES`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return ended(lambda: _command(given), name="dean-interp", debug="--debug" in given)
+
+
+def _command(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("dean_interp").setLevel(logging.INFO)
     try:
         command = tyro.cli(Command, prog="dean-interp", args=arguments, config=_CONFIG)
+    except SystemExit as leaving:
+        if leaving.code == 0 and {"-h", "--help"} & {*arguments}:
+            print(after_help(arguments))  # noqa: T201 - the command line's own voice
+        raise
+    with redirect_stdout(sys.stderr):  # libraries print too; standard output is for the result
         said = do(command.step)
-    except InputError as error:
-        print(f"dean-interp: {error}", file=sys.stderr)  # noqa: T201 - the command line's own voice
-        return 2
-    print(json.dumps(said.record, indent=1, ensure_ascii=False) if command.json else said.text)  # noqa: T201
-    return 0
+    record = to_json(said.record, indent=1, inf_nan_mode="null").decode() if command.json else None
+    print(record or said.text)  # noqa: T201
 
 
 if __name__ == "__main__":

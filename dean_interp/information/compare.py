@@ -122,9 +122,9 @@ def _of_controls(
     kept: "_Kept",
 ) -> list[Changes]:
     done = kept.load()
-    for arm in tqdm(
-        arms[len(done) :], initial=len(done), total=len(arms), desc="controls", unit="control", disable=not arms
-    ):
+    if not arms:
+        return done
+    for arm in tqdm(arms[len(done) :], initial=len(done), total=len(arms), desc="controls", unit="control"):
         with ablate(model, arm.ablated):
             after: Reads = read(model, behaviours, units, **options)
         done.append([one.changes(arm, after) for one in asked])

@@ -21,6 +21,9 @@ class CircuitPage:
     command: str = ""
     """What makes the page again, where a command made it."""
 
+    def __repr__(self) -> str:
+        return f"CircuitPage({self.circuit!r})"
+
     @property
     def headline(self) -> str:
         """What was found, and how far it held when it was tried."""

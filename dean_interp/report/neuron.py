@@ -26,6 +26,9 @@ class NeuronPage:
     command: str = ""
     """What makes the page again, where a command made it."""
 
+    def __repr__(self) -> str:
+        return f"NeuronPage({self.view.name})"
+
     @property
     def headline(self) -> str:
         """The neuron in one sentence."""

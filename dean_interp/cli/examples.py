@@ -1,0 +1,95 @@
+"""What each `--help` ends with: commands to copy. A test parses every one of them."""
+
+from collections.abc import Sequence
+
+from dean_interp.cli.ending import EXIT_CODES
+
+EXAMPLES = {
+    "": (
+        "dean-interp run --out runs/demo",
+        "dean-interp report runs/demo --json",
+        "dean-interp data show privacy",
+    ),
+    "data": (
+        "dean-interp data show mine.csv",
+        "dean-interp data audit fairness privacy mine.csv",
+    ),
+    "data audit": (
+        "dean-interp data audit calibration.csv test.csv",
+        "dean-interp data audit fairness privacy mine.csv --out audit.json",
+        "dean-interp data audit beavertails:fairness salad:fairness --threshold 0.5",
+    ),
+    "data show": ("dean-interp data show mine.csv --n-examples 5",),
+    "score": (
+        "dean-interp score fairness --out scores/fairness.safetensors",
+        "dean-interp score privacy --unit neuron weight --dry-run --out scores/privacy.safetensors",
+        "dean-interp score mine.csv --model Qwen/Qwen2.5-0.5B-Instruct --out mine.safetensors",
+    ),
+    "couple": (
+        "dean-interp couple fairness.safetensors privacy.safetensors general.safetensors --out coupled.safetensors",
+        "dean-interp couple a.safetensors b.safetensors c.safetensors --unit weight --fraction 0.001 0.001 0.0005 "
+        "--out coupled.safetensors",
+        "dean-interp couple fairness.safetensors privacy.safetensors general.safetensors refusal.safetensors "
+        '--expression "(fairness & privacy) - general - refusal" --count 500 --within model --out chosen.safetensors',
+    ),
+    "ablate": (
+        'dean-interp ablate coupled.safetensors --prompts "May I read my flatmate\'s diary?"',
+        "dean-interp ablate coupled.safetensors --behaviour privacy --n-prompts 16 --out answers.json",
+    ),
+    "evaluate": (
+        "dean-interp evaluate coupled.safetensors --scores fairness.safetensors privacy.safetensors "
+        "general.safetensors --out runs/evaluation",
+        "dean-interp evaluate coupled.safetensors --harmful salad_fairness.csv salad_privacy.csv --judges lexical "
+        "md-judge:OpenSafetyLab/MD-Judge-v0.1 --tasks arc_easy --out runs/salad",
+    ),
+    "information": (
+        "dean-interp information coupled.safetensors --scores fairness.safetensors privacy.safetensors "
+        "general.safetensors --out runs/evaluation",
+    ),
+    "edit": (
+        "dean-interp edit create coupled.safetensors --model path/to/checkpoint --out edit.safetensors",
+        "dean-interp edit apply edit.safetensors path/to/checkpoint --out path/to/edited",
+        "dean-interp edit revert edit.safetensors path/to/edited --out path/to/original",
+    ),
+    "edit create": (
+        "dean-interp edit create coupled.safetensors --out edit.safetensors",
+        "dean-interp edit create coupled.safetensors --alpha 0.5 --model path/to/checkpoint --out edit.safetensors",
+    ),
+    "edit show": ("dean-interp edit show edit.safetensors",),
+    "edit apply": ("dean-interp edit apply edit.safetensors path/to/checkpoint --out path/to/edited",),
+    "edit verify": ("dean-interp edit verify edit.safetensors path/to/edited",),
+    "edit revert": ("dean-interp edit revert edit.safetensors path/to/edited --out path/to/original",),
+    "edit diff": ("dean-interp edit diff one.safetensors two.safetensors",),
+    "edit stack": ("dean-interp edit stack one.safetensors two.safetensors --out both.safetensors",),
+    "edit export": ("dean-interp edit export edit.safetensors --model model.gguf --out path/to/edited",),
+    "neuron": (
+        "dean-interp neuron L17.1042",
+        "dean-interp neuron L17.1042 --run runs/demo",
+        "dean-interp neuron L3.88 --model Qwen/Qwen2.5-0.5B-Instruct --on mine.csv --scores mine.safetensors",
+    ),
+    "circuit": (
+        "dean-interp circuit runs/demo/selection.neuron.safetensors --on privacy",
+        "dean-interp circuit coupled.safetensors --on mine.csv --example 3 --n-targets 5 --out circuit.html",
+    ),
+    "sweep": (
+        "dean-interp sweep --out runs/sweep",
+        "dean-interp sweep --units neuron --neuron-fractions 0.005 0.01 0.02 --values 0 0.5 mean --out runs/doses",
+    ),
+    "run": (
+        "dean-interp run --out runs/demo",
+        "dean-interp run --model Qwen/Qwen2.5-0.5B-Instruct --first mine.csv --units neuron --out runs/mine",
+    ),
+    "report": (
+        "dean-interp report runs/demo",
+        "dean-interp report runs/demo runs/mine --out comparison.html",
+    ),
+}
+"""By command; the empty name is `dean-interp` itself."""
+
+
+def after_help(arguments: Sequence[str]) -> str:
+    """The examples of the command that these arguments ask help for, and for `dean-interp --help` the exit codes."""
+    words = [word for word in arguments if not word.startswith("-")]
+    name = next(name for n in (2, 1, 0) if (name := " ".join(words[:n])) in EXAMPLES)
+    lines = "\n".join(["", "examples:", *(f"  {one}" for one in EXAMPLES[name])])
+    return lines if name else f"{lines}\n\n{EXIT_CODES}"
