@@ -2,7 +2,8 @@
 #   make demo    the whole study on the demo model; ends with runs/demo/report.html
 #   make test    lint, types, room contracts, and every test, the slow ones included
 #   make lint    the first three of these
-#   make docs    executes the notebooks in place; views that carry a script of megabytes are left out of what is saved
+#   make docs    the documentation as a site in site/, read from docs/ and the docstrings
+#   make notebooks   executes the notebooks in place; views that carry a script of megabytes are left out of what is saved
 #   make bench   the numbers in docs/performance.md
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ RUN ?= runs/demo
 bin = $(VENV)/bin
 pip = $(bin)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint docs bench
+.PHONY: demo test lint docs notebooks bench
 
 demo: $(VENV)/.run
 	$(bin)/dean-interp run --out $(RUN)
@@ -33,6 +34,9 @@ lint: $(VENV)/.test
 	$(bin)/pyright
 
 docs: $(VENV)/.test
+	$(bin)/mkdocs build --strict
+
+notebooks: $(VENV)/.test
 	$(bin)/jupyter execute --inplace notebooks/*.ipynb
 	$(bin)/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 		--TagRemovePreprocessor.remove_all_outputs_tags=large notebooks/*.ipynb

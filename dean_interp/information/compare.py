@@ -49,7 +49,8 @@ def mutual_information(
     Args:
         behaviours: first, second, and any others whose prompts are pooled (the test splits); a prompt that stands twice
             counts once.
-        first_read, second_read: neurons of the two behaviours. Silenced ones are left out of both (see `Arm.reads`).
+        first_read: neurons of the first behaviour. Silenced ones are left out of both reads (see `Arm.reads`).
+        second_read: neurons of the second.
         ablated: neurons or weights.
         estimand: by name, or a `Question` that says more.
         controls: matched random ablations (`random_like`), 99 or more for p = 0.01; for `subset_mi` an `Arm` each, with

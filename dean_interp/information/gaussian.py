@@ -23,7 +23,8 @@ def gaussian_mi(x: Side, y: Side, *, k: int | None = None) -> Estimate:
     to dependence without correlation; for other data neither an upper nor a lower bound.
 
     Args:
-        x, y: `(n, dim)`; a vector is one column.
+        x: `(n, dim)`; a vector is one column.
+        y: the other side, row by row.
         k: estimate on the first `k` principal components of each side.
 
     Raises:

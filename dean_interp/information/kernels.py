@@ -26,7 +26,8 @@ def hsic(x: Side, y: Side, *, kernel: Kernel = "linear", debiased: bool = True) 
     correlation alone, however many dimensions; `rbf` sees dependence of every shape, in few.
 
     Args:
-        x, y: `(n, dim)`; a vector is one column. Not scaled: with a linear kernel the largest columns decide.
+        x: `(n, dim)`; a vector is one column. Not scaled: with a linear kernel the largest columns decide.
+        y: the other side, row by row.
         kernel: `linear`, or `rbf`: `exp(-d^2 / 2 s^2)` with `s` the median distance between examples of that side.
         debiased: see above.
 

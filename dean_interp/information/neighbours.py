@@ -27,7 +27,8 @@ def ksg_mi(x: Side, y: Side, *, k: int = 3, scaling: Scaling = "standard") -> Es
     heavy tails unless `scaling="ranks"`. It takes continuous data: repeated rows are flagged.
 
     Args:
-        x, y: `(n, dim)`; a vector is one column.
+        x: `(n, dim)`; a vector is one column.
+        y: the other side, row by row.
         k: neighbours; 3 to 5 are usual. More lowers the variance and raises the bias.
         scaling: before distances are taken. `standard`: every column to variance 1. `ranks`: every column to its normal
             scores (plain ranks lie on a lattice, and their many equal distances bias the estimate upwards: by 0.06 nats

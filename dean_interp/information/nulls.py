@@ -66,7 +66,8 @@ def shuffle_test(
     """Test whether two sides depend on each other, by shuffling which rows belong together.
 
     Args:
-        x, y: `(n, dim)`; a vector is one column.
+        x: `(n, dim)`; a vector is one column.
+        y: the other side, row by row.
         estimator: by name; one-sided, since all grow with dependence.
         groups: shuffle only within groups, which leaves in the null what the groups alone explain.
         k: take that many principal components of each side first.

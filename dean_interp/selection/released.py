@@ -28,8 +28,10 @@ def released_selection(
     """Flat indices that the released code would silence in one matrix, ascending; the order of the sets matters.
 
     Args:
-        first, second, general: scores of one matrix in Hugging Face layout, `(d_out, d_in)` for `nn.Linear`. The
-            flattening order decides which units are chosen: pass `scores[site].T` for ours.
+        first: scores of one matrix in Hugging Face layout, `(d_out, d_in)` for `nn.Linear`. The flattening order
+            decides which units are chosen: pass `scores[site].T` for ours.
+        second: the same for the second behaviour.
+        general: the same for general text.
         fraction: of the matrix, `int(fraction * columns * rows)` units of each top.
 
     Raises:

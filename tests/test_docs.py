@@ -1,0 +1,80 @@
+"""The documentation: the tutorial does what it says, command lines parse, the site builds without a warning."""
+
+import contextlib
+import importlib.util
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+import dean_interp
+from dean_interp.cli.arguments import Command
+from dean_interp.cli.main import _CONFIG
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"[+−-]?\d+(?:\.\d+)?")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of every fenced block."""
+    return FENCED.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of every `dean-interp` in a block of shell, a line each; comments and alternatives in braces go."""
+    shell = "".join(text for language, text in blocks(page) if language in ("bash", "") and "dean-interp" in text)
+    lines = [re.sub(r"\s#\s.*", "", line).strip() for line in shell.replace("\\\n", " ").splitlines()]
+    calls = [part for line in lines for part in re.split(r"; (?:do )?|&& ", line) if "dean-interp " in part]
+    return [shlex.split(call.partition("dean-interp ")[2].rstrip("&")) for call in calls]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_every_command_line_in_the_documentation_parses(page):
+    for arguments in commands(page):
+        tyro.cli(Command, prog="dean-interp", args=arguments, config=_CONFIG)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_python_block_compiles(page):
+    for language, text in blocks(page):
+        if language == "python":
+            compile(text, str(page), "exec")
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_and_prints_what_it_says(demo_model, tmp_path, monkeypatch):
+    """Blocks in order, in one namespace; the block of text after one is its output. Numbers are near, words equal."""
+    monkeypatch.chdir(tmp_path)
+    namespace, said = {}, None
+    for language, text in blocks(ROOT / "docs" / "tutorial.md"):
+        if language == "text":
+            assert NUMBER.sub("#", said) == NUMBER.sub("#", text)
+            given, expected = ([float(one.replace("−", "-")) for one in NUMBER.findall(some)] for some in (said, text))
+            assert given == pytest.approx(expected, rel=0.02, abs=0.01)
+        if language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(text, "docs/tutorial.md", "exec"), namespace)  # our own page
+            said = printed.getvalue()
+    assert (tmp_path / "neuron.html").is_file() and (tmp_path / "edit.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_its_reference_is_the_docstrings(tmp_path):
+    if importlib.util.find_spec("mkdocstrings") is None:
+        pytest.skip("the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    page = (tmp_path / "reference" / "scoring.html").read_text(encoding="utf-8")
+    reference = "".join(one.read_text(encoding="utf-8") for one in (tmp_path / "reference").glob("*.html"))
+    assert not [name for name in dean_interp.__all__ if f'id="dean_interp.{name}"' not in reference]
+    assert "Score every unit of the model for one behaviour, by gradients at hook points." in page
+    loaded = re.findall(r'<(?:link|script|img)[^>]*(?:href|src)="(https?://[^"]*)"', page)
+    assert not loaded, "a page loads nothing from a network"
