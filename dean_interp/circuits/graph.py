@@ -343,4 +343,4 @@ def _checked(edges: Sequence[Edge]) -> Check:
     pairs = np.array([(edge.predicted, edge.measured) for edge in edges if edge.measured is not None])
     if len(pairs) < 3 or not all(np.ptp(pairs, axis=0)):
         return Check(len(pairs), float("nan"), float(np.abs(pairs[:, 1]).mean()) if len(pairs) else float("nan"))
-    return Check(len(pairs), float(spearmanr(*pairs.T)[0]), float(np.abs(pairs[:, 1]).mean()))
+    return Check(len(pairs), float(np.asarray(spearmanr(*pairs.T))[0]), float(np.abs(pairs[:, 1]).mean()))
