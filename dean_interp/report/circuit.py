@@ -1,25 +1,24 @@
 """The page of a circuit: a graph of units by layer and token, and how far its edges can be believed."""
 
-import html
 from dataclasses import dataclass
-from pathlib import Path
 
 from dean_interp.circuits.graph import Circuit, Edge, Node
 from dean_interp.report.figures import predicted_against_measured, to_svg
-from dean_interp.report.html import rendered
+from dean_interp.report.html import Page, rendered
 
 _LEFT, _STEP, _LAYER, _TOP, _FOOT = 44.0, 40.0, 20.0, 36.0, 110.0
 _START = 15  # percent of the largest edge that is shown at first
 
 
 @dataclass(frozen=True)
-class CircuitPage:
+class CircuitPage(Page):
     """A circuit's record and its page; in a notebook it shows itself."""
 
     circuit: Circuit
     title: str = "What feeds the neurons, and what they feed"
     command: str = ""
     """What makes the page again, where a command made it."""
+    frame_rem = 50
 
     def __repr__(self) -> str:
         return f"CircuitPage({self.circuit!r})"
@@ -111,16 +110,6 @@ class CircuitPage:
             height=bottom + _FOOT,
             start=_START,
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write the page to a file, its folder too; return its path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8")
-        return path
-
-    def _repr_html_(self) -> str:
-        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:50rem;border:0"></iframe>'
 
 
 def _columns(circuit: Circuit, ends: tuple[int, int]) -> dict[int, float]:

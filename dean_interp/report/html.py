@@ -1,5 +1,6 @@
 """The report: one HTML file from results alone, with nothing to load from a network."""
 
+import html
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,28 @@ from dean_interp.study.arms import ArmResults
 from dean_interp.study.outcome import RANDOM_KINDS
 from dean_interp.study.results import AnswerSet, InformationResults, Results, State, UnitResults, save_record
 from dean_interp.study.sweep import Sweep, sweep_headline
+
+
+class Page:
+    """A page that a notebook shows in a frame of its own, and that can be kept as a file."""
+
+    frame_rem = 40
+    """Height of the frame."""
+
+    def html(self) -> str:
+        """The page: nothing in it is loaded from a network."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file, its folder too; return its path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.html(), encoding="utf-8")
+        return path
+
+    def _repr_html_(self) -> str:
+        style = f"width:100%;height:{self.frame_rem}rem;border:0"
+        return f'<iframe srcdoc="{html.escape(self.html())}" style="{style}"></iframe>'
 
 
 def write_report(results: Results, folder: Path) -> Path:

@@ -1,9 +1,7 @@
 """The page of one neuron, for a notebook cell or a file."""
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dean_interp.circuits.neuron import TextActivations
 from dean_interp.circuits.view import NeuronView, view_neuron
@@ -12,14 +10,14 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Template
 from dean_interp.report.figures import activations_by_behaviour, to_svg
-from dean_interp.report.html import rendered
+from dean_interp.report.html import Page, rendered
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import Interval
 
 
 @dataclass(frozen=True)
-class NeuronPage:
+class NeuronPage(Page):
     """A neuron's record and its page; in a notebook it shows itself."""
 
     view: NeuronView
@@ -70,16 +68,6 @@ class NeuronPage:
             command=self.command,
             fine=_fine,
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write the page to a file, its folder too; return its path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8")
-        return path
-
-    def _repr_html_(self) -> str:
-        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:40rem;border:0"></iframe>'
 
 
 def neuron_view(
