@@ -50,11 +50,7 @@ class Durability:
 
 def run(given: Durability) -> ArmResults:
     """Every condition of every edit, from its file where it was taken before."""
-    config, tuning = given.study, given.tuning
-    if given.quick:
-        tuning = dataclasses.replace(
-            tuning, n_steps=max(tuning.every, tuning.n_steps // 3 // tuning.every * tuning.every)
-        )
+    config, tuning = given.study, given.tuning.shortened() if given.quick else given.tuning
     config.check()
     calibration = config.calibration()
     tests, _ = config.tests(calibration)

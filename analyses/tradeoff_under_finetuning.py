@@ -45,12 +45,8 @@ class Tradeoff:
 
 def run(given: Tradeoff) -> ArmResults:
     """All arms, from their files where they were taken before."""
-    config, tuning = given.study, given.tuning
+    config, tuning = given.study, given.tuning.shortened() if given.quick else given.tuning
     n_seeds = 1 if given.quick else given.n_seeds
-    if given.quick:
-        tuning = dataclasses.replace(
-            tuning, n_steps=max(tuning.every, tuning.n_steps // 3 // tuning.every * tuning.every)
-        )
     config.check()
     calibration, benign = config.calibration()[:2], config.benign()
     tests, _ = config.tests(calibration)

@@ -8,7 +8,7 @@ import copy
 import importlib.util
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,6 +49,10 @@ class FineTuning:
     """Steps from one look at the model, and one checkpoint to resume from, to the next."""
     seed: int = 0
     """Of the order of the examples and of adapters' first values."""
+
+    def shortened(self) -> "FineTuning":
+        """The same for a third of the steps, at least until the first look."""
+        return replace(self, n_steps=max(self.every, self.n_steps // 3 // self.every * self.every))
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range, or `peft` is needed and missing."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dean_interp.cli.model import Model
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError
 from dean_interp.report.circuit import CircuitPage
+from dean_interp.report.html import options_of
 from dean_interp.report.neuron import neuron_view
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
@@ -84,11 +86,11 @@ def show_circuit(step: CircuitStep) -> tuple[dict[str, Any], str]:
         step.model.loaded(), selection, examples[step.example], n_targets=step.n_targets, n_sources=step.n_sources,
         n_checked=step.n_checked, answer_tokens=step.answer_tokens, template=step.model.template, seed=step.seed,
     )  # fmt: skip
-    command = (
-        f"dean-interp circuit {step.selection} --model {step.model.model} --on {step.on} --example {step.example} "
-        f"--n-targets {step.n_targets} --n-sources {step.n_sources} --n-checked {step.n_checked} --seed {step.seed}"
+    page = CircuitPage(
+        circuit,
+        f"What feeds {step.selection.stem}, and what it feeds",
+        _command("circuit", step, CircuitStep(step.selection)),
     )
-    page = CircuitPage(circuit, f"What feeds {step.selection.stem}, and what it feeds", command)
     page.save(step.out)
     return {"page": str(step.out), **_record(circuit)}, f"{page.headline}\npage: {step.out.resolve()}"
 
@@ -100,6 +102,7 @@ def _record(value: object) -> dict[str, Any]:
 def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
     """Write the page; a record and a text for its user. Raises `InputError` for what can be put right."""
     site, index = parse_neuron(step.neuron)
+    command = _command("neuron", step, NeuronStep(step.neuron))
     if step.run:
         step = _of_run(step, step.run)
     out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
@@ -112,7 +115,7 @@ def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
         step.model.loaded(), site, index, examples, scores=scores, selections=selections, n_texts=step.n_texts,
         template=step.model.template, answer_tokens=step.answer_tokens,
     )  # fmt: skip
-    page = dataclasses.replace(page, command=_command(step))
+    page = dataclasses.replace(page, command=command)
     page.save(out)
     return {
         "page": str(out),
@@ -137,13 +140,9 @@ def _of_run(step: NeuronStep, folder: Path) -> NeuronStep:
     )
 
 
-def _command(step: NeuronStep) -> str:
-    words = ["dean-interp neuron", step.neuron]
-    if step.run:
-        words += ["--run", str(step.run)]
-    else:
-        words += ["--model", step.model.model]
-        for name, paths in (("--scores", step.scores), ("--selections", step.selections)):
-            words += [name, *map(str, paths)] if paths else []
-    words += ["--on", *step.on, "--n-examples", str(step.n_examples), "--seed", str(step.seed)]
-    return " ".join(words)
+def _command(name: str, step: NeuronStep | CircuitStep, default: NeuronStep | CircuitStep) -> str:
+    """The command that makes the page again: what was named, and every option that is not the default."""
+    (named, *_) = vars(step).values()
+    return shlex.join(
+        ["dean-interp", name, str(named), *options_of(step, default), *options_of(step.model, default.model)]
+    )

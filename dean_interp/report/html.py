@@ -1,6 +1,8 @@
 """The report: one HTML file from results alone, with nothing to load from a network."""
 
+import dataclasses
 import html
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -225,16 +227,19 @@ def _groups(results: UnitResults) -> list[tuple[str, list[State]]]:
     return [*single, *grouped]
 
 
+def options_of(record: object, default: object) -> list[str]:
+    """The words of a command line for every field that is not the default; records within it are left out."""
+    words = []
+    for name, value in vars(record).items():
+        if value != getattr(default, name) and not dataclasses.is_dataclass(value):
+            several = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name.replace('_', '-')}", *map(str, several)]
+    return words
+
+
 def _command(results: Results) -> str:
     """The command that makes these results: every option that is not the default."""
-    default = type(results.config)()
-    options = []
-    for name in results.config.__dataclass_fields__:
-        value = getattr(results.config, name)
-        if value != getattr(default, name):
-            words = value if isinstance(value, tuple) else (value,)
-            options.append(f"--{name.replace('_', '-')} {' '.join(map(str, words))}")
-    return " ".join(["dean-interp run", *options])
+    return shlex.join(["dean-interp", "run", *options_of(results.config, type(results.config)())])
 
 
 def _signed(value: float) -> str:
@@ -243,7 +248,7 @@ def _signed(value: float) -> str:
 
 def _interval(values: Interval | Sequence[float]) -> str:
     if isinstance(values, Interval):
-        return f"{_signed(values.mean)} [{_signed(values.low)}, {_signed(values.high)}]"
+        return str(values).replace("-", "−")
     return f"{_signed(sum(values) / len(values))} [{_signed(min(values))}, {_signed(max(values))}]"
 
 

@@ -13,7 +13,6 @@ from dean_interp.report.figures import activations_by_behaviour, to_svg
 from dean_interp.report.html import Page, rendered
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
-from dean_interp.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class NeuronPage(Page):
             ranks = ", ".join(f"{rank} for {name}" for name, rank in view.scores.rank.items())
             said.append(f"ranks in its layer (of {view.n_neurons}): {ranks}")
         moved = [
-            f"{line.on} by {_fine(line.change)}" for line in view.effect
+            f"{line.on} by {line.change}" for line in view.effect
             if line.metric.startswith("margin") and not line.change.low <= 0 <= line.change.high
         ]  # fmt: skip
         if view.effect:
@@ -66,7 +65,6 @@ class NeuronPage(Page):
             shaded=shaded,
             peak=peak,
             command=self.command,
-            fine=_fine,
         )
 
 
@@ -93,8 +91,3 @@ def neuron_view(
             answer_tokens=answer_tokens,
         )
     )  # fmt: skip
-
-
-def _fine(change: Interval) -> str:
-    """A change of one neuron is small: three digits that count."""
-    return f"{change.mean:+.2g} [{change.low:+.2g}, {change.high:+.2g}]".replace("-", "−")
