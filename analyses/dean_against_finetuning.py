@@ -55,6 +55,8 @@ def run(given: Table, title: str = "DEAN against fine-tuning in {model}") -> Arm
     config, methods = given.study, ("full",) if given.quick else given.methods
     n_random = min(4, config.n_random) if given.quick else config.n_random
     config.check()
+    for method in methods:
+        dataclasses.replace(given.tuning, method=method).check()
     calibration, benign = config.calibration(), config.benign()
     tests, _ = config.tests(calibration)
     settings = {

@@ -52,6 +52,7 @@ def run(given: Durability) -> ArmResults:
     """Every condition of every edit, from its file where it was taken before."""
     config, tuning = given.study, given.tuning.shortened() if given.quick else given.tuning
     config.check()
+    tuning.check()
     calibration = config.calibration()
     tests, _ = config.tests(calibration)
     benign = load_behaviour(config.general, n_examples=config.n_calibration, seed=config.seed + 1)

@@ -55,6 +55,7 @@ def run(given: Mediation) -> ArmResults:
     """All arms, from their files where they were taken before."""
     config, n_controls = given.study, 4 if given.quick else given.n_controls
     config.check()
+    given.tuning.check()
     calibration = config.calibration()
     tests, _ = config.tests(calibration)
     settings = {"study": dataclasses.asdict(config), "tuning": dataclasses.asdict(given.tuning)}

@@ -48,6 +48,8 @@ def run(given: Tradeoff) -> ArmResults:
     config, tuning = given.study, given.tuning.shortened() if given.quick else given.tuning
     n_seeds = 1 if given.quick else given.n_seeds
     config.check()
+    for method in given.methods:
+        dataclasses.replace(tuning, method=method).check()
     calibration, benign = config.calibration()[:2], config.benign()
     tests, _ = config.tests(calibration)
     first, second = calibration

@@ -102,6 +102,19 @@ def test_every_study_takes_its_own_settings_and_those_of_a_study_from_the_comman
     assert value in str(found)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("tradeoff_under_finetuning", "Tradeoff"), ("dean_against_finetuning", "Table"), ("mediation", "Mediation"),
+     ("durability", "Durability")],
+)  # fmt: skip
+def test_a_wrong_dose_is_refused_before_anything_is_loaded(name, settings, tmp_path):
+    study = importlib.import_module(name)
+    given = getattr(study, settings)(tmp_path / "run", tuning=FineTuning(n_steps=7))
+    with pytest.raises(InputError, match="n_steps must be a multiple of every"):
+        study.run(given)
+    assert not (tmp_path / "run").exists()
+
+
 NAMES = {"f": "fairness", "p": "privacy", "g": "general"}
 SHORT = dataclasses.replace(TUNING, n_steps=8, learning_rate=1e-3)
 
