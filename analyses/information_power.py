@@ -13,7 +13,7 @@ from pathlib import Path
 from dean_interp.cli.ending import script
 from dean_interp.information.power import Design, power_curve, prompts_needed
 from dean_interp.report.figures import power_by_prompts, to_svg
-from dean_interp.study.folder import write_text
+from dean_interp.tensorfile import write_text
 
 N_PROMPTS = (24, 48, 96, 192, 384, 768)
 FALLS = (0.1, 0.25, 0.5, 0.75)

@@ -39,9 +39,9 @@ from dean_interp.models.load import HookedModel
 from dean_interp.report.html import write_information_report
 from dean_interp.selection.controls import Strata, strata
 from dean_interp.study.controls import grow_to_kl
-from dean_interp.study.folder import write_text
 from dean_interp.study.results import InformationResults, save_record
 from dean_interp.study.states import disjoint_reads
+from dean_interp.tensorfile import write_text
 
 NAMES = ("fairness", "privacy", "general")
 READS, TOP = 0.05, 0.01

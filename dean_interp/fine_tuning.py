@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.distributed import refuse_several
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, load_model, load_plain
 from dean_interp.models.memory import scored_prompts
@@ -55,7 +56,8 @@ class FineTuning:
         return replace(self, n_steps=max(self.every, self.n_steps // 3 // self.every * self.every))
 
     def check(self) -> None:
-        """Raise `InputError` where a setting is out of its range, or `peft` is needed and missing."""
+        """Raise `InputError` where a setting is out of its range, `peft` is needed and missing, or others work too."""
+        refuse_several("fine-tuning")
         if self.method not in get_args(Method):
             raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {self.method!r}")
         for name in ("n_steps", "batch_size", "rank", "every"):

@@ -1,8 +1,11 @@
-"""Files that appear whole or not at all, and tensors in a safetensors file that says what it is."""
+"""Files that appear whole or not at all, and tensors in a safetensors file that says what it is.
+
+Of several processes the first one writes (`distributed.written`).
+"""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dean_interp.distributed import agreed, written
 from dean_interp.errors import InputError
 
 _KEY = "dean_interp"
@@ -20,21 +24,31 @@ def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], fa
 
     Raises `InputError` where the disk is full or the folder cannot be written; an older file of that name is kept.
     """
+    written(Path(path), lambda: write_own_tensors(path, form, tensors, facts))
+
+
+def write_own_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """The same for a file that is this process's own, whatever the others do."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with whole_file(path) as part:
-        # one key: safetensors writes several in an order of its own, and equal content must be equal bytes
-        save_file(contiguous, part, {_KEY: json.dumps({"format": form, "facts": facts})})
+    # one key: safetensors writes several in an order of its own, and equal content must be equal bytes
+    metadata = {_KEY: json.dumps({"format": form, "facts": facts})}
+    _write_whole(Path(path), lambda part: save_file(contiguous, part, metadata))
 
 
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place when the block ends: it appears whole or not at all.
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """A file that appears whole or not at all. Raises `InputError` as `write_tensors`."""
+    written(Path(path), lambda: _write_whole(Path(path), lambda part: part.write_bytes(content)))
 
-    Raises `InputError` where the disk is full or the folder cannot be written.
-    """
-    part = Path(path).with_suffix(".part")
+
+def write_text(path: str | Path, text: str) -> None:
+    """The same for text, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_suffix(".part")
     try:
-        yield part
+        write(part)
         part.replace(path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
@@ -45,12 +59,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 def writable(path: Path) -> None:
     """Raise `InputError` where a file could not be written, before what goes into it is computed."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f".{path.name}.try").open("w") as trial:
-            Path(trial.name).unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from error
+
+    def tried() -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.with_name(f".{path.name}.try").open("w") as trial:
+                Path(trial.name).unlink()
+        except OSError as error:
+            raise InputError(f"cannot write to {path}: {error.strerror}") from error
+
+    agreed(tried)
 
 
 def read_tensors(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dean_interp.distributed import n_processes, number, writes
 from dean_interp.errors import InputError
-from dean_interp.tensorfile import read_tensors, write_tensors
+from dean_interp.tensorfile import read_tensors, write_own_tensors
 
 _FORMAT = "dean_interp.unfinished.1"
 
@@ -17,7 +18,8 @@ _FORMAT = "dean_interp.unfinished.1"
 class Unfinished:
     """The running sums of a loop over batches, in one file that is replaced after every batch.
 
-    The file is whole at every moment. Whoever saves the loop's result calls `discard` after that.
+    The file is whole at every moment. Whoever saves the loop's result calls `discard` after that. Each of several
+    processes keeps its share in a file of its own.
     """
 
     path: Path
@@ -26,10 +28,10 @@ class Unfinished:
 
     def restore(self, sums: Mapping[str, Tensor]) -> int:
         """Put the stored sums into the given tensors, in place. Returns how many batches they hold (0: none)."""
-        if not self.path.is_file():
+        if not self._own.is_file():
             return 0
         try:
-            stored, facts = read_tensors(self.path, _FORMAT)
+            stored, facts = read_tensors(self._own, _FORMAT)
         except InputError:  # not ours, or of another version: the loop begins anew
             return 0
         if facts["fingerprint"] != self.fingerprint or stored.keys() != sums.keys():
@@ -40,18 +42,26 @@ class Unfinished:
 
     def keep(self, sums: Mapping[str, Tensor], *, n_batches: int) -> None:
         """Write the sums of the first `n_batches` batches."""
-        write_tensors(self.path, _FORMAT, sums, {"fingerprint": self.fingerprint, "n_batches": n_batches})
+        write_own_tensors(self._own, _FORMAT, sums, {"fingerprint": self.fingerprint, "n_batches": n_batches})
 
     def part(self, name: str) -> "Unfinished":
         """The same for one of several loops that make one result."""
-        return Unfinished(self.path.with_name(f"{self.path.stem}~{name}{self.path.suffix}"), self.fingerprint)
+        return Unfinished(_part(self.path, name), self.fingerprint)
 
     def discard(self) -> None:
         """The result is safe elsewhere: its parts go too."""
         discard(self.path)
 
+    @property
+    def _own(self) -> Path:
+        return self.path if n_processes() == 1 else _part(self.path, f"{number()}of{n_processes()}")
+
 
 def discard(path: Path) -> None:
     """Delete what a loop left at `path`, and at its parts."""
-    for left in (path, *path.parent.glob(f"{glob.escape(path.stem)}~*{path.suffix}")):
+    for left in (path, *path.parent.glob(f"{glob.escape(path.stem)}~*{path.suffix}")) if writes() else ():
         left.unlink(missing_ok=True)
+
+
+def _part(path: Path, name: str) -> Path:
+    return path.with_name(f"{path.stem}~{name}{path.suffix}")

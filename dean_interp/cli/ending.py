@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dean_interp.cli.terminal import fit_for_reader
+from dean_interp.distributed import joined, n_processes, number
 from dean_interp.errors import InputError
 
 EXIT_CODES = """exit codes:
@@ -24,11 +25,13 @@ def ended(work: Callable[[], object], *, name: str, debug: bool) -> int:
     With `debug` the trace comes before that line.
     """
     try:
-        with fit_for_reader():
-            try:
-                work()
-            finally:
-                sys.stdout.flush()  # a closed pipe shows here, not after the last line of Python
+        with joined():
+            name += f" (process {number()})" if n_processes() > 1 else ""
+            with fit_for_reader():
+                try:
+                    work()
+                finally:
+                    sys.stdout.flush()  # a closed pipe shows here, not after the last line of Python
         return 0
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)

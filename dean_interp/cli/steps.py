@@ -45,12 +45,12 @@ from dean_interp.selection.selection import Selection, load_selection, top_count
 from dean_interp.study.comparison import information_change
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.evaluation import evaluate_edit, said_of
-from dean_interp.study.folder import locked, write_text
+from dean_interp.study.folder import locked
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.states import States, disjoint_reads
 from dean_interp.study.sweep import run_sweep, sweep_headline
-from dean_interp.tensorfile import writable
+from dean_interp.tensorfile import writable, write_text
 from dean_interp.unfinished import Unfinished, discard
 
 

@@ -23,7 +23,7 @@ from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.memory import refuse_scored
 from dean_interp.models.tokens import Template
 from dean_interp.selection.selection import Selection
-from dean_interp.tensorfile import whole_file
+from dean_interp.tensorfile import write_text
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +146,7 @@ class _Kept:
 
     def save(self, changes: Sequence[Changes]) -> None:
         if self.path is not None:
-            with whole_file(self.path) as part:
-                part.write_text(json.dumps({"fingerprint": self.fingerprint, "changes": changes}))
+            write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "changes": changes}))
 
 
 def _kept(

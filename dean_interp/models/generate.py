@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from dean_interp.distributed import own_share, take_largest
 from dean_interp.errors import InputError
 from dean_interp.models.attention import fused_attention
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
@@ -64,7 +65,7 @@ def generate_to(
 ) -> dict[int, list[str]]:
     """Answers of several lengths (new tokens) from one pass: greedy answers begin alike, so the longest is cut.
 
-    Arguments and errors as of `generate`.
+    Several processes share the batches. Arguments and errors as of `generate`.
     """
     if not prompts or not lengths or min(lengths) < 1 or batch_size < 1:
         raise InputError(
@@ -80,16 +81,17 @@ def generate_to(
                 f"the {model.cfg.n_ctx} that the model takes"
             )
     answers = torch.full((len(prompts), longest), _NOTHING)
-    planned = list(_batches(encoded, batch_size, equal_length=is_hooked_transformer(model)))
+    planned = own_share(list(_batches(encoded, batch_size, equal_length=is_hooked_transformer(model))))
     n_done = unfinished.restore({"answers": answers}) if unfinished else 0
     n_answered = sum(map(len, planned[:n_done]))
-    with tqdm(total=len(prompts), initial=n_answered, desc=label, unit="answer", leave=False) as progress:
+    with tqdm(total=sum(map(len, planned)), initial=n_answered, desc=label, unit="answer", leave=False) as progress:
         for number, batch in enumerate(planned[n_done:], n_done + 1):
             new = _continue(model, [encoded[i] for i in batch], longest)
             answers[batch, : new.shape[1]] = new
             if unfinished:
                 unfinished.keep({"answers": answers}, n_batches=number)
             progress.update(len(batch))
+    take_largest([answers])  # tokens are above what stands where there is none
     return {n: [_text(tokenizer, row[:n]) for row in answers] for n in lengths}
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dean_interp.distributed import add_up, agreed, own_share
 from dean_interp.models.load import HookedModel, is_hooked_transformer
 from dean_interp.models.places import Places, at_places
 from dean_interp.models.tokens import Batch, Encoded, Padding, Row, batches, collate, paths, trees
@@ -71,16 +72,18 @@ def batched(
 ) -> Iterator[Batch]:
     """Padded batches of `rows` on the model's device, with a progress bar over the rows.
 
-    With `unfinished`, `sums` is what the loop's body adds to, in place: it is restored before the first batch, batches
-    that it holds already are passed over, and it is written after each of the others (where the sums are so large that
-    this takes long: as often as keeps it to a tenth of the time). `together` rows that follow each
-    other stay in one batch.
+    `sums` is what the loop's body adds to, in place, from zero. With `unfinished` it is restored before the first
+    batch, batches that it holds already are passed over, and it is written after each of the others (where the sums are
+    so large that this takes long: as often as keeps it to a tenth of the time). Several processes share the batches of
+    a loop that names its `sums`; after the last one each holds the whole. `together` rows that follow each other stay
+    in one batch.
     """
     planned = batches(rows, batch_tokens=batch_tokens, together=together)
+    planned = planned if sums is None else own_share(planned)
     n_done = unfinished.restore(sums or {}) if unfinished else 0
     n_rows_done = sum(len(some) for some in planned[:n_done])
     seconds, kept_at = 0.0, time.monotonic()
-    with tqdm(total=len(rows), initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
+    with tqdm(total=sum(map(len, planned)), initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
         for number, some in enumerate(planned[n_done:], n_done + 1):
             yield collate(some, device=model.cfg.device, padding=padding)
             began = time.monotonic()
@@ -89,6 +92,7 @@ def batched(
                 kept_at = time.monotonic()
                 seconds = kept_at - began
             progress.update(len(some))
+    add_up((sums or {}).values())
 
 
 def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
@@ -115,7 +119,9 @@ def shares_prompts(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
     the first two prompts are run both ways to see.
     """
     if _SHARES not in model.__dict__:
-        model.__dict__[_SHARES] = not is_hooked_transformer(model) and _trees_equal_paths(model, encoded[:2])
+        model.__dict__[_SHARES] = not is_hooked_transformer(model) and agreed(
+            lambda: _trees_equal_paths(model, encoded[:2])
+        )
         if not model.__dict__[_SHARES]:
             log.info("%s takes no shared prompts: every answer is run in a sequence of its own", model.cfg.model_name)
     return model.__dict__[_SHARES]

@@ -30,6 +30,7 @@ from dean_interp.study.arms import ArmResults
 from dean_interp.study.outcome import RANDOM_KINDS
 from dean_interp.study.results import AnswerSet, InformationResults, Results, State, UnitResults, save_record
 from dean_interp.study.sweep import Sweep, sweep_headline
+from dean_interp.tensorfile import write_text
 
 
 class Page:
@@ -46,7 +47,7 @@ class Page:
         """Write the page to a file, its folder too; return its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.html(), encoding="utf-8")
+        write_text(path, self.html())
         return path
 
     def _repr_html_(self) -> str:
@@ -69,7 +70,7 @@ def write_report(results: Results, folder: Path) -> Path:
         command=_command(results),
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
@@ -97,7 +98,7 @@ def write_comparison(runs: Mapping[str, Results], path: Path) -> Path:
         commands={name: _command(results) for name, results in runs.items()},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
@@ -111,7 +112,7 @@ def write_sweep_report(sweep: Sweep, folder: Path) -> Path:
         figure=to_svg(sweep_plane(sweep), "Edits by their change of both behaviours and ability"),
     )
     path = folder / "sweep.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
@@ -125,7 +126,7 @@ def write_information_report(results: InformationResults, folder: Path) -> Path:
         for variant in one.variants
     }  # fmt: skip
     for name, (_, _, figure) in drawn.items():
-        (folder / f"{name}.svg").write_text(figure, encoding="utf-8")
+        write_text(folder / f"{name}.svg", figure)
     page = rendered(
         "information.html.j2",
         results=results,
@@ -134,17 +135,17 @@ def write_information_report(results: InformationResults, folder: Path) -> Path:
         verdict=" ".join(one.headline for one in results.informations if one.estimand in HEADLINES and one.is_default),
     )
     path = folder / "information.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
 def write_figure_page(path: Path, *, title: str, text: str, figure: Figure) -> Path:
     """Write a page of one figure and what it shows, and the figure as SVG beside it; return the page's path."""
     drawn = to_svg(figure, title)
-    path.with_suffix(".svg").write_text(drawn, encoding="utf-8")
+    write_text(path.with_suffix(".svg"), drawn)
     paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
     page = rendered("figure.html.j2", title=title, paragraphs=paragraphs, figure=drawn)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
@@ -153,13 +154,13 @@ def write_arms_report(results: ArmResults, folder: Path, figures: Mapping[str, F
     save_record(results, folder / "results.json")
     drawn = {title: to_svg(figure, title) for title, figure in figures.items()}
     for title, figure in drawn.items():
-        (folder / f"{title.lower().replace(' ', '_')}.svg").write_text(figure, encoding="utf-8")
+        write_text(folder / f"{title.lower().replace(' ', '_')}.svg", figure)
     blocks: dict[str, dict[str, set[str]]] = {}
     for line in (line for lines in results.arms.values() for line in lines):
         blocks.setdefault(line.metric, {}).setdefault(line.on, set()).add(_level(line))
     page = rendered("arms.html.j2", results=results, figures=drawn, blocks=blocks)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -41,7 +41,7 @@ def example_scores(
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
         found[site][examples] = effect
 
-    _stream_effects(model, behaviour, units, how, keep)
+    _stream_effects(model, behaviour, units, how, found, keep)
     return found
 
 
@@ -67,7 +67,7 @@ def with_groups(
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
         sums[site].index_add_(0, examples % len(sizes), effect if scores.facts["signed"] else effect.abs())
 
-    _stream_effects(model, behaviour, tops, how, keep)
+    _stream_effects(model, behaviour, tops, how, sums, keep)
     return replace(scores, groups={**scores.groups, **{site: total / sizes[:, None] for site, total in sums.items()}})
 
 
@@ -76,9 +76,12 @@ def _stream_effects(
     behaviour: Behaviour,
     units: Mapping[Site, Int[Tensor, " unit"]],
     how: Scoring,
+    sums: Mapping[Site, Tensor],
     keep: Callable[[Site, Tensor, Tensor], None],
 ) -> None:
-    """Hands every batch's examples (numbers) and the effects of each site's chosen units on them to `keep`."""
+    """Hands every batch's examples (numbers) and the effects of each site's chosen units on them to `keep`, which adds
+    them to `sums`.
+    """
     data = prepare(model, behaviour, how)
     sites = [site for site, chosen in units.items() if len(chosen)]
     batch_examples = Sums(model, [], n_examples=len(behaviour), rows_each=data.rows_each, signed=True)
@@ -94,7 +97,8 @@ def _stream_effects(
             effect = products * matrix[rows, columns]
         keep(site, batch_examples.examples.cpu(), effect.unflatten(0, (-1, data.rows_each)).sum(1).cpu())
 
-    layout = {"batch_tokens": batch_tokens_of(model, how), "together": data.rows_each, "padding": how.padding}
+    layout = {"batch_tokens": batch_tokens_of(model, how), "together": data.rows_each, "padding": how.padding,
+              "sums": {str(site): total for site, total in sums.items()}}  # fmt: skip
     for batch in batched(model, data.rows, label=f"examples of {behaviour.name}", **layout):
         batch_examples.begin(batch)
         stream_gradients(model, batch, sites, add, signs=batch_examples.signs())

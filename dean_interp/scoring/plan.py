@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.distributed import agreed, n_here, n_processes
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import weight
@@ -96,7 +97,7 @@ def plan(
     """Predict what `importance` will take, and choose batches and layers a pass that fit.
 
     Batches are `how.batch_tokens` where that fits and smaller where it does not; sums of all layers are held at once
-    where they fit, else as many layers' as do, in as many passes.
+    where they fit, else as many layers' as do, in as many passes. Of several processes the first one plans for all.
 
     Args:
         free_bytes: memory that may be used beside what is held; None: what the device has free now.
@@ -104,13 +105,19 @@ def plan(
     Raises:
         InputError: as `importance`, and where not even one example and one layer fit.
     """
-    sites = scored_sites(model, units_of(unit), how)
+    return Plan(**agreed(lambda: dataclasses.asdict(_planned(model, behaviour, units_of(unit), how, free_bytes))))
+
+
+def _planned(
+    model: HookedModel, behaviour: Behaviour, unit: Sequence[Unit], how: Scoring, free_bytes: int | None
+) -> Plan:
+    sites = scored_sites(model, unit, how)
     data = prepare(model, behaviour, how)
     device = torch.device(model.cfg.device)
     probe = _Probe(model, data, sites, how)
     batch_bytes = probe.batch_bytes()
     _give_back()
-    free = free_bytes if free_bytes is not None else free_memory(device)
+    free = free_bytes if free_bytes is not None else free_memory(device) // (n_here() if device.type == "cpu" else 1)
     held = held_memory(device)
     most, wanted = how.layers_per_pass or model.cfg.n_layers, batch_tokens_of(model, how)
     for layers in sorted({most, *(max(1, most // 2**k) for k in range(most.bit_length()))}, reverse=True):
@@ -122,7 +129,7 @@ def plan(
             largest = max(batch_bytes(*size) for size in sizes)
             if sums + largest <= _SHARE * free:
                 n_tokens = sum(n_rows * length for n_rows, length in sizes)
-                seconds = len(passes) * n_tokens * probe.seconds_a_token(planned[0])
+                seconds = len(passes) * n_tokens * probe.seconds_a_token(planned[0]) / n_processes()
                 _give_back()
                 return Plan(batch_tokens, layers, len(passes), len(behaviour), n_tokens, held, sums, largest,
                             held + sums + largest, free, seconds)  # fmt: skip

@@ -21,8 +21,8 @@ from dean_interp.models.tokens import Template
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import clustered_interval
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import write_text
 from dean_interp.study.results import AnswerSet, Spoken, SpokenState
+from dean_interp.tensorfile import write_text
 from dean_interp.unfinished import Unfinished
 
 CAUTION = "caution"

@@ -30,7 +30,7 @@ from dean_interp.selection.selection import Selection
 from dean_interp.statistics import Interval
 from dean_interp.study.answers import Asking, answers_in
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import write_text
+from dean_interp.tensorfile import write_text
 
 MARGIN, LOSS = "margin of safe over unsafe", "loss on answers"
 OVER_SEEDS = "share over seeds"

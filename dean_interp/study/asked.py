@@ -38,8 +38,8 @@ from dean_interp.evaluation.outcomes import Outcome, likelihoods, spoken
 from dean_interp.evaluation.windows import WindowMeasurement, window_loss
 from dean_interp.selection.selection import Selection
 from dean_interp.study.answers import Asking, answers_in
-from dean_interp.study.folder import write_text
 from dean_interp.study.states import States
+from dean_interp.tensorfile import write_text
 from dean_interp.unfinished import Unfinished
 
 

@@ -23,10 +23,10 @@ from dean_interp.selection.selection import Selection
 from dean_interp.study.chance import chance_of
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import grow_to_kl
-from dean_interp.study.folder import write_text
 from dean_interp.study.outcome import RANDOM_KINDS, design_of, headline_of, primary_of, state_of
 from dean_interp.study.results import State, UnitResults
 from dean_interp.study.states import States
+from dean_interp.tensorfile import write_text
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from dean_interp.evaluation.outcomes import Line, Outcome, detectable, frame, li
 from dean_interp.frames import Framed
 from dean_interp.selection.selection import Selection
 from dean_interp.study.asked import Asked, Taken, sets_of
-from dean_interp.study.folder import write_text
 from dean_interp.study.outcome import primary_of, state_of
 from dean_interp.study.results import Primary, State, save_record
 from dean_interp.study.states import States
+from dean_interp.tensorfile import write_text
 
 log = logging.getLogger(__name__)
 

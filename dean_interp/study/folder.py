@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.distributed import writes
 from dean_interp.errors import InputError
-from dean_interp.tensorfile import whole_file
+from dean_interp.tensorfile import write_text
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def owned(folder: Path, settings: Mapping[str, Any], data: Sequence[Behaviour]) 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The folder, made where it is missing, for this process alone.
+    """The folder, made where it is missing, for this process and those that share its work alone.
 
     Raises `InputError` where it cannot be written, or another process writes to it.
     """
@@ -46,7 +47,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if writes():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"another run is writing to {folder}") from error
         yield
@@ -64,12 +66,6 @@ def _refuse_other(folder: Path, there: Mapping[str, dict], wanted: Mapping[str, 
             f"the data of {', '.join(changed)} changed since the run in {folder} began: put them back, or choose "
             "another folder"
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file that appears whole or not at all."""
-    with whole_file(path) as part:
-        part.write_text(text)
 
 
 class Clock:

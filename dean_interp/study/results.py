@@ -16,7 +16,7 @@ from dean_interp.models.sites import Unit
 from dean_interp.selection.stability import STABLE, Floor, Halves
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
-from dean_interp.tensorfile import whole_file
+from dean_interp.tensorfile import write_bytes
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,7 @@ def load_results(path: Path) -> Results:
 
 def save_record(record: object, path: Path) -> None:
     """Write a frozen record as JSON; the file appears whole or not at all. Equal records give equal bytes."""
-    with whole_file(path) as part:
-        part.write_bytes(TypeAdapter(type(record)).dump_json(record, indent=1) + b"\n")
+    write_bytes(path, TypeAdapter(type(record)).dump_json(record, indent=1) + b"\n")
 
 
 def load_record(kind: type[Record], path: Path, what: str) -> Record:

@@ -9,12 +9,14 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from dean_interp.distributed import agreed
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.forms import QUESTION, Form, as_data
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
@@ -75,8 +77,12 @@ class ServerJudge:
         refuse_unpaired(prompts, answers)
         asked = [self.form.messages(as_data(prompt), as_data(answer))
                  for prompt, answer in zip(prompts, answers, strict=True)]  # fmt: skip
+        return [Verdict(**one) for one in agreed(lambda: self._all(asked))]
+
+    def _all(self, asked: Sequence[list[dict[str, str]]]) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(tqdm(pool.map(self._judged, asked), total=len(asked), desc="judging", leave=False))
+            verdicts = list(tqdm(pool.map(self._judged, asked), total=len(asked), desc="judging", leave=False))
+        return [asdict(one) for one in verdicts]
 
     def _judged(self, messages: list[dict[str, str]]) -> Verdict:
         request: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0,

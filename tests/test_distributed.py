@@ -1,0 +1,104 @@
+"""Several processes give what one gives, and survive the loss of one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dean_interp import InputError, distributed
+from dean_interp.fine_tuning import FineTuning
+from dean_interp.study.results import load_results
+
+SCRIPT = Path(__file__).with_name("several_processes.py")
+
+
+def start(n: int, job: str, *arguments: object) -> tuple[list[int], str]:
+    """Exit codes and standard error of `n` processes."""
+    command = [sys.executable, str(SCRIPT), str(n), job, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoints, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    assert start(1, "numbers", checkpoints["llama-gqa"], folder)[0] == [0]
+    return load_file(folder / "0")
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_every_process_ends_with_the_numbers_of_one(n, alone, checkpoints, tmp_path):
+    assert start(n, "numbers", checkpoints["llama-gqa"], tmp_path)[0] == [0] * n
+    assert len({(tmp_path / str(k)).read_bytes() for k in range(n)}) == 1
+    found = load_file(tmp_path / "0")
+    assert found.keys() == alone.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6 * float(tensor.abs().max()), msg=name)
+    assert torch.equal(found["answers"], alone["answers"])
+
+
+def test_a_study_by_two_is_that_of_one_and_a_lost_process_costs_a_restart(checkpoints, tmp_path):
+    one, two, broken = (tmp_path / name for name in ("one", "two", "broken"))
+    model = checkpoints["llama-gqa"]
+    assert start(1, "study", model, one)[0] == [0]
+    assert start(2, "study", model, two)[0] == [0, 0]
+    for unit in ("neuron", "weight"):
+        name = f"selection.{unit}.safetensors"
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    first, second = (load_results(folder / "results.json") for folder in (one, two))
+    for unit in ("neuron", "weight"):
+        for a, b in zip(first.of(unit).states, second.of(unit).states, strict=True):
+            assert a.name == b.name and a.kl == pytest.approx(b.kl, rel=1e-3)
+    assert first.spoken == second.spoken
+    codes, said = start(2, "study", model, broken, 12)
+    assert codes == [2, -9]
+    assert "study (process 0): process 0 of 2 lost another one" in said and "start the same command again" in said
+    assert not (broken / "results.json").exists() and list(broken.rglob("*.unfinished"))
+    assert start(2, "study", model, broken)[0] == [0, 0]
+    for path in two.rglob("*.*"):
+        if path.is_file() and path.name != "times.json":
+            assert (broken / path.relative_to(two)).read_bytes() == path.read_bytes(), path
+    assert not list(broken.rglob("*.unfinished")) and not list(broken.rglob("*.part"))
+
+
+def test_outside_of_torchrun_there_is_one_process():
+    with distributed.joined():
+        assert (distributed.n_processes(), distributed.number(), distributed.writes()) == (1, 0, True)
+        assert distributed.own_share([1, 2, 3]) == [1, 2, 3] == distributed.put_together([1, 2, 3])
+        assert distributed.agreed(lambda: "this") == "this"
+
+
+def test_fine_tuning_is_refused_in_several_processes(monkeypatch):
+    monkeypatch.setattr(distributed, "n_processes", lambda: 2)
+    with pytest.raises(InputError, match="fine-tuning runs in one process, got 2: start it without torchrun"):
+        FineTuning().check()
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun(checkpoints, tmp_path):
+    out = tmp_path / "scores.safetensors"
+    command = [
+        "score",
+        "privacy",
+        "--n-examples",
+        "12",
+        "--unit",
+        "neuron",
+        "weight",
+        "--model",
+        str(checkpoints["gpt2"]),
+    ]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dean_interp.cli.main"]
+    done = subprocess.run([sys.executable, *torchrun, *command, "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mean loss") == 1
+    alone = tmp_path / "alone.safetensors"
+    subprocess.run([sys.executable, "-m", "dean_interp.cli.main", *command, "--out", str(alone)], check=True)
+    one, two = load_file(alone), load_file(out)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-7, msg=name)
