@@ -23,6 +23,7 @@ from dean_interp.errors import InputError
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, forward
+from dean_interp.models.offload import refuse_away
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Template, collate, encode, paths
 from dean_interp.selection.selection import Selection
@@ -148,6 +149,7 @@ def trace_circuit(
     for name, value in (("n_targets", n_targets), ("n_sources", n_sources), ("n_checked", n_checked)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
+    refuse_away(model, "tracing a circuit")
     run = _Run(model, example, template, answer_tokens)
     with run.graph():
         margin = run.margin()[0]

@@ -10,6 +10,7 @@ from torch import Tensor
 from dean_interp.circuits.neuron import Neuron
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import weight
+from dean_interp.models.offload import refuse_away
 from dean_interp.models.sites import Site
 
 
@@ -37,7 +38,7 @@ def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8)
     """
     tokenizer, unembedding, found = native_tokenizer(model), _unembedding(model), []
     for site, index in neurons:
-        direction = weight(model, Site(site.layer, "out"))[index].float()
+        direction = weight(model, Site(site.layer, "out"))[index].float().to(unembedding.device)
         logits = direction @ unembedding
         sides = []
         for sign in (1, -1):
@@ -50,6 +51,7 @@ def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8)
 
 def _unembedding(model: HookedModel) -> Float[Tensor, "d_model d_vocab"]:
     """With the gain of the final norm, where it has one; Gemma's norms hold it less 1."""
+    refuse_away(model, "the logit lens")
     gain = getattr(model.ln_final, "weight", None)
     if gain is None:
         gain = getattr(model.ln_final, "w", None)

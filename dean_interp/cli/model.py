@@ -16,7 +16,7 @@ class Model:
     """A name on the Hugging Face hub, a local folder, a .gguf file, or the demo model."""
     template: Template = "chat"
     """How prompt and answer become tokens."""
-    device: Literal["cpu", "cuda", "mps"] | None = None
+    device: Literal["cpu", "cuda", "mps", "auto"] | None = None
     """Where to run; unset: CUDA where there is one, else the CPU."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from dean_interp.editing.values import Restore, Value, Zero, activation_change, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
-from dean_interp.models.matrices import OnProduct, bias, on_products, weight, weight_sites
+from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
 from dean_interp.models.memory import scored_prompts
 from dean_interp.models.places import places
 from dean_interp.models.sites import MATRICES, Modules, Site, neuron_sites
@@ -119,7 +119,7 @@ def refuse_foreign(model: HookedModel, selection: Selection) -> None:
     kinds: tuple[Modules, ...] = ("mlp", "attention")
     for modules in kinds:
         if parts & set(MATRICES[modules]):
-            shapes |= {site: tuple(weight(model, site).shape) for site in weight_sites(model, modules)}
+            shapes |= {site: shape(model, site) for site in weight_sites(model, modules)}
     if any(shapes.get(site) != shape for site, shape in selection.shapes.items()):
         raise InputError(
             f"the selection is not of this model: {model.cfg.model_name} has {model.cfg.n_layers} layers of "
@@ -176,9 +176,10 @@ def _remover(model: HookedModel, site: Site, units: Tensor, excess: Tensor, posi
         if positions != "all":
             x = x * _mask(model, x, positions)[..., None]
         if is_large:
-            return product - x @ block
+            return product - x @ block.to(x.device)
         at = columns.to(product.device)  # index_copy, not index_add: several times faster over many positions
-        return product.index_copy(-1, at, product.index_select(-1, at) - x.index_select(-1, rows.to(x.device)) @ block)
+        taken = x.index_select(-1, rows.to(x.device)) @ block.to(x.device)
+        return product.index_copy(-1, at, product.index_select(-1, at) - taken)
 
     return remove
 
@@ -187,7 +188,7 @@ def _place(model: HookedModel, activation: Tensor) -> Int[Tensor, "..."]:
     """Every position's place in its text; a bare pass counts from its first column."""
     now = places(model)
     if now is not None:
-        return now.position.reshape(activation.shape[:-1])
+        return now.position.reshape(activation.shape[:-1]).to(activation.device)
     return torch.arange(activation.shape[-2], device=activation.device).expand(activation.shape[:-1])
 
 
@@ -197,7 +198,7 @@ def _mask(model: HookedModel, activation: Tensor, positions: Positions) -> Bool[
         raise InputError(
             f"positions={positions!r} needs a pass that knows where answers begin: importance, measure or generate"
         )
-    is_answer = now.is_answer.reshape(activation.shape[:-1])
+    is_answer = now.is_answer.reshape(activation.shape[:-1]).to(activation.device)
     return is_answer if positions == "response" else ~is_answer
 
 

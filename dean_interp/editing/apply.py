@@ -12,6 +12,7 @@ from dean_interp.editing.values import Mean, Restore, Scale, Value, Zero, descri
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer, versions
 from dean_interp.models.matrices import bias, stored_name, weight
+from dean_interp.models.offload import refuse_away
 from dean_interp.models.sites import Site
 from dean_interp.selection.selection import Selection
 
@@ -84,6 +85,7 @@ def edit_state(model: HookedModel, edit: Edit) -> State:
 
 
 def _write(model: HookedModel, edit: Edit, *, expected: State) -> None:
+    refuse_away(model, "writing an edit into a model in memory (a checkpoint folder is edited without loading it)")
     held = {name: _held(model, change) for name, change in edit.changes.items()}
     state = joint_state([state_of(held[name], change) for name, change in edit.changes.items()])
     refuse_state(state, expected, edit, str(model.cfg.model_name))

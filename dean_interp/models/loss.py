@@ -147,7 +147,8 @@ def answer_positions(
     read: list[Tensor] = []
 
     def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        residual = args[0][batch.read_row, batch.read_pos]
+        device = args[0].device
+        residual = args[0][batch.read_row.to(device), batch.read_pos.to(device)]
         read.append(residual.detach())
         if extra is not None:
             residual = torch.cat([residual, extra.to(residual)])

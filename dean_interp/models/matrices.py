@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer
+from dean_interp.models.offload import values
 from dean_interp.models.sites import MATRICES, Modules, Site
 
 OnProduct = Callable[[Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]], Tensor | None]
@@ -55,11 +56,26 @@ def parameter(model: HookedModel, site: Site) -> tuple[nn.Parameter, Callable[[T
 
 
 def weight(model: HookedModel, site: Site) -> Float[Tensor, "d_in d_out"]:
-    """A matrix as `(d_in, d_out)`: a view of the parameter wherever it can be. Row `i` of MLP `out` is what neuron `i`
-    writes.
+    """A matrix as `(d_in, d_out)`: a view of the parameter wherever it can be, a copy on the CPU where that is away
+    (`models.offload`). Row `i` of MLP `out` is what neuron `i` writes.
     """
     stored, as_matrix = parameter(model, site)
+    if stored.is_meta:
+        stored = values(getattr(_owner(model, site), site.part).original_component).cpu()
     return as_matrix(stored)
+
+
+def shape(model: HookedModel, site: Site) -> tuple[int, int]:
+    """`(d_in, d_out)` of a matrix, without its values."""
+    stored, as_matrix = parameter(model, site)
+    n_in, n_out = as_matrix(stored).shape
+    return n_in, n_out
+
+
+def home(model: HookedModel, site: Site) -> torch.device:
+    """Where a matrix lies, and where as much as it holds can be kept: its device, or the CPU where it is away."""
+    stored, _ = parameter(model, site)
+    return torch.device("cpu") if stored.is_meta else stored.device
 
 
 def stored_name(model: HookedModel, site: Site) -> tuple[str, bool]:

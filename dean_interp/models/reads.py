@@ -46,7 +46,8 @@ class EndReads:
                 (self.answers[name], batch.ended, batch.ended_row, batch.ended_pos),
             ):
                 if len(values):
-                    values[number.cpu()] = activation[row, pos][:, units].float().cpu()
+                    at = row.to(units.device), pos.to(units.device)
+                    values[number.cpu()] = activation[at][:, units].float().cpu()
 
         return read
 

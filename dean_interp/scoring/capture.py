@@ -5,7 +5,7 @@ costs no weight gradients, holds nothing per parameter, and leaves out the backw
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch import Tensor
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, forward
 from dean_interp.models.matrices import OnProduct, on_products, parameter
+from dean_interp.models.offload import held_once, is_away
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 
@@ -99,6 +100,8 @@ def check_hook_gradients(model: HookedModel, batch: Batch, sites: Sequence[Site]
     neuron i, which writes row i of `W_out`, the sum over positions of activation times gradient equals
     `sum_j W_out[i, j] * dL/dW_out[i, j]`. Both are exact whenever the weights read what the hook points hold.
     """
+    if not sites:
+        return
     at_hook: dict[Site, Tensor] = {}
 
     def keep(site: Site, x: Tensor, gradient: Tensor) -> None:
@@ -134,12 +137,20 @@ def _answer_losses(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) 
 
 @contextmanager
 def _frozen(model: HookedModel) -> Iterator[None]:
-    """No parameter requires a gradient while open; each has its own setting back after."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    """No parameter requires a gradient while open, each has its own setting back after."""
+    owned = [
+        (module, name) for module in model.modules() for name, one in module._parameters.items() if one is not None
+    ]
+    wanted = [(module, name, getattr(module, name).requires_grad) for module, name in owned]
     try:
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        yield
+        for module, name, _ in wanted:
+            getattr(module, name).requires_grad_(False)
+        with held_once(model) if is_away(model) else nullcontext():
+            yield
     finally:
-        for parameter, setting in wanted:
-            parameter.requires_grad_(setting)
+        for (
+            module,
+            name,
+            setting,
+        ) in wanted:  # by name: what is brought for a pass is another object after it
+            getattr(module, name).requires_grad_(setting)

@@ -94,7 +94,8 @@ def _stream_effects(
             matrix = weight(model, site).detach().float()
             rows, columns = chosen // matrix.shape[1], chosen % matrix.shape[1]
             products = torch.einsum("bpn,bpn->bn", x[..., rows].float(), gradient[..., columns].float())
-            effect = products * matrix[rows, columns]
+            held = matrix[rows.to(matrix.device), columns.to(matrix.device)]
+            effect = products * held.to(x.device)
         keep(site, batch_examples.examples.cpu(), effect.unflatten(0, (-1, data.rows_each)).sum(1).cpu())
 
     layout = {"batch_tokens": batch_tokens_of(model, how), "together": data.rows_each, "padding": how.padding,

@@ -27,7 +27,7 @@ from dean_interp.models.load import (
     versions,
 )
 from dean_interp.models.loss import batched
-from dean_interp.models.matrices import weight, weight_sites
+from dean_interp.models.matrices import parameter, weight, weight_sites
 from dean_interp.models.memory import scored_prompts
 from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
 from dean_interp.models.tokens import Batch, Padding, Row, Template, collate, cut, encode, paths
@@ -93,8 +93,7 @@ def importance(
     sites = scored_sites(model, units, how)
     refuse_not_finite(model)
     data = prepare(model, behaviour, how)
-    middle = [site for site in sites if site.layer == model.cfg.n_layers // 2]
-    check_hook_gradients(model, collate(data.rows[:1], device=model.cfg.device), middle)
+    check_hook_gradients(model, collate(data.rows[:1], device=model.cfg.device), _checked(model, sites))
     key = scores_fingerprint(model, behaviour, unit=units, how=how)
     found = []
     for number, some in enumerate(in_passes(sites, how.layers_per_pass)):
@@ -104,6 +103,16 @@ def importance(
         found.append(sums)
     scored_prompts(model).update(behaviour.prompt_hashes)
     return as_scores(model, behaviour, found, key, facts_of(model, behaviour, "importance", how, data))
+
+
+def _checked(model: HookedModel, sites: Sequence[Site]) -> list[Site]:
+    """The sites of one layer in the middle whose weights are at hand: what is away takes no gradient."""
+    here = {site.layer for site in sites}
+    here -= {layer for layer in here if parameter(model, Site(layer, "out"))[0].is_meta}
+    layer = min(here, key=lambda one: abs(one - model.cfg.n_layers // 2), default=None)
+    if layer is None:
+        log.warning("no layer's weights are on a device that computes: hook gradients are not checked against them")
+    return [site for site in sites if site.layer == layer]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, refuse_not_finite
 from dean_interp.models.loss import batched
-from dean_interp.models.matrices import weight
+from dean_interp.models.matrices import home, shape, weight
 from dean_interp.models.memory import scored_prompts
 from dean_interp.models.sites import Site, Unit, neuron_sites
 from dean_interp.models.tokens import Batch
@@ -117,11 +117,11 @@ def wanda(
         prepare(model, behaviour, how),
         scores_fingerprint(model, behaviour, unit="weight", how=how, method="wanda"),
     )
-    shapes = {site: weight(model, site).shape[:1] for site in sites}
-    sums = {f"square/{site}": torch.zeros(shape, device=weight(model, site).device) for site, shape in shapes.items()}
+    sums = {f"square/{site}": torch.zeros(shape(model, site)[0], device=home(model, site)) for site in sites}
 
     def add(batch: Batch, site: Site, x: Tensor) -> None:
-        sums[f"square/{site}"] += x[batch.real].float().square().sum(0)
+        total = sums[f"square/{site}"]
+        total += x[batch.real.to(x.device)].float().square().sum(0).to(total.device)
 
     n_positions, loss = _forward_passes(model, behaviour, data, how, sites, sums, add, key, unfinished)
     norms = {site: (sums[f"square/{site}"] / n_positions).sqrt().cpu() for site in sites}
@@ -167,6 +167,7 @@ def activation_contrast(
     sums["counts"] = torch.zeros(2)
 
     def add(batch: Batch, site: Site, x: Tensor) -> None:
+        x = x.to(batch.tokens.device)
         kind, at = batch.answer % 2, x[batch.read_row, batch.read_pos].float()
         everywhere = x[batch.real].float()
         sums[f"sum/{site}"].index_add_(0, kind, at)
@@ -217,8 +218,8 @@ def random(
     generator = torch.Generator().manual_seed(seed)
 
     def draw(site: Site) -> Tensor:
-        matrix = weight(model, site if site.unit == "weight" else Site(site.layer, "out"))
-        return torch.rand(matrix.shape if site.unit == "weight" else matrix.shape[:1], generator=generator)
+        size = shape(model, site if site.unit == "weight" else Site(site.layer, "out"))
+        return torch.rand(size if site.unit == "weight" else size[:1], generator=generator)
 
     return _without_data(model, behaviour, unit, how, f"random (seed {seed})", draw)
 

@@ -25,7 +25,7 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import agreed, n_here, n_processes
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
-from dean_interp.models.matrices import weight
+from dean_interp.models.matrices import home, shape
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.tokens import Row, batches, collate, row_length
 from dean_interp.scoring.capture import stream_gradients
@@ -176,9 +176,11 @@ def _give_back() -> None:
 
 
 def _sums_bytes(model: HookedModel, site: Site, n_examples: int) -> int:
-    matrix = weight(model, site if site.unit == "weight" else Site(site.layer, "out"))
-    n_in = matrix.shape[0]
-    return 4 * (n_in + (matrix.numel() if site.unit == "weight" else n_in * (1 + min(N_GROUPS, n_examples))))
+    matrix = site if site.unit == "weight" else Site(site.layer, "out")
+    if home(model, matrix).type != torch.device(model.cfg.device).type:
+        return 0  # beside weights that are away, in host memory
+    n_in, n_out = shape(model, matrix)
+    return 4 * (n_in + (n_in * n_out if site.unit == "weight" else n_in * (1 + min(N_GROUPS, n_examples))))
 
 
 class _Probe:

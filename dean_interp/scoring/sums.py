@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
-from dean_interp.models.matrices import weight
+from dean_interp.models.matrices import home, shape
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 
@@ -21,7 +21,7 @@ def group_sizes(n_examples: int) -> Int[Tensor, " group"]:
 
 
 class Sums:
-    """Float32, on the device of each site.
+    """Float32, where each site's matrix lies (`matrices.home`): a model that is split or away has its sums beside it.
 
     Per neuron: activation * gradient by group of examples, activation, squared activation. Per weight: x' @ gradient,
     and the square of what its matrix reads. Unsigned sums add up each example's absolute value, signed ones its value.
@@ -36,13 +36,13 @@ class Sums:
         self.n_groups = len(group_sizes(n_examples))
         self.sums = {"loss": torch.zeros(n_examples), "n_positions": torch.zeros((), dtype=torch.int64)}
         for site in sites:
-            matrix = weight(model, site if site.unit == "weight" else Site(site.layer, "out"))
-            n_in = matrix.shape[0]
-            kinds = {"square": (n_in,), "effect": tuple(matrix.shape)}
+            matrix = site if site.unit == "weight" else Site(site.layer, "out")
+            n_in, n_out = shape(model, matrix)
+            kinds: dict[str, tuple[int, ...]] = {"square": (n_in,), "effect": (n_in, n_out)}
             if site.unit == "neuron":
                 kinds |= {"sum": (n_in,), "effect": (self.n_groups, n_in)}
-            for kind, shape in kinds.items():
-                self.sums[f"{kind}/{site}"] = torch.zeros(shape, device=matrix.device)
+            for kind, size in kinds.items():
+                self.sums[f"{kind}/{site}"] = torch.zeros(size, device=home(model, matrix))
 
     def begin(self, batch: Batch) -> None:
         """The batch that the next pairs belong to."""
@@ -61,7 +61,8 @@ class Sums:
             return
         real = self.real.to(x.device)
         self._add_weights(self.sums[f"effect/{site}"], x, gradient, real)
-        self.sums[f"square/{site}"] += (x * real[..., None]).square().sum((0, 1))
+        square = self.sums[f"square/{site}"]
+        square += (x * real[..., None]).square().sum((0, 1)).to(square.device)
         self.folded.add(site)
 
     def fold_neurons(
@@ -69,11 +70,12 @@ class Sums:
     ) -> None:
         """Fold one batch's effects at a site of neurons in, with the activations that they come from."""
         effect = effect.unflatten(0, (-1, self.rows_each)).sum(1)
-        groups = (self.examples % self.n_groups).to(x.device)
+        total = self.sums[f"effect/{site}"]
+        groups = (self.examples % self.n_groups).to(total.device)
         present = x * self.real.to(x.device)[..., None]
-        self.sums[f"effect/{site}"].index_add_(0, groups, effect if self.signed else effect.abs())
-        self.sums[f"sum/{site}"] += present.sum((0, 1))
-        self.sums[f"square/{site}"] += present.square().sum((0, 1))
+        total.index_add_(0, groups, (effect if self.signed else effect.abs()).to(total.device))
+        self.sums[f"sum/{site}"] += present.sum((0, 1)).to(total.device)
+        self.sums[f"square/{site}"] += present.square().sum((0, 1)).to(total.device)
         self.folded.add(site)
 
     def add_losses(self, losses: Float[Tensor, " answer"]) -> None:
@@ -90,14 +92,21 @@ class Sums:
 
     def _add_weights(self, total: Tensor, x: Tensor, gradient: Tensor, real: Tensor) -> None:
         """Each example's product over its own positions."""
-        if self.signed:
+        if self.signed and total.device == x.device:
             total.addmm_(x[real].T, gradient[real])
             return
-        product = torch.empty_like(total)  # the only memory that a fold needs, taken before anything is added
+        if self.signed:
+            total += (x[real].T @ gradient[real]).to(total.device)
+            return
+        # the only memory that a fold needs, taken before anything is added
+        product = torch.empty(total.shape, device=x.device)
+        here = total if total.device == x.device else torch.zeros_like(product)
         for rows in range(0, len(x), self.rows_each):
             own = real[rows : rows + self.rows_each]
             read, written = (value[rows : rows + self.rows_each][own] for value in (x, gradient))
-            total += torch.mm(read.T, written, out=product).abs_()
+            here += torch.mm(read.T, written, out=product).abs_()
+        if here is not total:
+            total += here.to(total.device)
 
     def _refuse_not_finite(self, site: Site, gradient: Tensor) -> None:
         bad = ~gradient.sum((1, 2)).isfinite()

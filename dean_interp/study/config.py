@@ -74,7 +74,7 @@ class StudyConfig:
     """Prompts a batch in answering."""
     seed: int = 0
     """Of the draws of examples, the controls, the read noise and the shuffles."""
-    device: Literal["cpu", "cuda", "mps"] | None = None
+    device: Literal["cpu", "cuda", "mps", "auto"] | None = None
     """Where to run; unset: CUDA where there is one, else the CPU."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights."""
