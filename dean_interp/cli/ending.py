@@ -42,6 +42,7 @@ def ended(work: Callable[[], object], *, name: str, debug: bool) -> int:
         if debug:
             traceback.print_exception(error)
         code, line = _said(error)
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
         sys.stderr.write(f"{name}: {line}\n")
         return code
 

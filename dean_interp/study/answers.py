@@ -22,7 +22,7 @@ from dean_interp.selection.selection import Selection
 from dean_interp.statistics import clustered_interval
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.results import AnswerSet, Spoken, SpokenState
-from dean_interp.tensorfile import write_text
+from dean_interp.tensorfile import read_json, write_text
 from dean_interp.unfinished import Unfinished
 
 CAUTION = "caution"
@@ -36,6 +36,14 @@ class Asking:
     """New tokens; the longest is generated, the others are its beginnings."""
     template: Template
     batch_size: int
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A file of answers: by length, then by set."""
+
+    fingerprint: str
+    answers: dict[int, dict[str, list[str]]]
 
 
 def spoken(
@@ -58,7 +66,6 @@ def spoken(
     """
     behaviours = [*sets, *benign]
     refuse_scored(model, behaviours)
-    folder.mkdir(exist_ok=True)
     how = Asking((config.max_new_tokens,), config.template, config.answer_batch)
     given = {name: answers_in(folder, model, behaviours, name, ablated, how, fingerprint)[config.max_new_tokens]
              for name, _, _, ablated in states}  # fmt: skip
@@ -89,11 +96,10 @@ def answers_in(
     known = [fingerprint, *(one.fingerprint for one in behaviours), ablated.fingerprint if ablated else "nothing"]
     whole = hashlib.sha256(" ".join([*known, str(how)]).encode()).hexdigest()[:16]
     if path.is_file():
-        there = json.loads(path.read_text())
-        if there["fingerprint"] != whole:
+        there = read_json(path, _Given)
+        if there.fingerprint != whole:
             raise InputError(f"{path} is of another model, other data, lengths or units: choose another folder")
-        return {int(length): sets for length, sets in there["answers"].items()}
-    folder.mkdir(exist_ok=True)
+        return there.answers
     unfinished = Unfinished(path.with_suffix(".unfinished"), whole)
     prompts = [prompt for one in behaviours for prompt in one.prompts]
     with ablate(model, ablated) if ablated else nullcontext():

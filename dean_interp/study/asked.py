@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -39,7 +40,7 @@ from dean_interp.evaluation.windows import WindowMeasurement, window_loss
 from dean_interp.selection.selection import Selection
 from dean_interp.study.answers import Asking, answers_in
 from dean_interp.study.states import States
-from dean_interp.tensorfile import write_text
+from dean_interp.tensorfile import read_json, write_text
 from dean_interp.unfinished import Unfinished
 
 
@@ -179,7 +180,6 @@ class Taken:
     def _windows(self, name: str, ablated: Selection | None) -> list[Outcome]:
         key = _key(self.states.fingerprint, ablated, self.text, self.asked.window)
         unfinished = Unfinished(self.folder / "windows" / f"{name.replace(' ', '_')}.unfinished", key)
-        unfinished.path.parent.mkdir(exist_ok=True)
         with ablate(self.states.model, ablated) if ablated else nullcontext():
             found = window_loss(
                 self.states.model, self.text, window=self.asked.window, original=self.windows, unfinished=unfinished
@@ -220,12 +220,11 @@ class Taken:
         asked = json.dumps([name, self.judges[name].name, behaviour.prompts, list(answers)])
         path = self.folder / "verdicts" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
         if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
             given = judged(self.judges[name], behaviour.prompts, answers)
             if not any(verdict.label is None for verdict in given):  # a failure is asked again next time
                 write_text(path, TypeAdapter(list[Verdict]).dump_json(given).decode())
         else:
-            given = TypeAdapter(list[Verdict]).validate_json(path.read_bytes())
+            given = read_json(path, list[Verdict])
         if state in ("original", "edit"):
             self.verdicts[name].setdefault(state, []).extend(given)
         return given
@@ -236,7 +235,6 @@ class Taken:
         settings = (self.asked.tasks, self.asked.task_limit, str(self.asked.task_folder))
         path = self.folder / "tasks" / f"{_key(self.states.fingerprint, ablated, *settings)}.json"
         if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
             with ablate(self.states.model, ablated) if ablated else nullcontext():
                 results = run_harness(
                     self.states.model, self.asked.tasks, limit=self.asked.task_limit, folder=self.asked.task_folder
@@ -244,7 +242,7 @@ class Taken:
             stored = [dataclasses.asdict(one) | {"values": one.values.tolist()} for one in results]
             write_text(path, json.dumps(stored) + "\n")
         found = [TaskResult(**one | {"values": np.array(one["values"]), "items": tuple(one["items"])})
-                 for one in json.loads(path.read_text())]  # fmt: skip
+                 for one in read_json(path, list[dict[str, Any]])]  # fmt: skip
         return [
             Outcome(
                 f"{one.metric} (lm-eval)",

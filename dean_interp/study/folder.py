@@ -5,13 +5,22 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import writes
 from dean_interp.errors import InputError
-from dean_interp.tensorfile import write_text
+from dean_interp.tensorfile import read_json, write_text
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What `config.json` holds."""
+
+    study: dict[str, Any]
+    data: dict[str, str]
 
 
 @contextmanager
@@ -28,7 +37,7 @@ def owned(folder: Path, settings: Mapping[str, Any], data: Sequence[Behaviour]) 
         path = folder / "config.json"
         something = any(any((folder / name).glob("*")) for name in ("scores", "arms"))
         if path.is_file() and something:  # before anything is scored or measured there is nothing to lose
-            _refuse_other(folder, json.loads(path.read_text()), wanted)
+            _refuse_other(folder, read_json(path, _Begun), wanted)
         else:
             write_text(path, json.dumps(wanted, indent=1) + "\n")
         yield
@@ -54,13 +63,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_other(folder: Path, there: Mapping[str, dict], wanted: Mapping[str, dict]) -> None:
-    begun = there.get("study", {})
-    other = [name for name in wanted["study"] if begun.get(name) != wanted["study"][name]]
+def _refuse_other(folder: Path, there: _Begun, wanted: Mapping[str, dict]) -> None:
+    other = [name for name in wanted["study"] if there.study.get(name) != wanted["study"][name]]
     if other:
-        changes = ", ".join(f"{name} ({begun.get(name)} there, {wanted['study'][name]} now)" for name in other)
+        changes = ", ".join(f"{name} ({there.study.get(name)} there, {wanted['study'][name]} now)" for name in other)
         raise InputError(f"{folder} holds a run with another {changes}: choose another folder")
-    changed = [name for name in wanted["data"] if there.get("data", {}).get(name) != wanted["data"][name]]
+    changed = [name for name in wanted["data"] if there.data.get(name) != wanted["data"][name]]
     if changed:
         raise InputError(
             f"the data of {', '.join(changed)} changed since the run in {folder} began: put them back, or choose "
@@ -73,7 +81,7 @@ class Clock:
 
     def __init__(self, path: Path) -> None:
         self.path, self.started = path, time.monotonic()
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        self.seconds: dict[str, float] = read_json(path, dict[str, float]) if path.is_file() else {}
 
     def lap(self, step: str) -> None:
         """The time since the last lap belongs to `step`."""

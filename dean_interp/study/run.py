@@ -69,7 +69,6 @@ def score_into(folder: Path, model: HookedModel, behaviour: Behaviour, config: S
     path = folder / "scores" / f"{behaviour.name}.safetensors"
     how = Scoring(template=config.template, batch_tokens=config.score_tokens)
     if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         scores = importance(model, behaviour, unit=config.scored, how=how, unfinished=unfinished)
         scores.save(path, keep=max(KEEP, *each_fraction(config.weight_fraction)))

@@ -58,6 +58,8 @@ class ServerJudge:
             )
         if not base_url.startswith(("http://", "https://")):
             raise InputError(f"base_url must begin with http:// or https://, got {base_url!r}")
+        if "@" in base_url or "?" in base_url:  # addresses stand in results
+            raise InputError(f"base_url must hold no user, password or query: put the key into {key_variable}")
         try:
             import openai
         except ImportError as error:
