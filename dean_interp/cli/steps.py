@@ -17,6 +17,7 @@ from dean_interp.cli.arguments import (
     Couple,
     Evaluate,
     Information,
+    PlanStudy,
     Report,
     Run,
     RunSweep,
@@ -46,6 +47,7 @@ from dean_interp.study.comparison import information_change
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.evaluation import evaluate_edit, said_of
 from dean_interp.study.folder import locked
+from dean_interp.study.forecast import forecast
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.states import States, disjoint_reads
@@ -241,6 +243,12 @@ def _(step: NeuronStep) -> Said:
 @_do.register
 def _(step: CircuitStep) -> Said:
     return Said(*show_circuit(step))
+
+
+@_do.register
+def _(step: PlanStudy) -> Said:
+    found = forecast(step.study, step.devices)
+    return Said(dataclasses.asdict(found), str(found))
 
 
 @_do.register

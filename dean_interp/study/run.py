@@ -67,7 +67,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
 def score_into(folder: Path, model: HookedModel, behaviour: Behaviour, config: StudyConfig) -> Scores:
     """From the run folder where the file is of this very model and data, else scored and written there."""
     path = folder / "scores" / f"{behaviour.name}.safetensors"
-    how = Scoring(template=config.template, batch_tokens=config.score_tokens)
+    how = Scoring(template=config.template, batch_tokens=config.score_tokens, layers_per_pass=config.layers_per_pass)
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
