@@ -6,7 +6,6 @@ does in plain matrix products, and the way of weights that are away. docs/scalin
 
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +29,10 @@ GIB = 2**30
 KEPT = {"d_model": 2.5, "d_mlp": 3.7, "d_kv": 1.7, "attention": 1.13}
 """Numbers that autograd keeps for a token in a layer: multiples of each width, and of heads times the row's length. A
 fit to small Llamas (`python benchmarks/curves.py`)."""
-SHARE_OF_PRODUCTS = {"score": 0.4, "measure": 0.4, "answer": 0.04}
-"""What of a device's plain matrix products each step sustains. Answers come a token at a time: the least."""
+SHARE_OF_PRODUCTS = {"score": 0.15, "measure": 0.1, "answer": 0.08}
+"""What of a device's plain matrix products each step sustains: as in the demo study on two busy cores."""
 _KEPT_BYTES = {"float32": 4.0, "float16": 3.0, "bfloat16": 3.0}  # in half precision a part is kept in float32
+_LOGITS_BYTES = 12.0  # the logits, their logarithms and the gradient, in float32
 _SHARE_OF_MEMORY = 0.8
 _WAY = 3e9  # bytes a second from host memory or disk to the device that computes
 _FETCHES = 3  # of a weight that is away, forward and back
@@ -185,14 +185,18 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:
 
 
 def batch_bytes(model: HookedModel, rows: Sequence[Row], batch_tokens: int, dtype: str) -> float:
-    """What autograd keeps of the largest batch."""
+    """What autograd keeps of the largest batch: of every token in every layer, and the logits of answer tokens."""
     cfg = model.cfg
     d_kv = (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
-    planned = batches(rows, batch_tokens=batch_tokens)
-    n_rows, length = max(((len(some), max(map(row_length, some))) for some in planned), key=math.prod)
     width = KEPT["d_model"] * cfg.d_model + KEPT["d_mlp"] * cfg.d_mlp + KEPT["d_kv"] * d_kv
-    width += KEPT["attention"] * cfg.n_heads * length
-    return _KEPT_BYTES[dtype] * n_rows * length * width * cfg.n_layers
+
+    def kept(batch: Sequence[Row]) -> float:
+        length = max(map(row_length, batch))
+        n_answer = sum(len(branch.tokens) for row in batch for branch in row if branch.answer >= 0)
+        layers = cfg.n_layers * len(batch) * length * (width + KEPT["attention"] * cfg.n_heads * length)
+        return _KEPT_BYTES[dtype] * layers + _LOGITS_BYTES * n_answer * cfg.d_vocab
+
+    return max(map(kept, batches(rows, batch_tokens=batch_tokens)))
 
 
 def _placed(weights: float, batch: float, devices: Devices, host: float) -> _Placed:
