@@ -190,6 +190,19 @@ class RunSweep:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Whether a finished run is what it says: files, fingerprints, and a sample of its numbers measured again.
+
+    Ends with exit code 1 where something differs by more than float noise.
+    """
+
+    run: Positional[Path]
+    """The run folder."""
+    full: bool = False
+    """Score everything again, too."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Draw `report.html` anew from the results in a run folder; of several folders, a page that compares them."""
 
@@ -212,6 +225,7 @@ Step = (
     | CircuitStep
     | RunSweep
     | Run
+    | Verify
     | Report
 )
 
@@ -233,6 +247,7 @@ class Command:
         | Annotated[CircuitStep, subcommand("circuit")]
         | Annotated[RunSweep, subcommand("sweep")]
         | Annotated[Run, subcommand("run")]
+        | Annotated[Verify, subcommand("verify")]
         | Annotated[Report, subcommand("report")]
     ]
     json: bool = False

@@ -24,6 +24,7 @@ EXAMPLES = {
         "dean-interp plan",
         "dean-interp plan --model meta-llama/Llama-3.1-70B-Instruct --dtype bfloat16 --gpus 4 --score-tokens 4096",
     ),
+    "verify": ("dean-interp verify runs/demo", "dean-interp verify runs/demo --full --json"),
     "score": (
         "dean-interp score fairness --out scores/fairness.safetensors",
         "dean-interp score privacy --unit neuron weight --dry-run --out scores/privacy.safetensors",

@@ -1,7 +1,7 @@
 """The study, step by step: score, couple, ablate, measure beside controls, answer, report. Nothing is done twice.
 
 A run folder holds `config.json`, `scores/`, `selection.<unit>.safetensors`, `states/` (measurements), `answers/`,
-`results.json`, and `times.json` for what differs from run to run. Files that end in `.unfinished` hold what the
+`results.json`, `checksums.json`, and `times.json` for what differs from run to run. Files that end in `.unfinished` hold what the
 finished batches of a step left; they go when the step is done.
 """
 
@@ -32,6 +32,7 @@ from dean_interp.study.folder import Clock, owned
 from dean_interp.study.outcome import faults_of, state_of
 from dean_interp.study.results import Results, Spoken, TestLeak, load_results, save_results
 from dean_interp.study.states import States, disjoint_reads
+from dean_interp.study.verify import write_checksums
 from dean_interp.unfinished import Unfinished, discard
 
 N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32  # shown in the report
@@ -61,6 +62,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
         results = _study(config, folder, model, (calibration, tests, benign), scores, clock)
         results = dataclasses.replace(results, leaks=_leaks(config, folder, model, leaked, results))
         save_results(results, folder / "results.json")
+        write_checksums(folder)
         return results
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -179,6 +180,15 @@ def load_measurement(
         return Measurement(behaviours)
     owned = [(test.name, example) for test in known if test.paired for example in test.examples]
     return Measurement(behaviours, _reads_of(tensors, units, owned))
+
+
+def stored_log_probs(folder: Path, state: str, behaviour: str) -> Float[Tensor, "prompt answer"]:
+    """Of a behaviour's answers in a state that was measured. Raises `InputError` where there is none."""
+    path = folder / f"{state.replace(' ', '_')}.safetensors"
+    tensors, _ = read_tensors(path, _FORMAT)
+    if f"log_prob/{behaviour}" not in tensors:
+        raise InputError(f"{path} holds no measurement of '{behaviour}'")
+    return tensors[f"log_prob/{behaviour}"]
 
 
 def _tensors_of(reads: Reads) -> dict[str, Tensor]:
