@@ -1,8 +1,8 @@
 """The study, step by step: score, couple, ablate, measure beside controls, answer, report. Nothing is done twice.
 
 A run folder holds `config.json`, `scores/`, `selection.<unit>.safetensors`, `states/` (measurements), `answers/`,
-`results.json`, `checksums.json`, and `times.json` for what differs from run to run. Files that end in `.unfinished` hold what the
-finished batches of a step left; they go when the step is done.
+`results.json`, `checksums.json` of these, and `times.json` for what differs from run to run. Files that end in
+`.unfinished` hold what the finished batches of a step left; they go when the step is done.
 """
 
 import dataclasses
