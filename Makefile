@@ -5,21 +5,25 @@
 #   make docs    the documentation as a site in site/, read from docs/ and the docstrings
 #   make notebooks   executes the notebooks in place; views that carry a script of megabytes are left out of what is saved
 #   make bench   the numbers in docs/performance.md
+#   make lock    writes constraints.txt: the versions in this environment, for LOCK=constraints.txt to install again
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Where torch comes from, if not from pip's own configuration: e.g. TORCH_INDEX="--index-url <an index of CPU builds>".
 # An unpinned torch pulls gigabytes of CUDA libraries, so torch is installed first and pinned.
 TORCH_INDEX ?=
+# Exactly the versions that were tested: LOCK=constraints.txt. Not the default, since it holds for one Python and platform, and
+# an index may no longer have one of them.
+LOCK ?=
 # Another TransformerLens, e.g. LENS="transformer_lens==3.9.*"
 LENS ?= transformer_lens>=3.9,<5
 PYTEST ?=
 RUN ?= runs/demo
 
 bin = $(VENV)/bin
-pip = $(bin)/python -m pip install --quiet --disable-pip-version-check
+pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
-.PHONY: demo test lint docs notebooks bench
+.PHONY: demo test lint docs notebooks bench lock
 
 demo: $(VENV)/.run
 	$(bin)/dean-interp run --out $(RUN)
@@ -44,6 +48,9 @@ notebooks: $(VENV)/.test
 bench: $(VENV)/.run
 	$(bin)/python benchmarks/scoring.py
 	$(bin)/python benchmarks/generation.py
+
+lock: $(VENV)/.test
+	$(bin)/python -m pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' > constraints.txt
 
 $(VENV)/.run: pyproject.toml
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)

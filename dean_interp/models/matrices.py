@@ -60,8 +60,8 @@ def weight(model: HookedModel, site: Site) -> Float[Tensor, "d_in d_out"]:
     (`models.offload`). Row `i` of MLP `out` is what neuron `i` writes.
     """
     stored, as_matrix = parameter(model, site)
-    if stored.is_meta:
-        stored = values(getattr(_owner(model, site), site.part).original_component).cpu()
+    if stored.is_meta and (held := values(getattr(_owner(model, site), site.part).original_component)) is not stored:
+        stored = held.cpu()
     return as_matrix(stored)
 
 
@@ -186,4 +186,4 @@ def _refuse_processed(model: HookedModel) -> None:
 
 
 def _is_centred(out: Float[Tensor, "d_mlp d_model"]) -> bool:
-    return bool(out.float().mean(1).abs().max() < 1e-5 * out.float().std())
+    return not out.is_meta and bool(out.float().mean(1).abs().max() < 1e-5 * out.float().std())

@@ -176,10 +176,15 @@ def _give_back() -> None:
 
 
 def _sums_bytes(model: HookedModel, site: Site, n_examples: int) -> int:
+    """Of a site's sums, on the device that computes: those of weights that are away lie in host memory."""
     matrix = site if site.unit == "weight" else Site(site.layer, "out")
-    if home(model, matrix).type != torch.device(model.cfg.device).type:
-        return 0  # beside weights that are away, in host memory
-    n_in, n_out = shape(model, matrix)
+    here = home(model, matrix).type == torch.device(model.cfg.device).type
+    return site_bytes(model, site, n_examples) if here else 0
+
+
+def site_bytes(model: HookedModel, site: Site, n_examples: int) -> int:
+    """Of a site's running sums."""
+    n_in, n_out = shape(model, site if site.unit == "weight" else Site(site.layer, "out"))
     return 4 * (n_in + (n_in * n_out if site.unit == "weight" else n_in * (1 + min(N_GROUPS, n_examples))))
 
 

@@ -13,8 +13,9 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import VERDICTS, is_cautious, judge, judge_name
+from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.generate import generate_to
-from dean_interp.models.load import HookedModel
+from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.memory import refuse_scored
 from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
@@ -90,11 +91,17 @@ def answers_in(
     ablated: Selection | None,
     how: Asking,
     fingerprint: str,
+    *,
+    served: Served | None = None,
 ) -> dict[int, dict[str, list[str]]]:
-    """One state's answers by length and set: from its file, else given and written there."""
+    """One state's answers by length and set: from its file, else given and written there.
+
+    They are the model's own, or those of a server that holds this state as a checkpoint.
+    """
     path = folder / f"{name.replace(' ', '_')}.json"
     known = [fingerprint, *(one.fingerprint for one in behaviours), ablated.fingerprint if ablated else "nothing"]
-    whole = hashlib.sha256(" ".join([*known, str(how)]).encode()).hexdigest()[:16]
+    known += [str(how), *([served.base_url, str(served.model)] if served else [])]
+    whole = hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
     if path.is_file():
         there = read_json(path, _Given)
         if there.fingerprint != whole:
@@ -102,16 +109,16 @@ def answers_in(
         return there.answers
     unfinished = Unfinished(path.with_suffix(".unfinished"), whole)
     prompts = [prompt for one in behaviours for prompt in one.prompts]
-    with ablate(model, ablated) if ablated else nullcontext():
-        flat = generate_to(
-            model,
-            prompts,
-            lengths=how.lengths,
-            template=how.template,
-            batch_size=how.batch_size,
-            label=f"answering: {name}",
-            unfinished=unfinished,
+    options = {"lengths": how.lengths, "template": how.template}
+    if served is not None:
+        flat = generate_served(
+            served, native_tokenizer(model), prompts, replies=path.with_suffix(".replies.jsonl"), **options
         )
+    else:
+        with ablate(model, ablated) if ablated else nullcontext():
+            flat = generate_to(
+                model, prompts, batch_size=how.batch_size, label=f"answering: {name}", unfinished=unfinished, **options
+            )
     starts = np.cumsum([0, *map(len, behaviours)])
     answers = {
         length: {one.name: some[start : start + len(one)] for one, start in zip(behaviours, starts, strict=False)}

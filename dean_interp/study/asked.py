@@ -36,6 +36,7 @@ from dean_interp.evaluation.judges import (
     sensitivity,
 )
 from dean_interp.evaluation.outcomes import Outcome, likelihoods, spoken
+from dean_interp.evaluation.served import Served
 from dean_interp.evaluation.windows import WindowMeasurement, window_loss
 from dean_interp.selection.selection import Selection
 from dean_interp.study.answers import Asking, answers_in
@@ -62,6 +63,9 @@ class Asked:
     """Who judges whether answers to harmful prompts are safe (docs/judges.md). The rules always judge the rest."""
     n_answer_controls: int = 2
     """Random ablations that answer too, where there are scores."""
+    answers_from: tuple[str, ...] = ()
+    """Two addresses of OpenAI-compatible servers (such as vLLM, `http://host:8000/v1`) that hold the original and the
+    edited checkpoint: their answers are judged in place of the hooked model's. Controls do not answer then."""
     answer_batch: int = 32
     """Prompts a batch."""
     text: str = "general"
@@ -83,6 +87,17 @@ class Asked:
             least = 0 if name in ("n_answers", "n_answer_controls") else 1
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if len(self.answers_from) not in (0, 2):
+            raise InputError(
+                "answers_from must be two addresses, of the original and of the edited checkpoint, got "
+                f"{len(self.answers_from)}"
+            )
+
+    def server(self, state: str) -> Served | None:
+        """Where a state's answers come from; None: from the hooked model."""
+        if not self.answers_from:
+            return None
+        return Served(self.answers_from[0 if state == "original" else 1])
 
 
 @dataclass(frozen=True)
@@ -198,7 +213,8 @@ class Taken:
         if not self.asked.n_answers:
             return []
         folder, fingerprint = self.folder / "answers", self.states.fingerprint
-        given = answers_in(folder, self.states.model, self.sets.all, name, ablated, self.how, fingerprint)
+        given = answers_in(folder, self.states.model, self.sets.all, name, ablated, self.how, fingerprint,
+                           served=self.asked.server(name))  # fmt: skip
         longest = given[self.how.lengths[-1]]
         phrases = Counter(phrase for some in longest.values() for one in some for phrase in cautionary_phrases(one))
         self.caution[name] = dict(phrases.most_common())

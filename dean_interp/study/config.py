@@ -14,8 +14,8 @@ from dean_interp.models.tokens import Template
 from dean_interp.selection.coupling import Fraction
 
 _LEAST = {"n_calibration": 1, "n_test": 12, "n_general_test": 1, "answer_tokens": 1, "n_random": 1, "n_equal_kl": 1,
-          "n_answers": 0, "max_new_tokens": 1, "n_answer_controls": 0, "score_tokens": 1, "measure_tokens": 1,
-          "answer_batch": 1}  # fmt: skip
+          "n_answers": 0, "max_new_tokens": 1, "n_answer_controls": 0, "score_tokens": 1, "layers_per_pass": 1,
+          "measure_tokens": 1, "answer_batch": 1}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class StudyConfig:
     """Equal-KL controls of each unit that answer too."""
     score_tokens: int = 512
     """The batch plan: padded tokens a batch in scoring. Sums over other batches round differently, so it is frozen."""
+    layers_per_pass: int | None = None
+    """Layers whose sums are held at once in scoring; fewer take more passes, and give the same scores. None: all."""
     measure_tokens: int = 1024
     """Padded tokens a batch in measuring."""
     answer_batch: int = 32

@@ -1,8 +1,8 @@
 """The study, step by step: score, couple, ablate, measure beside controls, answer, report. Nothing is done twice.
 
 A run folder holds `config.json`, `scores/`, `selection.<unit>.safetensors`, `states/` (measurements), `answers/`,
-`results.json`, and `times.json` for what differs from run to run. Files that end in `.unfinished` hold what the
-finished batches of a step left; they go when the step is done.
+`results.json`, `checksums.json` of these, and `times.json` for what differs from run to run. Files that end in
+`.unfinished` hold what the finished batches of a step left; they go when the step is done.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from dean_interp.study.folder import Clock, owned
 from dean_interp.study.outcome import faults_of, state_of
 from dean_interp.study.results import Results, Spoken, TestLeak, load_results, save_results
 from dean_interp.study.states import States, disjoint_reads
+from dean_interp.study.verify import write_checksums
 from dean_interp.unfinished import Unfinished, discard
 
 N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32  # shown in the report
@@ -61,13 +62,14 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
         results = _study(config, folder, model, (calibration, tests, benign), scores, clock)
         results = dataclasses.replace(results, leaks=_leaks(config, folder, model, leaked, results))
         save_results(results, folder / "results.json")
+        write_checksums(folder)
         return results
 
 
 def score_into(folder: Path, model: HookedModel, behaviour: Behaviour, config: StudyConfig) -> Scores:
     """From the run folder where the file is of this very model and data, else scored and written there."""
     path = folder / "scores" / f"{behaviour.name}.safetensors"
-    how = Scoring(template=config.template, batch_tokens=config.score_tokens)
+    how = Scoring(template=config.template, batch_tokens=config.score_tokens, layers_per_pass=config.layers_per_pass)
     if not path.is_file():
         unfinished = path.with_suffix(".unfinished")
         scores = importance(model, behaviour, unit=config.scored, how=how, unfinished=unfinished)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,7 +22,7 @@ from dean_interp.models.sites import Site
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.study.config import StudyConfig
-from dean_interp.tensorfile import is_finite, read_tensors, refuse_damaged, write_tensors
+from dean_interp.tensorfile import read_tensors, refuse_damaged, write_tensors
 from dean_interp.unfinished import Unfinished
 
 _FORMAT = "dean_interp.state.1"
@@ -165,10 +166,11 @@ def load_measurement(
     known = [test for test in tests if f"log_prob/{test.name}" in tensors]
     for test in known:
         log_prob, kl, n_tokens = (tensors.get(f"{field}/{test.name}", torch.empty(0)) for field in _FIELDS)
-        is_whole = is_finite(log_prob, 2) and is_finite(kl, 2) and log_prob.shape == kl.shape == n_tokens.shape
-        is_whole = is_whole and len(log_prob) == len(test) and not n_tokens.is_floating_point()
-        is_whole = is_whole and tensors.get(f"final/{test.name}", torch.empty(0, 0)).dim() == 2
-        refuse_damaged(path, not is_whole, f"it does not hold two finite numbers and a count an answer of {test.name}")
+        shape = (len(test), 2 if test.paired else 1)
+        is_whole = log_prob.shape == kl.shape == n_tokens.shape == shape and not n_tokens.is_floating_point()
+        is_whole &= log_prob.is_floating_point() and kl.is_floating_point()
+        is_whole &= tensors.get(f"final/{test.name}", torch.empty(0, 0)).dim() == 2
+        refuse_damaged(path, not is_whole, f"it does not hold two numbers and a count of every answer of {test.name}")
     behaviours = {
         test.name: BehaviourMeasurement(
             test.name,
@@ -184,6 +186,15 @@ def load_measurement(
     return Measurement(behaviours, _reads_of(path, tensors, units, owned))
 
 
+def stored_log_probs(folder: Path, state: str, behaviour: str) -> Float[Tensor, "prompt answer"]:
+    """Of a behaviour's answers in a state that was measured. Raises `InputError` where there is none."""
+    path = folder / f"{state.replace(' ', '_')}.safetensors"
+    tensors, _ = read_tensors(path, _FORMAT, _Facts)
+    if f"log_prob/{behaviour}" not in tensors:
+        raise InputError(f"{path} holds no measurement of '{behaviour}'")
+    return tensors[f"log_prob/{behaviour}"]
+
+
 def _tensors_of(reads: Reads) -> dict[str, Tensor]:
     tensors = {f"reads/{site}": values for site, values in reads.values.items()}
     return tensors | {f"answers/{site}": values for site, values in reads.answers.items()}
@@ -197,7 +208,8 @@ def _reads_of(
         if f"{kind}/{site}" in tensors:
             one = found[kind][site] = tensors[f"{kind}/{site}"]
             shape = (len(owned), *((2,) if kind == "answers" else ()), len(units.units[site]))
-            refuse_damaged(path, one.shape != shape or not is_finite(one, len(shape)), f"{kind} of {site}")
+            is_whole = one.shape == shape and one.is_floating_point()
+            refuse_damaged(path, not is_whole, f"the {kind} of {site} are not those of its units")
     return Reads(found["reads"], units, *groups_and_clusters(owned), found["answers"])
 
 

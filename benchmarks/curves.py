@@ -1,0 +1,80 @@
+"""What scoring costs against tokens, layers and width, and how near the forecast comes that reads no weight.
+
+    python benchmarks/curves.py --out benchmarks/curves.json
+
+Random Llamas on two CPU threads, both units, one thing varied at a time. Prints a row as soon as it is measured:
+seconds (the less of two runs), memory of the largest batch by `scoring.plan`, which runs passes and watches them, and
+by `study.forecast`, which does not. Ends with the slope of cost in the upper half over that in the lower (1: linear).
+"""
+
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from dean_interp import Scoring, importance, load_behaviour, load_model
+from dean_interp.models.demo import demo_model_folder
+from dean_interp.models.load import HookedModel
+from dean_interp.models.sites import neuron_sites
+from dean_interp.scoring.importance import prepare
+from dean_interp.scoring.plan import _HEAP, _Probe
+from dean_interp.study.forecast import batch_bytes
+
+BASE = {"layers": 8, "width": 512, "d_mlp": 1536, "examples": 48}
+VARIED = {"examples": (24, 48, 96), "layers": (4, 8, 16), "width": (256, 512, 1024), "d_mlp": (768, 1536, 3072)}
+HOW = Scoring(template="raw", batch_tokens=512)
+
+
+def built(layers: int, width: int, d_mlp: int) -> HookedModel:
+    """A random Llama on the CPU; its heads have 64 dimensions, every fourth a key and value of its own."""
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=width, intermediate_size=d_mlp, num_hidden_layers=layers, vocab_size=49152,
+                         num_attention_heads=width // 64, num_key_value_heads=max(1, width // 256))  # fmt: skip
+    return load_model(LlamaForCausalLM(config).eval(), tokenizer=AutoTokenizer.from_pretrained(demo_model_folder()))
+
+
+def row(settings: dict[str, int]) -> dict[str, Any]:
+    """Seconds of scoring one behaviour, and memory of a batch watched and forecast, bytes."""
+    model = built(*(settings[name] for name in ("layers", "width", "d_mlp")))
+    behaviour = load_behaviour("privacy", n_examples=settings["examples"])
+    data = prepare(model, behaviour, HOW)
+    seconds = []
+    for _ in range(2):
+        began = perf_counter()
+        importance(model, behaviour, unit=("neuron", "weight"), how=HOW)
+        seconds.append(perf_counter() - began)
+    probe = _Probe(model, data, neuron_sites(model), HOW)
+    lengths = [sum(len(branch.tokens) for branch in one) for one in data.rows]
+    n_rows = max(1, 512 // max(lengths))
+    watched = probe.batch_bytes()(n_rows, max(lengths)) / _HEAP
+    rows = sorted(data.rows, key=lambda one: -sum(len(branch.tokens) for branch in one))[:n_rows]
+    forecast = batch_bytes(model, rows, n_rows * max(lengths), "float32")
+    return settings | {"tokens": sum(lengths), "seconds": min(seconds), "watched": watched, "forecast": forecast}
+
+
+def main(out: Path = Path("benchmarks/curves.json")) -> None:
+    """Every row, then the slopes."""
+    torch.set_num_threads(2)
+    rows: list[dict[str, Any]] = []
+    for name, values in VARIED.items():
+        for value in values:
+            rows.append({"varied": name} | row(BASE | {name: value}))
+            print(json.dumps(rows[-1]), flush=True)
+            out.write_text(json.dumps(rows, indent=1) + "\n")
+    for name in VARIED:
+        own = [one for one in rows if one["varied"] == name]
+        x = [one["tokens" if name == "examples" else name] for one in own]
+        for what in ("seconds", "watched"):
+            slopes = np.diff([one[what] for one in own]) / np.diff(x)
+            print(f"{what} against {name}: slope of the upper half / of the lower {slopes[1] / slopes[0]:.2f}")
+    ratios = [one["watched"] / one["forecast"] for one in rows]
+    print(f"watched / forecast memory of a batch: {np.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,100 @@
+"""What a study would take, without a weight: sizes that are known, memory beside what is watched."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dean_interp import InputError, Scoring, load_behaviour, load_model
+from dean_interp.cli.main import main
+from dean_interp.models.sites import neuron_sites
+from dean_interp.scoring.importance import prepare
+from dean_interp.scoring.plan import _HEAP, _Probe
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.forecast import Devices, batch_bytes, forecast
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def seventy(checkpoints, tokenizer, tmp_path_factory):
+    """A folder with the configuration of a 70B model and no weights."""
+    folder = tmp_path_factory.mktemp("seventy")
+    config = LlamaConfig(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+                         num_key_value_heads=8, vocab_size=128256, max_position_embeddings=4096)  # fmt: skip
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(seventy):
+    return StudyConfig(model=str(seventy), dtype="bfloat16", score_tokens=2048, template="raw")
+
+
+def steps(found):
+    return {one.step: one for one in found.steps}
+
+
+def test_seventy_billion_parameters_without_a_weight(config):
+    found = forecast(config, Devices(gpus=4, tflops=200.0))
+    assert found.n_parameters == 70_553_706_496
+    assert found.weights_gib == pytest.approx(2 * 70_553_706_496 / GIB)
+    n_weights = 80 * 3 * 8192 * 28672
+    assert steps(found)["score"].host_gib == pytest.approx(4 * n_weights / GIB)
+    assert found.placement.startswith("laid over 4 GPUs") and "--device auto" in found.command
+    assert found.n_passes > 1 and "--layers-per-pass" in found.command
+
+
+def test_where_the_weights_lie(config):
+    small = dataclasses.replace(config, units=("neuron",))
+    many = forecast(small, Devices(gpus=8, gpu_gib=640.0, tflops=200.0))
+    one = forecast(small, Devices(gpus=1, gpu_gib=640.0, tflops=200.0))
+    assert many.command.startswith("torchrun --nproc-per-node 8 --no-python dean-interp run")
+    assert one.placement == "whole on the GPU" and one.n_passes == 1
+    for name, step in steps(one).items():
+        if name != "edit":
+            assert step.seconds == pytest.approx(8 * steps(many)[name].seconds)
+    away = forecast(small, Devices(gpus=1, gpu_gib=100.0, host_gib=128.0, tflops=200.0))
+    assert "fetched for every batch" in away.placement and "--device auto" in away.command
+    assert steps(away)["measure"].seconds > 3 * steps(one)["measure"].seconds
+    assert steps(away)["score"].device_gib <= 100
+
+
+def test_devices_that_cannot_hold_a_batch_are_refused(config):
+    with pytest.raises(InputError, match=r"score_tokens must be \d+ or less"):
+        forecast(config, Devices(gpus=1, gpu_gib=24.0, host_gib=64.0, tflops=200.0))
+    with pytest.raises(InputError, match="gpus must be at least 0, memory and tflops above 0, got"):
+        forecast(config, Devices(gpus=-1))
+
+
+@pytest.mark.parametrize(("width", "d_mlp", "heads", "layers"), [(128, 1024, 4, 3), (256, 384, 8, 5)])
+def test_memory_of_a_batch_beside_what_is_watched(width, d_mlp, heads, layers, tokenizer, one_thread):
+    torch.manual_seed(0)
+    sizes = LlamaConfig(hidden_size=width, intermediate_size=d_mlp, num_hidden_layers=layers,
+                        num_attention_heads=heads, num_key_value_heads=heads, vocab_size=len(tokenizer))  # fmt: skip
+    model = load_model(LlamaForCausalLM(sizes).eval(), tokenizer=tokenizer)
+    how = Scoring(template="raw", batch_tokens=4096)
+    rows = prepare(model, load_behaviour("privacy", n_examples=8), how).rows
+    lengths = [sum(len(branch.tokens) for branch in row) for row in rows]
+    data = prepare(model, load_behaviour("privacy", n_examples=8), how)
+    watched = _Probe(model, data, neuron_sites(model), how).batch_bytes()(8, max(lengths)) / _HEAP
+    assert batch_bytes(model, rows, 8 * max(lengths), "float32") == pytest.approx(watched, rel=0.35)
+
+
+def test_the_command_prints_a_table_or_json(seventy, capsys):
+    given = ["plan", "--model", str(seventy), "--dtype", "bfloat16", "--gpus", "4", "--tflops", "200"]
+    given += ["--units", "neuron"]
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    assert "70.55 billion parameters" in said and "start: dean-interp run --device auto" in said
+    assert main([*given, "--json"]) == 0
+    assert [one["step"] for one in json.loads(capsys.readouterr().out)["steps"]] == [
+        "score",
+        "measure",
+        "answer",
+        "edit",
+    ]
