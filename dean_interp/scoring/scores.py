@@ -251,6 +251,6 @@ def _refuse_damaged(path: str | Path, kinds: Mapping[str, Mapping[Site, Any]], l
     for kind in _PER_SITE:
         for site, tensor in kinds[kind].items():
             value = kinds["values"].get(site)
-            fits = value is not None and is_finite(tensor, 2 if kind == "groups" else 1)
-            fits = fits and tensor.shape[-1] == value.shape[0]
+            fits = value is not None and tensor.shape[-1:] == value.shape[:1]
+            fits = fits and is_finite(tensor, 2 if kind == "groups" else 1)
             refuse_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")
