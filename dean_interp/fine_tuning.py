@@ -28,6 +28,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, load_model, load_plain
 from dean_interp.models.memory import scored_prompts
 from dean_interp.models.tokens import Template, encode
+from dean_interp.tensorfile import read_json, whole_folder
 
 Method = Literal["full", "lora", "dora"]
 Watch = Callable[[int, HookedModel], None]
@@ -123,13 +124,26 @@ def fine_tune(
         model=tuned, args=arguments, train_dataset=_Rows(rows), data_collator=_padded,
         callbacks=[_Watcher(watch, hooked, how.every)] if watch else [],
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=any((folder / "trainer").glob("checkpoint-*")))
+    checkpoints = list((folder / "trainer").glob("checkpoint-*"))
+    for one in checkpoints:
+        if not _is_whole(one):
+            shutil.rmtree(one)
+    trainer.train(resume_from_checkpoint=any(map(Path.is_dir, checkpoints)))
     whole = tuned if how.method == "full" else getattr(tuned, "merge_and_unload")()  # noqa: B009 - a method of peft's
-    whole.save_pretrained(folder / "model.part")
-    tokenizer.save_pretrained(folder / "model.part")
-    (folder / "model.part").rename(folder / "model")
+    with whole_folder(folder / "model") as part:
+        whole.save_pretrained(part)
+        tokenizer.save_pretrained(part)
     shutil.rmtree(folder / "trainer")
     return folder / "model"
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the trainer was not killed while it wrote this: the state comes last."""
+    try:
+        read_json(checkpoint / "trainer_state.json", dict[str, Any])
+    except InputError:
+        return False
+    return True
 
 
 def _rows(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, template: Template) -> list[dict[str, list[int]]]:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and tensors in a safetensors file that says what it is.
+"""Files and folders that appear whole or not at all, and tensors in a safetensors file that says what it is.
 
 What is read may come from anywhere, so it is checked against the type of what it should hold.
 
@@ -6,9 +6,12 @@ Of several processes the first one writes (`distributed.written`).
 """
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, TypeVar
 
 import torch
@@ -51,16 +54,47 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_suffix(".part")
+    part = path.with_suffix(".part")  # a folder: safetensors, killed, leaves a file of some name beside what it writes
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(path)
+        with _emptied(part):
+            write(part / path.name)
+            (part / path.name).replace(path)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot write {path}: {reason}. What was finished before is kept; start again") from error
+        said = f"cannot write {path}: {_reason(error)}. What was finished before is kept; start again"
+        raise InputError(said) from error
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends; where it raises, nothing is left.
+
+    Raises `InputError` where the disk is full or the folder cannot be written.
+    """
+    try:
+        with _emptied(out.with_name(f"{out.name}.part")) as part:
+            yield part
+            for file in part.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            part.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {out}: {_reason(error)}; nothing was kept") from error
+
+
+@contextmanager
+def _emptied(folder: Path) -> Iterator[Path]:
+    """An empty folder, whatever a run that was killed left there; it goes when the block ends."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def writable(path: Path) -> None:
@@ -99,7 +133,7 @@ def read_tensors(path: str | Path, form: str, facts: type[Record]) -> tuple[dict
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error
 
 
-def read_json(path: Path, kind: type[Record]) -> Record:
+def read_json(path: Path, kind: type[Record] | GenericAlias) -> Record:
     """The record in a JSON file. Raises `InputError` where it cannot be read, is damaged, or holds something else."""
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,12 +249,20 @@ def test_a_truncated_file_of_a_run_is_named(finished, config, tmp_path, name):
         study.run_study(config, tmp_path / "run")
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing_finished(finished, config, tmp_path):
+def test_a_full_disk_is_one_line_and_loses_nothing_finished(finished, config, tmp_path, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
-    (tmp_path / "run" / "results.part").symlink_to("/dev/full")
-    with pytest.raises(InputError, match=r"results\.json: No space left on device\. What was finished before is kept"):
-        study.run_study(config, tmp_path / "run")
+    write = Path.write_bytes
+
+    def full(path, content):
+        write(Path("/dev/full") if path.name == "results.json" else path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(
+            InputError, match=r"results\.json: No space left on device\. What was finished before is kept"
+        ):
+            study.run_study(config, tmp_path / "run")
     study.run_study(config, tmp_path / "run")
     assert (tmp_path / "run" / "results.json").read_bytes() == (finished[0] / "results.json").read_bytes()
 

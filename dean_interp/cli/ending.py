@@ -1,5 +1,6 @@
 """How `dean-interp` and `analyses/` end: with an exit code and, where something was wrong, one line."""
 
+import errno
 import os
 import sys
 import traceback
@@ -52,6 +53,8 @@ def _said(error: BaseException) -> tuple[int, str]:
     match error:
         case InputError():
             return 2, str(error)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EROFS | errno.EFBIG):
+            return 2, f"cannot write {error.filename or 'a file'}: {error.strerror}; what was finished is kept"
         case KeyboardInterrupt():
             return 130, "interrupted; what was written is kept, and the same command goes on from there"
         case _:

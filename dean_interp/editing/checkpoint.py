@@ -6,10 +6,8 @@ memory. The new folder appears whole, by one rename, or not at all; the old one 
 
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
 from dean_interp.models.matrices import stored_names
 from dean_interp.models.tokens import Template, encode
-from dean_interp.tensorfile import read_json
+from dean_interp.tensorfile import read_json, whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +112,7 @@ def export(edit: Edit, model: HookedModel, out: str | Path, *, n_new_tokens: int
     prompt = prompt.to(model.cfg.device)
     apply_edit(model, edit)
     try:
-        with _whole_folder(out) as part:
+        with whole_folder(out) as part:
             names = stored_names(model)
             state = {names[id(one)]: one.detach().cpu().contiguous() for one in model.original_model.parameters()}
             save_torch_state_dict(state, part, safe_serialization=True)
@@ -170,7 +168,7 @@ def _write_copy(edit: Edit, folder: Path, out: Path, *, expected: State) -> None
     _refuse_existing(out)
     places = _places(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
-    with _whole_folder(out) as part:
+    with whole_folder(out) as part:
         for file in tqdm(_copied(folder), desc=f"copying {folder.name}", unit="file", leave=False):
             (part / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / file, part / file)  # links, as in the hub's cache, are followed
@@ -196,26 +194,6 @@ def _refuse_existing(out: Path) -> None:
         raise InputError(f"{out} exists: an edited checkpoint is written to a new folder, and the old one is kept")
     if not out.absolute().parent.is_dir():
         raise InputError(f"no folder {out.absolute().parent} to write {out.name} in")
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when the block ends; where it raises, nothing is left."""
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    try:
-        part.mkdir()
-        yield part
-        for file in part.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        part.rename(out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {out}: {reason}; nothing was kept") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _places(folder: Path, edit: Edit) -> dict[str, _Place]:

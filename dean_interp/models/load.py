@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformer_lens
+from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -115,7 +116,7 @@ def load_plain(
             folder, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=trust_remote_code, **placed
         )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(_unknown_model(str(name), error)) from error
     if not placed:
         torch.nn.Module.to(model, _one_device(device))  # in place

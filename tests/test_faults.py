@@ -1,0 +1,275 @@
+"""Kills, full and read-only disks, truncated files, weights that are not finite: on the real command, in processes."""
+
+import fcntl
+import json
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from forked_runs import runner
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dean_interp import InputError, load_behaviour, load_model
+from dean_interp.cli.main import main
+from dean_interp.fine_tuning import FineTuning, fine_tune
+from dean_interp.unfinished import Unfinished
+
+NAMES = ("fairness", "privacy", "general")
+MEASURED = ["--n-test", 12, "--n-general-test", 4, "--answer-tokens", 4]
+STUDY = ["--n-calibration", 4, *MEASURED, "--n-random", 1, "--n-equal-kl", 1, "--n-answers", 2, "--max-new-tokens", 4,
+         "--n-answer-controls", 1, "--neuron-fraction", 0.06, "--weight-fraction", 0.03, "--read-fraction", 0.3,
+         "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoints, tmp_path_factory) -> Path:
+    """A checkpoint of one layer, so that a study takes seconds."""
+    source, folder = checkpoints["llama-gqa"], tmp_path_factory.mktemp("one") / "layer"
+    shutil.copytree(source, folder)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, num_hidden_layers=1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.08)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    with runner(folder) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def inputs(run, folder, tmp_path_factory) -> dict[str, Path]:
+    """Scores, a selection, an edit and an edited checkpoint, made by the command; and a text."""
+    made = tmp_path_factory.mktemp("inputs")
+    model = ["--model", folder, "--device", "cpu"]
+    scores = [made / f"{name}.safetensors" for name in NAMES]
+    for path in scores:
+        assert not run(["score", path.stem, "--n-examples", 4, "--out", path, *model]).code
+    assert not run(["couple", *scores, "--fraction", 0.06, "--out", made / "selection.safetensors"]).code
+    assert not run(["edit", "create", made / "selection.safetensors", "--out", made / "edit.safetensors", *model]).code
+    assert not run(["edit", "apply", made / "edit.safetensors", folder, "--out", made / "edited"]).code
+    (made / "text.txt").write_text("A pawn that reaches the last rank becomes a queen. " * 20)
+    return {path.stem: path for path in made.iterdir()}
+
+
+def command(name: str, folder: Path, inputs: dict[str, Path], out: Path) -> list[object]:
+    """A command that writes into `out`, or to it."""
+    model = ["--model", folder, "--device", "cpu"]
+    scores = ["--scores", *(inputs[one] for one in NAMES)]
+    measured = [inputs["selection"], "--out", out, *model, *MEASURED, *scores, "--n-random", 1, "--read-fraction", 0.3]
+    answers = ["--n-answers", 4, "--lengths", 2, 4, "--n-answer-controls", 1, "--text", inputs["text"], "--window", 200]
+    return {
+        "run": ["run", "--model", folder, "--out", out, *STUDY],
+        "sweep": ["sweep", "--model", folder, "--out", out, *STUDY, "--neuron-fractions", 0.06, "--weight-fractions",
+                  0.03, "--n-controls", 1],
+        "score": ["score", "privacy", "--n-examples", 24, "--unit", "neuron", "weight", "--batch-tokens", 256, "--out",
+                  out / "scores.safetensors", *model],
+        "evaluate": ["evaluate", *measured, *answers],
+        "information": ["information", *measured],
+        "edit apply": ["edit", "apply", inputs["edit"], folder, "--out", out / "edited"],
+        "edit revert": ["edit", "revert", inputs["edit"], inputs["edited"], "--out", out / "reverted"],
+        "edit export": ["edit", "export", inputs["edit"], "--out", out / "exported", *model],
+    }[name]  # fmt: skip
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What a command left, but what differs from run to run: times, and the report's view of circuitsvis."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files
+            if path.name not in ("times.json", ".lock", "report.html")}  # fmt: skip
+
+
+def finished(folder: Path) -> dict[str, bytes]:
+    """The same without what is on its way: sums of batches, parts, and the growing list of equal-KL controls."""
+    growing = (".unfinished", ".try", "_equal_kl.json")
+    return {name: found for name, found in content(folder).items()
+            if not name.endswith(growing) and ".part/" not in name}  # fmt: skip
+
+
+KILLED = [("score", 2), ("evaluate", 2), ("edit apply", 3), ("edit export", 2)]
+"""Commands with how often they are killed; more often, and the others too, by hand."""
+ALL = ("sweep", "score", "evaluate", "information", "edit apply", "edit revert", "edit export")
+
+
+@pytest.mark.parametrize(("name", "n_kills"), KILLED + [pytest.param(one, 25, marks=pytest.mark.long) for one in ALL])
+def test_a_command_that_is_killed_loses_nothing_and_ends_in_the_same_bytes(
+    name, n_kills, run, folder, inputs, tmp_path
+):
+    for each in ("whole", "killed"):
+        (tmp_path / each).mkdir()
+    alone = run(command(name, folder, inputs, tmp_path / "whole"))
+    assert alone.code == 0, alone.error
+    whole, draw, n_killed = content(tmp_path / "whole"), random.Random(n_kills), 0
+    while n_killed < n_kills or content(tmp_path / "killed") != whole:
+        after = draw.uniform(0, alone.seconds) if n_killed < n_kills else None
+        ended = run(command(name, folder, inputs, tmp_path / "killed"), kill_after=after)
+        n_killed += ended.code == -9
+        assert ended.code in (0, -9), ended.error
+        assert finished(tmp_path / "killed").items() <= whole.items(), "what is there is whole"
+        if ended.code == 0:
+            assert content(tmp_path / "killed") == whole
+            if n_killed < n_kills:
+                shutil.rmtree(tmp_path / "killed")
+                (tmp_path / "killed").mkdir()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["score", "edit apply", "edit export", *(pytest.param(one, marks=pytest.mark.long) for one in ("run", "evaluate"))],
+)
+def test_a_file_that_finds_no_room_is_one_line_and_the_same_command_goes_on(name, run, folder, inputs, tmp_path):
+    """Files may not grow beyond a limit, which is raised until all fit."""
+    largest, errors = 64, []
+    while (ended := run(command(name, folder, inputs, tmp_path), largest_file=largest)).code:
+        before = finished(tmp_path)
+        assert ended.code == 2 and "cannot write" in ended.error and "File too large" in ended.error, ended.error
+        assert not list(tmp_path.rglob("*.part"))
+        errors.append(ended.error)
+        largest *= 8
+    after = finished(tmp_path)
+    assert errors and before.items() <= after.items(), "what was finished is kept as it was"
+
+
+def disk(folder: Path, options: str) -> None:
+    folder.mkdir(exist_ok=True)
+    kind = ["-o", options, "-t", "tmpfs", "none"] if "remount" not in options else ["-o", options]
+    done = subprocess.run(["mount", *kind, str(folder)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("no disk can be mounted here")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A disk of 48 KiB."""
+    disk(tmp_path / "disk", "size=48k")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+def test_a_disk_that_is_full_and_one_that_becomes_read_only_keep_what_was_finished(small, run, folder, inputs):
+    step = command("run", folder, inputs, small)
+    full = run(step)
+    assert full.code == 2 and "No space left on device" in full.error, full.error
+    there = finished(small)
+    assert any(name.startswith("scores/") for name in there)
+    disk(small, "remount,ro,size=48k")
+    denied = run(step)
+    assert denied.code == 2 and "Read-only file system" in denied.error, denied.error
+    assert finished(small) == there
+    disk(small, "remount,rw,size=8m")
+    assert run(step).code == 0
+    assert there.items() <= finished(small).items() and (small / "results.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def study(run, folder, inputs, tmp_path_factory) -> Path:
+    """A finished study."""
+    out = tmp_path_factory.mktemp("study")
+    assert not run(command("run", folder, inputs, out)).code
+    return out
+
+
+KINDS = ("config.json", "results.json", "times.json", "scores/privacy.safetensors", "states/original.safetensors",
+         "states/calibration/reads.safetensors", "states/neuron_random_1.safetensors", "states/weight_equal_kl.json",
+         "answers/original.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", [0.0, pytest.param(0.5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_truncated_file_of_a_run_is_named_and_nothing_is_written_over_it(
+    name, kept, study, run, folder, inputs, tmp_path
+):
+    shutil.copytree(study, tmp_path / "run")
+    path = tmp_path / "run" / name
+    if name != "results.json":
+        (tmp_path / "run" / "results.json").unlink()
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    before = content(tmp_path / "run")
+    ended = run(command("run", folder, inputs, tmp_path / "run"))
+    assert ended.code == 2 and f"{name} is damaged" in ended.error, ended.error
+    assert content(tmp_path / "run") == before
+
+
+def test_sums_that_were_cut_off_or_are_of_another_shape_are_not_taken_up(tmp_path):
+    kept, sums = Unfinished(tmp_path / "sums.unfinished", "x"), {"loss": torch.arange(3.0)}
+    kept.keep(sums, n_batches=2)
+    for other in ({"loss": torch.zeros(4)}, {"loss": torch.zeros(3, dtype=torch.int64)}, {"other": torch.zeros(3)}):
+        assert kept.restore(other) == 0 and not any(tensor.any() for tensor in other.values())
+    whole = kept.path.read_bytes()
+    for length in range(len(whole)):
+        kept.path.write_bytes(whole[:length])
+        assert kept.restore(sums) == 0
+    kept.path.write_bytes(whole)
+    assert kept.restore({"loss": torch.zeros(3)}) == 2
+
+
+@pytest.fixture(params=[torch.nan, torch.inf])
+def not_finite(request, folder, tmp_path) -> Path:
+    """The checkpoint with one weight that is no number."""
+    shutil.copytree(folder, tmp_path / "bad")
+    weights = load_file(tmp_path / "bad" / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"][3, 5] = request.param
+    save_file(weights, tmp_path / "bad" / "model.safetensors", {"format": "pt"})
+    return tmp_path / "bad"
+
+
+@pytest.mark.parametrize("name", ["run", "sweep", "score", "evaluate", "information", "ablate", "edit create"])
+def test_weights_that_are_not_finite_are_refused_by_every_command(name, not_finite, inputs, tmp_path, capsys):
+    out = tmp_path / "out"
+    if name in ("ablate", "edit create"):
+        step = [*name.split(), inputs["selection"], "--out", out / "made", "--model", not_finite, "--device", "cpu"]
+    else:
+        step = command(name, not_finite, inputs, out)
+    assert main([*map(str, step)]) == 2
+    assert "has weights that are not finite (NaN or infinite) in 1 tensors" in capsys.readouterr().err
+    assert not {path.suffix for path in out.rglob("*")} & {".safetensors", ".unfinished"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
+def test_a_truncated_checkpoint_is_one_line_that_names_it(name, kept, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "cut")
+    path = tmp_path / "cut" / name
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(InputError, match=f"cannot load the model '{tmp_path / 'cut'}'"):
+        load_model(tmp_path / "cut", device="cpu")
+
+
+def test_fine_tuning_goes_on_from_the_last_whole_checkpoint(folder, tmp_path):
+    """A kill leaves a checkpoint of the trainer without what is written last."""
+    how = FineTuning(method="full", n_steps=4, every=2, batch_size=2)
+    examples = [load_behaviour("privacy", n_examples=4)]
+
+    def die(step, model):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    whole = fine_tune(str(folder), examples, how, folder=tmp_path / "whole", device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(str(folder), examples, how, folder=tmp_path / "cut", device="cpu", watch=die)
+    half = tmp_path / "cut" / "trainer" / "checkpoint-4"
+    shutil.copytree(tmp_path / "cut" / "trainer" / "checkpoint-2", half)
+    (half / "optimizer.pt").unlink()
+    (half / "trainer_state.json").unlink()
+    again = fine_tune(str(folder), examples, how, folder=tmp_path / "cut", device="cpu")
+    first, second = (load_file(one / "model.safetensors") for one in (whole, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_no_lock(run, folder, inputs, tmp_path):
+    step = command("run", folder, inputs, tmp_path)
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = run(step)
+        assert refused.code == 2 and f"another run is writing to {tmp_path}" in refused.error
+    assert run(step, kill_after=0.5).code == -9
+    assert json.loads((tmp_path / "config.json").read_text())["study"]["n_test"] == 12
+    assert run(step).code == 0
