@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -89,6 +92,20 @@ def checkpoints(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Tem
         model.save_pretrained(folders[name])
         tokenizer.save_pretrained(folders[name])
     return folders
+
+
+@pytest.fixture(scope="session")
+def one_layer(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a single layer, on which a whole study takes seconds."""
+    source, folder = checkpoints["llama-gqa"], tmp_path_factory.mktemp("one") / "layer"
+    shutil.copytree(source, folder)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, num_hidden_layers=1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.08)
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))

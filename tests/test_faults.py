@@ -11,7 +11,6 @@ import pytest
 import torch
 from forked_runs import runner
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from dean_interp import InputError, load_behaviour, load_model
 from dean_interp.cli.main import main
@@ -26,17 +25,8 @@ STUDY = ["--n-calibration", 4, *MEASURED, "--n-random", 1, "--n-equal-kl", 1, "-
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoints, tmp_path_factory) -> Path:
-    """A checkpoint of one layer, so that a study takes seconds."""
-    source, folder = checkpoints["llama-gqa"], tmp_path_factory.mktemp("one") / "layer"
-    shutil.copytree(source, folder)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, num_hidden_layers=1))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.08)
-    model.save_pretrained(folder)
-    return folder
+def folder(one_layer) -> Path:
+    return one_layer
 
 
 @pytest.fixture(scope="module")
