@@ -199,6 +199,19 @@ class Report:
     """The page of several runs; unset: comparison.html in the first folder."""
 
 
+@dataclass(frozen=True)
+class Verify:
+    """Check a finished run: its files, its fingerprints, and a sample of its numbers, measured again.
+
+    Exit code 1 where something differs by more than float noise. Nothing in the run's folder is changed.
+    """
+
+    run: Positional[Path]
+    """The run folder."""
+    full: bool = False
+    """Score every example and measure every prompt of the original and the edits again, not a sample."""
+
+
 Step = (
     DataStep
     | PlanStudy
@@ -213,6 +226,7 @@ Step = (
     | RunSweep
     | Run
     | Report
+    | Verify
 )
 
 
@@ -234,6 +248,7 @@ class Command:
         | Annotated[RunSweep, subcommand("sweep")]
         | Annotated[Run, subcommand("run")]
         | Annotated[Report, subcommand("report")]
+        | Annotated[Verify, subcommand("verify")]
     ]
     json: bool = False
     """Print one JSON object on standard output instead of text."""

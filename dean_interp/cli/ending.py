@@ -13,6 +13,7 @@ from dean_interp.errors import InputError
 
 EXIT_CODES = """exit codes:
   0    done
+  1    what `verify` looked at does not hold
   2    wrong input, with what was given and what is allowed
   70   an internal error, which is a fault of this program
   130  interrupted by Ctrl-C; the same command goes on from what was written

@@ -87,6 +87,10 @@ EXAMPLES = {
         "dean-interp report runs/demo",
         "dean-interp report runs/demo runs/mine --out comparison.html",
     ),
+    "verify": (
+        "dean-interp verify runs/demo",
+        "dean-interp verify runs/demo --full --json",
+    ),
 }
 """By command; the empty name is `dean-interp` itself."""
 

@@ -35,6 +35,8 @@ def _command(arguments: Sequence[str]) -> None:
         said = do(command.step)
     record = to_json(said.record, indent=1, inf_nan_mode="null").decode() if command.json else None
     print(record or said.text)  # noqa: T201
+    if said.code:
+        sys.exit(said.code)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from dean_interp.cli.arguments import (
     RunSweep,
     Score,
     Step,
+    Verify,
 )
 from dean_interp.cli.circuits import CircuitStep, NeuronStep, show_circuit, show_neuron
 from dean_interp.cli.data import DataStep, data_action
@@ -52,6 +53,7 @@ from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.states import States, disjoint_reads
 from dean_interp.study.sweep import run_sweep, sweep_headline
+from dean_interp.study.verify import verify_run
 from dean_interp.tensorfile import writable, write_text
 from dean_interp.unfinished import Unfinished, discard
 
@@ -62,6 +64,8 @@ class Said:
 
     record: dict[str, Any]
     text: str
+    code: int = 0
+    """How the command exits (`ending.EXIT_CODES`)."""
 
 
 def do(step: Step) -> Said:
@@ -271,6 +275,12 @@ def _(step: Report) -> Said:
         runs = {str(folder): load_results(folder / "results.json") for folder in step.folders}
         report = write_comparison(runs, step.out or step.folders[0] / "comparison.html")
     return Said({"report": str(report)}, f"report: {report.resolve()}")
+
+
+@_do.register
+def _(step: Verify) -> Said:
+    found = verify_run(step.run, full=step.full)
+    return Said({"holds": found.holds, **dataclasses.asdict(found)}, str(found), 0 if found.holds else 1)
 
 
 def _report(folder: Path) -> Path:
