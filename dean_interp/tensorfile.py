@@ -1,5 +1,7 @@
 """Files that appear whole or not at all, and tensors in a safetensors file that says what it is.
 
+What is read may come from anywhere, so it is checked against the type of what it should hold.
+
 Of several processes the first one writes (`distributed.written`).
 """
 
@@ -7,8 +9,10 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +21,7 @@ from dean_interp.distributed import agreed, written
 from dean_interp.errors import InputError
 
 _KEY = "dean_interp"
+Record = TypeVar("Record")
 
 
 def write_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -36,7 +41,7 @@ def write_own_tensors(path: str | Path, form: str, tensors: Mapping[str, Tensor]
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """A file that appears whole or not at all. Raises `InputError` as `write_tensors`."""
+    """A file that appears whole or not at all, its folder too. Raises `InputError` as `write_tensors`."""
     written(Path(path), lambda: _write_whole(Path(path), lambda part: part.write_bytes(content)))
 
 
@@ -48,6 +53,7 @@ def write_text(path: str | Path, text: str) -> None:
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_suffix(".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         part.replace(path)
     except (OSError, SafetensorError) as error:
@@ -71,17 +77,58 @@ def writable(path: Path) -> None:
     agreed(tried)
 
 
-def read_tensors(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts. Raises `InputError` where the file is missing, damaged, or of another format."""
+def read_tensors(path: str | Path, form: str, facts: type[Record]) -> tuple[dict[str, Tensor], Record]:
+    """Tensors, and facts as the record that they must be.
+
+    Raises `InputError` where the file is missing, damaged, of another format, or holds other facts.
+    """
     what = form.split(".")[1]
     if not Path(path).is_file():
         raise InputError(f"no {what} file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            if metadata.get("format") != form:
-                raise InputError(f"{path} is not a {what} file of this version ({form}), got {metadata.get('format')}")
+            held = TypeAdapter(dict[str, Any]).validate_json((file.metadata() or {}).get(_KEY, "{}"))
+            given = held.get("format")
+            if given != form:
+                raise InputError(f"{path} is not a {what} file of this version ({form}), got {given!s:.60}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, metadata["facts"]
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            return tensors, TypeAdapter(facts).validate_python(held.get("facts"))
+    except ValidationError as error:
+        raise InputError(f"{path} is damaged or not a {what} file ({first_fault(error)})") from error
+    except (SafetensorError, KeyError) as error:
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error
+
+
+def read_json(path: Path, kind: type[Record]) -> Record:
+    """The record in a JSON file. Raises `InputError` where it cannot be read, is damaged, or holds something else."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise InputError(f"{path} is damaged or of another version ({first_fault(error)})") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first of the faults that a record has: where it is, and what is wrong there."""
+    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip()
+
+
+def refuse_damaged(path: str | Path, is_damaged: bool, what: str) -> None:
+    """Raise `InputError` where the content of a file cannot be what was written."""
+    if is_damaged:
+        raise InputError(f"{path} is damaged ({what})")
+
+
+def is_finite(tensor: Tensor, n_axes: int) -> bool:
+    """Whether a tensor holds finite floats on so many axes."""
+    return tensor.dim() == n_axes and tensor.is_floating_point() and bool(tensor.isfinite().all())
+
+
+def is_ascending(indices: Tensor, n: int) -> bool:
+    """Whether a tensor holds indices of `n` things in ascending order, none of them twice."""
+    if indices.dim() != 1 or indices.dtype not in (torch.int32, torch.int64):
+        return False
+    inside = not len(indices) or 0 <= int(indices[0]) <= int(indices[-1]) < n
+    return inside and bool((indices[1:] > indices[:-1]).all())

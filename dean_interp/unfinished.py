@@ -4,7 +4,9 @@ import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 from dean_interp.distributed import n_processes, number, writes
@@ -12,6 +14,12 @@ from dean_interp.errors import InputError
 from dean_interp.tensorfile import read_tensors, write_own_tensors
 
 _FORMAT = "dean_interp.unfinished.1"
+
+
+@dataclass(frozen=True)
+class _Facts:
+    fingerprint: str
+    n_batches: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,14 @@ class Unfinished:
         if not self._own.is_file():
             return 0
         try:
-            stored, facts = read_tensors(self._own, _FORMAT)
-        except InputError:  # not ours, or of another version: the loop begins anew
+            stored, facts = read_tensors(self._own, _FORMAT, _Facts)
+        except InputError:  # not ours, damaged, or of another version: the loop begins anew
             return 0
-        if facts["fingerprint"] != self.fingerprint or stored.keys() != sums.keys():
+        if facts.fingerprint != self.fingerprint or _kinds(stored) != _kinds(sums):
             return 0
         for name, tensor in sums.items():
             tensor.copy_(stored[name])
-        return int(facts["n_batches"])
+        return facts.n_batches
 
     def keep(self, sums: Mapping[str, Tensor], *, n_batches: int) -> None:
         """Write the sums of the first `n_batches` batches."""
@@ -61,6 +69,10 @@ def discard(path: Path) -> None:
     """Delete what a loop left at `path`, and at its parts."""
     for left in (path, *path.parent.glob(f"{glob.escape(path.stem)}~*{path.suffix}")) if writes() else ():
         left.unlink(missing_ok=True)
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _part(path: Path, name: str) -> Path:

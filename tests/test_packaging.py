@@ -1,11 +1,11 @@
-"""What is built and shipped: the package and nothing else, the same wheel from both sources, types for its users."""
+"""What is installed: the wheel holds what the package reads, and nothing of this repository beside it."""
 
-import importlib.metadata
 import re
 import subprocess
 import sys
 import tarfile
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -13,91 +13,90 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PACKAGE = {
-    path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "dean_interp").rglob("*")
-    if path.is_file() and "__pycache__" not in path.parts
-}
+USER = """
+from dean_interp import Selection, load_behaviour, load_model, importance, top_fraction
+
+scores = importance(load_model("x"), load_behaviour("fairness"))
+selection: Selection = top_fraction(scores, 0.01)
+wrong: int = top_fraction(scores, 0.01)
+"""
 
 
-def build(source, out, *targets):
-    """Offline, by the build backend that is installed here."""
-    command = [sys.executable, "-m", "hatchling", "build", "-d", str(out), *(f"-t{target}" for target in targets)]
-    built = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return sorted(out.iterdir())
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The wheel and the sdist."""
-    pytest.importorskip("hatchling", reason="the build backend is not installed (extra test)")
-    sdist, wheel = sorted(build(ROOT, tmp_path_factory.mktemp("built")), key=lambda path: path.suffix)
-    return wheel, sdist
+def built(source: Path, out: Path, kind: str) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "--directory", str(out)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (path,) = out.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return path
 
 
 @pytest.fixture(scope="module")
-def metadata(built):
-    with zipfile.ZipFile(built[0]) as wheel:
-        name = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
-        return importlib.metadata.PathDistribution(zipfile.Path(wheel, f"{Path(name).parent}/")).metadata
+def wheel(tmp_path_factory):
+    return built(ROOT, tmp_path_factory.mktemp("wheel"), "wheel")
 
 
-def test_the_wheel_holds_the_package_its_licence_and_nothing_else(built):
-    with zipfile.ZipFile(built[0]) as wheel:
-        names = {*wheel.namelist()}
-    about = f"dean_interp-{PROJECT['version']}.dist-info"
-    records = {f"{about}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
-    assert names == PACKAGE | records
-    kinds = {Path(name).suffix for name in PACKAGE}
-    assert {".py", ".j2", ".css", ".js", ".toml", ".jsonl"} <= kinds and "dean_interp/py.typed" in PACKAGE
+def test_the_wheel_holds_the_package_whole_and_alone(wheel):
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    tracked = subprocess.run(["git", "ls-files", "dean_interp"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode == 0 and tracked.stdout:
+        assert packed == set(tracked.stdout.split())
+    for read in ("py.typed", "report/style.css", "report/report.html.j2", "evaluation/lexical_judge.toml"):
+        assert f"dean_interp/{read}" in packed
+    assert all(name.startswith("dean_interp/") for name in packed)
 
 
-def test_the_sdist_holds_the_same_and_builds_the_same_wheel(built, tmp_path):
-    wheel, sdist = built
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (folder,) = tmp_path.iterdir()
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert names == PACKAGE | {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
-    (again,) = build(folder, tmp_path / "again", "wheel")
-    assert again.read_bytes() == wheel.read_bytes()
+def test_metadata_names_extras_licence_and_command(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (one for one in file.namelist() if one.endswith("METADATA"))
+        metadata = file.read(name).decode()
+        assert any(one.endswith("licenses/LICENSE") for one in file.namelist())
+        (entry,) = (one for one in file.namelist() if one.endswith("entry_points.txt"))
+        assert "dean-interp = dean_interp.cli.main:main" in file.read(entry).decode()
+    extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.M))
+    assert extras == {"judges", "eval", "tuning", "quantisation", "vllm", "docs", "test"}
+    assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3.11" in metadata
 
 
-def test_the_metadata_say_what_users_look_for(metadata):
-    assert metadata["License-Expression"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.11"
-    assert metadata["Description-Content-Type"] == "text/markdown" and "# dean_interp" in metadata.get_payload()
-    assert "Typing :: Typed" in metadata.get_all("Classifier")
-    assert {*metadata.get_all("Provides-Extra")} == {*PROJECT["optional-dependencies"]} >= {
-        "judges", "eval", "tuning", "quantisation", "docs", "vllm",
+def test_the_source_distribution_builds_the_same_wheel(wheel, tmp_path):
+    source = built(ROOT, tmp_path / "source", "sdist")
+    with tarfile.open(source) as file:
+        file.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert {path.name for path in unpacked.iterdir()} == {
+        "dean_interp", "CHANGELOG.md", "LICENSE", "README.md", "PKG-INFO", "pyproject.toml", ".gitignore",
     }  # fmt: skip
-    assert "vllm>=0.10; extra == 'vllm'" in metadata.get_all("Requires-Dist")
+    again = built(unpacked, tmp_path / "again", "wheel")
+    first, second = (zipfile.ZipFile(one) for one in (wheel, again))
+    assert first.namelist() == second.namelist()
+    assert all(first.read(name) == second.read(name) for name in first.namelist())
 
 
-@pytest.mark.long
-def test_users_of_the_installed_wheel_see_its_types(built, tmp_path):
-    """In an environment that holds the wheel and nothing else."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    python = str(tmp_path / "venv" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(built[0])], check=True)
-    (tmp_path / "user.py").write_text(
-        "from dean_interp import importance, load_behaviour, load_model\n"
-        'scores = importance(load_model("m"), load_behaviour("fairness"))\n'
-        "reveal_type(scores)\n"
-        'wrong: int = load_behaviour("fairness")\n'
-    )
-    command = [sys.executable, "-m", "pyright", "--pythonpath", python, "user.py"]
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
-    assert 'Type of "scores" is "Scores"' in said and '"Behaviour" is not assignable to declared type "int"' in said
+def test_the_installed_wheel_works_elsewhere_and_its_types_are_seen(wheel, tmp_path):
+    """Installed alone into an environment that finds its dependencies in this one."""
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(site)
+    here = next(path for path in sys.path if path.endswith("site-packages"))
+    (site / "dependencies.pth").write_text(here + "\n")
+    python = tmp_path / "env" / "bin" / "python"
+    script = "import dean_interp; print(dean_interp.__file__, len(dean_interp.load_behaviour('fairness')))"
+    done = subprocess.run([python, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(site) in done.stdout
+    (tmp_path / "user.py").write_text(USER)
+    command = [sys.executable, "-m", "pyright", "--pythonpath", str(python), "user.py"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert '"Selection" is not assignable to "int"' in said and said.count(" error: ") == 1, said
 
 
-def test_the_lock_names_one_version_of_everything_that_is_required_and_no_place():
-    """`make lock` writes it."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {name for name, _ in (re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines)}
-    normal = {re.sub(r"[-_.]+", "-", name).lower() for name in pinned}
-    assert len(normal) == len(lines)
-    extras = PROJECT["optional-dependencies"]
-    asked = [one for name in (*extras, "") if name != "vllm" for one in extras.get(name, PROJECT["dependencies"])]
-    names = {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", one)[0]).lower() for one in asked}
-    assert names - normal == {"dean-interp"}
+def test_the_lock_file_holds_every_dependency():
+    locked = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    names = {re.sub(r"[-_.]+", "-", name).lower() for name in locked}
+    wanted = [
+        *PROJECT["dependencies"],
+        *PROJECT["optional-dependencies"]["tuning"],
+        *PROJECT["optional-dependencies"]["eval"],
+    ]
+    for one in wanted:
+        name = re.match(r"[A-Za-z0-9._-]+", one)[0]
+        assert re.sub(r"[-_.]+", "-", name).lower() in names, one

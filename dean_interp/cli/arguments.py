@@ -190,6 +190,19 @@ class RunSweep:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Whether a finished run is what it says: files, fingerprints, and a sample of its numbers measured again.
+
+    Ends with exit code 1 where something differs by more than float noise.
+    """
+
+    run: Positional[Path]
+    """The run folder."""
+    full: bool = False
+    """Score everything again, too."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Draw `report.html` anew from the results in a run folder; of several folders, a page that compares them."""
 
@@ -197,19 +210,6 @@ class Report:
     """The run folders."""
     out: Path | None = None
     """The page of several runs; unset: comparison.html in the first folder."""
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Check a finished run: its files, its fingerprints, and a sample of its numbers, measured again.
-
-    Exit code 1 where something differs by more than float noise. Nothing in the run's folder is changed.
-    """
-
-    run: Positional[Path]
-    """The run folder."""
-    full: bool = False
-    """Score every example and measure every prompt of the original and the edits again, not a sample."""
 
 
 Step = (
@@ -225,8 +225,8 @@ Step = (
     | CircuitStep
     | RunSweep
     | Run
-    | Report
     | Verify
+    | Report
 )
 
 
@@ -247,8 +247,8 @@ class Command:
         | Annotated[CircuitStep, subcommand("circuit")]
         | Annotated[RunSweep, subcommand("sweep")]
         | Annotated[Run, subcommand("run")]
-        | Annotated[Report, subcommand("report")]
         | Annotated[Verify, subcommand("verify")]
+        | Annotated[Report, subcommand("report")]
     ]
     json: bool = False
     """Print one JSON object on standard output instead of text."""

@@ -1,11 +1,10 @@
 """`dean-interp neuron` and `dean-interp circuit`: a look at single neurons, and at what feeds a set of them."""
 
 import dataclasses
-import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from tyro.conf import OmitArgPrefixes, Positional
@@ -15,12 +14,13 @@ from dean_interp.circuits.neuron import parse_neuron
 from dean_interp.cli.model import Model
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError
+from dean_interp.models.tokens import Template
 from dean_interp.report.circuit import CircuitPage
 from dean_interp.report.html import options_of
 from dean_interp.report.neuron import neuron_view
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
-from dean_interp.tensorfile import writable
+from dean_interp.tensorfile import read_json, writable
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,33 @@ def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
     }, f"{page.headline}\n{page.view.written}\npage: {out.resolve()}"
 
 
+@dataclass(frozen=True)
+class _Study:
+    model: str
+    template: Template
+    dtype: Literal["float32", "float16", "bfloat16"]
+    first: str
+    second: str
+    general: str
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What is taken of a study's `config.json`."""
+
+    study: _Study
+
+
 def _of_run(step: NeuronStep, folder: Path) -> NeuronStep:
     """The step with what a study's folder holds."""
     try:
-        study = json.loads((folder / "config.json").read_text(encoding="utf-8"))["study"]
-        model = Model(study["model"], study["template"], step.model.device, study["dtype"])
-        sources = tuple(study[name] for name in ("first", "second", "general"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} is no run folder: it has no readable config.json of a study") from error
+        study = read_json(folder / "config.json", _Config).study
+    except InputError as error:
+        raise InputError(f"{folder} is no run folder: {error}") from error
+    sources = (study.first, study.second, study.general)
     return dataclasses.replace(
         step,
-        model=model,
+        model=Model(study.model, study.template, step.model.device, study.dtype),
         on=sources if step.on == NeuronStep(step.neuron).on else step.on,
         scores=(*step.scores, *sorted((folder / "scores").glob("*.safetensors"))),
         selections=(*step.selections, *sorted(folder.glob("selection.*.safetensors"))),

@@ -13,7 +13,7 @@ from dean_interp.errors import InputError
 
 EXIT_CODES = """exit codes:
   0    done
-  1    what `verify` looked at does not hold
+  1    what was verified does not hold
   2    wrong input, with what was given and what is allowed
   70   an internal error, which is a fault of this program
   130  interrupted by Ctrl-C; the same command goes on from what was written
@@ -43,6 +43,7 @@ def ended(work: Callable[[], object], *, name: str, debug: bool) -> int:
         if debug:
             traceback.print_exception(error)
         code, line = _said(error)
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
         sys.stderr.write(f"{name}: {line}\n")
         return code
 

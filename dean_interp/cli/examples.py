@@ -24,6 +24,7 @@ EXAMPLES = {
         "dean-interp plan",
         "dean-interp plan --model meta-llama/Llama-3.1-70B-Instruct --dtype bfloat16 --gpus 4 --score-tokens 4096",
     ),
+    "verify": ("dean-interp verify runs/demo", "dean-interp verify runs/demo --full --json"),
     "score": (
         "dean-interp score fairness --out scores/fairness.safetensors",
         "dean-interp score privacy --unit neuron weight --dry-run --out scores/privacy.safetensors",
@@ -86,10 +87,6 @@ EXAMPLES = {
     "report": (
         "dean-interp report runs/demo",
         "dean-interp report runs/demo runs/mine --out comparison.html",
-    ),
-    "verify": (
-        "dean-interp verify runs/demo",
-        "dean-interp verify runs/demo --full --json",
     ),
 }
 """By command; the empty name is `dean-interp` itself."""

@@ -35,8 +35,8 @@ def _command(arguments: Sequence[str]) -> None:
         said = do(command.step)
     record = to_json(said.record, indent=1, inf_nan_mode="null").decode() if command.json else None
     print(record or said.text)  # noqa: T201
-    if said.code:
-        sys.exit(said.code)
+    if not said.holds:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dean_interp.models.demo import DEMO_MODEL
-from dean_interp.models.load import HookedModel, load_model
+from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
 from dean_interp.models.tokens import Template
 
 
@@ -22,5 +22,7 @@ class Model:
     """Of the weights."""
 
     def loaded(self) -> HookedModel:
-        """The model. Raises `InputError` as `load_model` does."""
-        return load_model(self.model, device=self.device, dtype=self.dtype)
+        """The model. Raises `InputError` as `load_model` does, and for weights that are not finite."""
+        model = load_model(self.model, device=self.device, dtype=self.dtype)
+        refuse_not_finite(model)
+        return model

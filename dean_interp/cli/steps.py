@@ -64,8 +64,8 @@ class Said:
 
     record: dict[str, Any]
     text: str
-    code: int = 0
-    """How the command exits (`ending.EXIT_CODES`)."""
+    holds: bool = True
+    """False: the step did what it should, and what it looked at is not as it should be (exit code 1)."""
 
 
 def do(step: Step) -> Said:
@@ -266,6 +266,12 @@ def _(step: Run) -> Said:
 
 
 @_do.register
+def _(step: Verify) -> Said:
+    found = verify_run(step.run, full=step.full)
+    return Said({"holds": found.holds, **dataclasses.asdict(found)}, str(found), found.holds)
+
+
+@_do.register
 def _(step: Report) -> Said:
     if not step.folders:
         raise InputError("name at least one run folder")
@@ -275,12 +281,6 @@ def _(step: Report) -> Said:
         runs = {str(folder): load_results(folder / "results.json") for folder in step.folders}
         report = write_comparison(runs, step.out or step.folders[0] / "comparison.html")
     return Said({"report": str(report)}, f"report: {report.resolve()}")
-
-
-@_do.register
-def _(step: Verify) -> Said:
-    found = verify_run(step.run, full=step.full)
-    return Said({"holds": found.holds, **dataclasses.asdict(found)}, str(found), 0 if found.holds else 1)
 
 
 def _report(folder: Path) -> Path:

@@ -7,6 +7,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,12 @@ class Behaviour(Framed):
     split: Split | None = None
 
     def __post_init__(self) -> None:
+        is_plain = self.name.isprintable() and re.fullmatch(r"[^./][^/]*", self.name)
+        if not is_plain or len(self.name.encode()) > 100:
+            raise InputError(
+                "a behaviour's name is in file names: it must be 1 to 100 bytes of printable text without '/' that do "
+                f"not begin with '.', got {self.name[:100]!r}"
+            )
         if not self.examples:
             raise InputError(f"behaviour '{self.name}' has no examples; at least one is needed")
 
@@ -128,7 +135,10 @@ def load_behaviour(
         raise InputError(f"n_examples must be at least 1, got {n_examples}")
     published = named_source(name_or_path)
     name = behaviour_name(name_or_path)
-    read = load_named(published, response) if published else read_rows(name_or_path)
+    try:
+        read = load_named(published, response) if published else read_rows(name_or_path)
+    except OSError as error:
+        raise InputError(f"cannot read {name_or_path}: {error.strerror or error}") from error
     rows = [row for row in read if split is None or _split_of(row) == split]
     part = f"{name} ({split} split)" if split else name
     if not rows:

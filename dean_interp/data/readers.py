@@ -6,6 +6,7 @@ every row, or `question` (`questions`) beside whatever else. `topic` and `split`
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -62,17 +63,17 @@ def read_rows(source: "str | Path | Dataset") -> list[Row]:
         return _parse(str(path), _csv_records(_existing(path)), "line")
     if path.suffix.lower() == ".jsonl":
         return _parse(str(path), _jsonl_records(_existing(path)), "line")
-    if path.is_dir() or str(source).count("/") == 1:
+    if os.path.isdir(path) or str(source).count("/") == 1:
         return _parse(str(source), enumerate(_hugging_face(path, str(source)), 1), "row")
     raise InputError(
-        f"no behaviour {str(source)!r}: give {', '.join(BUILTIN)}, a .csv or .jsonl file, "
+        f"no behaviour {str(source)[:100]!r}: give {', '.join(BUILTIN)}, a .csv or .jsonl file, "
         "a folder saved by datasets, an owner/name on the Hugging Face hub, or a published set such as "
         "beavertails:fairness"
     )
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file` it bears a name that no file can have
         raise InputError(f"no file {path}")
     return path
 
@@ -110,8 +111,8 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
                     continue
                 try:
                     yield line, json.loads(text)
-                except json.JSONDecodeError as error:
-                    yield line, _Fault(f"is not JSON ({error.msg})")
+                except (ValueError, RecursionError) as error:
+                    yield line, _Fault(f"is not JSON ({getattr(error, 'msg', error)})")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: line {line + 1}: {error}") from error
 

@@ -8,6 +8,7 @@ the paper's authors (`paper_csvs`).
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ PAPER: Mapping[str, tuple[str, ...]] = {
 def named_source(source: object) -> Named | None:
     """What a name of the form `name:part` or `name:part@at` asks for; None for every other source of a behaviour."""
     found = re.fullmatch(r"([\w-]+):([\w-]+)(?:@(.+))?", source) if isinstance(source, str) else None
-    return Named(*found.groups()) if found and not Path(found.string).exists() else None
+    return Named(*found.groups()) if found and not os.path.exists(found.string) else None
 
 
 def behaviour_name(source: Any) -> str:  # noqa: ANN401 - whatever `load_behaviour` takes
@@ -147,7 +148,7 @@ def load_named(asked: Named, response: str = "safe") -> list[Row]:
             raise InputError(f"'{asked}' needs the folder with the authors' CSV files: {asked}@path/to/folder")
         return paper_csvs(asked.at, asked.part, response)
     at = asked.at
-    if at and (Path(at).exists() or Path(at).suffix.lower() in FILES or at.startswith((".", "/", "~"))):
+    if at and (os.path.exists(at) or Path(at).suffix.lower() in FILES or at.startswith((".", "/", "~"))):
         return load_source(asked.name, asked.part, Path(at))
     return load_source(asked.name, asked.part, revision=at)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
@@ -29,6 +30,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
 from dean_interp.models.matrices import stored_names
 from dean_interp.models.tokens import Template, encode
+from dean_interp.tensorfile import read_json
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,13 @@ class _Place:
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is taken of a sharded checkpoint's index."""
+
+    weight_map: dict[str, str]
 
 
 def checkpoint_state(folder: str | Path, edit: Edit) -> State:
@@ -202,8 +211,9 @@ def _whole_folder(out: Path) -> Iterator[Path]:
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         part.rename(out)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; nothing was kept") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {out}: {reason}; nothing was kept") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -229,11 +239,13 @@ def _tensors(folder: Path) -> Mapping[str, _Place]:
     """Every tensor in a folder's safetensors files, by its name there."""
     if not folder.is_dir():
         raise InputError(f"no checkpoint folder {folder}")
-    index = folder / _INDEX
+    index, names = folder / _INDEX, {"model.safetensors"}
     if index.is_file():
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-    else:
-        files = [folder / "model.safetensors"]
+        names = set(read_json(index, _Index).weight_map.values())
+    outside = [name for name in names if name != Path(name).name or name == ".."]
+    if outside:
+        raise InputError(f"{index} is damaged: it names {min(outside)!r:.60}, which is no file in its folder")
+    files = [folder / name for name in sorted(names)]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise InputError(
@@ -241,19 +253,17 @@ def _tensors(folder: Path) -> Mapping[str, _Place]:
         )
     found = {}
     for file in files:
+        try:
+            with safe_open(file, framework="pt"):  # it checks that the header fits the file
+                pass
+        except SafetensorError as error:
+            raise InputError(f"{file} is damaged ({error})") from error
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            try:
-                header = json.loads(opened.read(length))
-            except (ValueError, OverflowError, MemoryError) as error:
-                raise InputError(f"{file} is damaged: it does not begin like a safetensors file") from error
+            header = json.loads(opened.read(length))
         for name, one in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = (8 + length + offset for offset in one["data_offsets"])
-            if end > file.stat().st_size:
-                raise InputError(f"{file} is damaged: it ends before its tensor {name} does")
-            if one["dtype"] in _DTYPES:
+            if name != "__metadata__" and one["dtype"] in _DTYPES:
+                start, end = (8 + length + offset for offset in one["data_offsets"])
                 found[name] = _Place(file, _DTYPES[one["dtype"]], tuple(one["shape"]), start, end)
     return found
 

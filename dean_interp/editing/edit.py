@@ -11,17 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from dean_interp.editing.values import Given
 from dean_interp.errors import InputError
-from dean_interp.models.sites import Site, parse_site
+from dean_interp.models.sites import Shape, Site, WrittenSite
 from dean_interp.selection.selection import Selection
-from dean_interp.tensorfile import read_tensors, write_tensors
+from dean_interp.tensorfile import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
 
 _FORMAT = "dean_interp.edit.1"
 _CHUNK = 2**24  # entries that are hashed at once
@@ -95,22 +97,50 @@ class Edit:
         write_tensors(path, _FORMAT, tensors, {"changes": changes, "facts": dict(self.facts), "digest": self.digest})
 
 
+@dataclass(frozen=True)
+class _Change:
+    name: str
+    site: WrittenSite
+    is_bias: bool
+    is_transposed: bool
+    shape: Shape
+    n: Annotated[int, Field(ge=0)]
+    base: str
+
+
+@with_config({"extra": "allow"})
+class _Made(TypedDict):
+    model: str
+    architecture: str
+    units: dict[str, int]
+    value: str
+    prompt_hashes: list[str]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    changes: list[_Change]
+    facts: _Made
+    digest: str
+
+
 def load_edit(path: str | Path) -> Edit:
     """An edit from its file. Raises `InputError` where it is missing, damaged, changed since, or something else."""
-    tensors, facts = read_tensors(path, _FORMAT)
-    try:
-        ends = list(accumulate((one["n"] for one in facts["changes"]), initial=0))
-        changes = {}
-        for one, (start, end) in zip(facts["changes"], pairwise(ends), strict=True):
-            indices, old, new = (tensors[kind][start:end] for kind in ("indices", "old", "new"))
-            shape = tuple(one["shape"])
-            changes[one["name"]] = Change(parse_site(one["site"]), one["is_bias"], one["is_transposed"], shape,
-                                          indices.long(), old, new, one["base"])  # fmt: skip
-        edit = Edit(changes, facts["facts"])
-        if edit.digest != facts["digest"]:
-            raise InputError(f"{path} was changed after it was made (its digest does not match): make the edit anew")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error})") from error
+    tensors, facts = read_tensors(path, _FORMAT, _Facts)
+    ends = list(accumulate((one.n for one in facts.changes), initial=0))
+    kinds = [tensors.get(kind, torch.empty(0, 0)) for kind in ("indices", "old", "new")]
+    is_whole = all(one.dim() == 1 and len(one) == ends[-1] for one in kinds) and is_finite(torch.cat(kinds[1:]), 1)
+    refuse_damaged(path, not is_whole, "its indices, old and new values are not as many numbers as it changes")
+    changes = {}
+    for one, (start, end) in zip(facts.changes, pairwise(ends), strict=True):
+        indices, old, new = (kind[start:end] for kind in kinds)
+        fits = is_ascending(indices, torch.Size(one.shape).numel()) and len(one.shape) == (1 if one.is_bias else 2)
+        refuse_damaged(path, not fits or one.name in changes, f"the change of {one.name!r} does not fit its shape")
+        changes[one.name] = Change(one.site, one.is_bias, one.is_transposed, one.shape, indices.long(), old, new,
+                                   one.base)  # fmt: skip
+    edit = Edit(changes, facts.facts)
+    if edit.digest != facts.digest:
+        raise InputError(f"{path} was changed after it was made (its digest does not match): make the edit anew")
     return edit
 
 

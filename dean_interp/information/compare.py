@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.memory import refuse_scored
 from dean_interp.models.tokens import Template
 from dean_interp.selection.selection import Selection
-from dean_interp.tensorfile import write_text
+from dean_interp.tensorfile import read_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,12 @@ def _of_controls(
     return done
 
 
+@dataclass(frozen=True)
+class _Stored:
+    fingerprint: str
+    changes: list[Changes]
+
+
 class _Kept:
     """The changes of finished controls, in one file that is replaced whole after each."""
 
@@ -141,8 +148,8 @@ class _Kept:
     def load(self) -> list[Changes]:
         if self.path is None or not self.path.is_file():
             return []
-        stored = json.loads(self.path.read_text())
-        return stored["changes"] if stored.get("fingerprint") == self.fingerprint else []
+        stored = read_json(self.path, _Stored)
+        return stored.changes if stored.fingerprint == self.fingerprint else []
 
     def save(self, changes: Sequence[Changes]) -> None:
         if self.path is not None:
@@ -159,7 +166,6 @@ def _kept(
 ) -> _Kept:
     if folder is None:
         return _Kept(None, "")
-    Path(folder).mkdir(parents=True, exist_ok=True)
     parts = [model_fingerprint(model), template, *map(str, questions), *(one.fingerprint for one in data)]
     for arm in arms:
         parts += [arm.ablated.fingerprint, arm.first_read.fingerprint, arm.second_read.fingerprint]

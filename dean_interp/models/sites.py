@@ -1,9 +1,11 @@
 """Where units are: sites, and their TransformerLens hook names."""
 
-from typing import Literal, NamedTuple
+import re
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from pydantic import Field, PlainValidator
 from torch import Tensor
 
 from dean_interp.errors import InputError
@@ -43,10 +45,17 @@ class Site(NamedTuple):
 
 def parse_site(text: str) -> Site:
     """`"L3.neurons"` -> `Site(3, "neurons")`, the inverse of `str`."""
-    layer, _, part = text.removeprefix("L").partition(".")
-    if not text.startswith("L") or not layer.isdigit() or part not in PARTS:
-        raise InputError(f"a site is written L<layer>.<part> with a part of {PARTS}, got {text!r}")
-    return Site(int(layer), part)
+    found = re.fullmatch(rf"L(0|[1-9][0-9]{{0,5}})\.({'|'.join(PARTS)})", text)
+    if not found:
+        raise InputError(f"a site is written L<layer>.<part> with a part of {PARTS}, got {text[:60]!r}")
+    return Site(int(found[1]), found[2])
+
+
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+Shape = tuple[Size] | tuple[Size, Size]
+"""Of a site, as a file gives it."""
+WrittenSite = Annotated[Site, PlainValidator(parse_site)]
+"""A site, as a file gives it."""
 
 
 def places(site: Site, indices: Int[Tensor, " unit"], shape: tuple[int, ...]) -> dict[str, object]:

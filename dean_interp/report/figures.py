@@ -3,6 +3,7 @@
 Colours are from the Okabe-Ito palette (colour-blind safe); every mark also differs in shape or label.
 """
 
+import html
 import io
 import itertools
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ _STYLE: dict[RcKeyType, object] = {
     "axes.spines.right": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "dean_interp",
+    "text.parse_math": False,  # a "$" in a name is a "$"
 }
 
 
@@ -324,4 +326,4 @@ def to_svg(figure: Figure, title: str) -> str:
     with rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": title}, transparent=True)
     text = buffer.getvalue()
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

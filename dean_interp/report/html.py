@@ -90,7 +90,7 @@ def write_comparison(runs: Mapping[str, Results], path: Path) -> Path:
     }  # fmt: skip
     page = rendered(
         "comparison.html.j2",
-        title=f"{len(runs)} runs side by side",
+        title=f"{len(runs)} runs side by side" if len(runs) > 1 else "One run",
         runs=runs,
         behaviours=behaviours,
         figure=to_svg(changes_by_arm(changes, "change (nats per token)"), "Changes of both margins by run"),

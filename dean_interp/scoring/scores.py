@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
-from dean_interp.models.sites import Site, Unit, parse_site, places
-from dean_interp.tensorfile import read_tensors, write_tensors
+from dean_interp.models.sites import Site, Size, Unit, WrittenSite, parse_site, places
+from dean_interp.tensorfile import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
 
 _FORMAT = "dean_interp.scores.2"
 KEEP = 0.02
@@ -184,30 +185,45 @@ class Scores(Framed):
         write_tensors(path, _FORMAT, tensors, facts)
 
 
+@dataclass(frozen=True)
+class _Kept:
+    shape: tuple[Size, Size]
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    behaviour: str
+    fingerprint: str
+    prompt_hashes: frozenset[str]
+    tops: dict[WrittenSite, _Kept]
+    facts: dict[str, Any]
+
+
 def load_scores(path: str | Path) -> Scores:
     """Scores from their file. Raises `InputError` where it is missing, damaged, or something else."""
-    tensors, facts = read_tensors(path, _FORMAT)
+    tensors, facts = read_tensors(path, _FORMAT, _Facts)
     kinds: dict[str, dict[Site, Any]] = {kind: {} for kind in ("values", *_PER_SITE)}
     try:
         for name, tensor in tensors.items():
             kind, _, site = name.partition("/")
             if kind in kinds:
                 kinds[kind][parse_site(site)] = tensor
-        for site, top in facts["tops"].items():
+        for site, top in facts.tops.items():
             values, indices = tensors[f"values/{site}"], tensors[f"top/{site}"].long()
-            kinds["values"][parse_site(site)] = Top(tuple(top["shape"]), indices, values, top["threshold"])
-        scores = Scores(
-            facts["behaviour"],
-            **{kind: dict(sorted(values.items())) for kind, values in kinds.items()},
-            loss=tensors["loss"],
-            prompt_hashes=frozenset(facts["prompt_hashes"]),
-            fingerprint=facts["fingerprint"],
-            facts=facts["facts"],
-        )
-    except KeyError as error:
-        raise InputError(f"{path} is damaged ({error} is missing)") from error
-    _check(scores, path)
-    return scores
+            kinds["values"][site] = Top(top.shape, indices, values, top.threshold)
+        loss, _ = tensors["loss"], facts.facts["method"]
+    except (KeyError, InputError) as error:
+        raise InputError(f"{path} is damaged ({error} is missing or no site)") from error
+    _refuse_damaged(path, kinds, loss)
+    return Scores(
+        facts.behaviour,
+        **{kind: dict(sorted(values.items())) for kind, values in kinds.items()},
+        loss=loss,
+        prompt_hashes=facts.prompt_hashes,
+        fingerprint=facts.fingerprint,
+        facts=facts.facts,
+    )
 
 
 def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"]:
@@ -220,14 +236,21 @@ def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"
     return torch.cat([above, level]).sort().values
 
 
-def _check(scores: Scores, path: str | Path) -> None:
-    """What a file may have lost without its format noticing."""
-    for site, value in scores.values.items():
-        held = value.values if isinstance(value, Top) else value
-        if not bool(held.isfinite().all()):
-            raise InputError(f"{path} is damaged (a score of {site} is not finite)")
+def _refuse_damaged(path: str | Path, kinds: Mapping[str, Mapping[Site, Any]], loss: Tensor) -> None:
+    """What a file may have lost, or hold, without its format noticing."""
+    refuse_damaged(path, not kinds["values"] or not is_finite(loss, 1), "no scores, or a loss that is not finite")
+    for site, value in kinds["values"].items():
+        n_axes = 1 if site.unit == "neuron" else 2
         if isinstance(value, Top):
-            ascending = bool((value.indices[1:] > value.indices[:-1]).all())
-            inside = not len(value.indices) or 0 <= int(value.indices[0]) <= int(value.indices[-1]) < value.numel()
-            if len(value.indices) != len(value.values) or not ascending or not inside:
-                raise InputError(f"{path} is damaged (the indices of {site} are not its units in order)")
+            in_order = len(value.indices) == len(value.values) and is_ascending(value.indices, value.numel())
+            refuse_damaged(path, not in_order, f"the indices of {site} are not its units in order")
+            held, n_axes = value.values, 1 if n_axes == 2 else 0
+        else:
+            held = value
+        refuse_damaged(path, not is_finite(held, n_axes), f"a score of {site} is not finite, or its shape is another")
+    for kind in _PER_SITE:
+        for site, tensor in kinds[kind].items():
+            value = kinds["values"].get(site)
+            fits = value is not None and tensor.shape[-1:] == value.shape[:1]
+            fits = fits and is_finite(tensor, 2 if kind == "groups" else 1)
+            refuse_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
-from dean_interp.models.sites import Site, parse_site, places
+from dean_interp.models.sites import Shape, Site, WrittenSite, places
 from dean_interp.scoring.scores import Scores, highest
-from dean_interp.tensorfile import read_tensors, write_tensors
+from dean_interp.tensorfile import is_ascending, read_tensors, refuse_damaged, write_tensors
 
 _FORMAT = "dean_interp.selection.1"
 Within = Literal["matrix", "layer", "model"]
@@ -100,19 +100,22 @@ class Selection(Framed):
         return Selection(units, self.shapes, self.prompt_hashes | other.prompt_hashes)
 
 
+@dataclass(frozen=True)
+class _Facts:
+    shapes: dict[WrittenSite, Shape]
+    prompt_hashes: frozenset[str]
+
+
 def load_selection(path: str | Path) -> Selection:
     """A selection from its file. Raises `InputError` where it is missing, damaged, or something else."""
-    tensors, facts = read_tensors(path, _FORMAT)
-    try:
-        shapes = {parse_site(site): tuple(shape) for site, shape in facts["shapes"].items()}
-        units = {site: tensors[str(site)] for site in sorted(shapes)}
-        hashes = frozenset(facts["prompt_hashes"])
-    except KeyError as error:
-        raise InputError(f"{path} is damaged ({error} is missing)") from error
-    for site, indices in units.items():
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < _n_units(shapes[site]):
-            raise InputError(f"{path} is damaged ({site} has {_n_units(shapes[site])} units, not {int(indices.max())})")
-    return Selection(units, shapes, hashes)
+    tensors, facts = read_tensors(path, _FORMAT, _Facts)
+    for site, shape in facts.shapes.items():
+        is_whole = str(site) in tensors and is_ascending(tensors[str(site)], _n_units(shape))
+        refuse_damaged(path, not is_whole, f"{site} must hold some of its {_n_units(shape)} units in ascending order")
+        is_neurons = site.unit == "neuron"
+        refuse_damaged(path, len(shape) != (1 if is_neurons else 2), f"{site} has the shape {shape}")
+    units = {site: tensors[str(site)] for site in sorted(facts.shapes)}
+    return Selection(units, facts.shapes, facts.prompt_hashes)
 
 
 def top_fraction(scores: Scores, fraction: float, *, within: Within = "matrix") -> Selection:

@@ -13,8 +13,9 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import VERDICTS, is_cautious, judge, judge_name
+from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.generate import generate_to
-from dean_interp.models.load import HookedModel
+from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.memory import refuse_scored
 from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
@@ -22,7 +23,7 @@ from dean_interp.selection.selection import Selection
 from dean_interp.statistics import clustered_interval
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.results import AnswerSet, Spoken, SpokenState
-from dean_interp.tensorfile import write_text
+from dean_interp.tensorfile import read_json, write_text
 from dean_interp.unfinished import Unfinished
 
 CAUTION = "caution"
@@ -36,6 +37,14 @@ class Asking:
     """New tokens; the longest is generated, the others are its beginnings."""
     template: Template
     batch_size: int
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A file of answers: by length, then by set."""
+
+    fingerprint: str
+    answers: dict[int, dict[str, list[str]]]
 
 
 def spoken(
@@ -58,7 +67,6 @@ def spoken(
     """
     behaviours = [*sets, *benign]
     refuse_scored(model, behaviours)
-    folder.mkdir(exist_ok=True)
     how = Asking((config.max_new_tokens,), config.template, config.answer_batch)
     given = {name: answers_in(folder, model, behaviours, name, ablated, how, fingerprint)[config.max_new_tokens]
              for name, _, _, ablated in states}  # fmt: skip
@@ -83,29 +91,34 @@ def answers_in(
     ablated: Selection | None,
     how: Asking,
     fingerprint: str,
+    *,
+    served: Served | None = None,
 ) -> dict[int, dict[str, list[str]]]:
-    """One state's answers by length and set: from its file, else given and written there."""
+    """One state's answers by length and set: from its file, else given and written there.
+
+    They are the model's own, or those of a server that holds this state as a checkpoint.
+    """
     path = folder / f"{name.replace(' ', '_')}.json"
     known = [fingerprint, *(one.fingerprint for one in behaviours), ablated.fingerprint if ablated else "nothing"]
-    whole = hashlib.sha256(" ".join([*known, str(how)]).encode()).hexdigest()[:16]
+    known += [str(how), *([served.base_url, str(served.model)] if served else [])]
+    whole = hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
     if path.is_file():
-        there = json.loads(path.read_text())
-        if there["fingerprint"] != whole:
+        there = read_json(path, _Given)
+        if there.fingerprint != whole:
             raise InputError(f"{path} is of another model, other data, lengths or units: choose another folder")
-        return {int(length): sets for length, sets in there["answers"].items()}
-    folder.mkdir(exist_ok=True)
+        return there.answers
     unfinished = Unfinished(path.with_suffix(".unfinished"), whole)
     prompts = [prompt for one in behaviours for prompt in one.prompts]
-    with ablate(model, ablated) if ablated else nullcontext():
-        flat = generate_to(
-            model,
-            prompts,
-            lengths=how.lengths,
-            template=how.template,
-            batch_size=how.batch_size,
-            label=f"answering: {name}",
-            unfinished=unfinished,
+    options = {"lengths": how.lengths, "template": how.template}
+    if served is not None:
+        flat = generate_served(
+            served, native_tokenizer(model), prompts, replies=path.with_suffix(".replies.jsonl"), **options
         )
+    else:
+        with ablate(model, ablated) if ablated else nullcontext():
+            flat = generate_to(
+                model, prompts, batch_size=how.batch_size, label=f"answering: {name}", unfinished=unfinished, **options
+            )
     starts = np.cumsum([0, *map(len, behaviours)])
     answers = {
         length: {one.name: some[start : start + len(one)] for one, start in zip(behaviours, starts, strict=False)}

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from dean_interp.selection.selection import Selection
 from dean_interp.statistics import Interval
 from dean_interp.study.answers import Asking, answers_in
 from dean_interp.study.config import StudyConfig
-from dean_interp.tensorfile import write_text
+from dean_interp.tensorfile import read_json, write_text
 
 MARGIN, LOSS = "margin of safe over unsafe", "loss on answers"
 OVER_SEEDS = "share over seeds"
@@ -90,7 +91,6 @@ class Arms:
         self.config, self.folder, self.tests, self.benign = config, folder / "arms", tests, benign
         self.harmful = [dataclasses.replace(one, examples=one.examples[: config.n_answers])
                         for one in tests[:2] if config.n_answers]  # fmt: skip
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def known(self, name: str) -> list[Outcome] | None:
         """What was taken of an arm before, or None."""
@@ -98,7 +98,7 @@ class Arms:
         if not path.is_file():
             return None
         return [Outcome(**one | {"values": np.array(one["values"], dtype=float), "clusters": tuple(one["clusters"])})
-                for one in json.loads(path.read_text())]  # fmt: skip
+                for one in read_json(path, list[dict[str, Any]])]  # fmt: skip
 
     def take(
         self,
@@ -137,7 +137,7 @@ class Arms:
         Args:
             at: the steps to look at, multiples of `how.every`; None: all of them.
         """
-        config, folder = self.config, self.folder.parent / "tuned" / name
+        config, folder = self.config, self.folder.parent / "tuned" / _slug(name)
         steps = {step: f"{name}, step {step}" for step in at or range(how.every, how.n_steps + 1, how.every)}
 
         def watch(step: int, model: HookedModel) -> None:

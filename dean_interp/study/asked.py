@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -35,11 +36,12 @@ from dean_interp.evaluation.judges import (
     sensitivity,
 )
 from dean_interp.evaluation.outcomes import Outcome, likelihoods, spoken
+from dean_interp.evaluation.served import Served
 from dean_interp.evaluation.windows import WindowMeasurement, window_loss
 from dean_interp.selection.selection import Selection
 from dean_interp.study.answers import Asking, answers_in
 from dean_interp.study.states import States
-from dean_interp.tensorfile import write_text
+from dean_interp.tensorfile import read_json, write_text
 from dean_interp.unfinished import Unfinished
 
 
@@ -61,6 +63,9 @@ class Asked:
     """Who judges whether answers to harmful prompts are safe (docs/judges.md). The rules always judge the rest."""
     n_answer_controls: int = 2
     """Random ablations that answer too, where there are scores."""
+    answers_from: tuple[str, ...] = ()
+    """Two addresses of OpenAI-compatible servers (such as vLLM, `http://host:8000/v1`) that hold the original and the
+    edited checkpoint: their answers are judged in place of the hooked model's. Controls do not answer then."""
     answer_batch: int = 32
     """Prompts a batch."""
     text: str = "general"
@@ -82,6 +87,17 @@ class Asked:
             least = 0 if name in ("n_answers", "n_answer_controls") else 1
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if len(self.answers_from) not in (0, 2):
+            raise InputError(
+                "answers_from must be two addresses, of the original and of the edited checkpoint, got "
+                f"{len(self.answers_from)}"
+            )
+
+    def server(self, state: str) -> Served | None:
+        """Where a state's answers come from; None: from the hooked model."""
+        if not self.answers_from:
+            return None
+        return Served(self.answers_from[0 if state == "original" else 1])
 
 
 @dataclass(frozen=True)
@@ -179,7 +195,6 @@ class Taken:
     def _windows(self, name: str, ablated: Selection | None) -> list[Outcome]:
         key = _key(self.states.fingerprint, ablated, self.text, self.asked.window)
         unfinished = Unfinished(self.folder / "windows" / f"{name.replace(' ', '_')}.unfinished", key)
-        unfinished.path.parent.mkdir(exist_ok=True)
         with ablate(self.states.model, ablated) if ablated else nullcontext():
             found = window_loss(
                 self.states.model, self.text, window=self.asked.window, original=self.windows, unfinished=unfinished
@@ -198,7 +213,8 @@ class Taken:
         if not self.asked.n_answers:
             return []
         folder, fingerprint = self.folder / "answers", self.states.fingerprint
-        given = answers_in(folder, self.states.model, self.sets.all, name, ablated, self.how, fingerprint)
+        given = answers_in(folder, self.states.model, self.sets.all, name, ablated, self.how, fingerprint,
+                           served=self.asked.server(name))  # fmt: skip
         longest = given[self.how.lengths[-1]]
         phrases = Counter(phrase for some in longest.values() for one in some for phrase in cautionary_phrases(one))
         self.caution[name] = dict(phrases.most_common())
@@ -220,12 +236,11 @@ class Taken:
         asked = json.dumps([name, self.judges[name].name, behaviour.prompts, list(answers)])
         path = self.folder / "verdicts" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
         if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
             given = judged(self.judges[name], behaviour.prompts, answers)
             if not any(verdict.label is None for verdict in given):  # a failure is asked again next time
                 write_text(path, TypeAdapter(list[Verdict]).dump_json(given).decode())
         else:
-            given = TypeAdapter(list[Verdict]).validate_json(path.read_bytes())
+            given = read_json(path, list[Verdict])
         if state in ("original", "edit"):
             self.verdicts[name].setdefault(state, []).extend(given)
         return given
@@ -236,7 +251,6 @@ class Taken:
         settings = (self.asked.tasks, self.asked.task_limit, str(self.asked.task_folder))
         path = self.folder / "tasks" / f"{_key(self.states.fingerprint, ablated, *settings)}.json"
         if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
             with ablate(self.states.model, ablated) if ablated else nullcontext():
                 results = run_harness(
                     self.states.model, self.asked.tasks, limit=self.asked.task_limit, folder=self.asked.task_folder
@@ -244,7 +258,7 @@ class Taken:
             stored = [dataclasses.asdict(one) | {"values": one.values.tolist()} for one in results]
             write_text(path, json.dumps(stored) + "\n")
         found = [TaskResult(**one | {"values": np.array(one["values"]), "items": tuple(one["items"])})
-                 for one in json.loads(path.read_text())]  # fmt: skip
+                 for one in read_json(path, list[dict[str, Any]])]  # fmt: skip
         return [
             Outcome(
                 f"{one.metric} (lm-eval)",

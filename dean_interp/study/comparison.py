@@ -26,7 +26,7 @@ from dean_interp.study.controls import grow_to_kl
 from dean_interp.study.outcome import RANDOM_KINDS, design_of, headline_of, primary_of, state_of
 from dean_interp.study.results import State, UnitResults
 from dean_interp.study.states import States
-from dean_interp.tensorfile import write_text
+from dean_interp.tensorfile import read_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Comparison:
         One unit alone can jump over the allowed band of KL. Then another draw is grown, up to `N_DRAWS` in all.
         """
         path = self.states.folder / f"{self.unit}_equal_kl.json"
-        known: dict[str, tuple[int, float]] = json.loads(path.read_text()) if path.is_file() else {}
+        known: dict[str, tuple[int, float]] = read_json(path, dict[str, tuple[int, float]]) if path.is_file() else {}
         edit = self.found.coupled
         for attempt in range(0 if str(number) in known else N_DRAWS):
             draw = self.config.n_random + number + attempt * self.config.n_equal_kl

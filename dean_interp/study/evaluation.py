@@ -71,9 +71,8 @@ def evaluate_edit(states: States, ablated: Mapping[str, Selection], asked: Asked
     sets = sets_of(asked, states, scored)
     taken = Taken(states, asked, sets, folder)
     original = taken.outcomes("original", None, answers=True)
-    random = [
-        taken.outcomes(name, ablated[name], answers=i < asked.n_answer_controls) for i, name in enumerate(controls)
-    ]
+    n_spoken = 0 if asked.answers_from else asked.n_answer_controls
+    random = [taken.outcomes(name, ablated[name], answers=i < n_spoken) for i, name in enumerate(controls)]
     design = _design(original, random)
     write_text(folder / "design.json", json.dumps(design, indent=1) + "\n")
     log.info("what the design can detect is in %s; now the edit is measured", folder / "design.json")

@@ -151,30 +151,22 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:
     rate = 1e12 * (devices.tflops or _products(model, config.dtype, gpu=devices.gpus > 0))
     per_token = 2 * (n_parameters - model.cfg.d_vocab * model.cfg.d_model)
 
+    work = _counted(model, config, rows, tests)
+
     def seconds(step: str, operations: int, n_batches: int) -> float:
         computing = operations / (SHARE_OF_PRODUCTS[step] * rate * placed.n_processes)
         return computing + n_batches * _FETCHES * placed.away * GIB / _WAY
 
-    def tokens(some: Sequence[Sequence[Row]], size: int) -> tuple[int, int]:
-        planned = [batch for one in some for batch in batches(one, batch_tokens=size)]
-        return sum(len(batch) * max(map(row_length, batch)) for batch in planned), len(planned)
-
-    n_states = 1 + len(config.units) * (1 + config.n_random + _EQUAL_KL_TRIES * config.n_equal_kl + _NAMED_CONTROLS)
-    n_spoken = 1 + len(config.units) * (1 + config.n_answer_controls)
-    n_answers = n_spoken * config.n_answers * (2 + len(config.over_refusal))
-    scored, n_scored = tokens(rows, config.score_tokens)
-    measured, n_measured = tokens([_measured_rows(model, one, config) for one in tests], config.measure_tokens)
-    turns = config.max_new_tokens * -(-n_answers // config.answer_batch)
-    reads = 2 * 3 * 4 * config.n_test * config.read_fraction * model.cfg.d_mlp * model.cfg.n_layers
     held = placed.held + batch / placed.n_devices
-    scoring = n_passes * scored * 2 * per_token + scored * 2 * n_weights
+    scoring = 2 * per_token * n_passes * work.scored + 2 * n_weights * work.scored
+    measuring, answering = per_token * work.measured, per_token * work.answered
     steps = [
-        StepCost("score", seconds("score", scoring, n_passes * n_scored),
-                 held + (0.0 if placed.away else sums / placed.n_devices), in_host + 4 * n_weights / GIB,
+        StepCost("score", seconds("score", scoring, n_passes * work.score_batches),
+                 held + (0.0 if placed.away else sums / placed.n_devices),
+                 in_host + placed.n_processes * 4 * n_weights / GIB,  # finished scores, whole in each process
                  3 * (8 * KEEP * n_weights + 4 * 20 * model.cfg.d_mlp * model.cfg.n_layers) / GIB),
-        StepCost("measure", seconds("measure", n_states * measured * per_token, n_states * n_measured), held, in_host,
-                 (n_states * reads + 4 * measured * model.cfg.d_model) / GIB),
-        StepCost("answer", seconds("answer", n_answers * config.max_new_tokens * per_token, turns), held, in_host, 0.0),
+        StepCost("measure", seconds("measure", measuring, work.measure_batches), held, in_host, work.state_bytes / GIB),
+        StepCost("answer", seconds("answer", answering, work.answer_turns), held, in_host, 0.0),
         StepCost("edit", 2 * weights * GIB / _WAY, 0.0, weights / 10, weights),
     ]  # fmt: skip
     if not devices.gpus:  # the device is the machine
@@ -182,6 +174,39 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:
     start = placed.start + (f" --layers-per-pass {layers}" if n_passes > 1 else "")
     return Forecast(config.model, n_parameters, weights, placed.said, f"{start} ... --out runs/NAME", n_passes,
                     rate / 1e12, tuple(steps))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Padded tokens of each step, over all states of the model, and in how many batches."""
+
+    scored: int
+    score_batches: int
+    measured: int
+    measure_batches: int
+    answered: int
+    answer_turns: int
+    state_bytes: float
+    """What the states keep on disk: reads of each, and what the original's unembedding read."""
+
+
+def _counted(
+    model: HookedModel, config: StudyConfig, scored: Sequence[Sequence[Row]], tests: Sequence[Behaviour]
+) -> _Work:
+    def tokens(some: Sequence[Sequence[Row]], size: int) -> tuple[int, int]:
+        planned = [batch for one in some for batch in batches(one, batch_tokens=size)]
+        return sum(len(batch) * max(map(row_length, batch)) for batch in planned), len(planned)
+
+    n_states = 1 + len(config.units) * (1 + config.n_random + _EQUAL_KL_TRIES * config.n_equal_kl + _NAMED_CONTROLS)
+    n_spoken = 1 + len(config.units) * (1 + config.n_answer_controls)
+    n_answers = n_spoken * config.n_answers * (2 + len(config.over_refusal))
+    measured, n_batches = tokens([_measured_rows(model, one, config) for one in tests], config.measure_tokens)
+    reads = 2 * 3 * 4 * config.n_test * config.read_fraction * model.cfg.d_mlp * model.cfg.n_layers
+    return _Work(
+        *tokens(scored, config.score_tokens), n_states * measured, n_states * n_batches,
+        n_answers * config.max_new_tokens, config.max_new_tokens * -(-n_answers // config.answer_batch),
+        n_states * reads + 4 * measured * model.cfg.d_model,
+    )  # fmt: skip
 
 
 def batch_bytes(model: HookedModel, rows: Sequence[Row], batch_tokens: int, dtype: str) -> float:

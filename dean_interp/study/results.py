@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
@@ -16,7 +16,7 @@ from dean_interp.models.sites import Unit
 from dean_interp.selection.stability import STABLE, Floor, Halves
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
-from dean_interp.tensorfile import write_bytes
+from dean_interp.tensorfile import read_json, write_bytes
 
 
 @dataclass(frozen=True)
@@ -241,10 +241,7 @@ def save_record(record: object, path: Path) -> None:
 
 
 def load_record(kind: type[Record], path: Path, what: str) -> Record:
-    """A record from its file. Raises `InputError` where it is missing or something else than `what`."""
+    """A record from its file. Raises `InputError` where it is missing, damaged or something else than `what`."""
     if not path.is_file():
         raise InputError(f"no {what} in {path.parent}: {path.name} is missing")
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{path} does not hold {what} of this version ({error.error_count()} faults)") from error
+    return read_json(path, kind)

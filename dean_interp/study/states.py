@@ -1,10 +1,13 @@
 """States of the model, measured once and kept on disk, so that a killed run goes on where it was."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,10 +18,11 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement, measure
 from dean_interp.information.reads import Reads, distinct, groups_and_clusters, read
 from dean_interp.models.load import HookedModel
+from dean_interp.models.sites import Site
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.study.config import StudyConfig
-from dean_interp.tensorfile import read_tensors, write_tensors
+from dean_interp.tensorfile import read_tensors, refuse_damaged, write_tensors
 from dean_interp.unfinished import Unfinished
 
 _FORMAT = "dean_interp.state.1"
@@ -47,7 +51,6 @@ class States:
         self.tests, self.read, self.progress = tests, read, progress
         self.general = tests[2].name
         self.fingerprint = hashlib.sha256(" ".join(known).encode()).hexdigest()[:16]
-        folder.mkdir(exist_ok=True)
         self.original = self.measured("original", None)
         self.calibration = self._calibration(calibration)
 
@@ -76,7 +79,6 @@ class States:
             return None
         path = self.folder / "calibration" / "reads.safetensors"
         if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
             unfinished = Unfinished(path.with_suffix(".unfinished"), self.fingerprint)
             config = self.config
             found = read(self.model, behaviours, self.read, answers=True, template=config.template,
@@ -84,9 +86,7 @@ class States:
                          unfinished=unfinished)  # fmt: skip
             write_tensors(path, _FORMAT, _tensors_of(found), {"fingerprint": self.fingerprint})
             unfinished.discard()
-        tensors, facts = read_tensors(path, _FORMAT)
-        _refuse_other(path, facts, self.fingerprint)
-        return _reads_of(tensors, self.read, distinct(behaviours))
+        return _reads_of(path, _read(path, self.fingerprint), self.read, distinct(behaviours))
 
     def _general(
         self,
@@ -107,7 +107,6 @@ class States:
     ) -> Measurement:
         fingerprint = f"{self.fingerprint} {_key(ablated, value) or 'nothing'}"
         if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
             unfinished = Unfinished(path.with_suffix(".unfinished"), fingerprint)
             measurement = self._measure(tests, ablated, read, value, unfinished)
             compared_on = self.general if ablated is None and self.general in measurement.behaviours else None
@@ -163,9 +162,15 @@ def load_measurement(
     path: Path, tests: Sequence[Behaviour], units: Selection | None, *, fingerprint: str
 ) -> Measurement:
     """The measurement of `tests` that `save_measurement` wrote. Raises `InputError` where it is of something else."""
-    tensors, facts = read_tensors(path, _FORMAT)
-    _refuse_other(path, facts, fingerprint)
+    tensors = _read(path, fingerprint)
     known = [test for test in tests if f"log_prob/{test.name}" in tensors]
+    for test in known:
+        log_prob, kl, n_tokens = (tensors.get(f"{field}/{test.name}", torch.empty(0)) for field in _FIELDS)
+        shape = (len(test), 2 if test.paired else 1)
+        is_whole = log_prob.shape == kl.shape == n_tokens.shape == shape and not n_tokens.is_floating_point()
+        is_whole &= log_prob.is_floating_point() and kl.is_floating_point()
+        is_whole &= tensors.get(f"final/{test.name}", torch.empty(0, 0)).dim() == 2
+        refuse_damaged(path, not is_whole, f"it does not hold two numbers and a count of every answer of {test.name}")
     behaviours = {
         test.name: BehaviourMeasurement(
             test.name,
@@ -178,7 +183,16 @@ def load_measurement(
     if units is None or not any(name.startswith("reads/") for name in tensors):
         return Measurement(behaviours)
     owned = [(test.name, example) for test in known if test.paired for example in test.examples]
-    return Measurement(behaviours, _reads_of(tensors, units, owned))
+    return Measurement(behaviours, _reads_of(path, tensors, units, owned))
+
+
+def stored_log_probs(folder: Path, state: str, behaviour: str) -> Float[Tensor, "prompt answer"]:
+    """Of a behaviour's answers in a state that was measured. Raises `InputError` where there is none."""
+    path = folder / f"{state.replace(' ', '_')}.safetensors"
+    tensors, _ = read_tensors(path, _FORMAT, _Facts)
+    if f"log_prob/{behaviour}" not in tensors:
+        raise InputError(f"{path} holds no measurement of '{behaviour}'")
+    return tensors[f"log_prob/{behaviour}"]
 
 
 def _tensors_of(reads: Reads) -> dict[str, Tensor]:
@@ -186,14 +200,26 @@ def _tensors_of(reads: Reads) -> dict[str, Tensor]:
     return tensors | {f"answers/{site}": values for site, values in reads.answers.items()}
 
 
-def _reads_of(tensors: Mapping[str, Tensor], units: Selection, owned: Sequence[tuple[str, Example]]) -> Reads:
-    values, answers = (
-        {site: tensors[f"{kind}/{site}"] for site in units.units if f"{kind}/{site}" in tensors}
-        for kind in ("reads", "answers")
-    )
-    return Reads(values, units, *groups_and_clusters(owned), answers)
+def _reads_of(
+    path: Path, tensors: Mapping[str, Tensor], units: Selection, owned: Sequence[tuple[str, Example]]
+) -> Reads:
+    found: dict[str, dict[Site, Tensor]] = {"reads": {}, "answers": {}}
+    for kind, site in itertools.product(found, units.units):
+        if f"{kind}/{site}" in tensors:
+            one = found[kind][site] = tensors[f"{kind}/{site}"]
+            shape = (len(owned), *((2,) if kind == "answers" else ()), len(units.units[site]))
+            is_whole = one.shape == shape and one.is_floating_point()
+            refuse_damaged(path, not is_whole, f"the {kind} of {site} are not those of its units")
+    return Reads(found["reads"], units, *groups_and_clusters(owned), found["answers"])
 
 
-def _refuse_other(path: Path, facts: Mapping[str, object], fingerprint: str) -> None:
-    if facts.get("fingerprint") != fingerprint:
+@dataclass(frozen=True)
+class _Facts:
+    fingerprint: str
+
+
+def _read(path: Path, fingerprint: str) -> dict[str, Tensor]:
+    tensors, facts = read_tensors(path, _FORMAT, _Facts)
+    if facts.fingerprint != fingerprint:
         raise InputError(f"{path} is of another model, other data or other units: choose another folder")
+    return tensors

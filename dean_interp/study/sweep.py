@@ -7,6 +7,7 @@ many edits looks good by luck where it was chosen; only the other half says how 
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,9 +260,12 @@ def _factor(value: str) -> float | None:
     if value == "mean":
         return None
     try:
-        return float(value)
-    except ValueError as error:
-        raise InputError(f"a value is a number (0 silences) or 'mean', got {value!r}") from error
+        factor = float(value)
+    except ValueError:
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise InputError(f"a value is a finite number (0 silences) or 'mean', got {value!r}")
+    return factor
 
 
 def _value(text: str, scores: Sequence[Scores]) -> Value:

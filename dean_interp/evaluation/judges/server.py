@@ -51,26 +51,12 @@ class ServerJudge:
         Raises:
             InputError: the package `openai` is missing, `base_url` is no http address, or a number is out of range.
         """
-        if concurrency < 1 or timeout <= 0 or max_retries < 0:
-            raise InputError(
-                "concurrency must be at least 1, timeout above 0 and max_retries at least 0, got "
-                f"{concurrency}, {timeout} and {max_retries}"
-            )
-        if not base_url.startswith(("http://", "https://")):
-            raise InputError(f"base_url must begin with http:// or https://, got {base_url!r}")
-        try:
-            import openai
-        except ImportError as error:
-            raise InputError(
-                "a judge on a server needs the package openai: pip install 'dean_interp[judges]'"
-            ) from error
-        key = os.environ.get(key_variable) or "none"
-        self.client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
-        self.failures = (openai.OpenAIError, ValueError)
+        if concurrency < 1:
+            raise InputError(f"concurrency must be at least 1, got {concurrency}")
+        self.client, self.failures = connect(base_url, key_variable, timeout, max_retries)
         self.model, self.form, self.base_url, self.concurrency = model, form, base_url, concurrency
         self.name = f"{form.name} by {model} on a server"
-        self.cache, self.lock = cache, Lock()
-        self.known = _replies(cache)
+        self.replies = Replies(cache)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer; where the server failed to the end, the fault names the failure."""
@@ -89,32 +75,81 @@ class ServerJudge:
                                    "max_tokens": self.form.max_new_tokens}  # fmt: skip
         # the address too: local servers answer to any model's name
         asked = hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
-        if asked in self.known:
-            return self.form.verdict(self.known[asked])
+        known = self.replies.get(asked)
+        if known is not None:
+            return self.form.verdict(known)
         try:
             choice = self.client.chat.completions.create(**request).choices[0]
             said, reason = choice.message.content, choice.finish_reason
         except self.failures as error:
-            # the server's own words may repeat the key, so only the kind of failure is kept
-            status = getattr(error, "status_code", None)
-            return Verdict(None, "", f"{type(error).__name__}{f' {status}' if status else ''}")
+            return Verdict(None, "", kind_of(error))
         except (AttributeError, IndexError, TypeError, KeyError):  # a page or an object that is no chat completion
             return Verdict(None, "", "not a chat completion")
         if not isinstance(said, str) or not said.strip():
             return Verdict(None, "", "empty")
         if reason == "content_filter":
             return Verdict(None, "", "cut by the server's content filter")
-        said = said.replace(self.client.api_key, "[key]") if self.client.api_key != "none" else said
-        self._keep(asked, said)
+        said = without_key(self.client, said)
+        self.replies.keep(asked, said)
         return self.form.verdict(said)
 
-    def _keep(self, asked: str, said: str) -> None:
+
+class Replies:
+    """What a server said, by a hash of what it was asked; in a file one line each, so that nothing is asked twice."""
+
+    def __init__(self, cache: Path | None) -> None:
+        self.cache, self.lock, self.known = cache, Lock(), _replies(cache)
+
+    def get(self, asked: str) -> str | None:
+        """The reply, or None."""
+        return self.known.get(asked)
+
+    def keep(self, asked: str, said: str) -> None:
+        """Note a reply."""
         with self.lock:
             self.known[asked] = said
             if self.cache is not None:
-                self.cache.parent.mkdir(parents=True, exist_ok=True)
-                with self.cache.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"asked": asked, "said": said}) + "\n")
+                try:
+                    self.cache.parent.mkdir(parents=True, exist_ok=True)
+                    with self.cache.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"asked": asked, "said": said}) + "\n")
+                except OSError as error:
+                    raise InputError(
+                        f"cannot write {self.cache}: {error.strerror}. Replies before it are kept"
+                    ) from error
+
+
+def connect(
+    base_url: str, key_variable: str, timeout: float, max_retries: int
+) -> tuple[Any, tuple[type[Exception], ...]]:
+    """A client of an OpenAI-compatible server, and what it raises where the server fails. Nothing is asked yet.
+
+    Raises `InputError` where the package `openai` is missing, the address is none, or a number is out of range.
+    """
+    if timeout <= 0 or max_retries < 0:
+        raise InputError(f"timeout must be above 0 and max_retries at least 0, got {timeout} and {max_retries}")
+    if not base_url.startswith(("http://", "https://")):
+        raise InputError(f"base_url must begin with http:// or https://, got {base_url!r}")
+    if "@" in base_url or "?" in base_url:  # addresses stand in results
+        raise InputError(f"base_url must hold no user, password or query: put the key into {key_variable}")
+    try:
+        import openai
+    except ImportError as error:
+        raise InputError("a server is asked by the package openai: pip install 'dean_interp[judges]'") from error
+    key = os.environ.get(key_variable) or "none"
+    client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
+    return client, (openai.OpenAIError, ValueError)
+
+
+def kind_of(error: Exception) -> str:
+    """The kind of a failure alone: the server's own words may repeat the key."""
+    status = getattr(error, "status_code", None)
+    return f"{type(error).__name__}{f' {status}' if status else ''}"
+
+
+def without_key(client: Any, said: str) -> str:  # noqa: ANN401 - a class of openai's
+    """A reply without the key that it may repeat."""
+    return said if client.api_key == "none" else said.replace(client.api_key, "[key]")
 
 
 def _replies(cache: Path | None) -> dict[str, str]:
@@ -128,6 +163,6 @@ def _replies(cache: Path | None) -> dict[str, str]:
             try:
                 reply = json.loads(line)
                 found[str(reply["asked"])] = str(reply["said"])
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, RecursionError, KeyError, TypeError):
                 continue
     return found

@@ -1,0 +1,130 @@
+"""Answers from a server that holds the checkpoint are the model's own, and its failures are no answers."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from dean_interp import InputError, Selection, Site, ablate, load_behaviour
+from dean_interp.evaluation.served import Served, generate_served
+from dean_interp.models.generate import _continue, generate_to
+from dean_interp.models.load import native_tokenizer
+from dean_interp.study.answers import Asking, answers_in
+from dean_interp.study.asked import Asked
+
+EDIT = Selection({Site(1, "neurons"): torch.tensor([3, 5])}, {Site(1, "neurons"): (40,)})
+LENGTHS = (4, 9)
+
+
+@contextmanager
+def served(model, *, fails=lambda number: None):
+    """A server with OpenAI's completions that runs the model under its hooks; yields address, requests and keys."""
+    lock, bodies, keys = threading.Lock(), [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def _send(self, status: int, text: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.send_header("retry-after-ms", "1")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def do_GET(self):
+            self._send(200, json.dumps({"object": "list", "data": [{"id": "own", "object": "model"}]}))
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                bodies.append(body)
+                keys.append(self.headers["Authorization"])
+                broken = fails(len(bodies) - 1)
+                if broken is not None:
+                    return self._send(*broken)
+                new = _continue(model, [body["prompt"]], body["max_tokens"])[0]
+            text = native_tokenizer(model).decode(new[new >= 0], skip_special_tokens=True)
+            return self._send(200, json.dumps({"object": "text_completion", "choices": [{"index": 0, "text": text}]}))
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}/v1", bodies, keys
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return load_behaviour("privacy", split="test", n_examples=5).prompts
+
+
+@torch.inference_mode()
+def test_its_answers_are_those_of_the_model(llama, prompts):
+    own = generate_to(llama, prompts, lengths=LENGTHS)
+    with served(llama) as (url, bodies, _):
+        found = generate_served(Served(url), native_tokenizer(llama), prompts, lengths=LENGTHS)
+    assert found[9] == own[9]
+    assert {(one["model"], one["temperature"], one["max_tokens"]) for one in bodies} == {("own", 0, 9)}
+    assert all(found[9][i].startswith(found[4][i].rstrip("\ufffd")) for i in range(len(prompts)))
+
+
+def test_failures_that_pass_are_retried_and_those_that_stay_keep_the_other_answers(
+    llama, prompts, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "a-secret-key")
+    how = {"lengths": (5,), "replies": tmp_path / "replies.jsonl"}
+    error = (500, '{"error": {"message": "a-secret-key is wrong"}}')
+    with served(llama, fails=lambda n: error if n < 2 else None) as (url, bodies, keys):
+        first = generate_served(Served(url), native_tokenizer(llama), prompts, **how)
+        assert len(bodies) == len(prompts) + 2 and set(keys) == {"Bearer a-secret-key"}
+        again = generate_served(Served(url), native_tokenizer(llama), prompts, **how)
+        assert again == first and len(bodies) == len(prompts) + 2
+    assert "a-secret-key" not in (tmp_path / "replies.jsonl").read_text()
+    rubbish = {1: (200, "{}"), 2: (200, '{"choices": []}')}
+    other = tmp_path / "other.jsonl"
+    with served(llama, fails=rubbish.get) as (url, *_):
+        with pytest.raises(
+            InputError, match=r"failed on 2 of 5 prompts \(not a completion 2\); the other answers are kept"
+        ):
+            generate_served(Served(url, concurrency=1), native_tokenizer(llama), prompts, lengths=(5,), replies=other)
+        assert len(other.read_text().splitlines()) == 3
+
+
+def test_a_server_that_is_not_there_is_an_error(llama, prompts):
+    with served(llama) as (url, *_):
+        pass
+    with pytest.raises(InputError, match=r"does not say which model it serves \(APIConnectionError"):
+        generate_served(Served(url, max_retries=0), native_tokenizer(llama), prompts, lengths=(5,))
+    with pytest.raises(InputError, match="base_url must begin with http"):
+        generate_served(Served("localhost"), native_tokenizer(llama), prompts, lengths=(5,))
+
+
+@torch.inference_mode()
+def test_a_state_is_answered_by_its_server_and_kept(llama, tmp_path):
+    test = load_behaviour("fairness", split="test", n_examples=4)
+    how = Asking(LENGTHS, "chat", 4)
+    own = answers_in(tmp_path / "own", llama, [test], "edit", EDIT, how, "x")
+    with ablate(llama, EDIT), served(llama) as (url, bodies, _):
+        given = answers_in(tmp_path / "served", llama, [test], "edit", EDIT, how, "x", served=Served(url))
+        assert given[9] == own[9] and len(bodies) == 4
+        assert answers_in(tmp_path / "served", llama, [test], "edit", EDIT, how, "x", served=Served(url)) == given
+        assert len(bodies) == 4
+    with pytest.raises(InputError, match="is of another model, other data, lengths or units"):
+        answers_in(tmp_path / "served", llama, [test], "edit", EDIT, how, "x")
+
+
+def test_each_state_has_its_address():
+    asked = Asked(answers_from=("http://a/v1", "http://b/v1"))
+    assert (asked.server("original").base_url, asked.server("edit").base_url) == ("http://a/v1", "http://b/v1")
+    assert Asked().server("edit") is None
+    with pytest.raises(InputError, match="answers_from must be two addresses"):
+        Asked(answers_from=("http://a/v1",)).check()
