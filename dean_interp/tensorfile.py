@@ -99,7 +99,7 @@ def read_tensors(path: str | Path, form: str, facts: type[Record]) -> tuple[dict
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error
 
 
-def read_json(path: Path, kind: type[Record]) -> Record:
+def read_json(path: Path, kind: type[Record] | Any) -> Record:  # noqa: ANN401 - a class, or `dict[str, float]`
     """The record in a JSON file. Raises `InputError` where it cannot be read, is damaged, or holds something else."""
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
