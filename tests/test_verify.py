@@ -78,6 +78,7 @@ def test_a_run_that_was_not_touched_holds_and_is_left_as_it_was(finished, capsys
     assert {"scores: privacy, scores of neurons", "measured: weight edit, general"} <= {*said}
 
 
+@pytest.mark.long
 def test_a_second_run_of_the_same_settings_gives_the_same_bytes(finished, tmp_path):
     model, folder = finished
     run_study(StudyConfig(model=str(model), **SIZES), tmp_path)
