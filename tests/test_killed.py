@@ -24,6 +24,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(kills, checkpoints, 
     assert found["kills"] == kills and found["ended"] >= 1 and found["different"] == []
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_what_was_finished_and_the_run_goes_on(checkpoints, tmp_path, monkeypatch):
     config = StudyConfig(model=str(checkpoints["llama-gqa"]), **SIZES | {"n_answers": 0})
     run_study(config, tmp_path / "whole")
