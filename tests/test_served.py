@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from dean_interp import InputError, Selection, Site, ablate, load_behaviour
+from dean_interp import InputError, Selection, Site, ablate, load_behaviour, load_model
 from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.generate import _continue, generate_to
 from dean_interp.models.load import native_tokenizer
@@ -109,17 +109,29 @@ def test_a_server_that_is_not_there_is_an_error(llama, prompts):
 
 
 @torch.inference_mode()
-def test_a_state_is_answered_by_its_server_and_kept(llama, tmp_path):
+def test_a_state_is_answered_by_its_server_and_kept(llama, checkpoints, tmp_path):
     test = load_behaviour("fairness", split="test", n_examples=4)
     how = Asking(LENGTHS, "chat", 4)
     own = answers_in(tmp_path / "own", llama, [test], "edit", EDIT, how, "x")
-    with ablate(llama, EDIT), served(llama) as (url, bodies, _):
+    edited = load_model(checkpoints["llama-gqa"], device="cpu")
+    with ablate(edited, EDIT), served(edited) as (url, bodies, _):
         given = answers_in(tmp_path / "served", llama, [test], "edit", EDIT, how, "x", served=Served(url))
         assert given[9] == own[9] and len(bodies) == 4
         assert answers_in(tmp_path / "served", llama, [test], "edit", EDIT, how, "x", served=Served(url)) == given
         assert len(bodies) == 4
     with pytest.raises(InputError, match="is of another model, other data, lengths or units"):
         answers_in(tmp_path / "served", llama, [test], "edit", EDIT, how, "x")
+
+
+def test_a_server_of_another_checkpoint_is_refused_before_the_rest_is_asked(llama, checkpoints, tmp_path):
+    test = load_behaviour("privacy", split="test", n_examples=12)
+    other = load_model(checkpoints["qwen2"], device="cpu")
+    with (
+        served(other) as (url, bodies, _),
+        pytest.raises(InputError, match="holds another checkpoint: none of its first 8 answers begins as the model's"),
+    ):
+        answers_in(tmp_path, llama, [test], "original", None, Asking(LENGTHS, "chat", 4), "x", served=Served(url))
+    assert len(bodies) == 8
 
 
 def test_each_state_has_its_address():

@@ -105,7 +105,7 @@ def test_a_finished_sweep_is_not_done_again_and_other_settings_do_not_touch_it(c
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"values": ("half",)}, "a value is a number"), ({"neuron_fractions": (0.0,)}, r"must be in \(0, 1\]"),
+    [({"values": ("half",)}, "a value is a finite number"), ({"neuron_fractions": (0.0,)}, r"must be in \(0, 1\]"),
      ({"weight_fractions": (1e-4,)}, "selects no unit"),
      ({"neuron_fractions": (1.0,), "weight_fractions": (1.0,)}, "no combination selects a unit")],
 )  # fmt: skip

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import VERDICTS, is_cautious, judge, judge_name
 from dean_interp.evaluation.served import Served, generate_served
-from dean_interp.models.generate import generate_to
+from dean_interp.models.generate import generate, generate_to
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.memory import refuse_scored
 from dean_interp.models.sites import Unit
@@ -26,7 +28,10 @@ from dean_interp.study.results import AnswerSet, Spoken, SpokenState
 from dean_interp.tensorfile import read_json, write_text
 from dean_interp.unfinished import Unfinished
 
+log = logging.getLogger(__name__)
+
 CAUTION = "caution"
+N_COMPARED, N_BEGIN = 8, 3  # prompts whose served answers are compared with the model's own, by their first new tokens
 
 
 @dataclass(frozen=True)
@@ -110,12 +115,12 @@ def answers_in(
     unfinished = Unfinished(path.with_suffix(".unfinished"), whole)
     prompts = [prompt for one in behaviours for prompt in one.prompts]
     options = {"lengths": how.lengths, "template": how.template}
-    if served is not None:
-        flat = generate_served(
-            served, native_tokenizer(model), prompts, replies=path.with_suffix(".replies.jsonl"), **options
-        )
-    else:
-        with ablate(model, ablated) if ablated else nullcontext():
+    with ablate(model, ablated) if ablated else nullcontext():
+        if served is not None:
+            options |= {"replies": path.with_suffix(".replies.jsonl")}
+            _refuse_other_checkpoint(served, model, prompts[:N_COMPARED], options)
+            flat = generate_served(served, native_tokenizer(model), prompts, **options)
+        else:
             flat = generate_to(
                 model, prompts, batch_size=how.batch_size, label=f"answering: {name}", unfinished=unfinished, **options
             )
@@ -127,6 +132,22 @@ def answers_in(
     write_text(path, json.dumps({"fingerprint": whole, "answers": answers}, indent=1) + "\n")
     unfinished.discard()
     return answers
+
+
+def _refuse_other_checkpoint(
+    served: Served, model: HookedModel, prompts: Sequence[str], options: Mapping[str, Any]
+) -> None:
+    """Raise `InputError` where no served answer begins as the model's own: a wrong address shows nowhere else."""
+    longest = max(options["lengths"])
+    theirs = generate_served(served, native_tokenizer(model), prompts, **options)[longest]
+    ours = generate(model, prompts, max_new_tokens=min(N_BEGIN, longest), template=options["template"])
+    n_alike = sum(one.startswith(own) and bool(one) == bool(own) for one, own in zip(theirs, ours, strict=True))
+    log.info("%s: %d of %d served answers begin as the model's own", served.base_url, n_alike, len(prompts))
+    if not n_alike:
+        raise InputError(
+            f"{served.base_url} holds another checkpoint: none of its first {len(prompts)} answers begins as the "
+            f"model's own (the first there: {theirs[0][:40]!r}, here: {ours[0]!r})"
+        )
 
 
 def _answer_set(behaviour: Behaviour, over_refusal: bool, answers: Sequence[str], original: Sequence[str]) -> AnswerSet:

@@ -1,18 +1,21 @@
-"""The run folder: whose it is, what it was begun with, and how long each step took."""
+"""The run folder: whose it is, what it was begun with, what its files held at the end, and how long each step took."""
 
 import fcntl
+import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import writes
+from dean_interp.distributed import agreed, writes
 from dean_interp.errors import InputError
 from dean_interp.tensorfile import read_json, write_text
+
+CHECKSUMS = "checksums.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,28 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"another run is writing to {folder}") from error
         yield
+
+
+def note_checksums(folder: Path) -> None:
+    """Write `checksums.json`: what the finished run's files hold. Once it is there, it stays."""
+    path = folder / CHECKSUMS
+    if found := agreed(lambda: {} if path.is_file() else checksums(folder, kept_files(folder))):
+        write_text(path, json.dumps(found, indent=1) + "\n")
+
+
+def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of files, by their names in the folder."""
+    found = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def kept_files(folder: Path) -> list[str]:
+    """All records and tensors of a run but its times, and what tells of the others."""
+    files = (one.relative_to(folder) for one in folder.rglob("*") if one.suffix in (".json", ".safetensors"))
+    return sorted(one.as_posix() for one in files if one.name not in (CHECKSUMS, "times.json"))
 
 
 def _refuse_other(folder: Path, there: _Begun, wanted: Mapping[str, dict]) -> None:

@@ -7,6 +7,7 @@ A run folder holds `config.json`, `scores/`, `selection.<unit>.safetensors`, `st
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -28,11 +29,10 @@ from dean_interp.statistics import Interval
 from dean_interp.study.answers import spoken
 from dean_interp.study.comparison import Comparison
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import Clock, owned
+from dean_interp.study.folder import Clock, note_checksums, owned
 from dean_interp.study.outcome import faults_of, state_of
 from dean_interp.study.results import Results, Spoken, TestLeak, load_results, save_results
 from dean_interp.study.states import States, disjoint_reads
-from dean_interp.study.verify import write_checksums
 from dean_interp.unfinished import Unfinished, discard
 
 N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32  # shown in the report
@@ -48,28 +48,54 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
     """
     config.check()
     folder = Path(folder)
-    calibration, benign = config.calibration(), config.benign()
+    data = data_of(config)
+    with owned(folder, dataclasses.asdict(config), data.all):
+        path = folder / "results.json"
+        if not path.is_file():
+            clock = Clock(folder / "times.json")
+            model = load_model(config.model, device=config.device, dtype=config.dtype)
+            refuse_not_finite(model)
+            clock.lap("load")
+            save_results(results_in(folder, model, config, data, clock), path)
+        note_checksums(folder)
+        return load_results(path)
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The examples of a study; of `calibration` and `tests`: first, second, general."""
+
+    calibration: Sequence[Behaviour]
+    tests: Sequence[Behaviour]
+    benign: Sequence[Behaviour]
+    leaked: Sequence[Leaked]
+    """What was left out of each test set."""
+
+    @property
+    def all(self) -> list[Behaviour]:
+        """All that the folder's `config.json` names."""
+        return [*self.calibration, *self.tests, *self.benign]
+
+
+def data_of(config: StudyConfig) -> StudyData:
+    """The examples that the settings name. Raises `InputError` as `StudyConfig.tests`."""
+    calibration = config.calibration()
     tests, leaked = config.tests(calibration)
-    with owned(folder, dataclasses.asdict(config), [*calibration, *tests, *benign]):
-        if (folder / "results.json").is_file():
-            return load_results(folder / "results.json")
-        clock = Clock(folder / "times.json")
-        model = load_model(config.model, device=config.device, dtype=config.dtype)
-        refuse_not_finite(model)
-        clock.lap("load")
-        scores = [score_into(folder, model, behaviour, config) for behaviour in calibration]
-        clock.lap("score")
-        results = _study(config, folder, model, (calibration, tests, benign), scores, clock)
-        results = dataclasses.replace(results, leaks=_leaks(config, folder, model, leaked, results))
-        save_results(results, folder / "results.json")
-        write_checksums(folder)
-        return results
+    return StudyData(calibration, tests, config.benign(), leaked)
+
+
+def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: StudyData, clock: Clock) -> Results:
+    """The results of a study whose files are in the folder; what is not there yet is made and written there."""
+    scores = [score_into(folder, model, behaviour, config) for behaviour in data.calibration]
+    clock.lap("score")
+    results = _study(config, folder, model, data, scores, clock)
+    return dataclasses.replace(results, leaks=_leaks(config, folder, model, data.leaked, results))
 
 
 def score_into(folder: Path, model: HookedModel, behaviour: Behaviour, config: StudyConfig) -> Scores:
     """From the run folder where the file is of this very model and data, else scored and written there."""
     path = folder / "scores" / f"{behaviour.name}.safetensors"
-    how = Scoring(template=config.template, batch_tokens=config.score_tokens, layers_per_pass=config.layers_per_pass)
+    how = scoring_of(config)
     if not path.is_file():
         unfinished = path.with_suffix(".unfinished")
         scores = importance(model, behaviour, unit=config.scored, how=how, unfinished=unfinished)
@@ -82,15 +108,20 @@ def score_into(folder: Path, model: HookedModel, behaviour: Behaviour, config: S
     return scores
 
 
+def scoring_of(config: StudyConfig) -> Scoring:
+    """How a study scores."""
+    return Scoring(template=config.template, batch_tokens=config.score_tokens, layers_per_pass=config.layers_per_pass)
+
+
 def _study(
     config: StudyConfig,
     folder: Path,
     model: HookedModel,
-    data: tuple[Sequence[Behaviour], Sequence[Behaviour], Sequence[Behaviour]],
+    data: StudyData,
     scores: Sequence[Scores],
     clock: Clock,
 ) -> Results:
-    calibration, tests, benign = data
+    tests = data.tests
     found: dict[Unit, Coupling] = {unit: _coupled(config, folder, unit, scores) for unit in config.units}
     known = [model_fingerprint(model), *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
     first_read, second_read = disjoint_reads(scores, config.read_fraction)
@@ -98,7 +129,7 @@ def _study(
     n_done = len(list((folder / "states").glob("*.safetensors")))
     with tqdm(total=n_states, initial=n_done, desc="states of the model", unit="state") as progress:
         read = first_read | second_read
-        states = States(config, folder / "states", model, tests, read, known, progress, calibration[:2])
+        states = States(config, folder / "states", model, tests, read, known, progress, data.calibration[:2])
         comparisons: dict[Unit, Comparison] = {}
         units = []
         for unit, one in found.items():
@@ -107,7 +138,7 @@ def _study(
             comparisons[unit] = Comparison(config, unit, one, own, matched, states, (first_read, second_read))
             units.append(comparisons[unit].results())
             clock.lap(f"{unit}s: edit and controls")
-    answers = _spoken(config, folder, model, tests, benign, comparisons, states.fingerprint)
+    answers = _spoken(config, folder, model, tests, data.benign, comparisons, states.fingerprint)
     clock.lap("answers")
     original = state_of("original", "original", 0, 0.0, states.original, states.original, states.general)
     known = super_weights(model)

@@ -1,40 +1,47 @@
-"""Whether a run is what it says: its files, fingerprints computed anew, and a sample of its numbers measured again."""
+"""Whether a run is what it says: its files, fingerprints computed anew, a sample of its numbers measured again, and the
+results that its files give.
+"""
 
-import hashlib
 import json
+import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.distributed import refuse_several
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, versions
 from dean_interp.models.memory import scored_prompts
-from dean_interp.scoring.importance import Scoring, importance, scores_fingerprint
+from dean_interp.scoring.importance import importance, scores_fingerprint
 from dean_interp.scoring.scores import Scores, Top, load_scores
+from dean_interp.scoring.sums import N_GROUPS
 from dean_interp.selection.coupling import coupling
 from dean_interp.selection.selection import load_selection
 from dean_interp.selection.stability import jaccard
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.results import Results, load_results
+from dean_interp.study.folder import CHECKSUMS, Clock, checksums, kept_files
+from dean_interp.study.results import load_results, save_results
+from dean_interp.study.run import StudyData, data_of, results_in, scoring_of
 from dean_interp.study.states import stored_log_probs
-from dean_interp.tensorfile import read_json, write_text
+from dean_interp.tensorfile import read_json
 
-CHECKSUMS = "checksums.json"
 _N_SAMPLE = 6
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Nats, and parts of the largest score: what other batches, threads and devices may change."""
-_KEPT = ("config.json", "results.json", "selection.*.safetensors", "scores/*.safetensors", "states/**/*.safetensors",
-         "answers/*.json")  # fmt: skip
+_TIED = 0.05
+"""Of a selection from new scores, which differs where units are nearly tied: 1 - Jaccard overlap."""
+_NEW = "new scores"
 
 Verdict = Literal["same", "within float noise", "different"]
 
@@ -79,41 +86,43 @@ class Verification(Framed):
         return "\n".join([*lines, *([f"other versions: {self.versions}"] if self.versions else []), tail])
 
 
-def write_checksums(folder: Path) -> None:
-    """Note the SHA-256 of every file that a finished run keeps, in `checksums.json`."""
-    write_text(folder / CHECKSUMS, json.dumps(_checksums(folder), indent=1) + "\n")
-
-
 def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     """Compare a finished run with what its settings give now.
 
-    Always: the files with their checksums, the fingerprints of data, model and scores, the selections with those that
-    the scores give, losses of the first calibration examples, and log-probabilities of the first test prompts under the
-    original and each edit.
+    Always: the files with their checksums, and where these hold the fingerprints of data, model and scores, the
+    selections with those that the scores give, losses and neuron scores of every 16th calibration example (a group that
+    score files keep), and log-probabilities of the first test prompts under the original and each edit. Where all this
+    holds, the results are put together from the kept files again, every control drawn anew. The folder is only read.
 
     Args:
         full: score everything again, compare every score, and the selections with those of the new scores.
 
     Raises:
-        InputError: no finished run there, or one whose model or data cannot be loaded.
+        InputError: no finished run there, or one whose model or data cannot be loaded; several processes.
     """
+    refuse_several("verify")
     folder = Path(folder)
     results = load_results(folder / "results.json")
+    files = _files(folder)
+    if files.verdict == "different":
+        return Verification((files,), "")
     begun = read_json(folder / "config.json", _Begun)
     config = begun.study
-    calibration, benign = config.calibration(), config.benign()
-    tests, _ = config.tests(calibration)
+    data = data_of(config)
     model = load_model(config.model, device=config.device, dtype=config.dtype)
-    scores = [load_scores(folder / "scores" / f"{one.name}.safetensors") for one in calibration]
-    again = _again(model, config, calibration, full=full)
+    scores = [load_scores(folder / "scores" / f"{one.name}.safetensors") for one in data.calibration]
+    again = _again(model, config, data.calibration, full=full)
     checks = [
-        *_files(folder),
-        *_data(begun.data, [*calibration, *tests, *benign]),
+        files,
+        *_data(begun.data, data.all),
         _equal("model", model_fingerprint(model), results.model_fingerprint),
-        *_scores(model, config, calibration, scores, again),
-        *_selections(folder, config, results, again if full else scores),
-        *_measured(folder, model, config, tests),
+        *_scores(model, config, data.calibration, scores, again),
+        *_selections(folder, config, scores, "the kept scores"),
+        *(_selections(folder, config, again, _NEW) if full else ()),
+        *_measured(folder, model, config, data.tests),
     ]
+    if all(one.verdict != "different" for one in checks):
+        checks.append(_results(folder, model, config, data))
     then, now = scores[0].facts.get("versions", {}), versions()
     other = ", ".join(f"{name} {then.get(name)} there, {now[name]} here" for name in now if then.get(name) != now[name])
     return Verification(tuple(checks), other)
@@ -127,21 +136,15 @@ class _Begun:
     data: dict[str, str]
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted({file for pattern in _KEPT for file in folder.glob(pattern)})
-    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def _files(folder: Path) -> Iterator[Check]:
+def _files(folder: Path) -> Check:
     try:
         noted = read_json(folder / CHECKSUMS, dict[str, str])
     except InputError:
-        yield Check("files", "different", 0.0, f"no {CHECKSUMS}, or none that can be read")
-        return
-    now = _checksums(folder)
-    changed = sorted(name for name in noted.keys() | now.keys() if noted.get(name) != now.get(name))
+        return Check("files", "different", 0.0, f"no {CHECKSUMS}, or none that can be read")
+    now = checksums(folder, noted.keys() & {*kept_files(folder)})
+    changed = sorted(name for name in noted if noted[name] != now.get(name))
     detail = f"{len(noted)} files" if not changed else f"changed since the run: {', '.join(changed[:4])}"
-    yield Check("files", "different" if changed else "same", float(len(changed)), detail)
+    return Check("files", "different" if changed else "same", float(len(changed)), detail)
 
 
 def _data(stored: Mapping[str, str], data: Sequence[Behaviour]) -> Iterator[Check]:
@@ -171,48 +174,88 @@ def _scores(
 ) -> Iterator[Check]:
     for behaviour, then, now in zip(calibration, stored, again, strict=True):
         name = f"scores: {behaviour.name}"
-        key = scores_fingerprint(model, behaviour, unit=config.scored, how=_how(config))
+        key = scores_fingerprint(model, behaviour, unit=config.scored, how=scoring_of(config))
         yield _equal(f"{name}, fingerprint", key, then.fingerprint)
-        n = len(now.loss)
-        yield _close(f"{name}, losses", now.loss, then.loss[:n], config.dtype, f"{n} examples, nats")
-        if n == len(behaviour) and now.units == then.units:
-            yield _all_scores(name, now, then, config.dtype)
+        if now.units != then.units or len(now.loss) < len(behaviour):
+            then = _first_group(then)
+        yield _close(f"{name}, losses", now.loss, then.loss, config.dtype, f"{len(now.loss)} examples, nats")
+        yield _all_scores(name, now, then, config.dtype)
 
 
-def _how(config: StudyConfig) -> Scoring:
-    return Scoring(template=config.template, batch_tokens=config.score_tokens, layers_per_pass=config.layers_per_pass)
+def _first_group(scores: Scores) -> Scores:
+    """The neuron scores of every 16th example, and their losses."""
+    values = {site: groups[0] for site, groups in scores.groups.items()}
+    return replace(scores.of("neuron"), values=values, loss=scores.loss[::N_GROUPS])
 
 
 def _again(model: HookedModel, config: StudyConfig, calibration: Sequence[Behaviour], *, full: bool) -> list[Scores]:
-    """Scores of everything, or of the neurons on the first few examples."""
-    few = calibration if full else [replace(one, examples=one.examples[:_N_SAMPLE]) for one in calibration]
-    return [importance(model, one, unit=config.scored if full else "neuron", how=_how(config)) for one in few]
+    """Scores of everything, or of the neurons on the first group of examples."""
+    some = calibration if full else [replace(one, examples=one.examples[::N_GROUPS]) for one in calibration]
+    return [importance(model, one, unit=config.scored if full else "neuron", how=scoring_of(config)) for one in some]
 
 
 def _all_scores(name: str, now: Scores, then: Scores, dtype: str) -> Check:
-    largest = 0.0
+    what, largest = f"{name}, scores of {' and '.join(f'{unit}s' for unit in then.units)}", 0.0
+    if now.shapes != then.shapes:
+        return Check(what, "different", math.inf, "of another shape")
     for site, value in then.values.items():
         indices = value.indices if isinstance(value, Top) else torch.arange(value.numel())
         held = then.at(site, indices)
         difference = (now.at(site, indices) - held).abs().max() / held.abs().max().clamp(min=1e-30)
         largest = max(largest, float(difference))
     near: Verdict = "within float noise" if largest <= _TOLERANCE[dtype] else "different"
-    return Check(f"{name}, every score", near if largest else "same", largest, "parts of the largest of each site")
+    detail = f"{len(now.loss)} examples, parts of the largest of each site"
+    return Check(what, near if largest else "same", largest, detail)
 
 
-def _selections(folder: Path, config: StudyConfig, results: Results, scores: Sequence[Scores]) -> Iterator[Check]:
+def _selections(folder: Path, config: StudyConfig, scores: Sequence[Scores], said: str) -> Iterator[Check]:
     for unit in config.units:
         kept = load_selection(folder / f"selection.{unit}.safetensors")
         now = coupling(*(one.of(unit) for one in scores), fraction=config.fraction(unit)).coupled
-        same = now.fingerprint == kept.fingerprint and len(kept) == results.of(unit).sizes["coupled"]
-        overlap = jaccard(now, kept) if len(now) and len(kept) else 0.0
-        detail = f"{len(kept)} units" if same else f"Jaccard overlap {overlap:.3f} with what the scores give"
-        yield Check(f"selection: {unit}s", "same" if same else "different", 1 - overlap if not same else 0.0, detail)
+        apart = 1 - jaccard(now, kept) if now.shapes == kept.shapes else 1.0
+        verdict: Verdict = "same" if not apart else "different"
+        if said == _NEW and 0 < apart <= _TIED:
+            verdict = "within float noise"
+        detail = f"{len(kept)} units" if not apart else f"Jaccard overlap {1 - apart:.3f}"
+        yield Check(f"selection: {unit}s, from {said}", verdict, apart, detail)
+
+
+def _results(folder: Path, model: HookedModel, config: StudyConfig, data: StudyData) -> Check:
+    """`results.json` anew, in a folder of links to the kept files."""
+    what = "results, from the kept files"
+    with tempfile.TemporaryDirectory() as name:
+        links = Path(name)
+        for file in kept_files(folder):
+            (links / file).parent.mkdir(parents=True, exist_ok=True)
+            (links / file).symlink_to((folder / file).resolve())
+        path = links / "results.json"
+        path.unlink()
+        try:
+            save_results(results_in(links, model, config, data, Clock(links / "times.json")), path)
+        except InputError as error:  # a kept file of another state
+            return Check(what, "different", math.inf, str(error))
+        then, now = (json.loads((one / "results.json").read_bytes()) for one in (folder, links))
+    apart = _apart(then, now)
+    near: Verdict = "within float noise" if apart <= _TOLERANCE[config.dtype] else "different"
+    return Check(what, near if apart else "same", apart, "numbers, parts of the larger of 1 and what was stored")
+
+
+def _apart(then: Any, now: Any) -> float:  # noqa: ANN401 - what JSON can hold
+    """The largest difference of numbers; infinite where anything else differs."""
+    match then, now:
+        case dict(), dict() if then.keys() == now.keys():
+            return max((_apart(then[key], now[key]) for key in then), default=0.0)
+        case list(), list() if len(then) == len(now):
+            return max((_apart(*pair) for pair in zip(then, now, strict=True)), default=0.0)
+        case int() | float(), int() | float():
+            return abs(now - then) / max(1.0, abs(then))
+        case _:
+            return 0.0 if then == now else math.inf
 
 
 def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequence[Behaviour]) -> Iterator[Check]:
     scored_prompts(model).clear()  # of this process: the tests were drawn away from the calibration data
-    few = [replace(one, examples=one.examples[:_N_SAMPLE]) for one in tests[:2]]
+    few = [replace(one, examples=one.examples[:_N_SAMPLE]) for one in tests]
     for unit in (None, *config.units):
         name = f"{unit} edit" if unit else "original"
         edit = load_selection(folder / f"selection.{unit}.safetensors") if unit else None
@@ -220,6 +263,8 @@ def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequ
             found = measure(model, few, template=config.template, answer_tokens=config.answer_tokens,
                             batch_tokens=config.measure_tokens)  # fmt: skip
         for one in few:
-            then = stored_log_probs(folder / "states", name, one.name)[: len(one)]
+            own = folder / "states" / one.name  # general text has files of its own, named by what is ablated
+            key = edit.fingerprint if edit is not None else "original"
+            then = stored_log_probs(*((own, key) if one is few[2] else (folder / "states", name)), one.name)[: len(one)]
             detail = f"{len(one)} prompts, nats per token"
             yield _close(f"measured: {name}, {one.name}", found[one.name].log_prob, then, config.dtype, detail)
