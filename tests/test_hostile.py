@@ -1,14 +1,20 @@
 """Files from anywhere: whatever they hold, they are read, or refused in our own words, and nothing else happens."""
 
 import ast
+import dataclasses
 import json
+import math
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
 
 from dean_interp import (
     Behaviour,
@@ -21,15 +27,20 @@ from dean_interp import (
     importance,
     load_behaviour,
     load_edit,
+    load_model,
     load_scores,
     load_selection,
+    top_fraction,
 )
+from dean_interp.editing.checkpoint import checkpoint_state
+from dean_interp.editing.edit import compare, stack
 from dean_interp.study.results import load_results
-from dean_interp.study.states import stored_log_probs
+from dean_interp.study.states import load_measurement
 from dean_interp.study.verify import _Begun
 from dean_interp.tensorfile import read_json, write_tensors
+from dean_interp.unfinished import Unfinished
 
-N_INPUTS = int(os.environ.get("DEAN_INTERP_FUZZ", "120"))
+N_INPUTS = int(os.environ.get("DEAN_INTERP_FUZZ", "200"))
 """Inputs of each kind; the long form is `DEAN_INTERP_FUZZ=10000 pytest tests/test_hostile.py`."""
 FUZZ = settings(max_examples=N_INPUTS, deadline=None, derandomize=True, database=None,
                 suppress_health_check=list(HealthCheck))  # fmt: skip
@@ -42,6 +53,55 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
+
+
+HOSTILE = st.one_of(
+    st.sampled_from([None, True, -1, 0, 2**31, 2**63, 10**400, 1e308, math.nan, math.inf, "", "..", "a\0b", "\ud800",
+                     [], {}, [[]], "L0.neurons", "L\u00b2.in", "L99999999999.in", "x" * 5000]),
+    JSON,
+)  # fmt: skip
+
+
+@st.composite
+def altered(draw, record: object) -> object:
+    """A record with something in it replaced, left out or put in."""
+    if isinstance(record, dict) and record and draw(st.integers(0, 4)):
+        key = draw(st.sampled_from(sorted(record)))
+        rest = {name: one for name, one in record.items() if name != key}
+        match draw(st.integers(0, 5)):
+            case 0:
+                return rest
+            case 1:
+                return rest | {str(draw(HOSTILE)): record[key]}
+            case _:
+                return rest | {key: draw(altered(record[key]))}
+    if isinstance(record, list) and record and draw(st.integers(0, 4)):
+        at = draw(st.integers(0, len(record) - 1))
+        return [*record[:at], *draw(st.sampled_from([[], [draw(altered(record[at]))], record[:2]])), *record[at + 1 :]]
+    return draw(HOSTILE)
+
+
+@st.composite
+def altered_tensors(draw, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of which one has other numbers, another type or shape, or is not there."""
+    name = draw(st.sampled_from(sorted(tensors)))
+    old, found = tensors[name], dict(tensors)
+    match draw(st.integers(0, 6)):
+        case 0:
+            del found[name]
+        case 1:
+            found[name] = old.to(draw(st.sampled_from([torch.float64, torch.int8, torch.bool, torch.bfloat16])))
+        case 2:
+            found[name] = old.flatten()[: draw(st.integers(0, 3))]
+        case 3:
+            found[name] = old[None] if draw(st.booleans()) else old.flatten()
+        case 4:
+            found[name] = old.flip(0)
+        case _:
+            number = draw(st.sampled_from([-1, 2**31 - 1, math.nan, math.inf, 0]))
+            if math.isfinite(number) or old.is_floating_point():
+                found[name] = torch.full_like(old, number)
+    return found
 
 
 @st.composite
@@ -75,8 +135,11 @@ def valid(llama, tmp_path_factory):
     chosen = Selection({Site(1, "neurons"): torch.tensor([3, 5])}, {Site(1, "neurons"): (40,)}, frozenset({"ab"}))
     chosen.save(folder / "selection")
     create_edit(llama, chosen).save(folder / "edit")
-    write_tensors(folder / "original.safetensors", "dean_interp.state.1", {"log_prob/a": torch.ones(2, 2)},
-                  {"fingerprint": "x"})  # fmt: skip
+    numbers = {f"{name}/a": torch.ones(3, 2) for name in ("log_prob", "kl")} | {"n_tokens/a": torch.ones(3, 2).long()}
+    write_tensors(folder / "original.safetensors", "dean_interp.state.1", numbers, {"fingerprint": "x"})
+    Unfinished(folder / "sums.unfinished", "x").keep({"sum": torch.ones(3)}, n_batches=2)
+    published = {"prompt": "May I?", "response": "No.", "is_safe": True, "category": {"privacy_violation": True}}
+    (folder / "published.jsonl").write_text(json.dumps(published) + "\n" + json.dumps(published | {"is_safe": False}))
     rows = [
         {"prompt": "May I?", "safe": "No.", "unsafe": "Yes.", "topic": "t"},
         {"prompt": "And now?", "response": "A"},
@@ -97,15 +160,42 @@ def refused_or_read(read, path: Path, content: bytes) -> None:
     assert set(path.parent.parent.rglob("*")) == before
 
 
+def used_scores(path: Path) -> None:
+    scores = load_scores(path)
+    assert repr(scores) and len(scores.to_pandas()) and scores.shapes
+    for unit in scores.units:
+        assert len(top_fraction(scores.of(unit), 0.02)) <= sum(value.numel() for value in scores.values.values())
+
+
+def used_selection(path: Path) -> None:
+    selection = load_selection(path)
+    assert repr(selection) and len(selection.to_pandas()) == len(selection & selection) == len(selection)
+    assert len(selection.fingerprint) == 16 and selection.layer_counts() is not None
+
+
+def used_edit(path: Path) -> None:
+    edit = load_edit(path)
+    assert repr(edit) and len(stack(edit, edit)) == len(edit) and compare(edit, edit) is not None
+    edit.hooked()
+
+
+def used_state(path: Path) -> None:
+    load_measurement(path, [MEASURED], None, fingerprint="x").to_pandas()
+
+
+MEASURED = Behaviour("a", tuple(Example(f"p {i}", {"safe": "a", "unsafe": "b"}) for i in range(3)), split="test")
 READERS = {
-    "scores": load_scores,
-    "selection": load_selection,
-    "edit": load_edit,
-    "original.safetensors": lambda path: stored_log_probs(path.parent, "original", "a"),
+    "scores": used_scores,
+    "selection": used_selection,
+    "edit": used_edit,
+    "original.safetensors": used_state,
+    "sums.unfinished": lambda path: Unfinished(path, "x").restore({"sum": torch.zeros(3)}),
     "rows.jsonl": load_behaviour,
     "rows.csv": load_behaviour,
+    "published.jsonl": lambda path: load_behaviour(f"beavertails:privacy@{path}", n_examples=None),
     "config.json": lambda path: read_json(path, _Begun),
 }
+TENSORS = ("scores", "selection", "edit", "original.safetensors", "sums.unfinished")
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -122,26 +212,116 @@ def test_a_damaged_file_is_read_or_refused(kind, valid, tmp_path, untyped):
     check()
 
 
-@pytest.mark.parametrize("kind", ["scores", "selection", "edit"])
-def test_hostile_facts_in_a_whole_file_are_refused(kind, valid, tmp_path, untyped):
-    form = {"scores": "dean_interp.scores.2", "selection": "dean_interp.selection.1", "edit": "dean_interp.edit.1"}[
-        kind
-    ]
+@pytest.mark.parametrize("kind", TENSORS)
+def test_a_whole_file_that_holds_something_else_is_read_or_refused(kind, valid, tmp_path, untyped):
+    with safe_open(valid / kind, framework="pt") as file:
+        head = json.loads(file.metadata()["dean_interp"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     folder = tmp_path / "in"
     folder.mkdir()
 
     @FUZZ
-    @given(st.dictionaries(st.sampled_from(["behaviour", "fingerprint", "prompt_hashes", "tops", "facts", "shapes",
-                                            "changes", "digest"]), JSON), st.text(max_size=10))  # fmt: skip
-    def check(facts, name):
-        path = folder / kind
-        try:
-            write_tensors(path, form, {f"values/{name}": torch.ones(3)}, facts)
-        except (InputError, ValueError):
-            return
-        refused_or_read(READERS[kind], path, path.read_bytes())
+    @given(st.data())
+    def check(data):
+        record, held = head, tensors
+        if data.draw(st.booleans()):
+            record = data.draw(altered(head))
+        else:
+            held = data.draw(altered_tensors(tensors))
+        content = save({name: one.contiguous() for name, one in held.items()}, {"dean_interp": json.dumps(record)})
+        refused_or_read(READERS[kind], folder / kind, content)
 
     check()
+
+
+def test_an_edit_whose_digest_was_made_to_fit_is_refused_all_the_same(valid, tmp_path, untyped):
+    """Whoever changes an edit can make its digest anew: what it does is checked as well."""
+    edit = load_edit(valid / "edit")
+    ((name, change),) = edit.changes.items()
+    at = change.indices
+    bad = {"indices": [at + 2**30, -at, at.flip(0), torch.zeros_like(at)],
+           "old": [change.old * math.nan, change.old[1:]], "new": [change.new * math.inf, change.new[1:]],
+           "shape": [(0, 24), (2**40, 2**40), (960,), (1, 2, 3)], "is_bias": [True]}  # fmt: skip
+    for field, values in bad.items():
+        for value in values:
+            changed = dataclasses.replace(change, **{field: value})
+            dataclasses.replace(edit, changes={name: changed}).save(tmp_path / "edit")
+            with pytest.raises(InputError, match="is damaged"):
+                load_edit(tmp_path / "edit")
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_damaged_checkpoint_is_edited_or_refused_and_nothing_is_left(kind, checkpoints, valid, tmp_path, untyped):
+    folder, edit = tmp_path / "in", load_edit(valid / "edit")
+    shutil.copytree(checkpoints["llama-gqa"], folder)
+    names = safe_open(folder / "model.safetensors", framework="pt").keys()
+    index = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")})
+    (folder / "model.safetensors.index.json").write_text(index)
+    content = (folder / kind).read_bytes()
+
+    @FUZZ
+    @given(damaged(content) | altered(json.loads(index)).map(lambda one: json.dumps(one).encode()))
+    def check(given_bytes):
+        (folder / kind).write_bytes(given_bytes)
+        with suppress(InputError):
+            checkpoint_state(folder, edit)
+            apply_to_checkpoint(edit, folder, tmp_path / "out")
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+    check()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"prompt":' * 100_000, '{"prompt": ' + "9" * 5000 + "}", "NaN"],
+                         ids=["lists", "objects", "a long number", "NaN"])  # fmt: skip
+def test_json_that_breaks_readers_is_a_bad_row_or_a_damaged_file(text, tmp_path):
+    for name, read in {
+        "a.jsonl": load_behaviour,
+        "results.json": load_results,
+        "c.json": READERS["config.json"],
+    }.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError):
+            read(tmp_path / name)
+    (tmp_path / "a.safetensors").write_bytes(save({"L0.neurons": torch.zeros(1)}, {"dean_interp": text}))
+    for load in (load_scores, load_selection, load_edit):
+        with pytest.raises(InputError):
+            load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "x" * 300 + ".csv", "a\0b.jsonl", "a:b@" + "y" * 5000, "..", "", "/", "~"]
+)
+def test_a_name_that_no_file_can_have_is_refused(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError):
+        load_behaviour(name)
+
+
+def test_a_weight_file_that_would_run_code_runs_none(checkpoints, tmp_path):
+    """Weights in `.bin` are read by `transformers` with the reader of torch that runs nothing."""
+
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "hit",)
+
+    shutil.copytree(checkpoints["llama-gqa"], tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Bomb()}, tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot load the model"):
+        load_model(tmp_path / "model", device="cpu")
+    assert not (tmp_path / "hit").exists()
+
+
+def test_modelling_code_that_comes_with_a_checkpoint_is_not_run(checkpoints, tmp_path):
+    shutil.copytree(checkpoints["llama-gqa"], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "own.py").write_text(f"open({str(tmp_path / 'hit')!r}, 'w')\nclass Own: pass\n")
+    with pytest.raises(InputError, match="cannot load the model"):
+        load_model(tmp_path / "model", device="cpu")
+    assert not (tmp_path / "hit").exists()
 
 
 def test_results_that_are_any_json_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import importlib.metadata
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 import transformer_lens
-from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -116,7 +116,7 @@ def load_plain(
             folder, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=trust_remote_code, **placed
         )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # each of the readers of weights and tokens has errors of its own
         raise InputError(_unknown_model(str(name), error)) from error
     if not placed:
         torch.nn.Module.to(model, _one_device(device))  # in place
@@ -201,7 +201,7 @@ def _local_folder(name: str) -> str:
     if not name.endswith(".gguf"):
         return name
     gguf = Path(name)
-    if not gguf.is_file():
+    if not os.path.isfile(gguf):
         raise InputError(f"no file {name}")
     stamp = hashlib.sha256(f"{gguf.resolve()} {gguf.stat().st_size} {gguf.stat().st_mtime_ns}".encode()).hexdigest()
     folder = cache_folder() / f"{gguf.stem}-{stamp[:12]}"
@@ -277,6 +277,8 @@ def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
 
 def _unknown_model(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if os.path.isdir(name):
+        return f"cannot load the model '{name}' from its folder: {reason}"
     return f"cannot load the model '{name}': no such local folder, and the Hugging Face hub did not give it ({reason})"
 
 

@@ -163,12 +163,11 @@ def load_measurement(
 ) -> Measurement:
     """The measurement of `tests` that `save_measurement` wrote. Raises `InputError` where it is of something else."""
     tensors = _read(path, fingerprint)
-    known = [test for test in tests if f"log_prob/{test.name}" in tensors]
-    for test in known:
+    for test in tests:
         log_prob, kl, n_tokens = (tensors.get(f"{field}/{test.name}", torch.empty(0)) for field in _FIELDS)
         shape = (len(test), 2 if test.paired else 1)
         is_whole = log_prob.shape == kl.shape == n_tokens.shape == shape and not n_tokens.is_floating_point()
-        is_whole &= log_prob.is_floating_point() and kl.is_floating_point()
+        is_whole &= {log_prob.dtype, kl.dtype} <= {torch.float32, torch.float64}
         is_whole &= tensors.get(f"final/{test.name}", torch.empty(0, 0)).dim() == 2
         refuse_damaged(path, not is_whole, f"it does not hold two numbers and a count of every answer of {test.name}")
     behaviours = {
@@ -178,11 +177,11 @@ def load_measurement(
             *(tensors[f"{field}/{test.name}"] for field in _FIELDS),
             final=tensors.get(f"final/{test.name}", torch.zeros(0, 0)),
         )
-        for test in known
+        for test in tests
     }
     if units is None or not any(name.startswith("reads/") for name in tensors):
         return Measurement(behaviours)
-    owned = [(test.name, example) for test in known if test.paired for example in test.examples]
+    owned = [(test.name, example) for test in tests if test.paired for example in test.examples]
     return Measurement(behaviours, _reads_of(path, tensors, units, owned))
 
 
