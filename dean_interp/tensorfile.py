@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import GenericAlias
 from typing import Any, TypeVar
 
 import torch
@@ -133,7 +132,7 @@ def read_tensors(path: str | Path, form: str, facts: type[Record]) -> tuple[dict
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error
 
 
-def read_json(path: Path, kind: type[Record] | GenericAlias) -> Record:
+def read_json(path: Path, kind: type[Record] | Any) -> Record:  # noqa: ANN401 - a class, or `dict[str, float]`
     """The record in a JSON file. Raises `InputError` where it cannot be read, is damaged, or holds something else."""
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
@@ -146,7 +145,7 @@ def read_json(path: Path, kind: type[Record] | GenericAlias) -> Record:
 def first_fault(error: ValidationError) -> str:
     """The first of the faults that a record has: where it is, and what is wrong there."""
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(map(str, fault['loc']))} {fault['msg']}".strip()
+    return f"{'.'.join(map(str, fault['loc']))[:100]} {fault['msg'][:300]}".strip()
 
 
 def refuse_damaged(path: str | Path, is_damaged: bool, what: str) -> None:

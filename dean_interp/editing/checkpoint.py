@@ -6,6 +6,7 @@ memory. The new folder appears whole, by one rename, or not at all; the old one 
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -224,10 +225,10 @@ def _tensors(folder: Path) -> Mapping[str, _Place]:
     if outside:
         raise InputError(f"{index} is damaged: it names {min(outside)!r:.60}, which is no file in its folder")
     files = [folder / name for name in sorted(names)]
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name for file in files if not os.path.isfile(file)]  # bears a name that no file can have
     if missing:
         raise InputError(
-            f"{folder} has no {missing[0]}: edits are written into safetensors checkpoints (save_pretrained)"
+            f"{folder} has no {missing[0]:.60}: edits are written into safetensors checkpoints (save_pretrained)"
         )
     found = {}
     for file in files:

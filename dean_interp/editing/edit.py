@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, with_config
+from pydantic import AfterValidator, Field, TypeAdapter
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from dean_interp.editing.values import Given
 from dean_interp.errors import InputError
@@ -108,8 +107,8 @@ class _Change:
     base: str
 
 
-@with_config({"extra": "allow"})
-class _Made(TypedDict):
+@dataclass(frozen=True)
+class _Made:
     model: str
     architecture: str
     units: dict[str, int]
@@ -117,10 +116,16 @@ class _Made(TypedDict):
     prompt_hashes: list[str]
 
 
+def _checked(facts: dict[str, Any]) -> dict[str, Any]:
+    TypeAdapter(_Made).validate_python(facts)
+    return facts
+
+
 @dataclass(frozen=True)
 class _Facts:
     changes: list[_Change]
-    facts: _Made
+    facts: Annotated[dict[str, Any], AfterValidator(_checked)]
+    """As it was written, since the digest is of that."""
     digest: str
 
 
@@ -134,13 +139,17 @@ def load_edit(path: str | Path) -> Edit:
     changes = {}
     for one, (start, end) in zip(facts.changes, pairwise(ends), strict=True):
         indices, old, new = (kind[start:end] for kind in kinds)
-        fits = is_ascending(indices, torch.Size(one.shape).numel()) and len(one.shape) == (1 if one.is_bias else 2)
-        refuse_damaged(path, not fits or one.name in changes, f"the change of {one.name!r} does not fit its shape")
         changes[one.name] = Change(one.site, one.is_bias, one.is_transposed, one.shape, indices.long(), old, new,
                                    one.base)  # fmt: skip
     edit = Edit(changes, facts.facts)
     if edit.digest != facts.digest:
         raise InputError(f"{path} was changed after it was made (its digest does not match): make the edit anew")
+    for name, change in changes.items():
+        n_axes, n = (1 if change.is_bias else 2), torch.Size(change.shape).numel()
+        is_whole = (
+            len(change.shape) == n_axes and is_ascending(change.indices, n) and len(changes) == len(facts.changes)
+        )
+        refuse_damaged(path, not is_whole, f"the change of {name!r} does not fit its shape")
     return edit
 
 

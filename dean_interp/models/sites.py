@@ -45,9 +45,9 @@ class Site(NamedTuple):
 
 def parse_site(text: str) -> Site:
     """`"L3.neurons"` -> `Site(3, "neurons")`, the inverse of `str`."""
-    found = re.fullmatch(rf"L(0|[1-9][0-9]{{0,5}})\.({'|'.join(PARTS)})", text)
+    found = re.fullmatch(rf"L(0|[1-9][0-9]{{0,5}})\.({'|'.join(PARTS)})", text) if isinstance(text, str) else None
     if not found:
-        raise InputError(f"a site is written L<layer>.<part> with a part of {PARTS}, got {text[:60]!r}")
+        raise InputError(f"a site is written L<layer>.<part> with a part of {PARTS}, got {text!r:.60}")
     return Site(int(found[1]), found[2])
 
 

@@ -238,7 +238,7 @@ def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"
 
 def _refuse_damaged(path: str | Path, kinds: Mapping[str, Mapping[Site, Any]], loss: Tensor) -> None:
     """What a file may have lost, or hold, without its format noticing."""
-    refuse_damaged(path, not kinds["values"] or not is_finite(loss, 1), "no scores, or a loss that is not finite")
+    refuse_damaged(path, not kinds["values"] or not _is_scores(loss, 1), "no scores, or a loss that is not finite")
     for site, value in kinds["values"].items():
         n_axes = 1 if site.unit == "neuron" else 2
         if isinstance(value, Top):
@@ -247,10 +247,14 @@ def _refuse_damaged(path: str | Path, kinds: Mapping[str, Mapping[Site, Any]], l
             held, n_axes = value.values, 1 if n_axes == 2 else 0
         else:
             held = value
-        refuse_damaged(path, not is_finite(held, n_axes), f"a score of {site} is not finite, or its shape is another")
+        refuse_damaged(path, not _is_scores(held, n_axes), f"a score of {site} is not finite, or its shape is another")
     for kind in _PER_SITE:
         for site, tensor in kinds[kind].items():
             value = kinds["values"].get(site)
             fits = value is not None and tensor.shape[-1:] == value.shape[:1]
-            fits = fits and is_finite(tensor, 2 if kind == "groups" else 1)
+            fits = fits and _is_scores(tensor, 2 if kind == "groups" else 1)
             refuse_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")
+
+
+def _is_scores(tensor: Tensor, n_axes: int) -> bool:
+    return tensor.dtype in (torch.float32, torch.float64) and is_finite(tensor, n_axes)
