@@ -4,7 +4,8 @@
 
 Random Llamas on two CPU threads, both units, one thing varied at a time. Prints a row as soon as it is measured:
 seconds (the less of two runs), memory of the largest batch by `scoring.plan`, which runs passes and watches them, and
-by `study.forecast`, which does not. Ends with the slope of cost in the upper half over that in the lower (1: linear).
+by `study.forecast`, which does not. Ends with the slope of cost in the upper half over that in the lower (1: linear),
+and a row for the demo model.
 """
 
 import json
@@ -38,10 +39,9 @@ def built(layers: int, width: int, d_mlp: int) -> HookedModel:
     return load_model(LlamaForCausalLM(config).eval(), tokenizer=AutoTokenizer.from_pretrained(demo_model_folder()))
 
 
-def row(settings: dict[str, int]) -> dict[str, Any]:
+def row(model: HookedModel, n_examples: int) -> dict[str, Any]:
     """Seconds of scoring one behaviour, and memory of a batch watched and forecast, bytes."""
-    model = built(*(settings[name] for name in ("layers", "width", "d_mlp")))
-    behaviour = load_behaviour("privacy", n_examples=settings["examples"])
+    behaviour = load_behaviour("privacy", n_examples=n_examples)
     data = prepare(model, behaviour, HOW)
     seconds = []
     for _ in range(2):
@@ -54,7 +54,7 @@ def row(settings: dict[str, int]) -> dict[str, Any]:
     watched = probe.batch_bytes()(n_rows, max(lengths)) / _HEAP
     rows = sorted(data.rows, key=lambda one: -sum(len(branch.tokens) for branch in one))[:n_rows]
     forecast = batch_bytes(model, rows, n_rows * max(lengths), "float32")
-    return settings | {"tokens": sum(lengths), "seconds": min(seconds), "watched": watched, "forecast": forecast}
+    return {"tokens": sum(lengths), "seconds": min(seconds), "watched": watched, "forecast": forecast}
 
 
 def main(out: Path = Path("benchmarks/curves.json")) -> None:
@@ -63,7 +63,9 @@ def main(out: Path = Path("benchmarks/curves.json")) -> None:
     rows: list[dict[str, Any]] = []
     for name, values in VARIED.items():
         for value in values:
-            rows.append({"varied": name} | row(BASE | {name: value}))
+            settings = BASE | {name: value}
+            model = built(*(settings[size] for size in ("layers", "width", "d_mlp")))
+            rows.append({"varied": name} | settings | row(model, settings["examples"]))
             print(json.dumps(rows[-1]), flush=True)
             out.write_text(json.dumps(rows, indent=1) + "\n")
     for name in VARIED:
@@ -74,6 +76,8 @@ def main(out: Path = Path("benchmarks/curves.json")) -> None:
             print(f"{what} against {name}: slope of the upper half / of the lower {slopes[1] / slopes[0]:.2f}")
     ratios = [one["watched"] / one["forecast"] for one in rows]
     print(f"watched / forecast memory of a batch: {np.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
+    demo = row(load_model(), BASE["examples"])
+    print(f"the demo model: {json.dumps(demo)}, ratio {demo['watched'] / demo['forecast']:.2f}")
 
 
 if __name__ == "__main__":

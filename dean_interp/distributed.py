@@ -21,9 +21,8 @@ from dean_interp.errors import InputError
 
 Item = TypeVar("Item")
 
-_PATIENCE = timedelta(
-    days=7
-)  # the first process may ask a judge for hours while the others wait; a lost one is noticed
+# the first process may ask a judge for hours while the others wait; a lost one is noticed
+_PATIENCE = timedelta(days=7)
 _SECONDS_SEEN = 60.0  # after which a file that the first process wrote must be there for the others
 _joined = False
 

@@ -128,14 +128,9 @@ def measure(
     known = original.behaviours if original else {}
     if any(b.name in known and known[b.name].prompts != tuple(b.prompts) for b in behaviours):
         raise InputError("`original` was measured on other examples; KL needs the same ones")
-    tokenizer = native_tokenizer(model)
     measured, found = {}, []
     for behaviour in behaviours:
-        answers = [_answers(behaviour, i) for i in range(len(behaviour))]
-        encoded = [
-            encode(tokenizer, prompt, some, template=template, answer_tokens=answer_tokens, n_ctx=model.cfg.n_ctx)
-            for prompt, some in zip(behaviour.prompts, answers, strict=True)
-        ]
+        encoded = encoded_answers(model, behaviour, template=template, answer_tokens=answer_tokens)
         n = len(behaviour)
         wanted = hooks_of(read) if read is not None and behaviour.paired else None
         with end_reads(model, wanted, n_prompts=n, n_answers=2 * n) if wanted is not None else nullcontext() as reads:
@@ -151,10 +146,17 @@ def measure(
     return Measurement(measured, reads_of(found, owned, read) if read is not None and found else None)
 
 
-def _answers(behaviour: Behaviour, index: int) -> list[str]:
+def encoded_answers(
+    model: HookedModel, behaviour: Behaviour, *, template: Template, answer_tokens: int | None
+) -> list[Encoded]:
+    """What is measured of a behaviour: each prompt with its two answers, or its one."""
     if behaviour.paired:
-        return [behaviour.examples[index].answers[kind] for kind in ("safe", "unsafe")]
-    return [behaviour.responses[index]]
+        answers = [[one.answers["safe"], one.answers["unsafe"]] for one in behaviour.examples]
+    else:
+        answers = [[answer] for answer in behaviour.responses]
+    how = {"template": template, "answer_tokens": answer_tokens, "n_ctx": model.cfg.n_ctx}
+    tokenizer = native_tokenizer(model)
+    return [encode(tokenizer, prompt, some, **how) for prompt, some in zip(behaviour.prompts, answers, strict=True)]
 
 
 @torch.inference_mode()

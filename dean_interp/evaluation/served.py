@@ -3,8 +3,6 @@
 Prompts are sent as the very tokens that `models.generate` would feed, so no server's chat template comes in between.
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from dean_interp.distributed import agreed
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.server import Replies, connect, kind_of, without_key
+from dean_interp.models.generate import refuse_nothing_to_answer
 from dean_interp.models.tokens import Template, encode
 
 
@@ -55,11 +54,7 @@ def generate_served(
         InputError: no prompts or lengths, a server that cannot be reached or lists no model, or one that failed on some
             prompts to the end: those are counted by kind, the other answers are kept.
     """
-    if not prompts or not lengths or min(lengths) < 1 or served.concurrency < 1:
-        raise InputError(
-            "generation needs a prompt, a number of new tokens and a concurrency of at least 1, got "
-            f"{len(prompts)} prompts, {tuple(lengths)} and {served.concurrency}"
-        )
+    refuse_nothing_to_answer(prompts, lengths, served.concurrency)
     given = agreed(lambda: _answers(served, tokenizer, prompts, max(lengths), template, replies))
     tokens = [tokenizer(answer, add_special_tokens=False).input_ids for answer in given]
     cut = {n: [str(tokenizer.decode(ids[:n], skip_special_tokens=True)) for ids in tokens] for n in lengths}
@@ -75,7 +70,7 @@ def _answers(
     replies: Path | None,
 ) -> list[str]:
     client, failures = connect(served.base_url, served.key_variable, served.timeout, served.max_retries)
-    known, faults = Replies(replies), Counter[str]()
+    known, faults = Replies(served.base_url, replies), Counter[str]()
     try:
         name = served.model or next(iter(client.models.list())).id
     except (*failures, StopIteration) as error:
@@ -84,8 +79,7 @@ def _answers(
     def answer(prompt: str) -> str | None:
         ids = list(encode(tokenizer, prompt, [], template=template).prompt)
         request: dict[str, Any] = {"model": name, "prompt": ids, "temperature": 0, "max_tokens": n_new}
-        asked = hashlib.sha256(json.dumps([served.base_url, request], sort_keys=True).encode()).hexdigest()
-        said = known.get(asked)
+        said = known.get(request)
         if said is not None:
             return said
         try:
@@ -99,7 +93,7 @@ def _answers(
             faults["not a completion"] += 1
             return None
         said = without_key(client, said)
-        known.keep(asked, said)
+        known.keep(request, said)
         return said
 
     with ThreadPoolExecutor(served.concurrency) as pool:

@@ -67,11 +67,7 @@ def generate_to(
 
     Several processes share the batches. Arguments and errors as of `generate`.
     """
-    if not prompts or not lengths or min(lengths) < 1 or batch_size < 1:
-        raise InputError(
-            "generation needs a prompt, a number of new tokens and a batch_size of at least 1, got "
-            f"{len(prompts)} prompts, {tuple(lengths)} and {batch_size}"
-        )
+    refuse_nothing_to_answer(prompts, lengths, batch_size)
     tokenizer, longest = native_tokenizer(model), max(lengths)
     encoded = [encode(tokenizer, prompt, [], template=template).prompt for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
@@ -93,6 +89,15 @@ def generate_to(
             progress.update(len(batch))
     take_largest([answers])  # tokens are above what stands where there is none
     return {n: [_text(tokenizer, row[:n]) for row in answers] for n in lengths}
+
+
+def refuse_nothing_to_answer(prompts: Sequence[str], lengths: Sequence[int], at_once: int) -> None:
+    """Raise `InputError` for no prompts, no new tokens, or none at once."""
+    if not prompts or not lengths or min(lengths) < 1 or at_once < 1:
+        raise InputError(
+            "generation needs a prompt, a number of new tokens and at least 1 prompt at once, got "
+            f"{len(prompts)} prompts, {tuple(lengths)} and {at_once}"
+        )
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, answer: Int[Tensor, " new"]) -> str:

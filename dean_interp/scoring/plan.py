@@ -120,7 +120,7 @@ def _planned(
     free = free_bytes if free_bytes is not None else free_memory(device) // (n_here() if device.type == "cpu" else 1)
     held = held_memory(device)
     most, wanted = how.layers_per_pass or model.cfg.n_layers, batch_tokens_of(model, how)
-    for layers in sorted({most, *(max(1, most // 2**k) for k in range(most.bit_length()))}, reverse=True):
+    for layers in halved(most):
         passes = in_passes(sites, layers)
         sums = max(sum(_sums_bytes(model, site, len(behaviour)) for site in some) for some in passes)
         for batch_tokens in (wanted, *(n for n in _BATCH_TOKENS if n < wanted)):
@@ -137,6 +137,11 @@ def _planned(
         f"one layer's sums ({sums / 2**30:.2f} GiB) and one example ({largest / 2**30:.2f} GiB) do not fit into "
         f"{_SHARE:.0%} of the {free / 2**30:.2f} GiB that are free: use a smaller dtype, max_tokens or more memory"
     )
+
+
+def halved(n_layers: int) -> list[int]:
+    """Layers a pass, the most first: each time half, down to one."""
+    return [n_layers >> k for k in range(n_layers.bit_length())]
 
 
 def free_memory(device: torch.device) -> int:

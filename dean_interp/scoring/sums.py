@@ -92,19 +92,15 @@ class Sums:
 
     def _add_weights(self, total: Tensor, x: Tensor, gradient: Tensor, real: Tensor) -> None:
         """Each example's product over its own positions."""
-        if self.signed and total.device == x.device:
-            total.addmm_(x[real].T, gradient[real])
-            return
+        here = total if total.device == x.device else torch.zeros(total.shape, device=x.device)
         if self.signed:
-            total += (x[real].T @ gradient[real]).to(total.device)
-            return
-        # the only memory that a fold needs, taken before anything is added
-        product = torch.empty(total.shape, device=x.device)
-        here = total if total.device == x.device else torch.zeros_like(product)
-        for rows in range(0, len(x), self.rows_each):
-            own = real[rows : rows + self.rows_each]
-            read, written = (value[rows : rows + self.rows_each][own] for value in (x, gradient))
-            here += torch.mm(read.T, written, out=product).abs_()
+            here.addmm_(x[real].T, gradient[real])
+        else:
+            product = torch.empty_like(here)  # the only memory that a fold needs, taken before anything is added
+            for rows in range(0, len(x), self.rows_each):
+                own = real[rows : rows + self.rows_each]
+                read, written = (value[rows : rows + self.rows_each][own] for value in (x, gradient))
+                here += torch.mm(read.T, written, out=product).abs_()
         if here is not total:
             total += here.to(total.device)
 

@@ -5,7 +5,6 @@ does in plain matrix products, and the way of weights that are away. docs/scalin
 """
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,19 +15,20 @@ import torch
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
+from dean_interp.evaluation.measure import encoded_answers
 from dean_interp.frames import Framed
-from dean_interp.models.load import DTYPES, HookedModel, load_model, native_tokenizer
+from dean_interp.models.load import DTYPES, HookedModel, load_model
 from dean_interp.models.matrices import shape, weight_sites
-from dean_interp.models.tokens import Row, batches, encode, row_length, trees
+from dean_interp.models.tokens import Row, batches, row_length, trees
 from dean_interp.scoring.importance import Scoring, in_passes, prepare, scored_sites
-from dean_interp.scoring.plan import site_bytes
+from dean_interp.scoring.plan import halved, site_bytes
 from dean_interp.scoring.scores import KEEP
 from dean_interp.study.config import StudyConfig
 
 GIB = 2**30
 KEPT = {"d_model": 2.5, "d_mlp": 3.7, "d_kv": 1.7, "attention": 1.13}
 """Numbers that autograd keeps for a token in a layer: multiples of each width, and of heads times the row's length. A
-fit to small Llamas (`python benchmarks/curves.py`)."""
+least-squares fit to seven small Llamas; `python benchmarks/curves.py` says how near it comes."""
 SHARE_OF_PRODUCTS = {"score": 0.15, "measure": 0.1, "answer": 0.08}
 """What of a device's plain matrix products each step sustains: as in the demo study on two busy cores."""
 _KEPT_BYTES = {"float32": 4.0, "float16": 3.0, "bfloat16": 3.0}  # in half precision a part is kept in float32
@@ -197,10 +197,11 @@ def _counted(
         planned = [batch for one in some for batch in batches(one, batch_tokens=size)]
         return sum(len(batch) * max(map(row_length, batch)) for batch in planned), len(planned)
 
+    how = {"template": config.template, "answer_tokens": config.answer_tokens}
     n_states = 1 + len(config.units) * (1 + config.n_random + _EQUAL_KL_TRIES * config.n_equal_kl + _NAMED_CONTROLS)
     n_spoken = 1 + len(config.units) * (1 + config.n_answer_controls)
     n_answers = n_spoken * config.n_answers * (2 + len(config.over_refusal))
-    measured, n_batches = tokens([_measured_rows(model, one, config) for one in tests], config.measure_tokens)
+    measured, n_batches = tokens([trees(encoded_answers(model, one, **how)) for one in tests], config.measure_tokens)
     reads = 2 * 3 * 4 * config.n_test * config.read_fraction * model.cfg.d_mlp * model.cfg.n_layers
     return _Work(
         *tokens(scored, config.score_tokens), n_states * measured, n_states * n_batches,
@@ -246,19 +247,12 @@ def _placed(weights: float, batch: float, devices: Devices, host: float) -> _Pla
 def _passes(model: HookedModel, config: StudyConfig, room: float) -> tuple[int, int, float]:
     """Layers a pass whose sums fit into that room (GiB), how many passes that makes, and what the sums of one hold."""
     sites = scored_sites(model, config.scored, Scoring())
-    for layers in itertools.takewhile(bool, (model.cfg.n_layers >> k for k in itertools.count())):
+    for layers in halved(model.cfg.n_layers):
         passes = in_passes(sites, layers)
         largest = max(sum(site_bytes(model, site, config.n_calibration) for site in some) for some in passes) / GIB
         if largest <= room or layers == 1:
             return layers, len(passes), largest
     raise AssertionError("a model has a layer")
-
-
-def _measured_rows(model: HookedModel, behaviour: Behaviour, config: StudyConfig) -> list[Row]:
-    tokenizer, how = native_tokenizer(model), {"template": config.template, "answer_tokens": config.answer_tokens}
-    kinds = ("safe", "unsafe") if behaviour.paired else (behaviour.response,)
-    return trees([encode(tokenizer, one.prompt, [one.answers[kind] for kind in kinds if kind in one.answers], **how)
-                  for one in behaviour.examples])  # fmt: skip
 
 
 def _products(model: HookedModel, dtype: str, *, gpu: bool) -> float:

@@ -161,8 +161,13 @@ def _close(what: str, now: Tensor, then: Tensor, dtype: str, detail: str) -> Che
     if now.shape != then.shape:
         return Check(what, "different", 0.0, f"{tuple(then.shape)} there, {tuple(now.shape)} now")
     difference = float((now.double() - then.double()).abs().max()) if now.numel() else 0.0
-    near: Verdict = "within float noise" if difference <= _TOLERANCE[dtype] else "different"
-    return Check(what, near if difference else "same", difference, detail)
+    return Check(what, _verdict(difference, dtype), difference, detail)
+
+
+def _verdict(difference: float, dtype: str) -> Verdict:
+    if not difference:
+        return "same"
+    return "within float noise" if difference <= _TOLERANCE[dtype] else "different"
 
 
 def _scores(
@@ -203,9 +208,8 @@ def _all_scores(name: str, now: Scores, then: Scores, dtype: str) -> Check:
         held = then.at(site, indices)
         difference = (now.at(site, indices) - held).abs().max() / held.abs().max().clamp(min=1e-30)
         largest = max(largest, float(difference))
-    near: Verdict = "within float noise" if largest <= _TOLERANCE[dtype] else "different"
     detail = f"{len(now.loss)} examples, parts of the largest of each site"
-    return Check(what, near if largest else "same", largest, detail)
+    return Check(what, _verdict(largest, dtype), largest, detail)
 
 
 def _selections(folder: Path, config: StudyConfig, scores: Sequence[Scores], said: str) -> Iterator[Check]:
@@ -236,8 +240,8 @@ def _results(folder: Path, model: HookedModel, config: StudyConfig, data: StudyD
             return Check(what, "different", math.inf, str(error))
         then, now = (json.loads((one / "results.json").read_bytes()) for one in (folder, links))
     apart = _apart(then, now)
-    near: Verdict = "within float noise" if apart <= _TOLERANCE[config.dtype] else "different"
-    return Check(what, near if apart else "same", apart, "numbers, parts of the larger of 1 and what was stored")
+    said = "numbers, parts of the larger of 1 and what was stored"
+    return Check(what, _verdict(apart, config.dtype), apart, said)
 
 
 def _apart(then: Any, now: Any) -> float:  # noqa: ANN401 - what JSON can hold

@@ -54,9 +54,9 @@ class ServerJudge:
         if concurrency < 1:
             raise InputError(f"concurrency must be at least 1, got {concurrency}")
         self.client, self.failures = connect(base_url, key_variable, timeout, max_retries)
-        self.model, self.form, self.base_url, self.concurrency = model, form, base_url, concurrency
+        self.model, self.form, self.concurrency = model, form, concurrency
         self.name = f"{form.name} by {model} on a server"
-        self.replies = Replies(cache)
+        self.replies = Replies(base_url, cache)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer; where the server failed to the end, the fault names the failure."""
@@ -73,9 +73,7 @@ class ServerJudge:
     def _judged(self, messages: list[dict[str, str]]) -> Verdict:
         request: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0,
                                    "max_tokens": self.form.max_new_tokens}  # fmt: skip
-        # the address too: local servers answer to any model's name
-        asked = hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
-        known = self.replies.get(asked)
+        known = self.replies.get(request)
         if known is not None:
             return self.form.verdict(known)
         try:
@@ -90,22 +88,23 @@ class ServerJudge:
         if reason == "content_filter":
             return Verdict(None, "", "cut by the server's content filter")
         said = without_key(self.client, said)
-        self.replies.keep(asked, said)
+        self.replies.keep(request, said)
         return self.form.verdict(said)
 
 
 class Replies:
     """What a server said, by a hash of what it was asked; in a file one line each, so that nothing is asked twice."""
 
-    def __init__(self, cache: Path | None) -> None:
-        self.cache, self.lock, self.known = cache, Lock(), _replies(cache)
+    def __init__(self, base_url: str, cache: Path | None) -> None:
+        self.base_url, self.cache, self.lock, self.known = base_url, cache, Lock(), _replies(cache)
 
-    def get(self, asked: str) -> str | None:
+    def get(self, request: dict[str, Any]) -> str | None:
         """The reply, or None."""
-        return self.known.get(asked)
+        return self.known.get(self._asked(request))
 
-    def keep(self, asked: str, said: str) -> None:
+    def keep(self, request: dict[str, Any], said: str) -> None:
         """Note a reply."""
+        asked = self._asked(request)
         with self.lock:
             self.known[asked] = said
             if self.cache is not None:
@@ -117,6 +116,10 @@ class Replies:
                     raise InputError(
                         f"cannot write {self.cache}: {error.strerror}. Replies before it are kept"
                     ) from error
+
+    def _asked(self, request: dict[str, Any]) -> str:
+        """With the address: local servers answer to any model's name."""
+        return hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
 
 
 def connect(
