@@ -8,6 +8,7 @@ import pytest
 
 from dean_interp import load_behaviour, load_scores, load_selection
 from dean_interp.cli.main import main
+from dean_interp.data.examples import prompt_hash
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.run import run_study
 from dean_interp.unfinished import Unfinished
@@ -168,6 +169,30 @@ def test_evaluate_leaves_scored_prompts_out_and_says_so(files, measuring, asked,
     assert record["removed"]["questions"] == 6
     (line,) = (one for one in record["lines"] if one["metric"].startswith("safe answers") and "8" in one["metric"])
     assert line["n"] + line["n_missing"] == 12
+
+
+def test_the_test_part_of_calibration_data_is_not_left_out(files, measuring, asked, tmp_path, capsys):
+    """The units were scored on half of a file, and the other half is measured."""
+    _, _, selection = files
+    path = tmp_path / "whole.jsonl"
+    rows = [
+        one
+        for split in ("calibration", "test")
+        for one in load_behaviour("fairness", n_examples=14, split=split).examples
+    ]
+    path.write_text("".join(json.dumps({"prompt": one.prompt, **one.answers}) + "\n" for one in rows))
+    n_scored = sum(prompt_hash(one.prompt) in load_selection(selection).prompt_hashes for one in rows)
+    record = said(
+        capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, "--harmful", path, "--calibration", path
+    )
+    assert 0 < n_scored == record["removed"]["whole"]
+
+
+def test_calibration_data_that_was_not_scored_is_refused(files, measuring, asked, tmp_path, capsys):
+    _, _, selection = files
+    command = ["evaluate", selection, "--out", tmp_path, *measuring, *asked, "--calibration", "over_refusal_privacy"]
+    assert main([*map(str, command)]) == 2
+    assert "no prompt of 'over_refusal_privacy' was" in capsys.readouterr().err
 
 
 def test_evaluate_without_scores_has_no_controls_and_says_how_to_get_them(files, model, tmp_path, capsys):

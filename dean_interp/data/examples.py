@@ -92,8 +92,8 @@ class Behaviour(Framed):
 
     @property
     def prompt_hashes(self) -> frozenset[str]:
-        """SHA-256 of every prompt: what scores remember, so that nothing scored is ever measured."""
-        return frozenset(hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in self.prompts)
+        """The hash of every prompt: what scores remember, so that nothing scored is ever measured."""
+        return frozenset(map(prompt_hash, self.prompts))
 
     @property
     def fingerprint(self) -> str:
@@ -145,6 +145,11 @@ def load_behaviour(
         raise InputError(f"{part} has no examples")
     whole = Behaviour(name, tuple(Example(row.prompt, row.answers, row.topic) for row in rows), response, split)
     return whole if n_examples is None else draw(whole, n_examples, seed=seed)
+
+
+def prompt_hash(prompt: str) -> str:
+    """The first 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def draw(behaviour: Behaviour, n_examples: int, *, seed: int = 0) -> Behaviour:

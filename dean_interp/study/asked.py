@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from dean_interp.data.audit import without_leaks
-from dean_interp.data.examples import Behaviour, draw, load_behaviour
+from dean_interp.data.examples import Behaviour, draw, load_behaviour, prompt_hash
 from dean_interp.data.readers import BUILTIN
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
@@ -52,7 +52,7 @@ class Asked:
     harmful: tuple[str, ...] = ()
     """Sets whose prompts should not be complied with; none: the test prompts of first and second."""
     calibration: tuple[str, ...] = ()
-    """Data that units were scored on. Their own prompts are left out anyway; with these, near duplicates are too."""
+    """Data that units were scored on. What was scored is left out anyway; with these, its near duplicates are, too."""
     benign: tuple[str, ...] = ("over_refusal_fairness", "over_refusal_privacy")
     """Harmless prompts that look alike and deserve a plain answer."""
     n_answers: int = 24
@@ -133,8 +133,7 @@ def sets_of(asked: Asked, states: States, scored: frozenset[str]) -> Sets:
 
     removed: dict[str, int] = {}
     calibration = [
-        load_behaviour(source, n_examples=None, split="calibration" if source in BUILTIN else None)
-        for source in asked.calibration
+        _scored_part(load_behaviour(source, n_examples=None, split=None), scored) for source in asked.calibration
     ]
     first, second, general = states.config.sources
     harmful = [drawn(source) for source in asked.harmful or (first, second)]
@@ -144,11 +143,17 @@ def sets_of(asked: Asked, states: States, scored: frozenset[str]) -> Sets:
 
 def without_scored(behaviour: Behaviour, scored: frozenset[str]) -> tuple[Behaviour, int]:
     """The behaviour without prompts that were scored, and how many those are. Raises `InputError` if none is left."""
-    kept = tuple(one for one in behaviour.examples if not dataclasses.replace(behaviour, examples=(one,)).prompt_hashes
-                 & scored)  # fmt: skip
+    kept = tuple(one for one in behaviour.examples if prompt_hash(one.prompt) not in scored)
     if not kept:
         raise InputError(f"all {len(behaviour)} prompts of '{behaviour.name}' were scored: measure on others")
     return dataclasses.replace(behaviour, examples=kept), len(behaviour) - len(kept)
+
+
+def _scored_part(behaviour: Behaviour, scored: frozenset[str]) -> Behaviour:
+    kept = tuple(one for one in behaviour.examples if prompt_hash(one.prompt) in scored)
+    if not kept:
+        raise InputError(f"calibration is data that units were scored on, and no prompt of '{behaviour.name}' was")
+    return dataclasses.replace(behaviour, examples=kept)
 
 
 class Taken:
