@@ -84,8 +84,8 @@ def finished(folder: Path) -> dict[str, bytes]:
             if not name.endswith(growing) and ".part/" not in name}  # fmt: skip
 
 
-KILLED = [("score", 2), ("evaluate", 2), ("edit apply", 3), ("edit export", 2)]
-"""Commands with how often they are killed; a study's two kills are in test_study.py."""
+KILLED = [("run", 3), ("score", 2), ("evaluate", 2), ("edit apply", 3), ("edit export", 2)]
+"""Commands with how often they are killed."""
 BY_HAND = [("run", 50)] + [(one, 25) for one in ("sweep", "score", "evaluate", "information", "edit apply",
                                                  "edit revert", "edit export")]  # fmt: skip
 

@@ -1,13 +1,6 @@
 import dataclasses
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -184,27 +177,6 @@ def test_a_stopped_run_resumes_to_the_same_bytes(finished, config, tmp_path, mon
     assert (tmp_path / "results.json").read_bytes() == (finished[0] / "results.json").read_bytes()
 
 
-@pytest.mark.slow
-def test_a_run_killed_three_times_resumes_to_the_same_bytes(finished, config, tmp_path):
-    command = [sys.executable, "-m", "dean_interp.cli.main", "run", "--out", str(tmp_path), "--model", config.model]
-    for name, value in SIZES.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    deadline = time.monotonic() + 400
-    for n_files in sorted(random.Random(0).sample(range(1, 16), 3)):  # finished files at the moment of each kill
-        running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        while len(list(tmp_path.rglob("*.safetensors"))) < n_files:
-            assert running.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-        assert not (tmp_path / "results.json").exists()
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert (tmp_path / "results.json").read_bytes() == (finished[0] / "results.json").read_bytes()
-    assert (tmp_path / "report.html").is_file()
-
-
 @pytest.mark.parametrize("unit", UNITS)
 def test_what_can_be_detected_is_stated_from_the_controls_alone(finished, unit):
     folder, results = finished[0], finished[1].of(unit)
@@ -247,24 +219,6 @@ def test_a_truncated_file_of_a_run_is_named(finished, config, tmp_path, name):
     (tmp_path / "run" / "results.json").unlink()
     with pytest.raises(InputError, match=f"{path.name} is damaged"):
         study.run_study(config, tmp_path / "run")
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing_finished(finished, config, tmp_path, monkeypatch):
-    shutil.copytree(finished[0], tmp_path / "run")
-    (tmp_path / "run" / "results.json").unlink()
-    write = Path.write_bytes
-
-    def full(path, content):
-        write(Path("/dev/full") if path.name == "results.json" else path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(
-            InputError, match=r"results\.json: No space left on device\. What was finished before is kept"
-        ):
-            study.run_study(config, tmp_path / "run")
-    study.run_study(config, tmp_path / "run")
-    assert (tmp_path / "run" / "results.json").read_bytes() == (finished[0] / "results.json").read_bytes()
 
 
 def test_a_folder_that_cannot_be_written_is_named(config):
