@@ -4,8 +4,8 @@
 
 Random Llamas on two CPU threads, both units, one thing varied at a time. Prints a row as soon as it is measured:
 seconds (the less of two runs), memory of the largest batch by `scoring.plan`, which runs passes and watches them, and
-by `study.forecast`, which does not. Ends with the slope of cost in the upper half over that in the lower (1: linear),
-and a row for the demo model.
+by `study.forecast`, which does not. Draws the curves beside `--out`, and ends with the slope of cost in the upper half
+over that in the lower (1: linear), and a row for the demo model.
 """
 
 import json
@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from matplotlib.figure import Figure
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dean_interp import Scoring, importance, load_behaviour, load_model
 from dean_interp.models.demo import demo_model_folder
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
+from dean_interp.report.figures import to_svg
 from dean_interp.scoring.importance import prepare
 from dean_interp.scoring.plan import _HEAP, _Probe
 from dean_interp.study.forecast import batch_bytes
+from dean_interp.tensorfile import write_text
 
 BASE = {"layers": 8, "width": 512, "d_mlp": 1536, "examples": 48}
 VARIED = {"examples": (24, 48, 96), "layers": (4, 8, 16), "width": (256, 512, 1024), "d_mlp": (768, 1536, 3072)}
@@ -57,6 +60,27 @@ def row(model: HookedModel, n_examples: int) -> dict[str, Any]:
     return {"tokens": sum(lengths), "seconds": min(seconds), "watched": watched, "forecast": forecast}
 
 
+def curves(rows: list[dict[str, Any]]) -> Figure:
+    """Seconds above, memory below, one column for each thing varied; lines are least squares, crosses the forecast."""
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    panels = figure.subplots(2, len(VARIED), sharey="row")
+    for column, name in enumerate(VARIED):
+        own = [one for one in rows if one["varied"] == name]
+        x = [one["tokens" if name == "examples" else name] for one in own]
+        for axes, what, size in zip(panels[:, column], ("seconds", "watched"), (1, 2**20), strict=True):
+            y = [one[what] / size for one in own]
+            axes.plot(x, y, "o", color="#0072B2", label="measured")
+            axes.axline((x[0], np.polyval(np.polyfit(x, y, 1), x[0])), slope=np.polyfit(x, y, 1)[0], color="0.6")
+            axes.set_ylim(bottom=0)
+            axes.set_xticks(x)
+        panels[1, column].plot(x, [one["forecast"] / 2**20 for one in own], "x", color="#D55E00", label="forecast")
+        panels[1, column].set_xlabel({"examples": "tokens", "d_mlp": "MLP width"}.get(name, name))
+    panels[0, 0].set_ylabel("seconds")
+    panels[1, 0].set_ylabel("MiB of the largest batch")
+    panels[1, 0].legend(frameon=False)
+    return figure
+
+
 def main(out: Path = Path("benchmarks/curves.json")) -> None:
     """Every row, then the slopes."""
     torch.set_num_threads(2)
@@ -68,6 +92,7 @@ def main(out: Path = Path("benchmarks/curves.json")) -> None:
             rows.append({"varied": name} | settings | row(model, settings["examples"]))
             print(json.dumps(rows[-1]), flush=True)
             out.write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(out.with_suffix(".svg"), to_svg(curves(rows), "Cost of scoring against tokens, layers and widths"))
     for name in VARIED:
         own = [one for one in rows if one["varied"] == name]
         x = [one["tokens" if name == "examples" else name] for one in own]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from circuitsvis.activations import text_neuron_activations
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from dean_interp.evaluation.outcomes import Line
@@ -174,7 +174,8 @@ def _changed(line: Line) -> str:
 
 def rendered(template: str, **values: object) -> str:
     """A page from its template, with the style of all pages."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FunctionLoader(_text), **options)
     environment.filters |= {
         "tiny": lambda value: f"{value:.2g}",
         "signed": _signed,
@@ -187,7 +188,7 @@ def rendered(template: str, **values: object) -> str:
         "share_or_change": _share_or_change,
         "changed": _changed,
     }
-    return environment.from_string(_text(template)).render(style=_text("style.css"), sorting=_text("sort.js"), **values)
+    return environment.get_template(template).render(style=_text("style.css"), sorting=_text("sort.js"), **values)
 
 
 def _text(name: str) -> str:
