@@ -3,8 +3,8 @@
     python benchmarks/curves.py --out benchmarks/curves.json
 
 Random Llamas on two CPU threads, both units, one thing varied at a time. Prints a row as soon as it is measured:
-seconds (the less of two runs), memory of the largest batch by `scoring.plan`, which runs passes and watches them, and
-by `study.forecast`, which does not. Draws the curves beside `--out`, and ends with the slope of cost in the upper half
+seconds (the least of three runs), memory of the largest batch by `scoring.plan`, which watches passes, and by
+`study.forecast`, which runs none. Draws the curves beside `--out`, and ends with the slope of cost in the upper half
 over that in the lower (1: linear), and a row for the demo model.
 """
 
@@ -47,7 +47,7 @@ def row(model: HookedModel, n_examples: int) -> dict[str, Any]:
     behaviour = load_behaviour("privacy", n_examples=n_examples)
     data = prepare(model, behaviour, HOW)
     seconds = []
-    for _ in range(2):
+    for _ in range(3):
         began = perf_counter()
         importance(model, behaviour, unit=("neuron", "weight"), how=HOW)
         seconds.append(perf_counter() - began)
@@ -71,10 +71,11 @@ def curves(rows: list[dict[str, Any]]) -> Figure:
             y = [one[what] / size for one in own]
             axes.plot(x, y, "o", color="#0072B2", label="measured")
             axes.axline((x[0], np.polyval(np.polyfit(x, y, 1), x[0])), slope=np.polyfit(x, y, 1)[0], color="0.6")
-            axes.set_ylim(bottom=0)
             axes.set_xticks(x)
         panels[1, column].plot(x, [one["forecast"] / 2**20 for one in own], "x", color="#D55E00", label="forecast")
         panels[1, column].set_xlabel({"examples": "tokens", "d_mlp": "MLP width"}.get(name, name))
+    for axes in panels[:, 0]:
+        axes.set_ylim(bottom=0)
     panels[0, 0].set_ylabel("seconds")
     panels[1, 0].set_ylabel("MiB of the largest batch")
     panels[1, 0].legend(frameon=False)
@@ -85,6 +86,7 @@ def main(out: Path = Path("benchmarks/curves.json")) -> None:
     """Every row, then the slopes."""
     torch.set_num_threads(2)
     rows: list[dict[str, Any]] = []
+    row(built(4, 256, 768), 24)  # whatever is set up once
     for name, values in VARIED.items():
         for value in values:
             settings = BASE | {name: value}
@@ -96,12 +98,12 @@ def main(out: Path = Path("benchmarks/curves.json")) -> None:
     for name in VARIED:
         own = [one for one in rows if one["varied"] == name]
         x = [one["tokens" if name == "examples" else name] for one in own]
-        for what in ("seconds", "watched"):
+        for what in ("seconds",) if name == "examples" else ("seconds", "watched"):
             slopes = np.diff([one[what] for one in own]) / np.diff(x)
             print(f"{what} against {name}: slope of the upper half / of the lower {slopes[1] / slopes[0]:.2f}")
     ratios = [one["watched"] / one["forecast"] for one in rows]
     print(f"watched / forecast memory of a batch: {np.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
-    demo = row(load_model(), BASE["examples"])
+    demo = row(load_model("smollm2-135m-instruct"), BASE["examples"])
     print(f"the demo model: {json.dumps(demo)}, ratio {demo['watched'] / demo['forecast']:.2f}")
 
 
