@@ -5,7 +5,7 @@ import pytest
 
 from dean_interp import Behaviour, Example, InputError
 from dean_interp.evaluation.judges import Verdict
-from dean_interp.evaluation.outcomes import Outcome, detectable, lines_of, spoken, table, yes
+from dean_interp.evaluation.outcomes import Outcome, detectable, lines_of, p_text, spoken, table, yes
 from dean_interp.statistics import clustered_interval, detectable_difference, mcnemar_p_value
 
 CLUSTERS = tuple(f"topic {i}" for i in range(20))
@@ -74,6 +74,10 @@ def test_the_table_has_every_line_with_its_interval():
 
 
 ASKED = Behaviour("fairness", tuple(Example(f"p{i}", {}, f"t{i}") for i in range(3)), split="test")
+
+
+def test_no_p_value_is_written_as_0():
+    assert [p_text(p) for p in (1.0, 0.05, 0.0005, 0.0002)] == ["1.000", "0.050", "0.001", "2e-04"]
 
 
 def test_an_answer_that_cannot_be_read_is_not_safe_whoever_judges():

@@ -233,8 +233,13 @@ def _row(line: Line) -> str:
     missing = f" ({line.n_missing} without a verdict)" if line.n_missing else ""
     return (
         f"  {line.on:<22}{line.n:>5} {interval(line.before):>22} {interval(line.after):>22} "
-        f"{interval(line.change, '+'):>26} {line.p:>6.3f} {line.p_holm:>6.3f} {rank:>6} {detects:>8}{missing}"
+        f"{interval(line.change, '+'):>26} {p_text(line.p):>6} {p_text(line.p_holm):>6} {rank:>6} {detects:>8}{missing}"
     )
+
+
+def p_text(p: float) -> str:
+    """Three decimals, or one digit and the power of ten: no p-value is 0."""
+    return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}"
 
 
 def yes(values: Sequence[bool | None]) -> Float[np.ndarray, " example"]:

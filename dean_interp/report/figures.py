@@ -235,6 +235,8 @@ def activations_by_behaviour(view: NeuronView) -> Figure:
         ):
             axes.stairs(np.array(counts) / max(sum(counts), 1), view.bins, color=colour, linestyle=dashes, label=name)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # the default one writes mathematics, which is text here
+        axes.yaxis.set_minor_formatter("")
         axes.set_xlabel(f"activation of {view.name}")
         axes.set_ylabel("share of tokens")
         axes.legend(frameon=False, fontsize=9)

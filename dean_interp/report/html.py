@@ -12,7 +12,7 @@ from circuitsvis.activations import text_neuron_activations
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from dean_interp.evaluation.outcomes import Line
+from dean_interp.evaluation.outcomes import Line, p_text
 from dean_interp.information.estimands import HEADLINES
 from dean_interp.report.figures import (
     changes_by_arm,
@@ -271,4 +271,4 @@ def _percent(value: float) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+    return p_text(value) if value < 0.1 else f"{value:.2f}"
