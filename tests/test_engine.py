@@ -359,6 +359,35 @@ def test_passes_over_some_layers_are_kept_when_the_next_one_is_killed(llama, pai
     assert done == 6 and total - done < total
 
 
+def test_the_sums_of_one_pass_are_gone_before_the_next_one_begins(llama, pairs, monkeypatch):
+    """Else fewer layers a pass would save no memory."""
+    held, real = [], engine.Sums
+
+    def watched(*args, **options):
+        held.append(sum(one.numel() for earlier in made for name, one in earlier.sums.items() if "/" in name))
+        made.append(real(*args, **options))
+        return made[-1]
+
+    made: list[engine.Sums] = []
+    monkeypatch.setattr(engine, "Sums", watched)
+    importance(llama, pairs, unit=BOTH, how=Scoring(layers_per_pass=1))
+    assert held == [0, 0, 0]
+
+
+@pytest.mark.parametrize("layers", [None, 1])
+def test_what_is_kept_of_each_pass_is_what_is_kept_of_the_whole(llama, pairs, layers):
+    expected = importance(llama, pairs, unit=BOTH).kept(0.1)
+    found = importance(llama, pairs, unit=BOTH, how=Scoring(layers_per_pass=layers), keep=0.1)
+    assert found.shapes == expected.shapes and found.fingerprint == expected.fingerprint
+    for site, value in expected.values.items():
+        if site.unit == "neuron":
+            assert torch.equal(found[site], value)
+        else:
+            assert torch.equal(found.values[site].indices, value.indices)
+            assert torch.equal(found.values[site].values, value.values)
+            assert found.values[site].threshold == value.threshold
+
+
 # Precision
 
 
@@ -415,6 +444,12 @@ def test_long_answers_are_cut_on_request_and_counted(llama, pairs, caplog):
 def test_a_wrong_setting_says_what_is_allowed(llama, pairs, how, message, untyped):
     with pytest.raises(InputError, match=message):
         importance(llama, pairs, unit="weight", how=Scoring(**how))
+
+
+def test_a_fraction_to_keep_that_is_none_is_refused_before_any_pass(llama, pairs, monkeypatch):
+    monkeypatch.setattr(engine, "stream_gradients", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(InputError, match=r"keep must be in \(0, 1\], got 0"):
+        importance(llama, pairs, unit="weight", keep=0.0)
 
 
 def test_methods_that_need_pairs_say_so(llama):

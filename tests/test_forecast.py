@@ -44,7 +44,7 @@ def test_seventy_billion_parameters_without_a_weight(config):
     assert found.n_parameters == 70_553_706_496
     assert found.weights_gib == pytest.approx(2 * 70_553_706_496 / GIB)
     n_weights = 80 * 3 * 8192 * 28672
-    assert steps(found)["score"].host_gib == pytest.approx(4 * n_weights / GIB)
+    assert steps(found)["score"].host_gib == pytest.approx(12 * 0.02 * n_weights / GIB), "what is kept, with places"
     assert found.placement.startswith("laid over 4 GPUs") and "--device auto" in found.command
     assert found.n_passes > 1 and "--layers-per-pass" in found.command
 

@@ -39,7 +39,7 @@ from dean_interp.report.html import write_comparison, write_report, write_sweep_
 from dean_interp.scoring import methods
 from dean_interp.scoring.importance import Scoring, importance
 from dean_interp.scoring.plan import plan
-from dean_interp.scoring.scores import Scores, load_scores
+from dean_interp.scoring.scores import Scores, load_scores, refuse_keep
 from dean_interp.selection.controls import random_like, strata
 from dean_interp.selection.coupling import coupling, refuse_empty
 from dean_interp.selection.expression import select_each
@@ -81,6 +81,7 @@ def _do(step: object) -> Said:
 @_do.register
 def _(step: Score) -> Said:
     writable(step.out)
+    refuse_keep(step.keep)
     behaviour = load_behaviour(step.behaviour, n_examples=step.n_examples, seed=step.seed, response=step.response)
     how = Scoring(
         template=step.model.template,
@@ -118,7 +119,7 @@ def _scored(model: HookedModel, behaviour: Behaviour, step: Score, how: Scoring,
         raise InputError(f"{step.method} scores one kind of unit: --unit {allowed}, got {' '.join(step.unit)}")
     match step.method:
         case "importance":
-            return importance(model, behaviour, unit=step.unit, how=how, unfinished=unfinished)
+            return importance(model, behaviour, unit=step.unit, how=how, keep=step.keep, unfinished=unfinished)
         case "integrated_gradients":
             return methods.integrated_gradients(model, behaviour, how=how, unfinished=unfinished)
         case "wanda":

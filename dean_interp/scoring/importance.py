@@ -5,10 +5,12 @@ how much the loss moves when it is silenced, is answered by its activation times
 `E |sum over positions of a * dL/da|`.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,7 +34,7 @@ from dean_interp.models.memory import scored_prompts
 from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
 from dean_interp.models.tokens import Batch, Padding, Row, Template, collate, cut, encode, paths
 from dean_interp.scoring.capture import check_hook_gradients, stream_gradients
-from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.scores import Scores, Top, refuse_keep, thinned
 from dean_interp.scoring.sums import Sums, group_sizes
 from dean_interp.unfinished import Unfinished
 
@@ -72,6 +74,7 @@ def importance(
     *,
     unit: Unit | Sequence[Unit] = "neuron",
     how: Scoring = Scoring(),
+    keep: float = 1.0,
     unfinished: Path | None = None,
 ) -> Scores:
     """Score every unit of the model for one behaviour, by gradients at hook points.
@@ -82,6 +85,8 @@ def importance(
         unit: `neuron` (one index of `d_mlp`), `weight` (one entry of a matrix, the paper's unit), or both in one pass:
             `("neuron", "weight")`. Weights take one float32 accumulator a weight.
         how: template, target, sign, modules, batches.
+        keep: the top fraction of each matrix's weights whose scores are kept (`Scores.kept`). Less than 1 saves memory:
+            the others go as soon as their layers' pass is done.
         unfinished: a file for what the finished batches left. A call that was killed goes on from there when it is
             made again; `unfinished.discard(path)` once the scores are saved.
 
@@ -91,18 +96,24 @@ def importance(
     """
     units = units_of(unit)
     sites = scored_sites(model, units, how)
+    refuse_keep(keep)
     refuse_not_finite(model)
     data = prepare(model, behaviour, how)
     check_hook_gradients(model, collate(data.rows[:1], device=model.cfg.device), _checked(model, sites))
     key = scores_fingerprint(model, behaviour, unit=units, how=how)
-    found = []
-    for number, some in enumerate(in_passes(sites, how.layers_per_pass)):
-        saved = Unfinished(unfinished, f"{key} {how}").part(str(number)) if unfinished else None
-        sums = Sums(model, some, n_examples=len(behaviour), rows_each=data.rows_each, signed=how.signed)
-        run_pass(model, data, sums, how, label=f"scoring {behaviour.name}", unfinished=saved)
-        found.append(sums)
+
+    def passes() -> Iterator[Sums]:
+        for number, some in enumerate(in_passes(sites, how.layers_per_pass)):
+            saved = Unfinished(unfinished, f"{key} {how}").part(str(number)) if unfinished else None
+            sums = Sums(model, some, n_examples=len(behaviour), rows_each=data.rows_each, signed=how.signed)
+            run_pass(model, data, sums, how, label=f"scoring {behaviour.name}", unfinished=saved)
+            yield sums
+            give_back()
+
+    facts = facts_of(model, behaviour, "importance", how, data)
+    scores = as_scores(model, behaviour, passes(), key, facts, keep=keep)
     scored_prompts(model).update(behaviour.prompt_hashes)
-    return as_scores(model, behaviour, found, key, facts_of(model, behaviour, "importance", how, data))
+    return scores
 
 
 def _checked(model: HookedModel, sites: Sequence[Site]) -> list[Site]:
@@ -224,15 +235,22 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def as_scores(
-    model: HookedModel, behaviour: Behaviour, passes: Sequence[Sums], fingerprint: str, facts: Mapping[str, Any]
+    model: HookedModel,
+    behaviour: Behaviour,
+    passes: Iterable[Sums],
+    fingerprint: str,
+    facts: Mapping[str, Any],
+    *,
+    keep: float = 1.0,
 ) -> Scores:
-    """The means over examples, on the CPU; the sums are used up."""
-    values: dict[Site, Tensor] = {}
+    """The means over examples, on the CPU. The sums are used up, those of a pass before the next one runs."""
+    loss = torch.zeros(0)
+    values: dict[Site, Tensor | Top] = {}
     means: dict[Site, Tensor] = {}
     norms: dict[Site, Tensor] = {}
     groups: dict[Site, Tensor] = {}
     for one in passes:
-        n_examples, n_positions = len(behaviour), int(one.sums["n_positions"])
+        n_examples, n_positions, loss = len(behaviour), int(one.sums["n_positions"]), one.sums["loss"]
         for site in one.sites:
             effect = one.sums.pop(f"effect/{site}")
             if site.unit == "neuron":
@@ -242,7 +260,8 @@ def as_scores(
                 means[site] = (one.sums.pop(f"sum/{site}") / n_positions).cpu()
             else:
                 matrix = weight(model, site).detach().float()
-                values[site] = effect.div_(n_examples).mul_(matrix if one.signed else matrix.abs()).cpu()
+                value = effect.div_(n_examples).mul_(matrix if one.signed else matrix.abs())
+                values[site] = thinned(site, value, keep).cpu()
             norms[site] = (one.sums.pop(f"square/{site}") / n_positions).sqrt().cpu()
     return Scores(
         behaviour.name,
@@ -250,11 +269,17 @@ def as_scores(
         dict(sorted(means.items())),
         dict(sorted(norms.items())),
         dict(sorted(groups.items())),
-        passes[0].sums["loss"],
+        loss,
         behaviour.prompt_hashes,
         fingerprint,
         facts,
     )
+
+
+def give_back() -> None:
+    """What glibc keeps of freed memory goes back to the system, or it would count as held."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def scores_fingerprint(

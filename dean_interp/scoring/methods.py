@@ -8,7 +8,7 @@ magnitude, random                       what every method has to beat
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,14 +96,16 @@ def integrated_gradients(
         for site, found in along.items():
             sums.fold_neurons(site, found[0][0], torch.stack([effect for _, effect in found]).sum(0))
 
-    found = []
-    for site in neuron_sites(model):
-        saved = Unfinished(unfinished, f"{key} {how}").part(str(site)) if unfinished else None
-        sums = Sums(model, [site], n_examples=len(behaviour), rows_each=data.rows_each, signed=how.signed)
-        run_pass(model, data, sums, how, label=f"integrating {site}", unfinished=saved, step=step)
-        found.append(sums)
+    def passes() -> Iterator[Sums]:
+        for site in neuron_sites(model):
+            saved = Unfinished(unfinished, f"{key} {how}").part(str(site)) if unfinished else None
+            sums = Sums(model, [site], n_examples=len(behaviour), rows_each=data.rows_each, signed=how.signed)
+            run_pass(model, data, sums, how, label=f"integrating {site}", unfinished=saved, step=step)
+            yield sums
+
+    scores = as_scores(model, behaviour, passes(), key, facts_of(model, behaviour, method, how, data))
     scored_prompts(model).update(behaviour.prompt_hashes)
-    return as_scores(model, behaviour, found, key, facts_of(model, behaviour, method, how, data))
+    return scores
 
 
 def wanda(

@@ -5,7 +5,6 @@ What a batch needs is linear in its positions, but for attention's square of the
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import itertools
 import os
@@ -33,6 +32,7 @@ from dean_interp.scoring.importance import (
     Prepared,
     Scoring,
     batch_tokens_of,
+    give_back,
     in_passes,
     prepare,
     scored_sites,
@@ -116,7 +116,7 @@ def _planned(
     device = torch.device(model.cfg.device)
     probe = _Probe(model, data, sites, how)
     batch_bytes = probe.batch_bytes()
-    _give_back()
+    give_back()
     free = free_bytes if free_bytes is not None else free_memory(device) // (n_here() if device.type == "cpu" else 1)
     held = held_memory(device)
     most, wanted = how.layers_per_pass or model.cfg.n_layers, batch_tokens_of(model, how)
@@ -130,7 +130,7 @@ def _planned(
             if sums + largest <= _SHARE * free:
                 n_tokens = sum(n_rows * length for n_rows, length in sizes)
                 seconds = len(passes) * n_tokens * probe.seconds_a_token(planned[0]) / n_processes()
-                _give_back()
+                give_back()
                 return Plan(batch_tokens, layers, len(passes), len(behaviour), n_tokens, held, sums, largest,
                             held + sums + largest, free, seconds)  # fmt: skip
     raise InputError(
@@ -172,12 +172,6 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _give_back() -> None:
-    """What glibc keeps of freed memory goes back to the system, or it would count as held."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _sums_bytes(model: HookedModel, site: Site, n_examples: int) -> int:

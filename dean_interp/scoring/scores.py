@@ -36,6 +36,10 @@ class Top:
         """How many units the site has in all."""
         return torch.Size(self.shape).numel()
 
+    def cpu(self) -> "Top":
+        """The same in the CPU's memory."""
+        return replace(self, indices=self.indices.cpu(), values=self.values.cpu())
+
 
 @dataclass(frozen=True)
 class Scores(Framed):
@@ -114,7 +118,7 @@ class Scores(Framed):
 
         Raises `InputError` where a score is NaN, or a file kept fewer.
         """
-        value = self.values[site]
+        value = self._ranked(site)
         if isinstance(value, Top):
             if count > len(value.indices):
                 raise InputError(
@@ -122,9 +126,13 @@ class Scores(Framed):
                     f"{len(value.indices)}: score again and keep at least {count / value.numel():.2g} (keep=...)"
                 )
             return value.indices[highest(value.values.abs(), count)]
-        if bool(value.isnan().any()):
-            raise InputError(f"the scores of {self.behaviour} are NaN at {site}: nothing can be ranked by them")
         return highest(value.flatten().abs(), count)
+
+    def _ranked(self, site: Site) -> Tensor | Top:
+        value = self.values[site]
+        if not isinstance(value, Top) and bool(value.isnan().any()):
+            raise InputError(f"the scores of {self.behaviour} are NaN at {site}: nothing can be ranked by them")
+        return value
 
     def n_held(self, site: Site) -> int:
         """How many scores of a site there are: all, or those that a file kept."""
@@ -148,19 +156,8 @@ class Scores(Framed):
 
     def kept(self, fraction: float = KEEP) -> "Scores":
         """The same with no more than the top `fraction` of each matrix; neurons stay whole."""
-        if not 0 < fraction <= 1:
-            raise InputError(f"keep must be in (0, 1], got {fraction}")
-        values = {site: self._thinned(site, fraction) for site in self.values}
-        return replace(self, values=values)
-
-    def _thinned(self, site: Site, fraction: float) -> Tensor | Top:
-        value = self.values[site]
-        count = max(1, int(fraction * value.numel()))
-        if site.unit == "neuron" or fraction == 1 or (isinstance(value, Top) and count >= len(value.indices)):
-            return value
-        indices = self.top(site, count)
-        values = self.at(site, indices)
-        return Top(tuple(value.shape), indices, values, float(values.abs().min()))
+        refuse_keep(fraction)
+        return replace(self, values={site: thinned(site, self._ranked(site), fraction) for site in self.values})
 
     def save(self, path: str | Path, *, keep: float = KEEP) -> None:
         """Write a safetensors file; it appears whole or not at all. `keep`: the top fraction of weights that it holds,
@@ -224,6 +221,23 @@ def load_scores(path: str | Path) -> Scores:
         fingerprint=facts.fingerprint,
         facts=facts.facts,
     )
+
+
+def refuse_keep(fraction: float) -> None:
+    """Raise `InputError` for what is no fraction."""
+    if not 0 < fraction <= 1:
+        raise InputError(f"keep must be in (0, 1], got {fraction}")
+
+
+def thinned(site: Site, value: Float[Tensor, "..."] | Top, fraction: float) -> Float[Tensor, "..."] | Top:
+    """The top `fraction` of a matrix's scores, by size; neurons' scores stay whole, and so does what holds no more."""
+    held = value.values if isinstance(value, Top) else value.flatten()
+    count = max(1, int(fraction * value.numel()))
+    if site.unit == "neuron" or fraction == 1 or (isinstance(value, Top) and count >= len(held)):
+        return value
+    chosen = highest(held.abs(), count)
+    indices = value.indices[chosen] if isinstance(value, Top) else chosen
+    return Top(tuple(value.shape), indices, held[chosen], float(held[chosen].abs().min()))
 
 
 def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"]:

@@ -11,7 +11,8 @@ from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
-from dean_interp.selection.coupling import Fraction
+from dean_interp.scoring.scores import KEEP
+from dean_interp.selection.coupling import Fraction, each_fraction
 
 _LEAST = {"n_calibration": 1, "n_test": 12, "n_general_test": 1, "answer_tokens": 1, "n_random": 1, "n_equal_kl": 1,
           "n_answers": 0, "max_new_tokens": 1, "n_answer_controls": 0, "score_tokens": 1, "layers_per_pass": 1,
@@ -112,6 +113,11 @@ class StudyConfig:
     def fraction(self, unit: Unit) -> Fraction:
         """The fraction for one kind of unit."""
         return self.neuron_fraction if unit == "neuron" else self.weight_fraction
+
+    @property
+    def keep(self) -> float:
+        """The top fraction of each matrix's weights whose scores are kept."""
+        return max(KEEP, *each_fraction(self.weight_fraction))
 
     def calibration(self) -> list[Behaviour]:
         """The examples to score: first, second, general."""

@@ -22,7 +22,6 @@ from dean_interp.models.matrices import shape, weight_sites
 from dean_interp.models.tokens import Row, batches, row_length, trees
 from dean_interp.scoring.importance import Scoring, in_passes, prepare, scored_sites
 from dean_interp.scoring.plan import halved, site_bytes
-from dean_interp.scoring.scores import KEEP
 from dean_interp.study.config import StudyConfig
 
 GIB = 2**30
@@ -95,7 +94,7 @@ class Forecast(Framed):
         for one in self.steps:
             sizes = "".join(f"{size:>10.2f} GiB" for size in (one.device_gib, one.host_gib, one.disk_gib))
             lines.append(f"{one.step:<10}{_duration(one.seconds):>10}{sizes}")
-        tail = f"time at {self.tflops:.2g} TFLOP/s a device"
+        tail = f"time at {self.tflops:.3g} TFLOP/s a device"
         tail += f"; {self.n_passes} passes in scoring" if self.n_passes > 1 else ""
         return "\n".join([head + self.placement, *lines, tail, f"start: {self.command}"])
 
@@ -163,8 +162,8 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:
     steps = [
         StepCost("score", seconds("score", scoring, n_passes * work.score_batches),
                  held + (0.0 if placed.away else sums / placed.n_devices),
-                 in_host + placed.n_processes * 4 * n_weights / GIB,  # finished scores, whole in each process
-                 3 * (8 * KEEP * n_weights + 4 * 20 * model.cfg.d_mlp * model.cfg.n_layers) / GIB),
+                 in_host + sums * bool(placed.away) + placed.n_processes * 12 * config.keep * n_weights / GIB,
+                 3 * (8 * config.keep * n_weights + 4 * 20 * model.cfg.d_mlp * model.cfg.n_layers) / GIB),
         StepCost("measure", seconds("measure", measuring, work.measure_batches), held, in_host, work.state_bytes / GIB),
         StepCost("answer", seconds("answer", answering, work.answer_turns), held, in_host, 0.0),
         StepCost("edit", 2 * weights * GIB / _WAY, 0.0, weights / 10, weights),

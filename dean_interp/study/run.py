@@ -21,9 +21,9 @@ from dean_interp.models.load import HookedModel, load_model, model_fingerprint, 
 from dean_interp.models.memory import scored_prompts
 from dean_interp.models.sites import Unit
 from dean_interp.scoring.importance import Scoring, importance, scores_fingerprint
-from dean_interp.scoring.scores import KEEP, Scores, load_scores
+from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import strata
-from dean_interp.selection.coupling import Coupling, coupling, each_fraction, refuse_empty
+from dean_interp.selection.coupling import Coupling, coupling, refuse_empty
 from dean_interp.selection.selection import Selection, load_selection
 from dean_interp.statistics import Interval
 from dean_interp.study.answers import spoken
@@ -98,8 +98,8 @@ def score_into(folder: Path, model: HookedModel, behaviour: Behaviour, config: S
     how = scoring_of(config)
     if not path.is_file():
         unfinished = path.with_suffix(".unfinished")
-        scores = importance(model, behaviour, unit=config.scored, how=how, unfinished=unfinished)
-        scores.save(path, keep=max(KEEP, *each_fraction(config.weight_fraction)))
+        scores = importance(model, behaviour, unit=config.scored, how=how, keep=config.keep, unfinished=unfinished)
+        scores.save(path, keep=config.keep)
         discard(unfinished)
     scores = load_scores(path)
     if scores.fingerprint != scores_fingerprint(model, behaviour, unit=config.scored, how=how):
