@@ -60,17 +60,24 @@ def row(model: HookedModel, n_examples: int) -> dict[str, Any]:
     return {"tokens": sum(lengths), "seconds": min(seconds), "watched": watched, "forecast": forecast}
 
 
+def along(rows: list[dict[str, Any]], name: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows in which one thing varied, and what it was."""
+    own = [one for one in rows if one["varied"] == name]
+    return own, [one["tokens" if name == "examples" else name] for one in own]
+
+
 def curves(rows: list[dict[str, Any]]) -> Figure:
     """Seconds above, memory below, one column for each thing varied; lines are least squares, crosses the forecast."""
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     panels = figure.subplots(2, len(VARIED), sharey="row")
     for column, name in enumerate(VARIED):
-        own = [one for one in rows if one["varied"] == name]
-        x = [one["tokens" if name == "examples" else name] for one in own]
+        own, x = along(rows, name)
         for axes, what, size in zip(panels[:, column], ("seconds", "watched"), (1, 2**20), strict=True):
             y = [one[what] / size for one in own]
             axes.plot(x, y, "o", color="#0072B2", label="measured")
-            axes.axline((x[0], np.polyval(np.polyfit(x, y, 1), x[0])), slope=np.polyfit(x, y, 1)[0], color="0.6")
+            slope, start = np.polyfit(x, y, 1)
+            axes.axline((0, start), slope=slope, color="0.6")
+            axes.set_xlim(0.9 * x[0], 1.04 * x[-1])
             axes.set_xticks(x)
         panels[1, column].plot(x, [one["forecast"] / 2**20 for one in own], "x", color="#D55E00", label="forecast")
         panels[1, column].set_xlabel({"examples": "tokens", "d_mlp": "MLP width"}.get(name, name))
@@ -96,8 +103,7 @@ def main(out: Path = Path("benchmarks/curves.json")) -> None:
             out.write_text(json.dumps(rows, indent=1) + "\n")
     write_text(out.with_suffix(".svg"), to_svg(curves(rows), "Cost of scoring against tokens, layers and widths"))
     for name in VARIED:
-        own = [one for one in rows if one["varied"] == name]
-        x = [one["tokens" if name == "examples" else name] for one in own]
+        own, x = along(rows, name)
         for what in ("seconds",) if name == "examples" else ("seconds", "watched"):
             slopes = np.diff([one[what] for one in own]) / np.diff(x)
             print(f"{what} against {name}: slope of the upper half / of the lower {slopes[1] / slopes[0]:.2f}")

@@ -71,10 +71,12 @@ def command(name: str, folder: Path, inputs: dict[str, Path], out: Path) -> list
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What a command left, but what differs from run to run: times, and the report's view of circuitsvis."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files
-            if path.name not in ("times.json", ".lock", "report.html")}  # fmt: skip
+    """What a command left, but what differs from run to run: times, and what the report says beside its being there
+    (the view of circuitsvis).
+    """
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("times.json", ".lock"))
+    return {path.relative_to(folder).as_posix(): b"" if path.name == "report.html" else path.read_bytes()
+            for path in files}  # fmt: skip
 
 
 def finished(folder: Path) -> dict[str, bytes]:

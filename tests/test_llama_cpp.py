@@ -33,19 +33,8 @@ def serving(gguf: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        str(PROGRAM),
-        "--model",
-        str(gguf),
-        "--port",
-        str(port),
-        "--threads",
-        "2",
-        "--parallel",
-        "2",
-        "--ctx-size",
-        "4096",
-    ]
+    command = [str(PROGRAM), "--model", str(gguf), "--port", str(port), "--threads", "2", "--parallel", "2",
+               "--ctx-size", "4096"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             for _ in range(300):

@@ -108,7 +108,6 @@ def importance(
             sums = Sums(model, some, n_examples=len(behaviour), rows_each=data.rows_each, signed=how.signed)
             run_pass(model, data, sums, how, label=f"scoring {behaviour.name}", unfinished=saved)
             yield sums
-            give_back()
 
     facts = facts_of(model, behaviour, "importance", how, data)
     scores = as_scores(model, behaviour, passes(), key, facts, keep=keep)
@@ -261,8 +260,9 @@ def as_scores(
             else:
                 matrix = weight(model, site).detach().float()
                 value = effect.div_(n_examples).mul_(matrix if one.signed else matrix.abs())
-                values[site] = thinned(site, value, keep).cpu()
+                values[site] = thinned(behaviour.name, site, value, keep).cpu()
             norms[site] = (one.sums.pop(f"square/{site}") / n_positions).sqrt().cpu()
+        give_back()
     return Scores(
         behaviour.name,
         dict(sorted(values.items())),

@@ -118,7 +118,7 @@ class Scores(Framed):
 
         Raises `InputError` where a score is NaN, or a file kept fewer.
         """
-        value = self._ranked(site)
+        value = self.values[site]
         if isinstance(value, Top):
             if count > len(value.indices):
                 raise InputError(
@@ -126,13 +126,8 @@ class Scores(Framed):
                     f"{len(value.indices)}: score again and keep at least {count / value.numel():.2g} (keep=...)"
                 )
             return value.indices[highest(value.values.abs(), count)]
+        _refuse_nan(self.behaviour, site, value)
         return highest(value.flatten().abs(), count)
-
-    def _ranked(self, site: Site) -> Tensor | Top:
-        value = self.values[site]
-        if not isinstance(value, Top) and bool(value.isnan().any()):
-            raise InputError(f"the scores of {self.behaviour} are NaN at {site}: nothing can be ranked by them")
-        return value
 
     def n_held(self, site: Site) -> int:
         """How many scores of a site there are: all, or those that a file kept."""
@@ -157,7 +152,8 @@ class Scores(Framed):
     def kept(self, fraction: float = KEEP) -> "Scores":
         """The same with no more than the top `fraction` of each matrix; neurons stay whole."""
         refuse_keep(fraction)
-        return replace(self, values={site: thinned(site, self._ranked(site), fraction) for site in self.values})
+        values = {site: thinned(self.behaviour, site, value, fraction) for site, value in self.values.items()}
+        return replace(self, values=values)
 
     def save(self, path: str | Path, *, keep: float = KEEP) -> None:
         """Write a safetensors file; it appears whole or not at all. `keep`: the top fraction of weights that it holds,
@@ -229,15 +225,26 @@ def refuse_keep(fraction: float) -> None:
         raise InputError(f"keep must be in (0, 1], got {fraction}")
 
 
-def thinned(site: Site, value: Float[Tensor, "..."] | Top, fraction: float) -> Float[Tensor, "..."] | Top:
-    """The top `fraction` of a matrix's scores, by size; neurons' scores stay whole, and so does what holds no more."""
+def thinned(
+    behaviour: str, site: Site, value: Float[Tensor, "..."] | Top, fraction: float
+) -> Float[Tensor, "..."] | Top:
+    """The top `fraction` of a matrix's scores, by size; neurons' scores stay whole, and so does what holds no more.
+
+    Raises `InputError` where a score is NaN.
+    """
     held = value.values if isinstance(value, Top) else value.flatten()
     count = max(1, int(fraction * value.numel()))
     if site.unit == "neuron" or fraction == 1 or (isinstance(value, Top) and count >= len(held)):
         return value
+    _refuse_nan(behaviour, site, held)
     chosen = highest(held.abs(), count)
     indices = value.indices[chosen] if isinstance(value, Top) else chosen
     return Top(tuple(value.shape), indices, held[chosen], float(held[chosen].abs().min()))
+
+
+def _refuse_nan(behaviour: str, site: Site, values: Tensor) -> None:
+    if bool(values.isnan().any()):
+        raise InputError(f"the scores of {behaviour} are NaN at {site}: nothing can be ranked by them")
 
 
 def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"]:

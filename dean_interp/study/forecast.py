@@ -157,12 +157,13 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:
         return computing + n_batches * _FETCHES * placed.away * GIB / _WAY
 
     held = placed.held + batch / placed.n_devices
+    kept = 12 * config.keep * n_weights / GIB  # scores with their places, in every process
+    sums_here, sums_in_host = (0.0, sums) if placed.away else (sums / placed.n_devices, 0.0)
     scoring = 2 * per_token * n_passes * work.scored + 2 * n_weights * work.scored
     measuring, answering = per_token * work.measured, per_token * work.answered
     steps = [
         StepCost("score", seconds("score", scoring, n_passes * work.score_batches),
-                 held + (0.0 if placed.away else sums / placed.n_devices),
-                 in_host + sums * bool(placed.away) + placed.n_processes * 12 * config.keep * n_weights / GIB,
+                 held + sums_here, in_host + sums_in_host + placed.n_processes * kept,
                  3 * (8 * config.keep * n_weights + 4 * 20 * model.cfg.d_mlp * model.cfg.n_layers) / GIB),
         StepCost("measure", seconds("measure", measuring, work.measure_batches), held, in_host, work.state_bytes / GIB),
         StepCost("answer", seconds("answer", answering, work.answer_turns), held, in_host, 0.0),
