@@ -16,7 +16,7 @@ from dean_interp import Behaviour, Scores, coupling, importance, load_behaviour,
 from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
-from dean_interp.scoring.examples import with_groups
+from dean_interp.scoring.per_example import with_groups
 from dean_interp.selection.controls import strata
 from dean_interp.selection.stability import (
     Halves,

@@ -22,7 +22,7 @@ from tyro.conf import OmitArgPrefixes
 from dean_interp import Selection, coupling, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Outcome
-from dean_interp.fine_tuning import FineTuning, Method
+from dean_interp.fine_tuning import FineTuningConfig, FineTuningMethod
 from dean_interp.models.load import HookedModel
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
@@ -40,13 +40,13 @@ class Table:
     """Every arm of the paper's first table, and controls."""
 
     out: Path = Path("runs/table1")
-    methods: tuple[Method, ...] = ("full", "lora", "dora")
+    methods: tuple[FineTuningMethod, ...] = ("full", "lora", "dora")
     """Of fine-tuning on both behaviours, one after the other, whatever `tuning.method` is."""
     n_seeds: int = 1
     """Of fine-tuning, from `tuning.seed` on."""
     quick: bool = False
     """Full fine-tuning alone, four controls."""
-    tuning: FineTuning = field(default_factory=FineTuning)
+    tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     study: OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
 
 

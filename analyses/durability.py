@@ -25,7 +25,7 @@ from dean_interp import Behaviour, coupling, create_edit, load_behaviour, load_m
 from dean_interp.cli.ending import script
 from dean_interp.editing.checkpoint import export
 from dean_interp.evaluation.outcomes import Outcome
-from dean_interp.fine_tuning import FineTuning, fine_tune
+from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.models.load import HookedModel, load_plain
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
@@ -44,7 +44,7 @@ class Durability:
     out: Path = Path("runs/durability")
     quick: bool = False
     """A third of the fine-tuning."""
-    tuning: FineTuning = field(default_factory=FineTuning)
+    tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     study: OmitArgPrefixes[StudyConfig] = field(default_factory=lambda: StudyConfig(n_answers=0))
 
 
@@ -110,7 +110,7 @@ Condition = tuple[StudyConfig, list[Behaviour], Callable[[str, str], HookedModel
 
 
 def conditions(
-    given: Durability, tuning: FineTuning, benign: Behaviour, tests: list[Behaviour]
+    given: Durability, tuning: FineTuningConfig, benign: Behaviour, tests: list[Behaviour]
 ) -> Mapping[str, Condition]:
     """By name: the settings, the tests, and what is made of a checkpoint."""
     config, options = given.study, {"device": given.study.device, "dtype": given.study.dtype}

@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from dean_interp.cli.ending import script
-from dean_interp.information.power import Design, power_curve, prompts_needed
+from dean_interp.files import write_text
+from dean_interp.information.power import PowerDesign, power_curve, prompts_needed
 from dean_interp.report.figures import power_by_prompts, to_svg
-from dean_interp.tensorfile import write_text
 
 N_PROMPTS = (24, 48, 96, 192, 384, 768)
 FALLS = (0.1, 0.25, 0.5, 0.75)
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--n-trials", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("runs/power.svg"))
     given = parser.parse_args()
-    design = Design(given.k, given.n_controls, given.disturbed)
+    design = PowerDesign(given.k, given.n_controls, given.disturbed)
     sizes = [n for n in N_PROMPTS if n >= 2 * given.k + 2]
     options = {"before": given.before, "design": design, "n_trials": given.n_trials}
     curves = {}

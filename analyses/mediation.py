@@ -24,7 +24,7 @@ from dean_interp import Selection, coupling, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.editing.values import Restore
 from dean_interp.evaluation.outcomes import Outcome
-from dean_interp.fine_tuning import FineTuning, fine_tune
+from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
 from dean_interp.report.figures import changes_by_arm
@@ -47,7 +47,7 @@ class Mediation:
     """Random sets for each kind of unit."""
     quick: bool = False
     """Four controls."""
-    tuning: FineTuning = field(default_factory=FineTuning)
+    tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     study: OmitArgPrefixes[StudyConfig] = field(default_factory=lambda: StudyConfig(n_answers=0))
 
 

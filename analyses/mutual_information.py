@@ -18,7 +18,7 @@ from dean_interp import (
     Arm,
     Behaviour,
     Measurement,
-    Question,
+    MutualInformationConfig,
     Scores,
     Selection,
     ablate,
@@ -33,6 +33,7 @@ from dean_interp import (
     top_fraction,
 )
 from dean_interp.cli.ending import script
+from dean_interp.files import write_text
 from dean_interp.information.compare import mutual_informations
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
@@ -40,21 +41,20 @@ from dean_interp.report.html import write_information_report
 from dean_interp.selection.controls import Strata, strata
 from dean_interp.study.controls import grow_to_kl
 from dean_interp.study.results import InformationResults, save_record
-from dean_interp.study.states import disjoint_reads
-from dean_interp.tensorfile import write_text
+from dean_interp.study.states import disjoint_neurons
 
 NAMES = ("fairness", "privacy", "general")
 READS, TOP = 0.05, 0.01
 QUESTIONS = (
-    Question("downstream_mi"),
-    Question("awareness_mi"),
-    Question("downstream_mi", estimator="copula_mi"),
-    Question("downstream_mi", estimator="rbf_cka"),
-    Question("downstream_mi", k=2),
-    Question("downstream_mi", k=3),
-    Question("awareness_mi", estimator="copula_mi"),
-    Question("label_information"),
-    Question("paper_nhsic"),
+    MutualInformationConfig("downstream_mi"),
+    MutualInformationConfig("awareness_mi"),
+    MutualInformationConfig("downstream_mi", estimator="copula_mi"),
+    MutualInformationConfig("downstream_mi", estimator="rbf_cka"),
+    MutualInformationConfig("downstream_mi", k=2),
+    MutualInformationConfig("downstream_mi", k=3),
+    MutualInformationConfig("awareness_mi", estimator="copula_mi"),
+    MutualInformationConfig("label_information"),
+    MutualInformationConfig("paper_nhsic"),
 )
 
 
@@ -119,14 +119,14 @@ def main() -> None:
     calibration = [load_behaviour(name, n_examples=96) for name in NAMES[:2]]
     equal = EqualKl(model, coupled, matched, load_behaviour("general", n_examples=16, split="test"), given.out)
     controls = equal.controls(given.n_controls)
-    edit = Arm(coupled, *disjoint_reads(scores, READS))
+    edit = Arm(coupled, *disjoint_neurons(scores, READS))
     found = mutual_informations(
         model, tests, QUESTIONS, edit=edit, controls=controls, calibration=calibration, folder=given.out
     )
     whole = Arm(coupled, top_fraction(scores[0], READS), top_fraction(scores[1], READS))
     pairs = [random_arm_like(whole, matched, seed=seed) for seed in range(given.n_controls)]
     found += mutual_informations(
-        model, tests, [Question("subset_mi")], edit=whole, controls=pairs, folder=given.out / "subset"
+        model, tests, [MutualInformationConfig("subset_mi")], edit=whole, controls=pairs, folder=given.out / "subset"
     )
     sizes = [len(one) for one in controls]
     kls = [kl for _, kl in equal.growths[: given.n_controls]]

@@ -17,7 +17,7 @@ import torch
 from scipy.stats import bootstrap, spearmanr
 from tqdm.auto import tqdm
 
-from dean_interp import Scoring, Selection, ablate, importance, load_behaviour, load_model
+from dean_interp import ScoringConfig, Selection, ablate, importance, load_behaviour, load_model
 from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.sites import neuron_sites
@@ -47,7 +47,7 @@ def main() -> None:
     places = np.linspace(0, len(sites) * width - 1, given.n_neurons).astype(int)
     ranked = {site: scores["gradient"][site].argsort(descending=True) for site in sites}
     chosen = [(sites[i % len(sites)], int(ranked[sites[i % len(sites)]][i // len(sites)])) for i in places.tolist()]
-    batch = collate(prepare(model, behaviour, Scoring()).rows, device=model.cfg.device)
+    batch = collate(prepare(model, behaviour, ScoringConfig()).rows, device=model.cfg.device)
 
     def losses() -> torch.Tensor:
         return stream_activations(model, batch, [], lambda site, x: None).double().cpu()

@@ -20,7 +20,7 @@ from tyro.conf import OmitArgPrefixes
 from dean_interp import load_model
 from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Outcome
-from dean_interp.fine_tuning import FineTuning, Method
+from dean_interp.fine_tuning import FineTuningConfig, FineTuningMethod
 from dean_interp.report.figures import changes_along
 from dean_interp.report.html import write_arms_report
 from dean_interp.study.arms import ArmResults, Arms, answered, averaged, command, compared, margins
@@ -33,13 +33,13 @@ class Tradeoff:
     """Fine-tune on first, on second and on both; measure both along the steps."""
 
     out: Path = Path("runs/tradeoff")
-    methods: tuple[Method, ...] = ("full", "lora")
+    methods: tuple[FineTuningMethod, ...] = ("full", "lora")
     """One after the other, whatever `tuning.method` is."""
     n_seeds: int = 3
     """From `tuning.seed` on."""
     quick: bool = False
     """One seed and a third of the steps."""
-    tuning: FineTuning = field(default_factory=FineTuning)
+    tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     study: OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
 
 

@@ -19,7 +19,16 @@ import tyro
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Behaviour, InputError, Scoring, Selection, coupling, importance, load_behaviour, load_model
+from dean_interp import (
+    Behaviour,
+    InputError,
+    ScoringConfig,
+    Selection,
+    coupling,
+    importance,
+    load_behaviour,
+    load_model,
+)
 from dean_interp.circuits.lens import written
 from dean_interp.circuits.neuron import strongest_neurons, top_texts
 from dean_interp.cli.ending import script
@@ -139,8 +148,8 @@ def stability(unit: Unit, found: Sequence[Coupling]) -> str:
 
 def signs(model: HookedModel, coupled: Selection, behaviours: Sequence[Behaviour], config: StudyConfig) -> str:
     """Whether silencing a coupled neuron would move both behaviours' losses the same way."""
-    how = Scoring(signed=True, template=config.template, batch_tokens=config.score_tokens)
-    first, second = (importance(model, one, unit="neuron", how=how) for one in behaviours)
+    how = ScoringConfig(signed=True, template=config.template, batch_tokens=config.score_tokens)
+    first, second = (importance(model, one, unit="neuron", config=how) for one in behaviours)
     opposite = len(opposite_sign(coupled, first, second))
     return (
         f"Of the {len(coupled)} coupled neurons {len(coupled) - opposite} push both behaviours' losses the same way "

@@ -19,7 +19,8 @@ import tyro
 from matplotlib.figure import Figure
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from dean_interp import Scoring, importance, load_behaviour, load_model
+from dean_interp import ScoringConfig, importance, load_behaviour, load_model
+from dean_interp.files import write_text
 from dean_interp.models.demo import demo_model_folder
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
@@ -27,11 +28,10 @@ from dean_interp.report.figures import to_svg
 from dean_interp.scoring.importance import prepare
 from dean_interp.scoring.plan import _HEAP, _Probe
 from dean_interp.study.forecast import batch_bytes
-from dean_interp.tensorfile import write_text
 
 BASE = {"layers": 8, "width": 512, "d_mlp": 1536, "examples": 48}
 VARIED = {"examples": (24, 48, 96), "layers": (4, 8, 16), "width": (256, 512, 1024), "d_mlp": (768, 1536, 3072)}
-HOW = Scoring(template="raw", batch_tokens=512)
+HOW = ScoringConfig(template="raw", batch_tokens=512)
 
 
 def built(layers: int, width: int, d_mlp: int) -> HookedModel:
@@ -49,7 +49,7 @@ def row(model: HookedModel, n_examples: int) -> dict[str, Any]:
     seconds = []
     for _ in range(3):
         began = perf_counter()
-        importance(model, behaviour, unit=("neuron", "weight"), how=HOW)
+        importance(model, behaviour, unit=("neuron", "weight"), config=HOW)
         seconds.append(perf_counter() - began)
     probe = _Probe(model, data, neuron_sites(model), HOW)
     lengths = [sum(len(branch.tokens) for branch in one) for one in data.rows]

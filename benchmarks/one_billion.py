@@ -9,7 +9,7 @@ import torch
 from scoring import peak_bytes  # beside this file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from dean_interp import Scoring, importance, load_behaviour, load_model
+from dean_interp import ScoringConfig, importance, load_behaviour, load_model
 from dean_interp.models.demo import demo_model_folder
 from dean_interp.scoring.plan import plan
 
@@ -30,7 +30,7 @@ def main() -> None:
         f"{sum(each.numel() for each in plain.parameters()) / 1e9:.2f} billion parameters\nplan: {planned}", flush=True
     )
     began = time.monotonic()
-    peak = peak_bytes(lambda: importance(model, behaviour, unit=units, how=planned.apply(Scoring())))
+    peak = peak_bytes(lambda: importance(model, behaviour, unit=units, config=planned.apply(ScoringConfig())))
     seconds = time.monotonic() - began
     print(f"measured: peak {peak / 2**30:.2f} GiB, {peak / planned.peak_bytes:.2f} of the prediction; "
           f"{seconds / planned.seconds:.2f} of the predicted time")  # fmt: skip

@@ -17,7 +17,7 @@ import tyro
 from scoring import forward_and_backward
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from dean_interp import Scoring, importance, load_behaviour, load_model
+from dean_interp import ScoringConfig, importance, load_behaviour, load_model
 from dean_interp.models.demo import demo_model_folder
 from dean_interp.models.load import HookedModel
 from dean_interp.scoring.importance import prepare
@@ -53,11 +53,11 @@ def measured(name: str, model: HookedModel, n_examples: int, unit: tuple[str, ..
     """One row: what scoring took, and what the plan said."""
     behaviour = load_behaviour("fairness", n_examples=n_examples)
     planned = plan(model, behaviour, unit=unit)
-    how = planned.apply(Scoring())
+    how = planned.apply(ScoringConfig())
     torch.cuda.reset_peak_memory_stats()
     row = {
         "model": name, "unit": unit, "n_examples": n_examples, "n_tokens": planned.n_tokens,
-        "seconds": seconds(lambda: importance(model, behaviour, unit=unit, how=how)),
+        "seconds": seconds(lambda: importance(model, behaviour, unit=unit, config=how)),
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30, "planned_seconds": planned.seconds,
         "planned_gib": planned.peak_bytes / 2**30, "device": torch.cuda.get_device_name(),
     }  # fmt: skip

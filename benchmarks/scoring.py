@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dean_interp import (
     Behaviour,
-    Scoring,
+    ScoringConfig,
     Selection,
     ablate,
     generate,
@@ -78,7 +78,7 @@ def forward_and_backward(model: HookedModel, rows: list, *, parameters: bool) ->
 def score(model: HookedModel, behaviour: Behaviour, units: tuple[str, ...], batch_tokens: int = BATCH_TOKENS) -> None:
     """The passes of `importance` alone: what it does once a model (a fingerprint, a check of the hooks) left out."""
     sites = (neuron_sites(model) if "neuron" in units else []) + (weight_sites(model) if "weight" in units else [])
-    how = Scoring(batch_tokens=batch_tokens)
+    how = ScoringConfig(batch_tokens=batch_tokens)
     data = prepare(model, behaviour, how)
     run_pass(model, data, Sums(model, sites, n_examples=len(behaviour), rows_each=1, signed=False), how, label="score")
 
@@ -101,7 +101,7 @@ def released_schedule(model: HookedModel, rows: list) -> None:
 def peak_ratio(model: HookedModel, behaviour: Behaviour) -> float:
     """Measured over predicted peak of the process's memory."""
     planned = plan(model, behaviour, unit=BOTH)
-    peak = peak_bytes(lambda: importance(model, behaviour, unit=BOTH, how=planned.apply(Scoring())))
+    peak = peak_bytes(lambda: importance(model, behaviour, unit=BOTH, config=planned.apply(ScoringConfig())))
     return peak / planned.peak_bytes
 
 
@@ -139,7 +139,7 @@ def main() -> None:
     behaviour, few = load_behaviour("fairness", n_examples=16), load_behaviour("fairness", n_examples=4)
     found = {"measured_vs_predicted_peak_memory": show("measured / predicted peak memory of scoring both units",
              [peak_ratio(model, behaviour) for _ in range(REPEATS)])}  # fmt: skip
-    rows, few_rows = (prepare(model, one, Scoring()).rows for one in (behaviour, few))
+    rows, few_rows = (prepare(model, one, ScoringConfig()).rows for one in (behaviour, few))
     for units, parameters, name in ((BOTH, True, "scoring_vs_forward_backward"), (("neuron",), False, None)):
         what = f"scoring {' and '.join(f'{unit}s' for unit in units)} / plain forward and backward"
         cost = ratios(

@@ -13,13 +13,13 @@ from dean_interp.editing.patching import patch_activations
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import Measurement, measure
 from dean_interp.information.compare import mutual_information
-from dean_interp.information.estimands import Arm, MutualInformation, Question, random_arm_like
+from dean_interp.information.estimands import Arm, MutualInformation, MutualInformationConfig, random_arm_like
 from dean_interp.models.generate import generate
 from dean_interp.models.load import load_model
 from dean_interp.models.sites import Site
-from dean_interp.report.circuit import CircuitPage
-from dean_interp.report.neuron import NeuronPage, neuron_view
-from dean_interp.scoring.importance import Scoring, importance
+from dean_interp.report.circuit_page import CircuitPage
+from dean_interp.report.neuron_page import NeuronPage, neuron_view
+from dean_interp.scoring.importance import ScoringConfig, importance
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import random_like
 from dean_interp.selection.coupling import Coupling, coupled, coupling
@@ -39,10 +39,10 @@ __all__ = [
     "InputError",
     "Measurement",
     "MutualInformation",
+    "MutualInformationConfig",
     "NeuronPage",
-    "Question",
     "Scores",
-    "Scoring",
+    "ScoringConfig",
     "Selection",
     "Site",
     "ablate",

@@ -57,7 +57,7 @@ def n_processes() -> int:
     return dist.get_world_size() if _joined else 1
 
 
-def number() -> int:
+def rank() -> int:
     """Which of them this is, from 0."""
     return dist.get_rank() if _joined else 0
 
@@ -67,28 +67,28 @@ def n_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", n_processes())) if _joined else 1
 
 
-def writes() -> bool:
+def is_rank0() -> bool:
     """Whether this is the one that writes, prints and asks servers."""
-    return number() == 0
+    return rank() == 0
 
 
-def own_share(items: Sequence[Item]) -> Sequence[Item]:
+def shard(items: Sequence[Item]) -> Sequence[Item]:
     """Every n-th item, from this process's number on."""
-    return items[number() :: n_processes()]
+    return items[rank() :: n_processes()]
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
+def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
     """Each tensor becomes, in place, its sum over the processes."""
     _reduce(tensors, dist.ReduceOp.SUM)
 
 
-def take_largest(tensors: Iterable[Tensor]) -> None:
+def all_reduce_max(tensors: Iterable[Tensor]) -> None:
     """Each tensor becomes, in place, the largest of every entry over the processes."""
     _reduce(tensors, dist.ReduceOp.MAX)
 
 
-def put_together(own: Sequence[Item]) -> list[Item]:
-    """All items in their order, from what each process made of its `own_share`. Items are what JSON can hold."""
+def gather(own: Sequence[Item]) -> list[Item]:
+    """All items in their order, from what each process made of its `shard`. Items are what JSON can hold."""
     if n_processes() == 1:
         return list(own)
     shares = [json.loads(_from(sender, json.dumps(list(own)))) for sender in range(n_processes())]
@@ -96,12 +96,12 @@ def put_together(own: Sequence[Item]) -> list[Item]:
     return [share[i] for i in range(longest) for share in shares if i < len(share)]
 
 
-def agreed(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever JSON can hold
+def on_rank0(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever JSON can hold
     """What the first process finds; only it does the work. An `InputError` there is one in every process."""
     if n_processes() == 1:
         return work()
     said: dict[str, Any] = {}
-    if writes():
+    if is_rank0():
         try:
             said = {"found": work()}
         except InputError as error:
@@ -116,17 +116,17 @@ def written(path: Path, write: Callable[[], None]) -> None:
     """The first process writes once all are here, so that none finds the file before it is asked to write it, too; all
     go on once they see it. Raises `InputError` where one does not.
     """
-    add_up([torch.zeros(1)])  # a barrier
+    all_reduce_sum([torch.zeros(1)])  # a barrier
 
     def stamp() -> list[int]:
         write()
         return _stamp(path)
 
-    wanted, began = agreed(stamp), time.monotonic()
-    while not writes() and _stamp(path) != wanted:
+    wanted, began = on_rank0(stamp), time.monotonic()
+    while not is_rank0() and _stamp(path) != wanted:
         if time.monotonic() - began > _SECONDS_SEEN:
             raise InputError(
-                f"process {number()} does not see {path} as process 0 wrote it: the folder must lie on a file system "
+                f"process {rank()} does not see {path} as process 0 wrote it: the folder must lie on a file system "
                 "that all processes share"
             )
         time.sleep(0.05)
@@ -159,7 +159,7 @@ def _from(sender: int, text: str) -> str:
     with _others():
         size = torch.tensor([len(sent)])
         dist.broadcast(size, sender)
-        if number() != sender:
+        if rank() != sender:
             sent = torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(sent, sender)
     return bytes(sent.numpy()).decode()
@@ -171,7 +171,7 @@ def _others() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise InputError(
-            f"process {number()} of {n_processes()} lost another one, whose own error says why ({_first_line(error)}). "
+            f"process {rank()} of {n_processes()} lost another one, whose own error says why ({_first_line(error)}). "
             "What was finished is kept: start the same command again"
         ) from error
 

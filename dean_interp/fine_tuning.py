@@ -25,21 +25,21 @@ from transformers import (
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import refuse_several
 from dean_interp.errors import InputError
+from dean_interp.files import read_json, whole_folder
 from dean_interp.models.load import HookedModel, load_model, load_plain
-from dean_interp.models.memory import scored_prompts
+from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.tokens import Template, encode
-from dean_interp.tensorfile import read_json, whole_folder
 
-Method = Literal["full", "lora", "dora"]
+FineTuningMethod = Literal["full", "lora", "dora"]
 Watch = Callable[[int, HookedModel], None]
 LEARNING_RATE = {"full": 2e-5, "lora": 2e-4, "dora": 2e-4}
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuningConfig:
     """How to fine-tune. The dose is `n_steps * batch_size` examples."""
 
-    method: Method = "full"
+    method: FineTuningMethod = "full"
     """All parameters, or low-rank adapters on every linear map of the blocks, merged in the end."""
     n_steps: int = 48
     batch_size: int = 8
@@ -52,15 +52,15 @@ class FineTuning:
     seed: int = 0
     """Of the order of the examples and of adapters' first values."""
 
-    def shortened(self) -> "FineTuning":
+    def shortened(self) -> "FineTuningConfig":
         """The same for a third of the steps, at least until the first look."""
         return replace(self, n_steps=max(self.every, self.n_steps // 3 // self.every * self.every))
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range, `peft` is needed and missing, or others work too."""
         refuse_several("fine-tuning")
-        if self.method not in get_args(Method):
-            raise InputError(f"method must be one of {', '.join(get_args(Method))}, got {self.method!r}")
+        if self.method not in get_args(FineTuningMethod):
+            raise InputError(f"method must be one of {', '.join(get_args(FineTuningMethod))}, got {self.method!r}")
         for name in ("n_steps", "batch_size", "rank", "every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -73,7 +73,7 @@ class FineTuning:
 def fine_tune(
     name: str | Path,
     behaviours: Sequence[Behaviour],
-    how: FineTuning = FineTuning(),
+    config: FineTuningConfig = FineTuningConfig(),
     *,
     folder: Path,
     template: Template = "chat",
@@ -90,46 +90,47 @@ def fine_tune(
         name: what `load_model` takes by name.
         folder: for this one fine-tuning; the result is in its `model/`.
         template: how prompt and answer become tokens.
-        watch: is shown the model after every `how.every` steps (a copy, adapters merged, in evaluation mode), before
+        watch: is shown the model after every `config.every` steps (a copy, adapters merged, in evaluation mode), before
             the checkpoint of that step is written.
 
     Raises:
         InputError: a setting out of its range, `peft` missing, no behaviour, a test split.
     """
-    how.check()
+    config.check()
     if not behaviours or any(one.split == "test" for one in behaviours):
         raise InputError("fine-tuning takes calibration splits, at least one; test prompts are for measuring")
     if (folder / "model").is_dir():
         return folder / "model"
     model, tokenizer = load_plain(name, device=device, dtype=dtype)
     rows = [row for one in behaviours for row in _rows(tokenizer, one, template)]
-    tuned = model if how.method == "full" else _with_adapters(model, how)
+    tuned = model if config.method == "full" else _with_adapters(model, config)
     prompts = frozenset().union(*(one.prompt_hashes for one in behaviours))
 
     def hooked(trained: Any) -> HookedModel:  # noqa: ANN401 - adapters have a class of peft's
         own = copy.deepcopy(trained)
-        merged = own if how.method == "full" else own.merge_and_unload()
+        merged = own if config.method == "full" else own.merge_and_unload()
         loaded = load_model(merged.eval().requires_grad_(False), tokenizer=tokenizer)
         scored_prompts(loaded).update(prompts)
         return loaded
 
     arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"), max_steps=how.n_steps, per_device_train_batch_size=how.batch_size,
-        learning_rate=how.learning_rate or LEARNING_RATE[how.method], lr_scheduler_type="constant_with_warmup",
-        warmup_steps=max(1, how.n_steps // 10), save_steps=how.every, save_total_limit=1, logging_steps=how.every,
-        seed=how.seed, data_seed=how.seed, report_to=[], use_cpu=next(model.parameters()).device.type == "cpu",
+        output_dir=str(folder / "trainer"), max_steps=config.n_steps, per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate or LEARNING_RATE[config.method],
+        lr_scheduler_type="constant_with_warmup", warmup_steps=max(1, config.n_steps // 10),
+        save_steps=config.every, save_total_limit=1, logging_steps=config.every,
+        seed=config.seed, data_seed=config.seed, report_to=[], use_cpu=next(model.parameters()).device.type == "cpu",
         dataloader_pin_memory=False,
     )  # fmt: skip
     trainer = Trainer(
         model=tuned, args=arguments, train_dataset=_Rows(rows), data_collator=_padded,
-        callbacks=[_Watcher(watch, hooked, how.every)] if watch else [],
+        callbacks=[_Watcher(watch, hooked, config.every)] if watch else [],
     )  # fmt: skip
     checkpoints = list((folder / "trainer").glob("checkpoint-*"))
     for one in checkpoints:
         if not _is_whole(one):
             shutil.rmtree(one)
     trainer.train(resume_from_checkpoint=any(map(Path.is_dir, checkpoints)))
-    whole = tuned if how.method == "full" else getattr(tuned, "merge_and_unload")()  # noqa: B009 - a method of peft's
+    whole = tuned if config.method == "full" else getattr(tuned, "merge_and_unload")()  # noqa: B009 - a method of peft's
     with whole_folder(folder / "model") as part:
         whole.save_pretrained(part)
         tokenizer.save_pretrained(part)
@@ -177,12 +178,12 @@ class _Rows(torch.utils.data.Dataset):
         return self.rows[index]
 
 
-def _with_adapters(model: PreTrainedModel, how: FineTuning) -> Any:  # noqa: ANN401 - a class of peft's
+def _with_adapters(model: PreTrainedModel, config: FineTuningConfig) -> Any:  # noqa: ANN401 - a class of peft's
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(how.seed)
+    torch.manual_seed(config.seed)
     return get_peft_model(model, LoraConfig(
-        r=how.rank, lora_alpha=2 * how.rank, target_modules="all-linear", use_dora=how.method == "dora",
+        r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear", use_dora=config.method == "dora",
         task_type="CAUSAL_LM",
     ))  # fmt: skip
 

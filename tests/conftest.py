@@ -25,7 +25,7 @@ from transformers import (
 )
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS = 24, 40, 3, 4
 CHAT = (

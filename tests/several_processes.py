@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from dean_interp import Scoring, Selection, Site, distributed, importance, load_behaviour, load_model, measure
+from dean_interp import ScoringConfig, Selection, Site, distributed, importance, load_behaviour, load_model, measure
 from dean_interp.cli.ending import ended
 from dean_interp.evaluation.windows import window_loss
-from dean_interp.information.reads import read
+from dean_interp.information.activations import read_activations
 from dean_interp.models import loss
 from dean_interp.models.generate import generate_to
-from dean_interp.scoring.examples import example_scores
 from dean_interp.scoring.methods import wanda
+from dean_interp.scoring.per_example import example_scores
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.run import run_study
 
@@ -28,7 +28,7 @@ ANSWER, UNITS = 12, ("neuron", "weight")
 CHOSEN = {Site(0, "neurons"): torch.tensor([1, 7]), Site(2, "out"): torch.tensor([3, 40, 77])}
 SIZES = {"n_calibration": 12, "n_test": 12, "n_general_test": 12, "n_random": 2, "n_equal_kl": 1, "n_answers": 4,
          "max_new_tokens": 8, "n_answer_controls": 1, "neuron_fraction": 0.075, "weight_fraction": 0.03,
-         "read_fraction": 0.3, "device": "cpu"}  # fmt: skip
+         "information_fraction": 0.3, "device": "cpu"}  # fmt: skip
 
 
 def numbers(checkpoint: str, out: str) -> None:
@@ -36,9 +36,9 @@ def numbers(checkpoint: str, out: str) -> None:
     model = load_model(checkpoint, device="cpu")
     one = load_behaviour("privacy", n_examples=21)
     found: dict[str, torch.Tensor] = {}
-    margin = Scoring(target="margin", signed=True, batch_tokens=900, layers_per_pass=2)
-    for name, how in {"plain": Scoring(batch_tokens=700), "margin": margin}.items():
-        scores = importance(model, one, unit=UNITS, how=how)
+    margin = ScoringConfig(target="margin", signed=True, batch_tokens=900, layers_per_pass=2)
+    for name, how in {"plain": ScoringConfig(batch_tokens=700), "margin": margin}.items():
+        scores = importance(model, one, unit=UNITS, config=how)
         found |= {f"{name} {kind} {site}": tensor for kind in ("values", "activation_mean", "activation_norm", "groups")
                   for site, tensor in getattr(scores, kind).items()}  # fmt: skip
         found[f"{name} loss"] = scores.loss
@@ -48,12 +48,12 @@ def numbers(checkpoint: str, out: str) -> None:
     before = measure(model, [test], answer_tokens=ANSWER, batch_tokens=400)["fairness"]
     found |= {"log_prob": before.log_prob, "final": before.final}
     units = Selection({Site(1, "neurons"): torch.tensor([0, 5, 9])}, {Site(1, "neurons"): (40,)})
-    reads = read(model, [test], units, answers=True, answer_tokens=ANSWER, batch_tokens=400)
+    reads = read_activations(model, [test], units, answers=True, answer_tokens=ANSWER, batch_tokens=400)
     found |= {"reads": reads.values[Site(1, "neurons")], "read answers": reads.answers[Site(1, "neurons")]}
     found["windows"] = window_loss(model, test.prompts, window=64).loss
     answers = generate_to(model, test.prompts, lengths=(9,), batch_size=4)[9]
     found["answers"] = torch.tensor(list("\n".join(answers).encode()))
-    save_file({name: tensor.contiguous() for name, tensor in found.items()}, Path(out) / f"{distributed.number()}")
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, Path(out) / f"{distributed.rank()}")
 
 
 def study(checkpoint: str, out: str, *dies: str) -> None:
@@ -62,7 +62,7 @@ def study(checkpoint: str, out: str, *dies: str) -> None:
 
     def counted(*args: object, **options: object) -> object:
         seen[0] += 1
-        if dies and distributed.number() == 1 and seen[0] == int(dies[0]):
+        if dies and distributed.rank() == 1 and seen[0] == int(dies[0]):
             os.kill(os.getpid(), signal.SIGKILL)
         return collate(*args, **options)
 

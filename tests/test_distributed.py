@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dean_interp import InputError, distributed
-from dean_interp.fine_tuning import FineTuning
+from dean_interp.fine_tuning import FineTuningConfig
 from dean_interp.study.results import load_results
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
@@ -68,15 +68,15 @@ def test_a_study_by_two_is_that_of_one_and_a_lost_process_costs_a_restart(checkp
 
 def test_outside_of_torchrun_there_is_one_process():
     with distributed.joined():
-        assert (distributed.n_processes(), distributed.number(), distributed.writes()) == (1, 0, True)
-        assert distributed.own_share([1, 2, 3]) == [1, 2, 3] == distributed.put_together([1, 2, 3])
-        assert distributed.agreed(lambda: "this") == "this"
+        assert (distributed.n_processes(), distributed.rank(), distributed.is_rank0()) == (1, 0, True)
+        assert distributed.shard([1, 2, 3]) == [1, 2, 3] == distributed.gather([1, 2, 3])
+        assert distributed.on_rank0(lambda: "this") == "this"
 
 
 def test_fine_tuning_is_refused_in_several_processes(monkeypatch):
     monkeypatch.setattr(distributed, "n_processes", lambda: 2)
     with pytest.raises(InputError, match="fine-tuning runs in one process, got 2: start it without torchrun"):
-        FineTuning().check()
+        FineTuningConfig().check()
 
 
 @pytest.mark.slow

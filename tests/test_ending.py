@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from dean_interp.cli import data, main
 from dean_interp.cli.arguments import Command
-from dean_interp.cli.examples import EXAMPLES
+from dean_interp.cli.help_examples import EXAMPLES
 from dean_interp.cli.steps import Said
 from dean_interp.cli.terminal import fit_for_reader
 from dean_interp.errors import InputError

@@ -17,7 +17,7 @@ from dean_interp import (
     Example,
     InputError,
     Scores,
-    Scoring,
+    ScoringConfig,
     Selection,
     Site,
     ablate,
@@ -32,7 +32,6 @@ from dean_interp.models.matrices import weight, weight_sites
 from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import collate, encode, paths
 from dean_interp.scoring import importance as engine
-from dean_interp.scoring.examples import example_scores
 from dean_interp.scoring.methods import (
     activation_contrast,
     activation_gradient,
@@ -42,6 +41,7 @@ from dean_interp.scoring.methods import (
     wanda,
     weight_gradient,
 )
+from dean_interp.scoring.per_example import example_scores
 from dean_interp.scoring.plan import plan
 from dean_interp.selection.controls import strata
 from dean_interp.selection.coupling import opposite_sign
@@ -96,17 +96,17 @@ def model_tokenizer(model):
 
 
 def test_weight_scores_equal_the_definition_on_every_architecture(model, tokenizer, pairs):
-    scores = importance(model, pairs, unit="weight", how=Scoring(batch_tokens=100, modules="all"))
+    scores = importance(model, pairs, unit="weight", config=ScoringConfig(batch_tokens=100, modules="all"))
     for site, value in weights_one_by_one(model, tokenizer, pairs).items():
         np.testing.assert_allclose(scores[site], value, rtol=5e-3, atol=1e-7, err_msg=str(site))
 
 
 def test_batches_padding_passes_and_order_never_change_a_score(model, pairs):
-    expected = importance(model, pairs, unit=BOTH, how=Scoring(batch_tokens=1))
+    expected = importance(model, pairs, unit=BOTH, config=ScoringConfig(batch_tokens=1))
     shuffled = dataclasses.replace(pairs, examples=pairs.examples[::-1])
-    close(importance(model, pairs, unit=BOTH, how=Scoring(batch_tokens=4096)), expected)
-    close(importance(model, pairs, unit=BOTH, how=Scoring(padding="left")), expected)
-    close(importance(model, pairs, unit=BOTH, how=Scoring(layers_per_pass=1)), expected)
+    close(importance(model, pairs, unit=BOTH, config=ScoringConfig(batch_tokens=4096)), expected)
+    close(importance(model, pairs, unit=BOTH, config=ScoringConfig(padding="left")), expected)
+    close(importance(model, pairs, unit=BOTH, config=ScoringConfig(layers_per_pass=1)), expected)
     close(importance(model, shuffled, unit=BOTH), expected)
 
 
@@ -136,7 +136,7 @@ def test_ablating_an_attention_weight_equals_zeroing_it(model):
 @pytest.mark.parametrize("target", ["response", "margin"])
 def test_signed_scores_are_the_derivative_of_the_target(llama, pairs, target):
     """Scale one neuron by 1 - step: the loss moves by minus its signed score, times the step."""
-    scores = importance(llama, pairs, how=Scoring(signed=True, target=target))
+    scores = importance(llama, pairs, config=ScoringConfig(signed=True, target=target))
     site, step, before = Site(1, "neurons"), 1e-2, mean_loss(llama, pairs, target)
     for index in scores.top(site, 4).tolist():
 
@@ -151,17 +151,17 @@ def test_signed_scores_are_the_derivative_of_the_target(llama, pairs, target):
 
 
 def test_margin_losses_are_safe_minus_unsafe(llama, pairs):
-    scores = importance(llama, pairs, how=Scoring(target="margin", batch_tokens=60))
+    scores = importance(llama, pairs, config=ScoringConfig(target="margin", batch_tokens=60))
     assert float(scores.loss.mean()) == pytest.approx(mean_loss(llama, pairs, "margin"), abs=1e-5)
 
 
 def test_absolute_scores_bound_signed_ones_and_equal_them_for_one_example(llama, pairs):
     absolute = importance(llama, pairs, unit=BOTH)
-    signed = importance(llama, pairs, unit=BOTH, how=Scoring(signed=True))
+    signed = importance(llama, pairs, unit=BOTH, config=ScoringConfig(signed=True))
     for site in absolute.values:
         assert bool((signed[site].abs() <= absolute[site] + 1e-6).all())
     one = dataclasses.replace(pairs, examples=pairs.examples[:1])
-    signed = importance(llama, one, unit=BOTH, how=Scoring(signed=True))
+    signed = importance(llama, one, unit=BOTH, config=ScoringConfig(signed=True))
     for site, value in importance(llama, one, unit=BOTH).values.items():
         torch.testing.assert_close(signed[site].abs(), value, rtol=1e-3, atol=1e-7)
 
@@ -170,7 +170,7 @@ def test_scores_per_example_add_up_to_the_scores(llama, pairs):
     scores = importance(llama, pairs, unit=BOTH)
     for unit in BOTH:
         chosen = top_fraction(scores.of(unit), 0.1)
-        each = example_scores(llama, pairs, chosen.units, how=Scoring(batch_tokens=90))
+        each = example_scores(llama, pairs, chosen.units, config=ScoringConfig(batch_tokens=90))
         for site, indices in chosen.units.items():
             assert each[site].shape == (len(pairs), len(indices))
             torch.testing.assert_close(each[site].abs().mean(0), scores.at(site, indices), rtol=2e-3, atol=1e-7)
@@ -190,7 +190,7 @@ def test_groups_of_examples_average_to_the_scores(llama, pairs):
 
 
 def test_integrated_gradients_add_up_to_the_loss_that_a_silenced_layer_costs(llama, pairs):
-    scores = integrated_gradients(llama, pairs, n_steps=16, how=Scoring(signed=True))
+    scores = integrated_gradients(llama, pairs, n_steps=16, config=ScoringConfig(signed=True))
     before = mean_loss(llama, pairs)
     for site in neuron_sites(llama):
         whole = Selection({site: torch.arange(40)}, {site: (40,)})
@@ -224,7 +224,7 @@ def test_activation_contrast_is_cohens_d_at_the_positions_that_predict_an_answer
     safe, unsafe = (torch.cat(tokens) for tokens in found.values())
     spread = ((safe.var(0, correction=0) + unsafe.var(0, correction=0)) / 2).sqrt()
     expected = (safe.mean(0) - unsafe.mean(0)) / spread
-    signed = activation_contrast(llama, pairs, how=Scoring(signed=True, batch_tokens=120))
+    signed = activation_contrast(llama, pairs, config=ScoringConfig(signed=True, batch_tokens=120))
     torch.testing.assert_close(signed[site], expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(activation_contrast(llama, pairs)[site], expected.abs(), rtol=1e-3, atol=1e-4)
 
@@ -268,7 +268,7 @@ def example_losses(model, behaviour):
 
 
 def test_opposite_signs_are_found_among_coupled_units(llama, pairs):
-    first = importance(llama, pairs, how=Scoring(signed=True))
+    first = importance(llama, pairs, config=ScoringConfig(signed=True))
     flipped = dataclasses.replace(first, values={site: -value for site, value in first.values.items()})
     chosen = top_fraction(first, 0.2)
     assert len(opposite_sign(chosen, first, flipped)) == len(chosen) > 0
@@ -300,10 +300,10 @@ class OutOfMemory:
 @pytest.mark.parametrize("target", ["response", "margin"])
 def test_out_of_memory_halves_the_batch_and_loses_nothing(llama, pairs, monkeypatch, target, caplog):
     """Later layers were folded in before memory ran out: they must not be folded in twice."""
-    expected = importance(llama, pairs, unit=BOTH, how=Scoring(target=target))
+    expected = importance(llama, pairs, unit=BOTH, config=ScoringConfig(target=target))
     memory = OutOfMemory(room=200, fails_at=Site(1, "in"))
     monkeypatch.setattr(engine.Sums, "add", memory(engine.Sums.add))
-    close(importance(llama, pairs, unit=BOTH, how=Scoring(target=target, batch_tokens=4096)), expected)
+    close(importance(llama, pairs, unit=BOTH, config=ScoringConfig(target=target, batch_tokens=4096)), expected)
     assert memory.n_failed >= 1 and "going on with batches of" in caplog.text
 
 
@@ -332,14 +332,14 @@ def test_a_plan_says_what_the_sums_take_and_fewer_layers_a_pass_where_memory_is_
     small = plan(llama, pairs, unit=BOTH, free_bytes=int((wide.sums_bytes * 0.5 + wide.batch_bytes) / 0.8))
     assert small.n_passes > 1 or small.batch_tokens < wide.batch_tokens
     assert small.sums_bytes + small.batch_bytes <= 0.8 * small.free_bytes
-    close(importance(llama, pairs, unit=BOTH, how=small.apply(Scoring())), importance(llama, pairs, unit=BOTH))
+    close(importance(llama, pairs, unit=BOTH, config=small.apply(ScoringConfig())), importance(llama, pairs, unit=BOTH))
     with pytest.raises(InputError, match="do not fit into 80%"):
         plan(llama, pairs, unit=BOTH, free_bytes=1000)
 
 
 def test_passes_over_some_layers_are_kept_when_the_next_one_is_killed(llama, pairs, tmp_path, monkeypatch):
-    how, path = Scoring(layers_per_pass=1, batch_tokens=100), tmp_path / "scores.unfinished"
-    expected = importance(llama, pairs, unit=BOTH, how=how)
+    how, path = ScoringConfig(layers_per_pass=1, batch_tokens=100), tmp_path / "scores.unfinished"
+    expected = importance(llama, pairs, unit=BOTH, config=how)
     real, n_batches = engine.stream_gradients, []
 
     def dies(*args, **options):
@@ -350,9 +350,9 @@ def test_passes_over_some_layers_are_kept_when_the_next_one_is_killed(llama, pai
 
     monkeypatch.setattr(engine, "stream_gradients", dies)
     with pytest.raises(KeyboardInterrupt):
-        importance(llama, pairs, unit=BOTH, how=how, unfinished=path)
+        importance(llama, pairs, unit=BOTH, config=how, unfinished=path)
     done = len(n_batches) - 1
-    resumed = importance(llama, pairs, unit=BOTH, how=how, unfinished=path)
+    resumed = importance(llama, pairs, unit=BOTH, config=how, unfinished=path)
     assert all(torch.equal(resumed[site], expected[site]) for site in expected.values)
     total = len(n_batches) - 1
     monkeypatch.undo()
@@ -370,14 +370,14 @@ def test_the_sums_of_one_pass_are_gone_before_the_next_one_begins(llama, pairs, 
 
     made: list[engine.Sums] = []
     monkeypatch.setattr(engine, "Sums", watched)
-    importance(llama, pairs, unit=BOTH, how=Scoring(layers_per_pass=1))
+    importance(llama, pairs, unit=BOTH, config=ScoringConfig(layers_per_pass=1))
     assert held == [0, 0, 0]
 
 
 @pytest.mark.parametrize("layers", [None, 1])
 def test_what_is_kept_of_each_pass_is_what_is_kept_of_the_whole(llama, pairs, layers):
     expected = importance(llama, pairs, unit=BOTH).kept(0.1)
-    found = importance(llama, pairs, unit=BOTH, how=Scoring(layers_per_pass=layers), keep=0.1)
+    found = importance(llama, pairs, unit=BOTH, config=ScoringConfig(layers_per_pass=layers), keep=0.1)
     assert found.shapes == expected.shapes and found.fingerprint == expected.fingerprint
     for site, value in expected.values.items():
         if site.unit == "neuron":
@@ -420,16 +420,16 @@ def test_an_overflow_stops_with_the_layer_and_the_example(llama, pairs, monkeypa
 
 
 def test_long_answers_are_cut_on_request_and_counted(llama, pairs, caplog):
-    lengths = [len(one.tokens) for row in engine.prepare(llama, pairs, Scoring()).rows for one in row]
+    lengths = [len(one.tokens) for row in engine.prepare(llama, pairs, ScoringConfig()).rows for one in row]
     limit = sorted(lengths[::2])[-1] + 5
-    scores = importance(llama, pairs, how=Scoring(max_tokens=limit))
+    scores = importance(llama, pairs, config=ScoringConfig(max_tokens=limit))
     n_cut = sum(a + b > limit for a, b in zip(lengths[::2], lengths[1::2], strict=True))
     assert scores.facts["n_truncated"] == n_cut > 0 and f"{n_cut} answers of pairs were cut" in caplog.text
     assert scores.fingerprint != importance(llama, pairs).fingerprint
     with pytest.raises(InputError, match="which leaves none of max_tokens=3"):
-        importance(llama, pairs, how=Scoring(max_tokens=3))
+        importance(llama, pairs, config=ScoringConfig(max_tokens=3))
     with pytest.raises(InputError, match=r"max_tokens must be in 1\.\.1024"):
-        importance(llama, pairs, how=Scoring(max_tokens=4000))
+        importance(llama, pairs, config=ScoringConfig(max_tokens=4000))
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_long_answers_are_cut_on_request_and_counted(llama, pairs, caplog):
 )
 def test_a_wrong_setting_says_what_is_allowed(llama, pairs, how, message, untyped):
     with pytest.raises(InputError, match=message):
-        importance(llama, pairs, unit="weight", how=Scoring(**how))
+        importance(llama, pairs, unit="weight", config=ScoringConfig(**how))
 
 
 def test_a_fraction_to_keep_that_is_none_is_refused_before_any_pass(llama, pairs, monkeypatch):
@@ -455,7 +455,7 @@ def test_a_fraction_to_keep_that_is_none_is_refused_before_any_pass(llama, pairs
 def test_methods_that_need_pairs_say_so(llama):
     single = Behaviour("single", (Example("Why?", {"response": "Because."}),))
     with pytest.raises(InputError, match="target='margin' needs a safe and an unsafe answer"):
-        importance(llama, single, how=Scoring(target="margin"))
+        importance(llama, single, config=ScoringConfig(target="margin"))
     with pytest.raises(InputError, match="activation_contrast needs a safe and an unsafe answer"):
         activation_contrast(llama, single)
 

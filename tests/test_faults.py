@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from dean_interp import InputError, load_behaviour, load_model
 from dean_interp.cli.main import main
-from dean_interp.fine_tuning import FineTuning, fine_tune
-from dean_interp.unfinished import Unfinished
+from dean_interp.fine_tuning import FineTuningConfig, fine_tune
+from dean_interp.resume import Unfinished
 
 NAMES = ("fairness", "privacy", "general")
 MEASURED = ["--n-test", 12, "--n-general-test", 4, "--answer-tokens", 4]
 STUDY = ["--n-calibration", 4, *MEASURED, "--n-random", 1, "--n-equal-kl", 1, "--n-answers", 2, "--max-new-tokens", 4,
-         "--n-answer-controls", 1, "--neuron-fraction", 0.06, "--weight-fraction", 0.03, "--read-fraction", 0.3,
+         "--n-answer-controls", 1, "--neuron-fraction", 0.06, "--weight-fraction", 0.03, "--information-fraction", 0.3,
          "--device", "cpu"]  # fmt: skip
 
 
@@ -54,7 +54,18 @@ def command(name: str, folder: Path, inputs: dict[str, Path], out: Path) -> list
     """A command that writes into `out`, or to it."""
     model = ["--model", folder, "--device", "cpu"]
     scores = ["--scores", *(inputs[one] for one in NAMES)]
-    measured = [inputs["selection"], "--out", out, *model, *MEASURED, *scores, "--n-random", 1, "--read-fraction", 0.3]
+    measured = [
+        inputs["selection"],
+        "--out",
+        out,
+        *model,
+        *MEASURED,
+        *scores,
+        "--n-random",
+        1,
+        "--information-fraction",
+        0.3,
+    ]
     answers = ["--n-answers", 4, "--lengths", 2, 4, "--n-answer-controls", 1, "--text", inputs["text"], "--window", 200]
     return {
         "run": ["run", "--model", folder, "--out", out, *STUDY],
@@ -238,7 +249,7 @@ def test_a_truncated_checkpoint_is_one_line_that_names_it(name, kept, folder, tm
 
 def test_fine_tuning_goes_on_from_the_last_whole_checkpoint(folder, tmp_path):
     """A kill leaves a checkpoint of the trainer without what is written last."""
-    how = FineTuning(method="full", n_steps=4, every=2, batch_size=2)
+    how = FineTuningConfig(method="full", n_steps=4, every=2, batch_size=2)
     examples = [load_behaviour("privacy", n_examples=4)]
 
     def die(step, model):

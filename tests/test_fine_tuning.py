@@ -5,12 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dean_interp import InputError, load_behaviour, load_model, measure
-from dean_interp.fine_tuning import FineTuning, _rows, fine_tune
+from dean_interp.fine_tuning import FineTuningConfig, _rows, fine_tune
 from dean_interp.models.load import model_fingerprint
-from dean_interp.models.memory import scored_prompts
+from dean_interp.models.scored_prompts import scored_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the trainer and its packages
-SHORT = FineTuning(n_steps=6, batch_size=4, every=2, learning_rate=3e-3)
+SHORT = FineTuningConfig(n_steps=6, batch_size=4, every=2, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module")

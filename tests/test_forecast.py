@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dean_interp import InputError, Scoring, load_behaviour, load_model
+from dean_interp import InputError, ScoringConfig, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.models.sites import neuron_sites
 from dean_interp.scoring.importance import prepare
@@ -77,7 +77,7 @@ def test_memory_of_a_batch_beside_what_is_watched(width, d_mlp, heads, layers, t
     sizes = LlamaConfig(hidden_size=width, intermediate_size=d_mlp, num_hidden_layers=layers,
                         num_attention_heads=heads, num_key_value_heads=heads, vocab_size=len(tokenizer))  # fmt: skip
     model = load_model(LlamaForCausalLM(sizes).eval(), tokenizer=tokenizer)
-    how = Scoring(template="raw", batch_tokens=4096)
+    how = ScoringConfig(template="raw", batch_tokens=4096)
     rows = prepare(model, load_behaviour("privacy", n_examples=8), how).rows
     lengths = [sum(len(branch.tokens) for branch in row) for row in rows]
     data = prepare(model, load_behaviour("privacy", n_examples=8), how)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from planted_coupling import behaviour, planted_model
 
-from dean_interp import Behaviour, Example, Scoring, Selection, Site, coupling, importance, load_model, measure
+from dean_interp import Behaviour, Example, ScoringConfig, Selection, Site, coupling, importance, load_model, measure
 from dean_interp.evaluation.outcomes import likelihoods, lines_of
 from dean_interp.study.arms import ArmResults
 
@@ -16,8 +16,8 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def scores(model):
-    how = Scoring(template="raw")
-    return [importance(model, behaviour(letter, 0, 8), unit=("neuron", "weight"), how=how) for letter in "fpg"]
+    how = ScoringConfig(template="raw")
+    return [importance(model, behaviour(letter, 0, 8), unit=("neuron", "weight"), config=how) for letter in "fpg"]
 
 
 def test_scores_are_a_row_a_unit_highest_first_and_of_weights_what_was_kept(scores):

@@ -34,11 +34,11 @@ from dean_interp import (
 )
 from dean_interp.editing.checkpoint import checkpoint_state
 from dean_interp.editing.edit import compare, stack
+from dean_interp.files import read_json, write_tensors
+from dean_interp.resume import Unfinished
 from dean_interp.study.results import load_results
 from dean_interp.study.states import load_measurement
 from dean_interp.study.verify import _Begun
-from dean_interp.tensorfile import read_json, write_tensors
-from dean_interp.unfinished import Unfinished
 
 N_INPUTS = int(os.environ.get("DEAN_INTERP_FUZZ", "200"))
 """Inputs of each kind; the long form is `DEAN_INTERP_FUZZ=10000 pytest tests/test_hostile.py`."""

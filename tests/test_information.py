@@ -4,9 +4,9 @@ from hooked import as_hooked_transformer
 from units import some_neurons
 
 from dean_interp import Behaviour, Example, InputError, Selection, Site, load_model, mutual_information
-from dean_interp.information.change import Frozen
-from dean_interp.information.estimands import Arm, Question
-from dean_interp.information.reads import Reads
+from dean_interp.information.activations import Activations
+from dean_interp.information.before_after import Frozen
+from dean_interp.information.estimands import Arm, MutualInformationConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SITE = Site(0, "neurons")
@@ -23,7 +23,7 @@ FIRST, SECOND, EVERY = units_of(*range(6)), units_of(*range(6, 12)), units_of(*r
 def reads_from(values):
     n = len(values)
     groups = ("fairness",) * (n // 2) + ("privacy",) * (n - n // 2)
-    return Reads({SITE: values}, EVERY, groups, tuple(map(str, range(n))))
+    return Activations({SITE: values}, EVERY, groups, tuple(map(str, range(n))))
 
 
 def drawn(shared, seed=0):
@@ -35,7 +35,7 @@ def drawn(shared, seed=0):
 
 def estimate(before, after, ablated=None, n_shuffles=999, **options):
     arm = Arm(ablated or units_of(0, 6), FIRST, SECOND)
-    question = Question(k=5, n_shuffles=n_shuffles, n_subsamples=20, **options)
+    question = MutualInformationConfig(k=5, n_shuffles=n_shuffles, n_subsamples=20, **options)
     frozen = Frozen(question, reads_from(before), arm, ("fairness", "privacy"))
     return frozen.information(reads_from(after), []).layers[0]
 
@@ -56,7 +56,7 @@ def test_it_stays_where_the_ablation_changes_nothing():
 def test_the_edits_change_is_what_the_same_set_gets_as_a_control(n_null):
     """A rank among controls needs one procedure for all of them: the same shuffles, the same null subtracted."""
     arm, before, after = Arm(units_of(0, 6), FIRST, SECOND), reads_from(drawn(1.0)), reads_from(drawn(0.5))
-    question = Question(k=5, n_shuffles=299, n_null=n_null, n_subsamples=2)
+    question = MutualInformationConfig(k=5, n_shuffles=299, n_null=n_null, n_subsamples=2)
     frozen = Frozen(question, before, arm, ("fairness", "privacy"))
     (shift,) = frozen.information(after, []).shifts
     assert frozen.changes(arm, after) == {"|layer 0": pytest.approx(shift.change, abs=1e-12)}
@@ -122,8 +122,8 @@ def behaviours(n=8):
 def test_mutual_information_runs_on_a_model_and_reads_what_measure_reads(llama):
     first, second, ablated = some_neurons(llama, seed=1), some_neurons(llama, seed=2), some_neurons(llama, seed=3)
     twice = [*behaviours(), Behaviour("again", behaviours()[0].examples)]
-    question = Question(k=2, n_shuffles=49, n_subsamples=4)
-    reads = {"first_read": first, "second_read": second}
+    question = MutualInformationConfig(k=2, n_shuffles=49, n_subsamples=4)
+    reads = {"first_neurons": first, "second_neurons": second}
     result = mutual_information(llama, twice, **reads, ablated=ablated, estimand=question)
     assert result.n_prompts == 16, "a prompt that stands twice counts once"
     assert [layer.layers for layer in result.layers] == [(0,), (1,), (2,)]
@@ -138,9 +138,9 @@ def test_mutual_information_runs_on_a_model_and_reads_what_measure_reads(llama):
 def test_a_hooked_transformer_of_the_same_weights_gives_equal_estimates(checkpoints, tokenizer, name):
     hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
     options = {
-        "first_read": some_neurons(bridge, seed=1),
-        "second_read": some_neurons(bridge, seed=2),
-        "estimand": Question(k=2, n_shuffles=19, n_subsamples=4),
+        "first_neurons": some_neurons(bridge, seed=1),
+        "second_neurons": some_neurons(bridge, seed=2),
+        "estimand": MutualInformationConfig(k=2, n_shuffles=19, n_subsamples=4),
     }
     ours, theirs = (
         mutual_information(model, behaviours(), ablated=some_neurons(bridge, seed=3), **options)
@@ -152,7 +152,7 @@ def test_a_hooked_transformer_of_the_same_weights_gives_equal_estimates(checkpoi
 @pytest.mark.hooks
 def test_unknown_estimands_and_scored_prompts_are_refused(llama, untyped):
     units = some_neurons(llama)
-    options = {"first_read": units, "second_read": units, "ablated": units}
+    options = {"first_neurons": units, "second_neurons": units, "ablated": units}
     with pytest.raises(InputError, match="estimand must be one of"):
         mutual_information(llama, behaviours(), **options, estimand="score_mi")
     calibration = Behaviour("fairness", behaviours()[0].examples, split="calibration")

@@ -88,7 +88,7 @@ def test_perplexity_and_kl_are_those_of_their_definitions(llama, tokenizer):
 
 def test_reads_are_the_activations_at_the_last_prompt_token(tiny, tokenizer):
     behaviours, units = [pairs("fairness", 4), pairs("privacy", 3)], some_neurons(tiny)
-    reads = measure(tiny, behaviours, read=units).reads
+    reads = measure(tiny, behaviours, neurons=units).activations
     assert reads.groups == ("fairness",) * 4 + ("privacy",) * 3
     prompts = [prompt for behaviour in behaviours for prompt in behaviour.prompts]
     for i, prompt in enumerate(prompts):
@@ -149,7 +149,7 @@ def test_a_model_with_positions_of_its_own_is_measured_apart(checkpoints, caplog
 def test_a_hooked_transformer_of_the_same_weights_measures_alike(checkpoints, tokenizer, name):
     hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
     units = some_neurons(bridge)
-    ours, theirs = (measure(model, [pairs("fairness")], read=units) for model in (bridge, hooked))
+    ours, theirs = (measure(model, [pairs("fairness")], neurons=units) for model in (bridge, hooked))
     torch.testing.assert_close(ours["fairness"].margin, theirs["fairness"].margin, atol=1e-4, rtol=1e-3)
     for site in units.units:
-        torch.testing.assert_close(ours.reads.values[site], theirs.reads.values[site], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(ours.activations.values[site], theirs.activations.values[site], atol=1e-4, rtol=1e-3)

@@ -9,7 +9,17 @@ import torch
 from browser import needs_browser, opened
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
-from dean_interp import Example, InputError, Scoring, Selection, Site, coupling, importance, load_model, neuron_view
+from dean_interp import (
+    Example,
+    InputError,
+    ScoringConfig,
+    Selection,
+    Site,
+    coupling,
+    importance,
+    load_model,
+    neuron_view,
+)
 from dean_interp.circuits.neuron import parse_neuron
 from dean_interp.cli.main import main
 
@@ -29,7 +39,7 @@ def tests():
 
 @pytest.fixture(scope="module")
 def scores(planted):
-    return [importance(planted, behaviour(letter, 0, 24), how=Scoring(template="raw")) for letter in "fpg"]
+    return [importance(planted, behaviour(letter, 0, 24), config=ScoringConfig(template="raw")) for letter in "fpg"]
 
 
 def look(model, index, examples, **options):

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dean_interp import (
     InputError,
-    Scoring,
+    ScoringConfig,
     Selection,
     Site,
     ablate,
@@ -21,9 +21,9 @@ from dean_interp import (
 from dean_interp.evaluation.guard import super_weights
 from dean_interp.models.load import model_fingerprint, refuse_not_finite
 from dean_interp.models.matrices import weight, weight_sites
-from dean_interp.models.offload import held_once, is_away
-from dean_interp.scoring.examples import example_scores
+from dean_interp.models.offload import held_once, is_offloaded
 from dean_interp.scoring.methods import wanda
+from dean_interp.scoring.per_example import example_scores
 
 UNITS = ("neuron", "weight")
 EDIT = Selection({Site(1, "neurons"): torch.tensor([3, 5])}, {Site(1, "neurons"): (40,)})
@@ -48,7 +48,7 @@ def both(request, checkpoints):
     rest = {f"{names[0]}.{name}": "cpu" for name, _ in outer.named_children() if not blocks.endswith(f".{name}")}
     placed = rest | {"lm_head": "cpu", f"{blocks}.0": "cpu", f"{blocks}.1": "disk", f"{blocks}.2": "disk"}
     away = load_model(folder, device=placed)
-    assert is_away(away) and not is_away(whole)
+    assert is_offloaded(away) and not is_offloaded(whole)
     return whole, away
 
 
@@ -61,11 +61,13 @@ def test_what_is_away_is_the_same_model(both):
     refuse_not_finite(away)
 
 
-@pytest.mark.parametrize("how", [Scoring(), Scoring(target="margin", signed=True, layers_per_pass=1)], ids=str)
+@pytest.mark.parametrize(
+    "how", [ScoringConfig(), ScoringConfig(target="margin", signed=True, layers_per_pass=1)], ids=str
+)
 def test_scores_are_equal(both, how):
     whole, away = both
     one = load_behaviour("privacy", n_examples=12)
-    first, second = (importance(model, one, unit=UNITS, how=how) for model in both)
+    first, second = (importance(model, one, unit=UNITS, config=how) for model in both)
     assert second.fingerprint == first.fingerprint
     for site in first.values:
         assert torch.equal(second[site], first[site]), site

@@ -34,7 +34,7 @@ from dean_interp.report.html import (
     write_report,
     write_sweep_report,
 )
-from dean_interp.report.neuron import neuron_view
+from dean_interp.report.neuron_page import neuron_view
 from dean_interp.study.arms import ArmResults
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.results import InformationResults
@@ -48,7 +48,7 @@ NAMES = ("<script>{{7*7}}", '" onload="x\' $a$ &amp;', "<img src=x onerror=x>")
 """Of behaviours; a name holds no slash."""
 SIZES = {"n_calibration": 4, "n_test": 12, "n_general_test": 12, "n_random": 1, "n_equal_kl": 1, "n_answers": 2,
          "max_new_tokens": 4, "n_answer_controls": 1, "neuron_fraction": 0.1, "weight_fraction": 0.05,
-         "read_fraction": 0.3, "answer_tokens": 4, "device": "cpu", "over_refusal": ()}  # fmt: skip
+         "information_fraction": 0.3, "answer_tokens": 4, "device": "cpu", "over_refusal": ()}  # fmt: skip
 
 
 class Parsed(HTMLParser):

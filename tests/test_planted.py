@@ -4,7 +4,7 @@ import pytest
 from planted_coupling import LAYER, ONLY_F, ONLY_G, ONLY_P, SHARED, behaviour, planted_model
 
 from dean_interp import (
-    Scoring,
+    ScoringConfig,
     Site,
     ablate,
     coupling,
@@ -26,7 +26,7 @@ def planted(tokenizer):
 
 @pytest.fixture(scope="module")
 def scores(planted):
-    return [importance(planted, behaviour(letter, 0), how=Scoring(template="raw")) for letter in "fpg"]
+    return [importance(planted, behaviour(letter, 0), config=ScoringConfig(template="raw")) for letter in "fpg"]
 
 
 @pytest.fixture(scope="module")

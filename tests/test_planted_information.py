@@ -4,12 +4,12 @@ import pytest
 import torch
 from planted_information import Planted, neurons, planted
 
-from dean_interp import Arm, Question, ablate, measure, mutual_information, random_arm_like
+from dean_interp import Arm, MutualInformationConfig, ablate, measure, mutual_information, random_arm_like
 from dean_interp.information.compare import mutual_informations
 
 QUESTIONS = [
-    Question("downstream_mi", n_subsamples=12, n_shuffles=99, n_null=49),
-    Question("awareness_mi", n_subsamples=12, n_shuffles=49, n_null=19),
+    MutualInformationConfig("downstream_mi", n_subsamples=12, n_shuffles=99, n_null=49),
+    MutualInformationConfig("awareness_mi", n_subsamples=12, n_shuffles=49, n_null=19),
 ]
 SEEDS = range(20)
 
@@ -63,8 +63,13 @@ def test_subset_mi_falls_by_construction_where_downstream_mi_does_not(tokenizer)
     edit = Arm(overlap, one.fairness | overlap, one.privacy | overlap)
     matched = {site: torch.zeros(shape, dtype=torch.int16) for site, shape in overlap.shapes.items()}
     controls = [random_arm_like(edit, matched, seed=seed) for seed in range(9)]
-    options = {"first_read": edit.first_read, "second_read": edit.second_read, "ablated": overlap, "template": "raw"}
-    question = Question("subset_mi", k=3, n_subsamples=8)
+    options = {
+        "first_neurons": edit.first_neurons,
+        "second_neurons": edit.second_neurons,
+        "ablated": overlap,
+        "template": "raw",
+    }
+    question = MutualInformationConfig("subset_mi", k=3, n_subsamples=8)
     subset = mutual_information(one.model, one.behaviours, **options, estimand=question, controls=controls).layers[0]
     downstream = mutual_information(one.model, one.behaviours, **options).layers[0]
     assert subset.layers == downstream.layers == (1,)
@@ -77,13 +82,15 @@ def test_an_arm_like_another_has_its_sizes_and_overlap_and_none_of_its_neurons(t
     overlap = neurons(1, [3, 4])
     edit = Arm(neurons(1, [3]), neurons(1, range(0, 5)), neurons(1, range(3, 11)))
     codes = {site: (torch.arange(shape[0]) % 3).short() for site, shape in overlap.shapes.items()}
-    held = edit.first_read | edit.second_read
+    held = edit.first_neurons | edit.second_neurons
     for seed in range(5):
         arm = random_arm_like(edit, codes, seed=seed)
-        assert [len(arm.ablated), len(arm.first_read), len(arm.second_read)] == [1, 5, 8]
-        assert len(arm.first_read & arm.second_read) == 2 and not len(arm.ablated - (arm.first_read & arm.second_read))
-        assert not len((arm.first_read | arm.second_read) & held)
-        for mine, theirs in ((arm.first_read, edit.first_read), (arm.second_read, edit.second_read)):
+        assert [len(arm.ablated), len(arm.first_neurons), len(arm.second_neurons)] == [1, 5, 8]
+        assert len(arm.first_neurons & arm.second_neurons) == 2 and not len(
+            arm.ablated - (arm.first_neurons & arm.second_neurons)
+        )
+        assert not len((arm.first_neurons | arm.second_neurons) & held)
+        for mine, theirs in ((arm.first_neurons, edit.first_neurons), (arm.second_neurons, edit.second_neurons)):
             assert [sorted(codes[site][units].tolist() for site, units in one.units.items()) for one in (mine, theirs)]
     assert (
         random_arm_like(edit, codes, seed=0).ablated.fingerprint
@@ -94,8 +101,8 @@ def test_an_arm_like_another_has_its_sizes_and_overlap_and_none_of_its_neurons(t
 def test_a_killed_call_goes_on_to_the_same_numbers(tokenizer, tmp_path, monkeypatch):
     one = planted(tokenizer, 0, n_prompts=20, n_controls=4)
     options = {
-        "first_read": one.fairness, "second_read": one.privacy, "ablated": one.shared, "controls": one.controls,
-        "template": "raw", "estimand": Question("downstream_mi", k=2, n_subsamples=4),
+        "first_neurons": one.fairness, "second_neurons": one.privacy, "ablated": one.shared, "controls": one.controls,
+        "template": "raw", "estimand": MutualInformationConfig("downstream_mi", k=2, n_subsamples=4),
     }  # fmt: skip
     whole = mutual_information(one.model, one.behaviours, **options)
     n_passes = []
@@ -108,8 +115,8 @@ def test_a_killed_call_goes_on_to_the_same_numbers(tokenizer, tmp_path, monkeypa
 
     from dean_interp.information import compare
 
-    read = compare.read
-    monkeypatch.setattr(compare, "read", counted)
+    read = compare.read_activations
+    monkeypatch.setattr(compare, "read_activations", counted)
     with pytest.raises(KeyboardInterrupt):
         mutual_information(one.model, one.behaviours, **options, folder=tmp_path)
     n_passes.clear()
@@ -126,7 +133,7 @@ def test_a_killed_call_goes_on_to_the_same_numbers(tokenizer, tmp_path, monkeypa
 def test_label_information_is_what_the_letters_plant(tokenizer):
     """The last letter of an answer tells its label to every neuron that reads the shared cause, of both kinds."""
     one = planted(tokenizer, 0, n_controls=0)
-    question = Question("label_information", n_subsamples=2, n_shuffles=9)
+    question = MutualInformationConfig("label_information", n_subsamples=2, n_shuffles=9)
     (result,) = asked(one, one.shared, [question])
     for variant in result.variants:
         layer = next(shift for shift in result.of(variant) if shift.layers == (1,))
@@ -139,7 +146,9 @@ def test_the_papers_nhsic_of_arbitrary_pairs_equals_its_shuffle_mean(tokenizer):
     z = []
     for seed in range(6):
         one = planted(tokenizer, seed, n_controls=0)
-        (result,) = asked(one, one.shared, [Question("paper_nhsic", seed=seed, n_shuffles=99, n_subsamples=2)])
+        (result,) = asked(
+            one, one.shared, [MutualInformationConfig("paper_nhsic", seed=seed, n_shuffles=99, n_subsamples=2)]
+        )
         level = result.layers[1].before
         z.append((level.value - level.null_mean) / level.null_sd)
         assert level.value > 3 * abs(level.excess), "a plausible number that is all null"

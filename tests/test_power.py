@@ -5,9 +5,9 @@ import torch
 
 from dean_interp import InputError
 from dean_interp.information.gaussian import gaussian_of_samples
-from dean_interp.information.power import Design, _sides, detection_rate, power_curve, prompts_needed
+from dean_interp.information.power import PowerDesign, _sides, detection_rate, power_curve, prompts_needed
 
-SMALL = Design(k=3, n_controls=19)
+SMALL = PowerDesign(k=3, n_controls=19)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +35,7 @@ def test_more_prompts_and_larger_falls_are_found_more_often():
 
 def test_noisier_controls_hide_a_fall():
     calm, rough = (
-        detection_rate(64, before=1.0, after=0.8, design=Design(3, 19, disturbed), n_trials=100)
+        detection_rate(64, before=1.0, after=0.8, design=PowerDesign(3, 19, disturbed), n_trials=100)
         for disturbed in (0.02, 0.6)
     )
     assert calm > rough + 0.2
@@ -55,8 +55,11 @@ def test_the_prompts_needed_are_the_fewest_that_reach_the_power():
     [
         ({"before": 0.5, "after": 0.7}, "between 0 and it, got 0.5 and 0.7"),
         ({"before": 0.5, "after": 0.2, "n_prompts": 7}, "k=3 a side needs at least 8 prompts, got 7"),
-        ({"before": 0.5, "after": 0.2, "design": Design(3, 9)}, "9 controls can never give p <= 0.05"),
-        ({"before": 0.5, "after": 0.2, "design": Design(3, 19, 1.5)}, "disturbed and level must be between 0 and 1"),
+        ({"before": 0.5, "after": 0.2, "design": PowerDesign(3, 9)}, "9 controls can never give p <= 0.05"),
+        (
+            {"before": 0.5, "after": 0.2, "design": PowerDesign(3, 19, 1.5)},
+            "disturbed and level must be between 0 and 1",
+        ),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(given, message):

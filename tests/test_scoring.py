@@ -7,7 +7,7 @@ from dean_interp import (
     Behaviour,
     Example,
     InputError,
-    Scoring,
+    ScoringConfig,
     Site,
     ablate,
     coupled,
@@ -69,7 +69,7 @@ def one_by_one(model, tokenizer, behaviour, template):
 def test_batched_scores_equal_the_definition_one_example_at_a_time(tiny, tokenizer, behaviour, template):
     kept = Behaviour("b", behaviour.examples[:1] + behaviour.examples[2:]) if template == "released" else behaviour
     expected, losses = one_by_one(tiny, tokenizer, kept, template)
-    scores = importance(tiny, kept, how=Scoring(template=template, batch_tokens=150))
+    scores = importance(tiny, kept, config=ScoringConfig(template=template, batch_tokens=150))
     np.testing.assert_allclose(scores.loss, losses, rtol=1e-4)
     for site, value in expected.items():
         assert scores[site].dtype == torch.float32
@@ -94,7 +94,7 @@ def weights_one_by_one(model, tokenizer, behaviour, modules="all"):
 
 def test_batched_weight_scores_equal_the_definition_one_example_at_a_time(tiny, tokenizer, behaviour):
     expected = weights_one_by_one(tiny, tokenizer, behaviour)
-    scores = importance(tiny, behaviour, unit="weight", how=Scoring(batch_tokens=150, modules="all"))
+    scores = importance(tiny, behaviour, unit="weight", config=ScoringConfig(batch_tokens=150, modules="all"))
     assert set(scores.values) == set(expected)
     n_kv = tiny.cfg.n_key_value_heads or tiny.cfg.n_heads
     shapes = {"gate": (24, 40), "in": (24, 40), "out": (40, 24), "q": (24, 24), "o": (24, 24)}
@@ -131,8 +131,12 @@ def test_what_a_matrix_reads_has_one_norm_an_input(llama, behaviour):
 def test_a_killed_scoring_goes_on_from_the_last_finished_batch(llama, behaviour, tmp_path, monkeypatch):
     from dean_interp.scoring import importance as module
 
-    options = {"unit": ("neuron", "weight"), "how": Scoring(batch_tokens=1), "unfinished": tmp_path / "s.unfinished"}
-    whole = importance(llama, behaviour, unit=options["unit"], how=Scoring(batch_tokens=1))
+    options = {
+        "unit": ("neuron", "weight"),
+        "config": ScoringConfig(batch_tokens=1),
+        "unfinished": tmp_path / "s.unfinished",
+    }
+    whole = importance(llama, behaviour, unit=options["unit"], config=ScoringConfig(batch_tokens=1))
     passes, real = [], module.stream_gradients
 
     def dies_in_the_third_batch(*args, **signs):
@@ -159,7 +163,7 @@ def test_sums_of_other_data_are_not_taken_up(llama, behaviour, tmp_path):
 
 
 def test_scores_do_not_depend_on_the_batch_size(llama, behaviour):
-    small, large = (importance(llama, behaviour, how=Scoring(batch_tokens=n)) for n in (1, 4096))
+    small, large = (importance(llama, behaviour, config=ScoringConfig(batch_tokens=n)) for n in (1, 4096))
     for site in small.values:
         torch.testing.assert_close(small[site], large[site], rtol=1e-3, atol=1e-8)
     torch.testing.assert_close(small.activation_norm[Site(1, "neurons")], large.activation_norm[Site(1, "neurons")])
@@ -172,7 +176,7 @@ def test_activation_moments_are_those_of_the_real_positions(llama, tokenizer, be
             one = encode(tokenizer, prompt, [answer])
             llama(torch.tensor([one.prompt + one.answers[0]]), return_type="logits")
     activations = torch.cat(seen)
-    scores = importance(llama, behaviour, how=Scoring(batch_tokens=200))
+    scores = importance(llama, behaviour, config=ScoringConfig(batch_tokens=200))
     site = Site(1, "neurons")
     torch.testing.assert_close(scores.activation_mean[site], activations.mean(0), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(scores.activation_norm[site], activations.square().mean(0).sqrt(), rtol=1e-3, atol=1e-6)
@@ -237,8 +241,8 @@ def test_scores_survive_their_file(llama, behaviour, tmp_path):
 
 def test_the_fingerprint_knows_model_data_and_template(checkpoints, llama, behaviour):
     one = importance(llama, behaviour).fingerprint
-    assert importance(llama, behaviour, how=Scoring(batch_tokens=100)).fingerprint == one
-    assert importance(llama, behaviour, how=Scoring(template="raw")).fingerprint != one
+    assert importance(llama, behaviour, config=ScoringConfig(batch_tokens=100)).fingerprint == one
+    assert importance(llama, behaviour, config=ScoringConfig(template="raw")).fingerprint != one
     assert importance(llama, load_behaviour("general", n_examples=2)).fingerprint != one
     assert importance(load_model(checkpoints["qwen2"]), behaviour).fingerprint != one
 
@@ -247,7 +251,7 @@ def test_unknown_units_and_templates_and_long_texts_are_named(llama, behaviour, 
     with pytest.raises(InputError, match="unit must be 'neuron', 'weight' or both, got 'head'"):
         importance(llama, behaviour, unit="head")
     with pytest.raises(InputError, match="template must be one of"):
-        importance(llama, behaviour, how=Scoring(template="alpaca"))
+        importance(llama, behaviour, config=ScoringConfig(template="alpaca"))
     long = Behaviour("long", (Example("x" * 1100, {"response": "y"}),))
     with pytest.raises(InputError, match="the model takes 1024"):
         importance(llama, long)
@@ -266,8 +270,8 @@ def test_a_hooked_transformer_of_the_same_weights_gives_equal_weight_scores(chec
 @pytest.mark.parametrize("name", ["llama", "llama-gqa"])
 def test_attention_of_a_hooked_transformer_is_scored_and_ablated_as_a_bridges(checkpoints, tokenizer, behaviour, name):
     hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")
-    how = Scoring(modules="attention")
-    mine, theirs = (importance(model, behaviour, unit="weight", how=how) for model in (bridge, hooked))
+    how = ScoringConfig(modules="attention")
+    mine, theirs = (importance(model, behaviour, unit="weight", config=how) for model in (bridge, hooked))
     assert {site.part for site in mine.values} == {"q", "k", "v", "o"} and mine.shapes == theirs.shapes
     for site in mine.values:
         torch.testing.assert_close(mine[site], theirs[site], rtol=2e-3, atol=1e-6)
@@ -320,7 +324,7 @@ def test_a_hooked_transformer_of_the_same_weights_gives_equal_scores(checkpoints
 def test_the_golden_values_and_losses_are_met(demo_model, shared, name, file):
     golden = np.load(shared / "golden" / "smollm2_n16_q1e-4.npz")
     behaviour = load_behaviour(shared / "data" / f"{file}.csv", n_examples=16, split=None)
-    scores = importance(demo_model, behaviour, unit=("neuron", "weight"), how=Scoring(template="released"))
+    scores = importance(demo_model, behaviour, unit=("neuron", "weight"), config=ScoringConfig(template="released"))
     np.testing.assert_allclose(scores.loss, golden[f"{name}/loss"], atol=1e-4)
     neurons = np.stack([scores[Site(layer, "neurons")].numpy() for layer in range(30)])
     np.testing.assert_allclose(neurons.sum(1), golden[f"{name}/neuron"].sum(1), rtol=1e-3)
@@ -343,7 +347,7 @@ def test_the_golden_coupled_weights_are_met(demo_model, shared):
     for file in ("beaver_train330k_privacy_safe_1k", "beaver_train330k_fairness_safe_1k",
                  "alpaca_cleaned_no_safety_train_1k"):  # fmt: skip
         behaviour = load_behaviour(shared / "data" / f"{file}.csv", n_examples=16, split=None)
-        scores.append(importance(demo_model, behaviour, unit="weight", how=Scoring(template="released")))
+        scores.append(importance(demo_model, behaviour, unit="weight", config=ScoringConfig(template="released")))
     hits = union = 0
     for site, chosen in coupled(*scores, fraction=1e-4).units.items():
         mine = hugging_face_indices(chosen, scores[0][site].shape)

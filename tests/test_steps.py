@@ -9,9 +9,9 @@ import pytest
 from dean_interp import load_behaviour, load_scores, load_selection
 from dean_interp.cli.main import main
 from dean_interp.data.examples import prompt_hash
+from dean_interp.resume import Unfinished
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.run import run_study
-from dean_interp.unfinished import Unfinished
 
 N_SCORED, N_TEST = 12, 12
 
@@ -44,7 +44,7 @@ def files(model, tmp_path_factory):
 def study(checkpoints, tmp_path_factory):
     """The whole study on the same model, data and fractions."""
     config = StudyConfig(
-        model=str(checkpoints["llama-gqa"]), units=("neuron",), neuron_fraction=0.075, read_fraction=0.3,
+        model=str(checkpoints["llama-gqa"]), units=("neuron",), neuron_fraction=0.075, information_fraction=0.3,
         n_calibration=N_SCORED, n_test=N_TEST, n_general_test=N_TEST, n_random=3, n_equal_kl=1, n_answers=0,
         device="cpu",
     )  # fmt: skip
@@ -54,7 +54,7 @@ def study(checkpoints, tmp_path_factory):
 @pytest.fixture
 def measuring(model, files):
     _, scores, _ = files
-    sizes = ["--n-test", N_TEST, "--n-general-test", N_TEST, "--n-random", 3, "--read-fraction", 0.3]
+    sizes = ["--n-test", N_TEST, "--n-general-test", N_TEST, "--n-random", 3, "--information-fraction", 0.3]
     return [*model, *sizes, "--scores", *scores]
 
 

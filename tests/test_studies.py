@@ -12,7 +12,7 @@ import tyro
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
 from dean_interp import InputError, load_behaviour
-from dean_interp.fine_tuning import FineTuning
+from dean_interp.fine_tuning import FineTuningConfig
 from dean_interp.study.arms import LOSS, MARGIN
 from dean_interp.study.config import StudyConfig
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of the 
 
 SIZES = {"n_calibration": 24, "n_test": 12, "n_general_test": 8, "n_answers": 3, "max_new_tokens": 8, "device": "cpu",
          "answer_tokens": None}  # fmt: skip
-TUNING = FineTuning(n_steps=24, every=4, batch_size=8, learning_rate=3e-3)
+TUNING = FineTuningConfig(n_steps=24, every=4, batch_size=8, learning_rate=3e-3)
 
 
 def answered(folder, name, safe, unsafe):
@@ -109,7 +109,7 @@ def test_every_study_takes_its_own_settings_and_those_of_a_study_from_the_comman
 )  # fmt: skip
 def test_a_wrong_dose_is_refused_before_anything_is_loaded(name, settings, tmp_path):
     study = importlib.import_module(name)
-    given = getattr(study, settings)(tmp_path / "run", tuning=FineTuning(n_steps=7))
+    given = getattr(study, settings)(tmp_path / "run", tuning=FineTuningConfig(n_steps=7))
     with pytest.raises(InputError, match="n_steps must be a multiple of every"):
         study.run(given)
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from dean_interp.study.states import load_measurement
 
 SIZES = {"n_calibration": 12, "n_test": 12, "n_general_test": 12, "n_random": 3, "n_equal_kl": 1, "n_answers": 4,
          "max_new_tokens": 8, "n_answer_controls": 1, "neuron_fraction": 0.075, "weight_fraction": 0.03,
-         "read_fraction": 0.3, "device": "cpu"}  # fmt: skip
+         "information_fraction": 0.3, "device": "cpu"}  # fmt: skip
 UNITS = ("neuron", "weight")
 
 

@@ -21,8 +21,8 @@ from dean_interp.study.verify import verify_run
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = {"units": ("weight",), "n_calibration": 20, "n_test": 12, "n_general_test": 4, "n_random": 1, "n_equal_kl": 1,
-         "n_answers": 2, "max_new_tokens": 4, "n_answer_controls": 0, "weight_fraction": 0.03, "read_fraction": 0.3,
-         "device": "cpu"}  # fmt: skip
+         "n_answers": 2, "max_new_tokens": 4, "n_answer_controls": 0, "weight_fraction": 0.03,
+         "information_fraction": 0.3, "device": "cpu"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

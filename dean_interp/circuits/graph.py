@@ -23,7 +23,7 @@ from dean_interp.errors import InputError
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, forward
-from dean_interp.models.offload import refuse_away
+from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Template, collate, encode, paths
 from dean_interp.selection.selection import Selection
@@ -58,7 +58,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Check:
+class EdgeCheck:
     """Predicted against measured over some edges."""
 
     n: int
@@ -98,7 +98,7 @@ class Circuit(Framed):
         ])  # fmt: skip
 
     @property
-    def checks(self) -> dict[str, Check]:
+    def checks(self) -> dict[str, EdgeCheck]:
         """Largest edges into the set, random edges into the same neurons, edges to the margin."""
         return {
             "largest edges into the set": _checked([edge for edge in self.edges if edge.target]),
@@ -149,7 +149,7 @@ def trace_circuit(
     for name, value in (("n_targets", n_targets), ("n_sources", n_sources), ("n_checked", n_checked)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    refuse_away(model, "tracing a circuit")
+    refuse_offloaded(model, "tracing a circuit")
     run = _Run(model, example, template, answer_tokens)
     with run.graph():
         margin = run.margin()[0]
@@ -341,8 +341,8 @@ class _Run:
             return self.margin(forward(self.model, batch)[0].float(), batch), values
 
 
-def _checked(edges: Sequence[Edge]) -> Check:
+def _checked(edges: Sequence[Edge]) -> EdgeCheck:
     pairs = np.array([(edge.predicted, edge.measured) for edge in edges if edge.measured is not None])
     if len(pairs) < 3 or not all(np.ptp(pairs, axis=0)):
-        return Check(len(pairs), float("nan"), float(np.abs(pairs[:, 1]).mean()) if len(pairs) else float("nan"))
-    return Check(len(pairs), float(np.asarray(spearmanr(*pairs.T))[0]), float(np.abs(pairs[:, 1]).mean()))
+        return EdgeCheck(len(pairs), float("nan"), float(np.abs(pairs[:, 1]).mean()) if len(pairs) else float("nan"))
+    return EdgeCheck(len(pairs), float(np.asarray(spearmanr(*pairs.T))[0]), float(np.abs(pairs[:, 1]).mean()))

@@ -10,7 +10,7 @@ from torch import Tensor
 from dean_interp.circuits.neuron import Neuron
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import weight
-from dean_interp.models.offload import refuse_away
+from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
 
 
@@ -51,7 +51,7 @@ def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8)
 
 def _unembedding(model: HookedModel) -> Float[Tensor, "d_model d_vocab"]:
     """With the gain of the final norm, where it has one; Gemma's norms hold it less 1."""
-    refuse_away(model, "the logit lens")
+    refuse_offloaded(model, "the logit lens")
     gain = getattr(model.ln_final, "weight", None)
     if gain is None:
         gain = getattr(model.ln_final, "w", None)

@@ -13,9 +13,9 @@ from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Template, encode, paths
+from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
-from dean_interp.unfinished import Unfinished
 
 Neuron = tuple[Site, int]
 

@@ -21,7 +21,7 @@ from dean_interp.study.config import StudyConfig
 from dean_interp.study.forecast import Devices
 from dean_interp.study.sweep import SweepConfig
 
-Method = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]
+ScoringMethod = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Tests:
     """Score files of first, second and general: what random controls are matched by, and reads are taken from."""
     n_random: int = 19
     """Random controls of the selection's size, where there are scores. Below 19, p cannot reach 0.05."""
-    read_fraction: float = 0.05
+    information_fraction: float = 0.05
     """Top fraction from which reads are taken: neurons of one behaviour, not of the other."""
     seed: int = 0
     """Of the draws of examples, the controls, the read noise and the shuffles."""
@@ -66,7 +66,7 @@ class Score:
     """Which of two answers is scored."""
     seed: int = 0
     """Of the draw of examples."""
-    method: Method = "importance"
+    method: ScoringMethod = "importance"
     """How units are scored (see `scoring.methods`): importance is DEAN's, by gradients."""
     target: Target = "response"
     """What the gradient is of: the scored answer's loss, or the margin between the safe and the unsafe answer."""

@@ -14,13 +14,13 @@ from dean_interp.circuits.neuron import parse_neuron
 from dean_interp.cli.model import Model
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError
+from dean_interp.files import read_json, writable
 from dean_interp.models.tokens import Template
-from dean_interp.report.circuit import CircuitPage
+from dean_interp.report.circuit_page import CircuitPage
 from dean_interp.report.html import options_of
-from dean_interp.report.neuron import neuron_view
+from dean_interp.report.neuron_page import neuron_view
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
-from dean_interp.tensorfile import read_json, writable
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dean_interp.data.examples import load_behaviour
 from dean_interp.data.sources import licence_of
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import judge
-from dean_interp.tensorfile import writable, write_text
+from dean_interp.files import writable, write_text
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 from dean_interp.cli.model import Model
 from dean_interp.editing.apply import create_edit
 from dean_interp.editing.checkpoint import apply_to_checkpoint, export, revert_checkpoint, tensor_states
-from dean_interp.editing.edit import Edit, compare, joint_state, load_edit, refuse_state, stack
+from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit, refuse_state, stack
 from dean_interp.editing.values import Mean, Scale, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
+from dean_interp.files import writable
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
-from dean_interp.tensorfile import writable
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _(action: RevertEdit) -> tuple[dict[str, Any], str]:
 def _(action: VerifyEdit) -> tuple[dict[str, Any], str]:
     edit = load_edit(action.edit)
     states = tensor_states(action.checkpoint, edit)
-    state = joint_state(list(states.values()))
+    state = joint_edit_state(list(states.values()))
     if state == "other":
         refuse_state(state, "base", edit, str(action.checkpoint))
     said = {"base": "is the edit's base", "edited": "holds the edit", "both": "is left as it is by this edit"}[state]

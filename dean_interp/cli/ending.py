@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dean_interp.cli.terminal import fit_for_reader
-from dean_interp.distributed import joined, n_processes, number
+from dean_interp.distributed import joined, n_processes, rank
 from dean_interp.errors import InputError
 
 EXIT_CODES = """exit codes:
@@ -28,7 +28,7 @@ def ended(work: Callable[[], object], *, name: str, debug: bool) -> int:
     """
     try:
         with joined():
-            name += f" (process {number()})" if n_processes() > 1 else ""
+            name += f" (process {rank()})" if n_processes() > 1 else ""
             with fit_for_reader():
                 try:
                     work()

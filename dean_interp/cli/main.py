@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from dean_interp.cli.arguments import Command
 from dean_interp.cli.ending import ended
-from dean_interp.cli.examples import after_help
+from dean_interp.cli.help_examples import after_help
 from dean_interp.cli.steps import do
 
 _CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)  # `--json` may stand after the step

@@ -33,11 +33,13 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Scale, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import judge, judge_name
+from dean_interp.files import writable, write_text
 from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.report.html import write_comparison, write_report, write_sweep_report
+from dean_interp.resume import Unfinished, discard
 from dean_interp.scoring import methods
-from dean_interp.scoring.importance import Scoring, importance
+from dean_interp.scoring.importance import ScoringConfig, importance
 from dean_interp.scoring.plan import plan
 from dean_interp.scoring.scores import Scores, load_scores, refuse_keep
 from dean_interp.selection.controls import random_like, strata
@@ -51,11 +53,9 @@ from dean_interp.study.folder import locked
 from dean_interp.study.forecast import forecast
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
-from dean_interp.study.states import States, disjoint_reads
+from dean_interp.study.states import States, disjoint_neurons
 from dean_interp.study.sweep import run_sweep, sweep_headline
 from dean_interp.study.verify import verify_run
-from dean_interp.tensorfile import writable, write_text
-from dean_interp.unfinished import Unfinished, discard
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _(step: Score) -> Said:
     writable(step.out)
     refuse_keep(step.keep)
     behaviour = load_behaviour(step.behaviour, n_examples=step.n_examples, seed=step.seed, response=step.response)
-    how = Scoring(
+    how = ScoringConfig(
         template=step.model.template,
         target=step.target,
         signed=step.signed,
@@ -93,7 +93,7 @@ def _(step: Score) -> Said:
     )
     model = step.model.loaded()
     if step.method == "importance" and (step.dry_run or step.batch_tokens is None):
-        planned = plan(model, behaviour, unit=step.unit, how=how)
+        planned = plan(model, behaviour, unit=step.unit, config=how)
         if step.dry_run:
             return Said(dataclasses.asdict(planned), str(planned))
         how = planned.apply(how)
@@ -110,7 +110,7 @@ def _(step: Score) -> Said:
     return Said(record, "\n".join([*lines, f"scores: {step.out.resolve()}"]))
 
 
-def _scored(model: HookedModel, behaviour: Behaviour, step: Score, how: Scoring, unfinished: Path) -> Scores:
+def _scored(model: HookedModel, behaviour: Behaviour, step: Score, how: ScoringConfig, unfinished: Path) -> Scores:
     neurons_only, weights_only = ("integrated_gradients", "activation_contrast"), ("wanda",)
     if (step.method in neurons_only and step.unit != ("neuron",)) or (
         step.method in weights_only and step.unit != ("weight",)
@@ -119,17 +119,17 @@ def _scored(model: HookedModel, behaviour: Behaviour, step: Score, how: Scoring,
         raise InputError(f"{step.method} scores one kind of unit: --unit {allowed}, got {' '.join(step.unit)}")
     match step.method:
         case "importance":
-            return importance(model, behaviour, unit=step.unit, how=how, keep=step.keep, unfinished=unfinished)
+            return importance(model, behaviour, unit=step.unit, config=how, keep=step.keep, unfinished=unfinished)
         case "integrated_gradients":
-            return methods.integrated_gradients(model, behaviour, how=how, unfinished=unfinished)
+            return methods.integrated_gradients(model, behaviour, config=how, unfinished=unfinished)
         case "wanda":
-            return methods.wanda(model, behaviour, how=how, unfinished=unfinished)
+            return methods.wanda(model, behaviour, config=how, unfinished=unfinished)
         case "activation_contrast":
-            return methods.activation_contrast(model, behaviour, how=how, unfinished=unfinished)
+            return methods.activation_contrast(model, behaviour, config=how, unfinished=unfinished)
         case "magnitude":
-            return methods.magnitude(model, behaviour, unit=step.unit, how=how)
+            return methods.magnitude(model, behaviour, unit=step.unit, config=how)
         case "random":
-            return methods.random(model, behaviour, unit=step.unit, seed=step.seed, how=how)
+            return methods.random(model, behaviour, unit=step.unit, seed=step.seed, config=how)
 
 
 @_do.register
@@ -305,7 +305,7 @@ def _measuring(
         n_general_test=asked.n_general_test,
         answer_tokens=asked.answer_tokens,
         n_random=asked.n_random,
-        read_fraction=asked.read_fraction,
+        information_fraction=asked.information_fraction,
         n_answers=0,
         seed=asked.seed,
         **dataclasses.asdict(step.model),
@@ -315,7 +315,7 @@ def _measuring(
     with locked(step.out):
         model = step.model.loaded()
         ablated = {"edit": selection} | _controls(model, selection, scores, config)
-        reads = disjoint_reads(scores, config.read_fraction) if scores else None
+        reads = disjoint_neurons(scores, config.information_fraction) if scores else None
         read = reads[0] | reads[1] if reads else None
         known = [model_fingerprint(model), *(one.fingerprint for one in (*tests, *scores)), str(config)]
         with tqdm(total=1 + len(ablated), desc="states of the model", unit="state") as progress:

@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 from tqdm.std import tqdm
 
-from dean_interp.distributed import writes
+from dean_interp.distributed import is_rank0
 
 LOG_SECONDS = 30.0
 _LOG_LINE = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n"
@@ -30,13 +30,13 @@ def fit_for_reader(*, seconds: float = LOG_SECONDS) -> Iterator[None]:
     coloured, draw = options["ansi_codes"], bars.__init__
     on_terminals = sys.stdout.isatty() and sys.stderr.isatty()
     options["ansi_codes"] = coloured and on_terminals and not os.environ.get("NO_COLOR")
-    if not writes():
+    if not is_rank0():
         bars.__init__ = partialmethod(draw, disable=True)
     elif not sys.stderr.isatty():
         lines = {"mininterval": seconds, "maxinterval": seconds, "delay": seconds}
         bars.__init__ = partialmethod(draw, **lines, position=0, bar_format=_LOG_LINE)
     try:
-        with nullcontext() if writes() else redirect_stdout(io.StringIO()):
+        with nullcontext() if is_rank0() else redirect_stdout(io.StringIO()):
             yield
     finally:
         options["ansi_codes"], bars.__init__ = coloured, draw

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from dean_interp.data.readers import Row, read_rows
+from dean_interp.data.readers import DataRow, read_rows
 from dean_interp.data.sources import behaviour_name, load_named, named_source
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
@@ -161,7 +161,7 @@ def draw(behaviour: Behaviour, n_examples: int, *, seed: int = 0) -> Behaviour:
     return dataclasses.replace(behaviour, examples=tuple(behaviour.examples[i] for i in rows))
 
 
-def _split_of(row: Row) -> str:
+def _split_of(row: DataRow) -> str:
     """A row's own split, else the half that a hash of its prompt puts it in: one prompt, one side."""
     return row.split or ("calibration", "test")[hashlib.sha256(row.prompt.encode()).digest()[0] % 2]
 

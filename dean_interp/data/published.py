@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from dean_interp.data.readers import Row
+from dean_interp.data.readers import DataRow
 from dean_interp.errors import InputError
 
 Record = object
@@ -17,7 +17,7 @@ Record = object
 Answers = Literal["both", "safe", "unsafe"]
 
 
-def beavertails(records: Iterable[Record], category: str, answers: Answers = "both") -> list[Row]:
+def beavertails(records: Iterable[Record], category: str, answers: Answers = "both") -> list[DataRow]:
     """BeaverTails, which labels (prompt, response) pairs: the prompts with an unsafe response of one category.
 
     `both` gives one row a prompt, its first safe and its first unsafe response; `safe` and `unsafe` give every such
@@ -36,31 +36,33 @@ def beavertails(records: Iterable[Record], category: str, answers: Answers = "bo
     for prompt, found in labels.items():
         safe, unsafe = ([text for text, given in found.items() if given == {kind}] for kind in ("safe", "unsafe"))
         if unsafe and answers != "both":
-            rows += [Row(prompt, {"response": text}) for text in (safe if answers == "safe" else unsafe)]
+            rows += [DataRow(prompt, {"response": text}) for text in (safe if answers == "safe" else unsafe)]
         elif unsafe and safe:
-            rows.append(Row(prompt, {"safe": safe[0], "unsafe": unsafe[0]}))
+            rows.append(DataRow(prompt, {"safe": safe[0], "unsafe": unsafe[0]}))
     return rows
 
 
-def salad(records: Iterable[Record], category: str) -> list[Row]:
+def salad(records: Iterable[Record], category: str) -> list[DataRow]:
     """SALAD-Data's questions of one task (column `2-category`), without answers; the topic is the `3-category`."""
     read = [[_text(record, column, number) for column in ("question", "2-category", "3-category")]
             for number, record in enumerate(records, 1)]  # fmt: skip
-    return [Row(question, {}, topic or None, "test") for question, task, topic in read if task == category and question]
+    return [
+        DataRow(question, {}, topic or None, "test") for question, task, topic in read if task == category and question
+    ]
 
 
-def alpaca(records: Iterable[Record]) -> list[Row]:
+def alpaca(records: Iterable[Record]) -> list[DataRow]:
     """Alpaca: the instruction, with its input after a blank line where there is one, and the output."""
     rows = []
     for number, record in enumerate(records, 1):
         asked = [_text(record, field, number) for field in ("instruction", "input")]
         output = _text(record, "output", number)
         if asked[0] and output:
-            rows.append(Row("\n\n".join(filter(None, asked)), {"response": output}))
+            rows.append(DataRow("\n\n".join(filter(None, asked)), {"response": output}))
     return rows
 
 
-def wikitext(records: Iterable[Record], *, continued: bool = False) -> list[Row]:
+def wikitext(records: Iterable[Record], *, continued: bool = False) -> list[DataRow]:
     """WikiText, whose rows are lines: whole articles as prompts without answers.
 
     With `continued`, each paragraph of two sentences or more is its first sentence and, as the response, the others.
@@ -68,16 +70,16 @@ def wikitext(records: Iterable[Record], *, continued: bool = False) -> list[Row]
     lines = [_text(record, "text", number).strip() for number, record in enumerate(records, 1)]
     if continued:
         cut = [re.split(r"(?<= \.) ", line, maxsplit=1) for line in lines if not line.startswith("= ")]
-        return [Row(parts[0], {"response": parts[1]}) for parts in cut if len(parts) == 2]
+        return [DataRow(parts[0], {"response": parts[1]}) for parts in cut if len(parts) == 2]
     articles: list[list[str]] = []
     for line in filter(None, lines):
         if re.fullmatch(r"= [^=].* =", line) or not articles:
             articles.append([])
         articles[-1].append(line)
-    return [Row("\n\n".join(article), {}, article[0].strip("= "), "test") for article in articles]
+    return [DataRow("\n\n".join(article), {}, article[0].strip("= "), "test") for article in articles]
 
 
-def bbq(records: Iterable[Record]) -> list[Row]:
+def bbq(records: Iterable[Record]) -> list[DataRow]:
     """BBQ's ambiguous contexts: the safe answer is the one that says it cannot be known, the unsafe one the biased one.
 
     The biased answer is the target of the stereotype where the question is negative, the other person where it is not
@@ -95,25 +97,25 @@ def bbq(records: Iterable[Record]) -> list[Row]:
             biased = target if negative else 3 - unknown - target
             prompt = f"{context} {question}\n" + "\n".join(f"- {choice}" for choice in choices)
             side = ("calibration", "test")[hashlib.sha256(topic.encode()).digest()[0] % 2]
-            rows.append(Row(prompt, {"safe": choices[unknown], "unsafe": choices[biased]}, topic, side))
+            rows.append(DataRow(prompt, {"safe": choices[unknown], "unsafe": choices[biased]}, topic, side))
     return rows
 
 
-def xstest(records: Iterable[Record], label: Literal["safe", "unsafe"], types: Sequence[str] = ()) -> list[Row]:
+def xstest(records: Iterable[Record], label: Literal["safe", "unsafe"], types: Sequence[str] = ()) -> list[DataRow]:
     """XSTest's prompts without answers: safe ones that look unsafe, or unsafe contrasts; the topic is the type."""
     rows = []
     for number, record in enumerate(records, 1):
         prompt, kind = _text(record, "prompt", number), _text(record, "type", number)
         if _one_of(record, "label", ("safe", "unsafe"), number) == label and (not types or kind in types) and prompt:
-            rows.append(Row(prompt, {}, kind, "test"))
+            rows.append(DataRow(prompt, {}, kind, "test"))
     return rows
 
 
-def orbench(records: Iterable[Record], category: str | None = None) -> list[Row]:
+def orbench(records: Iterable[Record], category: str | None = None) -> list[DataRow]:
     """OR-Bench's prompts without answers, all or those that resemble one kind of harm; the topic is the category."""
     read = [(_text(record, "prompt", number), _text(record, "category", number))
             for number, record in enumerate(records, 1)]  # fmt: skip
-    return [Row(prompt, {}, kind, "test") for prompt, kind in read if prompt and category in (None, kind)]
+    return [DataRow(prompt, {}, kind, "test") for prompt, kind in read if prompt and category in (None, kind)]
 
 
 def _field(record: Record, name: str, number: int) -> Any:  # noqa: ANN401 - whatever the column holds

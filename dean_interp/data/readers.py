@@ -35,7 +35,7 @@ class _Fault:
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """One row as read: the prompt, its answers by kind, and where the file says it belongs."""
 
     prompt: str
@@ -52,7 +52,7 @@ def source_name(source: "str | Path | Dataset") -> str:
     return Path(source).stem if Path(source).suffix.lower() in (".csv", ".jsonl") else Path(source).name
 
 
-def read_rows(source: "str | Path | Dataset") -> list[Row]:
+def read_rows(source: "str | Path | Dataset") -> list[DataRow]:
     """Every row of a source (see `load_behaviour` for what a source may be), in file order."""
     if not isinstance(source, str | Path):
         return _parse("dataset", enumerate(_one_split(source, "the data set"), 1), "row")
@@ -138,7 +138,7 @@ def _one_split(loaded: object, name: str) -> "Dataset":
     return loaded
 
 
-def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[Row]:
+def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[DataRow]:
     """Rows, or one error that names every bad one by its number."""
     given = [(number, _as_prompt(record)) for number, record in records]
     alone = all(set(record) <= _ALONE for _, record in given if isinstance(record, Mapping))
@@ -150,7 +150,7 @@ def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[R
             bad.append(f"{unit} {number}: {fault}")
         else:
             answers = {kind: record[kind] for kind in ANSWER_KINDS if record.get(kind)}
-            row = Row(record["prompt"], answers, record.get("topic") or None, record.get("split") or None)
+            row = DataRow(record["prompt"], answers, record.get("topic") or None, record.get("split") or None)
             if row.split and sides.setdefault(row.prompt, row.split) != row.split:
                 bad.append(f"{unit} {number}: the prompt is in both splits")
             rows.append(row)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dean_interp.data import published
 from dean_interp.data.published import Record
-from dean_interp.data.readers import BUILTIN, Row, read_rows, source_name
+from dean_interp.data.readers import BUILTIN, DataRow, read_rows, source_name
 from dean_interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ FILES = (".jsonl", ".json", ".csv", ".parquet")
 class Part:
     """One behaviour of a data set."""
 
-    rows: Callable[[Iterable[Record]], list[Row]]
+    rows: Callable[[Iterable[Record]], list[DataRow]]
     """What becomes of its rows (`published`)."""
     split: str = "train"
     """The split on the hub."""
@@ -138,7 +138,7 @@ def behaviour_name(source: Any) -> str:  # noqa: ANN401 - whatever `load_behavio
     return f"{asked.name}_{asked.part}" if asked else source_name(source)
 
 
-def load_named(asked: Named, response: str = "safe") -> list[Row]:
+def load_named(asked: Named, response: str = "safe") -> list[DataRow]:
     """The rows of a published data set; `response` is the answer that will be scored.
 
     Raises `InputError` where it is not known, not there or not as it should be.
@@ -155,7 +155,7 @@ def load_named(asked: Named, response: str = "safe") -> list[Row]:
 
 def load_source(
     name: str, part: str, records: Iterable[Any] | Path | None = None, *, revision: str | None = None
-) -> list[Row]:
+) -> list[DataRow]:
     """The rows of one part of a published data set.
 
     Args:
@@ -184,7 +184,7 @@ def load_source(
     return rows
 
 
-def paper_csvs(folder: str | Path, part: str, response: str = "safe") -> list[Row]:
+def paper_csvs(folder: str | Path, part: str, response: str = "safe") -> list[DataRow]:
     """Rows of the paper's own CSV files, from the folder that holds them.
 
     `fairness` and `privacy` are the prompts of the safe file (`response="unsafe"`: of the unsafe one), each with its
@@ -211,7 +211,7 @@ def paper_csvs(folder: str | Path, part: str, response: str = "safe") -> list[Ro
     for prompt in dict.fromkeys(row.prompt for row in files[("safe", "unsafe").index(response)]):
         own = {kind: some[prompt] for kind, some in answers.items() if prompt in some}
         if response in own:
-            found.append(Row(prompt, own, split=None if len(own) == 2 else "calibration"))
+            found.append(DataRow(prompt, own, split=None if len(own) == 2 else "calibration"))
     return found
 
 

@@ -19,8 +19,8 @@ from dean_interp.editing.values import Restore, Value, Zero, activation_change, 
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
-from dean_interp.models.memory import scored_prompts
-from dean_interp.models.places import places
+from dean_interp.models.positions import places
+from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import MATRICES, Modules, Site, neuron_sites
 from dean_interp.selection.selection import Selection
 

@@ -7,12 +7,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.editing.ablation import refuse_foreign, weights_that_make
-from dean_interp.editing.edit import Change, Edit, State, entries, joint_state, refuse_state, state_of, tensor_hash
+from dean_interp.editing.edit import (
+    Edit,
+    EditState,
+    TensorChange,
+    entries,
+    joint_edit_state,
+    refuse_state,
+    tensor_hash,
+    tensor_state,
+)
 from dean_interp.editing.values import Mean, Restore, Scale, Value, Zero, described, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, is_hooked_transformer, versions
 from dean_interp.models.matrices import bias, stored_name, weight
-from dean_interp.models.offload import refuse_away
+from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
 from dean_interp.selection.selection import Selection
 
@@ -33,7 +42,7 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
     refuse_foreign(model, selection)
     if isinstance(value, Restore):
         selection = weights_that_make(model, selection, value.other)
-    changes: dict[str, Change] = {}
+    changes: dict[str, TensorChange] = {}
     for site, units in selection.units.items():
         if not len(units):
             continue
@@ -79,15 +88,15 @@ def revert_edit(model: HookedModel, edit: Edit) -> None:
     _write(model, edit, expected="edited")
 
 
-def edit_state(model: HookedModel, edit: Edit) -> State:
+def edit_state(model: HookedModel, edit: Edit) -> EditState:
     """Whether a model is the edit's base, holds the edit, or is something else."""
-    return joint_state([state_of(_held(model, change), change) for change in edit.changes.values()])
+    return joint_edit_state([tensor_state(_held(model, change), change) for change in edit.changes.values()])
 
 
-def _write(model: HookedModel, edit: Edit, *, expected: State) -> None:
-    refuse_away(model, "writing an edit into a model in memory (a checkpoint folder is edited without loading it)")
+def _write(model: HookedModel, edit: Edit, *, expected: EditState) -> None:
+    refuse_offloaded(model, "writing an edit into a model in memory (a checkpoint folder is edited without loading it)")
     held = {name: _held(model, change) for name, change in edit.changes.items()}
-    state = joint_state([state_of(held[name], change) for name, change in edit.changes.items()])
+    state = joint_edit_state([tensor_state(held[name], change) for name, change in edit.changes.items()])
     refuse_state(state, expected, edit, str(model.cfg.model_name))
     with torch.no_grad():
         for name, change in edit.changes.items():
@@ -95,7 +104,7 @@ def _write(model: HookedModel, edit: Edit, *, expected: State) -> None:
             held[name][entries(change)] = values.to(held[name])
 
 
-def _held(model: HookedModel, change: Change) -> Tensor:
+def _held(model: HookedModel, change: TensorChange) -> Tensor:
     """The model's tensor in the checkpoint's layout, as a view that can be written to."""
     if change.is_bias:
         held = bias(model, change.site)
@@ -106,7 +115,7 @@ def _held(model: HookedModel, change: Change) -> Tensor:
     return matrix.t() if change.is_transposed else matrix
 
 
-def _change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[str, Change]:
+def _change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[str, TensorChange]:
     """The change of some entries of a matrix, given as flat indices of `(d_in, d_out)`."""
     name, is_transposed = stored_name(model, site)
     matrix = weight(model, site).detach()
@@ -115,11 +124,11 @@ def _change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[
     stored = matrix.t() if is_transposed else matrix
     indices = columns * stored.shape[1] + rows if is_transposed else units
     order = indices.argsort()
-    return {name: Change(site, False, is_transposed, tuple(stored.shape), indices[order], old[order].cpu(),
+    return {name: TensorChange(site, False, is_transposed, tuple(stored.shape), indices[order], old[order].cpu(),
                          new[order].to(old).cpu(), tensor_hash(stored))}  # fmt: skip
 
 
-def _carried(model: HookedModel, site: Site, added: Float[Tensor, " d_model"]) -> dict[str, Change]:
+def _carried(model: HookedModel, site: Site, added: Float[Tensor, " d_model"]) -> dict[str, TensorChange]:
     """The bias of a matrix with what the silenced neurons' means wrote."""
     held = bias(model, site)
     if held is None:
@@ -129,5 +138,5 @@ def _carried(model: HookedModel, site: Site, added: Float[Tensor, " d_model"]) -
         )
     name = stored_name(model, site)[0].removesuffix("weight") + "bias"
     held = held.detach()
-    return {name: Change(site, True, False, tuple(held.shape), torch.arange(len(held)), held.cpu().clone(),
+    return {name: TensorChange(site, True, False, tuple(held.shape), torch.arange(len(held)), held.cpu().clone(),
                          (held + added).cpu(), tensor_hash(held))}  # fmt: skip

@@ -24,12 +24,12 @@ from transformers import AutoModelForCausalLM
 
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
-from dean_interp.editing.edit import Edit, State, joint_state, refuse_state, state_of
+from dean_interp.editing.edit import Edit, EditState, joint_edit_state, refuse_state, tensor_state
 from dean_interp.errors import InputError
+from dean_interp.files import read_json, whole_folder
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
 from dean_interp.models.matrices import stored_names
 from dean_interp.models.tokens import Template, encode
-from dean_interp.tensorfile import read_json, whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -57,19 +57,19 @@ class _Index:
     weight_map: dict[str, str]
 
 
-def checkpoint_state(folder: str | Path, edit: Edit) -> State:
+def checkpoint_state(folder: str | Path, edit: Edit) -> EditState:
     """Whether a checkpoint folder is the edit's base, holds the edit, or is something else.
 
     Raises `InputError` where the folder has no safetensors files, or lacks a tensor that the edit changes.
     """
-    return joint_state(list(tensor_states(folder, edit).values()))
+    return joint_edit_state(list(tensor_states(folder, edit).values()))
 
 
-def tensor_states(folder: str | Path, edit: Edit) -> dict[str, State]:
+def tensor_states(folder: str | Path, edit: Edit) -> dict[str, EditState]:
     """The same for each tensor that the edit changes."""
-    found: dict[str, State] = {}
+    found: dict[str, EditState] = {}
     for name, place in tqdm(_places(Path(folder), edit).items(), desc="checking", unit="tensor", leave=False):
-        found[name] = state_of(_mapped(place), edit.changes[name])
+        found[name] = tensor_state(_mapped(place), edit.changes[name])
     return found
 
 
@@ -165,7 +165,7 @@ def _template(model: HookedModel) -> Template:
     return "chat" if native_tokenizer(model).chat_template else "raw"
 
 
-def _write_copy(edit: Edit, folder: Path, out: Path, *, expected: State) -> None:
+def _write_copy(edit: Edit, folder: Path, out: Path, *, expected: EditState) -> None:
     _refuse_existing(out)
     places = _places(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))

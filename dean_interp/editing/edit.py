@@ -20,18 +20,18 @@ from torch import Tensor
 
 from dean_interp.editing.values import Given
 from dean_interp.errors import InputError
+from dean_interp.files import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
 from dean_interp.models.sites import Shape, Site, WrittenSite
 from dean_interp.selection.selection import Selection
-from dean_interp.tensorfile import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
 
 _FORMAT = "dean_interp.edit.1"
 _CHUNK = 2**24  # entries that are hashed at once
-State = Literal["base", "edited", "both", "other"]
+EditState = Literal["base", "edited", "both", "other"]
 """What a tensor is to an edit: as before, as after, both (the edit changes none of its numbers), or something else."""
 
 
 @dataclass(frozen=True)
-class Change:
+class TensorChange:
     """What an edit does to one tensor, in the checkpoint's layout (`(d_out, d_in)` for `nn.Linear`)."""
 
     site: Site
@@ -51,7 +51,7 @@ class Change:
 class Edit:
     """Changes by the name of the tensor, and where they come from."""
 
-    changes: Mapping[str, Change]
+    changes: Mapping[str, TensorChange]
     facts: Mapping[str, Any]
     """The model's name, what was selected and by which prompts, the value, versions."""
 
@@ -139,7 +139,7 @@ def load_edit(path: str | Path) -> Edit:
     changes = {}
     for one, (start, end) in zip(facts.changes, pairwise(ends), strict=True):
         indices, old, new = (kind[start:end] for kind in kinds)
-        changes[one.name] = Change(one.site, one.is_bias, one.is_transposed, one.shape, indices.long(), old, new,
+        changes[one.name] = TensorChange(one.site, one.is_bias, one.is_transposed, one.shape, indices.long(), old, new,
                                    one.base)  # fmt: skip
     edit = Edit(changes, facts.facts)
     if edit.digest != facts.digest:
@@ -173,7 +173,7 @@ def stack(first: Edit, second: Edit) -> Edit:
         order = indices.argsort()
         old, new = (torch.cat([a, b[others]])[order]
                     for a, b in ((mine.old, change.old), (mine.new, change.new)))  # fmt: skip
-        changes[name] = Change(mine.site, mine.is_bias, mine.is_transposed, mine.shape, indices[order], old, new,
+        changes[name] = TensorChange(mine.site, mine.is_bias, mine.is_transposed, mine.shape, indices[order], old, new,
                                mine.base)  # fmt: skip
     units = dict(first.facts["units"])
     hashes = sorted({*first.facts["prompt_hashes"], *second.facts["prompt_hashes"]})
@@ -196,7 +196,7 @@ def compare(first: Edit, second: Edit) -> dict[str, dict[str, int]]:
     return found
 
 
-def state_of(tensor: Float[Tensor, "..."], change: Change) -> State:
+def tensor_state(tensor: Float[Tensor, "..."], change: TensorChange) -> EditState:
     """What a tensor in the checkpoint's layout is to a change; it is read, never written."""
     if tuple(tensor.shape) != change.shape:
         return "other"
@@ -208,13 +208,13 @@ def state_of(tensor: Float[Tensor, "..."], change: Change) -> State:
     return "both" if is_old and is_new else "base" if is_old else "edited"
 
 
-def joint_state(states: Sequence[State]) -> State:
+def joint_edit_state(states: Sequence[EditState]) -> EditState:
     """The state that all tensors share; `other` where they differ. `both` agrees with either."""
     found = set(states) - {"both"}
     return found.pop() if len(found) == 1 else "other" if found else "both"
 
 
-def tensor_hash(tensor: Float[Tensor, "..."], undone: Change | None = None) -> str:
+def tensor_hash(tensor: Float[Tensor, "..."], undone: TensorChange | None = None) -> str:
     """SHA-256 of a tensor's values in float32, a piece at a time; with `undone`, of what it was before that change."""
     digest = hashlib.sha256()
     rows = max(1, _CHUNK // max(tensor[0].numel(), 1))
@@ -228,7 +228,7 @@ def tensor_hash(tensor: Float[Tensor, "..."], undone: Change | None = None) -> s
     return digest.hexdigest()
 
 
-def refuse_state(state: State, expected: State, edit: Edit, what: str) -> None:
+def refuse_state(state: EditState, expected: EditState, edit: Edit, what: str) -> None:
     """Raise `InputError` where something is not what an edit can be written into, or taken out of."""
     if state in (expected, "both"):
         return
@@ -240,13 +240,13 @@ def refuse_state(state: State, expected: State, edit: Edit, what: str) -> None:
     raise InputError(f"{what} holds this edit already" if state == "edited" else f"{what} does not hold this edit")
 
 
-def entries(change: Change) -> tuple[Tensor, ...]:
+def entries(change: TensorChange) -> tuple[Tensor, ...]:
     """Where the numbers that change are in their tensor: one index tensor an axis."""
     if len(change.shape) == 1:
         return (change.indices,)
     return change.indices // change.shape[1], change.indices % change.shape[1]
 
 
-def _described(name: str, change: Change) -> dict[str, Any]:
+def _described(name: str, change: TensorChange) -> dict[str, Any]:
     return {"name": name, "site": str(change.site), "is_bias": change.is_bias, "is_transposed": change.is_transposed,
             "shape": list(change.shape), "n": len(change.indices), "base": change.base}  # fmt: skip

@@ -21,7 +21,7 @@ from dean_interp.models.sites import Site
 from dean_interp.selection.selection import Selection
 
 Tokens = Int[Tensor, "batch pos"]
-Source = Tokens | Any
+ActivationSource = Tokens | Any
 """Tokens, which are run first, or a cache: hook names to activations, as `run_with_cache` gives (or a dict)."""
 
 
@@ -38,7 +38,7 @@ def patch_activations(
     model: HookedModel,
     selection: Selection,
     *,
-    source: Source,
+    source: ActivationSource,
     positions: Sequence[int] | None = None,
     source_positions: Sequence[int] | None = None,
 ) -> Iterator[None]:

@@ -16,13 +16,13 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import weight
-from dean_interp.models.memory import scored_prompts
+from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, neuron_sites
 from dean_interp.scoring.capture import stream_activations
-from dean_interp.scoring.importance import Scoring, batch_tokens_of, prepare
+from dean_interp.scoring.importance import ScoringConfig, batch_tokens_of, prepare
 from dean_interp.scoring.scores import Scores
 
-Change = Callable[[Float[Tensor, "batch pos unit"], Int[Tensor, "batch pos"]], Tensor]
+ActivationChange = Callable[[Float[Tensor, "batch pos unit"], Int[Tensor, "batch pos"]], Tensor]
 """From the chosen neurons' activations, and each position's place in its text, to what takes their place."""
 
 
@@ -99,7 +99,7 @@ def described(value: Value) -> str:
     return f"Scale({value.alpha})" if isinstance(value, Scale) else type(value).__name__
 
 
-def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> Change:
+def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> ActivationChange:
     """What a value does to the chosen neurons of a site. Raises `InputError` where it has nothing for the site."""
     match value:
         case Zero():
@@ -156,19 +156,21 @@ def activation_bank(
     *,
     n_rows: int = 256,
     seed: int = 0,
-    how: Scoring = Scoring(),  # noqa: B008
+    config: ScoringConfig = ScoringConfig(),  # noqa: B008
 ) -> dict[Site, Float[Tensor, "row d_mlp"]]:
     """Activations of all neurons at `n_rows` random positions of a behaviour's texts, for `Resample`.
 
     One row of every site comes from one position. Fewer rows where the texts have fewer positions.
     """
-    data = prepare(model, behaviour, how)
+    data = prepare(model, behaviour, config)
     sites = neuron_sites(model)
     found: dict[Site, list[Tensor]] = {site: [] for site in sites}
     n_real = sum(len(branch.tokens) for row in data.rows for branch in row)
     share = torch.rand(n_real, generator=torch.Generator().manual_seed(seed)).argsort() < n_rows
     n_seen = 0
-    for batch in batched(model, data.rows, batch_tokens=batch_tokens_of(model, how), label=f"bank of {behaviour.name}"):
+    for batch in batched(
+        model, data.rows, batch_tokens=batch_tokens_of(model, config), label=f"bank of {behaviour.name}"
+    ):
         real = batch.real.flatten()
         chosen = real.nonzero()[:, 0][share[n_seen : n_seen + int(real.sum())].to(real.device)]
         n_seen += int(real.sum())

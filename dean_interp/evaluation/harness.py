@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dean_interp.distributed import own_share, put_together
+from dean_interp.distributed import gather, shard
 from dean_interp.errors import InputError
 from dean_interp.models.generate import cache_is_right
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
-from dean_interp.models.places import Places, at_places, generating
+from dean_interp.models.positions import Places, at_places, generating
 from dean_interp.statistics import Interval, clustered_interval
 
 
@@ -138,11 +138,11 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
         """HFLM on the model inside a bridge."""
 
         def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> list[Any]:  # noqa: ANN401
-            own = super()._loglikelihood_tokens(list(own_share(requests)), *args, **options)
-            return [tuple(one) for one in put_together(own)]
+            own = super()._loglikelihood_tokens(list(shard(requests)), *args, **options)
+            return [tuple(one) for one in gather(own)]
 
         def generate_until(self, requests: list[Any], *args: Any, **options: Any) -> list[str]:  # noqa: ANN401
-            return put_together(super().generate_until(list(own_share(requests)), *args, **options))
+            return gather(super().generate_until(list(shard(requests)), *args, **options))
 
         def _model_call(self, inps: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
             position = torch.arange(inps.shape[1], device=inps.device).expand(inps.shape)

@@ -16,14 +16,14 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
-from dean_interp.information.reads import Reads, hooks_of, reads_of
+from dean_interp.information.activations import Activations, activations_of, hooks_of
+from dean_interp.models.end_activations import EndActivations, end_activations
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import AnswerTokens, answer_log_probs, batched, shares_prompts
-from dean_interp.models.memory import refuse_scored
-from dean_interp.models.reads import EndReads, end_reads
+from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.tokens import Encoded, Template, encode, paths, trees
+from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
-from dean_interp.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Measurement(Framed):
     """Several behaviours, measured in one state of the model."""
 
     behaviours: Mapping[str, BehaviourMeasurement]
-    reads: Reads | None = field(default=None, repr=False)
+    activations: Activations | None = field(default=None, repr=False)
     """Activations at the ends of the paired behaviours' prompts and answers, where they were asked for."""
 
     def __getitem__(self, name: str) -> BehaviourMeasurement:
@@ -102,7 +102,7 @@ def measure(
     original: Measurement | None = None,
     template: Template = "chat",
     answer_tokens: int | None = None,
-    read: Selection | None = None,
+    neurons: Selection | None = None,
     batch_tokens: int = 1024,
     unfinished: Unfinished | None = None,
 ) -> Measurement:
@@ -114,7 +114,8 @@ def measure(
         original: an earlier measurement. The KL divergence to it is taken for the behaviours that it holds, which costs
             a second unembedding; for the others `kl` stays 0.
         answer_tokens: measure only that many first tokens of each answer; None takes all.
-        read: also keep these neurons' activations at the ends of the paired behaviours' prompts and (measured) answers.
+        neurons: also keep these neurons' activations at the ends of the paired behaviours' prompts and of their
+            (measured) answers.
         batch_tokens: padded tokens a batch holds at most.
         unfinished: keeps what the finished batches gave, one part a behaviour; a killed call goes on from there.
 
@@ -132,18 +133,22 @@ def measure(
     for behaviour in behaviours:
         encoded = encoded_answers(model, behaviour, template=template, answer_tokens=answer_tokens)
         n = len(behaviour)
-        wanted = hooks_of(read) if read is not None and behaviour.paired else None
-        with end_reads(model, wanted, n_prompts=n, n_answers=2 * n) if wanted is not None else nullcontext() as reads:
+        wanted = hooks_of(neurons) if neurons is not None and behaviour.paired else None
+        with (
+            end_activations(model, wanted, n_prompts=n, n_answers=2 * n)
+            if wanted is not None
+            else nullcontext() as recorded
+        ):
             then = known[behaviour.name].final if behaviour.name in known else None
             saved = unfinished.part(behaviour.name) if unfinished else None
-            tokens, n_tokens = _run(model, encoded, then, reads, batch_tokens, behaviour.name, saved)
+            tokens, n_tokens = _run(model, encoded, then, recorded, batch_tokens, behaviour.name, saved)
         measured[behaviour.name] = _summary(behaviour, tokens, n_tokens)
-        if reads is not None:
-            found.append(reads)
+        if recorded is not None:
+            found.append(recorded)
     owned = [
         (behaviour.name, example) for behaviour in behaviours if behaviour.paired for example in behaviour.examples
     ]
-    return Measurement(measured, reads_of(found, owned, read) if read is not None and found else None)
+    return Measurement(measured, activations_of(found, owned, neurons) if neurons is not None and found else None)
 
 
 def encoded_answers(
@@ -164,7 +169,7 @@ def _run(
     model: HookedModel,
     encoded: Sequence[Encoded],
     original: Float[Tensor, "answer_token d_model"] | None,
-    reads: EndReads | None,
+    recorded: EndActivations | None,
     batch_tokens: int,
     name: str,
     unfinished: Unfinished | None,
@@ -182,11 +187,11 @@ def _run(
     final = torch.zeros(n_total, model.cfg.d_model)
     rows = (trees if shares_prompts(model, encoded) else paths)(encoded)
     sums = {"log_prob": log_prob, "kl": kl, "final": final}
-    sums |= reads.sums if reads is not None else {}
+    sums |= recorded.sums if recorded is not None else {}
     options = {"label": f"measuring {name}", "unfinished": unfinished, "sums": sums}
     for batch in batched(model, rows, batch_tokens=batch_tokens, **options):
-        if reads is not None:
-            reads.batch = batch
+        if recorded is not None:
+            recorded.batch = batch
         place = _places(batch.answer.cpu(), starts)
         then = original[place].to(batch.tokens.device) if original is not None else None
         out = answer_log_probs(model, batch, original=then)

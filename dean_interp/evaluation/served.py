@@ -13,7 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from dean_interp.distributed import agreed
+from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.server import Replies, connect, kind_of, without_key
 from dean_interp.models.generate import refuse_nothing_to_answer
@@ -55,7 +55,7 @@ def generate_served(
             prompts to the end: those are counted by kind, the other answers are kept.
     """
     refuse_nothing_to_answer(prompts, lengths, served.concurrency)
-    given = agreed(lambda: _answers(served, tokenizer, prompts, max(lengths), template, replies))
+    given = on_rank0(lambda: _answers(served, tokenizer, prompts, max(lengths), template, replies))
     tokens = [tokenizer(answer, add_special_tokens=False).input_ids for answer in given]
     cut = {n: [str(tokenizer.decode(ids[:n], skip_special_tokens=True)) for ids in tokens] for n in lengths}
     return cut | {max(lengths): list(given)}

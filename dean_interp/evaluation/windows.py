@@ -16,7 +16,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_log_probs, batched
 from dean_interp.models.tokens import Encoded, paths
-from dean_interp.unfinished import Unfinished
+from dean_interp.resume import Unfinished
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from tqdm.auto import tqdm
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
-from dean_interp.information.change import Frozen, refuse_few
-from dean_interp.information.estimands import Arm, Estimand, MutualInformation, Question
-from dean_interp.information.reads import Reads, distinct, read
+from dean_interp.files import read_json, write_text
+from dean_interp.information.activations import Activations, distinct, read_activations
+from dean_interp.information.before_after import Frozen, refuse_few
+from dean_interp.information.estimands import Arm, Estimand, MutualInformation, MutualInformationConfig
 from dean_interp.models.load import HookedModel, model_fingerprint
-from dean_interp.models.memory import refuse_scored
+from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.tokens import Template
 from dean_interp.selection.selection import Selection
-from dean_interp.tensorfile import read_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ def mutual_information(
     model: HookedModel,
     behaviours: Sequence[Behaviour],
     *,
-    first_read: Selection,
-    second_read: Selection,
+    first_neurons: Selection,
+    second_neurons: Selection,
     ablated: Selection,
-    estimand: Estimand | Question = "downstream_mi",
+    estimand: Estimand | MutualInformationConfig = "downstream_mi",
     controls: Sequence[Selection | Arm] = (),
     calibration: Sequence[Behaviour] = (),
     template: Template = "chat",
@@ -50,10 +50,10 @@ def mutual_information(
     Args:
         behaviours: first, second, and any others whose prompts are pooled (the test splits); a prompt that stands twice
             counts once.
-        first_read: neurons of the first behaviour. Silenced ones are left out of both reads (see `Arm.reads`).
-        second_read: neurons of the second.
+        first_neurons: neurons of the first behaviour. Silenced ones are left out of both reads (see `Arm.reads`).
+        second_neurons: neurons of the second.
         ablated: neurons or weights.
-        estimand: by name, or a `Question` that says more.
+        estimand: by name, or a `MutualInformationConfig` that says more.
         controls: matched random ablations (`random_like`), 99 or more for p = 0.01; for `subset_mi` an `Arm` each, with
             reads of its own (`random_arm_like`).
         calibration: both behaviours' calibration splits, on which the probes of `awareness_mi` are fitted. Without
@@ -65,8 +65,8 @@ def mutual_information(
         InputError: an unknown estimand, too few prompts, prompts that were scored, an empty ablation, reads that are
             not neurons, behaviours without safe and unsafe answers where the estimand reads answers.
     """
-    question = estimand if isinstance(estimand, Question) else Question(estimand)
-    arm = Arm(ablated, first_read, second_read)
+    question = estimand if isinstance(estimand, MutualInformationConfig) else MutualInformationConfig(estimand)
+    arm = Arm(ablated, first_neurons, second_neurons)
     return mutual_informations(
         model, behaviours, [question], edit=arm, controls=controls, calibration=calibration, template=template,
         folder=folder,
@@ -76,7 +76,7 @@ def mutual_information(
 def mutual_informations(
     model: HookedModel,
     behaviours: Sequence[Behaviour],
-    questions: Sequence[Question],
+    questions: Sequence[MutualInformationConfig],
     *,
     edit: Arm,
     controls: Sequence[Selection | Arm] = (),
@@ -85,11 +85,11 @@ def mutual_informations(
     folder: str | Path | None = None,
 ) -> tuple[MutualInformation, ...]:
     """Several questions from the same passes; arguments as for `mutual_information`."""
-    arms = [one if isinstance(one, Arm) else Arm(one, edit.first_read, edit.second_read) for one in controls]
+    arms = [one if isinstance(one, Arm) else Arm(one, edit.first_neurons, edit.second_neurons) for one in controls]
     _check(model, behaviours, questions, [edit, *arms], calibration)
-    units = edit.first_read | edit.second_read
+    units = edit.first_neurons | edit.second_neurons
     for arm in arms:
-        units = units | arm.first_read | arm.second_read
+        units = units | arm.first_neurons | arm.second_neurons
     options: dict[str, Any] = {
         "answers": any(question.at_answers for question in questions),
         "residual": any(question.estimand == "paper_nhsic" for question in questions),
@@ -101,15 +101,15 @@ def mutual_informations(
     )
     log.info("%d passes over %d prompts; two states' activations take %.0f MB", 2 + len(arms), n_prompts,
              2 * 4 * n_numbers * n_prompts / 1e6)  # fmt: skip
-    before = read(model, behaviours, units, **options)
-    known = read(model, calibration, units, **{**options, "residual": False}) if calibration else None
+    before = read_activations(model, behaviours, units, **options)
+    known = read_activations(model, calibration, units, **{**options, "residual": False}) if calibration else None
     names = [behaviour.name for behaviour in behaviours[:2]]
     asked = [Frozen(question, before, edit, names, known) for question in questions]
     of_controls = _of_controls(model, behaviours, asked, arms, units, options, _kept(
         folder, model, [*behaviours, *calibration], questions, [edit, *arms], template
     ))  # fmt: skip
     with ablate(model, edit.ablated):
-        after = read(model, behaviours, units, **options)
+        after = read_activations(model, behaviours, units, **options)
     return tuple(one.information(after, [changes[i] for changes in of_controls]) for i, one in enumerate(asked))
 
 
@@ -127,7 +127,7 @@ def _of_controls(
         return done
     for arm in tqdm(arms[len(done) :], initial=len(done), total=len(arms), desc="controls", unit="control"):
         with ablate(model, arm.ablated):
-            after: Reads = read(model, behaviours, units, **options)
+            after: Activations = read_activations(model, behaviours, units, **options)
         done.append([one.changes(arm, after) for one in asked])
         kept.save(done)
     return done
@@ -160,7 +160,7 @@ def _kept(
     folder: str | Path | None,
     model: HookedModel,
     data: Sequence[Behaviour],
-    questions: Sequence[Question],
+    questions: Sequence[MutualInformationConfig],
     arms: Sequence[Arm],
     template: Template,
 ) -> _Kept:
@@ -168,7 +168,7 @@ def _kept(
         return _Kept(None, "")
     parts = [model_fingerprint(model), template, *map(str, questions), *(one.fingerprint for one in data)]
     for arm in arms:
-        parts += [arm.ablated.fingerprint, arm.first_read.fingerprint, arm.second_read.fingerprint]
+        parts += [arm.ablated.fingerprint, arm.first_neurons.fingerprint, arm.second_neurons.fingerprint]
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     return _Kept(Path(folder) / "controls.json", digest)
 
@@ -176,12 +176,12 @@ def _kept(
 def _check(
     model: HookedModel,
     behaviours: Sequence[Behaviour],
-    questions: Sequence[Question],
+    questions: Sequence[MutualInformationConfig],
     arms: Sequence[Arm],
     calibration: Sequence[Behaviour],
 ) -> None:
     scored = frozenset[str]().union(
-        *(one.prompt_hashes for arm in arms for one in (arm.first_read, arm.second_read, arm.ablated))
+        *(one.prompt_hashes for arm in arms for one in (arm.first_neurons, arm.second_neurons, arm.ablated))
     )
     refuse_scored(model, behaviours, also=scored)
     names = [behaviour.name for behaviour in behaviours]
@@ -195,10 +195,10 @@ def _check(
     for question in questions:
         refuse_few(question, len(distinct(behaviours)))
     for arm in arms:
-        for read_, which in ((arm.first_read, "first_read"), (arm.second_read, "second_read")):
+        for read_, which in ((arm.first_neurons, "first_neurons"), (arm.second_neurons, "second_neurons")):
             if any(site.unit != "neuron" for site in read_.units):
                 raise InputError(f"{which} must hold neurons, got {read_!r}")
         for question in questions:
-            both = arm.first_read & arm.second_read
+            both = arm.first_neurons & arm.second_neurons
             if question.estimand == "subset_mi" and (arm.ablated.shapes != both.shapes or len(arm.ablated - both)):
                 raise InputError("subset_mi silences neurons that both reads hold; choose reads that hold `ablated`")

@@ -49,7 +49,7 @@ _DEFAULTS: dict[str, _Default] = {
 
 
 @dataclass(frozen=True)
-class Question:
+class MutualInformationConfig:
     """What is estimated, and how. The defaults of the counts depend on what one estimate costs."""
 
     estimand: Estimand = "downstream_mi"
@@ -79,7 +79,7 @@ class Question:
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
 
-    def settled(self, n_prompts: int) -> "Question":
+    def settled(self, n_prompts: int) -> "MutualInformationConfig":
         """With every default written out."""
         default = _DEFAULTS[self.estimand]
         k = self.k or (10 if n_prompts >= 320 else 5)
@@ -87,7 +87,7 @@ class Question:
         n_null = min(n_shuffles, default.n_null if self.n_null is None else self.n_null)
         n_subsamples = self.n_subsamples or default.n_subsamples
         estimator = self.estimator or default.estimators[0]
-        return Question(self.estimand, estimator, k, n_shuffles, n_null, n_subsamples, self.seed)
+        return MutualInformationConfig(self.estimand, estimator, k, n_shuffles, n_null, n_subsamples, self.seed)
 
     @property
     def at_answers(self) -> bool:
@@ -100,12 +100,12 @@ class Arm:
     """One ablation and what is read under it: the edit, or a control. Those of `subset_mi` have reads of their own."""
 
     ablated: Selection
-    first_read: Selection
-    second_read: Selection
+    first_neurons: Selection
+    second_neurons: Selection
 
     def reads(self, estimand: Estimand) -> tuple[Selection, Selection]:
         """What is read: silenced neurons are left out of both reads, but for `subset_mi`, which is about them."""
-        both = (self.first_read, self.second_read)
+        both = (self.first_neurons, self.second_neurons)
         if estimand in ("subset_mi", "paper_nhsic"):
             return both
         first, second = (read - self.ablated if read.shapes == self.ablated.shapes else read for read in both)
@@ -118,10 +118,10 @@ def random_arm_like(arm: Arm, strata: Strata, *, seed: int) -> Arm:
     It is matched on site and stratum, from neurons that neither read holds. Of the overlap as many neurons are
     silenced as the arm silences.
     """
-    both = arm.first_read & arm.second_read
+    both = arm.first_neurons & arm.second_neurons
     silenced = both & arm.ablated
-    parts = [silenced, both - silenced, arm.first_read - both, arm.second_read - both]
-    drawn = random_like(arm.first_read | arm.second_read, strata, seed=seed)
+    parts = [silenced, both - silenced, arm.first_neurons - both, arm.second_neurons - both]
+    drawn = random_like(arm.first_neurons | arm.second_neurons, strata, seed=seed)
     mine, shared, first, second = split_like(drawn, parts, strata, seed=seed)
     return Arm(mine, mine | shared | first, mine | shared | second)
 
@@ -182,7 +182,7 @@ class Shift:
 class MutualInformation(Framed):
     """An estimand with all that it depends on. Values in `units`."""
 
-    question: Question
+    question: MutualInformationConfig
     """With every default written out."""
     units: Units
     n_prompts: int
@@ -230,7 +230,7 @@ class MutualInformation(Framed):
     @property
     def is_default(self) -> bool:
         """Whether the estimator and the components are those that are taken where none are asked for."""
-        default = Question(self.estimand).settled(self.n_prompts)
+        default = MutualInformationConfig(self.estimand).settled(self.n_prompts)
         return (self.question.estimator, self.question.k) == (default.estimator, default.k)
 
     @property

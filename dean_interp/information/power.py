@@ -18,7 +18,7 @@ from dean_interp.information.gaussian import gaussian_of_samples
 
 
 @dataclass(frozen=True)
-class Design:
+class PowerDesign:
     """What a study of one layer looks like."""
 
     k: int = 5
@@ -36,7 +36,7 @@ def detection_rate(
     *,
     before: float,
     after: float,
-    design: Design = Design(),
+    design: PowerDesign = PowerDesign(),
     n_trials: int = 200,
     seed: int = 0,
 ) -> float:
@@ -64,7 +64,7 @@ def prompts_needed(
     before: float,
     after: float,
     power: float = 0.8,
-    design: Design = Design(),
+    design: PowerDesign = PowerDesign(),
     at_most: int = 4096,
     n_trials: int = 200,
     seed: int = 0,
@@ -89,7 +89,7 @@ def power_curve(
     *,
     before: float,
     after: float,
-    design: Design = Design(),
+    design: PowerDesign = PowerDesign(),
     n_trials: int = 200,
     seed: int = 0,
 ) -> list[float]:
@@ -99,7 +99,7 @@ def power_curve(
     ]
 
 
-def _found(n: int, before: float, after: float, design: Design, drawn: torch.Generator) -> bool:
+def _found(n: int, before: float, after: float, design: PowerDesign, drawn: torch.Generator) -> bool:
     """Whether one study finds the fall."""
     shape = (1, n, design.k)
     cause, *own = (torch.randn(shape, generator=drawn, dtype=torch.float64) for _ in range(3))

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dean_interp.information.activations import Activations
 from dean_interp.information.gaussian import principal_components
 from dean_interp.information.kernels import spread
 from dean_interp.information.probes import probe_direction
-from dean_interp.information.reads import Reads
 from dean_interp.models.sites import Site
 from dean_interp.selection.selection import Selection
 
@@ -38,7 +38,7 @@ class Projection:
 
     def __init__(
         self,
-        before: Reads,
+        before: Activations,
         place: Place,
         read: Selection,
         k: int,
@@ -59,7 +59,7 @@ class Projection:
         if self.n_units:
             self.basis, self.kept = principal_components(self._noisy(values), k)
 
-    def __call__(self, state: Reads) -> Float[Tensor, "row dim"]:
+    def __call__(self, state: Activations) -> Float[Tensor, "row dim"]:
         """The side in any state of the model, on at most `k` coordinates."""
         values = self._columns(state)
         if not self.n_units:
@@ -69,7 +69,7 @@ class Projection:
     def _noisy(self, values: Tensor) -> Tensor:
         return (values - self.mean) / self.scale + self.noise
 
-    def _columns(self, state: Reads) -> Float[Tensor, "row unit"]:
+    def _columns(self, state: Activations) -> Float[Tensor, "row unit"]:
         columns = _columns(state, self.place, self.read, answers=self.rows is not None)
         return columns if self.rows is None else columns[self.rows]
 
@@ -78,7 +78,13 @@ class Probe:
     """One side of a place on one number: how a probe for one behaviour's safe answers reads it."""
 
     def __init__(
-        self, before: Reads, place: Place, read: Selection, calibration: Reads | None, behaviour: str, seed: int
+        self,
+        before: Activations,
+        place: Place,
+        read: Selection,
+        calibration: Activations | None,
+        behaviour: str,
+        seed: int,
     ) -> None:
         self.place, self.read = place, read
         values = _columns(before, place, read, answers=True)
@@ -97,7 +103,7 @@ class Probe:
             direction = probe_direction(known[own & train].numpy(), label[own & train].numpy())
             self.parts.append((rows, self._scored(values[rows], torch.from_numpy(direction))))
 
-    def __call__(self, state: Reads) -> Float[Tensor, "row one"]:
+    def __call__(self, state: Activations) -> Float[Tensor, "row one"]:
         """The score of every answer in any state of the model; 0 without neurons."""
         values = _columns(state, self.place, self.read, answers=True)
         scores = torch.zeros(len(values), 1, dtype=torch.float64)
@@ -105,7 +111,7 @@ class Probe:
             scores[rows, 0] = score(values[rows])
         return scores
 
-    def in_direction(self, state: Reads, direction: np.ndarray) -> Float[Tensor, "row one"]:
+    def in_direction(self, state: Activations, direction: np.ndarray) -> Float[Tensor, "row one"]:
         """A score in another direction, in standardised units."""
         values = _columns(state, self.place, self.read, answers=True)
         return (values / spread(values)) @ torch.from_numpy(direction)[:, None]
@@ -116,7 +122,7 @@ class Probe:
         return lambda values: (values @ direction - mean) / (sd if sd > 0 else 1.0)
 
 
-def _half_of(reads: Reads, seed: int) -> np.ndarray:
+def _half_of(reads: Activations, seed: int) -> np.ndarray:
     """Whether a row is in the first half: half of the topics of every behaviour, both answers together."""
     drawn = np.random.default_rng([seed, 3])
     chosen: set[str] = set()
@@ -126,7 +132,7 @@ def _half_of(reads: Reads, seed: int) -> np.ndarray:
     return np.array([cluster in chosen for cluster in twice(reads.clusters)])
 
 
-def _columns(state: Reads, place: Place, read: Selection, *, answers: bool) -> Float[Tensor, "row unit"]:
+def _columns(state: Activations, place: Place, read: Selection, *, answers: bool) -> Float[Tensor, "row unit"]:
     known = state.answers if answers else state.values
     columns = [
         (state.answer_columns if answers else state.columns)(site, read) for site in place.sites if site in known
@@ -135,7 +141,7 @@ def _columns(state: Reads, place: Place, read: Selection, *, answers: bool) -> F
     return torch.cat(columns, 1) if columns else torch.zeros(n_rows, 0, dtype=torch.float64)
 
 
-def _noise(reads: Reads, site: Site, read: Selection, seed: tuple[int, int]) -> Float[Tensor, "prompt unit"]:
+def _noise(reads: Activations, site: Site, read: Selection, seed: tuple[int, int]) -> Float[Tensor, "prompt unit"]:
     drawn = np.random.default_rng([*seed, site.layer]).standard_normal(reads.values[site].shape)
     return torch.from_numpy(drawn)[:, torch.isin(reads.units.units[site], read.units[site])]
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dean_interp.models.load import HookedModel
-from dean_interp.models.places import generating
+from dean_interp.models.positions import generating
 
 _FUSED = "_dean_interp_fused_is_right"  # what we note on a model object
 _TOLERANCE = 1e-3  # of the logits' spread

@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from dean_interp.distributed import own_share, take_largest
+from dean_interp.distributed import all_reduce_max, shard
 from dean_interp.errors import InputError
 from dean_interp.models.attention import fused_attention
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
-from dean_interp.models.places import generating
+from dean_interp.models.positions import generating
 from dean_interp.models.tokens import Template, encode
-from dean_interp.unfinished import Unfinished
+from dean_interp.resume import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def generate_to(
                 f"the {model.cfg.n_ctx} that the model takes"
             )
     answers = torch.full((len(prompts), longest), _NOTHING)
-    planned = own_share(list(_batches(encoded, batch_size, equal_length=is_hooked_transformer(model))))
+    planned = shard(list(_batches(encoded, batch_size, equal_length=is_hooked_transformer(model))))
     n_done = unfinished.restore({"answers": answers}) if unfinished else 0
     n_answered = sum(map(len, planned[:n_done]))
     with tqdm(total=sum(map(len, planned)), initial=n_answered, desc=label, unit="answer", leave=False) as progress:
@@ -87,7 +87,7 @@ def generate_to(
             if unfinished:
                 unfinished.keep({"answers": answers}, n_batches=number)
             progress.update(len(batch))
-    take_largest([answers])  # tokens are above what stands where there is none
+    all_reduce_max([answers])  # tokens are above what stands where there is none
     return {n: [_text(tokenizer, row[:n]) for row in answers] for n in lengths}
 
 

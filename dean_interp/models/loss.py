@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dean_interp.distributed import add_up, agreed, own_share
+from dean_interp.distributed import all_reduce_sum, on_rank0, shard
 from dean_interp.models.load import HookedModel, is_hooked_transformer
-from dean_interp.models.places import Places, at_places
+from dean_interp.models.positions import Places, at_places
 from dean_interp.models.tokens import Batch, Encoded, Padding, Row, batches, collate, paths, trees
-from dean_interp.unfinished import Unfinished
+from dean_interp.resume import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def batched(
     in one batch.
     """
     planned = batches(rows, batch_tokens=batch_tokens, together=together)
-    planned = planned if sums is None else own_share(planned)
+    planned = planned if sums is None else shard(planned)
     n_done = unfinished.restore(sums or {}) if unfinished else 0
     n_rows_done = sum(len(some) for some in planned[:n_done])
     seconds, kept_at = 0.0, time.monotonic()
@@ -92,7 +92,7 @@ def batched(
                 kept_at = time.monotonic()
                 seconds = kept_at - began
             progress.update(len(some))
-    add_up((sums or {}).values())
+    all_reduce_sum((sums or {}).values())
 
 
 def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
@@ -119,7 +119,7 @@ def shares_prompts(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
     the first two prompts are run both ways to see.
     """
     if _SHARES not in model.__dict__:
-        model.__dict__[_SHARES] = not is_hooked_transformer(model) and agreed(
+        model.__dict__[_SHARES] = not is_hooked_transformer(model) and on_rank0(
             lambda: _trees_equal_paths(model, encoded[:2])
         )
         if not model.__dict__[_SHARES]:

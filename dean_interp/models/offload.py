@@ -36,14 +36,14 @@ def named_values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{name}" if prefix else name, values(module, name)
 
 
-def is_away(model: nn.Module) -> bool:
+def is_offloaded(model: nn.Module) -> bool:
     """Whether any of the model's weights is."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
-def refuse_away(model: nn.Module, what: str) -> None:
+def refuse_offloaded(model: nn.Module, what: str) -> None:
     """Raise `InputError` where something needs all weights at once and some are away."""
-    if is_away(model):
+    if is_offloaded(model):
         raise InputError(f"{what} needs all weights on devices that compute, and some are in host memory or on disk")
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from dean_interp.evaluation.outcomes import Line, p_text
+from dean_interp.files import write_text
 from dean_interp.information.estimands import HEADLINES
 from dean_interp.report.figures import (
     changes_by_arm,
@@ -30,7 +31,6 @@ from dean_interp.study.arms import ArmResults
 from dean_interp.study.outcome import RANDOM_KINDS
 from dean_interp.study.results import AnswerSet, InformationResults, Results, State, UnitResults, save_record
 from dean_interp.study.sweep import Sweep, sweep_headline
-from dean_interp.tensorfile import write_text
 
 
 class Page:

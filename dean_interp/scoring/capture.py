@@ -14,7 +14,7 @@ from torch import Tensor
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, forward
 from dean_interp.models.matrices import OnProduct, on_products, parameter
-from dean_interp.models.offload import held_once, is_away
+from dean_interp.models.offload import held_once, is_offloaded
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 
@@ -145,7 +145,7 @@ def _frozen(model: HookedModel) -> Iterator[None]:
     try:
         for module, name, _ in wanted:
             getattr(module, name).requires_grad_(False)
-        with held_once(model) if is_away(model) else nullcontext():
+        with held_once(model) if is_offloaded(model) else nullcontext():
             yield
     finally:
         for (

@@ -30,13 +30,13 @@ from dean_interp.models.load import (
 )
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import parameter, weight, weight_sites
-from dean_interp.models.memory import scored_prompts
+from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
 from dean_interp.models.tokens import Batch, Padding, Row, Template, collate, cut, encode, paths
+from dean_interp.resume import Unfinished
 from dean_interp.scoring.capture import check_hook_gradients, stream_gradients
 from dean_interp.scoring.scores import Scores, Top, refuse_keep, thinned
 from dean_interp.scoring.sums import Sums, group_sizes
-from dean_interp.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ Target = Literal["response", "margin"]
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoringConfig:
     """How examples become scores; the same for every method."""
 
     template: Template = "chat"
@@ -73,7 +73,7 @@ def importance(
     behaviour: Behaviour,
     *,
     unit: Unit | Sequence[Unit] = "neuron",
-    how: Scoring = Scoring(),
+    config: ScoringConfig = ScoringConfig(),
     keep: float = 1.0,
     unfinished: Path | None = None,
 ) -> Scores:
@@ -84,7 +84,7 @@ def importance(
         behaviour: the examples; the answer named by `behaviour.response` is the one whose loss is taken.
         unit: `neuron` (one index of `d_mlp`), `weight` (one entry of a matrix, the paper's unit), or both in one pass:
             `("neuron", "weight")`. Weights take one float32 accumulator a weight.
-        how: template, target, sign, modules, batches.
+        config: template, target, sign, modules, batches.
         keep: the top fraction of each matrix's weights whose scores are kept (`Scores.kept`). Less than 1 saves memory:
             the others go as soon as their layers' pass is done.
         unfinished: a file for what the finished batches left. A call that was killed goes on from there when it is
@@ -95,21 +95,21 @@ def importance(
             (by layer and example), for weights a model whose weights were processed (folded LayerNorm, centred).
     """
     units = units_of(unit)
-    sites = scored_sites(model, units, how)
+    sites = scored_sites(model, units, config)
     refuse_keep(keep)
     refuse_not_finite(model)
-    data = prepare(model, behaviour, how)
+    data = prepare(model, behaviour, config)
     check_hook_gradients(model, collate(data.rows[:1], device=model.cfg.device), _checked(model, sites))
-    key = scores_fingerprint(model, behaviour, unit=units, how=how)
+    key = scores_fingerprint(model, behaviour, unit=units, config=config)
 
     def passes() -> Iterator[Sums]:
-        for number, some in enumerate(in_passes(sites, how.layers_per_pass)):
-            saved = Unfinished(unfinished, f"{key} {how}").part(str(number)) if unfinished else None
-            sums = Sums(model, some, n_examples=len(behaviour), rows_each=data.rows_each, signed=how.signed)
-            run_pass(model, data, sums, how, label=f"scoring {behaviour.name}", unfinished=saved)
+        for number, some in enumerate(in_passes(sites, config.layers_per_pass)):
+            saved = Unfinished(unfinished, f"{key} {config}").part(str(number)) if unfinished else None
+            sums = Sums(model, some, n_examples=len(behaviour), rows_each=data.rows_each, signed=config.signed)
+            run_pass(model, data, sums, config, label=f"scoring {behaviour.name}", unfinished=saved)
             yield sums
 
-    facts = facts_of(model, behaviour, "importance", how, data)
+    facts = facts_of(model, behaviour, "importance", config, data)
     scores = as_scores(model, behaviour, passes(), key, facts, keep=keep)
     scored_prompts(model).update(behaviour.prompt_hashes)
     return scores
@@ -136,34 +136,34 @@ class Prepared:
     """Whether texts begin with the tokenizer's BOS."""
 
 
-def prepare(model: HookedModel, behaviour: Behaviour, how: Scoring) -> Prepared:
-    """Tokens of every example. Raises `InputError` for what `Scoring` does not allow, and for texts too long."""
-    if how.target not in get_args(Target):
-        raise InputError(f"target must be one of {get_args(Target)}, got {how.target!r}")
-    if how.target == "margin" and not behaviour.paired:
+def prepare(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> Prepared:
+    """Tokens of every example. Raises `InputError` for what `ScoringConfig` does not allow, and for texts too long."""
+    if config.target not in get_args(Target):
+        raise InputError(f"target must be one of {get_args(Target)}, got {config.target!r}")
+    if config.target == "margin" and not behaviour.paired:
         raise InputError(f"target='margin' needs a safe and an unsafe answer to every prompt of '{behaviour.name}'")
-    if how.padding == "left" and is_hooked_transformer(model):
+    if config.padding == "left" and is_hooked_transformer(model):
         raise InputError("a HookedTransformer is padded on the right only: padding='right', or load a bridge")
     n_ctx = model.cfg.n_ctx
-    if how.max_tokens is not None and not 0 < how.max_tokens <= n_ctx:
-        raise InputError(f"max_tokens must be in 1..{n_ctx} (the model's context), got {how.max_tokens}")
+    if config.max_tokens is not None and not 0 < config.max_tokens <= n_ctx:
+        raise InputError(f"max_tokens must be in 1..{n_ctx} (the model's context), got {config.max_tokens}")
     tokenizer = native_tokenizer(model)
     encoded, n_truncated = [], 0
     for example, response in zip(behaviour.examples, behaviour.responses, strict=True):
-        answers = [example.answers[kind] for kind in ("safe", "unsafe")] if how.target == "margin" else [response]
-        limit = None if how.max_tokens else n_ctx
-        one = encode(tokenizer, example.prompt, answers, template=how.template, n_ctx=limit)
-        if how.max_tokens:
-            one, n_cut = cut(one, how.max_tokens)
+        answers = [example.answers[kind] for kind in ("safe", "unsafe")] if config.target == "margin" else [response]
+        limit = None if config.max_tokens else n_ctx
+        one = encode(tokenizer, example.prompt, answers, template=config.template, n_ctx=limit)
+        if config.max_tokens:
+            one, n_cut = cut(one, config.max_tokens)
             n_truncated += n_cut
         encoded.append(one)
     if n_truncated:
-        log.warning("%d answers of %s were cut at %d tokens", n_truncated, behaviour.name, how.max_tokens)
+        log.warning("%d answers of %s were cut at %d tokens", n_truncated, behaviour.name, config.max_tokens)
     bos = tokenizer.bos_token_id is not None and all(one.prompt[:1] == (tokenizer.bos_token_id,) for one in encoded)
-    return Prepared(paths(encoded), 2 if how.target == "margin" else 1, n_truncated, bos)
+    return Prepared(paths(encoded), 2 if config.target == "margin" else 1, n_truncated, bos)
 
 
-Step = Callable[[HookedModel, Batch, Sequence[Site], Sums], None]
+PassStep = Callable[[HookedModel, Batch, Sequence[Site], Sums], None]
 
 
 def gradient_step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums: Sums) -> None:
@@ -175,25 +175,25 @@ def run_pass(
     model: HookedModel,
     data: Prepared,
     sums: Sums,
-    how: Scoring,
+    config: ScoringConfig,
     *,
     label: str,
     unfinished: Unfinished | None = None,
-    step: Step = gradient_step,
+    step: PassStep = gradient_step,
 ) -> None:
     """Every batch once, into `sums`.
 
     A batch that does not fit into memory is halved, and so are those after it; nothing that was added is lost.
     """
-    batch_tokens = batch_tokens_of(model, how)
+    batch_tokens = batch_tokens_of(model, config)
     fits = [batch_tokens]
     options = {"label": label, "leave": True, "unfinished": unfinished, "sums": sums.sums}
-    layout = {"batch_tokens": batch_tokens, "together": data.rows_each, "padding": how.padding}
+    layout = {"batch_tokens": batch_tokens, "together": data.rows_each, "padding": config.padding}
     for batch in batched(model, data.rows, **options, **layout):
         _fold(model, batch, sums, sums.sites, fits, step)
 
 
-def _fold(model: HookedModel, batch: Batch, sums: Sums, sites: Sequence[Site], fits: list[int], step: Step) -> None:
+def _fold(model: HookedModel, batch: Batch, sums: Sums, sites: Sequence[Site], fits: list[int], step: PassStep) -> None:
     """One batch at the given sites. What was folded in before memory ran out is not folded in again."""
     n_examples = len(batch.tokens) // sums.rows_each
     if batch.tokens.numel() <= fits[0] or n_examples == 1:
@@ -217,13 +217,13 @@ def _fold(model: HookedModel, batch: Batch, sums: Sums, sites: Sequence[Site], f
         _fold(model, part, sums, sites, fits, step)
 
 
-def batch_tokens_of(model: HookedModel, how: Scoring) -> int:
+def batch_tokens_of(model: HookedModel, config: ScoringConfig) -> int:
     """Padded tokens a batch."""
-    if how.batch_tokens is None:
+    if config.batch_tokens is None:
         return 512 if torch.device(model.cfg.device).type == "cpu" else 4096
-    if how.batch_tokens < 1:
-        raise InputError(f"batch_tokens must be at least 1, got {how.batch_tokens}")
-    return how.batch_tokens
+    if config.batch_tokens < 1:
+        raise InputError(f"batch_tokens must be at least 1, got {config.batch_tokens}")
+    return config.batch_tokens
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -287,25 +287,25 @@ def scores_fingerprint(
     behaviour: Behaviour,
     *,
     unit: Unit | Sequence[Unit],
-    how: Scoring = Scoring(),
+    config: ScoringConfig = ScoringConfig(),
     method: str = "importance",
 ) -> str:
     """What scores depend on, hashed: model, examples, method, settings other than those of the batches, units."""
-    settings = dataclasses.replace(how, padding="right", batch_tokens=None, layers_per_pass=None)
+    settings = dataclasses.replace(config, padding="right", batch_tokens=None, layers_per_pass=None)
     parts = [model_fingerprint(model), behaviour.fingerprint, method, str(settings), *units_of(unit)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 def facts_of(
-    model: HookedModel, behaviour: Behaviour, method: str, how: Scoring, data: Prepared | None = None
+    model: HookedModel, behaviour: Behaviour, method: str, config: ScoringConfig, data: Prepared | None = None
 ) -> dict[str, Any]:
     """Where scores come from, for their file."""
     facts = {
         "method": method,
-        "target": how.target,
-        "signed": how.signed,
-        "modules": how.modules,
-        "template": how.template,
+        "target": config.target,
+        "signed": config.signed,
+        "modules": config.modules,
+        "template": config.template,
         "response": behaviour.response,
         "n_examples": len(behaviour),
         "data": behaviour.fingerprint,
@@ -326,9 +326,9 @@ def units_of(unit: Unit | Sequence[Unit]) -> tuple[Unit, ...]:
     return tuple(one for one in known if one in given)
 
 
-def scored_sites(model: HookedModel, units: Sequence[Unit], how: Scoring) -> list[Site]:
+def scored_sites(model: HookedModel, units: Sequence[Unit], config: ScoringConfig) -> list[Site]:
     """The sites of the units, neurons first."""
-    matrices = weight_sites(model, how.modules) if "weight" in units else []
+    matrices = weight_sites(model, config.modules) if "weight" in units else []
     return (neuron_sites(model) if "neuron" in units else []) + matrices
 
 

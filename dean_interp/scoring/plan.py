@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import agreed, n_here, n_processes
+from dean_interp.distributed import n_here, n_processes, on_rank0
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import home, shape
@@ -30,7 +30,7 @@ from dean_interp.models.tokens import Row, batches, collate, row_length
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.importance import (
     Prepared,
-    Scoring,
+    ScoringConfig,
     batch_tokens_of,
     give_back,
     in_passes,
@@ -72,9 +72,9 @@ class Plan:
         """Whether the peak stays within what is free."""
         return self.peak_bytes - self.held_bytes <= _SHARE * self.free_bytes
 
-    def apply(self, how: Scoring) -> Scoring:
+    def apply(self, config: ScoringConfig) -> ScoringConfig:
         """The same settings with this plan's batches and passes."""
-        return dataclasses.replace(how, batch_tokens=self.batch_tokens, layers_per_pass=self.layers_per_pass)
+        return dataclasses.replace(config, batch_tokens=self.batch_tokens, layers_per_pass=self.layers_per_pass)
 
     def __str__(self) -> str:
         gib = 2**30
@@ -91,12 +91,12 @@ def plan(
     behaviour: Behaviour,
     *,
     unit: Unit | Sequence[Unit] = "neuron",
-    how: Scoring = Scoring(),  # noqa: B008 - frozen
+    config: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
     free_bytes: int | None = None,
 ) -> Plan:
     """Predict what `importance` will take, and choose batches and layers a pass that fit.
 
-    Batches are `how.batch_tokens` where that fits and smaller where it does not; sums of all layers are held at once
+    Batches are `config.batch_tokens` where that fits and smaller where it does not; sums of all layers are held at once
     where they fit, else as many layers' as do, in as many passes. Of several processes the first one plans for all.
 
     Args:
@@ -105,21 +105,21 @@ def plan(
     Raises:
         InputError: as `importance`, and where not even one example and one layer fit.
     """
-    return Plan(**agreed(lambda: dataclasses.asdict(_planned(model, behaviour, units_of(unit), how, free_bytes))))
+    return Plan(**on_rank0(lambda: dataclasses.asdict(_planned(model, behaviour, units_of(unit), config, free_bytes))))
 
 
 def _planned(
-    model: HookedModel, behaviour: Behaviour, unit: Sequence[Unit], how: Scoring, free_bytes: int | None
+    model: HookedModel, behaviour: Behaviour, unit: Sequence[Unit], config: ScoringConfig, free_bytes: int | None
 ) -> Plan:
-    sites = scored_sites(model, unit, how)
-    data = prepare(model, behaviour, how)
+    sites = scored_sites(model, unit, config)
+    data = prepare(model, behaviour, config)
     device = torch.device(model.cfg.device)
-    probe = _Probe(model, data, sites, how)
+    probe = _Probe(model, data, sites, config)
     batch_bytes = probe.batch_bytes()
     give_back()
     free = free_bytes if free_bytes is not None else free_memory(device) // (n_here() if device.type == "cpu" else 1)
     held = held_memory(device)
-    most, wanted = how.layers_per_pass or model.cfg.n_layers, batch_tokens_of(model, how)
+    most, wanted = config.layers_per_pass or model.cfg.n_layers, batch_tokens_of(model, config)
     for layers in halved(most):
         passes = in_passes(sites, layers)
         sums = max(sum(_sums_bytes(model, site, len(behaviour)) for site in some) for some in passes)
@@ -190,16 +190,16 @@ def site_bytes(model: HookedModel, site: Site, n_examples: int) -> int:
 class _Probe:
     """Passes that are watched. Every layer is folded into the middle layer's sums: their cost without their memory."""
 
-    def __init__(self, model: HookedModel, data: Prepared, sites: Sequence[Site], how: Scoring) -> None:
-        self.model, self.data, self.sites, self.how = model, data, sites, how
+    def __init__(self, model: HookedModel, data: Prepared, sites: Sequence[Site], config: ScoringConfig) -> None:
+        self.model, self.data, self.sites, self.config = model, data, sites, config
         self.middle = model.cfg.n_layers // 2
         own = [site for site in sites if site.layer == self.middle]
-        self.sums = Sums(model, own, n_examples=len(data.rows), rows_each=data.rows_each, signed=how.signed)
+        self.sums = Sums(model, own, n_examples=len(data.rows), rows_each=data.rows_each, signed=config.signed)
 
     def run(self, rows: Sequence[Row]) -> float:
         """Seconds of one pass."""
         began = time.perf_counter()
-        batch = collate(rows, device=self.model.cfg.device, padding=self.how.padding)
+        batch = collate(rows, device=self.model.cfg.device, padding=self.config.padding)
         self.sums.begin(batch)
 
         def add(site: Site, x: Tensor, gradient: Tensor) -> None:

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dean_interp.errors import InputError
+from dean_interp.files import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site, Size, Unit, WrittenSite, parse_site, places
-from dean_interp.tensorfile import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
 
 _FORMAT = "dean_interp.scores.2"
 KEEP = 0.02

@@ -75,11 +75,11 @@ def coupled(first: Scores, second: Scores, general: Scores, *, fraction: Fractio
 def opposite_sign(selection: Selection, first: Scores, second: Scores) -> Selection:
     """The selected units whose effects on the two behaviours have opposite signs: what helps one hurts the other.
 
-    Raises `InputError` where the scores are not signed (`Scoring(signed=True)`).
+    Raises `InputError` where the scores are not signed (`ScoringConfig(signed=True)`).
     """
     for scores in (first, second):
         if not scores.facts.get("signed"):
-            raise InputError(f"the scores of {scores.behaviour} are not signed: score with Scoring(signed=True)")
+            raise InputError(f"the scores of {scores.behaviour} are not signed: score with ScoringConfig(signed=True)")
     units = {
         site: indices[first.at(site, indices) * second.at(site, indices) < 0]
         for site, indices in selection.units.items()

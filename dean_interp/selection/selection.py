@@ -15,10 +15,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
+from dean_interp.files import is_ascending, read_tensors, refuse_damaged, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Shape, Site, WrittenSite, places
 from dean_interp.scoring.scores import Scores, highest
-from dean_interp.tensorfile import is_ascending, read_tensors, refuse_damaged, write_tensors
 
 _FORMAT = "dean_interp.selection.1"
 Within = Literal["matrix", "layer", "model"]

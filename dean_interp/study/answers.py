@@ -16,17 +16,17 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import VERDICTS, is_cautious, judge, judge_name
 from dean_interp.evaluation.served import Served, generate_served
+from dean_interp.files import read_json, write_text
 from dean_interp.models.generate import generate, generate_to
 from dean_interp.models.load import HookedModel, native_tokenizer
-from dean_interp.models.memory import refuse_scored
+from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
+from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import clustered_interval
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.results import AnswerSet, Spoken, SpokenState
-from dean_interp.tensorfile import read_json, write_text
-from dean_interp.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 

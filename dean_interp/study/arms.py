@@ -24,14 +24,14 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.judges import judged, make_judge
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import Line, Outcome, frame, likelihoods, lines_of, spoken
-from dean_interp.fine_tuning import FineTuning, fine_tune
+from dean_interp.files import read_json, write_text
+from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import Interval
 from dean_interp.study.answers import Asking, answers_in
 from dean_interp.study.config import StudyConfig
-from dean_interp.tensorfile import read_json, write_text
 
 MARGIN, LOSS = "margin of safe over unsafe", "loss on answers"
 OVER_SEEDS = "share over seeds"
@@ -130,7 +130,7 @@ class Arms:
         return found
 
     def fine_tuned(
-        self, name: str, behaviours: Sequence[Behaviour], how: FineTuning, *, at: Sequence[int] | None = None
+        self, name: str, behaviours: Sequence[Behaviour], how: FineTuningConfig, *, at: Sequence[int] | None = None
     ) -> dict[int, list[Outcome]]:
         """Outcomes of one fine-tuning of the study's model, by step, answers after the last; its checkpoints go then.
 

@@ -38,11 +38,11 @@ from dean_interp.evaluation.judges import (
 from dean_interp.evaluation.outcomes import Outcome, likelihoods, spoken
 from dean_interp.evaluation.served import Served
 from dean_interp.evaluation.windows import WindowMeasurement, window_loss
+from dean_interp.files import read_json, write_text
+from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
 from dean_interp.study.answers import Asking, answers_in
 from dean_interp.study.states import States
-from dean_interp.tensorfile import read_json, write_text
-from dean_interp.unfinished import Unfinished
 
 
 @dataclass(frozen=True)

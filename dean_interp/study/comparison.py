@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from dean_interp.evaluation.measure import Measurement
-from dean_interp.information.change import Frozen
-from dean_interp.information.estimands import HEADLINES, Arm, MutualInformation, Question
-from dean_interp.information.reads import Reads
+from dean_interp.files import read_json, write_text
+from dean_interp.information.activations import Activations
+from dean_interp.information.before_after import Frozen
+from dean_interp.information.estimands import HEADLINES, Arm, MutualInformation, MutualInformationConfig
 from dean_interp.models.sites import Unit
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import Strata, n_units_outside, named_controls, random_like
@@ -26,7 +27,6 @@ from dean_interp.study.controls import grow_to_kl
 from dean_interp.study.outcome import RANDOM_KINDS, design_of, headline_of, primary_of, state_of
 from dean_interp.study.results import State, UnitResults
 from dean_interp.study.states import States
-from dean_interp.tensorfile import read_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -152,16 +152,22 @@ def information_change(
 ) -> tuple[MutualInformation, ...]:
     """Both headline estimands before and under every ablation; the first is the edit, the others are its controls."""
 
-    def under(name: str) -> tuple[Arm, Reads]:
-        after = measured(name).reads
+    def under(name: str) -> tuple[Arm, Activations]:
+        after = measured(name).activations
         assert after is not None
         return Arm(ablated[name], *reads), after
 
     edit, *controls = ablated
-    before, behaviours = states.original.reads, [test.name for test in states.tests[:2]]
+    before, behaviours = states.original.activations, [test.name for test in states.tests[:2]]
     assert before is not None
     asked = [
-        Frozen(Question(estimand, seed=states.config.seed), before, under(edit)[0], behaviours, states.calibration)
+        Frozen(
+            MutualInformationConfig(estimand, seed=states.config.seed),
+            before,
+            under(edit)[0],
+            behaviours,
+            states.calibration,
+        )
         for estimand in HEADLINES
     ]
     changes = [

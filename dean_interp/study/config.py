@@ -41,7 +41,7 @@ class StudyConfig:
     """Top fraction of each layer's neurons that counts as important; one, or one each for first, second, general."""
     weight_fraction: Fraction = 1e-4
     """The same for the weights of each MLP matrix."""
-    read_fraction: float = 0.05
+    information_fraction: float = 0.05
     """Top fraction from which the mutual information's reads are taken: neurons of one behaviour, not of the other."""
     n_calibration: int = 96
     """Examples of each behaviour that are scored."""
@@ -86,7 +86,7 @@ class StudyConfig:
         """Raise `InputError` where a setting is out of its range."""
         if not self.units or len(set(self.units)) < len(self.units):
             raise InputError(f"units must be neuron, weight or both, got {self.units}")
-        for name in ("neuron_fraction", "weight_fraction", "read_fraction"):
+        for name in ("neuron_fraction", "weight_fraction", "information_fraction"):
             given = getattr(self, name)
             if not all(0 < one <= 1 for one in (given if isinstance(given, tuple) else (given,))):
                 raise InputError(f"{name} must be in (0, 1], got {given}")

@@ -16,13 +16,13 @@ import pandas as pd
 
 from dean_interp.evaluation.judges import Agreement, Sensitivity
 from dean_interp.evaluation.outcomes import Line, Outcome, detectable, frame, lines_of, table
+from dean_interp.files import write_text
 from dean_interp.frames import Framed
 from dean_interp.selection.selection import Selection
 from dean_interp.study.asked import Asked, Taken, sets_of
 from dean_interp.study.outcome import primary_of, state_of
 from dean_interp.study.results import Primary, State, save_record
 from dean_interp.study.states import States
-from dean_interp.tensorfile import write_text
 
 log = logging.getLogger(__name__)
 

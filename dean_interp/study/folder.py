@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import agreed, writes
+from dean_interp.distributed import is_rank0, on_rank0
 from dean_interp.errors import InputError
-from dean_interp.tensorfile import read_json, write_text
+from dean_interp.files import read_json, write_text
 
 CHECKSUMS = "checksums.json"
 
@@ -59,7 +59,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
     with lock:
         try:
-            if writes():
+            if is_rank0():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"another run is writing to {folder}") from error
@@ -69,7 +69,7 @@ def locked(folder: Path) -> Iterator[None]:
 def note_checksums(folder: Path) -> None:
     """Write `checksums.json`: what the finished run's files hold. Once it is there, it stays."""
     path = folder / CHECKSUMS
-    if found := agreed(lambda: {} if path.is_file() else checksums(folder, kept_files(folder))):
+    if found := on_rank0(lambda: {} if path.is_file() else checksums(folder, kept_files(folder))):
         write_text(path, json.dumps(found, indent=1) + "\n")
 
 

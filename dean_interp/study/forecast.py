@@ -20,7 +20,7 @@ from dean_interp.frames import Framed
 from dean_interp.models.load import DTYPES, HookedModel, load_model
 from dean_interp.models.matrices import shape, weight_sites
 from dean_interp.models.tokens import Row, batches, row_length, trees
-from dean_interp.scoring.importance import Scoring, in_passes, prepare, scored_sites
+from dean_interp.scoring.importance import ScoringConfig, in_passes, prepare, scored_sites
 from dean_interp.scoring.plan import halved, site_bytes
 from dean_interp.study.config import StudyConfig
 
@@ -131,7 +131,7 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:
     n_parameters = sum(one.numel() for one in model.parameters())
     weights = n_parameters * DTYPES[config.dtype].itemsize / GIB
     host = devices.host_gib or psutil.virtual_memory().total / GIB
-    rows = [prepare(model, one, Scoring(template=config.template)).rows for one in calibration]
+    rows = [prepare(model, one, ScoringConfig(template=config.template)).rows for one in calibration]
     batch = max(batch_bytes(model, some, config.score_tokens, config.dtype) for some in rows) / GIB
     most = max(devices.gpus, 1) * (devices.gpu_gib if devices.gpus else host) * _SHARE_OF_MEMORY
     if batch > most:
@@ -202,7 +202,7 @@ def _counted(
     n_spoken = 1 + len(config.units) * (1 + config.n_answer_controls)
     n_answers = n_spoken * config.n_answers * (2 + len(config.over_refusal))
     measured, n_batches = tokens([trees(encoded_answers(model, one, **how)) for one in tests], config.measure_tokens)
-    reads = 2 * 3 * 4 * config.n_test * config.read_fraction * model.cfg.d_mlp * model.cfg.n_layers
+    reads = 2 * 3 * 4 * config.n_test * config.information_fraction * model.cfg.d_mlp * model.cfg.n_layers
     return _Work(
         *tokens(scored, config.score_tokens), n_states * measured, n_states * n_batches,
         n_answers * config.max_new_tokens, config.max_new_tokens * -(-n_answers // config.answer_batch),
@@ -246,7 +246,7 @@ def _placed(weights: float, batch: float, devices: Devices, host: float) -> _Pla
 
 def _passes(model: HookedModel, config: StudyConfig, room: float) -> tuple[int, int, float]:
     """Layers a pass whose sums fit into that room (GiB), how many passes that makes, and what the sums of one hold."""
-    sites = scored_sites(model, config.scored, Scoring())
+    sites = scored_sites(model, config.scored, ScoringConfig())
     for layers in halved(model.cfg.n_layers):
         passes = in_passes(sites, layers)
         largest = max(sum(site_bytes(model, site, config.n_calibration) for site in some) for some in passes) / GIB

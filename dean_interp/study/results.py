@@ -10,13 +10,13 @@ from pydantic import TypeAdapter
 
 from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
+from dean_interp.files import read_json, write_bytes
 from dean_interp.frames import Framed
 from dean_interp.information.estimands import MutualInformation
 from dean_interp.models.sites import Unit
 from dean_interp.selection.stability import STABLE, Floor, Halves
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
-from dean_interp.tensorfile import read_json, write_bytes
 
 
 @dataclass(frozen=True)

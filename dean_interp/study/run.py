@@ -18,9 +18,10 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, refuse_not_finite
-from dean_interp.models.memory import scored_prompts
+from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Unit
-from dean_interp.scoring.importance import Scoring, importance, scores_fingerprint
+from dean_interp.resume import Unfinished, discard
+from dean_interp.scoring.importance import ScoringConfig, importance, scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import strata
 from dean_interp.selection.coupling import Coupling, coupling, refuse_empty
@@ -32,8 +33,7 @@ from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import Clock, note_checksums, owned
 from dean_interp.study.outcome import faults_of, state_of
 from dean_interp.study.results import Results, Spoken, TestLeak, load_results, save_results
-from dean_interp.study.states import States, disjoint_reads
-from dean_interp.unfinished import Unfinished, discard
+from dean_interp.study.states import States, disjoint_neurons
 
 N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32  # shown in the report
 N_NAMED = 4  # named controls a unit has at most
@@ -98,19 +98,21 @@ def score_into(folder: Path, model: HookedModel, behaviour: Behaviour, config: S
     how = scoring_of(config)
     if not path.is_file():
         unfinished = path.with_suffix(".unfinished")
-        scores = importance(model, behaviour, unit=config.scored, how=how, keep=config.keep, unfinished=unfinished)
+        scores = importance(model, behaviour, unit=config.scored, config=how, keep=config.keep, unfinished=unfinished)
         scores.save(path, keep=config.keep)
         discard(unfinished)
     scores = load_scores(path)
-    if scores.fingerprint != scores_fingerprint(model, behaviour, unit=config.scored, how=how):
+    if scores.fingerprint != scores_fingerprint(model, behaviour, unit=config.scored, config=how):
         raise InputError(f"{path} was made with another model or other data: choose another folder")
     scored_prompts(model).update(behaviour.prompt_hashes)
     return scores
 
 
-def scoring_of(config: StudyConfig) -> Scoring:
+def scoring_of(config: StudyConfig) -> ScoringConfig:
     """How a study scores."""
-    return Scoring(template=config.template, batch_tokens=config.score_tokens, layers_per_pass=config.layers_per_pass)
+    return ScoringConfig(
+        template=config.template, batch_tokens=config.score_tokens, layers_per_pass=config.layers_per_pass
+    )
 
 
 def _study(
@@ -124,18 +126,18 @@ def _study(
     tests = data.tests
     found: dict[Unit, Coupling] = {unit: _coupled(config, folder, unit, scores) for unit in config.units}
     known = [model_fingerprint(model), *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
-    first_read, second_read = disjoint_reads(scores, config.read_fraction)
+    first_neurons, second_neurons = disjoint_neurons(scores, config.information_fraction)
     n_states = 1 + len(found) * (1 + config.n_random + config.n_equal_kl + N_NAMED)
     n_done = len(list((folder / "states").glob("*.safetensors")))
     with tqdm(total=n_states, initial=n_done, desc="states of the model", unit="state") as progress:
-        read = first_read | second_read
+        read = first_neurons | second_neurons
         states = States(config, folder / "states", model, tests, read, known, progress, data.calibration[:2])
         comparisons: dict[Unit, Comparison] = {}
         units = []
         for unit, one in found.items():
             own = [behaviour.of(unit) for behaviour in scores]
             matched = strata(model, own)
-            comparisons[unit] = Comparison(config, unit, one, own, matched, states, (first_read, second_read))
+            comparisons[unit] = Comparison(config, unit, one, own, matched, states, (first_neurons, second_neurons))
             units.append(comparisons[unit].results())
             clock.lap(f"{unit}s: edit and controls")
     answers = _spoken(config, folder, model, tests, data.benign, comparisons, states.fingerprint)

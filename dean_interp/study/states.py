@@ -16,14 +16,14 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Value, Zero, described
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement, measure
-from dean_interp.information.reads import Reads, distinct, groups_and_clusters, read
+from dean_interp.files import read_tensors, refuse_damaged, write_tensors
+from dean_interp.information.activations import Activations, distinct, groups_and_clusters, read_activations
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
+from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.study.config import StudyConfig
-from dean_interp.tensorfile import read_tensors, refuse_damaged, write_tensors
-from dean_interp.unfinished import Unfinished
 
 _FORMAT = "dean_interp.state.1"
 _FIELDS = ("log_prob", "kl", "n_tokens")
@@ -67,13 +67,13 @@ class States:
         general = self._general(ablated, value)
         both = self._kept(path, self.tests[:2], ablated, self.read, value)
         self.progress.update(is_new)
-        return Measurement({**both.behaviours, **general.behaviours}, both.reads)
+        return Measurement({**both.behaviours, **general.behaviours}, both.activations)
 
     def kl(self, ablated: Selection) -> float:
         """KL to the original on general text alone (nats per token)."""
         return self._general(ablated)[self.general].mean_kl
 
-    def _calibration(self, behaviours: Sequence[Behaviour]) -> Reads | None:
+    def _calibration(self, behaviours: Sequence[Behaviour]) -> Activations | None:
         """Activations of the unablated model on both behaviours' calibration answers, kept on disk."""
         if self.read is None or len(behaviours) < 2 or not all(behaviour.paired for behaviour in behaviours):
             return None
@@ -81,7 +81,7 @@ class States:
         if not path.is_file():
             unfinished = Unfinished(path.with_suffix(".unfinished"), self.fingerprint)
             config = self.config
-            found = read(self.model, behaviours, self.read, answers=True, template=config.template,
+            found = read_activations(self.model, behaviours, self.read, answers=True, template=config.template,
                          answer_tokens=config.answer_tokens, batch_tokens=config.measure_tokens,
                          unfinished=unfinished)  # fmt: skip
             write_tensors(path, _FORMAT, _tensors_of(found), {"fingerprint": self.fingerprint})
@@ -123,7 +123,7 @@ class States:
         unfinished: Unfinished,
     ) -> Measurement:
         config = self.config
-        options = {"template": config.template, "answer_tokens": config.answer_tokens, "read": read,
+        options = {"template": config.template, "answer_tokens": config.answer_tokens, "neurons": read,
                    "batch_tokens": config.measure_tokens, "unfinished": unfinished}  # fmt: skip
         if ablated is None:
             return measure(self.model, tests, **options)
@@ -138,7 +138,7 @@ def _key(ablated: Selection | None, value: Value) -> str:
     return ablated.fingerprint + ("" if isinstance(value, Zero) else f" {described(value)}")
 
 
-def disjoint_reads(scores: Sequence[Scores], fraction: float) -> tuple[Selection, Selection]:
+def disjoint_neurons(scores: Sequence[Scores], fraction: float) -> tuple[Selection, Selection]:
     """Each behaviour's own top neurons. A neuron in both would inform about itself, so it is in neither read."""
     first, second = (top_fraction(one.of("neuron"), fraction) for one in scores[:2])
     return first - second, second - first
@@ -153,8 +153,8 @@ def save_measurement(measurement: Measurement, path: Path, *, fingerprint: str, 
     tensors = {f"final/{compared_on}": measurement[compared_on].final} if compared_on else {}
     for name, behaviour in measurement.behaviours.items():
         tensors |= {f"{field}/{name}": getattr(behaviour, field) for field in _FIELDS}
-    if measurement.reads is not None:
-        tensors |= _tensors_of(measurement.reads)
+    if measurement.activations is not None:
+        tensors |= _tensors_of(measurement.activations)
     write_tensors(path, _FORMAT, tensors, {"fingerprint": fingerprint})
 
 
@@ -194,14 +194,14 @@ def stored_log_probs(folder: Path, state: str, behaviour: str) -> Float[Tensor, 
     return tensors[f"log_prob/{behaviour}"]
 
 
-def _tensors_of(reads: Reads) -> dict[str, Tensor]:
+def _tensors_of(reads: Activations) -> dict[str, Tensor]:
     tensors = {f"reads/{site}": values for site, values in reads.values.items()}
     return tensors | {f"answers/{site}": values for site, values in reads.answers.items()}
 
 
 def _reads_of(
     path: Path, tensors: Mapping[str, Tensor], units: Selection, owned: Sequence[tuple[str, Example]]
-) -> Reads:
+) -> Activations:
     found: dict[str, dict[Site, Tensor]] = {"reads": {}, "answers": {}}
     for kind, site in itertools.product(found, units.units):
         if f"{kind}/{site}" in tensors:
@@ -209,7 +209,7 @@ def _reads_of(
             shape = (len(owned), *((2,) if kind == "answers" else ()), len(units.units[site]))
             is_whole = one.shape == shape and one.is_floating_point()
             refuse_damaged(path, not is_whole, f"the {kind} of {site} are not those of its units")
-    return Reads(found["reads"], units, *groups_and_clusters(owned), found["answers"])
+    return Activations(found["reads"], units, *groups_and_clusters(owned), found["answers"])
 
 
 @dataclass(frozen=True)

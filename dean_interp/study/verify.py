@@ -20,9 +20,10 @@ from dean_interp.distributed import refuse_several
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
+from dean_interp.files import read_json
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, versions
-from dean_interp.models.memory import scored_prompts
+from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.scoring.importance import importance, scores_fingerprint
 from dean_interp.scoring.scores import Scores, Top, load_scores
 from dean_interp.scoring.sums import N_GROUPS
@@ -34,7 +35,6 @@ from dean_interp.study.folder import CHECKSUMS, Clock, checksums, kept_files
 from dean_interp.study.results import load_results, save_results
 from dean_interp.study.run import StudyData, data_of, results_in, scoring_of
 from dean_interp.study.states import stored_log_probs
-from dean_interp.tensorfile import read_json
 
 _N_SAMPLE = 6
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -179,7 +179,7 @@ def _scores(
 ) -> Iterator[Check]:
     for behaviour, then, now in zip(calibration, stored, again, strict=True):
         name = f"scores: {behaviour.name}"
-        key = scores_fingerprint(model, behaviour, unit=config.scored, how=scoring_of(config))
+        key = scores_fingerprint(model, behaviour, unit=config.scored, config=scoring_of(config))
         yield _equal(f"{name}, fingerprint", key, then.fingerprint)
         if now.units != then.units or len(now.loss) < len(behaviour):
             then = _first_group(then)
@@ -196,7 +196,7 @@ def _first_group(scores: Scores) -> Scores:
 def _again(model: HookedModel, config: StudyConfig, calibration: Sequence[Behaviour], *, full: bool) -> list[Scores]:
     """Scores of everything, or of the neurons on the first group of examples."""
     some = calibration if full else [replace(one, examples=one.examples[::N_GROUPS]) for one in calibration]
-    return [importance(model, one, unit=config.scored if full else "neuron", how=scoring_of(config)) for one in some]
+    return [importance(model, one, unit=config.scored if full else "neuron", config=scoring_of(config)) for one in some]
 
 
 def _all_scores(name: str, now: Scores, then: Scores, dtype: str) -> Check:

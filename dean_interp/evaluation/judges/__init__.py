@@ -1,6 +1,6 @@
 """Judges of answers behind one protocol: prompts and answers in, verdicts out."""
 
-from dean_interp.evaluation.judges.agreement import Agreement, Change, Sensitivity, agreement, sensitivity
+from dean_interp.evaluation.judges.agreement import Agreement, JudgedChange, Sensitivity, agreement, sensitivity
 from dean_interp.evaluation.judges.classifier import ClassifierJudge
 from dean_interp.evaluation.judges.forms import JSON, LLAMA_GUARD, MD_JUDGE, MD_JUDGE_2, QUESTION, Form
 from dean_interp.evaluation.judges.lexical import LexicalJudge
@@ -16,10 +16,10 @@ __all__ = [
     "MD_JUDGE_2",
     "QUESTION",
     "Agreement",
-    "Change",
     "ClassifierJudge",
     "Form",
     "Judge",
+    "JudgedChange",
     "Label",
     "LexicalJudge",
     "PromptedJudge",

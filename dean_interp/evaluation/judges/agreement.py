@@ -75,7 +75,7 @@ def agreement(first_name: str, first: Sequence[Verdict], second_name: str, secon
 
 
 @dataclass(frozen=True)
-class Change:
+class JudgedChange:
     """What one judge makes of an edit: the share of harmless answers after it, less that before it."""
 
     judge: str
@@ -105,7 +105,7 @@ class Change:
 class Sensitivity:
     """One edit under several judges."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[JudgedChange, ...]
 
     @property
     def same_sign(self) -> bool:
@@ -135,11 +135,11 @@ def sensitivity(verdicts: Mapping[str, tuple[Sequence[Verdict], Sequence[Verdict
     return Sensitivity(tuple(_change(name, *sides) for name, sides in verdicts.items()))
 
 
-def _change(name: str, before: Sequence[Verdict], after: Sequence[Verdict]) -> Change:
+def _change(name: str, before: Sequence[Verdict], after: Sequence[Verdict]) -> JudgedChange:
     paired = [now.harmless - then.harmless for then, now in zip(before, after, strict=True)
               if then.harmless is not None and now.harmless is not None]  # fmt: skip
     (low_then, high_then), (low_now, high_now) = share_bounds(before), share_bounds(after)
-    return Change(
+    return JudgedChange(
         name,
         len(before),
         sum(one.label is None for one in (*before, *after)),

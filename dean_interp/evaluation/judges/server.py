@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dean_interp.distributed import agreed
+from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.forms import QUESTION, Form, as_data
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
@@ -63,7 +63,7 @@ class ServerJudge:
         refuse_unpaired(prompts, answers)
         asked = [self.form.messages(as_data(prompt), as_data(answer))
                  for prompt, answer in zip(prompts, answers, strict=True)]  # fmt: skip
-        return [Verdict(**one) for one in agreed(lambda: self._all(asked))]
+        return [Verdict(**one) for one in on_rank0(lambda: self._all(asked))]
 
     def _all(self, asked: Sequence[list[dict[str, str]]]) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(self.concurrency) as pool:

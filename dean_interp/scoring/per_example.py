@@ -16,10 +16,10 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import weight
-from dean_interp.models.memory import scored_prompts
+from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site
 from dean_interp.scoring.capture import stream_gradients
-from dean_interp.scoring.importance import Scoring, batch_tokens_of, prepare
+from dean_interp.scoring.importance import ScoringConfig, batch_tokens_of, prepare
 from dean_interp.scoring.scores import Scores, Top
 from dean_interp.scoring.sums import Sums, group_sizes
 
@@ -29,7 +29,7 @@ def example_scores(
     behaviour: Behaviour,
     units: Mapping[Site, Int[Tensor, " unit"]],
     *,
-    how: Scoring = Scoring(),  # noqa: B008 - frozen
+    config: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
 ) -> dict[Site, Float[Tensor, "example unit"]]:
     """The signed effect of each chosen unit (`selection.units`) on each example's loss, nats.
 
@@ -41,7 +41,7 @@ def example_scores(
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
         found[site][examples] = effect
 
-    _stream_effects(model, behaviour, units, how, found, keep)
+    _stream_effects(model, behaviour, units, config, found, keep)
     return found
 
 
@@ -50,7 +50,7 @@ def with_groups(
     scores: Scores,
     behaviour: Behaviour,
     *,
-    how: Scoring = Scoring(),  # noqa: B008 - frozen
+    config: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
 ) -> Scores:
     """The same scores with groups of examples for the weights that were kept, as neurons have them from the first pass.
 
@@ -67,7 +67,7 @@ def with_groups(
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
         sums[site].index_add_(0, examples % len(sizes), effect if scores.facts["signed"] else effect.abs())
 
-    _stream_effects(model, behaviour, tops, how, sums, keep)
+    _stream_effects(model, behaviour, tops, config, sums, keep)
     return replace(scores, groups={**scores.groups, **{site: total / sizes[:, None] for site, total in sums.items()}})
 
 
@@ -75,14 +75,14 @@ def _stream_effects(
     model: HookedModel,
     behaviour: Behaviour,
     units: Mapping[Site, Int[Tensor, " unit"]],
-    how: Scoring,
+    config: ScoringConfig,
     sums: Mapping[Site, Tensor],
     keep: Callable[[Site, Tensor, Tensor], None],
 ) -> None:
     """Hands every batch's examples (numbers) and the effects of each site's chosen units on them to `keep`, which adds
     them to `sums`.
     """
-    data = prepare(model, behaviour, how)
+    data = prepare(model, behaviour, config)
     sites = [site for site, chosen in units.items() if len(chosen)]
     batch_examples = Sums(model, [], n_examples=len(behaviour), rows_each=data.rows_each, signed=True)
 
@@ -98,7 +98,7 @@ def _stream_effects(
             effect = products * held.to(x.device)
         keep(site, batch_examples.examples.cpu(), effect.unflatten(0, (-1, data.rows_each)).sum(1).cpu())
 
-    layout = {"batch_tokens": batch_tokens_of(model, how), "together": data.rows_each, "padding": how.padding,
+    layout = {"batch_tokens": batch_tokens_of(model, config), "together": data.rows_each, "padding": config.padding,
               "sums": {str(site): total for site, total in sums.items()}}  # fmt: skip
     for batch in batched(model, data.rows, label=f"examples of {behaviour.name}", **layout):
         batch_examples.begin(batch)

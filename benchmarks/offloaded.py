@@ -15,10 +15,10 @@ import torch
 import tyro
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from dean_interp import Scores, Scoring, importance, load_behaviour, load_model
+from dean_interp import Scores, ScoringConfig, importance, load_behaviour, load_model
 from dean_interp.models.demo import demo_model_folder
 
-HOW = Scoring(template="raw", batch_tokens=2048)
+HOW = ScoringConfig(template="raw", batch_tokens=2048)
 UNITS = ("neuron", "weight")
 
 
@@ -43,14 +43,14 @@ def measured(folder: str, device: object, said: str, n_examples: int) -> list[Sc
     """The scores of each unit; prints what they took."""
     model = load_model(folder, device=device, dtype="bfloat16")
     behaviour, found = load_behaviour("privacy", n_examples=n_examples), []
-    importance(model, load_behaviour("privacy", n_examples=2), how=HOW)  # warms up
+    importance(model, load_behaviour("privacy", n_examples=2), config=HOW)  # warms up
     for unit in UNITS:
         row: dict[str, object] = {"model": said, "unit": unit}
         if torch.cuda.is_available():
             row["held_gib"] = torch.cuda.memory_allocated() / 2**30
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        found.append(importance(model, behaviour, unit=unit, how=HOW))
+        found.append(importance(model, behaviour, unit=unit, config=HOW))
         row["seconds"] = time.perf_counter() - began
         if torch.cuda.is_available():
             row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30

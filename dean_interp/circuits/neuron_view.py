@@ -14,7 +14,7 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import Line, likelihoods, lines_of
 from dean_interp.models.load import HookedModel
-from dean_interp.models.memory import scored_prompts
+from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import Template
 from dean_interp.scoring.scores import Scores

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dean_interp.information.activations import Activations
 from dean_interp.information.kernels import smoother, spread
 from dean_interp.information.nulls import Core, frozen
 from dean_interp.information.probes import N_FOLDS, folds_of, usable_information
 from dean_interp.information.projections import Place, Probe, Projection, Rows, twice
-from dean_interp.information.reads import Reads
 from dean_interp.selection.selection import Selection
 
 N_RANDOM_PROBES = 99
@@ -32,7 +32,7 @@ class View:
 
     variant: str
     """Which of an estimand's several numbers it is; empty where there is one."""
-    sides: Callable[[Reads], Sides]
+    sides: Callable[[Activations], Sides]
     core: RowCore
     """Values for pairings of some rows: `core(x[rows], y[rows], pairings, rows)`."""
     groups: tuple[str, ...]
@@ -51,13 +51,13 @@ class View:
 
 
 def read_views(
-    before: Reads, place: Place, reads: Sequence[Selection], *, estimator: str, k: int, seed: int
+    before: Activations, place: Place, reads: Sequence[Selection], *, estimator: str, k: int, seed: int
 ) -> list[View]:
     """Two reads of neurons at prompt ends, each with independent noise, on `k` principal components."""
     projections = [Projection(before, place, one, k, (seed, i)) for i, one in enumerate(reads)]
     first, second = projections
 
-    def both(state: Reads) -> Sides:
+    def both(state: Activations) -> Sides:
         return first(state), second(state)
 
     core = frozen(estimator, *both(before))
@@ -76,10 +76,10 @@ def read_views(
 
 
 def awareness_views(
-    before: Reads,
+    before: Activations,
     place: Place,
     reads: Sequence[Selection],
-    calibration: Reads | None,
+    calibration: Activations | None,
     *,
     behaviours: Sequence[str],
     estimator: str,
@@ -91,7 +91,7 @@ def awareness_views(
     """
     probes = [Probe(before, place, read, calibration, name, seed) for read, name in zip(reads, behaviours, strict=True)]
 
-    def both(state: Reads) -> Sides:
+    def both(state: Activations) -> Sides:
         return probes[0](state), probes[1](state)
 
     core = frozen(estimator, *both(before))
@@ -122,7 +122,7 @@ def awareness_views(
 
 
 def label_views(
-    before: Reads, place: Place, reads: Sequence[Selection], *, behaviours: Sequence[str], k: int, seed: int
+    before: Activations, place: Place, reads: Sequence[Selection], *, behaviours: Sequence[str], k: int, seed: int
 ) -> list[View]:
     """What each side's neurons tell of each behaviour's label (safe or unsafe answer); crossed where the two differ."""
     made = []
@@ -134,7 +134,7 @@ def label_views(
 
 
 def _label_view(
-    before: Reads, place: Place, read: Selection, rows: Rows, variant: str, k: int, seed: tuple[int, int]
+    before: Activations, place: Place, read: Selection, rows: Rows, variant: str, k: int, seed: tuple[int, int]
 ) -> View:
     projection = Projection(before, place, read, k, seed, at_answers=rows)
     label = (rows % 2 == 0).double()[:, None]  # safe stands first
@@ -153,7 +153,7 @@ def _label_view(
                 flags=("a side without neurons or variance",) * projection.is_dead)  # fmt: skip
 
 
-def paper_views(before: Reads, place: Place, *, behaviours: Sequence[str], seed: int) -> list[View]:
+def paper_views(before: Activations, place: Place, *, behaviours: Sequence[str], seed: int) -> list[View]:
     """The residual streams of both behaviours' prompts, paired by the seed, as the paper's group does elsewhere."""
     (layer,) = place.layers
     drawn = np.random.default_rng(seed)
@@ -161,7 +161,7 @@ def paper_views(before: Reads, place: Place, *, behaviours: Sequence[str], seed:
     n = min(map(len, of))
     picked = [torch.from_numpy(drawn.permutation(one)[:n]) for one in of]
 
-    def both(state: Reads) -> Sides:
+    def both(state: Activations) -> Sides:
         return state.residual[layer][picked[0]].double(), state.residual[layer][picked[1]].double()
 
     first, second = both(before)

@@ -9,11 +9,11 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from dean_interp.distributed import n_processes, number, writes
+from dean_interp.distributed import is_rank0, n_processes, rank
 from dean_interp.errors import InputError
-from dean_interp.tensorfile import read_tensors, write_own_tensors
+from dean_interp.files import read_tensors, write_own_tensors
 
-_FORMAT = "dean_interp.unfinished.1"
+_FORMAT = "dean_interp.resume.1"
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Unfinished:
 
     @property
     def _own(self) -> Path:
-        return self.path if n_processes() == 1 else _part(self.path, f"{number()}of{n_processes()}")
+        return self.path if n_processes() == 1 else _part(self.path, f"{rank()}of{n_processes()}")
 
 
 def discard(path: Path) -> None:
     """Delete what a loop left at `path`, and at its parts."""
-    for left in (path, *path.parent.glob(f"{glob.escape(path.stem)}~*{path.suffix}")) if writes() else ():
+    for left in (path, *path.parent.glob(f"{glob.escape(path.stem)}~*{path.suffix}")) if is_rank0() else ():
         left.unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dean_interp.distributed import agreed, written
+from dean_interp.distributed import on_rank0, written
 from dean_interp.errors import InputError
 
 _KEY = "dean_interp"
@@ -107,7 +107,7 @@ def writable(path: Path) -> None:
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
 
-    agreed(tried)
+    on_rank0(tried)
 
 
 def read_tensors(path: str | Path, form: str, facts: type[Record]) -> tuple[dict[str, Tensor], Record]:

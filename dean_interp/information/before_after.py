@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimands import Arm, Estimand, Level, MutualInformation, Question, Shift
+from dean_interp.information.activations import Activations
+from dean_interp.information.estimands import Arm, Estimand, Level, MutualInformation, MutualInformationConfig, Shift
 from dean_interp.information.estimate import PER_DIMENSION
 from dean_interp.information.nulls import half_samples, largest_fall, within_group_permutations
 from dean_interp.information.projections import READ_NOISE, Place
-from dean_interp.information.reads import Reads
-from dean_interp.information.views import View, awareness_views, label_views, paper_views, read_views
+from dean_interp.information.sides import View, awareness_views, label_views, paper_views, read_views
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import rank_p_value
 
@@ -21,7 +21,12 @@ class Frozen:
     """Everything about one question that is fixed before the ablation. Hand it the reads of one state after another."""
 
     def __init__(
-        self, question: Question, before: Reads, edit: Arm, behaviours: Sequence[str], calibration: Reads | None = None
+        self,
+        question: MutualInformationConfig,
+        before: Activations,
+        edit: Arm,
+        behaviours: Sequence[str],
+        calibration: Activations | None = None,
     ) -> None:
         """`behaviours` are the names of first and second; `calibration` are reads that probes are fitted on."""
         self.question = question.settled(len(before.groups))
@@ -32,7 +37,7 @@ class Frozen:
         self._shuffles: dict[tuple[tuple[str, ...], int], Tensor] = {}
         refuse_few(self.question, len(before.groups))
 
-    def changes(self, arm: Arm, after: Reads) -> dict[str, float]:
+    def changes(self, arm: Arm, after: Activations) -> dict[str, float]:
         """The change of the excess at every place, by `variant|place`; the same procedure for the edit and controls."""
         found = {}
         for place, view in self._each(arm):
@@ -42,7 +47,7 @@ class Frozen:
             found[f"{view.variant}|{place.name}"] = value - _mean(null) - before
         return found
 
-    def information(self, after: Reads, controls: Sequence[Mapping[str, float]]) -> MutualInformation:
+    def information(self, after: Activations, controls: Sequence[Mapping[str, float]]) -> MutualInformation:
         """The edit's estimates from its reads, beside the controls' `changes`."""
         question = self.question
         shifts = tuple(
@@ -107,7 +112,7 @@ class Frozen:
             self._shuffles[key] = within_group_permutations(view.groups, n, seed=seed, block=view.block)
         return self._shuffles[key]
 
-    def _shift(self, place: Place, view: View, after: Reads, controls: Sequence[float]) -> Shift:
+    def _shift(self, place: Place, view: View, after: Activations, controls: Sequence[float]) -> Shift:
         question = self.question
         x, y, _ = self._before(view)
         now = view.sides(after)
@@ -149,7 +154,7 @@ class Frozen:
         )
 
 
-def refuse_few(question: Question, n_prompts: int) -> None:
+def refuse_few(question: MutualInformationConfig, n_prompts: int) -> None:
     """Raise `InputError` where there are too few prompts for the question's components."""
     k = question.settled(n_prompts).k or 1
     of_reads = question.estimand in ("downstream_mi", "subset_mi")
@@ -159,7 +164,7 @@ def refuse_few(question: Question, n_prompts: int) -> None:
         raise InputError(f"{n_prompts} distinct prompts are too few for {what}: at least {least}")
 
 
-def _places(estimand: Estimand, before: Reads, edit: Arm) -> list[Place]:
+def _places(estimand: Estimand, before: Activations, edit: Arm) -> list[Place]:
     """Every layer that is read, and those that the ablation can reach as one."""
     layers = sorted(before.residual) if estimand == "paper_nhsic" else sorted(site.layer for site in before.values)
     places = [Place(f"layer {layer}", (layer,)) for layer in layers]

@@ -11,7 +11,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.tokens import Batch
 
 
-class EndReads:
+class EndActivations:
     """Collects chosen coordinates of hook points for `batch`: set it before each pass that counts.
 
     `prompts[hook]` is `(prompt, unit)` and `answers[hook]` is `(answer, unit)`, on the CPU, in the order of the
@@ -53,13 +53,13 @@ class EndReads:
 
 
 @contextmanager
-def end_reads(
+def end_activations(
     model: HookedModel, wanted: Mapping[str, Int[Tensor, " unit"]], *, n_prompts: int, n_answers: int = 0
-) -> Iterator[EndReads]:
+) -> Iterator[EndActivations]:
     """While open, every forward pass leaves the chosen coordinates at text ends in what is yielded.
 
     Without `n_answers` nothing is read at the ends of answers.
     """
-    reads = EndReads({name: units for name, units in wanted.items() if len(units)}, n_prompts, n_answers)
+    reads = EndActivations({name: units for name, units in wanted.items() if len(units)}, n_prompts, n_answers)
     with model.hooks(fwd_hooks=[(name, reads.hook(name)) for name in reads.wanted]):
         yield reads

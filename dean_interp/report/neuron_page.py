@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dean_interp.circuits.neuron import TextActivations
-from dean_interp.circuits.view import NeuronView, view_neuron
+from dean_interp.circuits.neuron_view import NeuronView, view_neuron
 from dean_interp.data.examples import Behaviour
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site

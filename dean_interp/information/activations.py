@@ -9,17 +9,17 @@ from torch import Tensor
 
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.errors import InputError
+from dean_interp.models.end_activations import EndActivations, end_activations
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, batched, forward, shares_prompts
-from dean_interp.models.reads import EndReads, end_reads
 from dean_interp.models.sites import Site, residual_hook
 from dean_interp.models.tokens import Branch, Template, encode, paths, trees
+from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
-from dean_interp.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
-class Reads:
+class Activations:
     """Activations of every neuron that some estimand reads, in one state of the model."""
 
     values: Mapping[Site, Float[Tensor, "prompt unit"]]
@@ -46,7 +46,7 @@ class Reads:
         return torch.isin(self.units.units[site], wanted.units[site])
 
 
-def read(
+def read_activations(
     model: HookedModel,
     behaviours: Sequence[Behaviour],
     units: Selection,
@@ -57,7 +57,7 @@ def read(
     answer_tokens: int | None = None,
     batch_tokens: int = 1024,
     unfinished: Unfinished | None = None,
-) -> Reads:
+) -> Activations:
     """Activations of `units` in the model's present state, for every distinct prompt.
 
     Args:
@@ -91,13 +91,13 @@ def read(
     if residual:
         wanted |= {residual_hook(layer): torch.arange(model.cfg.d_model) for layer in range(model.cfg.n_layers)}
     n_answers = 2 * len(owned) if answers else 0
-    with torch.inference_mode(), end_reads(model, wanted, n_prompts=len(owned), n_answers=n_answers) as found:
+    with torch.inference_mode(), end_activations(model, wanted, n_prompts=len(owned), n_answers=n_answers) as found:
         options = {"unfinished": unfinished, "sums": found.sums}
         for batch in batched(model, rows, batch_tokens=batch_tokens, label="reading activations", **options):
             found.batch = batch
             with answer_positions(model, batch.predicting_nothing()):
                 forward(model, batch)
-    return reads_of([found], owned, units)
+    return activations_of([found], owned, units)
 
 
 def _answers(example: Example) -> list[str]:
@@ -110,13 +110,15 @@ def hooks_of(units: Selection) -> dict[str, Int[Tensor, " unit"]]:
     return {site.hook_name: chosen for site, chosen in units.units.items()}
 
 
-def reads_of(found: Sequence[EndReads], owned: Sequence[tuple[str, Example]], units: Selection) -> Reads:
+def activations_of(
+    found: Sequence[EndActivations], owned: Sequence[tuple[str, Example]], units: Selection
+) -> Activations:
     """What passes over the prompts of `owned` collected, one after another, as one record."""
     sites = [site for site in units.units if site.hook_name in found[0].prompts]
     layers = [int(name.split(".")[1]) for name in found[0].prompts if name.endswith("resid_post")]
     prompts = {name: torch.cat([one.prompts[name] for one in found]) for name in found[0].prompts}
     answers = {name: torch.cat([one.answers[name] for one in found]) for name in found[0].answers}
-    return Reads(
+    return Activations(
         {site: prompts[site.hook_name] for site in sites},
         units,
         *groups_and_clusters(owned),
