@@ -1,102 +1,76 @@
-"""Everything that a study depends on, in one record; it is written down before anything runs."""
+"""The settings of a study, of a sweep and of the evaluation of one edit, in groups that the three share.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+The defaults are the demo's: built-in behaviours on a small chat model, sized for two CPU cores.
+"""
 
-from dean_interp.data.audit import Leaked, all_without_leaks
-from dean_interp.data.examples import Behaviour, ResponseKind, draw, load_behaviour
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from dean_interp.data.examples import ResponseKind
 from dean_interp.data.sources import behaviour_name
 from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL
+from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
 from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
+from dean_interp.scoring.importance import ScoringConfig
 from dean_interp.scoring.scores import KEEP
 from dean_interp.selection.coupling import Fraction, each_fraction
 
-_LEAST = {"n_calibration": 1, "n_test": 12, "n_general_test": 1, "answer_tokens": 1, "n_random": 1, "n_equal_kl": 1,
-          "n_answers": 0, "max_new_tokens": 1, "n_answer_controls": 0, "score_tokens": 1, "layers_per_pass": 1,
-          "measure_tokens": 1, "answer_batch": 1}  # fmt: skip
+SweepMethod = Literal["importance", "wanda", "random"]
+FRACTION = {"neuron": 0.01, "weight": 1e-4}
+"""Default top fraction of each layer's neurons, and of each MLP matrix's weights."""
 
 
 @dataclass(frozen=True)
-class StudyConfig:
-    """What to study. The defaults are the demo: built-in behaviours on a small chat model, sized for two CPU cores."""
+class ModelConfig:
+    """Which model, and how text becomes its tokens."""
 
-    model: str = DEMO_MODEL
+    name: Annotated[str, arg(name="model")] = DEMO_MODEL
     """A name on the Hugging Face hub, a local folder, a .gguf file, or the demo model."""
+    template: Template = "chat"
+    """How prompt and answer become tokens."""
+    device: Literal["cpu", "cuda", "mps", "auto"] | None = None
+    """Where the model runs. Unset: CUDA where there is one, else the CPU."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Number format of the weights."""
+
+    def load(self) -> HookedModel:
+        """Load the model. Raises `InputError` as `load_model` does, and for weights that are not finite."""
+        model = load_model(self.name, device=self.device, dtype=self.dtype)
+        refuse_not_finite(model)
+        return model
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The behaviours, and the test prompts on which every state of the model is measured."""
+
     first: str = "fairness"
     """First behaviour: a built-in name, a CSV or JSONL file with safe and unsafe answers, or a hub data set."""
     second: str = "privacy"
     """Second behaviour."""
     general: str = "general"
     """General ability: what must not change."""
-    response: ResponseKind = "safe"
-    """Which answers of the two behaviours are scored (unsafe: the paper's malicious-data-only mode)."""
-    template: Template = "chat"
-    """How prompt and answer become tokens."""
-    units: tuple[Unit, ...] = ("neuron", "weight")
-    """What is scored and silenced: MLP neurons, single MLP weights (the paper's unit), or both, side by side."""
-    neuron_fraction: Fraction = 0.01
-    """Top fraction of each layer's neurons that counts as important; one, or one each for first, second, general."""
-    weight_fraction: Fraction = 1e-4
-    """The same for the weights of each MLP matrix."""
-    information_fraction: float = 0.05
-    """Top fraction from which the mutual information's reads are taken: neurons of one behaviour, not of the other."""
-    n_calibration: int = 96
-    """Examples of each behaviour that are scored."""
     n_test: int = 32
-    """Test prompts of each of the two behaviours."""
+    """Number of test prompts of each of the two behaviours."""
     n_general_test: int = 24
-    """General test examples, for perplexity and KL."""
+    """Number of general test examples, for perplexity and KL."""
     answer_tokens: int | None = 12
-    """First tokens of each test answer that are measured (None: all). Most of a study's time goes here."""
-    n_random: int = 12
-    """Random ablations of the edit's size for each unit, matched as `strata` says."""
-    n_equal_kl: int = 7
-    """Random ablations grown until their KL to the original equals the edit's. With `n_random`, 19 or more, or p cannot
-    reach 0.05."""
-    report_leaked: bool = False
-    """Test prompts that are in the calibration data, or nearly, are left out and counted. Measure the edits on
-    test sets that hold them too, and report both numbers?"""
-    over_refusal: tuple[str, ...] = ("over_refusal_fairness", "over_refusal_privacy")
-    """Benign prompts that deserve a plain answer: built-in names or files. None: over-refusal is not measured."""
-    n_answers: int = 12
-    """Test prompts of each behaviour, and of each over-refusal set, that are answered and judged. 0: none."""
-    max_new_tokens: int = 40
-    """Length of those answers."""
-    n_answer_controls: int = 2
-    """Equal-KL controls of each unit that answer too."""
-    score_tokens: int = 512
-    """The batch plan: padded tokens a batch in scoring. Sums over other batches round differently, so it is frozen."""
-    layers_per_pass: int | None = None
-    """Layers whose sums are held at once in scoring; fewer take more passes, and give the same scores. None: all."""
+    """Number of first tokens of each written test answer that are measured (None: all)."""
     measure_tokens: int = 1024
-    """Padded tokens a batch in measuring."""
-    answer_batch: int = 32
-    """Prompts a batch in answering."""
+    """Number of padded tokens a batch in measuring."""
     seed: int = 0
-    """Of the draws of examples, the controls, the read noise and the shuffles."""
-    device: Literal["cpu", "cuda", "mps", "auto"] | None = None
-    """Where to run; unset: CUDA where there is one, else the CPU."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the weights."""
+    """Seed for sampling examples, controls, noise and permutations."""
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
-        if not self.units or len(set(self.units)) < len(self.units):
-            raise InputError(f"units must be neuron, weight or both, got {self.units}")
-        for name in ("neuron_fraction", "weight_fraction", "information_fraction"):
-            given = getattr(self, name)
-            if not all(0 < one <= 1 for one in (given if isinstance(given, tuple) else (given,))):
-                raise InputError(f"{name} must be in (0, 1], got {given}")
-        for name, least in _LEAST.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.n_answers and self.n_answer_controls > self.n_equal_kl:
-            raise InputError(
-                f"n_answer_controls must be at most n_equal_kl ({self.n_equal_kl}), got {self.n_answer_controls}"
-            )
+        _at_least(self, {"n_test": 12, "n_general_test": 1, "answer_tokens": 1, "measure_tokens": 1})
         if len({behaviour_name(source) for source in self.sources}) < 3:
             raise InputError(f"first, second and general must be three different behaviours, got {self.sources}")
 
@@ -105,13 +79,124 @@ class StudyConfig:
         """The three behaviours' sources, general last."""
         return self.first, self.second, self.general
 
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """The examples that are scored, and in which batches."""
+
+    n_calibration: int = 96
+    """Number of examples of each behaviour that are scored."""
+    response: ResponseKind = "safe"
+    """Which answers of the two behaviours are scored (unsafe: the paper's malicious-data-only mode)."""
+    score_tokens: int = 512
+    """Number of padded tokens a batch in scoring. Sums over other batches round differently, so a run keeps it."""
+    layers_per_pass: int | None = None
+    """Number of layers whose sums are held at once in scoring. Fewer take more passes and give the same scores. Unset:
+    all."""
+
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range."""
+        _at_least(self, {"n_calibration": 1, "score_tokens": 1, "layers_per_pass": 1})
+
+    def scoring(self, template: Template) -> ScoringConfig:
+        """How a study scores."""
+        return ScoringConfig(template=template, batch_tokens=self.score_tokens, layers_per_pass=self.layers_per_pass)
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """How many random controls stand beside an edit. Below 19 in all, p cannot reach 0.05."""
+
+    n_random: int = 12
+    """Number of random controls of the edit's size, matched by site and stratum."""
+    n_equal_kl: int = 7
+    """Number of random controls that are grown until their KL to the original equals the edit's."""
+
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range."""
+        _at_least(self, {"n_random": 1, "n_equal_kl": 0})
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """What the model is asked beyond the written answers: its own answers, running text, tasks."""
+
+    harmful: tuple[str, ...] = ()
+    """Sets of prompts that the model should not comply with. None: the test prompts of first and second."""
+    over_refusal: tuple[str, ...] = ("over_refusal_fairness", "over_refusal_privacy")
+    """Sets of harmless prompts that look harmful and deserve a plain answer. None: over-refusal is not measured."""
+    n_answers: int = 12
+    """Number of prompts of each set that are answered and judged. 0: none."""
+    answer_lengths: tuple[int, ...] = (64,)
+    """Numbers of new tokens at which the answers are judged."""
+    judges: tuple[str, ...] = ("lexical",)
+    """Who judges whether answers to harmful prompts are safe (docs/judges.md). The rules always judge the rest."""
+    n_answer_controls: int = 2
+    """Number of random controls that answer too."""
+    answer_batch: int = 32
+    """Number of prompts a batch in answering."""
+    text: str = "general"
+    """Running text for perplexity at windows: a behaviour, or a plain .txt file."""
+    window: int | None = None
+    """Number of tokens of a window of that text. Unset: windows are not measured."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of EleutherAI's lm-eval harness, by name (needs the extra `eval`)."""
+    task_folder: Path | None = None
+    """A folder with task files of your own."""
+    task_limit: int | None = 200
+    """Number of items of each task (None: all)."""
+
+    def check(self, controls: ControlConfig) -> None:
+        """Raise `InputError` where a setting is out of its range, or more controls shall answer than there are."""
+        _at_least(self, {"n_answers": 0, "n_answer_controls": 0, "answer_batch": 1, "window": 2, "task_limit": 1})
+        if self.n_answers and (not self.answer_lengths or min(self.answer_lengths) < 1):
+            raise InputError(f"answer_lengths must be at least 1, got {self.answer_lengths}")
+        n_controls = controls.n_random + controls.n_equal_kl
+        if self.n_answers and self.n_answer_controls > n_controls:
+            raise InputError(
+                f"n_answer_controls must be at most n_random + n_equal_kl ({n_controls}), got {self.n_answer_controls}"
+            )
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A whole study: what is scored, which units are selected, beside which controls, and what is measured."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    unit: tuple[Unit, ...] = ("neuron", "weight")
+    """What is scored and silenced: MLP neurons, single MLP weights (the paper's unit), or both, side by side."""
+    neuron_fraction: Fraction = FRACTION["neuron"]
+    """Top fraction of each layer's neurons that counts as important: one number, or one each for first, second and
+    general."""
+    weight_fraction: Fraction = FRACTION["weight"]
+    """Top fraction of each MLP matrix's weights that counts as important, in the same form."""
+    information_fraction: float = 0.05
+    """Mutual information is estimated between this top fraction of the neurons of each behaviour. Neurons in both tops
+    are left out."""
+    controls: ControlConfig = field(default_factory=ControlConfig)
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    report_leaked: bool = False
+    """Measure the edits a second time, on test sets that hold prompts of the calibration data. Such prompts are always
+    counted, and left out of the first measurement."""
+
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range."""
+        for group in (self.data, self.calibration, self.controls):
+            group.check()
+        self.answers.check(self.controls)
+        check_units(self.unit)
+        for name in ("neuron_fraction", "weight_fraction", "information_fraction"):
+            check_fractions(name, getattr(self, name))
+
     @property
     def scored(self) -> tuple[Unit, ...]:
-        """What is scored: neurons always, since the mutual information is read from them."""
-        return ("neuron", "weight") if "weight" in self.units else ("neuron",)
+        """The units that are scored: neurons always, since mutual information is estimated between them."""
+        return ("neuron", "weight") if "weight" in self.unit else ("neuron",)
 
     def fraction(self, unit: Unit) -> Fraction:
-        """The fraction for one kind of unit."""
+        """The top fraction for one kind of unit."""
         return self.neuron_fraction if unit == "neuron" else self.weight_fraction
 
     @property
@@ -119,41 +204,124 @@ class StudyConfig:
         """The top fraction of each matrix's weights whose scores are kept."""
         return max(KEEP, *each_fraction(self.weight_fraction))
 
-    def calibration(self) -> list[Behaviour]:
-        """The examples to score: first, second, general."""
-        return [
-            load_behaviour(source, n_examples=self.n_calibration, seed=self.seed, response=self.response)
-            for source in (self.first, self.second)
-        ] + [load_behaviour(self.general, n_examples=self.n_calibration, seed=self.seed)]
 
-    def tests(self, calibration: Sequence[Behaviour] = ()) -> tuple[list[Behaviour], list[Leaked]]:
-        """The examples to measure: first, second, general; and what was left out of each set, in the same order.
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """On what one edit is evaluated, beside which controls, and what is measured."""
 
-        They are drawn from the prompts that are in no calibration set, and nearly in none. The two behaviours must have
-        both answers.
-        """
-        tests, leaked = [], []
-        sizes = (self.n_test, self.n_test, self.n_general_test)
-        wholes = [load_behaviour(source, n_examples=None, split="test") for source in self.sources]
-        for whole, n, (clean, left_out) in zip(wholes, sizes, all_without_leaks(wholes, calibration), strict=True):
-            if len(clean) < n <= len(whole):
-                raise InputError(
-                    f"{n} test prompts of '{clean.name}' are asked for; it has {len(whole)}, of which "
-                    f"{len(whole) - len(clean)} are in the calibration data or nearly (see: dean-interp data audit)"
-                )
-            tests.append(draw(clean, n, seed=self.seed))
-            leaked.append(left_out)
-        for test in tests[:2]:
-            if not test.paired:
-                raise InputError(
-                    f"'{test.name}' has prompts without a safe and an unsafe answer: a study measures the margin "
-                    "between the two, so it needs the columns prompt,safe,unsafe"
-                )
-        return tests, leaked
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    controls: ControlConfig = field(default_factory=ControlConfig)
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    scored_data: tuple[str, ...] = ()
+    """Data sets whose rows were scored. Scored prompts are left out anyway; with these, near duplicates are, too."""
+    answers_from: tuple[str, ...] = ()
+    """Two addresses of OpenAI-compatible servers (such as vLLM, `http://host:8000/v1`) that hold the original and the
+    edited checkpoint. Their answers are judged in place of the hooked model's, and controls do not answer."""
 
-    def benign(self) -> list[Behaviour]:
-        """The over-refusal prompts that are answered."""
-        if not self.n_answers:
-            return []
-        return [load_behaviour(source, n_examples=self.n_answers, seed=self.seed, split="test")
-                for source in self.over_refusal]  # fmt: skip
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range."""
+        for group in (self.data, self.controls):
+            group.check()
+        self.answers.check(self.controls)
+        if len(self.answers_from) not in (0, 2):
+            raise InputError(
+                "answers_from must be two addresses, of the original and of the edited checkpoint, got "
+                f"{len(self.answers_from)}"
+            )
+
+
+@dataclass(frozen=True)
+class InformationConfig:
+    """Between which neurons mutual information is estimated before and under an edit, and beside which controls."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    information_fraction: float = 0.05
+    """Mutual information is estimated between this top fraction of the neurons of each behaviour. Neurons in both tops
+    are left out."""
+    controls: ControlConfig = field(default_factory=ControlConfig)
+
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range."""
+        for group in (self.data, self.controls):
+            group.check()
+        check_fractions("information_fraction", self.information_fraction)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Which edits to try. Every combination of unit, method, fraction and value is one, except those of no unit."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    unit: tuple[Unit, ...] = ("neuron", "weight")
+    """What is scored and silenced: MLP neurons, single MLP weights (the paper's unit), or both, side by side."""
+    neuron_fractions: tuple[float, ...] = (0.003, 0.01, 0.03)
+    """Top fractions of each layer's neurons to try."""
+    weight_fractions: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
+    """Top fractions of each MLP matrix's weights to try."""
+    methods: tuple[SweepMethod, ...] = ("importance",)
+    """How units are scored: by gradients, for weights by Wanda from the same pass, or at random."""
+    values: tuple[str, ...] = ("0",)
+    """What a unit's activation (or the weight) becomes: a number times itself (0 silences), or `mean` (neurons: over
+    general examples)."""
+    controls: ControlConfig = field(default_factory=ControlConfig)
+    """The controls of each edit on the front."""
+
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range."""
+        for group in (self.data, self.calibration, self.controls):
+            group.check()
+        check_units(self.unit)
+        for name in ("neuron_fractions", "weight_fractions"):
+            check_fractions(name, getattr(self, name))
+        for value in self.values:
+            factor_of(value)
+
+    def combinations(self) -> Iterator[tuple[Unit, SweepMethod, float, str]]:
+        """Unit, method, fraction and value of every edit."""
+        for unit in self.unit:
+            for method in self.methods:
+                # Wanda scores weights only.
+                if method == "wanda" and unit == "neuron":
+                    continue
+                for fraction in self.neuron_fractions if unit == "neuron" else self.weight_fractions:
+                    for value in self.values:
+                        # A weight has no mean over examples.
+                        if value != "mean" or unit == "neuron":
+                            yield unit, method, fraction, value
+
+
+def factor_of(value: str) -> float | None:
+    """The number that units are multiplied by; None for their mean. Raises `InputError` for anything else."""
+    if value == "mean":
+        return None
+    try:
+        factor = float(value)
+    except ValueError:
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise InputError(f"a value is a finite number (0 silences) or 'mean', got {value!r}")
+    return factor
+
+
+def check_units(units: tuple[Unit, ...]) -> None:
+    """Raise `InputError` where no unit is named, or one twice."""
+    if not units or len(set(units)) < len(units):
+        raise InputError(f"unit must be neuron, weight or both, got {units}")
+
+
+def check_fractions(name: str, given: float | tuple[float, ...]) -> None:
+    """Raise `InputError` where a fraction is not in (0, 1]."""
+    values = given if isinstance(given, tuple) else (given,)
+    if not all(0 < value <= 1 for value in values):
+        raise InputError(f"{name} must be in (0, 1], got {given}")
+
+
+def _at_least(group: object, least: dict[str, int]) -> None:
+    for name, smallest in least.items():
+        value = getattr(group, name)
+        if value is not None and value < smallest:
+            raise InputError(f"{name} must be at least {smallest}, got {value}")
