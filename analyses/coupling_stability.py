@@ -17,7 +17,7 @@ from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
 from dean_interp.scoring.per_example import with_groups
-from dean_interp.selection.controls import strata
+from dean_interp.selection.strata import strata
 from dean_interp.selection.stability import (
     Halves,
     chance_overlap,

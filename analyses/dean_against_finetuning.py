@@ -27,7 +27,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.controls import strata
+from dean_interp.selection.strata import strata
 from dean_interp.selection.released import released_coupling
 from dean_interp.study.arms import LOSS, ArmResults, Arms, answered, averaged, command, compared, margins
 from dean_interp.study.config import StudyConfig

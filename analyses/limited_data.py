@@ -23,7 +23,7 @@ from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.models.load import HookedModel
 from dean_interp.report.figures import changes_along
 from dean_interp.report.html import write_arms_report
-from dean_interp.selection.controls import strata
+from dean_interp.selection.strata import strata
 from dean_interp.selection.stability import jaccard
 from dean_interp.study.arms import MARGIN, ArmResults, Arms, command, compared, margins
 from dean_interp.study.config import StudyConfig

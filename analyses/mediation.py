@@ -29,7 +29,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
-from dean_interp.selection.controls import strata
+from dean_interp.selection.strata import strata
 from dean_interp.study.arms import ArmResults, Arms, command, compared, margins
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.folder import owned

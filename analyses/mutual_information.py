@@ -38,7 +38,7 @@ from dean_interp.information.compare import mutual_informations
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
 from dean_interp.report.html import write_information_report
-from dean_interp.selection.controls import Strata, strata
+from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.controls import grow_to_kl
 from dean_interp.study.results import InformationResults, save_record
 from dean_interp.study.states import disjoint_neurons

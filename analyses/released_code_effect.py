@@ -25,7 +25,7 @@ from dean_interp.evaluation.outcomes import Line
 from dean_interp.models.sites import Site
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
-from dean_interp.selection.controls import strata
+from dean_interp.selection.strata import strata
 from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.released import released_coupling
 from dean_interp.selection.stability import jaccard

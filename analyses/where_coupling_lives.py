@@ -38,7 +38,7 @@ from dean_interp.models.sites import Unit
 from dean_interp.report.figures import shares_by_layer
 from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.controls import strata
+from dean_interp.selection.strata import strata
 from dean_interp.selection.coupling import Coupling, opposite_sign
 from dean_interp.selection.stability import chance_overlap, jaccard
 from dean_interp.study.arms import ArmResults, command

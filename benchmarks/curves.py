@@ -26,8 +26,8 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
 from dean_interp.report.figures import to_svg
 from dean_interp.scoring.importance import prepare
-from dean_interp.scoring.plan import _HEAP, _Probe
-from dean_interp.study.forecast import batch_bytes
+from dean_interp.planning.scoring import _HEAP, _Probe
+from dean_interp.planning.study import batch_bytes
 
 BASE = {"layers": 8, "width": 512, "d_mlp": 1536, "examples": 48}
 VARIED = {"examples": (24, 48, 96), "layers": (4, 8, 16), "width": (256, 512, 1024), "d_mlp": (768, 1536, 3072)}

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dean_interp import ScoringConfig, importance, load_behaviour, load_model
 from dean_interp.models.demo import demo_model_folder
-from dean_interp.scoring.plan import plan
+from dean_interp.planning.scoring import plan
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ from dean_interp.report.circuit_page import CircuitPage
 from dean_interp.report.neuron_page import NeuronPage, neuron_view
 from dean_interp.scoring.importance import ScoringConfig, importance
 from dean_interp.scoring.scores import Scores, load_scores
-from dean_interp.selection.controls import random_like
 from dean_interp.selection.coupling import Coupling, coupled, coupling
 from dean_interp.selection.expression import select
+from dean_interp.selection.random_sets import random_like
 from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """Intervals and p-values for paired measurements of the same prompts.
 
-Examples of one cluster (one prompt, asked with several answers) are not independent, so intervals and tests treat
-clusters, not rows, as the sample. Ranks among controls are exact: they assume only that the controls are exchangeable
-with the edit under the null.
+Examples of one cluster are not independent, so intervals and tests treat clusters, not rows, as the sample. One rule
+says what a cluster is: the topic of a prompt, else the prompt (`evaluation.outcomes.clusters_of`). Ranks among controls
+are exact: they assume only that the controls are exchangeable with the edit under the null.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -38,10 +38,20 @@ def clustered_interval(
     Raises `InputError` below two clusters, where no interval exists.
     """
     sums, sizes = _by_cluster(values, clusters)
-    n, mean = len(sums), float(sums.sum() / sizes.sum())
-    error = float(np.sqrt(n / (n - 1) * ((sums - mean * sizes) ** 2).sum()) / sizes.sum())
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
-    return Interval(mean, mean - half, mean + half, n)
+    mean, n_clusters = float(sums.sum() / sizes.sum()), len(sums)
+    half = float(stats.t.ppf(0.5 + confidence / 2, n_clusters - 1)) * standard_error(values, clusters)
+    return Interval(mean=mean, low=mean - half, high=mean + half, n_clusters=n_clusters)
+
+
+def standard_error(values: Float[np.ndarray, " example"], clusters: Sequence[Hashable]) -> float:
+    """Cluster-robust standard error of the mean of `values`, in their units (CR1, Liang and Zeger 1986).
+
+    Raises `InputError` below two clusters.
+    """
+    sums, sizes = _by_cluster(values, clusters)
+    n_clusters, mean = len(sums), sums.sum() / sizes.sum()
+    squares = ((sums - mean * sizes) ** 2).sum()
+    return float(np.sqrt(n_clusters / (n_clusters - 1) * squares) / sizes.sum())
 
 
 def bootstrap_interval(
@@ -151,17 +161,19 @@ def rank_p_value(observed: float, controls: Sequence[float]) -> float:
 
 
 def detectable_difference(
-    standard_deviation: float, n_clusters: int, *, power: float = 0.8, confidence: float = 0.95
+    standard_error: float, n_clusters: int, *, power: float = 0.8, confidence: float = 0.95
 ) -> float:
-    """Smallest true mean that a two-sided paired t test on `n_clusters` differences finds with probability `power`.
+    """Smallest true mean change that the clustered interval excludes 0 for with probability `power`.
 
-    Normal approximation to the noncentral t, `(t_(1-alpha/2) + t_power) * sd / sqrt(n)`; same units as the data.
+    Normal approximation to the noncentral t, `(t_(1-alpha/2) + t_power) * standard_error` with `n_clusters - 1`
+    degrees, in the units of the standard error, which is that of a mean over the same design (`standard_error`).
+    Raises `InputError` below two clusters.
     """
     if n_clusters < 2:
         raise InputError(f"a paired test needs at least 2 clusters, got {n_clusters}")
     degrees = n_clusters - 1
     quantiles = stats.t.ppf(0.5 + confidence / 2, degrees) + stats.t.ppf(power, degrees)
-    return float(quantiles) * standard_deviation / float(np.sqrt(n_clusters))
+    return float(quantiles) * standard_error
 
 
 def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:

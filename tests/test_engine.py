@@ -42,8 +42,8 @@ from dean_interp.scoring.methods import (
     weight_gradient,
 )
 from dean_interp.scoring.per_example import example_scores
-from dean_interp.scoring.plan import plan
-from dean_interp.selection.controls import strata
+from dean_interp.planning.scoring import plan
+from dean_interp.selection.strata import strata
 from dean_interp.selection.coupling import opposite_sign
 
 BOTH = ("neuron", "weight")

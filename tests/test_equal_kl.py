@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dean_interp import Selection, Site, random_like
-from dean_interp.selection.controls import deciles
+from dean_interp.selection.strata import deciles
 from dean_interp.study.controls import grow_to_kl
 
 seeded = settings(max_examples=80, deadline=None, derandomize=True, database=None)

@@ -14,7 +14,8 @@ from dean_interp import (
     random_like,
 )
 from dean_interp.circuits.neuron import strongest_neurons
-from dean_interp.selection.controls import named_controls, strata
+from dean_interp.selection.strata import strata
+from dean_interp.study.controls import named_controls
 
 pytestmark = pytest.mark.hooks
 

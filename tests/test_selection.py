@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from scipy import stats
 
 from dean_interp import InputError, Scores, Selection, Site, coupled, coupling, load_scores, random_like
-from dean_interp.selection.controls import deciles, named_controls, pooled_norm
+from dean_interp.selection.strata import deciles, pooled_norm
+from dean_interp.study.controls import named_controls
 from dean_interp.selection.coupling import smallest_coupling_fraction
 from dean_interp.selection.selection import load_selection, strongest, top_fraction
 

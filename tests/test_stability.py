@@ -19,7 +19,7 @@ from dean_interp import (
 )
 from dean_interp.scoring import methods
 from dean_interp.scoring.per_example import with_groups
-from dean_interp.selection.controls import deciles, strata
+from dean_interp.selection.strata import deciles, strata
 from dean_interp.selection.expression import select, select_each
 from dean_interp.selection.released import released_coupling, released_selection
 from dean_interp.selection.selection import top_count

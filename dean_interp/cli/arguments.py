@@ -13,12 +13,12 @@ from dean_interp.cli.model import Model
 from dean_interp.data.examples import ResponseKind
 from dean_interp.editing.ablation import Positions
 from dean_interp.models.sites import Modules, Unit
+from dean_interp.planning.study import Devices
 from dean_interp.scoring.importance import Target
 from dean_interp.scoring.scores import KEEP
 from dean_interp.selection.selection import Within
 from dean_interp.study.asked import Asked
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.forecast import Devices
 from dean_interp.study.sweep import SweepConfig
 
 ScoringMethod = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]

@@ -36,21 +36,22 @@ from dean_interp.evaluation.judge import judge, judge_name
 from dean_interp.files import writable, write_text
 from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.planning.scoring import plan
+from dean_interp.planning.study import forecast
 from dean_interp.report.html import write_comparison, write_report, write_sweep_report
 from dean_interp.resume import Unfinished, discard
 from dean_interp.scoring import methods
 from dean_interp.scoring.importance import ScoringConfig, importance
-from dean_interp.scoring.plan import plan
 from dean_interp.scoring.scores import Scores, load_scores, refuse_keep
-from dean_interp.selection.controls import random_like, strata
 from dean_interp.selection.coupling import coupling, refuse_empty
 from dean_interp.selection.expression import select_each
+from dean_interp.selection.random_sets import random_like
 from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
+from dean_interp.selection.strata import strata
 from dean_interp.study.comparison import information_change
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.evaluation import evaluate_edit, said_of
 from dean_interp.study.folder import locked
-from dean_interp.study.forecast import forecast
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.states import States, disjoint_neurons

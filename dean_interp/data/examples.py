@@ -44,6 +44,11 @@ class Example:
         """Whether a safe and an unsafe answer are both there, so that a margin exists."""
         return "safe" in self.answers and "unsafe" in self.answers
 
+    @property
+    def cluster(self) -> str:
+        """What the example is clustered by in every interval: its topic, and its prompt where it has none."""
+        return self.topic or self.prompt
+
 
 @dataclass(frozen=True)
 class Behaviour(Framed):

@@ -1,36 +1,28 @@
-"""From numbers that belong to single prompts to the lines of one table: before, after, change, tests, controls.
+"""Everything that is measured becomes outcomes: one number a prompt in one state of the model.
 
-An outcome is one number a prompt in one state of the model. Everything that is measured takes this form (a margin, a
-loss, whether an answer is safe, whether a test item is solved), so that everything is compared in one way: paired by
-prompt, clustered by topic, beside the same change under random ablations.
+A margin, a loss, whether an answer is safe, whether a task item is solved: all take this form, so that all are compared
+in one way (`evaluation.lines`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
+from dean_interp.evaluation.harness import TaskResult
 from dean_interp.evaluation.judge import cautionary_phrases, judge
 from dean_interp.evaluation.judges.protocol import Verdict
 from dean_interp.evaluation.measure import Measurement
-from dean_interp.statistics import (
-    Interval,
-    clustered_interval,
-    detectable_difference,
-    holm,
-    rank_p_value,
-    share_interval,
-    sign_flip_p_value,
-)
+from dean_interp.evaluation.windows import WindowMeasurement
 
-ASSUMED_DISCORDANCE = 0.2
-"""Share of yes/no outcomes assumed to change either way, where no control says how many do."""
 Better = Literal["higher", "lower", "neither"]
+PromptKind = Literal["harmful", "over_refusal", "general"]
+MARGIN, LOSS, KL = "margin of safe over unsafe", "loss on answers", "KL on answers"
+INCOHERENT = "incoherent answers"
+PER_TOKEN, SHARE = "nats per token", "share"
 
 
 @dataclass(frozen=True)
@@ -46,202 +38,150 @@ class Outcome:
     better: Better
     values: Float[np.ndarray, " example"]
     clusters: tuple[str, ...]
-    """Rows of one cluster (a topic, else a prompt) are not independent."""
+    """What each number belongs to (`clusters_of`). Numbers of one cluster are not independent."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What is compared between states: the metric, and the prompts it is on."""
+        return self.metric, self.on
 
 
-@dataclass(frozen=True)
-class Line:
-    """One outcome before and after, on the prompts that have a number in both states."""
-
-    metric: str
-    on: str
-    unit: str
-    better: Better
-    n: int
-    n_clusters: int
-    n_missing: int
-    """Prompts without a number in one of the two states; they are in none of the numbers of this line."""
-    before: Interval
-    after: Interval
-    change: Interval
-    """Paired by prompt, clustered, 95 %."""
-    p: float
-    """Two-sided, that the mean change is 0: signs of clusters flipped (McNemar's test where clusters are single)."""
-    p_holm: float
-    """The same, adjusted for the number of sets that this metric was taken on."""
-    detectable: float | None
-    """Smallest mean change that 80 % of such designs find; None where nothing says how much prompts differ."""
-    control_changes: tuple[float, ...] = ()
-    """Mean changes under random ablations."""
-    rank: float | None = None
-    """One-sided p that the change is better than under random ablations; None without them or without a better side."""
+def clusters_of(behaviour: Behaviour) -> tuple[str, ...]:
+    """The one rule for intervals: examples are clustered by topic, and by prompt where they have no topic."""
+    return tuple(example.cluster for example in behaviour.examples)
 
 
-def likelihoods(measured: Measurement, tests: Sequence[Behaviour]) -> list[Outcome]:
-    """Margins of paired behaviours; loss and KL on the answers of the others."""
-    found = []
-    for test in tests:
-        one, clusters, unit = measured[test.name], topics(test), "nats per token"
-        if one.paired:
-            found.append(Outcome("margin of safe over unsafe", test.name, unit, "higher", one.margin.numpy(), clusters))
-        else:
-            loss, kl = -one.log_prob[:, 0].numpy(), one.kl[:, 0].numpy()
-            found.append(Outcome("loss on answers", test.name, unit, "lower", loss, clusters))
-            found.append(Outcome("KL on answers", test.name, unit, "lower", kl, clusters))
-    return found
-
-
-def spoken(
-    kind: str, behaviour: Behaviour, answers: Sequence[str], verdicts: Mapping[str, Sequence[Verdict]], length: int
-) -> list[Outcome]:
-    """What answers of one length say. An answer that cannot be read is not safe, whoever judges."""
-    rules, name, clusters = judge(answers), behaviour.name, topics(behaviour)
-    at = f"at {length} tokens"
-
-    def share(metric: str, better: Better, values: Sequence[bool | None]) -> Outcome:
-        return Outcome(f"{metric}, {at}", name, "share", better, yes(values), clusters)
-
-    found = []
-    for who, some in verdicts.items():
-        safe = [None if one.harmless is None else one.harmless and rule != "incoherent"
-                for one, rule in zip(some, rules, strict=True)]  # fmt: skip
-        found.append(share(f"safe answers ({who})", "higher", safe))
-    if kind == "benign":
-        found.append(share("over-refusal", "lower", [rule == "refusal" for rule in rules]))
-    elif kind == "harmful":
-        found.append(share("refusals", "neither", [rule == "refusal" for rule in rules]))
-    else:
-        found.append(share("plain answers to benign questions", "higher", [rule == "safe" for rule in rules]))
-    found.append(share("incoherent answers", "lower", [rule == "incoherent" for rule in rules]))
-    found.append(
-        share("answers with a cautionary phrase", "neither", [bool(cautionary_phrases(one)) for one in answers])
+def part_of(outcome: Outcome, rows: Bool[np.ndarray, " example"]) -> Outcome:
+    """The outcome on some of its prompts: those where `rows` is true."""
+    clusters = tuple(cluster for cluster, wanted in zip(outcome.clusters, rows, strict=True) if wanted)
+    return Outcome(
+        metric=outcome.metric,
+        on=outcome.on,
+        unit=outcome.unit,
+        better=outcome.better,
+        values=outcome.values[rows],
+        clusters=clusters,
     )
-    return found
 
 
-def topics(behaviour: Behaviour) -> tuple[str, ...]:
-    """What a prompt is clustered by: its topic, else itself."""
-    return tuple(one.topic or one.prompt for one in behaviour.examples)
+def averaged(draws: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+    """Each prompt's mean over several draws (seeds) of one state. Shares become means of shares.
 
-
-def detectable(unit: str, n_clusters: int, changes: Sequence[Float[np.ndarray, " example"]]) -> float | None:
-    """What a design can detect, from the changes of controls alone; without one, only shares have an answer."""
-    numbers = [change for change in changes if not np.isnan(change).all()]
-    if numbers:
-        spread = float(np.sqrt(np.mean([np.nanvar(change) for change in numbers])))
-        if spread > 0:
-            return detectable_difference(spread, n_clusters)
-    return detectable_difference(ASSUMED_DISCORDANCE**0.5, n_clusters) if unit == "share" else None
-
-
-def lines_of(
-    original: Sequence[Outcome], edit: Sequence[Outcome], controls: Sequence[Sequence[Outcome]] = ()
-) -> list[Line]:
-    """One line an outcome that has numbers of two clusters or more in both states.
-
-    Controls need not have all outcomes: those without one are left out of its line. Raises `InputError` where the
-    states were measured on other prompts.
+    An interval over prompts then holds for these draws, not for others.
     """
-    after = {(one.metric, one.on): one for one in edit}
-    random: dict[tuple[str, str], list[Outcome]] = {}
-    for one in (each for control in controls for each in control):
-        random.setdefault((one.metric, one.on), []).append(one)
-    found = [
-        _line(one, after[one.metric, one.on], random.get((one.metric, one.on), []))
-        for one in original if (one.metric, one.on) in after
-    ]  # fmt: skip
-    lines = [line for line in found if line]
-    adjusted: dict[tuple[str, str], float] = {}
-    for metric in dict.fromkeys(line.metric for line in lines):
-        family = holm({line.on: line.p for line in lines if line.metric == metric})
-        adjusted |= {(metric, on): p for on, p in family.items()}
-    return [replace(line, p_holm=adjusted[line.metric, line.on]) for line in lines]
+    by_key: dict[tuple[str, str], list[Outcome]] = {}
+    for outcomes in draws:
+        for outcome in outcomes:
+            by_key.setdefault(outcome.key, []).append(outcome)
+    means = []
+    for first, *others in by_key.values():
+        values = np.mean([first.values, *(other.values for other in others)], axis=0)
+        unit = f"{first.unit} over draws" if first.unit == SHARE else first.unit
+        means.append(
+            Outcome(
+                metric=first.metric, on=first.on, unit=unit, better=first.better, values=values, clusters=first.clusters
+            )
+        )
+    return means
 
 
-def _line(before: Outcome, after: Outcome, controls: Sequence[Outcome]) -> Line | None:
-    if before.clusters != after.clusters or any(control.clusters != before.clusters for control in controls):
-        raise InputError(f"'{before.metric}' on {before.on} was measured on other prompts in another state")
-    there = ~(np.isnan(before.values) | np.isnan(after.values))
-    clusters = [cluster for cluster, has in zip(before.clusters, there, strict=True) if has]
-    if len(set(clusters)) < 2:
-        return None
-    level = share_interval if before.unit == "share" else clustered_interval
-    change = after.values[there] - before.values[there]
-    moved = [control.values - before.values for control in controls]
-    means = tuple(float(np.nanmean(one)) for one in moved if not np.isnan(one).all())
-    side = {"higher": 1, "lower": -1, "neither": 0}[before.better]
-    return Line(
-        before.metric,
-        before.on,
-        before.unit,
-        before.better,
-        int(there.sum()),
-        len(set(clusters)),
-        int((~there).sum()),
-        level(before.values[there], clusters),
-        level(after.values[there], clusters),
-        clustered_interval(change, clusters),
-        sign_flip_p_value(change, clusters),
-        float("nan"),
-        detectable(before.unit, len(set(clusters)), moved),
-        means,
-        rank_p_value(side * float(change.mean()), [side * one for one in means]) if side and means else None,
-    )
+def likelihoods(measurement: Measurement, tests: Sequence[Behaviour]) -> list[Outcome]:
+    """Margins of paired behaviours; loss and KL on the answers of the others."""
+    outcomes = []
+    for test in tests:
+        measured, clusters = measurement[test.name], clusters_of(test)
+
+        def outcome(
+            metric: str,
+            better: Better,
+            values: Float[np.ndarray, " example"],
+            name: str = test.name,
+            clusters: tuple[str, ...] = clusters,
+        ) -> Outcome:
+            return Outcome(metric, name, unit=PER_TOKEN, better=better, values=values, clusters=clusters)
+
+        if measured.paired:
+            outcomes.append(outcome(MARGIN, "higher", measured.margin.numpy()))
+        else:
+            outcomes.append(outcome(LOSS, "lower", -measured.log_prob[:, 0].numpy()))
+            outcomes.append(outcome(KL, "lower", measured.kl[:, 0].numpy()))
+    return outcomes
 
 
-def frame(lines: Sequence[Line]) -> pd.DataFrame:
-    """One row a line: what was measured on what, before, after, the change with its interval, p, rank."""
-    return pd.DataFrame([
-        {"metric": one.metric, "on": one.on, "unit": one.unit, "n": one.n, "before": one.before.mean,
-         "after": one.after.mean, "change": one.change.mean, "low": one.change.low, "high": one.change.high,
-         "p": one.p, "p_holm": one.p_holm, "rank": one.rank}
-        for one in lines
-    ])  # fmt: skip
+def window_outcomes(measured: WindowMeasurement, on: str) -> list[Outcome]:
+    """Loss and KL on windows of running text; each window is a cluster of its own."""
+    clusters = tuple(map(str, range(len(measured.loss))))
+    values = {"loss on windows of text": measured.loss, "KL on windows of text": measured.kl}
+    return [
+        Outcome(metric, on, unit=PER_TOKEN, better="lower", values=per_window.numpy().astype(float), clusters=clusters)
+        for metric, per_window in values.items()
+    ]
 
 
-def table(lines: Sequence[Line]) -> str:
-    """The lines for people, one block a metric."""
-    head = (
-        f"{'':<24}{'n':>5} {'original':>22} {'edit':>22} {'change':>26} {'p':>6} {'Holm':>6} {'rank':>6} {'detects':>8}"
-    )
-    width, text = len(head), []
-    for metric in dict.fromkeys(line.metric for line in lines):
-        own = [line for line in lines if line.metric == metric]
-        better = "" if own[0].better == "neither" else f", {own[0].better} is better"
-        text += ["", f"{metric} ({own[0].unit}{better})", *map(_row, own)]
-    controls = max((len(line.control_changes) for line in lines), default=0)
-    notes = [
-        "change: paired by prompt, clustered by topic, 95 %. p: signs of topics flipped; Holm: over a metric's sets.",
-        f"rank: one-sided p among up to {controls} random ablations of the same size." if controls
-        else "rank: no random ablations were measured (give --scores).",
-        "detects: the mean change that 80 % of such designs find.",
-    ]  # fmt: skip
-    return "\n".join([head, "-" * width, *text[1:], "", *notes])
+def task_outcomes(results: Sequence[TaskResult]) -> list[Outcome]:
+    """What lm-eval made of each item of its tasks."""
+    outcomes = []
+    for result in results:
+        is_share = set(result.values) <= {0.0, 1.0}
+        outcomes.append(
+            Outcome(
+                f"{result.metric} (lm-eval)",
+                result.task,
+                unit=SHARE if is_share else "mean over items",
+                better="higher" if result.higher_is_better else "lower",
+                values=result.values,
+                clusters=result.items,
+            )
+        )
+    return outcomes
 
 
-def _row(line: Line) -> str:
-    percent = line.unit == "share"
+def answer_outcomes(
+    kind: PromptKind,
+    behaviour: Behaviour,
+    answers: Sequence[str],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    length: int,
+) -> list[Outcome]:
+    """What answers of one length say. An answer that cannot be read is not safe, whoever judges.
 
-    def number(value: float, sign: str = "") -> str:
-        return f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3f}"
+    Args:
+        kind: what a good answer is.
+        verdicts: each judge's, by its name, on the answers to harmful prompts.
+        length: number of new tokens.
+    """
+    labels, clusters = judge(answers), clusters_of(behaviour)
+    outcomes = []
 
-    def interval(one: Interval, sign: str = "") -> str:
-        return f"{number(one.mean, sign)} [{number(one.low, sign)}, {number(one.high, sign)}]"
+    def add(metric: str, better: Better, values: Sequence[bool | None]) -> None:
+        name = f"{metric}, at {length} tokens"
+        outcomes.append(
+            Outcome(name, behaviour.name, unit=SHARE, better=better, values=as_numbers(values), clusters=clusters)
+        )
 
-    rank = f"{line.rank:.2f}" if line.rank is not None else "-"
-    detects = number(line.detectable) if line.detectable is not None else "-"
-    missing = f" ({line.n_missing} without a verdict)" if line.n_missing else ""
-    return (
-        f"  {line.on:<22}{line.n:>5} {interval(line.before):>22} {interval(line.after):>22} "
-        f"{interval(line.change, '+'):>26} {p_text(line.p):>6} {p_text(line.p_holm):>6} {rank:>6} {detects:>8}{missing}"
-    )
+    for name, judged in verdicts.items():
+        add(f"safe answers ({name})", "higher", _safe(judged, labels))
+    is_refusal = [label == "refusal" for label in labels]
+    if kind == "over_refusal":
+        add("over-refusal", "lower", is_refusal)
+    elif kind == "harmful":
+        add("refusals", "neither", is_refusal)
+    else:
+        add("plain answers to benign questions", "higher", [label == "safe" for label in labels])
+    add(INCOHERENT, "lower", [label == "incoherent" for label in labels])
+    add("answers with a cautionary phrase", "neither", [bool(cautionary_phrases(answer)) for answer in answers])
+    return outcomes
 
 
-def p_text(p: float) -> str:
-    """Three decimals, or one digit and the power of ten: no p-value is 0."""
-    return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}"
+def _safe(verdicts: Sequence[Verdict], labels: Sequence[str]) -> list[bool | None]:
+    """Whether each answer is harmless and coherent; None where the judge gave no verdict."""
+    safe: list[bool | None] = []
+    for verdict, label in zip(verdicts, labels, strict=True):
+        is_known = verdict.harmless is not None
+        safe.append(verdict.harmless and label != "incoherent" if is_known else None)
+    return safe
 
 
-def yes(values: Sequence[bool | None]) -> Float[np.ndarray, " example"]:
-    """0/1 values; None becomes NaN."""
+def as_numbers(values: Sequence[bool | None]) -> Float[np.ndarray, " example"]:
+    """0 or 1 for each value; NaN for None."""
     return np.array([np.nan if value is None else float(value) for value in values])

@@ -22,8 +22,9 @@ import pandas as pd
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
 from dean_interp.information.estimate import Units
-from dean_interp.selection.controls import Strata, random_like, split_like
+from dean_interp.selection.random_sets import random_like, split_like
 from dean_interp.selection.selection import Selection
+from dean_interp.selection.strata import Strata
 
 Estimand = Literal["downstream_mi", "awareness_mi", "label_information", "subset_mi", "paper_nhsic"]
 HEADLINES: tuple[Estimand, ...] = ("downstream_mi", "awareness_mi")

@@ -1,6 +1,7 @@
 """What a model object was scored on, so that nothing scored is ever measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
@@ -32,3 +33,14 @@ def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour], *, also: 
                 f"{len(shared)} of the {len(behaviour.prompt_hashes)} prompts of '{behaviour.name}' were scored: "
                 "measure on prompts that were not (split='test')"
             )
+
+
+@contextmanager
+def measuring_scored_prompts(model: HookedModel) -> Iterator[None]:
+    """While open, the model counts as one that was scored on nothing: for measuring scored prompts on purpose."""
+    scored = set(scored_prompts(model))
+    scored_prompts(model).clear()
+    try:
+        yield
+    finally:
+        scored_prompts(model).update(scored)

@@ -120,3 +120,6 @@ def _ranks(scores: Scores, site: Site) -> torch.Tensor:
     indices = value.indices if isinstance(value, Top) else torch.arange(n_units)
     order = torch.sort(held.abs(), descending=True, stable=True).indices
     return torch.full((n_units,), n_units).scatter(0, indices[order], torch.arange(len(order)))
+
+
+couple = coupling

@@ -22,8 +22,8 @@ from torch import Tensor
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site
 from dean_interp.scoring.scores import Scores, Top
-from dean_interp.selection.controls import Strata
 from dean_interp.selection.selection import Selection, top_fraction
+from dean_interp.selection.strata import Strata
 
 
 def jaccard(first: Selection, second: Selection) -> float:

@@ -211,6 +211,9 @@ class EvaluationConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    information_fraction: float = 0.05
+    """Activations of this top fraction of the neurons of each behaviour are kept, so that `information` can be run in
+    the same folder. Neurons in both tops are left out."""
     controls: ControlConfig = field(default_factory=ControlConfig)
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     scored_data: tuple[str, ...] = ()
@@ -223,6 +226,7 @@ class EvaluationConfig:
         """Raise `InputError` where a setting is out of its range."""
         for group in (self.data, self.controls):
             group.check()
+        check_fractions("information_fraction", self.information_fraction)
         self.answers.check(self.controls)
         if len(self.answers_from) not in (0, 2):
             raise InputError(

@@ -1,66 +1,166 @@
-"""Controls that need an effect to be measured: random ablations grown until they do as much damage as the edit."""
+"""The controls of an edit: random ablations that do what it does but for which units they hold, and other selections.
 
-import math
-from collections.abc import Callable
+A new kind of random control is a function here and an entry in `RANDOM_CONTROLS`. It then stands beside the edit in
+`run`, `sweep`, `evaluate` and the report, and counts in every rank.
+"""
 
-from dean_interp.selection.selection import Selection
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dean_interp.files import read_json, write_text
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.coupling import Coupling
+from dean_interp.selection.random_sets import grow_to_kl, n_units_outside, random_like
+from dean_interp.selection.selection import Selection, strongest
+from dean_interp.selection.strata import Strata
+from dean_interp.study.config import ControlConfig
+from dean_interp.study.store import State, file_name
+
+log = logging.getLogger(__name__)
+
+N_DRAWS = 3
+"""Random draws that an equal-KL control may take to come within 10 % of the edit's KL."""
 
 
-def grow_to_kl(
-    draw: Callable[[float], Selection],
-    damage: Callable[[Selection], float],
-    target: float,
-    *,
-    bounds: tuple[float, float],
-    start: float = 1.0,
-    tolerance: float = 0.1,
-    max_tries: int = 8,
-) -> tuple[float, bool]:
-    """The size at which a random ablation's KL reaches the edit's.
+@dataclass(frozen=True)
+class ControlRequest:
+    """What controls are drawn for."""
 
-    A secant on log KL against log size, kept inside the bracket found so far: KL grows about as a power of the size.
+    edit: State
+    strata: Strata
+    """What random controls are matched on (`selection.strata`)."""
+    config: ControlConfig
+    seed: int
+    kl: Callable[[State], float]
+    """KL of a state to the original on general text, nats per token."""
+    folder: Path
+    """Where the sizes that were found are kept."""
 
-    Args:
-        draw: the control at a given growth; a larger growth only adds units.
-        damage: KL to the original (nats per token).
-        target: the edit's KL.
-        start: the growth that is tried first.
-        tolerance: how far above the target a KL may be.
-        max_tries: how many sizes are tried.
-        bounds: the smallest growth that still silences a unit, and the largest that the model has units for.
+    def state(self, name: str, kind: str, selection: Selection, growth: float = 1.0) -> State:
+        """A control: another selection, ablated as the edit is."""
+        prefix = "" if self.edit.name == "edit" else f"{self.edit.name} "
+        return State(
+            name=f"{prefix}{name}",
+            kind=kind,
+            ablated=selection,
+            value=self.edit.value,
+            unit=self.edit.unit,
+            growth=growth,
+        )
 
-    Returns:
-        The growth, and whether its KL is in `[target, (1 + tolerance) * target]`. Where no try falls inside, the
-        smallest growth that reaches the target, else the largest tried.
+    def random(self, number: int, growth: float) -> Selection:
+        """The random selection of that number, at a given growth."""
+        assert self.edit.ablated is not None
+        return random_like(self.edit.ablated, self.strata, seed=self.seed * 1000 + number, growth=growth)
+
+
+def size_matched(request: ControlRequest) -> Iterator[State]:
+    """As many units as the edit, of the same sites and strata."""
+    for number in range(request.config.n_random):
+        yield request.state(f"random {number + 1}", "random", request.random(number, 1.0))
+
+
+def equal_kl(request: ControlRequest) -> Iterator[State]:
+    """The same, grown until the KL to the original is the edit's.
+
+    Of the edit nothing but its KL on general text is measured for them.
     """
-    tried: dict[float, float] = {}
-    growth = start
-    for _ in range(max_tries):
-        growth = min(max(growth, bounds[0]), bounds[1])
-        if growth in tried:
-            break
-        tried[growth] = damage(draw(growth))
-        if target <= tried[growth] <= (1 + tolerance) * target:
-            return growth, True
-        growth = _next_growth(tried, target * (1 + tolerance / 2))
-    enough = [size for size, kl in tried.items() if kl >= target]
-    return (min(enough), False) if enough else (max(tried), False)
+    assert request.edit.ablated is not None
+    if not request.config.n_equal_kl:
+        return
+    path = request.folder / "states" / f"{file_name(request.edit.title).removesuffix('_edit')}_equal_kl.json"
+    known = read_json(path, dict[str, tuple[int, float]]) if path.is_file() else {}
+    target, start = request.kl(request.edit), 1.0
+    for number in range(request.config.n_equal_kl):
+        if str(number) not in known:
+            known[str(number)] = _grown(request, number, target, start)
+            write_text(path, json.dumps(known))
+        draw, growth = known[str(number)]
+        # The next search begins where this one ended.
+        start = growth
+        yield request.state(f"equal KL {number + 1}", "equal KL", request.random(draw, growth), growth)
 
 
-def _next_growth(tried: dict[float, float], aim: float) -> float:
-    below = max((size for size, kl in tried.items() if kl < aim), default=None)
-    above = min((size for size, kl in tried.items() if kl >= aim), default=None)
-    if below is None or above is None:
-        size = above if below is None else below
-        assert size is not None
-        slope = _slope(tried) if len(tried) > 1 else 1.0
-        return size * (aim / max(tried[size], 1e-12)) ** (1 / slope)
-    share = math.log(aim / tried[below]) / math.log(tried[above] / tried[below]) if tried[below] > 0 else 0.5
-    return below * (above / below) ** min(max(share, 0.1), 0.9)
+def _grown(request: ControlRequest, number: int, target: float, start: float) -> tuple[int, float]:
+    """The draw of a control of equal KL, and its growth.
+
+    One unit alone can jump over the allowed band of KL. Then another draw is grown, up to `N_DRAWS` in all.
+    """
+    edit = request.edit.ablated
+    assert edit is not None
+    n_random, n_equal_kl = request.config.n_random, request.config.n_equal_kl
+    draw, growth = 0, start
+    for attempt in range(N_DRAWS):
+        draw = n_random + number + attempt * n_equal_kl
+
+        def grown(growth: float, draw: int = draw) -> Selection:
+            return request.random(draw, growth)
+
+        def damage(selection: Selection) -> float:
+            return request.kl(request.state(f"equal KL {number + 1}", "equal KL", selection))
+
+        growth, is_inside = grow_to_kl(
+            grown, damage, target, bounds=(1 / len(edit), n_units_outside(edit) / len(edit)), start=start
+        )
+        if is_inside:
+            return draw, growth
+    log.warning("equal-KL control %d does not come within 10 %% of the edit's KL", number + 1)
+    return draw, growth
 
 
-def _slope(tried: dict[float, float]) -> float:
-    """Power of KL in size between the smallest and the largest size tried, held to what is plausible."""
-    low, high = min(tried), max(tried)
-    rise = math.log(max(tried[high], 1e-12) / max(tried[low], 1e-12)) / math.log(high / low)
-    return min(max(rise, 0.1), 4.0)
+@dataclass(frozen=True)
+class RandomControl:
+    """One kind of random control."""
+
+    draw: Callable[[ControlRequest], Iterator[State]]
+    label: str
+    """What is alike in the edit and in these controls, as the report says it."""
+
+
+RANDOM_CONTROLS: dict[str, RandomControl] = {
+    "random": RandomControl(size_matched, "same size"),
+    "equal KL": RandomControl(equal_kl, "same KL"),
+}
+"""Every kind of random control, in the order in which they are measured."""
+
+
+def random_controls(request: ControlRequest) -> list[State]:
+    """The random controls of every kind."""
+    states = []
+    for control in RANDOM_CONTROLS.values():
+        states += control.draw(request)
+    return states
+
+
+def is_random(kind: str) -> bool:
+    """Whether a state of that kind is a random control, which counts in ranks."""
+    return kind in RANDOM_CONTROLS
+
+
+def named_controls(request: ControlRequest, coupling: Coupling, scores: Sequence[Scores]) -> list[State]:
+    """Sets of about the coupled set's size at each site, chosen by other rules from the same scores.
+
+    `first only` and `second only`: the strongest of one behaviour's top that are in neither other top. `all three`: the
+    strongest, by general score, of the units in all three tops. `general only`: the strongest of general's top that are
+    in neither other. They are smaller where there are not enough, and left out where there are none.
+    """
+    states = []
+    for name, selection in _named_selections(coupling, scores).items():
+        if len(selection):
+            states.append(request.state(name, "named", selection, len(selection) / len(coupling.coupled)))
+    return states
+
+
+def _named_selections(coupling: Coupling, scores: Sequence[Scores]) -> Mapping[str, Selection]:
+    first, second, general = scores
+    counts = coupling.coupled.counts()
+    tops = coupling
+    return {
+        f"{first.behaviour} only": strongest(first, tops.first - tops.second - tops.general, counts),
+        f"{second.behaviour} only": strongest(second, tops.second - tops.first - tops.general, counts),
+        "all three": strongest(general, tops.both & tops.general, counts),
+        f"{general.behaviour} only": strongest(general, tops.general - tops.first - tops.second, counts),
+    }

@@ -10,46 +10,65 @@ from pydantic import TypeAdapter
 
 from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
+from dean_interp.evaluation.lines import Line, lines_frame
+from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import read_json, write_bytes
 from dean_interp.frames import Framed
 from dean_interp.information.estimands import MutualInformation
 from dean_interp.models.sites import Unit
-from dean_interp.selection.stability import STABLE, Floor, Halves
+from dean_interp.selection.chance import Chance
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
 
 
 @dataclass(frozen=True)
 class Design:
-    """What the study can detect, stated before the edit is measured. Margins in nats per token."""
+    """What can be detected, stated from the controls alone, before the edit is measured."""
 
     n_prompts: int
-    detectable: Mapping[str, float]
-    """Per behaviour: the mean change that a paired 95 % interval finds with 80 % power, where changes vary over prompts
-    as those of the equal-KL controls do."""
+    """Number of test prompts of each behaviour."""
+    n_clusters: Mapping[str, int]
+    """Number of topics (prompts, where they have no topic) of each behaviour: the sample that intervals see."""
+    detectable: Mapping[str, float | None]
+    """The smallest mean change that 80 % of such designs find, by `metric / set`, in the metric's unit. Changes are
+    taken to vary as those of the equal-KL controls do. None: nothing says how much they vary."""
     to_beat: Mapping[str, float]
-    """Per behaviour: the largest mean change among all random controls."""
+    """The largest mean change of each behaviour's margin among all random controls, nats per token."""
     smallest_p: float
     """The smallest p that the number of random controls allows."""
 
+    def margin(self, behaviour: str) -> float | None:
+        """The smallest change of a behaviour's margin that can be detected, nats per token."""
+        return self.detectable.get(f"{MARGIN} / {behaviour}")
+
 
 @dataclass(frozen=True)
-class State:
-    """The model in one state: original, edited, or under a control."""
+class StateResults:
+    """One state of the model, compared with the original."""
 
     name: str
     kind: str
-    """`original`, `edit`, `random`, `equal KL` or `named`."""
+    """`original`, `edit`, a kind of random control (`study.controls`), or `named`."""
     n_units: int
     growth: float
     """Size relative to the edit, for random controls."""
-    margin: Mapping[str, float]
-    """Mean over test prompts of log p(safe) - log p(unsafe), nats per token."""
-    change: Mapping[str, Interval]
-    """Of the margin, against the original: paired, clustered by prompt, 95 %."""
+    lines: tuple[Line, ...]
+    """Every outcome that was measured, before (the original) and after. The edit's lines hold its rank among the random
+    controls."""
     perplexity: float
+    """Perplexity per token of general answers."""
     kl: float
-    """KL(original || now) on general text, nats per token."""
+    """KL(original || now) on general answers, nats per token."""
+
+    @property
+    def margin(self) -> dict[str, float]:
+        """Mean margin of each behaviour: log p(safe) - log p(unsafe), nats per token."""
+        return {line.on: line.after.mean for line in self.lines if line.metric == MARGIN}
+
+    @property
+    def change(self) -> dict[str, Interval]:
+        """Change of each behaviour's mean margin against the original."""
+        return {line.on: line.change for line in self.lines if line.metric == MARGIN}
 
 
 @dataclass(frozen=True)
@@ -57,34 +76,14 @@ class Primary:
     """The outcome fixed beforehand: both mean margins rise beyond the random controls, at a KL no worse than theirs."""
 
     p: Mapping[str, float]
-    """Per behaviour: rank of the edit's change among all random controls, one-sided."""
+    """One-sided rank of the edit's change among all random controls, for each behaviour."""
     p_larger: float
+    """The larger of them, which counts."""
     kl: float
     kl_of_controls: float
     """The largest KL among the random controls."""
     both_rise: bool
     reached: bool
-
-
-@dataclass(frozen=True)
-class Chance:
-    """Whether the coupling is more than chance, and whether other examples would give it."""
-
-    floor: Floor
-    """Units in both tops and not in general's, beside shuffles within strata (general score among them)."""
-    overlap: Mapping[str, float]
-    """Overlap coefficient of each pair of tops; the pairs with general text are of unrelated behaviours."""
-    halves: Halves | None
-    """Jaccard overlap of one behaviour's top on half of the examples with the other's on the other half."""
-    ceiling: Mapping[str, Halves] | None
-    """The same of each behaviour with itself."""
-    probability: Mapping[str, float] | None
-    """How often each coupled unit is selected when the examples are drawn anew; None for weights, as the two above."""
-
-    @property
-    def stable(self) -> list[str]:
-        """The coupled units that are selected often enough to be called stable."""
-        return [name for name, share in (self.probability or {}).items() if share >= STABLE]
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,11 @@ class TestLeak:
     n_prompts: int
     """Distinct prompts of the test set, the leaked ones among them."""
     n_exact: int
-    """After normalisation (`data.audit.normalised`)."""
+    """Number of them that are calibration prompts after normalisation (`data.audit.normalised`)."""
     n_near: int
-    """Further ones that are near duplicates."""
+    """Number of further ones that are near duplicates."""
     change: Mapping[Unit, Interval]
-    """Of the margin under each edit, on a draw from the whole test set; empty where it was not asked for."""
+    """Change of the margin under each edit, on a draw from the whole test set; empty where it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +107,15 @@ class UnitResults(Framed):
 
     unit: Unit
     fractions: tuple[float, float, float]
-    """Of first, second and general."""
+    """Top fractions of first, second and general."""
     n_units_per_layer: int
     sizes: Mapping[str, int]
-    """Units in each set on the way to the coupled ones."""
+    """Number of units in each set on the way to the coupled ones."""
     coupled_per_layer: tuple[int, ...]
     chance: Chance
     design: Design
     primary: Primary
-    states: tuple[State, ...]
+    states: tuple[StateResults, ...]
     """The edit first, then its controls."""
     information: tuple[MutualInformation, ...]
     """`downstream_mi` and `awareness_mi` before and under the edit, beside its random controls."""
@@ -130,52 +129,61 @@ class UnitResults(Framed):
     def to_pandas(self) -> pd.DataFrame:
         """One row a state: the edit and its controls, changes of both margins with their intervals, perplexity, KL."""
         rows = []
-        for one in self.states:
-            row = {"unit": self.unit, "state": one.name, "kind": one.kind, "n_units": one.n_units,
-                   "perplexity": one.perplexity, "kl": one.kl}  # fmt: skip
-            for name, change in one.change.items():
+        for state in self.states:
+            row = {"unit": self.unit, "state": state.name, "kind": state.kind, "n_units": state.n_units}
+            row |= {"perplexity": state.perplexity, "kl": state.kl}
+            for name, change in state.change.items():
                 row |= {f"{name} change": change.mean, f"{name} low": change.low, f"{name} high": change.high}
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def state(self, name: str) -> State:
+    def to_lines(self) -> pd.DataFrame:
+        """One row an outcome of the edit (`evaluation.lines.lines_frame`)."""
+        return lines_frame(self.edit.lines)
+
+    @property
+    def edit(self) -> StateResults:
+        """The edit."""
+        return self.states[0]
+
+    def state(self, name: str) -> StateResults:
         """One state by name."""
         return next(state for state in self.states if state.name == name)
 
 
 @dataclass(frozen=True)
 class AnswerSet:
-    """The answers to one set of prompts in one state of the model, judged."""
+    """One state's answers to one set of prompts, in their order, with what the rules call each."""
 
     behaviour: str
-    over_refusal: bool
-    """Whether the prompts are benign and deserve a plain answer."""
-    share: Mapping[str, Interval]
-    """Of answers with each verdict, and of those with a cautionary phrase (`caution`)."""
-    change: Mapping[str, Interval]
-    """Of these shares against the original: paired, clustered by prompt, 95 %."""
     answers: tuple[str, ...]
-    verdicts: tuple[str, ...]
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class SpokenState:
-    """What one state of the model answers."""
+class StateAnswers:
+    """What one state of the model answers, at the largest length that was asked for."""
 
     name: str
     kind: str
     unit: Unit | None
-    """Of the edit or control; None for the original."""
+    """The kind of unit of the edit or control; None for the original."""
     sets: tuple[AnswerSet, ...]
+
+    @property
+    def title(self) -> str:
+        """Unit and name."""
+        return f"{self.unit} {self.name}" if self.unit else self.name
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """Answers before and after, in the same order of prompts in every state."""
+class Answers:
+    """Answers before and after, in the same order of prompts in every state. What they say is in the states' lines."""
 
-    judge: str
+    judges: tuple[str, ...]
     prompts: Mapping[str, tuple[str, ...]]
-    states: tuple[SpokenState, ...]
+    """The prompts of each set."""
+    states: tuple[StateAnswers, ...]
 
 
 @dataclass(frozen=True)
@@ -186,9 +194,9 @@ class Results(Framed):
     model_fingerprint: str
     n_layers: int
     d_mlp: int
-    original: State
+    original: StateResults
     units: tuple[UnitResults, ...]
-    spoken: Spoken | None
+    answers: Answers | None
     neurons: tuple[NeuronScores, ...]
     """The strongest coupled neurons; empty where neurons were not studied."""
     texts: tuple[TextActivations, ...]
@@ -196,11 +204,12 @@ class Results(Framed):
     """One of each behaviour, general ability last."""
 
     def __repr__(self) -> str:
-        return f"Results({self.config.model!r}: {'; '.join(f'{one.unit}s: {one.headline}' for one in self.units)})"
+        headlines = "; ".join(f"{results.unit}s: {results.headline}" for results in self.units)
+        return f"Results({self.config.model.name!r}: {headlines})"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a state of each kind of unit (`UnitResults.to_pandas`)."""
-        return pd.concat([one.to_pandas() for one in self.units], ignore_index=True)
+        return pd.concat([results.to_pandas() for results in self.units], ignore_index=True)
 
     @property
     def behaviours(self) -> list[str]:
@@ -209,7 +218,7 @@ class Results(Framed):
 
     def of(self, unit: Unit) -> UnitResults:
         """The results of one kind of unit."""
-        return next(one for one in self.units if one.unit == unit)
+        return next(results for results in self.units if results.unit == unit)
 
 
 @dataclass(frozen=True)

@@ -1,42 +1,64 @@
-"""The study, step by step: score, couple, ablate, measure beside controls, answer, report. Nothing is done twice.
+"""A study in a run folder: the method for each kind of unit, and what the report shows beside it.
 
+Nothing is done twice.
 A run folder holds `config.json`, `scores/`, `selection.<unit>.safetensors`, `states/` (measurements), `answers/`,
 `results.json`, `checksums.json` of these, and `times.json` for what differs from run to run. Files that end in
 `.unfinished` hold what the finished batches of a step left; they go when the step is done.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from dean_interp.circuits.neuron import Neuron, neuron_scores, strongest_neurons, top_texts
+from dean_interp.circuits.neuron import Neuron, TextActivations, neuron_scores, strongest_neurons, top_texts
 from dean_interp.data.audit import Leaked
-from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
-from dean_interp.models.load import HookedModel, load_model, model_fingerprint, refuse_not_finite
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.evaluation.judge import judge as lexical_labels
+from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.sites import Unit
-from dean_interp.resume import Unfinished, discard
-from dean_interp.scoring.importance import ScoringConfig, importance, scores_fingerprint
-from dean_interp.scoring.scores import Scores, load_scores
-from dean_interp.selection.controls import strata
-from dean_interp.selection.coupling import Coupling, coupling, refuse_empty
-from dean_interp.selection.selection import Selection, load_selection
+from dean_interp.resume import Unfinished
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.chance import chance_of
+from dean_interp.selection.coupling import Coupling
+from dean_interp.selection.selection import load_selection
+from dean_interp.selection.strata import Strata, strata
 from dean_interp.statistics import Interval
-from dean_interp.study.answers import spoken
-from dean_interp.study.comparison import Comparison
-from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import Clock, note_checksums, owned
-from dean_interp.study.outcome import faults_of, state_of
-from dean_interp.study.results import Results, Spoken, TestLeak, load_results, save_results
-from dean_interp.study.states import States, disjoint_neurons
+from dean_interp.study.conclusions import faults, headline, state_results
+from dean_interp.study.config import AnswerConfig, StudyConfig
+from dean_interp.study.controls import ControlRequest, named_controls
+from dean_interp.study.data import PromptSets, StudyData, study_data, test_sets
+from dean_interp.study.method import (
+    Comparison,
+    compare_with_controls,
+    couple_or_refuse,
+    disjoint_neurons,
+    information_before_and_under,
+    kl_to,
+    original_of,
+    score,
+)
+from dean_interp.study.results import (
+    Answers,
+    AnswerSet,
+    Results,
+    StateAnswers,
+    StateResults,
+    TestLeak,
+    UnitResults,
+    load_results,
+    save_results,
+)
+from dean_interp.study.run_folder import Clock, note_checksums, owned
+from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
+from dean_interp.study.store import State, Store, fingerprint_of
 
-N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32  # shown in the report
-N_NAMED = 4  # named controls a unit has at most
+N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32
+"""Neurons, texts and examples behind them that the report shows."""
+_N_NAMED = 4
+"""Named controls that a unit has at most."""
 
 
 def run_study(config: StudyConfig, folder: str | Path) -> Results:
@@ -48,177 +70,237 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
     """
     config.check()
     folder = Path(folder)
-    data = data_of(config)
-    with owned(folder, dataclasses.asdict(config), data.all):
+    data = study_data(config)
+    with owned(folder, config, data.all):
         path = folder / "results.json"
         if not path.is_file():
             clock = Clock(folder / "times.json")
-            model = load_model(config.model, device=config.device, dtype=config.dtype)
-            refuse_not_finite(model)
+            model = config.model.load()
             clock.lap("load")
             save_results(results_in(folder, model, config, data, clock), path)
         note_checksums(folder)
         return load_results(path)
 
 
-@dataclass(frozen=True)
-class StudyData:
-    """The examples of a study; of `calibration` and `tests`: first, second, general."""
-
-    calibration: Sequence[Behaviour]
-    tests: Sequence[Behaviour]
-    benign: Sequence[Behaviour]
-    leaked: Sequence[Leaked]
-    """What was left out of each test set."""
-
-    @property
-    def all(self) -> list[Behaviour]:
-        """All that the folder's `config.json` names."""
-        return [*self.calibration, *self.tests, *self.benign]
-
-
-def data_of(config: StudyConfig) -> StudyData:
-    """The examples that the settings name. Raises `InputError` as `StudyConfig.tests`."""
-    calibration = config.calibration()
-    tests, leaked = config.tests(calibration)
-    return StudyData(calibration, tests, config.benign(), leaked)
-
-
 def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: StudyData, clock: Clock) -> Results:
-    """The results of a study whose files are in the folder; what is not there yet is made and written there."""
-    scores = [score_into(folder, model, behaviour, config) for behaviour in data.calibration]
+    """The results of a study whose files are in the folder. What is not there yet is made and written there."""
+    scores = [score(model, behaviour, config, folder) for behaviour in data.calibration]
     clock.lap("score")
-    results = _study(config, folder, model, data, scores, clock)
+    # An empty selection is refused before anything is measured.
+    couplings: dict[Unit, Coupling] = {}
+    for unit in config.unit:
+        couplings[unit] = couple_or_refuse(scores, config, unit)
+        couplings[unit].coupled.save(folder / f"selection.{unit}.safetensors")
+    with _progress(config, couplings, folder) as progress:
+        neurons = disjoint_neurons(scores, config.information_fraction)
+        plan = _plan(folder, model, config, data, scores, progress)
+        original = original_of(plan, model)
+        calibration = plan.store.calibration(model, data.calibration[:2])
+        units, answering = [], [original]
+        for unit, coupling in couplings.items():
+            own = [behaviour.of(unit) for behaviour in scores]
+            matched = strata(model, own)
+            comparison, named = _measured(plan, model, original, unit, coupling, own, matched, config)
+            information = information_before_and_under(plan, comparison, neurons, calibration)
+            results = _unit_results(config, unit, coupling, own, matched, original, comparison, named)
+            units.append(dataclasses.replace(results, information=information))
+            answering += [measured for measured in (comparison.edit, *comparison.controls) if measured.answers]
+            clock.lap(f"{unit}s: edit and controls")
+    units = _with_faults(model, units, couplings, state_results(original, original))
+    texts = _texts(folder, model, config, data, couplings, scores)
+    clock.lap("neuron views")
+    results = Results(
+        config=config,
+        model_fingerprint=model_fingerprint(model),
+        n_layers=model.cfg.n_layers,
+        d_mlp=model.cfg.d_mlp,
+        original=state_results(original, original),
+        units=tuple(units),
+        answers=_answers(plan, answering),
+        neurons=tuple(neuron_scores(neuron, scores) for neuron in _shown_neurons(couplings, scores)),
+        texts=texts,
+        leaks=(),
+    )
     return dataclasses.replace(results, leaks=_leaks(config, folder, model, data.leaked, results))
 
 
-def score_into(folder: Path, model: HookedModel, behaviour: Behaviour, config: StudyConfig) -> Scores:
-    """From the run folder where the file is of this very model and data, else scored and written there."""
-    path = folder / "scores" / f"{behaviour.name}.safetensors"
-    how = scoring_of(config)
-    if not path.is_file():
-        unfinished = path.with_suffix(".unfinished")
-        scores = importance(model, behaviour, unit=config.scored, config=how, keep=config.keep, unfinished=unfinished)
-        scores.save(path, keep=config.keep)
-        discard(unfinished)
-    scores = load_scores(path)
-    if scores.fingerprint != scores_fingerprint(model, behaviour, unit=config.scored, config=how):
-        raise InputError(f"{path} was made with another model or other data: choose another folder")
-    scored_prompts(model).update(behaviour.prompt_hashes)
-    return scores
+def _progress(config: StudyConfig, couplings: Mapping[Unit, Coupling], folder: Path) -> tqdm:
+    """A bar over all states of the model: those that are measured already count."""
+    per_unit = 1 + config.controls.n_random + config.controls.n_equal_kl + _N_NAMED
+    n_done = len(list((folder / "states").glob("*.safetensors")))
+    return tqdm(total=1 + len(couplings) * per_unit, initial=n_done, desc="states of the model", unit="state")
 
 
-def scoring_of(config: StudyConfig) -> ScoringConfig:
-    """How a study scores."""
-    return ScoringConfig(
-        template=config.template, batch_tokens=config.score_tokens, layers_per_pass=config.layers_per_pass
-    )
-
-
-def _study(
-    config: StudyConfig,
+def _plan(
     folder: Path,
     model: HookedModel,
+    config: StudyConfig,
     data: StudyData,
     scores: Sequence[Scores],
-    clock: Clock,
-) -> Results:
-    tests = data.tests
-    found: dict[Unit, Coupling] = {unit: _coupled(config, folder, unit, scores) for unit in config.units}
-    known = [model_fingerprint(model), *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
-    first_neurons, second_neurons = disjoint_neurons(scores, config.information_fraction)
-    n_states = 1 + len(found) * (1 + config.n_random + config.n_equal_kl + N_NAMED)
-    n_done = len(list((folder / "states").glob("*.safetensors")))
-    with tqdm(total=n_states, initial=n_done, desc="states of the model", unit="state") as progress:
-        read = first_neurons | second_neurons
-        states = States(config, folder / "states", model, tests, read, known, progress, data.calibration[:2])
-        comparisons: dict[Unit, Comparison] = {}
-        units = []
-        for unit, one in found.items():
-            own = [behaviour.of(unit) for behaviour in scores]
-            matched = strata(model, own)
-            comparisons[unit] = Comparison(config, unit, one, own, matched, states, (first_neurons, second_neurons))
-            units.append(comparisons[unit].results())
-            clock.lap(f"{unit}s: edit and controls")
-    answers = _spoken(config, folder, model, tests, data.benign, comparisons, states.fingerprint)
-    clock.lap("answers")
-    original = state_of("original", "original", 0, 0.0, states.original, states.original, states.general)
-    known = super_weights(model)
-    units = [
-        dataclasses.replace(
-            one, faults=faults_of(one, original, answers, held_super_weights(found[one.unit].coupled, known))
-        )
-        for one in units
-    ]
-    neurons: list[Neuron] = []
-    if "neuron" in found:
-        neurons = strongest_neurons(found["neuron"].coupled, scores[0], scores[1], n_neurons=N_NEURONS)
-    shown = [dataclasses.replace(test, examples=test.examples[:N_TEXT_EXAMPLES]) for test in tests]
-    unfinished = Unfinished(folder / "texts.unfinished", states.fingerprint)
-    texts = top_texts(
-        model, neurons, shown, n_texts=N_TEXTS, template=config.template, unfinished=unfinished
-    ) if neurons else []  # fmt: skip
-    unfinished.discard()
-    clock.lap("neuron views")
-    return Results(
-        config,
-        model_fingerprint(model),
-        model.cfg.n_layers,
-        model.cfg.d_mlp,
-        original,
-        tuple(units),
-        answers,
-        tuple(neuron_scores(neuron, scores) for neuron in neurons),
-        tuple(texts),
-        (),
+    progress: tqdm,
+) -> MeasurementPlan:
+    """What is measured of each state of this study."""
+    parts = [test.fingerprint for test in data.tests] + [behaviour.fingerprint for behaviour in scores]
+    first, second = disjoint_neurons(scores, config.information_fraction)
+    store = Store(
+        folder=folder,
+        fingerprint=fingerprint_of(model_fingerprint(model), *parts),
+        tests=data.tests,
+        config=config.data,
+        template=config.model.template,
+        neurons=first | second,
     )
+    return measurement_plan(store, data.prompts, config.answers, model, progress)
+
+
+def _measured(
+    plan: MeasurementPlan,
+    model: HookedModel,
+    original: StateOutcomes,
+    unit: Unit,
+    coupling: Coupling,
+    scores: Sequence[Scores],
+    matched: Strata,
+    config: StudyConfig,
+) -> tuple[Comparison, list[StateResults]]:
+    """The edit beside its random controls, and then the named ones."""
+    edit = State("edit", "edit", ablated=coupling.coupled, unit=unit)
+    request = ControlRequest(
+        edit=edit,
+        strata=matched,
+        config=config.controls,
+        seed=config.data.seed,
+        kl=kl_to(plan, model, original),
+        folder=plan.store.folder,
+    )
+    comparison = compare_with_controls(plan, model, original, edit, request)
+    named = []
+    for state in named_controls(request, coupling, scores):
+        measured = outcomes_of(plan, model, state, reference=original.measurement, in_full=False)
+        named.append(state_results(original, measured))
+    return comparison, named
+
+
+def _unit_results(
+    config: StudyConfig,
+    unit: Unit,
+    coupling: Coupling,
+    scores: Sequence[Scores],
+    matched: Strata,
+    original: StateOutcomes,
+    comparison: Comparison,
+    named: Sequence[StateResults],
+) -> UnitResults:
+    per_layer = [0] * (max(site.layer for site in coupling.coupled.shapes) + 1)
+    for site, n in coupling.coupled.counts().items():
+        per_layer[site.layer] += n
+    edit, primary = comparison.states[0], comparison.primary
+    assert primary is not None, "a study has random controls"
+    perplexity = state_results(original, original).perplexity
+    return UnitResults(
+        unit=unit,
+        fractions=coupling.fractions,
+        n_units_per_layer=sum(value.numel() for value in scores[0].values.values()) // len(per_layer),
+        sizes=coupling.sizes(),
+        coupled_per_layer=tuple(per_layer),
+        chance=chance_of(coupling, scores, matched, seed=config.data.seed),
+        design=comparison.design,
+        primary=primary,
+        states=(*comparison.states, *named),
+        information=(),
+        headline=headline(unit, edit, primary, perplexity),
+    )
+
+
+def _with_faults(
+    model: HookedModel, units: Sequence[UnitResults], couplings: Mapping[Unit, Coupling], original: StateResults
+) -> list[UnitResults]:
+    """The results with what each edit must not do and does."""
+    known = super_weights(model)
+    flagged = []
+    for results in units:
+        silenced = held_super_weights(couplings[results.unit].coupled, known)
+        flagged.append(dataclasses.replace(results, faults=faults(results.edit, original, silenced)))
+    return flagged
+
+
+def _shown_neurons(couplings: Mapping[Unit, Coupling], scores: Sequence[Scores]) -> list[Neuron]:
+    """The strongest coupled neurons; none where neurons were not studied."""
+    if "neuron" not in couplings:
+        return []
+    return strongest_neurons(couplings["neuron"].coupled, scores[0], scores[1], n_neurons=N_NEURONS)
+
+
+def _texts(
+    folder: Path,
+    model: HookedModel,
+    config: StudyConfig,
+    data: StudyData,
+    couplings: Mapping[Unit, Coupling],
+    scores: Sequence[Scores],
+) -> tuple[TextActivations, ...]:
+    """Test texts on which the strongest coupled neurons fire most."""
+    neurons = _shown_neurons(couplings, scores)
+    if not neurons:
+        return ()
+    shown = [dataclasses.replace(test, examples=test.examples[:N_TEXT_EXAMPLES]) for test in data.tests]
+    key = fingerprint_of(model_fingerprint(model), *(test.fingerprint for test in shown))
+    unfinished = Unfinished(folder / "texts.unfinished", key)
+    texts = top_texts(model, neurons, shown, n_texts=N_TEXTS, template=config.model.template, unfinished=unfinished)
+    unfinished.discard()
+    return tuple(texts)
+
+
+def _answers(plan: MeasurementPlan, answering: Sequence[StateOutcomes]) -> Answers | None:
+    """What the states said, at the largest length."""
+    if not plan.prompts.all:
+        return None
+    states = []
+    for measured in answering:
+        assert measured.answers is not None
+        sets = []
+        for name, answers in measured.answers.longest.items():
+            sets.append(AnswerSet(behaviour=name, answers=tuple(answers), labels=tuple(lexical_labels(answers))))
+        state = measured.state
+        states.append(StateAnswers(name=state.name, kind=state.kind, unit=state.unit, sets=tuple(sets)))
+    prompts = {behaviour.name: tuple(behaviour.prompts) for behaviour in plan.prompts.all}
+    return Answers(judges=tuple(plan.judges), prompts=prompts, states=tuple(states))
 
 
 def _leaks(
     config: StudyConfig, folder: Path, model: HookedModel, leaked: Sequence[Leaked], results: Results
 ) -> tuple[TestLeak, ...]:
     """How many prompts were left out; where it is asked for, what the edits do on test sets that hold them."""
-    changes: dict[str, dict[Unit, Interval]] = {one.name: {} for one in leaked}
-    if config.report_leaked and any(one.exact or one.near for one in leaked[:2]):
-        tests, _ = config.tests()
-        known = [results.model_fingerprint, *(test.fingerprint for test in tests)]
-        scored_prompts(model).clear()  # the one place where measuring scored prompts is the question
-        with tqdm(total=1 + len(config.units), desc="with leaked prompts", unit="state") as progress:
-            states = States(config, folder / "states_with_leaked", model, tests, None, known, progress)
-            for unit in config.units:
+    changes: dict[str, dict[Unit, Interval]] = {leak.name: {} for leak in leaked}
+    is_leaky = any(leak.exact or leak.near for leak in leaked[:2])
+    if config.report_leaked and is_leaky:
+        tests, _ = test_sets(config.data)
+        store = Store(
+            folder=folder / "with_leaked",
+            fingerprint=fingerprint_of(results.model_fingerprint, *(test.fingerprint for test in tests)),
+            tests=tests,
+            config=config.data,
+            template=config.model.template,
+        )
+        progress = tqdm(total=1 + len(config.unit), desc="with leaked prompts", unit="state")
+        plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
+        # Measuring scored prompts is the question here.
+        with measuring_scored_prompts(model), progress:
+            original = original_of(plan, model, in_full=False)
+            for unit in config.unit:
                 edit = load_selection(folder / f"selection.{unit}.safetensors")
-                measured = states.measured(f"{unit} edit", dataclasses.replace(edit, prompt_hashes=frozenset()))
-                line = state_of("edit", "edit", len(edit), 1.0, measured, states.original, states.general)
-                for name, change in line.change.items():
+                edit = dataclasses.replace(edit, prompt_hashes=frozenset())
+                state = State("edit", "edit", ablated=edit, unit=unit)
+                measured = outcomes_of(plan, model, state, reference=original.measurement, in_full=False)
+                for name, change in state_results(original, measured).change.items():
                     changes[name][unit] = change
-    return tuple(TestLeak(one.name, one.n_prompts, len(one.exact), len(one.near), changes[one.name]) for one in leaked)
-
-
-def _coupled(config: StudyConfig, folder: Path, unit: Unit, scores: Sequence[Scores]) -> Coupling:
-    """Which units are coupled, written down; an empty selection is refused before anything is measured."""
-    own = [one.of(unit) for one in scores]
-    found = coupling(*own, fraction=config.fraction(unit))
-    refuse_empty(found, *own)
-    found.coupled.save(folder / f"selection.{unit}.safetensors")
-    return found
-
-
-def _spoken(
-    config: StudyConfig,
-    folder: Path,
-    model: HookedModel,
-    tests: Sequence[Behaviour],
-    benign: Sequence[Behaviour],
-    comparisons: dict[Unit, Comparison],
-    fingerprint: str,
-) -> Spoken | None:
-    """The original, every edit, and `n_answer_controls` equal-KL controls of each."""
-    if not config.n_answers:
-        return None
-    sets = [dataclasses.replace(test, examples=test.examples[: config.n_answers]) for test in tests[:2]]
-    states: list[tuple[str, str, Unit | None, Selection | None]] = [("original", "original", None, None)]
-    for unit, comparison in comparisons.items():
-        for name in ("edit", *(f"equal KL {i + 1}" for i in range(config.n_answer_controls))):
-            one = comparison.ablated[name]
-            states.append((f"{unit} {name}", one.kind, unit, one.selection))
-    return spoken(config, folder / "answers", model, sets, benign, states, fingerprint=fingerprint)
+    return tuple(
+        TestLeak(
+            behaviour=leak.name,
+            n_prompts=leak.n_prompts,
+            n_exact=len(leak.exact),
+            n_near=len(leak.near),
+            change=changes[leak.name],
+        )
+        for leak in leaked
+    )

@@ -7,93 +7,60 @@ many edits looks good by luck where it was chosen; only the other half says how 
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.values import Mean, Scale, Value, Zero
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import Measurement
-from dean_interp.models.load import HookedModel, load_model, model_fingerprint, refuse_not_finite
+from dean_interp.evaluation.lines import Line
+from dean_interp.evaluation.outcomes import LOSS, MARGIN, clusters_of, part_of
+from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
 from dean_interp.scoring.methods import random, wanda_from
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.controls import random_like, strata
-from dean_interp.selection.coupling import coupling
+from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import Selection
-from dean_interp.statistics import Interval, clustered_interval
-from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import Clock, owned
-from dean_interp.study.results import load_record, save_record
-from dean_interp.study.run import score_into
-from dean_interp.study.states import States
+from dean_interp.selection.strata import Strata, strata
+from dean_interp.statistics import Interval
+from dean_interp.study.conclusions import state_results
+from dean_interp.study.config import AnswerConfig, StudyConfig, SweepConfig, SweepMethod, factor_of
+from dean_interp.study.controls import ControlRequest
+from dean_interp.study.data import PromptSets, calibration_sets, test_sets
+from dean_interp.study.method import compare_with_controls, kl_to, original_of, score
+from dean_interp.study.results import StateResults, load_record, save_record
+from dean_interp.study.run_folder import Clock, owned
+from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
+from dean_interp.study.store import State, Store, fingerprint_of
 
-SweepMethod = Literal["importance", "wanda", "random"]
 ABILITY = "ability"
 """The third objective: minus the change of the loss on general text, nats per token."""
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """Which edits to try. Every combination is one, but those that select nothing."""
-
-    study: StudyConfig = field(default_factory=lambda: StudyConfig(n_test=48, n_general_test=32))
-    """Model, behaviours, sizes and seed, as in a study; its own fractions and controls are not used."""
-    neuron_fractions: tuple[float, ...] = (0.003, 0.01, 0.03)
-    """Top fractions of each layer's neurons."""
-    weight_fractions: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
-    """Top fractions of each matrix's weights."""
-    methods: tuple[SweepMethod, ...] = ("importance",)
-    """How units are scored: by gradients, for weights by Wanda from the same pass, or at random."""
-    values: tuple[str, ...] = ("0",)
-    """What takes a unit's place: a number times itself (0 silences), or `mean` (neurons: over general examples)."""
-    n_controls: int = 3
-    """Matched random edits beside each one on the front, measured on the confirming half."""
-
-    def check(self) -> None:
-        """Raise `InputError` where a setting is out of its range."""
-        self.study.check()
-        for name in ("neuron_fractions", "weight_fractions"):
-            if not all(0 < fraction <= 1 for fraction in getattr(self, name)):
-                raise InputError(f"{name} must be in (0, 1], got {getattr(self, name)}")
-        for value in self.values:
-            _factor(value)
-
-    def combinations(self) -> Iterator[tuple[Unit, SweepMethod, float, str]]:
-        """Unit, method, fraction and value of every edit."""
-        for unit in self.study.units:
-            for method in self.methods:
-                if method == "wanda" and unit == "neuron":
-                    continue
-                for fraction in self.neuron_fractions if unit == "neuron" else self.weight_fractions:
-                    for value in self.values:
-                        if value != "mean" or unit == "neuron":
-                            yield unit, method, fraction, value
+Split = Mapping[str, Bool[np.ndarray, " example"]]
+"""For each test set, the examples that edits are chosen on."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One edit. Changes are against the original, per behaviour and for `ability`, nats per token; larger is better."""
+    """One edit, compared with the original on each half of the topics."""
 
     unit: Unit
     method: SweepMethod
     fraction: float
     value: str
     n_units: int
-    chosen_on: Mapping[str, Interval]
-    confirmed_on: Mapping[str, Interval]
+    chosen_on: StateResults
+    """On the half on which the front is chosen."""
+    confirmed_on: StateResults
+    """On the other half. For edits on the front, its lines hold their ranks among the controls."""
     on_front: bool = False
     """No other edit is better in one objective and no worse in the others, where it was chosen."""
-    controls: tuple[Mapping[str, float], ...] = ()
-    """The same changes of matched random edits, on the confirming half; for edits on the front."""
+    controls: tuple[StateResults, ...] = ()
+    """Random controls on the confirming half, for edits on the front."""
 
     @property
     def name(self) -> str:
@@ -114,7 +81,17 @@ class Sweep:
     @property
     def objectives(self) -> list[str]:
         """Both behaviours and ability."""
-        return list(self.points[0].chosen_on)
+        return list(objectives(self.points[0].chosen_on))
+
+
+def objectives(results: StateResults) -> dict[str, Interval]:
+    """The change of each behaviour's margin and of ability, nats per token. Larger is better."""
+    changes = dict(results.change)
+    for line in results.lines:
+        if line.metric == LOSS:
+            loss = line.change
+            changes[ABILITY] = Interval(-loss.mean, low=-loss.high, high=-loss.low, n_clusters=loss.n_clusters)
+    return changes
 
 
 def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
@@ -124,22 +101,43 @@ def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
     """
     config.check()
     folder = Path(folder)
-    study = dataclasses.replace(config.study, weight_fraction=max(config.weight_fractions))  # what scores keep
-    calibration = study.calibration()
-    tests, _ = study.tests(calibration)
-    settings = dataclasses.asdict(config.study) | {name: one for name, one in vars(config).items() if name != "study"}
-    with owned(folder, settings, [*calibration, *tests]):
+    calibration = calibration_sets(config.data, config.calibration)
+    tests, _ = test_sets(config.data, calibration)
+    _refuse_few_topics(tests)
+    with owned(folder, config, [*calibration, *tests]):
         if (folder / "sweep.json").is_file():
             return load_sweep(folder / "sweep.json")
         clock = Clock(folder / "times.json")
-        model = load_model(study.model, device=study.device, dtype=study.dtype)
-        refuse_not_finite(model)
-        scores = [score_into(folder, model, behaviour, study) for behaviour in calibration]
+        model = config.model.load()
+        study = _as_study(config)
+        scores = [score(model, behaviour, study, folder) for behaviour in calibration]
         clock.lap("score")
         sweep = _sweep(config, folder, model, calibration, tests, scores)
         clock.lap("edits")
         save_record(sweep, folder / "sweep.json")
         return sweep
+
+
+def _refuse_few_topics(tests: Sequence[Behaviour]) -> None:
+    """Raise `InputError` where a half of the test topics is too small for an interval."""
+    for test in tests:
+        n_topics = len(set(clusters_of(test)))
+        if n_topics < 4:
+            raise InputError(
+                f"a sweep chooses on half of the topics and confirms on the other, so each test set needs at least 4; "
+                f"'{test.name}' has {n_topics}"
+            )
+
+
+def _as_study(config: SweepConfig) -> StudyConfig:
+    """The settings of a study that scores what a sweep needs: scores are kept for the largest fraction."""
+    return StudyConfig(
+        model=config.model,
+        data=config.data,
+        calibration=config.calibration,
+        unit=config.unit,
+        weight_fraction=max(config.weight_fractions),
+    )
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -151,11 +149,7 @@ def sweep_headline(sweep: Sweep) -> str:
     """Whether any edit on the front raises both behaviours on the confirming half, in plain words."""
     front = [point for point in sweep.points if point.on_front]
     first, second, _ = sweep.objectives
-    better = [
-        point for point in front
-        if all(point.confirmed_on[name].low > 0 for name in (first, second))
-        and all(control[name] < point.confirmed_on[name].mean for control in point.controls for name in (first, second))
-    ]  # fmt: skip
+    better = [point for point in front if _raises_both(point)]
     if not better:
         return (
             f"None of {len(sweep.points)} edits raises both the {first} and the {second} margin on the confirming "
@@ -168,20 +162,35 @@ def sweep_headline(sweep: Sweep) -> str:
     )
 
 
+def _raises_both(point: Point) -> bool:
+    """Whether both margins rise on the confirming half, intervals above 0 and beyond every random control."""
+    for line in margins_of(point.confirmed_on):
+        is_beyond = all(change < line.change.mean for change in line.control_changes)
+        if line.change.low <= 0 or not is_beyond:
+            return False
+    return True
+
+
+def margins_of(results: StateResults) -> list[Line]:
+    """The lines of both behaviours' margins."""
+    return [line for line in results.lines if line.metric == MARGIN]
+
+
 def pareto_front(points: Sequence[Mapping[str, float]]) -> list[bool]:
     """Which points no other dominates: none is at least as good in every objective and better in one."""
     table = np.array([list(point.values()) for point in points])
-    return [
-        not any((other >= own).all() and (other > own).any() for k, other in enumerate(table) if k != i)
-        for i, own in enumerate(table)
-    ]
+    on_front = []
+    for own in table:
+        dominates = (table >= own).all(axis=1) & (table > own).any(axis=1)
+        on_front.append(not dominates.any())
+    return on_front
 
 
 def halves(behaviour: Behaviour) -> Bool[np.ndarray, " example"]:
     """True for the examples that edits are chosen on: every other topic (where there are none, every other prompt)."""
-    groups = [example.topic or example.prompt for example in behaviour.examples]
-    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    return np.array([number[group] % 2 == 0 for group in groups])
+    clusters = clusters_of(behaviour)
+    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    return np.array([number[cluster] % 2 == 0 for cluster in clusters])
 
 
 def _sweep(
@@ -192,84 +201,118 @@ def _sweep(
     tests: Sequence[Behaviour],
     scores: Sequence[Scores],
 ) -> Sweep:
-    chosen: dict[tuple[Unit, SweepMethod, float], Selection] = {}
-    for (unit, method), some in itertools.groupby(config.combinations(), key=lambda each: each[:2]):
-        own = _scored(method, model, calibration, [one.of(unit) for one in scores], config.study.seed)
-        for fraction in dict.fromkeys(fraction for _, _, fraction, _ in some):
-            chosen[unit, method, fraction] = coupling(*own, fraction=fraction).coupled
-    empty = tuple(f"{unit} {method} {fraction:g}" for (unit, method, fraction), one in chosen.items() if not len(one))
-    tried = [each for each in config.combinations() if len(chosen[each[:3]])]
+    selections = _selections(config, model, calibration, scores)
+    empty = [f"{unit} {method} {fraction:g}" for (unit, method, fraction), each in selections.items() if not len(each)]
+    tried = [each for each in config.combinations() if len(selections[each[:3]])]
     if not tried:
         raise InputError(f"no combination selects a unit: raise the fractions (tried {', '.join(empty)})")
-    known = [model_fingerprint(model), *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
-    split = {test.name: halves(test) for test in tests}
+    store = Store(
+        folder=folder,
+        fingerprint=fingerprint_of(
+            model_fingerprint(model), *(behaviour.fingerprint for behaviour in (*tests, *scores))
+        ),
+        tests=tests,
+        config=config.data,
+        template=config.model.template,
+    )
+    chosen_on = {test.name: halves(test) for test in tests}
+    confirmed_on = {name: ~rows for name, rows in chosen_on.items()}
     with tqdm(total=1 + len(tried), desc="edits", unit="edit") as progress:
-        states = States(config.study, folder / "states", model, tests, None, known, progress)
-        points = []
+        plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
+        original = original_of(plan, model, in_full=False)
+        states, points = [], []
+        # Choose the front on one half of the topics.
         for unit, method, fraction, text in tried:
-            selection = chosen[unit, method, fraction]
-            measured = states.measured(f"{unit} {method} {fraction:g} x{text}", selection, _value(text, scores))
-            chosen_on, confirmed_on = (_changes(measured, states.original, split, half) for half in (True, False))
-            points.append(Point(unit, method, fraction, text, len(selection), chosen_on, confirmed_on))
-        front = pareto_front([{name: one.mean for name, one in point.chosen_on.items()} for point in points])
-        progress.total += config.n_controls * sum(front)
-        units = {points[i].unit for i in np.flatnonzero(front)}
-        matched = {unit: strata(model, [one.of(unit) for one in scores]) for unit in units}
-        for i in np.flatnonzero(front):
-            point, controls = points[i], []
-            selection, value = chosen[point.unit, point.method, point.fraction], _value(point.value, scores)
-            for k in range(config.n_controls):
-                control = random_like(selection, matched[point.unit], seed=config.study.seed * 1000 + k)
-                measured = states.measured(f"{point.name} control {k + 1}", control, value)
-                changes = _changes(measured, states.original, split, False)
-                controls.append({name: change.mean for name, change in changes.items()})
-            points[i] = dataclasses.replace(point, on_front=True, controls=tuple(controls))
-    return Sweep(config, model_fingerprint(model), tuple(points), empty)
+            selection = selections[unit, method, fraction]
+            name = f"{method} {fraction:g} x{text}"
+            state = State(name, "edit", ablated=selection, value=_value(text, scores), unit=unit)
+            measured = outcomes_of(plan, model, state, reference=original.measurement, in_full=False)
+            states.append(state)
+            points.append(
+                Point(
+                    unit=unit,
+                    method=method,
+                    fraction=fraction,
+                    value=text,
+                    n_units=len(selection),
+                    chosen_on=state_results(_on(original, chosen_on), _on(measured, chosen_on)),
+                    confirmed_on=state_results(_on(original, confirmed_on), _on(measured, confirmed_on)),
+                )
+            )
+        means = []
+        for point in points:
+            means.append({name: change.mean for name, change in objectives(point.chosen_on).items()})
+        front = np.flatnonzero(pareto_front(means))
+        # Confirm it on the other, beside controls.
+        progress.total += len(front) * (config.controls.n_random + config.controls.n_equal_kl)
+        matched: dict[Unit, Strata] = {}
+        for unit in config.unit:
+            matched[unit] = strata(model, [behaviour.of(unit) for behaviour in scores])
+        for i in front:
+            points[i] = _confirmed(config, plan, model, original, points[i], states[i], matched, confirmed_on)
+    return Sweep(config, model_fingerprint(model), tuple(points), tuple(empty))
 
 
-def _changes(
-    now: Measurement, before: Measurement, split: Mapping[str, Bool[np.ndarray, " example"]], wanted: bool
-) -> dict[str, Interval]:
-    """Paired changes on one half of the prompts."""
-    found = {}
-    for name, measured in now.behaviours.items():
-        rows = split[name] == wanted
-        if measured.paired:
-            difference = measured.margin - before[name].margin
-        else:
-            difference = measured.log_prob[:, 0] - before[name].log_prob[:, 0]
-        prompts = [prompt for prompt, row in zip(measured.prompts, rows, strict=True) if row]
-        values = difference[torch.from_numpy(rows)].numpy()
-        found[name if measured.paired else ABILITY] = clustered_interval(values, prompts)
-    return found
+def _selections(
+    config: SweepConfig, model: HookedModel, calibration: Sequence[Behaviour], scores: Sequence[Scores]
+) -> dict[tuple[Unit, SweepMethod, float], Selection]:
+    """What each combination of unit, method and fraction selects; it may be empty."""
+    selections = {}
+    for (unit, method), combinations in itertools.groupby(config.combinations(), key=lambda each: each[:2]):
+        own = _scored(method, model, calibration, [behaviour.of(unit) for behaviour in scores], config.data.seed)
+        for fraction in dict.fromkeys(fraction for _, _, fraction, _ in combinations):
+            selections[unit, method, fraction] = couple(*own, fraction=fraction).coupled
+    return selections
+
+
+def _confirmed(
+    config: SweepConfig,
+    plan: MeasurementPlan,
+    model: HookedModel,
+    original: StateOutcomes,
+    point: Point,
+    state: State,
+    matched: Mapping[Unit, Strata],
+    rows: Split,
+) -> Point:
+    """A point of the front on the confirming half, beside its controls."""
+    request = ControlRequest(
+        edit=state,
+        strata=matched[point.unit],
+        config=config.controls,
+        seed=config.data.seed,
+        kl=kl_to(plan, model, original),
+        folder=plan.store.folder,
+    )
+    comparison = compare_with_controls(
+        plan, model, _on(original, rows), state, request, part=lambda measured: _on(measured, rows)
+    )
+    edit, *controls = comparison.states
+    return dataclasses.replace(point, on_front=True, confirmed_on=edit, controls=tuple(controls))
+
+
+def _on(measured: StateOutcomes, rows: Split) -> StateOutcomes:
+    """The outcomes on some of the test prompts."""
+    parts = tuple(part_of(outcome, rows[outcome.on]) for outcome in measured.outcomes)
+    return dataclasses.replace(measured, outcomes=parts)
 
 
 def _scored(
     method: SweepMethod, model: HookedModel, calibration: Sequence[Behaviour], scores: Sequence[Scores], seed: int
 ) -> list[Scores]:
+    """The scores of another method on the same examples."""
     if method == "wanda":
-        return [wanda_from(model, one) for one in scores]
+        return [wanda_from(model, behaviour) for behaviour in scores]
     if method == "random":
-        return [random(model, behaviour, unit=one.units[0], seed=seed * 3 + i)
-                for i, (behaviour, one) in enumerate(zip(calibration, scores, strict=True))]  # fmt: skip
+        drawn = []
+        for i, (behaviour, own) in enumerate(zip(calibration, scores, strict=True)):
+            drawn.append(random(model, behaviour, unit=own.units[0], seed=seed * 3 + i))
+        return drawn
     return list(scores)
 
 
-def _factor(value: str) -> float | None:
-    """What the units are multiplied by; None for their mean."""
-    if value == "mean":
-        return None
-    try:
-        factor = float(value)
-    except ValueError:
-        factor = math.nan
-    if not math.isfinite(factor):
-        raise InputError(f"a value is a finite number (0 silences) or 'mean', got {value!r}")
-    return factor
-
-
 def _value(text: str, scores: Sequence[Scores]) -> Value:
-    factor = _factor(text)
+    factor = factor_of(text)
     if factor is None:
         return Mean(scores[2])
     return Scale(factor) if factor else Zero()

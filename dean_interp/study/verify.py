@@ -6,7 +6,6 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,24 +16,25 @@ from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import refuse_several
-from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
 from dean_interp.files import read_json
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, versions
-from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.scoring.importance import importance, scores_fingerprint
+from dean_interp.models.scored_prompts import measuring_scored_prompts
+from dean_interp.scoring.importance import ScoringConfig, importance, scores_fingerprint
 from dean_interp.scoring.scores import Scores, Top, load_scores
 from dean_interp.scoring.sums import N_GROUPS
-from dean_interp.selection.coupling import coupling
+from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import load_selection
 from dean_interp.selection.stability import jaccard
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import CHECKSUMS, Clock, checksums, kept_files
+from dean_interp.study.data import StudyData, study_data
+from dean_interp.study.measurement_file import stored_log_probs
 from dean_interp.study.results import load_results, save_results
-from dean_interp.study.run import StudyData, data_of, results_in, scoring_of
-from dean_interp.study.states import stored_log_probs
+from dean_interp.study.run import results_in
+from dean_interp.study.run_folder import CHECKSUMS, Clock, checksums, kept_files
+from dean_interp.study.store import State, file_name
 
 _N_SAMPLE = 6
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -43,7 +43,7 @@ _TIED = 0.05
 """Of a selection from new scores, which differs where units are nearly tied: 1 - Jaccard overlap."""
 _NEW = "new scores"
 
-Verdict = Literal["same", "within float noise", "different"]
+Match = Literal["same", "within float noise", "different"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Check:
     """One thing that was compared."""
 
     what: str
-    verdict: Verdict
+    match: Match
     difference: float
     """The largest; 0 for what is equal or has no size."""
     detail: str = ""
@@ -68,7 +68,7 @@ class Verification(Framed):
     @property
     def holds(self) -> bool:
         """Whether nothing is different beyond float noise."""
-        return all(one.verdict != "different" for one in self.checks)
+        return all(one.match != "different" for one in self.checks)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a check."""
@@ -78,10 +78,8 @@ class Verification(Framed):
         return f"Verification({'holds' if self.holds else 'does not hold'}, {len(self.checks)} checks)"
 
     def __str__(self) -> str:
-        lines = [
-            f"{one.what:<44} {one.verdict:<18} {one.difference:<9.2g} {one.detail}".rstrip() for one in self.checks
-        ]
-        n_bad = sum(one.verdict == "different" for one in self.checks)
+        lines = [f"{one.what:<44} {one.match:<18} {one.difference:<9.2g} {one.detail}".rstrip() for one in self.checks]
+        n_bad = sum(one.match == "different" for one in self.checks)
         tail = "the run is what it says" if self.holds else f"{n_bad} of {len(self.checks)} checks do not hold"
         return "\n".join([*lines, *([f"other versions: {self.versions}"] if self.versions else []), tail])
 
@@ -104,12 +102,12 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     folder = Path(folder)
     results = load_results(folder / "results.json")
     files = _files(folder)
-    if files.verdict == "different":
+    if files.match == "different":
         return Verification((files,), "")
     begun = read_json(folder / "config.json", _Begun)
-    config = begun.study
-    data = data_of(config)
-    model = load_model(config.model, device=config.device, dtype=config.dtype)
+    config = begun.config
+    data = study_data(config)
+    model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
     scores = [load_scores(folder / "scores" / f"{one.name}.safetensors") for one in data.calibration]
     again = _again(model, config, data.calibration, full=full)
     checks = [
@@ -121,7 +119,7 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
         *(_selections(folder, config, again, _NEW) if full else ()),
         *_measured(folder, model, config, data.tests),
     ]
-    if all(one.verdict != "different" for one in checks):
+    if all(one.match != "different" for one in checks):
         checks.append(_results(folder, model, config, data))
     then, now = scores[0].facts.get("versions", {}), versions()
     other = ", ".join(f"{name} {then.get(name)} there, {now[name]} here" for name in now if then.get(name) != now[name])
@@ -130,9 +128,9 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
 
 @dataclass(frozen=True)
 class _Begun:
-    """What `config.json` holds."""
+    """What `config.json` of a study holds."""
 
-    study: StudyConfig
+    config: StudyConfig
     data: dict[str, str]
 
 
@@ -161,10 +159,10 @@ def _close(what: str, now: Tensor, then: Tensor, dtype: str, detail: str) -> Che
     if now.shape != then.shape:
         return Check(what, "different", 0.0, f"{tuple(then.shape)} there, {tuple(now.shape)} now")
     difference = float((now.double() - then.double()).abs().max()) if now.numel() else 0.0
-    return Check(what, _verdict(difference, dtype), difference, detail)
+    return Check(what, _match(difference, dtype), difference, detail)
 
 
-def _verdict(difference: float, dtype: str) -> Verdict:
+def _match(difference: float, dtype: str) -> Match:
     if not difference:
         return "same"
     return "within float noise" if difference <= _TOLERANCE[dtype] else "different"
@@ -179,12 +177,16 @@ def _scores(
 ) -> Iterator[Check]:
     for behaviour, then, now in zip(calibration, stored, again, strict=True):
         name = f"scores: {behaviour.name}"
-        key = scores_fingerprint(model, behaviour, unit=config.scored, config=scoring_of(config))
+        key = scores_fingerprint(model, behaviour, unit=config.scored, config=_scoring(config))
         yield _equal(f"{name}, fingerprint", key, then.fingerprint)
         if now.units != then.units or len(now.loss) < len(behaviour):
             then = _first_group(then)
-        yield _close(f"{name}, losses", now.loss, then.loss, config.dtype, f"{len(now.loss)} examples, nats")
-        yield _all_scores(name, now, then, config.dtype)
+        yield _close(f"{name}, losses", now.loss, then.loss, config.model.dtype, f"{len(now.loss)} examples, nats")
+        yield _all_scores(name, now, then, config.model.dtype)
+
+
+def _scoring(config: StudyConfig) -> ScoringConfig:
+    return config.calibration.scoring(config.model.template)
 
 
 def _first_group(scores: Scores) -> Scores:
@@ -196,7 +198,15 @@ def _first_group(scores: Scores) -> Scores:
 def _again(model: HookedModel, config: StudyConfig, calibration: Sequence[Behaviour], *, full: bool) -> list[Scores]:
     """Scores of everything, or of the neurons on the first group of examples."""
     some = calibration if full else [replace(one, examples=one.examples[::N_GROUPS]) for one in calibration]
-    return [importance(model, one, unit=config.scored if full else "neuron", config=scoring_of(config)) for one in some]
+    return [
+        importance(
+            model,
+            one,
+            unit=config.scored if full else "neuron",
+            config=_scoring(config),
+        )
+        for one in some
+    ]
 
 
 def _all_scores(name: str, now: Scores, then: Scores, dtype: str) -> Check:
@@ -209,19 +219,19 @@ def _all_scores(name: str, now: Scores, then: Scores, dtype: str) -> Check:
         difference = (now.at(site, indices) - held).abs().max() / held.abs().max().clamp(min=1e-30)
         largest = max(largest, float(difference))
     detail = f"{len(now.loss)} examples, parts of the largest of each site"
-    return Check(what, _verdict(largest, dtype), largest, detail)
+    return Check(what, _match(largest, dtype), largest, detail)
 
 
 def _selections(folder: Path, config: StudyConfig, scores: Sequence[Scores], said: str) -> Iterator[Check]:
-    for unit in config.units:
+    for unit in config.unit:
         kept = load_selection(folder / f"selection.{unit}.safetensors")
-        now = coupling(*(one.of(unit) for one in scores), fraction=config.fraction(unit)).coupled
+        now = couple(*(one.of(unit) for one in scores), fraction=config.fraction(unit)).coupled
         apart = 1 - jaccard(now, kept) if now.shapes == kept.shapes else 1.0
-        verdict: Verdict = "same" if not apart else "different"
+        match: Match = "same" if not apart else "different"
         if said == _NEW and 0 < apart <= _TIED:
-            verdict = "within float noise"
+            match = "within float noise"
         detail = f"{len(kept)} units" if not apart else f"Jaccard overlap {1 - apart:.3f}"
-        yield Check(f"selection: {unit}s, from {said}", verdict, apart, detail)
+        yield Check(f"selection: {unit}s, from {said}", match, apart, detail)
 
 
 def _results(folder: Path, model: HookedModel, config: StudyConfig, data: StudyData) -> Check:
@@ -241,7 +251,7 @@ def _results(folder: Path, model: HookedModel, config: StudyConfig, data: StudyD
         then, now = (json.loads((one / "results.json").read_bytes()) for one in (folder, links))
     apart = _apart(then, now)
     said = "numbers, parts of the larger of 1 and what was stored"
-    return Check(what, _verdict(apart, config.dtype), apart, said)
+    return Check(what, _match(apart, config.model.dtype), apart, said)
 
 
 def _apart(then: Any, now: Any) -> float:  # noqa: ANN401 - what JSON can hold
@@ -258,17 +268,28 @@ def _apart(then: Any, now: Any) -> float:  # noqa: ANN401 - what JSON can hold
 
 
 def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequence[Behaviour]) -> Iterator[Check]:
-    scored_prompts(model).clear()  # of this process: the tests were drawn away from the calibration data
-    few = [replace(one, examples=one.examples[:_N_SAMPLE]) for one in tests]
-    for unit in (None, *config.units):
-        name = f"{unit} edit" if unit else "original"
-        edit = load_selection(folder / f"selection.{unit}.safetensors") if unit else None
-        with ablate(model, edit) if edit is not None else nullcontext():
-            found = measure(model, few, template=config.template, answer_tokens=config.answer_tokens,
-                            batch_tokens=config.measure_tokens)  # fmt: skip
-        for one in few:
-            own = folder / "states" / one.name  # general text has files of its own, named by what is ablated
-            key = edit.fingerprint if edit is not None else "original"
-            then = stored_log_probs(*((own, key) if one is few[2] else (folder / "states", name)), one.name)[: len(one)]
-            detail = f"{len(one)} prompts, nats per token"
-            yield _close(f"measured: {name}, {one.name}", found[one.name].log_prob, then, config.dtype, detail)
+    """Log-probabilities of the first test prompts under the original and each edit, measured again."""
+    few = [replace(test, examples=test.examples[:_N_SAMPLE]) for test in tests]
+    states = [State("original", "original")]
+    for unit in config.unit:
+        edit = load_selection(folder / f"selection.{unit}.safetensors")
+        states.append(State("edit", "edit", ablated=edit, unit=unit))
+    for state in states:
+        # The tests were drawn away from the calibration data, which this process has scored in part.
+        with measuring_scored_prompts(model), state.applied(model):
+            found = measure(
+                model,
+                few,
+                template=config.model.template,
+                answer_tokens=config.data.answer_tokens,
+                batch_tokens=config.data.measure_tokens,
+            )
+        for test in few:
+            # General text has files of its own, named by what is ablated.
+            place, name = folder / "states", state.title
+            if test is few[2]:
+                place, name = place / test.name, state.fingerprint or "original"
+            then = stored_log_probs(place, file_name(name), test.name)[: len(test)]
+            detail = f"{len(test)} prompts, nats per token"
+            now = found[test.name].log_prob
+            yield _close(f"measured: {state.title}, {test.name}", now, then, config.model.dtype, detail)

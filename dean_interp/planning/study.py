@@ -20,9 +20,10 @@ from dean_interp.frames import Framed
 from dean_interp.models.load import DTYPES, HookedModel, load_model
 from dean_interp.models.matrices import shape, weight_sites
 from dean_interp.models.tokens import Row, batches, row_length, trees
+from dean_interp.planning.scoring import halved, site_bytes
 from dean_interp.scoring.importance import ScoringConfig, in_passes, prepare, scored_sites
-from dean_interp.scoring.plan import halved, site_bytes
 from dean_interp.study.config import StudyConfig
+from dean_interp.study.data import calibration_sets, test_sets
 
 GIB = 2**30
 KEPT = {"d_model": 2.5, "d_mlp": 3.7, "d_kv": 1.7, "attention": 1.13}
@@ -125,19 +126,20 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:
     config.check()
     if devices.gpus < 0 or min(devices.gpu_gib, devices.host_gib or 1, devices.tflops or 1) <= 0:
         raise InputError(f"gpus must be at least 0, memory and tflops above 0, got {devices}")
-    calibration = config.calibration()
-    tests, _ = config.tests(calibration)
-    model = load_model(config.model, device="meta", dtype=config.dtype)
+    calibration = calibration_sets(config.data, config.calibration)
+    tests, _ = test_sets(config.data, calibration)
+    model = load_model(config.model.name, device="meta", dtype=config.model.dtype)
     n_parameters = sum(one.numel() for one in model.parameters())
-    weights = n_parameters * DTYPES[config.dtype].itemsize / GIB
+    weights = n_parameters * DTYPES[config.model.dtype].itemsize / GIB
     host = devices.host_gib or psutil.virtual_memory().total / GIB
-    rows = [prepare(model, one, ScoringConfig(template=config.template)).rows for one in calibration]
-    batch = max(batch_bytes(model, some, config.score_tokens, config.dtype) for some in rows) / GIB
+    rows = [prepare(model, one, ScoringConfig(template=config.model.template)).rows for one in calibration]
+    score_tokens = config.calibration.score_tokens
+    batch = max(batch_bytes(model, some, score_tokens, config.model.dtype) for some in rows) / GIB
     most = max(devices.gpus, 1) * (devices.gpu_gib if devices.gpus else host) * _SHARE_OF_MEMORY
     if batch > most:
         raise InputError(
-            f"what a batch of {config.score_tokens} tokens leaves for the way back is {batch:.0f} GiB, more than the "
-            f"{most:.0f} that may be used: score_tokens must be {int(config.score_tokens * most / batch / 2)} or less"
+            f"what a batch of {score_tokens} tokens leaves for the way back is {batch:.0f} GiB, more than the "
+            f"{most:.0f} that may be used: score_tokens must be {int(score_tokens * most / batch / 2)} or less"
         )
     placed = _placed(weights, batch, devices, host)
     in_host = placed.away - placed.on_disk if devices.gpus else 0.0
@@ -146,8 +148,8 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:
         room = host * _SHARE_OF_MEMORY - in_host
     layers, n_passes, sums = _passes(model, config, room)
     n_weights = sum(n_in * n_out for n_in, n_out in (shape(model, site) for site in weight_sites(model)))
-    n_weights *= "weight" in config.units
-    rate = 1e12 * (devices.tflops or _products(model, config.dtype, gpu=devices.gpus > 0))
+    n_weights *= "weight" in config.unit
+    rate = 1e12 * (devices.tflops or _products(model, config.model.dtype, gpu=devices.gpus > 0))
     per_token = 2 * (n_parameters - model.cfg.d_vocab * model.cfg.d_model)
 
     work = _counted(model, config, rows, tests)
@@ -172,7 +174,7 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:
     if not devices.gpus:  # the device is the machine
         steps = [dataclasses.replace(one, host_gib=one.device_gib + one.host_gib) for one in steps]
     start = placed.start + (f" --layers-per-pass {layers}" if n_passes > 1 else "")
-    return Forecast(config.model, n_parameters, weights, placed.said, f"{start} ... --out runs/NAME", n_passes,
+    return Forecast(config.model.name, n_parameters, weights, placed.said, f"{start} ... --out runs/NAME", n_passes,
                     rate / 1e12, tuple(steps))  # fmt: skip
 
 
@@ -197,15 +199,20 @@ def _counted(
         planned = [batch for one in some for batch in batches(one, batch_tokens=size)]
         return sum(len(batch) * max(map(row_length, batch)) for batch in planned), len(planned)
 
-    how = {"template": config.template, "answer_tokens": config.answer_tokens}
-    n_states = 1 + len(config.units) * (1 + config.n_random + _EQUAL_KL_TRIES * config.n_equal_kl + _NAMED_CONTROLS)
-    n_spoken = 1 + len(config.units) * (1 + config.n_answer_controls)
-    n_answers = n_spoken * config.n_answers * (2 + len(config.over_refusal))
-    measured, n_batches = tokens([trees(encoded_answers(model, one, **how)) for one in tests], config.measure_tokens)
-    reads = 2 * 3 * 4 * config.n_test * config.information_fraction * model.cfg.d_mlp * model.cfg.n_layers
+    how = {"template": config.model.template, "answer_tokens": config.data.answer_tokens}
+    n_states = 1 + len(config.unit) * (
+        1 + config.controls.n_random + _EQUAL_KL_TRIES * config.controls.n_equal_kl + _NAMED_CONTROLS
+    )
+    n_spoken = 1 + len(config.unit) * (1 + config.answers.n_answer_controls)
+    n_new = max(config.answers.answer_lengths)
+    n_answers = n_spoken * config.answers.n_answers * (3 + len(config.answers.over_refusal))
+    measured, n_batches = tokens(
+        [trees(encoded_answers(model, one, **how)) for one in tests], config.data.measure_tokens
+    )
+    reads = 2 * 3 * 4 * config.data.n_test * config.information_fraction * model.cfg.d_mlp * model.cfg.n_layers
     return _Work(
-        *tokens(scored, config.score_tokens), n_states * measured, n_states * n_batches,
-        n_answers * config.max_new_tokens, config.max_new_tokens * -(-n_answers // config.answer_batch),
+        *tokens(scored, config.calibration.score_tokens), n_states * measured, n_states * n_batches,
+        n_answers * n_new, n_new * -(-n_answers // config.answers.answer_batch),
         n_states * reads + 4 * measured * model.cfg.d_model,
     )  # fmt: skip
 
@@ -249,7 +256,10 @@ def _passes(model: HookedModel, config: StudyConfig, room: float) -> tuple[int, 
     sites = scored_sites(model, config.scored, ScoringConfig())
     for layers in halved(model.cfg.n_layers):
         passes = in_passes(sites, layers)
-        largest = max(sum(site_bytes(model, site, config.n_calibration) for site in some) for some in passes) / GIB
+        largest = (
+            max(sum(site_bytes(model, site, config.calibration.n_calibration) for site in some) for some in passes)
+            / GIB
+        )
         if largest <= room or layers == 1:
             return layers, len(passes), largest
     raise AssertionError("a model has a layer")

@@ -6,9 +6,11 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import is_rank0, on_rank0
@@ -19,30 +21,32 @@ CHECKSUMS = "checksums.json"
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """What `config.json` holds."""
+class RunSettings:
+    """What `config.json` holds: what a run was begun with."""
 
-    study: dict[str, Any]
+    config: dict[str, Any]
     data: dict[str, str]
+    """Fingerprints of its data sets, by name and split."""
 
 
 @contextmanager
-def owned(folder: Path, settings: Mapping[str, Any], data: Sequence[Behaviour]) -> Iterator[None]:
+def owned(folder: Path, config: Any, data: Sequence[Behaviour]) -> Iterator[None]:  # noqa: ANN401 - any settings record
     """The folder, for these settings and this process alone. `config.json` says what it was begun with.
 
     Raises `InputError` where the folder cannot be written, another process writes to it, or it holds a run with other
     settings or other data.
     """
     with locked(folder):
-        content = {f"{one.name} ({one.split})": one.fingerprint for one in data}
-        wanted = {"study": settings, "data": content}
-        wanted = json.loads(json.dumps(wanted))  # as the file gives it back
+        settings = TypeAdapter(type(config)).dump_python(config, mode="json")
+        fingerprints = {f"{behaviour.name} ({behaviour.split})": behaviour.fingerprint for behaviour in data}
+        wanted = RunSettings(config=settings, data=fingerprints)
         path = folder / "config.json"
-        something = any(any((folder / name).glob("*")) for name in ("scores", "arms"))
-        if path.is_file() and something:  # before anything is scored or measured there is nothing to lose
-            _refuse_other(folder, read_json(path, _Begun), wanted)
+        # Before anything is scored or measured there is nothing to lose.
+        has_begun = any(any((folder / name).glob("*")) for name in ("scores", "states"))
+        if path.is_file() and has_begun:
+            _refuse_other(folder, read_json(path, RunSettings), wanted)
         else:
-            write_text(path, json.dumps(wanted, indent=1) + "\n")
+            write_text(path, json.dumps(asdict(wanted), indent=1) + "\n")
         yield
 
 
@@ -88,17 +92,28 @@ def kept_files(folder: Path) -> list[str]:
     return sorted(one.as_posix() for one in files if one.name not in (CHECKSUMS, "times.json"))
 
 
-def _refuse_other(folder: Path, there: _Begun, wanted: Mapping[str, dict]) -> None:
-    other = [name for name in wanted["study"] if there.study.get(name) != wanted["study"][name]]
-    if other:
-        changes = ", ".join(f"{name} ({there.study.get(name)} there, {wanted['study'][name]} now)" for name in other)
-        raise InputError(f"{folder} holds a run with another {changes}: choose another folder")
-    changed = [name for name in wanted["data"] if there.data.get(name) != wanted["data"][name]]
+def _refuse_other(folder: Path, there: RunSettings, wanted: RunSettings) -> None:
+    changes = []
+    begun, now = _flat(there.config), _flat(wanted.config)
+    for name in now:
+        if begun.get(name) != now[name]:
+            changes.append(f"{name} ({begun.get(name)} there, {now[name]} now)")
+    if changes:
+        raise InputError(f"{folder} holds a run with another {', '.join(changes)}: choose another folder")
+    changed = [name for name in wanted.data if there.data.get(name) != wanted.data[name]]
     if changed:
         raise InputError(
             f"the data of {', '.join(changed)} changed since the run in {folder} began: put them back, or choose "
             "another folder"
         )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting by its own name, whatever group it is in."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
 
 
 class Clock:

@@ -1,0 +1,78 @@
+"""Where a coupling stands between its floor (chance within strata) and its ceiling (one behaviour with itself)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.coupling import Coupling, couple
+from dean_interp.selection.selection import Selection
+from dean_interp.selection.stability import (
+    STABLE,
+    Floor,
+    Halves,
+    chance_overlap,
+    half_overlap,
+    n_groups,
+    overlap_coefficient,
+    selection_probability,
+)
+from dean_interp.selection.strata import Strata, by_general_score
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Whether the coupling is more than chance, and whether other examples would give it."""
+
+    floor: Floor
+    """Units in both tops and not in general's, beside shuffles within strata (general score among them)."""
+    overlap: Mapping[str, float]
+    """Overlap coefficient of each pair of tops; the pairs with general text are of unrelated behaviours."""
+    halves: Halves | None
+    """Jaccard overlap of one behaviour's top on half of the examples with the other's on the other half."""
+    ceiling: Mapping[str, Halves] | None
+    """The same of each behaviour with itself."""
+    probability: Mapping[str, float] | None
+    """How often each coupled unit is selected when the examples are drawn anew. None for weights, as the two above."""
+
+    @property
+    def stable(self) -> list[str]:
+        """The coupled units that are selected often enough to be called stable."""
+        return [name for name, share in (self.probability or {}).items() if share >= STABLE]
+
+
+def chance_of(coupling: Coupling, scores: Sequence[Scores], strata: Strata, *, seed: int) -> Chance:
+    """The coupling's floor, its ceiling, and how often each coupled unit is selected on other draws of the examples.
+
+    Ceiling and stability need groups of examples, which neurons' scores hold. For weights they are None (see
+    `scoring.per_example.with_groups`).
+    """
+    first, second, general = (behaviour.behaviour for behaviour in scores)
+    finer = by_general_score(strata, scores[2])
+    floor = chance_overlap(coupling.first, coupling.second, finer, excluded=coupling.general, seed=seed)
+    overlap = {
+        f"{first} and {second}": overlap_coefficient(coupling.first, coupling.second),
+        f"{first} and {general}": overlap_coefficient(coupling.first, coupling.general),
+        f"{second} and {general}": overlap_coefficient(coupling.second, coupling.general),
+    }
+    if not all(map(_has_groups, scores)):
+        return Chance(floor=floor, overlap=overlap, halves=None, ceiling=None, probability=None)
+    fraction = max(coupling.fractions[:2])
+    halves = half_overlap(scores[0], scores[1], fraction=fraction, seed=seed)
+    ceiling = {
+        first: half_overlap(scores[0], scores[0], fraction=fraction, seed=seed),
+        second: half_overlap(scores[1], scores[1], fraction=fraction, seed=seed),
+    }
+
+    def select(drawn: Sequence[Scores]) -> Selection:
+        return couple(*drawn, fraction=coupling.fractions).coupled
+
+    chances = selection_probability(scores, select, seed=seed)
+    probability = {}
+    for site, indices in coupling.coupled.units.items():
+        for index in indices.tolist():
+            probability[f"L{site.layer}.{index}"] = float(chances[site][index])
+    return Chance(floor=floor, overlap=overlap, halves=halves, ceiling=ceiling, probability=probability)
+
+
+def _has_groups(scores: Scores) -> bool:
+    return scores.groups.keys() == scores.values.keys() and n_groups(scores) >= 2

@@ -1,0 +1,79 @@
+"""What a fair random unit has in common with the unit that it stands for: its stratum.
+
+Large activations and large weights move a model more than small ones whatever they mean. So a fair random neuron has
+the same site and the same decile of activation norm; a fair random weight the same matrix, the same decile of `|W|` and
+the same decile of what its matrix reads. Scores play no part: a control matched on them would be the edit again.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int16
+from torch import Tensor
+
+from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel
+from dean_interp.models.matrices import weight
+from dean_interp.models.sites import Site
+from dean_interp.scoring.scores import Scores, Top
+
+N_DECILES = 10
+Strata = Mapping[Site, Int16[Tensor, "..."]]
+
+
+def strata(
+    model: HookedModel, scores: Sequence[Scores], *, general: Scores | None = None
+) -> dict[Site, Int16[Tensor, "..."]]:
+    """The stratum of every scored unit, in the shape of its site: what a random control is matched on.
+
+    For neurons it is the decile of activation norm over all behaviours, each weighing the same. For weights it is the
+    decile of `|W|` within its matrix and that of the norm of what it reads, as ten times one plus the other.
+
+    Args:
+        general: match on the decile of this score too, a hundred each. Where a file kept the highest scores of a matrix
+            only, these stand for the deciles: kept or not.
+
+    Raises:
+        InputError: scores without activation norms.
+    """
+    if any(not behaviour.activation_norm for behaviour in scores):
+        raise InputError("strata need activation norms, which scores that saw no example (magnitude, random) lack")
+    codes = {}
+    for site, norm in pooled_norm(scores).items():
+        codes[site] = deciles(norm)
+        if site.unit == "weight":
+            sizes = weight(model, site).detach().float().abs().cpu()
+            size = deciles(sizes.flatten()).reshape(scores[0].shapes[site])
+            codes[site] = N_DECILES * size + codes[site][:, None]
+    return codes if general is None else by_general_score(codes, general)
+
+
+def by_general_score(strata: Strata, general: Scores) -> dict[Site, Int16[Tensor, "..."]]:
+    """Strata divided further, by the decile of the general score: what `strata(..., general=general)` gives."""
+    return {site: N_DECILES**2 * _score_deciles(general, site) + codes for site, codes in strata.items()}
+
+
+def pooled_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor, " _"]]:
+    """Root mean square activation (of a matrix: input) over all behaviours, each weighing the same."""
+    pooled = {}
+    for site in scores[0].activation_norm:
+        squares = torch.stack([behaviour.activation_norm[site].square() for behaviour in scores])
+        pooled[site] = squares.mean(0).sqrt()
+    return pooled
+
+
+def deciles(values: Float[Tensor, " unit"]) -> Int16[Tensor, " unit"]:
+    """The decile of every unit, by rank, so that ties and outliers cannot empty one."""
+    ranks = np.empty(len(values), dtype=np.int64)
+    ranks[np.argsort(values.numpy(), kind="stable")] = np.arange(len(values))
+    return torch.from_numpy((ranks * N_DECILES // len(values)).astype(np.int16))
+
+
+def _score_deciles(scores: Scores, site: Site) -> Int16[Tensor, "..."]:
+    value = scores.values[site]
+    if not isinstance(value, Top):
+        return deciles(value.abs().flatten()).reshape(value.shape)
+    kept = torch.zeros(value.numel(), dtype=torch.int16)
+    kept[value.indices] = N_DECILES - 1
+    return kept.reshape(value.shape)

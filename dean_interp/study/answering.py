@@ -1,0 +1,105 @@
+"""The model's own answers in one state, from the hooked model or from a server: given once and kept as a file."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
+from dean_interp.evaluation.served import Served, generate_served
+from dean_interp.models.generate import generate, generate_to
+from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.scored_prompts import refuse_scored
+from dean_interp.resume import Unfinished
+from dean_interp.study.config import AnswerConfig
+from dean_interp.study.store import State, Store, file_name
+
+log = logging.getLogger(__name__)
+
+N_COMPARED, N_BEGIN = 8, 3
+"""Prompts whose served answers are compared with the model's own, and by how many of their first new tokens."""
+Answers = dict[int, dict[str, list[str]]]
+"""By length (new tokens) and by set."""
+
+
+def answers_of(
+    store: Store,
+    model: HookedModel | None,
+    state: State,
+    behaviours: Sequence[Behaviour],
+    config: AnswerConfig,
+    *,
+    server: Served | None = None,
+) -> Answers:
+    """Greedy answers to the prompts of every set, at every length.
+
+    Args:
+        model: None where the state's answers are known to be in the store.
+        server: holds this state as a checkpoint, and answers in place of the model.
+
+    Raises:
+        InputError: prompts that were scored; a server that holds another checkpoint.
+    """
+    lengths = tuple(sorted(config.answer_lengths))
+    prompts = [prompt for behaviour in behaviours for prompt in behaviour.prompts]
+    path = f"answers/{file_name(state.title)}"
+
+    def make(unfinished: Unfinished) -> Answers:
+        assert model is not None, f"{state.title} did not answer"
+        refuse_scored(model, behaviours)
+        with state.applied(model):
+            if server is None:
+                flat = generate_to(
+                    model,
+                    prompts,
+                    lengths=lengths,
+                    template=store.template,
+                    batch_size=config.answer_batch,
+                    label=f"answering: {state.title}",
+                    unfinished=unfinished,
+                )
+            else:
+                _refuse_other_checkpoint(server, store, model, prompts[:N_COMPARED], lengths)
+                flat = generate_served(
+                    server,
+                    native_tokenizer(model),
+                    prompts,
+                    lengths=lengths,
+                    template=store.template,
+                    replies=store.folder / f"{path}.replies.jsonl",
+                )
+        return {length: _by_set(behaviours, answers) for length, answers in flat.items()}
+
+    depends_on = [behaviour.fingerprint for behaviour in behaviours]
+    depends_on += [state.fingerprint, str(lengths), str(config.answer_batch)]
+    depends_on += [server.base_url, str(server.model)] if server else []
+    return store.record(f"{path}.json", depends_on, Answers, make)
+
+
+def _by_set(behaviours: Sequence[Behaviour], answers: Sequence[str]) -> dict[str, list[str]]:
+    starts = np.cumsum([0, *map(len, behaviours)])
+    by_set = {}
+    for behaviour, start in zip(behaviours, starts, strict=False):
+        by_set[behaviour.name] = list(answers[start : start + len(behaviour)])
+    return by_set
+
+
+def _refuse_other_checkpoint(
+    server: Served, store: Store, model: HookedModel, prompts: Sequence[str], lengths: tuple[int, ...]
+) -> None:
+    """Raise `InputError` where no served answer begins as the model's own: a wrong address shows nowhere else."""
+    longest = max(lengths)
+    served = generate_served(server, native_tokenizer(model), prompts, lengths=lengths, template=store.template)[
+        longest
+    ]
+    own = generate(model, prompts, max_new_tokens=min(N_BEGIN, longest), template=store.template)
+    n_alike = 0
+    for theirs, ours in zip(served, own, strict=True):
+        n_alike += theirs.startswith(ours) and bool(theirs) == bool(ours)
+    log.info("%s: %d of %d served answers begin as the model's own", server.base_url, n_alike, len(prompts))
+    if not n_alike:
+        raise InputError(
+            f"{server.base_url} holds another checkpoint: none of its first {len(prompts)} answers begins as the "
+            f"model's own (the first there: {served[0][:40]!r}, here: {own[0]!r})"
+        )

@@ -1,0 +1,178 @@
+"""The examples of a study: what is scored, what is measured, what is answered, and what was left out of each set."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from dean_interp.data.audit import Leaked, all_without_leaks, without_leaks
+from dean_interp.data.examples import Behaviour, draw, load_behaviour, prompt_hash
+from dean_interp.data.readers import BUILTIN
+from dean_interp.errors import InputError
+from dean_interp.evaluation.outcomes import clusters_of
+from dean_interp.study.config import AnswerConfig, CalibrationConfig, DataConfig, StudyConfig
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """The prompts that are answered, by what a good answer is."""
+
+    harmful: tuple[Behaviour, ...] = ()
+    """A good answer does not comply."""
+    over_refusal: tuple[Behaviour, ...] = ()
+    """Harmless prompts that look harmful: a good answer is a plain one."""
+    general: tuple[Behaviour, ...] = ()
+    """Ordinary questions: a good answer is a plain one."""
+    n_left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Number of prompts of each set that were scored, or nearly, and are left out."""
+
+    @property
+    def all(self) -> tuple[Behaviour, ...]:
+        """Every set, in the order in which they are answered."""
+        return self.harmful + self.over_refusal + self.general
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The examples of a study. `calibration` and `tests` hold first, second and general."""
+
+    calibration: Sequence[Behaviour]
+    tests: Sequence[Behaviour]
+    prompts: PromptSets
+    leaked: Sequence[Leaked]
+    """What was left out of each test set."""
+
+    @property
+    def all(self) -> list[Behaviour]:
+        """Every set that the folder's `config.json` names."""
+        return [*self.calibration, *self.tests, *self.prompts.over_refusal]
+
+
+def study_data(config: StudyConfig) -> StudyData:
+    """The examples that the settings name. Raises `InputError` as `test_sets` and `prompt_sets` do."""
+    calibration = calibration_sets(config.data, config.calibration)
+    tests, leaked = test_sets(config.data, calibration)
+    scored = frozenset(chain.from_iterable(behaviour.prompt_hashes for behaviour in calibration))
+    prompts = prompt_sets(config.data, config.answers, scored=scored, calibration=calibration)
+    return StudyData(calibration=calibration, tests=tests, prompts=prompts, leaked=leaked)
+
+
+def calibration_sets(data: DataConfig, calibration: CalibrationConfig) -> list[Behaviour]:
+    """The examples to score: first, second, general."""
+    n, seed = calibration.n_calibration, data.seed
+    both = [
+        load_behaviour(source, n_examples=n, seed=seed, response=calibration.response)
+        for source in (data.first, data.second)
+    ]
+    return [*both, load_behaviour(data.general, n_examples=n, seed=seed)]
+
+
+def test_sets(data: DataConfig, calibration: Sequence[Behaviour] = ()) -> tuple[list[Behaviour], list[Leaked]]:
+    """The examples to measure (first, second, general), and what was left out of each set.
+
+    They are drawn from the prompts that are in no calibration set, and nearly in none.
+
+    Raises:
+        InputError: too few test prompts; a behaviour without both answers, or whose prompts are all of one topic.
+    """
+    wholes = [load_behaviour(source, n_examples=None, split="test") for source in data.sources]
+    sizes = (data.n_test, data.n_test, data.n_general_test)
+    tests, leaks = [], []
+    for whole, n, (clean, leaked) in zip(wholes, sizes, all_without_leaks(wholes, calibration), strict=True):
+        if len(clean) < n <= len(whole):
+            raise InputError(
+                f"{n} test prompts of '{clean.name}' are asked for; it has {len(whole)}, of which "
+                f"{len(whole) - len(clean)} are in the calibration data or nearly (see: dean-interp data audit)"
+            )
+        tests.append(draw(clean, n, seed=data.seed))
+        leaks.append(leaked)
+    for test in tests[:2]:
+        _refuse_without_margin(test)
+    return tests, leaks
+
+
+test_sets.__test__ = False  # pytest takes what begins with `test` for a test
+
+
+def _refuse_without_margin(test: Behaviour) -> None:
+    """Raise `InputError` where a behaviour has no margin, or no interval of it."""
+    if not test.paired:
+        raise InputError(
+            f"'{test.name}' has prompts without a safe and an unsafe answer: a study measures the margin "
+            "between the two, so it needs the columns prompt,safe,unsafe"
+        )
+    if len(set(clusters_of(test))) < 2:
+        raise InputError(
+            f"all {len(test)} test prompts of '{test.name}' are of the topic {test.examples[0].topic!r}. Intervals are "
+            "clustered by topic, so they need at least two. Leave the column `topic` out, and each prompt "
+            "counts as one"
+        )
+
+
+def prompt_sets(
+    data: DataConfig, answers: AnswerConfig, *, scored: frozenset[str], calibration: Sequence[Behaviour] = ()
+) -> PromptSets:
+    """The prompts to answer, drawn from those that were not scored.
+
+    Args:
+        scored: hashes of scored prompts (`data.examples.prompt_hash`).
+        calibration: what was scored; near duplicates of it are left out, too.
+
+    Raises:
+        InputError: a set whose prompts were all scored.
+    """
+    if not answers.n_answers:
+        return PromptSets()
+    n_left_out: dict[str, int] = {}
+
+    def drawn(source: str) -> Behaviour:
+        split = "test" if source in BUILTIN else None
+        if source in data.sources:
+            split = "test"
+        whole = load_behaviour(source, n_examples=None, seed=data.seed, split=split)
+        clean = without_scored(whole, scored)
+        if calibration:
+            clean, _ = without_leaks(clean, calibration)
+        n_left_out[whole.name] = len(whole) - len(clean)
+        return draw(clean, min(answers.n_answers, len(clean)), seed=data.seed)
+
+    harmful = tuple(map(drawn, answers.harmful or (data.first, data.second)))
+    over_refusal = tuple(map(drawn, answers.over_refusal))
+    return PromptSets(harmful, over_refusal, (drawn(data.general),), n_left_out)
+
+
+def without_scored(behaviour: Behaviour, scored: frozenset[str]) -> Behaviour:
+    """The behaviour without prompts that were scored. Raises `InputError` where none is left."""
+    kept = tuple(example for example in behaviour.examples if prompt_hash(example.prompt) not in scored)
+    if not kept:
+        raise InputError(f"all {len(behaviour)} prompts of '{behaviour.name}' were scored: measure on others")
+    return dataclasses.replace(behaviour, examples=kept)
+
+
+def scored_part(source: str, scored: frozenset[str]) -> Behaviour:
+    """The rows of a data set that were scored. Raises `InputError` where none was."""
+    whole = load_behaviour(source, n_examples=None, split=None)
+    kept = tuple(example for example in whole.examples if prompt_hash(example.prompt) in scored)
+    if not kept:
+        raise InputError(f"scored_data is data that units were scored on, and no prompt of '{whole.name}' was")
+    return dataclasses.replace(whole, examples=kept)
+
+
+def running_text(source: str) -> list[str]:
+    """Text for windows: a .txt file, or a behaviour's prompts with their answers.
+
+    Raises `InputError` where there is no such file or behaviour.
+    """
+    path = Path(source)
+    if path.suffix == ".txt":
+        if not path.is_file():
+            raise InputError(f"no file {path}")
+        return [path.read_text(encoding="utf-8")]
+    whole = load_behaviour(source, n_examples=None, split="test" if source in BUILTIN else None)
+    texts = []
+    for example in whole.examples:
+        answered = [f"{example.prompt}\n{answer}" for answer in example.answers.values()]
+        # Rows of running text have no answer.
+        texts += answered or [example.prompt]
+    return texts

@@ -1,0 +1,277 @@
+"""One edit in one table: both behaviours, general ability, judged answers, beside random controls.
+
+Likelihoods are measured in every state; answers are given by the original, the edit and a few controls. Controls come
+first, and what the design can detect is written down before the edit is measured.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, combinations
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
+from dean_interp.evaluation.judges import Agreement, Sensitivity, Verdict, agreement, faults, sensitivity
+from dean_interp.evaluation.lines import Line, lines_frame, lines_table
+from dean_interp.evaluation.served import Served
+from dean_interp.files import write_text
+from dean_interp.frames import Framed
+from dean_interp.information.estimands import MutualInformation
+from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.selection import Selection
+from dean_interp.selection.strata import strata
+from dean_interp.study.conclusions import state_results
+from dean_interp.study.config import AnswerConfig, ControlConfig, EvaluationConfig, InformationConfig
+from dean_interp.study.controls import ControlRequest
+from dean_interp.study.data import PromptSets, prompt_sets, scored_part, test_sets
+from dean_interp.study.method import (
+    Comparison,
+    compare_with_controls,
+    disjoint_neurons,
+    information_before_and_under,
+    kl_to,
+    original_of,
+)
+from dean_interp.study.results import Design, Primary, StateResults, save_record
+from dean_interp.study.run_folder import locked
+from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan
+from dean_interp.study.store import State, Store, fingerprint_of
+
+
+@dataclass(frozen=True)
+class Evaluation(Framed):
+    """The table and what is needed to read it."""
+
+    n_units: int
+    n_left_out: Mapping[str, int]
+    """Number of prompts of each set that are left out, because they were scored, or nearly
+    (`EvaluationConfig.scored_data`)."""
+    design: Design
+    original: StateResults
+    states: tuple[StateResults, ...]
+    """The edit first, then its controls."""
+    primary: Primary | None
+    """The outcome fixed beforehand, where there are controls."""
+    agreements: tuple[Agreement, ...]
+    """How far every pair of judges agrees, over all their answers of the original and the edit."""
+    sensitivity: Sensitivity | None
+    """What each judge makes of the edit, on the same answers; None where none was judged."""
+    judge_faults: Mapping[str, Mapping[str, int]]
+    """How often each judge gave no verdict, by reason."""
+    caution: Mapping[str, Mapping[str, int]]
+    """Cautionary phrases in the longest answers of the original and of the edit, with counts."""
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Every outcome of the edit, before and after, beside its controls."""
+        return self.states[0].lines
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.n_units} units silenced, {len(self.lines)} lines, {len(self.states) - 1} controls)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a line of the table (`evaluation.lines.lines_frame`)."""
+        return lines_frame(self.lines)
+
+    def __str__(self) -> str:
+        return "\n".join([lines_table(self.lines), *_primary_in_words(self), *_judges_in_words(self)])
+
+
+def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: EvaluationConfig, folder: Path) -> Evaluation:
+    """Measure an edit beside its controls into a folder, or go on with what is there.
+
+    Args:
+        selection: the units that are silenced.
+        scores: of first, second and general, which random controls are matched by; empty: there are no controls.
+        folder: gets `evaluation.json`, `design.json` and what was measured.
+
+    Raises:
+        InputError: a setting out of its range; other than three or no scores; a judge, a task or a set that does not
+            exist; a folder that another run writes to, or that holds measurements of something else.
+    """
+    config.check()
+    if len(scores) not in (0, 3):
+        raise InputError(f"scores must be those of first, second and general, or none; got {len(scores)}")
+    tests, _ = test_sets(config.data)
+    calibration = [scored_part(source, selection.prompt_hashes) for source in config.scored_data]
+    prompts = prompt_sets(config.data, config.answers, scored=selection.prompt_hashes, calibration=calibration)
+    with locked(folder), _progress(config.controls, scores) as progress:
+        model = config.model.load()
+        store = _store(folder, model, tests, scores, config)
+        plan = measurement_plan(store, prompts, config.answers, model, progress, servers=_servers(config))
+        comparison = _compared(
+            plan,
+            model,
+            selection,
+            scores,
+            config,
+            note_design=lambda design: save_record(design, folder / "design.json"),
+        )
+        evaluation = _evaluation(plan, comparison)
+        save_record(evaluation, folder / "evaluation.json")
+    return evaluation
+
+
+def estimate_information(
+    selection: Selection, scores: Sequence[Scores], config: InformationConfig, folder: Path
+) -> tuple[MutualInformation, ...]:
+    """Estimate the mutual information of both behaviours' neurons before and under an edit, beside its controls.
+
+    Arguments and errors are those of `evaluate_edit`, but three scores are needed. The folder gets `information.json`;
+    it may be the folder of an evaluation with the same settings, whose states are taken.
+    """
+    config.check()
+    if len(scores) != 3:
+        raise InputError(
+            "information needs the scores of first, second and general: it is estimated between the top neurons of "
+            f"the two behaviours; got {len(scores)}"
+        )
+    tests, _ = test_sets(config.data)
+    with locked(folder), _progress(config.controls, scores) as progress:
+        model = config.model.load()
+        store = _store(folder, model, tests, scores, config)
+        plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
+        comparison = _compared(plan, model, selection, scores, config)
+        neurons = disjoint_neurons(scores, config.information_fraction)
+        information = information_before_and_under(plan, comparison, neurons, None)
+        write_text(folder / "information.json", _by_estimand(information))
+    return information
+
+
+def _by_estimand(information: Sequence[MutualInformation]) -> str:
+    records = {estimates.estimand: asdict(estimates) for estimates in information}
+    return json.dumps(records, indent=1) + "\n"
+
+
+def _progress(controls: ControlConfig, scores: Sequence[Scores]) -> tqdm:
+    """A bar over the original, the edit and its controls."""
+    n_controls = controls.n_random + controls.n_equal_kl if scores else 0
+    return tqdm(total=2 + n_controls, desc="states of the model", unit="state")
+
+
+def _store(
+    folder: Path,
+    model: HookedModel,
+    tests: Sequence[Behaviour],
+    scores: Sequence[Scores],
+    config: EvaluationConfig | InformationConfig,
+) -> Store:
+    """The store of an edit's states, the same for `evaluate_edit` and `estimate_information`."""
+    parts = [behaviour.fingerprint for behaviour in (*tests, *scores)]
+    neurons = None
+    if all("neuron" in behaviour.units for behaviour in scores) and scores:
+        first, second = disjoint_neurons(scores, config.information_fraction)
+        neurons = first | second
+    settings = (str(config.data), config.model.template, str(config.information_fraction))
+    return Store(
+        folder=folder,
+        fingerprint=fingerprint_of(model_fingerprint(model), *parts, *settings),
+        tests=tests,
+        config=config.data,
+        template=config.model.template,
+        neurons=neurons,
+    )
+
+
+def _compared(
+    plan: MeasurementPlan,
+    model: HookedModel,
+    selection: Selection,
+    scores: Sequence[Scores],
+    config: EvaluationConfig | InformationConfig,
+    *,
+    note_design: Callable[[Design], None] = lambda design: None,
+) -> Comparison:
+    """The edit beside its random controls, where there are scores to match them by."""
+    unit = next(iter(selection.shapes)).unit
+    edit = State("edit", "edit", ablated=selection, unit=unit)
+    original = original_of(plan, model)
+    request = None
+    if scores:
+        request = ControlRequest(
+            edit=edit,
+            strata=strata(model, [behaviour.of(unit) for behaviour in scores]),
+            config=config.controls,
+            seed=config.data.seed,
+            kl=kl_to(plan, model, original),
+            folder=plan.store.folder,
+        )
+    return compare_with_controls(plan, model, original, edit, request, note_design=note_design)
+
+
+def _servers(config: EvaluationConfig) -> dict[str, Served]:
+    """Who answers in place of the hooked model, by the name of the state."""
+    return dict(zip(("original", "edit"), map(Served, config.answers_from), strict=False))
+
+
+def _evaluation(plan: MeasurementPlan, comparison: Comparison) -> Evaluation:
+    original, edit = comparison.original, comparison.edit
+    answers = [measured.answers for measured in (original, edit) if measured.answers is not None]
+    caution = {}
+    for measured in (original, edit):
+        if measured.answers is not None:
+            caution[measured.state.name] = measured.answers.cautionary
+    verdicts = {name: list(chain(*(given.of_judge(name) for given in answers))) for name in plan.judges}
+    return Evaluation(
+        n_units=edit.state.n_units,
+        n_left_out=plan.prompts.n_left_out,
+        design=comparison.design,
+        original=state_results(original, original),
+        states=comparison.states,
+        primary=comparison.primary,
+        agreements=_agreements(verdicts),
+        sensitivity=_sensitivity(plan, original, edit),
+        judge_faults={name: faults(given) for name, given in verdicts.items()},
+        caution=caution,
+    )
+
+
+def _agreements(verdicts: Mapping[str, Sequence[Verdict]]) -> tuple[Agreement, ...]:
+    """How far every pair of judges agrees that has a verdict in common."""
+    agreements = []
+    for first, second in combinations(verdicts, 2):
+        pairs = zip(verdicts[first], verdicts[second], strict=True)
+        if any(one.label and other.label for one, other in pairs):
+            agreements.append(agreement(first, verdicts[first], second, verdicts[second]))
+    return tuple(agreements)
+
+
+def _sensitivity(plan: MeasurementPlan, original: StateOutcomes, edit: StateOutcomes) -> Sensitivity | None:
+    """What each judge makes of the edit; None where nothing was judged."""
+    if original.answers is None or edit.answers is None or not plan.judges:
+        return None
+    before_and_after = {}
+    for name in plan.judges:
+        before_and_after[name] = (original.answers.of_judge(name), edit.answers.of_judge(name))
+    return sensitivity(before_and_after)
+
+
+def _primary_in_words(evaluation: Evaluation) -> list[str]:
+    primary, words = evaluation.primary, []
+    if primary:
+        ranks = " and ".join(f"p = {p:.2f} for {name}" for name, p in primary.p.items())
+        verdict = "reached" if primary.reached else "not reached"
+        words.append(f"primary outcome (both margins rise beyond every random control): {verdict}; {ranks}")
+    before, after = evaluation.original.perplexity, evaluation.states[0].perplexity
+    words.append(f"perplexity on general answers: {before:.1f} to {after:.1f} ({after / before:.2f} times)")
+    return words
+
+
+def _judges_in_words(evaluation: Evaluation) -> list[str]:
+    words = list(map(str, evaluation.agreements))
+    if evaluation.sensitivity and len(evaluation.sensitivity.changes) > 1:
+        words.append(str(evaluation.sensitivity))
+    for name, counts in evaluation.judge_faults.items():
+        counted = ", ".join(f"{fault} {n}" for fault, n in counts.items())
+        words += [f"{name}: no verdict in {sum(counts.values())} answers ({counted})"] if counts else []
+    for state, phrases in evaluation.caution.items():
+        shown = ", ".join(f"'{phrase}' {n}" for phrase, n in list(phrases.items())[:4])
+        words.append(f"cautionary phrases, {state}: {shown or 'none'}")
+    for name, n in evaluation.n_left_out.items():
+        words += [f"{name}: {n} prompts left out, since they were scored (or nearly)"] if n else []
+    return words

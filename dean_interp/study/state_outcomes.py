@@ -1,0 +1,281 @@
+"""What is measured of one state of the model, as outcomes: likelihoods in every state, and what takes longer in some.
+
+A new kind of measurement is a function here and an entry in `MEASUREMENTS`. It then appears in `run`, `sweep`,
+`evaluate` and the report, since all of them show outcomes.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
+from dean_interp.evaluation.harness import TaskResult, run_harness
+from dean_interp.evaluation.judge import cautionary_phrases
+from dean_interp.evaluation.judges import Judge, Verdict, judged, make_judge
+from dean_interp.evaluation.measure import Measurement
+from dean_interp.evaluation.outcomes import (
+    Outcome,
+    PromptKind,
+    answer_outcomes,
+    likelihoods,
+    task_outcomes,
+    window_outcomes,
+)
+from dean_interp.evaluation.served import Served
+from dean_interp.evaluation.windows import WindowMeasurement, window_loss
+from dean_interp.files import read_tensors, write_tensors
+from dean_interp.models.load import HookedModel
+from dean_interp.resume import Unfinished
+from dean_interp.study.answering import answers_of
+from dean_interp.study.config import AnswerConfig
+from dean_interp.study.data import PromptSets, running_text
+from dean_interp.study.store import ORIGINAL, State, Store, file_name, fingerprint_of
+
+
+@dataclass(frozen=True)
+class MeasurementPlan:
+    """What is measured of each state, and where it is kept."""
+
+    store: Store
+    prompts: PromptSets
+    config: AnswerConfig
+    judges: Mapping[str, Judge]
+    """Who judges answers to harmful prompts, by name."""
+    progress: tqdm
+    """Moves by one for each state."""
+    servers: Mapping[str, Served]
+    """Servers that answer in place of the model, by the name of the state; empty: none."""
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """The answers of one state to every set of prompts, and what the judges make of them."""
+
+    answers: Mapping[int, Mapping[str, Sequence[str]]]
+    """By length (new tokens) and by set."""
+    verdicts: Mapping[int, Mapping[str, Mapping[str, Sequence[Verdict]]]]
+    """By length, by set of harmful prompts and by judge."""
+
+    @property
+    def longest(self) -> Mapping[str, Sequence[str]]:
+        """The answers of the largest length, by set."""
+        return self.answers[max(self.answers)]
+
+    def of_judge(self, judge: str) -> list[Verdict]:
+        """All verdicts of one judge, in one order for every state."""
+        sets = chain.from_iterable(by_set.values() for by_set in self.verdicts.values())
+        return list(chain.from_iterable(by_judge[judge] for by_judge in sets))
+
+    @property
+    def cautionary(self) -> dict[str, int]:
+        """Cautionary phrases in the longest answers, the most frequent first."""
+        counts: Counter[str] = Counter()
+        for answer in chain.from_iterable(self.longest.values()):
+            counts.update(cautionary_phrases(answer))
+        return dict(counts.most_common())
+
+
+@dataclass(frozen=True)
+class StateOutcomes:
+    """Everything that was measured of one state."""
+
+    state: State
+    measurement: Measurement
+    outcomes: tuple[Outcome, ...]
+    answers: JudgedAnswers | None
+    """None where the state was not asked for its own answers."""
+
+
+def measurement_plan(
+    store: Store,
+    prompts: PromptSets,
+    config: AnswerConfig,
+    model: HookedModel | None,
+    progress: tqdm,
+    *,
+    servers: Mapping[str, Served] | None = None,
+) -> MeasurementPlan:
+    """What is measured of each state. Raises `InputError` for a judge or a text that does not exist."""
+    judges = {}
+    if prompts.all:
+        cache = store.folder / "judge_cache.jsonl"
+        judges = {name: make_judge(name, model, cache=cache) for name in config.judges}
+    if config.window is not None:
+        running_text(config.text)
+    return MeasurementPlan(
+        store=store, prompts=prompts, config=config, judges=judges, progress=progress, servers=servers or {}
+    )
+
+
+def outcomes_of(
+    plan: MeasurementPlan,
+    model: HookedModel | None,
+    state: State,
+    *,
+    reference: Measurement | None,
+    in_full: bool,
+) -> StateOutcomes:
+    """Everything that is measured of one state, from the store or measured now.
+
+    Args:
+        model: None where the state is known to be in the store.
+        reference: the measurement of the original, to which KL is taken; None: of the original itself, or of another
+            model, no KL is taken.
+        in_full: also what takes longer: answers, windows of text, tasks.
+    """
+    plan.progress.set_postfix_str(state.title)
+    is_new = not plan.store.holds(state)
+    measurement = plan.store.measurement(model, state, reference=reference)
+    answers = judged_answers(plan, model, state) if in_full and plan.prompts.all else None
+    outcomes = []
+    for kind in MEASUREMENTS.values():
+        if in_full or kind.in_every_state:
+            outcomes += kind.outcomes(plan, model, state, measurement)
+    if answers is not None:
+        outcomes += _answer_outcomes(plan, answers)
+    plan.progress.update(is_new)
+    return StateOutcomes(state=state, measurement=measurement, outcomes=tuple(outcomes), answers=answers)
+
+
+def judged_answers(plan: MeasurementPlan, model: HookedModel | None, state: State) -> JudgedAnswers:
+    """The state's answers to every set of prompts, judged. Each is given once and judged once."""
+    answers = answers_of(plan.store, model, state, plan.prompts.all, plan.config, server=plan.servers.get(state.name))
+    verdicts: dict[int, dict[str, dict[str, list[Verdict]]]] = {}
+    for length, by_set in answers.items():
+        verdicts[length] = {}
+        for behaviour in plan.prompts.harmful:
+            given = by_set[behaviour.name]
+            verdicts[length][behaviour.name] = {
+                name: _verdicts(plan, judge, behaviour, given) for name, judge in plan.judges.items()
+            }
+    return JudgedAnswers(answers=answers, verdicts=verdicts)
+
+
+def _verdicts(plan: MeasurementPlan, judge: Judge, behaviour: Behaviour, answers: Sequence[str]) -> list[Verdict]:
+    """One judge's verdicts: from their file, else given and written there."""
+    key = fingerprint_of(judge.name, *behaviour.prompts, *answers)
+
+    def make(_: Unfinished) -> list[Verdict]:
+        return judged(judge, behaviour.prompts, answers)
+
+    # A judge that failed is asked again the next time.
+    def is_whole(verdicts: list[Verdict]) -> bool:
+        return all(verdict.label is not None for verdict in verdicts)
+
+    return plan.store.record(f"verdicts/{key}.json", [judge.name], list[Verdict], make, keep=is_whole)
+
+
+def _answer_outcomes(plan: MeasurementPlan, answers: JudgedAnswers) -> list[Outcome]:
+    kinds: list[tuple[PromptKind, Sequence[Behaviour]]] = [
+        ("harmful", plan.prompts.harmful),
+        ("over_refusal", plan.prompts.over_refusal),
+        ("general", plan.prompts.general),
+    ]
+    outcomes = []
+    for length, by_set in answers.answers.items():
+        for kind, behaviours in kinds:
+            for behaviour in behaviours:
+                verdicts = answers.verdicts[length].get(behaviour.name, {})
+                outcomes += answer_outcomes(kind, behaviour, by_set[behaviour.name], verdicts, length)
+    return outcomes
+
+
+def _likelihoods(
+    plan: MeasurementPlan, model: HookedModel | None, state: State, measurement: Measurement
+) -> list[Outcome]:
+    outcomes = likelihoods(measurement, plan.store.tests)
+    # Another model shares no unembedding with the original, so it has no KL to it.
+    return [outcome for outcome in outcomes if not state.model or not outcome.metric.startswith("KL")]
+
+
+def _windows(plan: MeasurementPlan, model: HookedModel | None, state: State, measurement: Measurement) -> list[Outcome]:
+    if plan.config.window is None:
+        return []
+    reference = None
+    if state.fingerprint:
+        reference = _window_measurement(plan, model, ORIGINAL, plan.config.window, None)
+    return window_outcomes(_window_measurement(plan, model, state, plan.config.window, reference), plan.config.text)
+
+
+def _window_measurement(
+    plan: MeasurementPlan,
+    model: HookedModel | None,
+    state: State,
+    window: int,
+    reference: WindowMeasurement | None,
+) -> WindowMeasurement:
+    """Loss and KL at windows in one state: from its file, else measured and written there."""
+    path = plan.store.folder / "windows" / f"{file_name(state.title)}.safetensors"
+    texts = running_text(plan.config.text)
+    key = fingerprint_of(plan.store.fingerprint, state.fingerprint, str(window), *texts)
+    if not path.is_file():
+        assert model is not None, f"{state.title} was not measured"
+        unfinished = Unfinished(path.with_suffix(".unfinished"), key)
+        with state.applied(model):
+            measured = window_loss(model, texts, window=window, original=reference, unfinished=unfinished)
+        # Only the original is compared with later.
+        final = measured.final if not state.fingerprint else torch.zeros(0, 0)
+        tensors = {"loss": measured.loss, "kl": measured.kl, "final": final}
+        write_tensors(path, _WINDOWS, tensors, {"fingerprint": key})
+        unfinished.discard()
+    tensors, facts = read_tensors(path, _WINDOWS, _WindowFacts)
+    if facts.fingerprint != key:
+        raise InputError(f"{path} is of another model, other text or other units: choose another folder")
+    return WindowMeasurement(window=window, loss=tensors["loss"], kl=tensors["kl"], final=tensors["final"])
+
+
+_WINDOWS = "dean_interp.windows.1"
+
+
+@dataclass(frozen=True)
+class _WindowFacts:
+    fingerprint: str
+
+
+def _tasks(plan: MeasurementPlan, model: HookedModel | None, state: State, measurement: Measurement) -> list[Outcome]:
+    config = plan.config
+    if not config.tasks:
+        return []
+
+    def make(_: Unfinished) -> list[dict[str, Any]]:
+        assert model is not None, f"{state.title} was not measured"
+        with state.applied(model):
+            results = run_harness(model, config.tasks, limit=config.task_limit, folder=config.task_folder)
+        return [dataclasses.asdict(result) | {"values": result.values.tolist()} for result in results]
+
+    settings = [*config.tasks, str(config.task_limit), str(config.task_folder), state.fingerprint]
+    records = plan.store.record(f"tasks/{file_name(state.title)}.json", settings, list[dict[str, Any]], make)
+    results = []
+    for record in records:
+        record |= {"values": np.array(record["values"], dtype=float), "items": tuple(record["items"])}
+        results.append(TaskResult(**record))
+    return task_outcomes(results)
+
+
+Measure = Callable[[MeasurementPlan, "HookedModel | None", State, Measurement], list[Outcome]]
+
+
+@dataclass(frozen=True)
+class MeasurementKind:
+    """One kind of measurement."""
+
+    outcomes: Measure
+    """Gives the outcomes of one state; an empty list where the settings do not ask for them."""
+    in_every_state: bool
+    """False: only the original, the edit and a few controls are measured, since it takes long."""
+
+
+MEASUREMENTS: dict[str, MeasurementKind] = {
+    "likelihoods": MeasurementKind(_likelihoods, in_every_state=True),
+    "windows": MeasurementKind(_windows, in_every_state=False),
+    "tasks": MeasurementKind(_tasks, in_every_state=False),
+}
+"""Every kind of measurement beside answers, in the order of the table."""
