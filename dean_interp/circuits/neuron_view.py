@@ -12,7 +12,8 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
-from dean_interp.evaluation.outcomes import Line, likelihoods, lines_of
+from dean_interp.evaluation.lines import Line, compare
+from dean_interp.evaluation.outcomes import likelihoods
 from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import neuron_sites
@@ -114,4 +115,4 @@ def _silenced(
     before = measure(model, tests, **how)
     with ablate(model, alone):
         after = measure(model, tests, original=before, **how)
-    return lines_of(likelihoods(before, tests), likelihoods(after, tests))
+    return compare(likelihoods(before, tests), likelihoods(after, tests))
