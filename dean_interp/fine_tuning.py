@@ -1,7 +1,7 @@
 """Fine-tuning a model on behaviours, the paper's baselines, by `transformers`' Trainer and `peft` (extra `tuning`).
 
-Full, LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353). The paper's fourth, ReFT (arXiv 2404.03592), has no library
-that is kept up.
+All parameters, LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353). The paper's fourth baseline, ReFT
+(arXiv 2404.03592), has no library that is kept up.
 """
 
 import copy
@@ -14,19 +14,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import refuse_several
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, whole_folder
-from dean_interp.models.load import HookedModel, load_model, load_plain
+from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.tokens import Template, encode
 
@@ -37,24 +31,27 @@ LEARNING_RATE = {"full": 2e-5, "lora": 2e-4, "dora": 2e-4}
 
 @dataclass(frozen=True)
 class FineTuningConfig:
-    """How to fine-tune. The dose is `n_steps * batch_size` examples."""
+    """How to fine-tune. The model sees `n_steps * batch_size` examples."""
 
     method: FineTuningMethod = "full"
-    """All parameters, or low-rank adapters on every linear map of the blocks, merged in the end."""
+    """What is trained: all parameters, or low-rank adapters on every linear map of the blocks, merged in the end."""
     n_steps: int = 48
+    """Optimizer steps."""
     batch_size: int = 8
+    """Examples of a step."""
     learning_rate: float | None = None
     """AdamW's, constant after a tenth of the steps; None: 2e-5 for all parameters, 2e-4 for adapters."""
     rank: int = 16
-    """Of adapters; their alpha is twice that."""
+    """Rank of the adapters; their alpha is twice that."""
     every: int = 16
     """Steps from one look at the model, and one checkpoint to resume from, to the next."""
     seed: int = 0
-    """Of the order of the examples and of adapters' first values."""
+    """Seed for the order of the examples and the adapters' first values."""
 
     def shortened(self) -> "FineTuningConfig":
         """The same for a third of the steps, at least until the first look."""
-        return replace(self, n_steps=max(self.every, self.n_steps // 3 // self.every * self.every))
+        n_looks = self.n_steps // 3 // self.every
+        return replace(self, n_steps=max(self.every, n_looks * self.every))
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range, `peft` is needed and missing, or others work too."""
@@ -79,7 +76,7 @@ def fine_tune(
     template: Template = "chat",
     watch: Watch | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
 ) -> Path:
     """A checkpoint folder of the model, fine-tuned on the answers that the behaviours would score (`response`).
 
@@ -88,54 +85,93 @@ def fine_tune(
 
     Args:
         name: what `load_model` takes by name.
-        folder: for this one fine-tuning; the result is in its `model/`.
+        behaviours: calibration splits, at least one.
+        config: method, steps, learning rate.
+        folder: for this fine-tuning alone; the result is in its `model/`.
         template: how prompt and answer become tokens.
         watch: is shown the model after every `config.every` steps (a copy, adapters merged, in evaluation mode), before
             the checkpoint of that step is written.
+        device: where the model is trained; `None` takes CUDA where there is one, else the CPU.
+        dtype: of the weights, as `load_model` takes it.
 
     Raises:
         InputError: a setting out of its range, `peft` missing, no behaviour, a test split.
     """
     config.check()
-    if not behaviours or any(one.split == "test" for one in behaviours):
+    if not behaviours or any(behaviour.split == "test" for behaviour in behaviours):
         raise InputError("fine-tuning takes calibration splits, at least one; test prompts are for measuring")
     if (folder / "model").is_dir():
         return folder / "model"
     model, tokenizer = load_plain(name, device=device, dtype=dtype)
-    rows = [row for one in behaviours for row in _rows(tokenizer, one, template)]
-    tuned = model if config.method == "full" else _with_adapters(model, config)
-    prompts = frozenset().union(*(one.prompt_hashes for one in behaviours))
+    rows = [row for behaviour in behaviours for row in _rows(tokenizer, behaviour, template)]
+    trained = model if config.method == "full" else _with_adapters(model, config)
 
-    def hooked(trained: Any) -> HookedModel:  # noqa: ANN401 - adapters have a class of peft's
-        own = copy.deepcopy(trained)
-        merged = own if config.method == "full" else own.merge_and_unload()
-        loaded = load_model(merged.eval().requires_grad_(False), tokenizer=tokenizer)
-        scored_prompts(loaded).update(prompts)
-        return loaded
+    def show(step: int, trained_so_far: Any) -> None:  # noqa: ANN401 - a class of peft's
+        assert watch is not None
+        watch(step, _hooked_copy(trained_so_far, tokenizer, config, behaviours))
 
-    arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"), max_steps=config.n_steps, per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate or LEARNING_RATE[config.method],
-        lr_scheduler_type="constant_with_warmup", warmup_steps=max(1, config.n_steps // 10),
-        save_steps=config.every, save_total_limit=1, logging_steps=config.every,
-        seed=config.seed, data_seed=config.seed, report_to=[], use_cpu=next(model.parameters()).device.type == "cpu",
-        dataloader_pin_memory=False,
-    )  # fmt: skip
-    trainer = Trainer(
-        model=tuned, args=arguments, train_dataset=_Rows(rows), data_collator=_padded,
-        callbacks=[_Watcher(watch, hooked, config.every)] if watch else [],
-    )  # fmt: skip
-    checkpoints = list((folder / "trainer").glob("checkpoint-*"))
-    for one in checkpoints:
-        if not _is_whole(one):
-            shutil.rmtree(one)
-    trainer.train(resume_from_checkpoint=any(map(Path.is_dir, checkpoints)))
-    whole = tuned if config.method == "full" else getattr(tuned, "merge_and_unload")()  # noqa: B009 - a method of peft's
+    callbacks = [_watcher(show, config.every)] if watch else []
+    _train(trained, rows, config, folder / "trainer", callbacks)
     with whole_folder(folder / "model") as part:
-        whole.save_pretrained(part)
+        _merged(trained, config).save_pretrained(part)
         tokenizer.save_pretrained(part)
     shutil.rmtree(folder / "trainer")
     return folder / "model"
+
+
+def _hooked_copy(
+    trained: Any,  # noqa: ANN401 - adapters have a class of peft's
+    tokenizer: PreTrainedTokenizerBase,
+    config: FineTuningConfig,
+    behaviours: Sequence[Behaviour],
+) -> HookedModel:
+    """A copy in evaluation mode, adapters merged, which is not measured on what it was trained on."""
+    merged = _merged(copy.deepcopy(trained), config)
+    hooked = load_model(merged.eval().requires_grad_(False), tokenizer=tokenizer)
+    for behaviour in behaviours:
+        scored_prompts(hooked).update(behaviour.prompt_hashes)
+    return hooked
+
+
+def _train(
+    model: Any,  # noqa: ANN401 - adapters have a class of peft's
+    rows: Sequence[dict[str, list[int]]],
+    config: FineTuningConfig,
+    folder: Path,
+    callbacks: list[Any],
+) -> None:
+    """Trains in place, from the last checkpoint in the folder that is whole."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.n_steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate or LEARNING_RATE[config.method],
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=max(1, config.n_steps // 10),
+        save_steps=config.every,
+        save_total_limit=1,
+        logging_steps=config.every,
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to=[],
+        use_cpu=next(model.parameters()).device.type == "cpu",
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Rows(rows),
+        data_collator=_padded,
+        callbacks=callbacks,
+    )
+    # A checkpoint that was being written when the call was killed is of no use.
+    checkpoints = list(folder.glob("checkpoint-*"))
+    for checkpoint in checkpoints:
+        if not _is_whole(checkpoint):
+            shutil.rmtree(checkpoint)
+    trainer.train(resume_from_checkpoint=any(checkpoint.is_dir() for checkpoint in checkpoints))
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -148,26 +184,33 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _rows(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, template: Template) -> list[dict[str, list[int]]]:
+    """Each example as the trainer takes it; labels of -100 are not learned."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    found = []
+    rows = []
     for prompt, response in zip(behaviour.prompts, behaviour.responses, strict=True):
         encoded = encode(tokenizer, prompt, [response], template=template)
         given, answer = list(encoded.prompt), [*encoded.answers[0], *end]
-        found.append({"input_ids": given + answer, "attention_mask": [1] * len(given + answer),
-                      "labels": [-100] * len(given) + answer})  # fmt: skip
-    return found
+        row = {
+            "input_ids": given + answer,
+            "attention_mask": [1] * len(given + answer),
+            "labels": [-100] * len(given) + answer,
+        }
+        rows.append(row)
+    return rows
 
 
 def _padded(rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
     """A batch: right-padded, and no tokenizer asked, since many have no padding token."""
-    values = {"input_ids": 0, "attention_mask": 0, "labels": -100}
-    return {
-        name: pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
-        for name, value in values.items()
-    }
+    batch = {}
+    for name, padding in {"input_ids": 0, "attention_mask": 0, "labels": -100}.items():
+        values = [torch.tensor(row[name]) for row in rows]
+        batch[name] = pad_sequence(values, batch_first=True, padding_value=padding)
+    return batch
 
 
 class _Rows(torch.utils.data.Dataset):
+    """Rows as the trainer takes them."""
+
     def __init__(self, rows: Sequence[dict[str, list[int]]]) -> None:
         self.rows = rows
 
@@ -182,16 +225,29 @@ def _with_adapters(model: PreTrainedModel, config: FineTuningConfig) -> Any:  # 
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(config.seed)
-    return get_peft_model(model, LoraConfig(
-        r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear", use_dora=config.method == "dora",
+    adapters = LoraConfig(
+        r=config.rank,
+        lora_alpha=2 * config.rank,
+        target_modules="all-linear",
+        use_dora=config.method == "dora",
         task_type="CAUSAL_LM",
-    ))  # fmt: skip
+    )
+    return get_peft_model(model, adapters)
 
 
-class _Watcher(TrainerCallback):
-    def __init__(self, watch: Watch, hooked: Callable[[Any], HookedModel], every: int) -> None:
-        self.watch, self.hooked, self.every = watch, hooked, every
+def _merged(trained: Any, config: FineTuningConfig) -> PreTrainedModel:  # noqa: ANN401 - a class of peft's
+    """The model with what its adapters learned in its weights."""
+    return trained if config.method == "full" else trained.merge_and_unload()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ANN401
-        if state.global_step % self.every == 0:
-            self.watch(state.global_step, self.hooked(given["model"]))
+
+def _watcher(show: Callable[[int, Any], None], every: int) -> Any:  # noqa: ANN401 - see the import
+    """A callback of the trainer that shows step and model every so many steps."""
+    # here, since whoever only imports this package needs no trainer, which takes seconds to import
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ANN401
+            if state.global_step % every == 0:
+                show(state.global_step, given["model"])
+
+    return Watcher()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
-from dean_interp.models.load import hooked_transformer_class, load_model
+from dean_interp.models.hooked_model import hooked_transformer_class
+from dean_interp.models.load import load_model
 
 
 def as_hooked_transformer(folder, tokenizer, *, fold_ln=False, center_writing_weights=False):

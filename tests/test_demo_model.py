@@ -11,6 +11,7 @@ from dean_interp import ablate, generate, load_behaviour, load_model, measure
 from dean_interp.models.generate import cache_is_right
 from dean_interp.models.load import model_fingerprint
 from dean_interp.models.matrices import weight
+from dean_interp.models.notes import notes
 from dean_interp.models.sites import Site
 
 pytestmark = [pytest.mark.slow, pytest.mark.hooks]
@@ -40,10 +41,10 @@ def test_shared_prompts_and_ablation_are_exact_on_it(demo_model):
         with torch.no_grad():
             for site, units in selection.units.items():
                 weight(demo_model, Site(site.layer, "out"))[units] = 0
-        demo_model.__dict__["_dean_interp_shares_prompts"] = False
+        notes(demo_model).shares_prompts = False
         apart = measure(demo_model, [behaviour])["privacy"]
     finally:
-        del demo_model.__dict__["_dean_interp_shares_prompts"]
+        notes(demo_model).shares_prompts = None
         with torch.no_grad():
             for site, rows in kept.items():
                 weight(demo_model, Site(site.layer, "out"))[selection.units[site]] = rows

@@ -1,15 +1,20 @@
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, MixtralConfig, T5Config
 
-from dean_interp import InputError, Selection, ablate, generate, load_model
+from dean_interp import InputError, Selection, ablate, generate, load_behaviour, load_model
 from dean_interp.models.attention import fused_attention
 from dean_interp.models.generate import cache_is_right
-from dean_interp.models.load import hooked_transformer_class, model_fingerprint, native_tokenizer
+from dean_interp.models.hooked_model import hooked_transformer_class
+from dean_interp.models.load import model_fingerprint, native_tokenizer
 from dean_interp.models.matrices import weight
+from dean_interp.models.notes import notes
+from dean_interp.models.scored_prompts import measuring_scored_prompts, refuse_scored, scored_prompts
 from dean_interp.models.sites import Site, neuron_sites, parse_site
 from dean_interp.models.tokens import encode
 
@@ -83,7 +88,7 @@ def test_greedy_generation_equals_plain_transformers(checkpoints, tokenizer):
 
 def test_the_cache_check_sees_a_cache_that_is_wrong(llama, monkeypatch):
     assert cache_is_right(llama)
-    monkeypatch.delitem(llama.__dict__, "_dean_interp_cache_is_right")  # asked once a model: ask anew, and again after
+    monkeypatch.setattr(notes(llama), "cache_is_right", None)  # asked once a model: ask anew, and again after
     real = type(llama).forward
 
     def forgetful(self, *args, **options):
@@ -119,8 +124,35 @@ def test_a_missing_gguf_file_and_bad_options_are_named(tmp_path):
         load_model(tmp_path / "gone.gguf")
     with pytest.raises(InputError, match="dtype must be one of"):
         load_model("x", dtype="float8")
+    with pytest.raises(InputError, match=r"dtype must be one of float32, float16, bfloat16, got torch\.float64"):
+        load_model("x", dtype=torch.float64)
     with pytest.raises(InputError, match="a model is a name, a folder, or a model in memory, got int"):
         load_model(3)
+
+
+def test_a_dtype_is_given_by_its_name_or_as_torch_has_it(checkpoints):
+    for dtype in ("bfloat16", torch.bfloat16):
+        model = load_model(checkpoints["gpt2"], device="cpu", dtype=dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_scored_prompts_may_be_measured_where_that_is_the_question_and_not_after_it(checkpoints):
+    behaviour = load_behaviour("privacy", split="test", n_examples=2)
+    model = load_model(checkpoints["gpt2"], device="cpu")
+    scored_prompts(model).update(behaviour.prompt_hashes)
+    with pytest.raises(ZeroDivisionError), measuring_scored_prompts(model):
+        refuse_scored(model, [behaviour])
+        scored_prompts(model).add("another")
+        raise ZeroDivisionError
+    assert scored_prompts(model) == {*behaviour.prompt_hashes, "another"}
+    with pytest.raises(InputError, match="were scored"):
+        refuse_scored(model, [behaviour])
+
+
+def test_importing_the_fine_tuning_imports_no_trainer():
+    code = "import sys, dean_interp.fine_tuning; print({'transformers.trainer', 'peft'} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "set()"
 
 
 def test_the_demo_model_without_its_wheel_gives_the_command(monkeypatch, tmp_path):

@@ -19,13 +19,13 @@ from dean_interp.editing.values import Restore, Value, Zero, activation_change, 
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
-from dean_interp.models.positions import places
+from dean_interp.models.notes import AblatedWeights, notes
+from dean_interp.models.positions import token_positions
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import MATRICES, Modules, Site, neuron_sites
 from dean_interp.selection.selection import Selection
 
 Positions = Literal["all", "prompt", "response"]
-_CHANGED = "_dean_interp_changed_weights"  # what we note on a model object: weights must not be taken out twice
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def ablate(
     watch = _Watch()
     neurons = [(site.hook_name, _silencer(model, site, selection.units[site], value, positions, watch))
                for site in chosen if site.unit == "neuron"]  # fmt: skip
-    outer: _Changed = model.__dict__.get(_CHANGED, {})
+    outer = notes(model).ablated_weights
     inner, removers = dict(outer), {}
     for site in chosen:
         if site.unit == "weight":
@@ -79,14 +79,14 @@ def ablate(
     known = scored_prompts(model)
     remembered = set(known)
     known.update(selection.prompt_hashes)
-    model.__dict__[_CHANGED] = inner
+    notes(model).ablated_weights = inner
     try:
         with model.hooks(fwd_hooks=neurons), on_products(model, removers):
             yield
         if watch.expects_change and not watch.changed:
             warnings.warn(f"the ablation of {selection} changed nothing", stacklevel=3)
     finally:
-        model.__dict__[_CHANGED] = outer
+        notes(model).ablated_weights = outer
         known.intersection_update(remembered)
 
 
@@ -137,7 +137,6 @@ class _Watch:
 
 _Weights = tuple[Int[Tensor, " _"], Float[Tensor, " _"]]
 """Units, ascending, and what open ablations have made of them."""
-_Changed = dict[tuple[Site, Positions], _Weights]
 
 
 def _silencer(
@@ -186,14 +185,14 @@ def _remover(model: HookedModel, site: Site, units: Tensor, excess: Tensor, posi
 
 def _place(model: HookedModel, activation: Tensor) -> Int[Tensor, "..."]:
     """Every position's place in its text; a bare pass counts from its first column."""
-    now = places(model)
+    now = token_positions(model)
     if now is not None:
         return now.position.reshape(activation.shape[:-1]).to(activation.device)
     return torch.arange(activation.shape[-2], device=activation.device).expand(activation.shape[:-1])
 
 
 def _mask(model: HookedModel, activation: Tensor, positions: Positions) -> Bool[Tensor, "..."]:
-    now = places(model)
+    now = token_positions(model)
     if now is None:
         raise InputError(
             f"positions={positions!r} needs a pass that knows where answers begin: importance, measure or generate"
@@ -202,7 +201,7 @@ def _mask(model: HookedModel, activation: Tensor, positions: Positions) -> Bool[
     return is_answer if positions == "response" else ~is_answer
 
 
-def _now(model: HookedModel, site: Site, units: Tensor, outer: _Changed, positions: Positions) -> Tensor:
+def _now(model: HookedModel, site: Site, units: Tensor, outer: AblatedWeights, positions: Positions) -> Tensor:
     """What the weights are under the ablations that are open already."""
     matrix = weight(model, site).detach()
     held = matrix[units // matrix.shape[1], units % matrix.shape[1]].clone()

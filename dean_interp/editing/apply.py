@@ -19,7 +19,8 @@ from dean_interp.editing.edit import (
 )
 from dean_interp.editing.values import Mean, Restore, Scale, Value, Zero, described, new_weights
 from dean_interp.errors import InputError
-from dean_interp.models.load import HookedModel, is_hooked_transformer, versions
+from dean_interp.models.adapters import adapter_of
+from dean_interp.models.load import HookedModel, versions
 from dean_interp.models.matrices import bias, stored_name, weight
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
@@ -35,7 +36,7 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
         InputError: a value that weights cannot hold (noise, resampling, a projection), means without a bias to carry
             them, a selection that is empty or of another model, a `HookedTransformer` (no checkpoint's tensors).
     """
-    if is_hooked_transformer(model):
+    if not adapter_of(model).wraps_checkpoint:
         raise InputError("an edit is made from a checkpoint's own tensors: load the model without hooked_transformer")
     if not len(selection):
         raise InputError("the selection is empty: there is nothing to edit")

@@ -27,7 +27,8 @@ from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
 from dean_interp.editing.edit import Edit, EditState, joint_edit_state, refuse_state, tensor_state
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, whole_folder
-from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
+from dean_interp.models.adapters import adapter_of
+from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import stored_names
 from dean_interp.models.tokens import Template, encode
 
@@ -105,8 +106,9 @@ def export(edit: Edit, model: HookedModel, out: str | Path, *, n_new_tokens: int
         RuntimeError: the folder that was written gives other logits than the edit by hooks; it is removed again.
     """
     out = Path(out)
-    if is_hooked_transformer(model):
-        raise InputError("a HookedTransformer's tensors are no checkpoint's: load the model without hooked_transformer")
+    adapter = adapter_of(model)
+    if not adapter.wraps_checkpoint:
+        raise InputError(f"a {adapter.kind}'s tensors are no checkpoint's: load the model without hooked_transformer")
     _refuse_existing(out)
     refuse_state(edit_state(model, edit), "base", edit, str(model.cfg.model_name))
     prompt = torch.tensor([encode(native_tokenizer(model), _PROMPT, [], template=_template(model)).prompt])

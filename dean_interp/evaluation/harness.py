@@ -19,9 +19,11 @@ from torch import Tensor
 
 from dean_interp.distributed import gather, shard
 from dean_interp.errors import InputError
+from dean_interp.models.adapters import adapter_of
 from dean_interp.models.generate import cache_is_right
-from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
-from dean_interp.models.positions import Places, at_places, generating
+from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.notes import TokenPositions
+from dean_interp.models.positions import at_positions, while_generating
 from dean_interp.statistics import Interval, clustered_interval
 
 
@@ -75,7 +77,7 @@ def run_harness(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError("tasks need lm-eval: pip install 'dean_interp[eval]'") from error
-    if is_hooked_transformer(model):
+    if not adapter_of(model).wraps_checkpoint:
         raise InputError("lm-eval runs on a bridge: load_model(name) without hooked_transformer=True")
     with _quiet():
         manager = _manager(TaskManager, tasks, folder)
@@ -146,13 +148,13 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
 
         def _model_call(self, inps: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
             position = torch.arange(inps.shape[1], device=inps.device).expand(inps.shape)
-            with at_places(model, Places(position, torch.zeros_like(inps, dtype=torch.bool))):
+            with at_positions(model, TokenPositions(position, torch.zeros_like(inps, dtype=torch.bool))):
                 return super()._model_call(inps, *args, **options)
 
         def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
             cached = cache_is_right(model)
             n_prompt = options["attention_mask"].sum(1)
-            with generating(model, n_prompt, context.shape[1], cached=cached):
+            with while_generating(model, n_prompt, context.shape[1], cached=cached):
                 return super()._model_generate(context, *args, **options, **({} if cached else {"use_cache": False}))
 
     return HookedLM(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dean_interp.models.load import HookedModel
+from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.tokens import Batch
 
 
@@ -27,9 +27,9 @@ class EndActivations:
     @property
     def sums(self) -> dict[str, Float[Tensor, "text unit"]]:
         """All of it by name, as `Unfinished` keeps it."""
-        return {f"reads/{name}": values for name, values in self.prompts.items()} | {
-            f"answers/{name}": values for name, values in self.answers.items()
-        }
+        at_prompts = {f"reads/{name}": values for name, values in self.prompts.items()}
+        at_answers = {f"answers/{name}": values for name, values in self.answers.items()}
+        return at_prompts | at_answers
 
     def hook(self, name: str) -> Callable[..., None]:
         """A forward hook for a hook point. It reads and returns nothing."""
@@ -38,16 +38,17 @@ class EndActivations:
             batch = self.batch
             if batch is None:
                 return
-            activation = activation.detach()
-            activation = activation.reshape(*batch.tokens.shape, -1)  # some models (OPT) join batch and pos
+            # some models (OPT) join batch and pos
+            activation = activation.detach().reshape(*batch.tokens.shape, -1)
             units = self.wanted[name].to(activation.device)
-            for values, number, row, pos in (
-                (self.prompts[name], batch.prompt, batch.prompt_row, batch.prompt_pos),
-                (self.answers[name], batch.ended, batch.ended_row, batch.ended_pos),
-            ):
-                if len(values):
-                    at = row.to(units.device), pos.to(units.device)
-                    values[number.cpu()] = activation[at][:, units].float().cpu()
+
+            def keep(kept: Tensor, number: Tensor, row: Tensor, pos: Tensor) -> None:
+                if len(kept):
+                    at_ends = activation[row.to(units.device), pos.to(units.device)]
+                    kept[number.cpu()] = at_ends[:, units].float().cpu()
+
+            keep(self.prompts[name], batch.prompt, batch.prompt_row, batch.prompt_pos)
+            keep(self.answers[name], batch.ended, batch.ended_row, batch.ended_pos)
 
         return read
 
@@ -58,8 +59,13 @@ def end_activations(
 ) -> Iterator[EndActivations]:
     """While open, every forward pass leaves the chosen coordinates at text ends in what is yielded.
 
-    Without `n_answers` nothing is read at the ends of answers.
+    Args:
+        model: gets a hook for each name.
+        wanted: hook names, and which coordinates of each to read.
+        n_prompts: prompts of all batches.
+        n_answers: answers of all batches; 0 reads nothing at the ends of answers.
     """
-    reads = EndActivations({name: units for name, units in wanted.items() if len(units)}, n_prompts, n_answers)
-    with model.hooks(fwd_hooks=[(name, reads.hook(name)) for name in reads.wanted]):
-        yield reads
+    not_empty = {name: units for name, units in wanted.items() if len(units)}
+    activations = EndActivations(not_empty, n_prompts, n_answers)
+    with model.hooks(fwd_hooks=[(name, activations.hook(name)) for name in not_empty]):
+        yield activations

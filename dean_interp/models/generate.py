@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
@@ -12,15 +12,17 @@ from transformers import PreTrainedTokenizerBase
 
 from dean_interp.distributed import all_reduce_max, shard
 from dean_interp.errors import InputError
+from dean_interp.models.adapters import adapter_of
 from dean_interp.models.attention import fused_attention
-from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
-from dean_interp.models.positions import generating
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.load import native_tokenizer
+from dean_interp.models.notes import notes
+from dean_interp.models.positions import while_generating
 from dean_interp.models.tokens import Template, encode
 from dean_interp.resume import Unfinished
 
 log = logging.getLogger(__name__)
 
-_CACHE = "_dean_interp_cache_is_right"  # what we note on a model object
 _NOTHING = -1  # where an answer has ended
 _AT_A_TIME = 8  # new tokens after which answers that have ended leave their batch
 
@@ -42,14 +44,27 @@ def generate(
     an answer takes another turn where two tokens are equally likely.
 
     Args:
+        model: from `load_model`.
+        prompts: what is answered.
+        max_new_tokens: the most tokens of an answer.
+        template: how a prompt becomes tokens (`models.tokens.encode`).
         batch_size: prompts a batch.
+        label: names the progress bar.
         unfinished: keeps what the finished batches gave; a killed call goes on from there.
 
     Raises:
         InputError: no prompts, or one that leaves no room for an answer in the model's context.
     """
-    options = {"template": template, "batch_size": batch_size, "label": label, "unfinished": unfinished}
-    return generate_to(model, prompts, lengths=(max_new_tokens,), **options)[max_new_tokens]
+    answers = generate_to(
+        model,
+        prompts,
+        lengths=(max_new_tokens,),
+        template=template,
+        batch_size=batch_size,
+        label=label,
+        unfinished=unfinished,
+    )
+    return answers[max_new_tokens]
 
 
 @torch.inference_mode()
@@ -70,14 +85,11 @@ def generate_to(
     refuse_nothing_to_answer(prompts, lengths, batch_size)
     tokenizer, longest = native_tokenizer(model), max(lengths)
     encoded = [encode(tokenizer, prompt, [], template=template).prompt for prompt in prompts]
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if len(ids) + longest > model.cfg.n_ctx:
-            raise InputError(
-                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, which with {longest} new ones is more than "
-                f"the {model.cfg.n_ctx} that the model takes"
-            )
+    _refuse_too_long(model, prompts, encoded, longest)
+    # Each process fills in its own batches. The others keep `_NOTHING` there, which is below every token.
     answers = torch.full((len(prompts), longest), _NOTHING)
-    planned = shard(list(_batches(encoded, batch_size, equal_length=is_hooked_transformer(model))))
+    equal_length = not adapter_of(model).rows_may_pad_left
+    planned = shard(_batches(encoded, batch_size, equal_length=equal_length))
     n_done = unfinished.restore({"answers": answers}) if unfinished else 0
     n_answered = sum(map(len, planned[:n_done]))
     with tqdm(total=sum(map(len, planned)), initial=n_answered, desc=label, unit="answer", leave=False) as progress:
@@ -87,8 +99,8 @@ def generate_to(
             if unfinished:
                 unfinished.keep({"answers": answers}, n_batches=number)
             progress.update(len(batch))
-    all_reduce_max([answers])  # tokens are above what stands where there is none
-    return {n: [_text(tokenizer, row[:n]) for row in answers] for n in lengths}
+    all_reduce_max([answers])
+    return {length: [_text(tokenizer, answer[:length]) for answer in answers] for length in lengths}
 
 
 def refuse_nothing_to_answer(prompts: Sequence[str], lengths: Sequence[int], at_once: int) -> None:
@@ -100,58 +112,60 @@ def refuse_nothing_to_answer(prompts: Sequence[str], lengths: Sequence[int], at_
         )
 
 
+def _refuse_too_long(
+    model: HookedModel, prompts: Sequence[str], encoded: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) + max_new_tokens > model.cfg.n_ctx:
+            raise InputError(
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, which with {max_new_tokens} new ones is more than "
+                f"the {model.cfg.n_ctx} that the model takes"
+            )
+
+
 def _text(tokenizer: PreTrainedTokenizerBase, answer: Int[Tensor, " new"]) -> str:
     return str(tokenizer.decode(answer[answer != _NOTHING], skip_special_tokens=True))
 
 
-def _batches(encoded: Sequence[Sequence[int]], size: int, *, equal_length: bool) -> Iterator[list[int]]:
+def _batches(encoded: Sequence[Sequence[int]], size: int, *, equal_length: bool) -> list[list[int]]:
     """Indices of prompts, the longest first."""
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
-    groups = itertools.groupby(order, key=lambda i: len(encoded[i]) if equal_length else 0)
-    for same in map(list, (group for _, group in groups)):
-        yield from (same[start : start + size] for start in range(0, len(same), size))
+    groups = [order]
+    if equal_length:
+        groups = [list(group) for _, group in itertools.groupby(order, key=lambda i: len(encoded[i]))]
+    planned = []
+    for group in groups:
+        planned += [group[start : start + size] for start in range(0, len(group), size)]
+    return planned
 
 
-def _continue(model: HookedModel, rows: Sequence[Sequence[int]], max_new_tokens: int) -> Int[Tensor, "row new"]:
+def _continue(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Int[Tensor, "row new"]:
     """New tokens of one batch on the CPU; end-of-text and what follows it are left as they come."""
-    device, n_pos = model.cfg.device, max(map(len, rows))
-    tokens = torch.zeros(len(rows), n_pos, dtype=torch.long)
-    real = torch.zeros(len(rows), n_pos, dtype=torch.long)
-    for row, ids in enumerate(rows):
-        tokens[row, n_pos - len(ids) :] = torch.tensor(ids)
-        real[row, n_pos - len(ids) :] = 1
-    tokens, real = tokens.to(device), real.to(device)
-    if not is_hooked_transformer(model):
-        return _continue_on_bridge(model, tokens, real, max_new_tokens)
-    end = native_tokenizer(model).eos_token_id
-    options = {"use_past_kv_cache": True, "prepend_bos": False, "return_type": "tokens", "verbose": False,
-               "stop_at_eos": end is not None, "eos_token_id": end}  # fmt: skip
-    with generating(model, real.sum(1), n_pos, cached=True):
-        output = model.generate(tokens, max_new_tokens=max_new_tokens, do_sample=False, **options)
-    return output[:, n_pos:].cpu()
-
-
-def _continue_on_bridge(
-    model: HookedModel, tokens: Int[Tensor, "row pos"], real: Int[Tensor, "row pos"], max_new_tokens: int
-) -> Int[Tensor, "row new"]:
-    """By transformers' own `generate`, a few tokens at a time: rows that have ended leave the batch and its cache."""
-    plain, cached, n_pos = model.original_model, cache_is_right(model), tokens.shape[1]
-    tokenizer, ends = native_tokenizer(model), plain.generation_config.eos_token_id
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    ends = torch.tensor([] if ends is None else ends, device=tokens.device).flatten()
+    adapter, tokenizer = adapter_of(model), native_tokenizer(model)
+    tokens, real = _padded_left(prompts, model.cfg.device)
+    n_padded, n_prompt = tokens.shape[1], real.sum(1)
+    ends = torch.tensor(adapter.end_tokens(tokenizer), dtype=torch.long, device=tokens.device)
     answers = torch.full((len(tokens), max_new_tokens), _NOTHING)
-    rows, cache, n_prompt = torch.arange(len(tokens), device=tokens.device), None, real.sum(1)
-    while len(rows) and (done := tokens.shape[1] - n_pos) < max_new_tokens:
-        n_seen = tokens.shape[1] - 1 if cache is not None else 0
-        with fused_attention(model), generating(model, n_prompt[rows], n_pos, cached=cached, n_seen=n_seen):
-            given = plain.generate(
-                tokens, attention_mask=real, past_key_values=cache, use_cache=cached, pad_token_id=pad, do_sample=False,
-                max_new_tokens=min(_AT_A_TIME, max_new_tokens - done) if cached else max_new_tokens,
-                return_dict_in_generate=True,
-            )  # fmt: skip
-        tokens, cache = given.sequences, given.past_key_values
-        new = tokens[:, n_pos + done :]
-        answers[rows.cpu(), done : done + new.shape[1]] = new.cpu()
+    # The prompts that are not answered to their end yet, as rows of `answers`; `tokens`, `real` and `cache` are theirs.
+    rows = torch.arange(len(tokens), device=tokens.device)
+    cache, cached = None, cache_is_right(model)
+    at_a_time = _AT_A_TIME if cached and adapter.keeps_cache else max_new_tokens
+    while len(rows) and (n_done := tokens.shape[1] - n_padded) < max_new_tokens:
+        # A few tokens further, from the cache if there is one.
+        n_seen = 0 if cache is None else tokens.shape[1] - 1
+        positions = while_generating(model, n_prompt[rows], n_padded, cached=cached, n_seen=n_seen)
+        with fused_attention(model), positions:
+            tokens, cache = adapter.generate(
+                tokens,
+                real,
+                tokenizer=tokenizer,
+                max_new_tokens=min(at_a_time, max_new_tokens - n_done),
+                cached=cached,
+                cache=cache,
+            )
+        new = tokens[:, n_padded + n_done :]
+        answers[rows.cpu(), n_done : n_done + new.shape[1]] = new.cpu()
+        # Rows that have ended leave the batch and its cache.
         going = (~torch.isin(new, ends).any(1)).nonzero()[:, 0]
         real = torch.cat([real, torch.ones_like(new)], 1)[going]
         rows, tokens = rows[going], tokens[going]
@@ -160,16 +174,30 @@ def _continue_on_bridge(
     return answers
 
 
+def _padded_left(
+    prompts: Sequence[Sequence[int]], device: torch.device | str
+) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
+    """Prompts side by side, padded on the left with token 0, and 1 where a token is real."""
+    n_pos = max(map(len, prompts))
+    tokens = torch.zeros(len(prompts), n_pos, dtype=torch.long)
+    real = torch.zeros(len(prompts), n_pos, dtype=torch.long)
+    for row, ids in enumerate(prompts):
+        tokens[row, n_pos - len(ids) :] = torch.tensor(ids)
+        real[row, n_pos - len(ids) :] = 1
+    return tokens.to(device), real.to(device)
+
+
 def cache_is_right(model: HookedModel) -> bool:
     """Whether one cached step gives the logits of the uncached pass; asked once a model.
 
     From transformers 5.24 on a bridge's cache stays empty and generation turns into fluent garbage without an error.
     """
-    if _CACHE not in model.__dict__:
-        model.__dict__[_CACHE] = is_hooked_transformer(model) or _cached_step_equals_uncached(model)
-        if not model.__dict__[_CACHE]:
+    noted = notes(model)
+    if noted.cache_is_right is None:
+        noted.cache_is_right = not adapter_of(model).cache_needs_check or _cached_step_equals_uncached(model)
+        if not noted.cache_is_right:
             log.warning("the KV cache of %s gives wrong logits here: generating without it", model.cfg.model_name)
-    return model.__dict__[_CACHE]
+    return noted.cache_is_right
 
 
 @torch.inference_mode()
@@ -177,9 +205,9 @@ def _cached_step_equals_uncached(model: HookedModel, *, tolerance: float = 0.05)
     """Within `tolerance` of the logits' spread."""
     tokens = torch.arange(1, 9, device=model.cfg.device)[None] % model.cfg.d_vocab
     n_prompt = torch.tensor([tokens.shape[1] - 1])
-    with generating(model, n_prompt, int(n_prompt), cached=False):
+    with while_generating(model, n_prompt, int(n_prompt), cached=False):
         full = model(tokens, return_type="logits")[0, -1].float()
-    with generating(model, n_prompt, int(n_prompt), cached=True):
+    with while_generating(model, n_prompt, int(n_prompt), cached=True):
         _, cache = model(tokens[:, :-1], return_type="logits_and_cache", use_cache=True)
         if cache is None:
             return False

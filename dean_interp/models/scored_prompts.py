@@ -5,29 +5,48 @@ from contextlib import contextmanager
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.models.load import HookedModel
-
-_SCORED = "_dean_interp_scored_prompts"
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.notes import notes
 
 
 def scored_prompts(model: HookedModel) -> set[str]:
     """Hashes of the prompts that this model was scored on, or is now edited by. Callers add to the set itself."""
-    return model.__dict__.setdefault(_SCORED, set())
+    return notes(model).scored_prompts
+
+
+@contextmanager
+def measuring_scored_prompts(model: HookedModel) -> Iterator[None]:
+    """While open, prompts that were scored before may be measured; afterwards they are refused as before.
+
+    For the few places where this is the question: how much does it flatter to measure what was scored?
+    """
+    scored = scored_prompts(model)
+    before = set(scored)
+    scored.clear()
+    try:
+        yield
+    finally:
+        scored.update(before)
 
 
 def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour], *, also: frozenset[str] = frozenset()) -> None:
     """Raise `InputError` where a behaviour is a calibration split, or shares a prompt with what was scored.
 
-    Units are chosen to suit the examples that were scored; a measurement on those says nothing about others. `also` are
-    hashes of further scored prompts.
+    Units are chosen to suit the examples that were scored; a measurement on those says nothing about others.
+
+    Args:
+        model: what it was scored on is remembered on the object.
+        behaviours: what is to be measured.
+        also: hashes of further scored prompts.
     """
+    scored = scored_prompts(model) | also
     for behaviour in behaviours:
         if behaviour.split == "calibration":
             raise InputError(
                 f"'{behaviour.name}' is a calibration split, which is for scoring: load it with split='test' (or "
                 "split=None for a file that is all test) to measure"
             )
-        shared = behaviour.prompt_hashes & (scored_prompts(model) | also)
+        shared = behaviour.prompt_hashes & scored
         if shared:
             raise InputError(
                 f"{len(shared)} of the {len(behaviour.prompt_hashes)} prompts of '{behaviour.name}' were scored: "

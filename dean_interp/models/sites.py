@@ -9,13 +9,14 @@ from pydantic import Field, PlainValidator
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.models.load import HookedModel
+from dean_interp.models.hooked_model import HookedModel
 
 Unit = Literal["neuron", "weight"]
 Modules = Literal["mlp", "attention", "all"]
 MATRICES: dict[Modules, tuple[str, ...]] = {"mlp": ("gate", "in", "out"), "attention": ("q", "k", "v", "o")}
 MATRICES["all"] = MATRICES["mlp"] + MATRICES["attention"]
 PARTS = ("neurons", *MATRICES["all"])
+_WRITTEN = re.compile(rf"L(0|[1-9][0-9]{{0,5}})\.({'|'.join(PARTS)})")
 
 
 class Site(NamedTuple):
@@ -45,24 +46,24 @@ class Site(NamedTuple):
 
 def parse_site(text: str) -> Site:
     """`"L3.neurons"` -> `Site(3, "neurons")`, the inverse of `str`."""
-    found = re.fullmatch(rf"L(0|[1-9][0-9]{{0,5}})\.({'|'.join(PARTS)})", text) if isinstance(text, str) else None
-    if not found:
+    match = _WRITTEN.fullmatch(text) if isinstance(text, str) else None
+    if not match:
         raise InputError(f"a site is written L<layer>.<part> with a part of {PARTS}, got {text!r:.60}")
-    return Site(int(found[1]), found[2])
+    return Site(int(match[1]), match[2])
 
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 Shape = tuple[Size] | tuple[Size, Size]
-"""Of a site, as a file gives it."""
+"""The shape of a site, as a file gives it."""
 WrittenSite = Annotated[Site, PlainValidator(parse_site)]
 """A site, as a file gives it."""
 
 
-def places(site: Site, indices: Int[Tensor, " unit"], shape: tuple[int, ...]) -> dict[str, object]:
-    """Columns that say where some units of a site are: layer, part, and index or (for weights) row and column."""
-    where = np.unravel_index(indices.cpu().numpy(), shape)
-    names = ("index",) if len(shape) == 1 else ("row", "column")
-    return {"layer": site.layer, "part": site.part, **dict(zip(names, where, strict=True))}
+def coordinates(site: Site, indices: Int[Tensor, " unit"], shape: tuple[int, ...]) -> dict[str, object]:
+    """A table's columns for some units of a site: layer, part, and index or (for weights) row and column."""
+    axes = ("index",) if len(shape) == 1 else ("row", "column")
+    columns = zip(axes, np.unravel_index(indices.cpu().numpy(), shape), strict=True)
+    return {"layer": site.layer, "part": site.part, **dict(columns)}
 
 
 def residual_hook(layer: int) -> str:

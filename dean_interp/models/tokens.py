@@ -5,11 +5,10 @@ One branch a row is the ordinary padded batch. A prompt with its two answers is 
 prompt is computed once for both; prompts that begin alike (the chat template's system turn) share that trunk too.
 """
 
-import dataclasses
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
+from dean_interp.models.templates import Template, n_common, token_ids
 
-Template = Literal["chat", "raw", "released", "rendered"]
 Padding = Literal["right", "left"]
 
 
@@ -47,23 +46,17 @@ def encode(
     prompt is what a chat template gave.
 
     Args:
+        tokenizer: the checkpoint's own.
+        prompt: what is asked.
+        answers: texts that follow it.
+        template: one of the four above.
         answer_tokens: keep only that many tokens of each answer.
         n_ctx: the model's context; a longer text is refused, never cut.
+
+    Raises:
+        InputError: an unknown template, no chat template, an answer without tokens, a text longer than `n_ctx`.
     """
-    if template not in get_args(Template):
-        raise InputError(f"template must be one of {get_args(Template)}, got {template!r}")
-    if template == "released":
-        prompt_ids = tokenizer(prompt).input_ids
-        answer_ids = [tokenizer(answer).input_ids[1:] for answer in answers]
-    else:
-        if template == "rendered":
-            text, special = prompt, False
-        else:
-            text, special = (_render_chat(tokenizer, prompt), False) if template == "chat" else (f"{prompt}\n", True)
-        whole = [tokenizer(text + answer, add_special_tokens=special).input_ids for answer in answers]
-        prompt_ids = tokenizer(text, add_special_tokens=special).input_ids
-        n_shared = min(_n_common(prompt_ids, ids) for ids in whole) if whole else len(prompt_ids)
-        prompt_ids, answer_ids = prompt_ids[:n_shared], [ids[n_shared:] for ids in whole]
+    prompt_ids, answer_ids = token_ids(tokenizer, prompt, answers, template)
     for answer, ids in zip(answers, answer_ids, strict=True):
         if not ids:
             raise InputError(f"the answer {answer[:40]!r} has no tokens under the template '{template}'")
@@ -76,7 +69,7 @@ def encode(
 
 
 def cut(encoded: Encoded, max_tokens: int) -> tuple[Encoded, int]:
-    """Answers cut at their end so that prompt and answer have at most `max_tokens`, and how many were.
+    """Answers cut at their end so that prompt and answer have at most `max_tokens`; and how many were cut.
 
     Raises `InputError` where a prompt alone leaves no room for an answer.
     """
@@ -89,15 +82,15 @@ def cut(encoded: Encoded, max_tokens: int) -> tuple[Encoded, int]:
 
 @dataclass(frozen=True)
 class Branch:
-    """Tokens that follow the branch `parent` of the same row (-1: they begin it).
-
-    `answer` numbers the answer that the tokens are, `prompt` the prompt that ends with them; else -1.
-    """
+    """Tokens of a row that follow each other."""
 
     tokens: tuple[int, ...]
     parent: int = -1
+    """The branch of the same row that they follow; -1 where they begin the row."""
     answer: int = -1
+    """The number of the answer that they are; -1 where they are none."""
     prompt: int = -1
+    """The number of the prompt that ends with them; -1 where none does."""
 
 
 Row = tuple[Branch, ...]
@@ -105,64 +98,71 @@ Row = tuple[Branch, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows, and for every answer token where it is predicted.
-
-    `attend` is None where every row is a single path and the model's own causal mask is right.
-    """
+    """Padded rows, and for every answer token where it is predicted."""
 
     tokens: Int[Tensor, "batch pos"]
     positions: Int[Tensor, "batch pos"]
+    """Each token's position in its own text, from 0."""
     real: Bool[Tensor, "batch pos"]
+    """Whether it is a token, not padding."""
     is_answer: Bool[Tensor, "batch pos"]
+    """Whether it is a token of an answer."""
     attend: Bool[Tensor, "batch pos pos"] | None
+    """Whether the first may look at the second; None where every row is a single path, and the model's own causal mask
+    is right."""
     read_row: Int[Tensor, " answer_token"]
     read_pos: Int[Tensor, " answer_token"]
+    """With `read_row`, the token before an answer token, where that is predicted."""
     target: Int[Tensor, " answer_token"]
+    """The answer token."""
     answer: Int[Tensor, " answer_token"]
+    """The number of its answer."""
     prompt: Int[Tensor, " prompt"]
+    """Numbers of the prompts."""
     prompt_row: Int[Tensor, " prompt"]
     prompt_pos: Int[Tensor, " prompt"]
+    """With `prompt_row`, the last token of each prompt."""
     ended: Int[Tensor, " ended"]
-    """Answers, and where the last token of each stands."""
+    """Numbers of the answers."""
     ended_row: Int[Tensor, " ended"]
     ended_pos: Int[Tensor, " ended"]
+    """With `ended_row`, the last token of each answer."""
 
     def predicting_nothing(self) -> "Batch":
         """The same rows with no answer token to be predicted: nothing is unembedded."""
         none = self.target[:0]
-        return dataclasses.replace(self, read_row=none, read_pos=none, target=none, answer=none)
+        return replace(self, read_row=none, read_pos=none, target=none, answer=none)
 
     def rows(self, start: int, stop: int) -> "Batch":
         """The same for some of the rows, padded as they are."""
         read = (self.read_row >= start) & (self.read_row < stop)
-        ends = (self.prompt_row >= start) & (self.prompt_row < stop)
-        last = (self.ended_row >= start) & (self.ended_row < stop)
+        prompts = (self.prompt_row >= start) & (self.prompt_row < stop)
+        answers = (self.ended_row >= start) & (self.ended_row < stop)
         return Batch(
-            self.tokens[start:stop],
-            self.positions[start:stop],
-            self.real[start:stop],
-            self.is_answer[start:stop],
-            None if self.attend is None else self.attend[start:stop],
-            self.read_row[read] - start,
-            self.read_pos[read],
-            self.target[read],
-            self.answer[read],
-            self.prompt[ends],
-            self.prompt_row[ends] - start,
-            self.prompt_pos[ends],
-            self.ended[last],
-            self.ended_row[last] - start,
-            self.ended_pos[last],
+            tokens=self.tokens[start:stop],
+            positions=self.positions[start:stop],
+            real=self.real[start:stop],
+            is_answer=self.is_answer[start:stop],
+            attend=None if self.attend is None else self.attend[start:stop],
+            read_row=self.read_row[read] - start,
+            read_pos=self.read_pos[read],
+            target=self.target[read],
+            answer=self.answer[read],
+            prompt=self.prompt[prompts],
+            prompt_row=self.prompt_row[prompts] - start,
+            prompt_pos=self.prompt_pos[prompts],
+            ended=self.ended[answers],
+            ended_row=self.ended_row[answers] - start,
+            ended_pos=self.ended_pos[answers],
         )
 
 
 def paths(encoded: Sequence[Encoded]) -> list[Row]:
     """One row an answer: prompt, then answer. Answers are numbered in order over all prompts."""
-    rows, number = [], 0
-    for i, one in enumerate(encoded):
-        for answer in one.answers:
-            rows.append((Branch(one.prompt, prompt=i), Branch(answer, 0, answer=number)))
-            number += 1
+    rows = []
+    for i, text in enumerate(encoded):
+        for answer in text.answers:
+            rows.append((Branch(text.prompt, prompt=i), Branch(answer, parent=0, answer=len(rows))))
     return rows
 
 
@@ -172,21 +172,23 @@ def trees(encoded: Sequence[Encoded], *, row_tokens: int = 256) -> list[Row]:
     Attention grows with the square of a row, the sharing with its length (`make bench` tries other lengths).
     """
     trunk = _shared_beginning(encoded)
-    first_answer = list(itertools.accumulate((len(one.answers) for one in encoded), initial=0))
+    first_answer = list(itertools.accumulate((len(text.answers) for text in encoded), initial=0))
     rows: list[Row] = []
     row, length = [], 0
     for i in sorted(range(len(encoded)), key=lambda i: -_n_tokens(encoded[i])):
-        one = encoded[i]
-        added = _n_tokens(one) - len(trunk)
-        if row and length + added > row_tokens:
+        # The next row begins where this text would make the row too long.
+        n_added = _n_tokens(encoded[i]) - len(trunk)
+        if row and length + n_added > row_tokens:
             rows.append(tuple(row))
             row = []
         if not row:
             row, length = [Branch(trunk)] if trunk else [], len(trunk)
-        row.append(Branch(one.prompt[len(trunk) :], 0 if trunk else -1, prompt=i))
-        end = len(row) - 1
-        row += [Branch(answer, end, answer=first_answer[i] + k) for k, answer in enumerate(one.answers)]
-        length += added
+        # The prompt grows from the trunk, and its answers from the prompt.
+        row.append(Branch(encoded[i].prompt[len(trunk) :], parent=0 if trunk else -1, prompt=i))
+        prompt_branch = len(row) - 1
+        for number, answer in enumerate(encoded[i].answers, first_answer[i]):
+            row.append(Branch(answer, parent=prompt_branch, answer=number))
+        length += n_added
     return [*rows, tuple(row)] if row else rows
 
 
@@ -196,15 +198,15 @@ def batches(rows: Sequence[Row], *, batch_tokens: int, together: int = 1) -> lis
     `together` rows that follow each other stay in one batch, in their order.
     """
     groups = [rows[i : i + together] for i in range(0, len(rows), together)]
-    made: list[list[Row]] = []
+    planned: list[list[Row]] = []
     longest = 0
     for group in sorted(groups, key=lambda group: -max(map(row_length, group))):
-        if made and longest * (len(made[-1]) + len(group)) <= batch_tokens:
-            made[-1] += group
+        if planned and longest * (len(planned[-1]) + len(group)) <= batch_tokens:
+            planned[-1] += group
         else:
-            made.append([*group])
+            planned.append([*group])
             longest = max(map(row_length, group))
-    return made
+    return planned
 
 
 def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding = "right") -> Batch:
@@ -214,71 +216,82 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
     tokens, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     real, is_answer = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     attend = torch.zeros(len(rows), n_pos, n_pos, dtype=torch.bool)
-    reads: list[tuple[int, int, int, int]] = []
-    prompts: list[tuple[int, int, int]] = []
-    ended: list[tuple[int, int, int]] = []
+    reads, prompts, ended = [], [], []
     for r, row in enumerate(rows):
-        seen: list[list[int]] = []  # per branch: the places of everything on its path, itself included
-        begin = start = n_pos - row_length(row) if padding == "left" else 0
-        for branch in row:
-            before = seen[branch.parent] if branch.parent >= 0 else []
-            places = list(range(start, start + len(branch.tokens)))
-            path = before + places
-            tokens[r, start : start + len(places)] = torch.tensor(branch.tokens)
-            positions[r, start : start + len(places)] = torch.arange(len(before), len(path))
-            attend[r, start : start + len(places), torch.tensor(before, dtype=torch.long)] = True
-            attend[r, start : start + len(places), start : start + len(places)] = torch.ones(
-                len(places), len(places), dtype=torch.bool
-            ).tril()
+        begin = n_pos - row_length(row) if padding == "left" else 0
+        end = begin + row_length(row)
+        real[r, begin:end] = True
+        positions[r, end:] = torch.arange(end, n_pos)
+        for branch, before, columns in _laid_out(row, begin):
+            here, path = slice(columns.start, columns.stop), [*before, *columns]
+            tokens[r, here] = torch.tensor(branch.tokens)
+            positions[r, here] = torch.arange(len(before), len(path))
+            # A token sees the branches that its own grew from, and its own up to itself.
+            attend[r, here, torch.tensor(before, dtype=torch.long)] = True
+            attend[r, here, here] = torch.ones(len(columns), len(columns), dtype=torch.bool).tril()
             if branch.answer >= 0:
-                is_answer[r, start : start + len(places)] = True
-                reads += [(r, path[len(before) + k - 1], t, branch.answer) for k, t in enumerate(branch.tokens)]
+                is_answer[r, here] = True
+                # Each token is predicted by the one before it on its path.
+                for k, token in enumerate(branch.tokens):
+                    reads.append((r, path[len(before) + k - 1], token, branch.answer))
                 ended.append((branch.answer, r, path[-1]))
             if branch.prompt >= 0:
                 prompts.append((branch.prompt, r, path[-1]))
-            seen.append(path)
-            start += len(places)
-        real[r, begin:start] = True
-        positions[r, start:] = torch.arange(start, n_pos)
     attend |= torch.eye(n_pos, dtype=torch.bool)  # a padded position sees itself, or its softmax has no support
-    single = all(branch.parent == i - 1 for row in rows for i, branch in enumerate(row))
-    columns = torch.tensor(reads, dtype=torch.long).reshape(-1, 4).T.to(device)
-    ends = [torch.tensor(some, dtype=torch.long).reshape(-1, 3).T.to(device) for some in (prompts, ended)]
+    read_row, read_pos, target, answer = _columns(reads, 4, device)
+    prompt, prompt_row, prompt_pos = _columns(prompts, 3, device)
+    ended_answer, ended_row, ended_pos = _columns(ended, 3, device)
     return Batch(
-        tokens.to(device),
-        positions.to(device),
-        real.to(device),
-        is_answer.to(device),
-        None if single else attend.to(device),
-        *columns,
-        *ends[0],
-        *ends[1],
+        tokens=tokens.to(device),
+        positions=positions.to(device),
+        real=real.to(device),
+        is_answer=is_answer.to(device),
+        attend=None if all(map(_is_path, rows)) else attend.to(device),
+        read_row=read_row,
+        read_pos=read_pos,
+        target=target,
+        answer=answer,
+        prompt=prompt,
+        prompt_row=prompt_row,
+        prompt_pos=prompt_pos,
+        ended=ended_answer,
+        ended_row=ended_row,
+        ended_pos=ended_pos,
     )
 
 
-def _render_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    if not tokenizer.chat_template:
-        raise InputError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; use template='raw'")
-    messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+def _laid_out(row: Row, begin: int) -> Iterator[tuple[Branch, list[int], range]]:
+    """Each branch, the columns of all that it grew from, and its own columns."""
+    paths: list[list[int]] = []
+    for branch in row:
+        before = paths[branch.parent] if branch.parent >= 0 else []
+        columns = range(begin, begin + len(branch.tokens))
+        yield branch, before, columns
+        paths.append([*before, *columns])
+        begin = columns.stop
 
 
-def _n_common(first: Sequence[int], second: Sequence[int]) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
+def _columns(lines: Sequence[tuple[int, ...]], n_columns: int, device: torch.device | str) -> Int[Tensor, "column _"]:
+    return torch.tensor(lines, dtype=torch.long).reshape(-1, n_columns).T.to(device)
+
+
+def _is_path(row: Row) -> bool:
+    """Whether every branch follows the one before it."""
+    return all(branch.parent == i - 1 for i, branch in enumerate(row))
 
 
 def _shared_beginning(encoded: Sequence[Encoded]) -> tuple[int, ...]:
     """The longest beginning of all prompts that leaves each of them at least one token."""
     if len(encoded) < 2:
         return ()
-    low, high = min(one.prompt for one in encoded), max(one.prompt for one in encoded)
-    return low[: min(_n_common(low, high), min(len(one.prompt) for one in encoded) - 1)]
+    prompts = [text.prompt for text in encoded]
+    # What the first and the last have in common, in the order of their tokens, all have in common.
+    first, last = min(prompts), max(prompts)
+    return first[: min(n_common(first, last), min(map(len, prompts)) - 1)]
 
 
-def _n_tokens(one: Encoded) -> int:
-    return len(one.prompt) + sum(len(answer) for answer in one.answers)
+def _n_tokens(text: Encoded) -> int:
+    return len(text.prompt) + sum(len(answer) for answer in text.answers)
 
 
 def row_length(row: Row) -> int:

@@ -20,14 +20,8 @@ from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.models.load import (
-    HookedModel,
-    is_hooked_transformer,
-    model_fingerprint,
-    native_tokenizer,
-    refuse_not_finite,
-    versions,
-)
+from dean_interp.models.adapters import adapter_of
+from dean_interp.models.load import HookedModel, model_fingerprint, native_tokenizer, refuse_not_finite, versions
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import parameter, weight, weight_sites
 from dean_interp.models.scored_prompts import scored_prompts
@@ -142,8 +136,9 @@ def prepare(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> 
         raise InputError(f"target must be one of {get_args(Target)}, got {config.target!r}")
     if config.target == "margin" and not behaviour.paired:
         raise InputError(f"target='margin' needs a safe and an unsafe answer to every prompt of '{behaviour.name}'")
-    if config.padding == "left" and is_hooked_transformer(model):
-        raise InputError("a HookedTransformer is padded on the right only: padding='right', or load a bridge")
+    adapter = adapter_of(model)
+    if config.padding == "left" and not adapter.rows_may_pad_left:
+        raise InputError(f"a {adapter.kind} is padded on the right only: padding='right', or load a bridge")
     n_ctx = model.cfg.n_ctx
     if config.max_tokens is not None and not 0 < config.max_tokens <= n_ctx:
         raise InputError(f"max_tokens must be in 1..{n_ctx} (the model's context), got {config.max_tokens}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from dean_interp.errors import InputError
 from dean_interp.files import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
 from dean_interp.frames import Framed
-from dean_interp.models.sites import Site, Size, Unit, WrittenSite, parse_site, places
+from dean_interp.models.sites import Site, Size, Unit, WrittenSite, coordinates, parse_site
 
 _FORMAT = "dean_interp.scores.2"
 KEEP = 0.02
@@ -90,7 +90,7 @@ class Scores(Framed):
         for site, value in self.values.items():
             indices = value.indices if isinstance(value, Top) else torch.arange(value.numel())
             rows.append(
-                pd.DataFrame(places(site, indices, self.shapes[site]) | {"score": self.at(site, indices).numpy()})
+                pd.DataFrame(coordinates(site, indices, self.shapes[site]) | {"score": self.at(site, indices).numpy()})
             )
         table = pd.concat(rows, ignore_index=True)
         return table.sort_values("score", key=abs, ascending=False, ignore_index=True)

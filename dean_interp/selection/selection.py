@@ -17,7 +17,7 @@ from torch import Tensor
 from dean_interp.errors import InputError
 from dean_interp.files import is_ascending, read_tensors, refuse_damaged, write_tensors
 from dean_interp.frames import Framed
-from dean_interp.models.sites import Shape, Site, WrittenSite, places
+from dean_interp.models.sites import Shape, Site, WrittenSite, coordinates
 from dean_interp.scoring.scores import Scores, highest
 
 _FORMAT = "dean_interp.selection.1"
@@ -60,7 +60,7 @@ class Selection(Framed):
     def to_pandas(self) -> pd.DataFrame:
         """One row a selected unit: layer, part, and its index (neurons) or row and column (weights)."""
         held = [(site, indices) for site, indices in self.units.items() if len(indices)]
-        rows = [pd.DataFrame(places(site, indices, self.shapes[site])) for site, indices in held]
+        rows = [pd.DataFrame(coordinates(site, indices, self.shapes[site])) for site, indices in held]
         return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["layer", "part"])
 
     def mask(self, site: Site) -> Bool[Tensor, "..."]:

@@ -1,0 +1,210 @@
+"""What differs between the two kinds of TransformerLens models, each kind behind one adapter.
+
+A `TransformerBridge` wraps a `transformers` model, with the checkpoint's own tensors. A `HookedTransformer`
+(TransformerLens 3.9; its adapter is in `hooked_transformer.py`) is a model of TransformerLens' own, with its heads
+apart. `adapter_of` gives the adapter of a model; nothing else asks which kind a model is.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from dean_interp.errors import InputError
+from dean_interp.models import offload
+from dean_interp.models.hooked_model import HookedModel, is_hooked_transformer
+from dean_interp.models.sites import MATRICES, Site
+
+OnProduct = Callable[[Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]], Tensor | None]
+"""Takes what a matrix reads and what it writes; a tensor that it returns takes the place of what is written."""
+
+AsMatrix = Callable[[Tensor], Tensor]
+"""Makes `(d_in, d_out)` of a parameter or of its gradient, as a view wherever it can."""
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """What this package asks of a model whose answer depends on the model's kind."""
+
+    kind: ClassVar[str]
+    """The name of the model's class, for messages."""
+    wraps_checkpoint: ClassVar[bool]
+    """Whether a `transformers` model with the checkpoint's own tensors is inside, as `original_model`. Only then are
+    edits made from it, is it exported, does lm-eval run it, and is there a fused attention."""
+    rows_may_branch: ClassVar[bool]
+    """Whether a row may be a tree of branches, by an attention mask and positions of ours."""
+    rows_may_pad_left: ClassVar[bool]
+    """Whether rows may be padded on the left. If not, prompts that are generated from together have equal length."""
+    cache_needs_check: ClassVar[bool]
+    """Whether its KV cache may be wrong, as that of a bridge is in some versions of transformers."""
+    keeps_cache: ClassVar[bool]
+    """Whether `generate` gives its cache back, so that an answer can grow over several calls."""
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the MLPs have a matrix `gate`."""
+        ...
+
+    @property
+    def norms_are_folded(self) -> bool:
+        """Whether the weights hold those of the LayerNorm before them."""
+        ...
+
+    def parameter(self, site: Site) -> tuple[nn.Parameter, AsMatrix]:
+        """The parameter of a matrix, and what makes `(d_in, d_out)` of it."""
+        ...
+
+    def values(self, site: Site) -> Tensor:
+        """What the parameter of a matrix holds, fetched to the CPU where it is offloaded."""
+        ...
+
+    def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
+        """The parameter that is added to an MLP matrix's product, or None."""
+        ...
+
+    def on_product(self, site: Site, hook: OnProduct) -> AbstractContextManager[None]:
+        """While open, every pass calls `hook` with what the matrix reads and what it writes."""
+        ...
+
+    def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The tokens that end an answer."""
+        ...
+
+    def generate(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        real: Int[Tensor, "row pos"],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        cached: bool,
+        cache: Any,  # noqa: ANN401 - transformers' own
+    ) -> tuple[Int[Tensor, "row all_pos"], Any]:
+        """The tokens with greedy continuations behind them, and the KV cache where it is kept.
+
+        Args:
+            tokens: rows of tokens; padding, on the left, is where `real` is 0.
+            real: 1 where a token is real.
+            tokenizer: the checkpoint's own.
+            max_new_tokens: fewer come where all rows have ended.
+            cached: use a KV cache.
+            cache: what an earlier call on the same rows gave back, or None.
+        """
+        ...
+
+
+def adapter_of(model: HookedModel) -> Adapter:
+    """The adapter of a model, by its kind."""
+    if not is_hooked_transformer(model):
+        return BridgeAdapter(model)
+    # here, since that module imports from this one
+    from dean_interp.models.hooked_transformer import HookedTransformerAdapter
+
+    return HookedTransformerAdapter(model)
+
+
+@dataclass(frozen=True)
+class BridgeAdapter:
+    """A `TransformerBridge`: modules of `transformers`, each behind an `original_component`."""
+
+    model: HookedModel
+    kind: ClassVar[str] = "TransformerBridge"
+    wraps_checkpoint: ClassVar[bool] = True
+    rows_may_branch: ClassVar[bool] = True
+    rows_may_pad_left: ClassVar[bool] = True
+    cache_needs_check: ClassVar[bool] = True
+    keeps_cache: ClassVar[bool] = True
+
+    @property
+    def is_gated(self) -> bool:
+        """By the component `gate`."""
+        return hasattr(self.model.blocks[0].mlp, "gate")
+
+    @property
+    def norms_are_folded(self) -> bool:
+        """Where TransformerLens says that it processed the weights."""
+        return any(getattr(block.mlp, "_use_processed_weights", False) for block in self.model.blocks)
+
+    def parameter(self, site: Site) -> tuple[nn.Parameter, AsMatrix]:
+        """Raises `InputError` where the matrix is not a module of its own."""
+        owner = owner_of(self.model, site)
+        module = getattr(getattr(owner, site.part, None), "original_component", None)
+        stored = getattr(module, "weight", None)
+        if not isinstance(stored, nn.Parameter):
+            where = f"layer {site.layer}'s {'MLP' if site.part in MATRICES['mlp'] else 'attention'}"
+            raise InputError(f"{self.model.cfg.model_name} keeps no separate matrix '{site.part}' in {where}")
+        # `Conv1D` stores (d_in, d_out), `nn.Linear` stores (d_out, d_in)
+        return stored, as_it_is if isinstance(module, Conv1D) else torch.t
+
+    def values(self, site: Site) -> Tensor:
+        """Offloaded values come to the CPU."""
+        stored, values = self.parameter(site)[0], offload.values(self._component(site))
+        return values if values is stored else values.cpu()
+
+    def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
+        """The bias of the component."""
+        return getattr(self._component(site), "bias", None)
+
+    @contextmanager
+    def on_product(self, site: Site, hook: OnProduct) -> Iterator[None]:
+        """Around the component, which reads `hook_in` and writes `hook_out`."""
+
+        def call(module: nn.Module, args: tuple[Tensor, ...], product: Tensor) -> Tensor | None:
+            return hook(args[0], product)
+
+        handle = self._component(site).register_forward_hook(call)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Those of the checkpoint's generation settings."""
+        ends = self.model.original_model.generation_config.eos_token_id
+        if ends is None:
+            return []
+        return [ends] if isinstance(ends, int) else list(ends)
+
+    def generate(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        real: Int[Tensor, "row pos"],
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        cached: bool,
+        cache: Any,  # noqa: ANN401
+    ) -> tuple[Int[Tensor, "row all_pos"], Any]:
+        """By `transformers`' own `generate`."""
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        output = self.model.original_model.generate(
+            tokens,
+            attention_mask=real,
+            past_key_values=cache,
+            use_cache=cached,
+            pad_token_id=padding,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            return_dict_in_generate=True,
+        )
+        return output.sequences, output.past_key_values
+
+    def _component(self, site: Site) -> Any:  # noqa: ANN401 - a module of transformers
+        return getattr(owner_of(self.model, site), site.part).original_component
+
+
+def as_it_is(stored: Tensor) -> Tensor:
+    """A parameter that is `(d_in, d_out)` already."""
+    return stored
+
+
+def owner_of(model: HookedModel, site: Site) -> Any:  # noqa: ANN401 - a module of TransformerLens
+    """The MLP or the attention that a matrix belongs to."""
+    block = model.blocks[site.layer]
+    return block.attn if site.part in MATRICES["attention"] else block.mlp

@@ -1,0 +1,31 @@
+"""The two classes of TransformerLens models: `TransformerBridge`, and `HookedTransformer` (in TransformerLens 3.9)."""
+
+from typing import Any
+
+import transformer_lens
+from transformer_lens.model_bridge import TransformerBridge
+
+HookedModel = Any
+"""A `TransformerBridge` or a `HookedTransformer`: they share hook names and no base class on every version."""
+
+
+def hooked_transformer_class() -> type | None:
+    """The class `HookedTransformer` where the installed TransformerLens has it, else None."""
+    try:
+        return transformer_lens.HookedTransformer
+    except (AttributeError, ImportError):  # TransformerLens 4 raises ImportError from its module __getattr__
+        return None
+
+
+def is_hooked_transformer(model: object) -> bool:
+    """Whether `model` is a `HookedTransformer`; always False on TransformerLens 4.
+
+    Only for `adapters.adapter_of`, which answers for everyone else what depends on it.
+    """
+    hooked = hooked_transformer_class()
+    return hooked is not None and isinstance(model, hooked)
+
+
+def is_hooked_model(model: object) -> bool:
+    """Whether `model` is of one of the two classes."""
+    return isinstance(model, TransformerBridge) or is_hooked_transformer(model)

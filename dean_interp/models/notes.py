@@ -1,0 +1,50 @@
+"""What we note on a model object, so that it is known wherever the model goes: one record, behind one accessor."""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.sites import Site
+
+_ATTRIBUTE = "_dean_interp_notes"
+
+AblatedWeights = dict[tuple[Site, str], tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]
+"""By site and ablated positions: flat indices of weights, ascending, and their values under the ablation."""
+
+
+@dataclass(frozen=True)
+class TokenPositions:
+    """Where the tokens of one forward pass stand."""
+
+    position: Int[Tensor, "batch pos"]
+    """Each token's position in its own text, from 0."""
+    is_answer: Bool[Tensor, "batch pos"]
+    """Whether it is a token of an answer."""
+
+
+@dataclass
+class ModelNotes:
+    """All that this package keeps on a model object."""
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """The checkpoint's own tokenizer (`load.native_tokenizer`); None before it is loaded."""
+    scored_prompts: set[str] = field(default_factory=set)
+    """Hashes of the prompts that the model was scored on, or is now edited by (`scored_prompts`)."""
+    token_positions: TokenPositions | None = None
+    """Where the tokens of the running pass stand (`positions`); None where nobody said."""
+    ablated_weights: AblatedWeights = field(default_factory=dict)
+    """What open ablations have made of weights (`editing.ablation`): none may be taken out twice."""
+    cache_is_right: bool | None = None
+    """Whether its KV cache may be used (`generate.cache_is_right`); None before the check."""
+    fused_attention_is_right: bool | None = None
+    """Whether the fused attention gives its logits (`attention.fused_attention`); None before the check."""
+    shares_prompts: bool | None = None
+    """Whether rows of `tokens.trees` give its log-probabilities (`loss.shares_prompts`); None before the check."""
+
+
+def notes(model: HookedModel) -> ModelNotes:
+    """The record of notes on this model object: empty at first, then always the same one."""
+    return model.__dict__.setdefault(_ATTRIBUTE, ModelNotes())

@@ -1,0 +1,47 @@
+"""How a prompt and its answers become token ids."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from dean_interp.errors import InputError
+
+Template = Literal["chat", "raw", "released", "rendered"]
+
+
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answers: Sequence[str], template: Template
+) -> tuple[list[int], list[list[int]]]:
+    """Tokens of a prompt, and of each answer behind it; what the templates do stands at `tokens.encode`."""
+    if template not in get_args(Template):
+        raise InputError(f"template must be one of {get_args(Template)}, got {template!r}")
+    if template == "released":
+        return tokenizer(prompt).input_ids, [tokenizer(answer).input_ids[1:] for answer in answers]
+    text = prompt
+    if template == "chat":
+        text = _render_chat(tokenizer, prompt)
+    elif template == "raw":
+        text = f"{prompt}\n"
+    # A rendered chat has its special tokens already.
+    special = template == "raw"
+    prompt_ids = tokenizer(text, add_special_tokens=special).input_ids
+    whole = [tokenizer(text + answer, add_special_tokens=special).input_ids for answer in answers]
+    # A token that straddles the border between prompt and answer is the answer's.
+    n_shared = min((n_common(prompt_ids, ids) for ids in whole), default=len(prompt_ids))
+    return prompt_ids[:n_shared], [ids[n_shared:] for ids in whole]
+
+
+def n_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts have in common, from their beginning on."""
+    for i, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(second))
+
+
+def _render_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    if not tokenizer.chat_template:
+        raise InputError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; use template='raw'")
+    messages = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
