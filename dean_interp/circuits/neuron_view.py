@@ -11,8 +11,8 @@ from dean_interp.circuits.neuron import Neuron, NeuronScores, TextActivations, n
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.lines import Line, compare
+from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import likelihoods
 from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import scored_prompts

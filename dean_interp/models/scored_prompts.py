@@ -52,14 +52,3 @@ def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour], *, also: 
                 f"{len(shared)} of the {len(behaviour.prompt_hashes)} prompts of '{behaviour.name}' were scored: "
                 "measure on prompts that were not (split='test')"
             )
-
-
-@contextmanager
-def measuring_scored_prompts(model: HookedModel) -> Iterator[None]:
-    """While open, the model counts as one that was scored on nothing: for measuring scored prompts on purpose."""
-    scored = set(scored_prompts(model))
-    scored_prompts(model).clear()
-    try:
-        yield
-    finally:
-        scored_prompts(model).update(scored)
