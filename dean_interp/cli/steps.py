@@ -10,8 +10,6 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from dean_interp.cli.arguments import (
     Ablate,
     Couple,
@@ -36,6 +34,7 @@ from dean_interp.evaluation.judge import judge, judge_name
 from dean_interp.files import writable, write_text
 from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.progress import progress_bar
 from dean_interp.report.html import write_comparison, write_report, write_sweep_report
 from dean_interp.resume import Unfinished, discard
 from dean_interp.scoring import methods
@@ -318,7 +317,7 @@ def _measuring(
         reads = disjoint_neurons(scores, config.information_fraction) if scores else None
         read = reads[0] | reads[1] if reads else None
         known = [model_fingerprint(model), *(one.fingerprint for one in (*tests, *scores)), str(config)]
-        with tqdm(total=1 + len(ablated), desc="states of the model", unit="state") as progress:
+        with progress_bar(total=1 + len(ablated), desc="states of the model", unit="state") as progress:
             yield States(config, step.out / "states", model, tests, read, known, progress), ablated, reads
 
 

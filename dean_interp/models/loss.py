@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from dean_interp.distributed import all_reduce_sum, on_rank0, shard
 from dean_interp.models.load import HookedModel, is_hooked_transformer
 from dean_interp.models.positions import Places, at_places
 from dean_interp.models.tokens import Batch, Encoded, Padding, Row, batches, collate, paths, trees
+from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,9 @@ def batched(
     n_done = unfinished.restore(sums or {}) if unfinished else 0
     n_rows_done = sum(len(some) for some in planned[:n_done])
     seconds, kept_at = 0.0, time.monotonic()
-    with tqdm(total=sum(map(len, planned)), initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
+    with progress_bar(
+        total=sum(map(len, planned)), initial=n_rows_done, desc=label, unit="row", leave=leave
+    ) as progress:
         for number, some in enumerate(planned[n_done:], n_done + 1):
             yield collate(some, device=model.cfg.device, padding=padding)
             began = time.monotonic()

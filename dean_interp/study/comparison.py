@@ -9,14 +9,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
-
 from dean_interp.evaluation.measure import Measurement
 from dean_interp.files import read_json, write_text
 from dean_interp.information.activations import Activations
 from dean_interp.information.before_after import Frozen
 from dean_interp.information.estimands import HEADLINES, Arm, MutualInformation, MutualInformationConfig
 from dean_interp.models.sites import Unit
+from dean_interp.progress import progress_bar
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import Strata, n_units_outside, named_controls, random_like
 from dean_interp.selection.coupling import Coupling
@@ -171,7 +170,8 @@ def information_change(
         for estimand in HEADLINES
     ]
     changes = [
-        [one.changes(*under(name)) for one in asked] for name in tqdm(controls, desc="mutual information", leave=False)
+        [one.changes(*under(name)) for one in asked]
+        for name in progress_bar(controls, desc="mutual information", leave=False)
     ]
     after = under(edit)[1]
     return tuple(one.information(after, [control[i] for control in changes]) for i, one in enumerate(asked))

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from dean_interp.circuits.neuron import Neuron, neuron_scores, strongest_neurons, top_texts
 from dean_interp.data.audit import Leaked
 from dean_interp.data.examples import Behaviour
@@ -20,6 +18,7 @@ from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, refuse_not_finite
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Unit
+from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished, discard
 from dean_interp.scoring.importance import ScoringConfig, importance, scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
@@ -129,7 +128,7 @@ def _study(
     first_neurons, second_neurons = disjoint_neurons(scores, config.information_fraction)
     n_states = 1 + len(found) * (1 + config.n_random + config.n_equal_kl + N_NAMED)
     n_done = len(list((folder / "states").glob("*.safetensors")))
-    with tqdm(total=n_states, initial=n_done, desc="states of the model", unit="state") as progress:
+    with progress_bar(total=n_states, initial=n_done, desc="states of the model", unit="state") as progress:
         read = first_neurons | second_neurons
         states = States(config, folder / "states", model, tests, read, known, progress, data.calibration[:2])
         comparisons: dict[Unit, Comparison] = {}
@@ -183,7 +182,7 @@ def _leaks(
         tests, _ = config.tests()
         known = [results.model_fingerprint, *(test.fingerprint for test in tests)]
         scored_prompts(model).clear()  # the one place where measuring scored prompts is the question
-        with tqdm(total=1 + len(config.units), desc="with leaked prompts", unit="state") as progress:
+        with progress_bar(total=1 + len(config.units), desc="with leaked prompts", unit="state") as progress:
             states = States(config, folder / "states_with_leaked", model, tests, None, known, progress)
             for unit in config.units:
                 edit = load_selection(folder / f"selection.{unit}.safetensors")

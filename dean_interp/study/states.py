@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.editing.ablation import ablate
@@ -20,6 +19,7 @@ from dean_interp.files import read_tensors, refuse_damaged, write_tensors
 from dean_interp.information.activations import Activations, distinct, groups_and_clusters, read_activations
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
+from dean_interp.progress import ProgressBar
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection, top_fraction
@@ -40,7 +40,7 @@ class States:
         tests: Sequence[Behaviour],
         read: Selection | None,
         known: Sequence[str],
-        progress: tqdm,
+        progress: ProgressBar,
         calibration: Sequence[Behaviour] = (),
     ) -> None:
         """`read` are neurons whose activations are kept; `known` says what the files must be of, as fingerprints.

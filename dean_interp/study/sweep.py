@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool
-from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.values import Mean, Scale, Value, Zero
@@ -24,6 +23,7 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import Measurement
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, refuse_not_finite
 from dean_interp.models.sites import Unit
+from dean_interp.progress import progress_bar
 from dean_interp.scoring.methods import random, wanda_from
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import random_like, strata
@@ -203,7 +203,7 @@ def _sweep(
         raise InputError(f"no combination selects a unit: raise the fractions (tried {', '.join(empty)})")
     known = [model_fingerprint(model), *(test.fingerprint for test in tests), *(one.fingerprint for one in scores)]
     split = {test.name: halves(test) for test in tests}
-    with tqdm(total=1 + len(tried), desc="edits", unit="edit") as progress:
+    with progress_bar(total=1 + len(tried), desc="edits", unit="edit") as progress:
         states = States(config.study, folder / "states", model, tests, None, known, progress)
         points = []
         for unit, method, fraction, text in tried:

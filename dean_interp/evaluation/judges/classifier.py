@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.forms import as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import Label, Verdict, refuse_unpaired
+from dean_interp.progress import progress_bar
 
 SAFE_AND_UNSAFE: Mapping[str, Label] = {"safe": "safe", "unsafe": "unsafe"}
 
@@ -80,7 +80,7 @@ class ClassifierJudge:
         verdicts = [Verdict(None, "", "too long")] * len(answers)
         pads = self.tokenizer.pad_token is not None and self.model.config.pad_token_id is not None
         size = self.batch_size if pads else 1  # without a padding token each text stands alone
-        for start in tqdm(range(0, len(fits), size), desc="judging", unit="batch", leave=False):
+        for start in progress_bar(range(0, len(fits), size), desc="judging", unit="batch", leave=False):
             some = fits[start : start + size]
             own = [[column[i] for i in some] if column else None for column in (first, second)]
             tokens = self.tokenizer(own[0] or [], own[1], padding=pads, return_tensors="pt").to(self.model.device)

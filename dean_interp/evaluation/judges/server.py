@@ -14,12 +14,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.forms import QUESTION, Form, as_data
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
+from dean_interp.progress import progress_bar
 
 
 class ServerJudge:
@@ -67,7 +66,7 @@ class ServerJudge:
 
     def _all(self, asked: Sequence[list[dict[str, str]]]) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(self.concurrency) as pool:
-            verdicts = list(tqdm(pool.map(self._judged, asked), total=len(asked), desc="judging", leave=False))
+            verdicts = list(progress_bar(pool.map(self._judged, asked), total=len(asked), desc="judging", leave=False))
         return [asdict(one) for one in verdicts]
 
     def _judged(self, messages: list[dict[str, str]]) -> Verdict:
