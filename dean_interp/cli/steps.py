@@ -30,7 +30,7 @@ from dean_interp.data.examples import Behaviour, load_behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Scale, Zero
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judge import judge, judge_name
+from dean_interp.evaluation.judges.lexical import judge_name, lexical_labels
 from dean_interp.files import writable, write_text
 from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel, model_fingerprint
@@ -185,9 +185,10 @@ def _(step: Ablate) -> Said:
     value = Scale(step.alpha) if step.alpha else Zero()
     with ablate(model, selection, value=value, positions=step.positions):
         under = generate(model, prompts, label="under", unfinished=kept.part("under") if kept else None, **options)
+    verdicts = lexical_labels(before), lexical_labels(under)
     rows = [
         {"prompt": prompt, "before": old, "under": new, "verdict_before": was, "verdict_under": now}
-        for prompt, old, new, was, now in zip(prompts, before, under, judge(before), judge(under), strict=True)
+        for prompt, old, new, was, now in zip(prompts, before, under, *verdicts, strict=True)
     ]
     record = {"n_units": len(selection), "how": how, "judge": judge_name(), "answers": rows}
     if step.out and kept:

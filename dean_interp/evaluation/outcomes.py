@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judge import cautionary_phrases, judge
+from dean_interp.evaluation.judges.lexical import cautionary_phrases, lexical_labels
 from dean_interp.evaluation.judges.protocol import Verdict
 from dean_interp.evaluation.measure import Measurement
 from dean_interp.statistics import (
@@ -95,7 +95,7 @@ def spoken(
     kind: str, behaviour: Behaviour, answers: Sequence[str], verdicts: Mapping[str, Sequence[Verdict]], length: int
 ) -> list[Outcome]:
     """What answers of one length say. An answer that cannot be read is not safe, whoever judges."""
-    rules, name, clusters = judge(answers), behaviour.name, topics(behaviour)
+    rules, name, clusters = lexical_labels(answers), behaviour.name, topics(behaviour)
     at = f"at {length} tokens"
 
     def share(metric: str, better: Better, values: Sequence[bool | None]) -> Outcome:

@@ -14,7 +14,8 @@ import numpy as np
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judge import VERDICTS, is_cautious, judge, judge_name
+from dean_interp.evaluation.judges.lexical import is_cautious, judge_name, lexical_labels
+from dean_interp.evaluation.judges.protocol import LABELS
 from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.files import read_json, write_text
 from dean_interp.models.generate import generate, generate_to
@@ -152,8 +153,8 @@ def _refuse_other_checkpoint(
 
 def _answer_set(behaviour: Behaviour, over_refusal: bool, answers: Sequence[str], original: Sequence[str]) -> AnswerSet:
     prompts = behaviour.prompts
-    verdicts = judge(answers)
-    now, before = _indicators(verdicts, answers), _indicators(judge(original), original)
+    verdicts = lexical_labels(answers)
+    now, before = _indicators(verdicts, answers), _indicators(lexical_labels(original), original)
     return AnswerSet(
         behaviour.name,
         over_refusal,
@@ -166,5 +167,5 @@ def _answer_set(behaviour: Behaviour, over_refusal: bool, answers: Sequence[str]
 
 def _indicators(verdicts: Sequence[str], answers: Sequence[str]) -> Mapping[str, np.ndarray]:
     """One 0 or 1 an answer, for every verdict and for caution."""
-    found = {verdict: np.array([one == verdict for one in verdicts], dtype=float) for verdict in VERDICTS}
+    found = {verdict: np.array([one == verdict for one in verdicts], dtype=float) for verdict in LABELS}
     return found | {CAUTION: np.array([is_cautious(answer) for answer in answers], dtype=float)}

@@ -23,7 +23,6 @@ from dean_interp.data.readers import BUILTIN
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.harness import TaskResult, run_harness
-from dean_interp.evaluation.judge import cautionary_phrases
 from dean_interp.evaluation.judges import (
     Agreement,
     Judge,
@@ -35,6 +34,7 @@ from dean_interp.evaluation.judges import (
     make_judge,
     sensitivity,
 )
+from dean_interp.evaluation.judges.lexical import cautionary_phrases
 from dean_interp.evaluation.outcomes import Outcome, likelihoods, spoken
 from dean_interp.evaluation.served import Served
 from dean_interp.evaluation.windows import WindowMeasurement, window_loss
