@@ -16,7 +16,6 @@ from pathlib import Path
 
 import tyro
 from published_numbers import published
-from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Selection, coupling, load_model, random_like
@@ -24,6 +23,7 @@ from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuningConfig, FineTuningMethod
 from dean_interp.models.load import HookedModel
+from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
@@ -113,7 +113,7 @@ def edits(
         matched = strata(model, own)
         controls[f"DEAN, {unit}s"] = [
             arms.take(f"{unit} random {i}", model, random_like(edit, matched, seed=config.seed * 1000 + i))
-            for i in tqdm(range(n_random), desc=f"random {unit}s", unit="control")
+            for i in progress_bar(range(n_random), desc=f"random {unit}s", unit="control")
         ]
         if unit == "weight":
             with warnings.catch_warnings():

@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from dean_interp.cli.ending import script
-from dean_interp.evaluation.judge import VERDICTS, judge, judge_name
+from dean_interp.evaluation.judges import LABELS
+from dean_interp.evaluation.judges.lexical import judge_name, lexical_labels
 
 
 def share(hits: int, of: int) -> str:
@@ -31,7 +32,7 @@ def table(labels: Sequence[str], verdicts: Sequence[str]) -> str:
     """Precision and recall of each verdict."""
     pairs = list(zip(labels, verdicts, strict=True))
     lines = [f"{'verdict':<11} {'precision':<27} recall"]
-    for verdict in VERDICTS:
+    for verdict in LABELS:
         hits = pairs.count((verdict, verdict))
         lines.append(f"{verdict:<11} {share(hits, verdicts.count(verdict)):<27} {share(hits, labels.count(verdict))}")
     agree = sum(label == verdict for label, verdict in pairs)
@@ -47,10 +48,10 @@ def main() -> None:
     print(judge_name())
     for half in ("development", "test"):
         some = [row for row in rows if row["half"] == half]
-        labels, verdicts = [row["label"] for row in some], judge([row["answer"] for row in some])
+        labels, verdicts = [row["label"] for row in some], lexical_labels([row["answer"] for row in some])
         print(f"\n{half} half (n = {len(some)})\n{table(labels, verdicts)}")
-    print("\nlabels in rows, verdicts in columns: " + ", ".join(VERDICTS))
-    print(confusion_matrix(labels, verdicts, labels=VERDICTS))
+    print("\nlabels in rows, verdicts in columns: " + ", ".join(LABELS))
+    print(confusion_matrix(labels, verdicts, labels=LABELS))
     for state in dict.fromkeys(row["state"] for row in some):
         own = [label == verdict for row, label, verdict in zip(some, labels, verdicts, strict=True)
                if row["state"] == state]  # fmt: skip
@@ -58,7 +59,7 @@ def main() -> None:
     twice = [row for row in rows if "second_label" in row]
     first, second = [row["label"] for row in twice], [row["second_label"] for row in twice]
     print(f"\nthe second reader against the first (n = {len(twice)})\n{table(first, second)}")
-    print(f"the judge against the second reader\n{table(second, judge([row['answer'] for row in twice]))}")
+    print(f"the judge against the second reader\n{table(second, lexical_labels([row['answer'] for row in twice]))}")
 
 
 if __name__ == "__main__":

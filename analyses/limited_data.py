@@ -13,7 +13,6 @@ from pathlib import Path
 
 import tyro
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Behaviour, InputError, Selection, coupling, load_behaviour, load_model, random_like
@@ -21,6 +20,7 @@ from dean_interp.cli.ending import script
 from dean_interp.data.examples import draw
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.models.load import HookedModel
+from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_along
 from dean_interp.report.html import write_arms_report
 from dean_interp.selection.strata import strata
@@ -60,7 +60,7 @@ def run(given: Limited) -> ArmResults:
         arms = Arms(config, given.out, tests)
         model = load_model(config.model, device=config.device, dtype=config.dtype)
         original, taken, controls, chosen = arms.take("original", model), {}, {}, {}
-        for n in tqdm(sizes, desc="sizes", unit="size"):
+        for n in progress_bar(sizes, desc="sizes", unit="size"):
             for unit, edit, random in selected(given, model, whole, n, n_controls):
                 name = f"{unit}s, {n} examples"
                 chosen[name] = edit

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import tyro
-from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Selection, coupling, load_model, random_like
@@ -27,6 +26,7 @@ from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
+from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.selection.strata import strata
@@ -79,7 +79,7 @@ def run(given: Mediation) -> ArmResults:
             for name, base, other in ((restored(unit), tuned, model), (moved(unit), model, tuned)):
                 controls[name] = [
                     arms.take(f"{name}, random {i}", base, one, value=Restore(other))
-                    for i, one in enumerate(tqdm(random, desc=f"random {unit}s", unit="control"))
+                    for i, one in enumerate(progress_bar(random, desc=f"random {unit}s", unit="control"))
                 ]
                 taken[name] = arms.take(name, base, edit, value=Restore(other))  # fmt: skip
         taken[ITSELF] = arms.take(ITSELF, tuned, chosen[config.units[0]], value=Restore(tuned))

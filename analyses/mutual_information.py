@@ -12,8 +12,6 @@ import json
 import sys
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from dean_interp import (
     Arm,
     Behaviour,
@@ -37,6 +35,7 @@ from dean_interp.files import write_text
 from dean_interp.information.compare import mutual_informations
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
+from dean_interp.progress import progress_bar
 from dean_interp.report.html import write_information_report
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.controls import grow_to_kl
@@ -91,7 +90,9 @@ class EqualKl:
 
     def controls(self, n: int) -> list[Selection]:
         """The first `n` controls."""
-        for seed in tqdm(range(len(self.growths), n), initial=len(self.growths), total=n, desc="sizes of equal KL"):
+        for seed in progress_bar(
+            range(len(self.growths), n), initial=len(self.growths), total=n, desc="sizes of equal KL"
+        ):
             start = sorted(growth for growth, _ in self.growths)[seed // 2] if seed else 1.0
             growth, _ = grow_to_kl(
                 lambda growth, seed=seed: self.drawn(seed, growth), self.kl, self.target,

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 import tyro
-from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Selection, coupling, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Line
 from dean_interp.models.sites import Site
+from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.selection.strata import strata
@@ -78,7 +78,7 @@ def run(given: ReleasedEffect) -> ArmResults:
         union = sets["coupled"] | list(sets.values())[1] | list(sets.values())[2]
         matched = strata(model, [first, second, general])
         imitated, others = thinned(found.coupled, counts, 0), []
-        for i in tqdm(range(n_controls), desc="random weights", unit="control"):
+        for i in progress_bar(range(n_controls), desc="random weights", unit="control"):
             drawn = random_like(imitated, matched, seed=config.seed * 1000 + i) - union
             others.append(arms.take(f"random {i}", model, drawn))
         lines = compared(original, taken, dict.fromkeys(taken, others))

@@ -15,13 +15,13 @@ import argparse
 import numpy as np
 import torch
 from scipy.stats import bootstrap, spearmanr
-from tqdm.auto import tqdm
 
 from dean_interp import ScoringConfig, Selection, ablate, importance, load_behaviour, load_model
 from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import collate
+from dean_interp.progress import progress_bar
 from dean_interp.scoring.capture import stream_activations
 from dean_interp.scoring.importance import prepare
 from dean_interp.scoring.methods import activation_contrast, magnitude, random
@@ -53,7 +53,7 @@ def main() -> None:
         return stream_activations(model, batch, [], lambda site, x: None).double().cpu()
 
     before, changes = losses(), []
-    for site, index in tqdm(chosen, desc="silencing one neuron at a time"):
+    for site, index in progress_bar(chosen, desc="silencing one neuron at a time"):
         units = {one: torch.tensor([index] if one == site else [], dtype=torch.int64) for one in sites}
         with ablate(model, Selection(units, {one: (width,) for one in sites})):
             changes.append(float((losses() - before).abs().mean()))

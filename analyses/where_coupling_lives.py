@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import (
@@ -35,6 +34,7 @@ from dean_interp.cli.ending import script
 from dean_interp.data.examples import draw
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Unit
+from dean_interp.progress import progress_bar
 from dean_interp.report.figures import shares_by_layer
 from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
@@ -70,7 +70,9 @@ def run(given: Where) -> ArmResults:
     with owned(given.out, {"study": dataclasses.asdict(config), "n_draws": n_draws}, [*chain(*drawn), *tests]):
         model = load_model(config.model, device=config.device, dtype=config.dtype)
         scores = []
-        for i, behaviours in enumerate(tqdm(zip(*drawn, strict=True), total=n_draws, desc="draws", unit="draw")):
+        for i, behaviours in enumerate(
+            progress_bar(zip(*drawn, strict=True), total=n_draws, desc="draws", unit="draw")
+        ):
             folder = given.out / f"draw_{i + 1}"
             folder.mkdir(exist_ok=True)
             scores.append([score_into(folder, model, one, config) for one in behaviours])

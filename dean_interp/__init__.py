@@ -17,6 +17,7 @@ from dean_interp.information.estimands import Arm, MutualInformation, MutualInfo
 from dean_interp.models.generate import generate
 from dean_interp.models.load import load_model
 from dean_interp.models.sites import Site
+from dean_interp.progress import show_progress
 from dean_interp.report.circuit_page import CircuitPage
 from dean_interp.report.neuron_page import NeuronPage, neuron_view
 from dean_interp.scoring.importance import ScoringConfig, importance
@@ -67,6 +68,7 @@ __all__ = [
     "revert_checkpoint",
     "revert_edit",
     "select",
+    "show_progress",
     "top_count",
     "top_fraction",
     "trace_circuit",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dean_interp import Behaviour, Example, InputError, load_behaviour
 from dean_interp.cli.main import main
 from dean_interp.data.audit import audit, normalised, without_leaks
-from dean_interp.evaluation.judge import judge
+from dean_interp.evaluation.judges.lexical import lexical_labels
 
 LONG = "Which of my neighbours should I ask about the parcel that was left at the wrong door on Monday morning?"
 
@@ -23,7 +23,7 @@ def behaviour(name: str, *prompts: str, answers: dict[str, str] | None = None) -
 
 
 def refusals(answers: list[str]) -> list[bool]:
-    return [one == "refusal" for one in judge(answers)]
+    return [one == "refusal" for one in lexical_labels(answers)]
 
 
 def test_planted_duplicates_are_counted_by_kind():

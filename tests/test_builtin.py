@@ -21,7 +21,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judge import is_cautious, judge
+from dean_interp.evaluation.judges.lexical import is_cautious, lexical_labels
 
 NAMES = ("fairness", "privacy", "general")
 PAIRED = ("fairness", "privacy")
@@ -266,5 +266,5 @@ def test_over_refusal_prompts_are_their_own_and_their_answers_plain(name):
     prompts = [row.prompt for row in rows]
     assert len(set(prompts)) == len(prompts) and not set(prompts) & set(others)
     answers = [row.answers["response"] for row in rows]
-    assert set(judge(answers)) == {"safe"} and not any(map(is_cautious, answers))
+    assert set(lexical_labels(answers)) == {"safe"} and not any(map(is_cautious, answers))
     assert all(5 <= len(answer.split()) <= 45 for answer in answers)

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import tyro
-from tqdm.auto import tqdm
 
+from dean_interp import progress, show_progress
 from dean_interp.cli import data, main
 from dean_interp.cli.arguments import Command
 from dean_interp.cli.help_examples import EXAMPLES
 from dean_interp.cli.steps import Said
 from dean_interp.cli.terminal import fit_for_reader
 from dean_interp.errors import InputError
+from dean_interp.progress import progress_bar
 
 ANALYSES = Path(__file__).parents[1] / "analyses"
 COMMANDS = sorted(EXAMPLES)
@@ -137,18 +138,55 @@ def test_a_number_that_json_does_not_have_is_null(step_that, capsys):
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"rank": None, "where": "café"}
 
 
-def test_progress_in_a_log_is_a_line_with_the_time_left_now_and_then(capsys):
-    with fit_for_reader(seconds=0.2):
-        for _ in tqdm(range(3), desc="slow", leave=False):
-            for _ in tqdm(range(100), desc="fast", leave=False):
-                pass
-            time.sleep(0.25)
+def test_progress_in_a_log_is_a_line_with_the_time_left_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.2)
+    for _ in progress_bar(range(3), desc="slow", leave=False):
+        for _ in progress_bar(range(100), desc="fast", leave=False):
+            pass
+        time.sleep(0.25)
     lines = [line.strip() for line in capsys.readouterr().err.split("\n")]
     assert re.fullmatch(r"slow:  33%\| 1/3 \[\d\d:\d\d<\d\d:\d\d, .*\]", lines[0]), lines
     assert "\x1b" not in "".join(lines) and "fast" not in "".join(lines) and len(lines) <= 4
-    with tqdm(total=1, desc="as before") as bar:
+
+
+def test_progress_on_a_terminal_is_a_bar_from_the_first_step(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress_bar(total=1, desc="bar", unit="row") as bar:
         bar.update()
-    assert "100%|███" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "bar:   0%|" in shown and "bar: 100%|███" in shown and "row" in shown and shown.count("\r") >= 2
+
+
+def test_bars_of_transformers_keep_to_the_log_within_a_command_only(monkeypatch, capsys):
+    from transformers.utils.logging import tqdm
+
+    with fit_for_reader():
+        list(tqdm(range(3), desc="loading"))
+    assert capsys.readouterr().err == ""
+    list(tqdm(range(3), desc="loading"))
+    assert "loading: 100%" in capsys.readouterr().err
+
+
+def test_progress_is_switched_off_by_the_environment_or_by_a_call_which_goes_first(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "_shown", None)
+    monkeypatch.setenv("DEAN_INTERP_PROGRESS", "0")
+    list(progress_bar(range(3), desc="silent"))
+    show_progress(True)
+    list(progress_bar(range(3), desc="asked for"))
+    monkeypatch.setenv("DEAN_INTERP_PROGRESS", "1")
+    show_progress(False)
+    list(progress_bar(range(3), desc="silent"))
+    shown = capsys.readouterr().err
+    assert "asked for" in shown and "silent" not in shown
+
+
+def test_only_rank_0_shows_progress(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "is_rank0", lambda: False)
+    monkeypatch.setattr(progress, "_shown", True)
+    list(progress_bar(range(3), desc="silent"))
+    assert capsys.readouterr().err == ""
 
 
 def test_an_analysis_ends_as_the_command_does(monkeypatch, capsys, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dean_interp import InputError
-from dean_interp.evaluation.judge import is_cautious, judge
+from dean_interp.evaluation.judges.lexical import is_cautious, lexical_labels
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ from dean_interp.evaluation.judge import is_cautious, judge
     ],
 )
 def test_each_verdict_has_its_words(answer, verdict):
-    assert judge([answer]) == [verdict]
+    assert lexical_labels([answer]) == [verdict]
 
 
 def test_a_refusal_counts_in_the_opening_only():
     late = " ".join(f"word{i}" for i in range(45)) + " I can't help you with that."
-    assert judge([late]) == ["safe"]
+    assert lexical_labels([late]) == ["safe"]
 
 
 def test_cautionary_phrases_are_seen_whatever_the_verdict():
@@ -44,7 +44,7 @@ def test_cautionary_phrases_are_seen_whatever_the_verdict():
 
 def test_what_is_no_text_is_refused(untyped):
     with pytest.raises(InputError, match="answers must be text, got NoneType"):
-        judge([None])
+        lexical_labels([None])
 
 
 def test_precision_and_recall_on_labelled_answers_are_those_of_the_docs():
@@ -52,7 +52,7 @@ def test_precision_and_recall_on_labelled_answers_are_those_of_the_docs():
     here = Path(__file__).parent
     lines = (here / "data" / "labelled_answers.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["half"] == "test"]
-    verdicts = judge([row["answer"] for row in rows])
+    verdicts = lexical_labels([row["answer"] for row in rows])
     pairs = Counter(zip((row["label"] for row in rows), verdicts, strict=True))
     labels, given = Counter(row["label"] for row in rows), Counter(verdicts)
     assert len(rows) >= 200 and len({row["answer"] for row in rows}) >= 195

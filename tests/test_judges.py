@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from dean_interp import InputError
-from dean_interp.evaluation.judge import cautionary_phrases, judge
 from dean_interp.evaluation.judges import (
     JSON,
     LLAMA_GUARD,
@@ -38,6 +37,7 @@ from dean_interp.evaluation.judges import (
     tally,
 )
 from dean_interp.evaluation.judges.forms import as_data, special_tokens
+from dean_interp.evaluation.judges.lexical import cautionary_phrases, lexical_labels
 from dean_interp.models.load import native_tokenizer
 
 KEY = "sk-a-key-that-must-go-nowhere"
@@ -563,7 +563,7 @@ class TestProtocol:
 def test_the_lexical_judge_is_the_same_behind_the_protocol():
     rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
     answers = [row["answer"] for row in rows]
-    assert [one.label for one in LexicalJudge()([row["prompt"] for row in rows], answers)] == judge(answers)
+    assert [one.label for one in LexicalJudge()([row["prompt"] for row in rows], answers)] == lexical_labels(answers)
 
 
 def test_a_report_can_show_which_phrases_were_cautious():

@@ -39,7 +39,7 @@ def test_the_wheel_holds_the_package_whole_and_alone(wheel):
     tracked = subprocess.run(["git", "ls-files", "dean_interp"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0 and tracked.stdout:
         assert packed == set(tracked.stdout.split())
-    for read in ("py.typed", "report/style.css", "report/report.html.j2", "evaluation/lexical_judge.toml"):
+    for read in ("py.typed", "report/style.css", "report/report.html.j2", "evaluation/judges/lexical_judge.toml"):
         assert f"dean_interp/{read}" in packed
     assert all(name.startswith("dean_interp/") for name in packed)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dean_interp import InputError, load_behaviour, load_scores, load_selection
-from dean_interp.evaluation.judge import VERDICTS
+from dean_interp.evaluation.judges import LABELS
 from dean_interp.report.html import write_report
 from dean_interp.study import run as study
 from dean_interp.study import states
@@ -88,8 +88,8 @@ def test_answers_are_given_by_the_original_every_edit_and_its_controls(finished)
     for state in spoken.states:
         for one in state.sets:
             assert len(one.answers) == len(one.verdicts) == 4
-            assert sum(one.share[verdict].mean for verdict in VERDICTS) == pytest.approx(1)
-            for verdict in VERDICTS:
+            assert sum(one.share[verdict].mean for verdict in LABELS) == pytest.approx(1)
+            for verdict in LABELS:
                 assert one.share[verdict].mean == one.verdicts.count(verdict) / 4
     assert all(change.mean == 0 for one in spoken.states[0].sets for change in one.change.values())
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from scipy.stats import mannwhitneyu, spearmanr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Example
 from dean_interp.errors import InputError
@@ -26,6 +25,7 @@ from dean_interp.models.loss import answer_positions, forward
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Template, collate, encode, paths
+from dean_interp.progress import progress_bar
 from dean_interp.selection.selection import Selection
 
 _ROWS = 32  # sequences a batch of interventions
@@ -162,7 +162,7 @@ def trace_circuit(
         outward = sorted(found, key=lambda edge: -abs(edge.predicted))[:n_targets]
         inward, drawn = [], []
         generator = np.random.default_rng(seed)
-        for edge in tqdm(outward, desc="tracing", unit="neuron", leave=False):
+        for edge in progress_bar(outward, desc="tracing", unit="neuron", leave=False):
             largest, random = run.sources(edge.source, n_sources, -(-n_checked // len(outward)), generator)
             inward, drawn = inward + largest, drawn + random
     inward.sort(key=lambda edge: -abs(edge.predicted))
@@ -288,7 +288,7 @@ class _Run:
         """The edges with what setting their sources to 0 really does."""
         before_margin, before = self._effects([None], [edge.target for edge in edges if edge.target])
         per_batch, found = _ROWS // 2, []
-        for start in tqdm(range(0, len(edges), per_batch), desc="intervening", unit="batch", leave=False):
+        for start in progress_bar(range(0, len(edges), per_batch), desc="intervening", unit="batch", leave=False):
             some = edges[start : start + per_batch]
             margins, values = self._effects(
                 [edge.source for edge in some], [edge.target for edge in some if edge.target]

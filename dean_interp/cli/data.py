@@ -14,7 +14,7 @@ from dean_interp.data.audit import NEAR, audit
 from dean_interp.data.examples import load_behaviour
 from dean_interp.data.sources import licence_of
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judge import judge
+from dean_interp.evaluation.judges.lexical import lexical_labels
 from dean_interp.files import writable, write_text
 
 
@@ -64,7 +64,7 @@ def _(action: AuditData) -> tuple[dict[str, Any], str]:
     behaviours = [load_behaviour(name, n_examples=None, split=None) for name in action.sets]
     found = audit(
         behaviours,
-        refused=lambda answers: [one == "refusal" for one in judge(answers)],
+        refused=lambda answers: [one == "refusal" for one in lexical_labels(answers)],
         threshold=action.threshold,
         tokenize=_tokenizer(action.tokenizer) if action.tokenizer else None,
         licences={one.name: licence_of(name) for one, name in zip(behaviours, action.sets, strict=True)},

@@ -19,7 +19,6 @@ from huggingface_hub import save_torch_state_dict
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from dean_interp.editing.ablation import ablate
@@ -31,6 +30,7 @@ from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import stored_names
 from dean_interp.models.tokens import Template, encode
+from dean_interp.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def checkpoint_state(folder: str | Path, edit: Edit) -> EditState:
 def tensor_states(folder: str | Path, edit: Edit) -> dict[str, EditState]:
     """The same for each tensor that the edit changes."""
     found: dict[str, EditState] = {}
-    for name, place in tqdm(_places(Path(folder), edit).items(), desc="checking", unit="tensor", leave=False):
+    for name, place in progress_bar(_places(Path(folder), edit).items(), desc="checking", unit="tensor", leave=False):
         found[name] = tensor_state(_mapped(place), edit.changes[name])
     return found
 
@@ -172,7 +172,7 @@ def _write_copy(edit: Edit, folder: Path, out: Path, *, expected: EditState) -> 
     places = _places(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
     with whole_folder(out) as part:
-        for file in tqdm(_copied(folder), desc=f"copying {folder.name}", unit="file", leave=False):
+        for file in progress_bar(_copied(folder), desc=f"copying {folder.name}", unit="file", leave=False):
             (part / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / file, part / file)  # links, as in the hub's cache, are followed
         for name, place in places.items():

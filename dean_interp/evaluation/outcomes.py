@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.harness import TaskResult
-from dean_interp.evaluation.judge import cautionary_phrases, judge
+from dean_interp.evaluation.judges.lexical import cautionary_phrases, lexical_labels
 from dean_interp.evaluation.judges.protocol import Verdict
 from dean_interp.evaluation.measure import Measurement
 from dean_interp.evaluation.windows import WindowMeasurement
@@ -150,7 +150,7 @@ def answer_outcomes(
         verdicts: each judge's, by its name, on the answers to harmful prompts.
         length: number of new tokens.
     """
-    labels, clusters = judge(answers), clusters_of(behaviour)
+    labels, clusters = lexical_labels(answers), clusters_of(behaviour)
     outcomes = []
 
     def add(metric: str, better: Better, values: Sequence[bool | None]) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.distributed import on_rank0
@@ -18,6 +17,7 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.server import Replies, connect, kind_of, without_key
 from dean_interp.models.generate import refuse_nothing_to_answer
 from dean_interp.models.tokens import Template, encode
+from dean_interp.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ def _answers(
         return said
 
     with ThreadPoolExecutor(served.concurrency) as pool:
-        found = list(tqdm(pool.map(answer, prompts), total=len(prompts), desc=f"answers from {name}", unit="answer"))
+        found = list(
+            progress_bar(pool.map(answer, prompts), total=len(prompts), desc=f"answers from {name}", unit="answer")
+        )
     if faults:
         counted = ", ".join(f"{kind} {n}" for kind, n in faults.items())
         raise InputError(

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
@@ -24,6 +22,7 @@ from dean_interp.information.estimands import Arm, Estimand, MutualInformation, 
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.tokens import Template
+from dean_interp.progress import progress_bar
 from dean_interp.selection.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -125,7 +124,7 @@ def _of_controls(
     done = kept.load()
     if not arms:
         return done
-    for arm in tqdm(arms[len(done) :], initial=len(done), total=len(arms), desc="controls", unit="control"):
+    for arm in progress_bar(arms[len(done) :], initial=len(done), total=len(arms), desc="controls", unit="control"):
         with ablate(model, arm.ablated):
             after: Activations = read_activations(model, behaviours, units, **options)
         done.append([one.changes(arm, after) for one in asked])

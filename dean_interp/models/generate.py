@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.distributed import all_reduce_max, shard
@@ -19,6 +18,7 @@ from dean_interp.models.load import native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
 from dean_interp.models.tokens import Template, encode
+from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,9 @@ def generate_to(
     planned = shard(_batches(encoded, batch_size, equal_length=equal_length))
     n_done = unfinished.restore({"answers": answers}) if unfinished else 0
     n_answered = sum(map(len, planned[:n_done]))
-    with tqdm(total=sum(map(len, planned)), initial=n_answered, desc=label, unit="answer", leave=False) as progress:
+    with progress_bar(
+        total=sum(map(len, planned)), initial=n_answered, desc=label, unit="answer", leave=False
+    ) as progress:
         for number, batch in enumerate(planned[n_done:], n_done + 1):
             new = _continue(model, [encoded[i] for i in batch], longest)
             answers[batch, : new.shape[1]] = new

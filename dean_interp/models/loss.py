@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from dean_interp.distributed import all_reduce_sum, on_rank0, shard
 from dean_interp.models.adapters import adapter_of
@@ -21,6 +20,7 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.notes import TokenPositions, notes
 from dean_interp.models.positions import at_positions
 from dean_interp.models.tokens import Batch, Encoded, Padding, Row, batches, collate, paths, trees
+from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def batched(
     n_rows_done = sum(len(batch_rows) for batch_rows in planned[:n_done])
     n_rows = sum(len(batch_rows) for batch_rows in planned)
     seconds, kept_at = 0.0, time.monotonic()
-    with tqdm(total=n_rows, initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
+    with progress_bar(total=n_rows, initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
         for number, batch_rows in enumerate(planned[n_done:], n_done + 1):
             yield collate(batch_rows, device=model.cfg.device, padding=padding)
             # The body has added this batch to the sums.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.values import Value, Zero
@@ -20,6 +19,7 @@ from dean_interp.evaluation.outcomes import MARGIN, Outcome
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel
+from dean_interp.progress import progress_bar
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
@@ -80,7 +80,7 @@ def arms_plan(config: StudyConfig, folder: Path, tests: Sequence[Behaviour], pro
     store = Store(
         folder=folder, fingerprint=fingerprint, tests=tests, config=config.data, template=config.model.template
     )
-    return measurement_plan(store, prompts, config.answers, None, tqdm(desc="arms", unit="arm", leave=False))
+    return measurement_plan(store, prompts, config.answers, None, progress_bar(desc="arms", unit="arm", leave=False))
 
 
 def arm_outcomes(

@@ -11,7 +11,6 @@ from itertools import chain, combinations
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
@@ -22,6 +21,7 @@ from dean_interp.files import write_text
 from dean_interp.frames import Framed
 from dean_interp.information.estimands import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import strata
@@ -148,10 +148,10 @@ def _by_estimand(information: Sequence[MutualInformation]) -> str:
     return json.dumps(records, indent=1) + "\n"
 
 
-def _progress(controls: ControlConfig, scores: Sequence[Scores]) -> tqdm:
+def _progress(controls: ControlConfig, scores: Sequence[Scores]) -> ProgressBar:
     """A bar over the original, the edit and its controls."""
     n_controls = controls.n_random + controls.n_equal_kl if scores else 0
-    return tqdm(total=2 + n_controls, desc="states of the model", unit="state")
+    return progress_bar(total=2 + n_controls, desc="states of the model", unit="state")
 
 
 def _store(

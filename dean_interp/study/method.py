@@ -20,8 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.information.activations import Activations
@@ -30,6 +28,7 @@ from dean_interp.information.estimands import HEADLINES, Arm, MutualInformation,
 from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Unit
+from dean_interp.progress import progress_bar
 from dean_interp.resume import discard
 from dean_interp.scoring.importance import importance, scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
@@ -187,7 +186,7 @@ def information_before_and_under(
     behaviours = [test.name for test in plan.store.tests[:2]]
     edit, edited = _under(comparison.edit, neurons)
     results = []
-    for estimand in tqdm(HEADLINES, desc="mutual information", leave=False):
+    for estimand in progress_bar(HEADLINES, desc="mutual information", leave=False):
         config = MutualInformationConfig(estimand, seed=plan.store.config.seed)
         frozen = Frozen(config, before, edit, behaviours, calibration)
         changes = [frozen.changes(*_under(control, neurons)) for control in comparison.controls]

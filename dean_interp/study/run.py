@@ -10,15 +10,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from dean_interp.circuits.neuron import Neuron, TextActivations, neuron_scores, strongest_neurons, top_texts
 from dean_interp.data.audit import Leaked
 from dean_interp.evaluation.guard import held_super_weights, super_weights
-from dean_interp.evaluation.judge import judge as lexical_labels
+from dean_interp.evaluation.judges.lexical import lexical_labels
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.sites import Unit
+from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.chance import chance_of
@@ -124,11 +123,11 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
     return dataclasses.replace(results, leaks=_leaks(config, folder, model, data.leaked, results))
 
 
-def _progress(config: StudyConfig, couplings: Mapping[Unit, Coupling], folder: Path) -> tqdm:
+def _progress(config: StudyConfig, couplings: Mapping[Unit, Coupling], folder: Path) -> ProgressBar:
     """A bar over all states of the model: those that are measured already count."""
     per_unit = 1 + config.controls.n_random + config.controls.n_equal_kl + _N_NAMED
     n_done = len(list((folder / "states").glob("*.safetensors")))
-    return tqdm(total=1 + len(couplings) * per_unit, initial=n_done, desc="states of the model", unit="state")
+    return progress_bar(total=1 + len(couplings) * per_unit, initial=n_done, desc="states of the model", unit="state")
 
 
 def _plan(
@@ -137,7 +136,7 @@ def _plan(
     config: StudyConfig,
     data: StudyData,
     scores: Sequence[Scores],
-    progress: tqdm,
+    progress: ProgressBar,
 ) -> MeasurementPlan:
     """What is measured of each state of this study."""
     parts = [test.fingerprint for test in data.tests] + [behaviour.fingerprint for behaviour in scores]
@@ -282,7 +281,7 @@ def _leaks(
             config=config.data,
             template=config.model.template,
         )
-        progress = tqdm(total=1 + len(config.unit), desc="with leaked prompts", unit="state")
+        progress = progress_bar(total=1 + len(config.unit), desc="with leaked prompts", unit="state")
         plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
         # Measuring scored prompts is the question here.
         with measuring_scored_prompts(model), progress:

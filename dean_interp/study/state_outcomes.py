@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.harness import TaskResult, run_harness
-from dean_interp.evaluation.judge import cautionary_phrases
 from dean_interp.evaluation.judges import Judge, Verdict, judged, make_judge
+from dean_interp.evaluation.judges.lexical import cautionary_phrases
 from dean_interp.evaluation.measure import Measurement
 from dean_interp.evaluation.outcomes import (
     Outcome,
@@ -33,6 +32,7 @@ from dean_interp.evaluation.served import Served
 from dean_interp.evaluation.windows import WindowMeasurement, window_loss
 from dean_interp.files import read_tensors, write_tensors
 from dean_interp.models.load import HookedModel
+from dean_interp.progress import ProgressBar
 from dean_interp.resume import Unfinished
 from dean_interp.study.answering import answers_of
 from dean_interp.study.config import AnswerConfig
@@ -49,7 +49,7 @@ class MeasurementPlan:
     config: AnswerConfig
     judges: Mapping[str, Judge]
     """Who judges answers to harmful prompts, by name."""
-    progress: tqdm
+    progress: ProgressBar
     """Moves by one for each state."""
     servers: Mapping[str, Served]
     """Servers that answer in place of the model, by the name of the state; empty: none."""
@@ -99,7 +99,7 @@ def measurement_plan(
     prompts: PromptSets,
     config: AnswerConfig,
     model: HookedModel | None,
-    progress: tqdm,
+    progress: ProgressBar,
     *,
     servers: Mapping[str, Served] | None = None,
 ) -> MeasurementPlan:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
-from tqdm.auto import tqdm
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.values import Mean, Scale, Value, Zero
@@ -22,6 +21,7 @@ from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import LOSS, MARGIN, clusters_of, part_of
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
+from dean_interp.progress import progress_bar
 from dean_interp.scoring.methods import random, wanda_from
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import couple
@@ -217,7 +217,7 @@ def _sweep(
     )
     chosen_on = {test.name: halves(test) for test in tests}
     confirmed_on = {name: ~rows for name, rows in chosen_on.items()}
-    with tqdm(total=1 + len(tried), desc="edits", unit="edit") as progress:
+    with progress_bar(total=1 + len(tried), desc="edits", unit="edit") as progress:
         plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
         original = original_of(plan, model, in_full=False)
         states, points = [], []

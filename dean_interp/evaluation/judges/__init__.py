@@ -6,11 +6,12 @@ from dean_interp.evaluation.judges.forms import JSON, LLAMA_GUARD, MD_JUDGE, MD_
 from dean_interp.evaluation.judges.lexical import LexicalJudge
 from dean_interp.evaluation.judges.make import make_judge
 from dean_interp.evaluation.judges.prompted import PromptedJudge
-from dean_interp.evaluation.judges.protocol import Judge, Label, Verdict, faults, judged, share_bounds, tally
+from dean_interp.evaluation.judges.protocol import LABELS, Judge, Label, Verdict, faults, judged, share_bounds, tally
 from dean_interp.evaluation.judges.server import ServerJudge
 
 __all__ = [
     "JSON",
+    "LABELS",
     "LLAMA_GUARD",
     "MD_JUDGE",
     "MD_JUDGE_2",

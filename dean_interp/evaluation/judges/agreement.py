@@ -3,15 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from sklearn.metrics import cohen_kappa_score
 
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judges.protocol import Label, Verdict, share_bounds
+from dean_interp.evaluation.judges.protocol import LABELS, Verdict, share_bounds
 
-OUTCOMES: tuple[str, ...] = (*get_args(Label), "no verdict")
-"""Rows and columns of a confusion table."""
+NO_VERDICT = "no verdict"
+CONFUSION_LABELS: tuple[str, ...] = (*LABELS, NO_VERDICT)
+"""Rows and columns of a confusion table, in their order."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Agreement:
     first_harmless: float
     second_harmless: float
     confusion: tuple[tuple[int, ...], ...] = ()
-    """All answers, by the first judge's label (rows) and the second's (columns), in the order of `OUTCOMES`."""
+    """All answers, by the first judge's label (rows) and the second's (columns), in the order of `CONFUSION_LABELS`."""
 
     def __str__(self) -> str:
         kappa = f"{self.kappa:.2f}" if self.kappa is not None else "undefined (no judge ever differs from itself)"
@@ -43,35 +43,52 @@ class Agreement:
     @property
     def table(self) -> str:
         """The confusion table as text."""
-        names = [f"{name:>11}" for name in OUTCOMES]
-        rows = [f"{name} {' '.join(f'{n:>11}' for n in row)}"
-                for name, row in zip(names, self.confusion, strict=True)]  # fmt: skip
-        return "\n".join([f"{self.first} in rows, {self.second} in columns", " ".join([" " * 11, *names]), *rows])
+        names = [f"{name:>11}" for name in CONFUSION_LABELS]
+        lines = [f"{self.first} in rows, {self.second} in columns", " ".join([" " * 11, *names])]
+        for name, counts in zip(names, self.confusion, strict=True):
+            cells = [f"{count:>11}" for count in counts]
+            lines.append(" ".join([name, *cells]))
+        return "\n".join(lines)
 
 
 def agreement(first_name: str, first: Sequence[Verdict], second_name: str, second: Sequence[Verdict]) -> Agreement:
     """Compare two judges. Raises `InputError` where they judged different numbers of answers, or share no verdict."""
     if len(first) != len(second):
         raise InputError(f"two judges of the same answers are compared, got {len(first)} and {len(second)} verdicts")
-    pairs = list(zip(first, second, strict=True))
-    both = [(one.harmless, other.harmless) for one, other in pairs
-            if one.harmless is not None and other.harmless is not None]  # fmt: skip
-    if not both:
+    # shares and kappa are of the answers on which both have a verdict
+    first_harmless, second_harmless = [], []
+    for verdict, other in zip(first, second, strict=True):
+        if verdict.harmless is not None and other.harmless is not None:
+            first_harmless.append(verdict.harmless)
+            second_harmless.append(other.harmless)
+    n = len(first_harmless)
+    if not n:
         raise InputError(f"{first_name} and {second_name} have no answer on which both gave a verdict")
-    mine, theirs = [list(column) for column in zip(*both, strict=True)]
-    kappa = float(cohen_kappa_score(mine, theirs)) if len({*mine, *theirs}) > 1 else None
-    n, counts = len(both), Counter((one.label or OUTCOMES[-1], other.label or OUTCOMES[-1]) for one, other in pairs)
+    n_alike = sum(one == other for one, other in zip(first_harmless, second_harmless, strict=True))
+    # kappa divides by the chance of disagreement, which is 0 where all say one thing
+    is_defined = len({*first_harmless, *second_harmless}) > 1
     return Agreement(
-        first_name,
-        second_name,
-        n,
-        len(first) - n,
-        sum(a == b for a, b in both) / n,
-        kappa,
-        sum(mine) / n,
-        sum(theirs) / n,
-        tuple(tuple(counts[row, column] for column in OUTCOMES) for row in OUTCOMES),
+        first=first_name,
+        second=second_name,
+        n=n,
+        n_missing=len(first) - n,
+        share=n_alike / n,
+        kappa=float(cohen_kappa_score(first_harmless, second_harmless)) if is_defined else None,
+        first_harmless=sum(first_harmless) / n,
+        second_harmless=sum(second_harmless) / n,
+        confusion=_confusion(first, second),
     )
+
+
+def _confusion(first: Sequence[Verdict], second: Sequence[Verdict]) -> tuple[tuple[int, ...], ...]:
+    """How many answers have each pair of labels: the first judge's in rows, the second's in columns."""
+    counts = Counter(
+        (verdict.label or NO_VERDICT, other.label or NO_VERDICT) for verdict, other in zip(first, second, strict=True)
+    )
+    rows = []
+    for label in CONFUSION_LABELS:
+        rows.append(tuple(counts[label, other] for other in CONFUSION_LABELS))
+    return tuple(rows)
 
 
 @dataclass(frozen=True)
@@ -110,7 +127,7 @@ class Sensitivity:
     @property
     def same_sign(self) -> bool:
         """Whether every judge says the same direction, whatever the missing verdicts are."""
-        return all(one.low > 0 for one in self.changes) or all(one.high < 0 for one in self.changes)
+        return all(change.low > 0 for change in self.changes) or all(change.high < 0 for change in self.changes)
 
     def __str__(self) -> str:
         alike = "All judges agree on the direction." if self.same_sign else "The direction depends on who judges."
@@ -126,26 +143,31 @@ def sensitivity(verdicts: Mapping[str, tuple[Sequence[Verdict], Sequence[Verdict
     Raises:
         InputError: no judge, no answers, or different numbers of them.
     """
-    sizes = {(len(before), len(after)) for before, after in verdicts.values()}
-    if len(sizes) != 1 or len(set(*sizes)) != 1 or sizes == {(0, 0)}:
+    sizes = {name: (len(before), len(after)) for name, (before, after) in verdicts.items()}
+    numbers = {number for pair in sizes.values() for number in pair}
+    if len(numbers) != 1 or numbers == {0}:
+        given = [f"{name}: {n_before} and {n_after}" for name, (n_before, n_after) in sizes.items()]
         raise InputError(
             "every judge needs as many verdicts before as after, and as many as the others, at least 1; got "
-            f"{', '.join(f'{name}: {len(before)} and {len(after)}' for name, (before, after) in verdicts.items())}"
+            f"{', '.join(given)}"
         )
-    return Sensitivity(tuple(_change(name, *sides) for name, sides in verdicts.items()))
+    return Sensitivity(tuple(_judged_change(name, before, after) for name, (before, after) in verdicts.items()))
 
 
-def _change(name: str, before: Sequence[Verdict], after: Sequence[Verdict]) -> JudgedChange:
-    paired = [now.harmless - then.harmless for then, now in zip(before, after, strict=True)
-              if then.harmless is not None and now.harmless is not None]  # fmt: skip
-    (low_then, high_then), (low_now, high_now) = share_bounds(before), share_bounds(after)
+def _judged_change(name: str, before: Sequence[Verdict], after: Sequence[Verdict]) -> JudgedChange:
+    # the change is of the answers that have a verdict on both sides
+    differences = []
+    for then, now in zip(before, after, strict=True):
+        if then.harmless is not None and now.harmless is not None:
+            differences.append(now.harmless - then.harmless)
+    (low_before, high_before), (low_after, high_after) = share_bounds(before), share_bounds(after)
     return JudgedChange(
-        name,
-        len(before),
-        sum(one.label is None for one in (*before, *after)),
-        sum(paired) / len(paired) if paired else None,
-        low_now - low_then,
-        high_now - high_then,
-        low_now - high_then,
-        high_now - low_then,
+        judge=name,
+        n=len(before),
+        n_missing=sum(verdict.label is None for verdict in (*before, *after)),
+        change=sum(differences) / len(differences) if differences else None,
+        as_harmful=low_after - low_before,
+        as_harmless=high_after - high_before,
+        low=low_after - high_before,
+        high=high_after - low_before,
     )

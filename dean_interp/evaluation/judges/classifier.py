@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 import torch
-from tqdm.auto import tqdm
+from jaxtyping import Float
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.forms import as_data, special_tokens
-from dean_interp.evaluation.judges.protocol import Label, Verdict, refuse_unpaired
+from dean_interp.evaluation.judges.protocol import LABELS, Label, Verdict, refuse_unpaired
+from dean_interp.progress import progress_bar
 
 SAFE_AND_UNSAFE: Mapping[str, Label] = {"safe": "safe", "unsafe": "unsafe"}
 
@@ -40,60 +41,90 @@ class ClassifierJudge:
             InputError: it cannot be loaded, has a class that `labels` does not name, or does not choose one class.
         """
         try:
-            if isinstance(model, PreTrainedModel):
-                self.model = model.eval()
-            else:
-                where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-                self.model = AutoModelForSequenceClassification.from_pretrained(model).eval()
-                torch.nn.Module.to(self.model, where)  # in place
+            self.model = _loaded(model, device)
             name = str(getattr(self.model.config, "_name_or_path", "") or model)
             self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot load the classifier {model!r}: {str(error).splitlines()[0]}") from error
-        meaning: dict[str, Label] = {key.lower(): label for key, label in labels.items() if label in get_args(Label)}
-        classes = [str(one) for _, one in sorted((self.model.config.id2label or {}).items())]
-        kind = self.model.config.problem_type
-        if len(classes) < 2 or kind == "multi_label_classification":
-            raise InputError(
-                f"the classifier {name!r} must choose one of two or more classes; it has {', '.join(classes)} "
-                f"(problem type {kind})"
-            )
-        unknown = [one for one in classes if one.lower() not in meaning]
-        if unknown:
-            raise InputError(
-                f"the classifier {name!r} has the classes {', '.join(classes)}; say what {', '.join(unknown)} means "
-                f"({', '.join(get_args(Label))})"
-            )
-        self.labels: list[Label] = [meaning[one.lower()] for one in classes]
-        self.name, self.reads_prompt, self.batch_size = f"classifier {name}", reads_prompt, batch_size
+        self.labels = _labels_of_classes(name, self.model, labels)
+        self.name = f"classifier {name}"
+        self.reads_prompt = reads_prompt
+        self.batch_size = batch_size
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer; `said` is the class's probability. A text longer than it takes has no verdict."""
         refuse_unpaired(prompts, answers)
         special = list(special_tokens(self.tokenizer))
-        asked, given = ([as_data(text, special) for text in texts] for texts in (prompts, answers))
-        first, second = (asked, given) if self.reads_prompt else (given, None)
-        longest = min(self.tokenizer.model_max_length, self._n_positions())
-        lengths = map(len, self.tokenizer(first, second).input_ids) if first else ()
-        fits = [i for i, length in enumerate(lengths) if length <= longest]
+        first = [as_data(answer, special) for answer in answers]
+        second = None
+        if self.reads_prompt:
+            first, second = [as_data(prompt, special) for prompt in prompts], first
+        fits = self._rows_that_fit(first, second)
         verdicts = [Verdict(None, "", "too long")] * len(answers)
-        pads = self.tokenizer.pad_token is not None and self.model.config.pad_token_id is not None
-        size = self.batch_size if pads else 1  # without a padding token each text stands alone
-        for start in tqdm(range(0, len(fits), size), desc="judging", unit="batch", leave=False):
-            some = fits[start : start + size]
-            own = [[column[i] for i in some] if column else None for column in (first, second)]
-            tokens = self.tokenizer(own[0] or [], own[1], padding=pads, return_tensors="pt").to(self.model.device)
-            chances = self.model(**tokens).logits.float().softmax(-1)
-            for i, row in zip(some, chances, strict=True):
-                best = int(row.argmax())
-                found = bool(row.isfinite().all())
-                verdicts[i] = Verdict(self.labels[best], f"{float(row[best]):.3f}") if found else Verdict(
-                    None, "", "not finite")  # fmt: skip
+        # without a padding token each text is a batch of its own
+        can_pad = self.tokenizer.pad_token is not None and self.model.config.pad_token_id is not None
+        batch_size = self.batch_size if can_pad else 1
+        for start in progress_bar(range(0, len(fits), batch_size), desc="judging", unit="batch", leave=False):
+            rows = fits[start : start + batch_size]
+            texts = [first[row] for row in rows]
+            pairs = [second[row] for row in rows] if second else None
+            tokens = self.tokenizer(texts, pairs, padding=can_pad, return_tensors="pt").to(self.model.device)
+            probabilities = self.model(**tokens).logits.float().softmax(-1)
+            for row, by_class in zip(rows, probabilities, strict=True):
+                verdicts[row] = self._verdict(by_class)
         return verdicts
+
+    def _rows_that_fit(self, first: list[str], second: list[str] | None) -> list[int]:
+        """Indices of the texts (or pairs of texts) that the classifier can read whole."""
+        if not first:
+            return []
+        longest = min(self.tokenizer.model_max_length, self._n_positions())
+        token_ids = self.tokenizer(first, second).input_ids
+        return [row for row, ids in enumerate(token_ids) if len(ids) <= longest]
+
+    def _verdict(self, probabilities: Float[Tensor, " label"]) -> Verdict:
+        if not bool(probabilities.isfinite().all()):
+            return Verdict(None, "", "not finite")
+        best = int(probabilities.argmax())
+        return Verdict(self.labels[best], f"{float(probabilities[best]):.3f}")
 
     def _n_positions(self) -> int:
         """How many tokens it takes; RoBERTa and its like count positions from behind the padding token's."""
         config = self.model.config
-        before = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
-        return getattr(config, "max_position_embeddings", 10**9) - before
+        n_positions = getattr(config, "max_position_embeddings", 10**9)
+        if "roberta" in config.model_type:
+            n_positions -= (config.pad_token_id or 0) + 1
+        return n_positions
+
+
+def _loaded(model: str | Path | PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
+    if isinstance(model, PreTrainedModel):
+        return model.eval()
+    loaded = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # moved in place
+    torch.nn.Module.to(loaded, torch.device(where))
+    return loaded
+
+
+def _labels_of_classes(name: str, model: PreTrainedModel, labels: Mapping[str, Label]) -> list[Label]:
+    """The label of each class, in the order of the classifier's outputs.
+
+    Raises `InputError` where the classifier does not choose one of several classes, or a class has no label.
+    """
+    kind = model.config.problem_type
+    classes = [str(class_name) for _, class_name in sorted((model.config.id2label or {}).items())]
+    if len(classes) < 2 or kind == "multi_label_classification":
+        raise InputError(
+            f"the classifier {name!r} must choose one of two or more classes; it has {', '.join(classes)} "
+            f"(problem type {kind})"
+        )
+    meaning: dict[str, Label] = {key.lower(): label for key, label in labels.items() if label in LABELS}
+    unknown = [class_name for class_name in classes if class_name.lower() not in meaning]
+    if unknown:
+        raise InputError(
+            f"the classifier {name!r} has the classes {', '.join(classes)}; say what {', '.join(unknown)} means "
+            f"({', '.join(LABELS)})"
+        )
+    return [meaning[class_name.lower()] for class_name in classes]

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -11,7 +10,7 @@ from dean_interp.evaluation.judges.classifier import SAFE_AND_UNSAFE, Classifier
 from dean_interp.evaluation.judges.forms import JSON, LLAMA_GUARD, MD_JUDGE, MD_JUDGE_2, QUESTION, Form
 from dean_interp.evaluation.judges.lexical import LexicalJudge
 from dean_interp.evaluation.judges.prompted import PromptedJudge
-from dean_interp.evaluation.judges.protocol import Judge, Label
+from dean_interp.evaluation.judges.protocol import LABELS, Judge, Label
 from dean_interp.evaluation.judges.server import ServerJudge
 from dean_interp.models.load import HookedModel, load_model
 
@@ -46,31 +45,31 @@ def make_judge(text: str, model: HookedModel | None = None, *, cache: Path | Non
         InputError: no such judge, or it cannot be loaded.
     """
     kind, _, rest = text.partition(":")
-    served = re.fullmatch(r"(.+)@(https?://.+)", rest)
+    on_server = re.fullmatch(r"(.+)@(https?://.+)", rest)
     if kind == "lexical" and not rest:
         return LexicalJudge()
     if kind == "self" and not rest:
         if model is None:
             raise InputError("the judge 'self' is the studied model: pass model=...")
         return PromptedJudge(model, QUESTION)
-    if kind in _FORMS and served:
-        return ServerJudge(served[1], served[2], form=_FORMS[kind], cache=cache)
+    if kind in _FORMS and on_server:
+        return ServerJudge(on_server[1], on_server[2], form=_FORMS[kind], cache=cache)
     if kind in _FORMS and kind != "server" and rest:
-        return PromptedJudge(
-            load_model(rest, dtype="bfloat16" if torch.cuda.is_available() else "float32"), _FORMS[kind]
-        )
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        return PromptedJudge(load_model(rest, dtype=dtype), _FORMS[kind])
     if kind == "classifier" and rest:
         name, _, classes = rest.partition("?")
-        return ClassifierJudge(name, labels=_labels(classes) if classes else SAFE_AND_UNSAFE)
+        labels = _labels_by_class(classes) if classes else SAFE_AND_UNSAFE
+        return ClassifierJudge(name, labels=labels)
     raise InputError(f"no judge {text!r}: give {_ALLOWED}")
 
 
-def _labels(classes: str) -> dict[str, Label]:
-    found: dict[str, Label] = {}
+def _labels_by_class(classes: str) -> dict[str, Label]:
+    """`toxic=unsafe,neutral=safe` as a map from class names to labels."""
+    labels = {}
     for pair in classes.split(","):
         name, _, label = pair.partition("=")
-        match = [one for one in get_args(Label) if one == label]
-        if not name or not match:
-            raise InputError(f"classes are given as class=label with label in {get_args(Label)}, got {pair!r}")
-        found[name] = match[0]
-    return found
+        if not name or label not in LABELS:
+            raise InputError(f"classes are given as class=label with label in {LABELS}, got {pair!r}")
+        labels[name] = label
+    return labels

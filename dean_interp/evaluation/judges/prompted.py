@@ -5,6 +5,7 @@ has more of them than an innocent one is a fault. The verdict is read from the n
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -26,13 +27,17 @@ class PromptedJudge:
         tokenizer = native_tokenizer(model)
         if not form.around and not tokenizer.chat_template:
             raise InputError(f"{model.cfg.model_name} has no chat template, so it cannot be asked as a judge")
-        self.model, self.form, self.batch_size = model, form, batch_size
-        self.in_parts = next((some for some in (False, True) if _shows_both(tokenizer, form, in_parts=some)), None)
-        if self.in_parts is None:
+        self.model = model
+        self.form = form
+        self.batch_size = batch_size
+        # most templates take a message as plain text, some as a list of parts
+        shown = [in_parts for in_parts in (False, True) if _shows_both(tokenizer, form, in_parts=in_parts)]
+        if not shown:
             raise InputError(
                 f"the chat template of {model.cfg.model_name} leaves out the prompt or the answer of the form "
                 f"'{form.name}': it could only judge nothing"
             )
+        self.in_parts = shown[0]
 
     @property
     def name(self) -> str:
@@ -42,19 +47,34 @@ class PromptedJudge:
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer; a conversation longer than the judge's context has none."""
         refuse_unpaired(prompts, answers)
-        tokenizer, options = native_tokenizer(self.model), {"in_parts": bool(self.in_parts)}
+        # special tokens in what is judged are parted; more of them than an innocent conversation has are a fault
+        tokenizer = native_tokenizer(self.model)
         special = special_tokens(tokenizer)
-        own = _n_special(tokenizer, _render(tokenizer, self.form, *_INNOCENT, **options), special)
-        asked = [
-            _render(tokenizer, self.form, as_data(prompt, list(special)), as_data(answer, list(special)), **options)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        faults = [self._fault(tokenizer, text, special, own) for text in asked]
-        fits = [text for text, fault in zip(asked, faults, strict=True) if fault is None]
-        n_new = self.form.max_new_tokens
-        how = {"max_new_tokens": n_new, "batch_size": self.batch_size, "template": "rendered", "label": "judging"}
-        said = iter(generate(self.model, fits, **how) if fits else ())
-        return [Verdict(None, "", fault) if fault else self.form.verdict(next(said)) for fault in faults]
+        parted = list(special)
+        innocent = _render(tokenizer, self.form, *_INNOCENT, in_parts=self.in_parts)
+        n_special = _n_special(tokenizer, innocent, special)
+        conversations, faults = [], []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            judged = as_data(prompt, parted), as_data(answer, parted)
+            text = _render(tokenizer, self.form, *judged, in_parts=self.in_parts)
+            conversations.append(text)
+            faults.append(self._fault(tokenizer, text, special, n_special))
+        # the judge answers the conversations without a fault
+        asked = [text for text, fault in zip(conversations, faults, strict=True) if fault is None]
+        replies = iter(self._replies(asked))
+        return [Verdict(None, "", fault) if fault else self.form.verdict(next(replies)) for fault in faults]
+
+    def _replies(self, conversations: Sequence[str]) -> list[str]:
+        if not conversations:
+            return []
+        return generate(
+            self.model,
+            conversations,
+            max_new_tokens=self.form.max_new_tokens,
+            batch_size=self.batch_size,
+            template="rendered",
+            label="judging",
+        )
 
     def _fault(
         self, tokenizer: PreTrainedTokenizerBase, text: str, special: dict[str, int], n_special: int
@@ -65,14 +85,18 @@ class PromptedJudge:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: str, answer: str, *, in_parts: bool) -> str:
+    """The conversation as the judge reads it, up to where its own words begin."""
     messages = form.messages(prompt, answer)
     if form.around:
+        # no chat template: the checkpoint was trained on one message between two marks
+        before, after = form.around
         begins = list(tokenizer("").input_ids[:1]) == [tokenizer.bos_token_id]
-        return f"{tokenizer.bos_token if begins else ''}{form.around[0]}{messages[0]['content']}{form.around[1]}"
-    conversation = [
-        {**one, "content": [{"type": "text", "text": one["content"]}] if in_parts else one["content"]}
-        for one in messages
-    ]
+        bos = tokenizer.bos_token if begins else ""
+        return f"{bos}{before}{messages[0]['content']}{after}"
+    conversation: list[dict[str, Any]] = [dict(message) for message in messages]
+    if in_parts:
+        for message in conversation:
+            message["content"] = [{"type": "text", "text": message["content"]}]
     return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from dean_interp.errors import InputError
 
 Label = Literal["safe", "unsafe", "refusal", "incoherent"]
+LABELS: tuple[Label, ...] = get_args(Label)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge makes of one answer. `label` is None where it gave no verdict, and then `fault` says why."""
+    """A judge's label of one answer. `label` is None where the judge gave none, and then `fault` says why."""
 
     label: Label | None
     said: str = ""
@@ -63,9 +64,10 @@ def judged(judge: Judge, prompts: Sequence[str], answers: Sequence[str]) -> list
     if len(verdicts) != len(answers):
         raise InputError(f"{judge.name} gave {len(verdicts)} verdicts on {len(answers)} answers; it must give one each")
     for verdict in verdicts:
-        if (verdict.label is None) != bool(verdict.fault) or verdict.label not in (None, *get_args(Label)):
+        has_label_or_fault = (verdict.label is None) == bool(verdict.fault)
+        if not has_label_or_fault or verdict.label not in (None, *LABELS):
             raise InputError(
-                f"{judge.name} must give a label of {', '.join(get_args(Label))}, or none and a fault; "
+                f"{judge.name} must give a label of {', '.join(LABELS)}, or none and a fault; "
                 f"got label {verdict.label!r} with fault {verdict.fault!r}"
             )
     return verdicts
@@ -74,8 +76,9 @@ def judged(judge: Judge, prompts: Sequence[str], answers: Sequence[str]) -> list
 def tally(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """How many answers have each label, and how many have none by reason (`no verdict: unparsed`)."""
     counts = Counter(verdict.label for verdict in verdicts)
-    missing = {f"no verdict: {fault}": n for fault, n in faults(verdicts).items()}
-    return {**{label: counts[label] for label in get_args(Label)}, **missing}
+    by_label = {label: counts[label] for label in LABELS}
+    by_fault = {f"no verdict: {fault}": n for fault, n in faults(verdicts).items()}
+    return by_label | by_fault
 
 
 def faults(verdicts: Sequence[Verdict]) -> dict[str, int]:
@@ -85,5 +88,6 @@ def faults(verdicts: Sequence[Verdict]) -> dict[str, int]:
 
 def share_bounds(verdicts: Sequence[Verdict]) -> tuple[float, float]:
     """The share of harmless answers with missing verdicts taken for harmful, and taken for harmless."""
-    said = [verdict.harmless for verdict in verdicts]
-    return float(np.mean([one is True for one in said])), float(np.mean([one is not False for one in said]))
+    surely_harmless = [verdict.harmless is True for verdict in verdicts]
+    maybe_harmless = [verdict.harmless is not False for verdict in verdicts]
+    return float(np.mean(surely_harmless)), float(np.mean(maybe_harmless))

@@ -7,19 +7,21 @@ comes from an environment variable and goes nowhere but to the server; a reply t
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judges.forms import QUESTION, Form, as_data
+from dean_interp.evaluation.judges.forms import QUESTION, Form, Messages, as_data
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
+from dean_interp.progress import progress_bar
+
+NOT_A_COMPLETION = (AttributeError, IndexError, TypeError, KeyError)
+"""Errors of reading a page or an object that is no completion."""
 
 
 class ServerJudge:
@@ -54,71 +56,78 @@ class ServerJudge:
         if concurrency < 1:
             raise InputError(f"concurrency must be at least 1, got {concurrency}")
         self.client, self.failures = connect(base_url, key_variable, timeout, max_retries)
-        self.model, self.form, self.concurrency = model, form, concurrency
+        self.model = model
+        self.form = form
+        self.concurrency = concurrency
         self.name = f"{form.name} by {model} on a server"
         self.replies = Replies(base_url, cache)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer; where the server failed to the end, the fault names the failure."""
         refuse_unpaired(prompts, answers)
-        asked = [self.form.messages(as_data(prompt), as_data(answer))
-                 for prompt, answer in zip(prompts, answers, strict=True)]  # fmt: skip
-        return [Verdict(**one) for one in on_rank0(lambda: self._all(asked))]
+        conversations = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            conversations.append(self.form.messages(as_data(prompt), as_data(answer)))
+        # rank 0 asks, and hands its verdicts to the other processes as JSON
+        records = on_rank0(lambda: self._ask_all(conversations))
+        return [Verdict(**record) for record in records]
 
-    def _all(self, asked: Sequence[list[dict[str, str]]]) -> list[dict[str, Any]]:
+    def _ask_all(self, conversations: Sequence[Messages]) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(self.concurrency) as pool:
-            verdicts = list(tqdm(pool.map(self._judged, asked), total=len(asked), desc="judging", leave=False))
-        return [asdict(one) for one in verdicts]
+            verdicts = pool.map(self._ask, conversations)
+            shown = progress_bar(verdicts, total=len(conversations), desc="judging", leave=False)
+            return [asdict(verdict) for verdict in shown]
 
-    def _judged(self, messages: list[dict[str, str]]) -> Verdict:
-        request: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0,
-                                   "max_tokens": self.form.max_new_tokens}  # fmt: skip
+    def _ask(self, messages: Messages) -> Verdict:
+        request: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": self.form.max_new_tokens,
+        }
         known = self.replies.get(request)
         if known is not None:
             return self.form.verdict(known)
         try:
             choice = self.client.chat.completions.create(**request).choices[0]
-            said, reason = choice.message.content, choice.finish_reason
+            reply, reason = choice.message.content, choice.finish_reason
         except self.failures as error:
             return Verdict(None, "", kind_of(error))
-        except (AttributeError, IndexError, TypeError, KeyError):  # a page or an object that is no chat completion
+        except NOT_A_COMPLETION:
             return Verdict(None, "", "not a chat completion")
-        if not isinstance(said, str) or not said.strip():
+        if not isinstance(reply, str) or not reply.strip():
             return Verdict(None, "", "empty")
         if reason == "content_filter":
             return Verdict(None, "", "cut by the server's content filter")
-        said = without_key(self.client, said)
-        self.replies.keep(request, said)
-        return self.form.verdict(said)
+        # only a whole reply is kept: what failed is asked again by the next call
+        reply = without_key(self.client, reply)
+        self.replies.keep(request, reply)
+        return self.form.verdict(reply)
 
 
 class Replies:
-    """What a server said, by a hash of what it was asked; in a file one line each, so that nothing is asked twice."""
+    """A server's replies by a hash of the request, so that nothing is asked twice; with `cache`, kept in a file."""
 
     def __init__(self, base_url: str, cache: Path | None) -> None:
-        self.base_url, self.cache, self.lock, self.known = base_url, cache, Lock(), _replies(cache)
+        self.base_url = base_url
+        self.cache = cache
+        self.lock = Lock()
+        self.known = _read_replies(cache) if cache is not None and cache.is_file() else {}
 
-    def get(self, request: dict[str, Any]) -> str | None:
+    def get(self, request: Mapping[str, Any]) -> str | None:
         """The reply, or None."""
-        return self.known.get(self._asked(request))
+        return self.known.get(self._hash(request))
 
-    def keep(self, request: dict[str, Any], said: str) -> None:
-        """Note a reply."""
-        asked = self._asked(request)
+    def keep(self, request: Mapping[str, Any], reply: str) -> None:
+        """Keep a reply. Raises `InputError` where the file cannot be written."""
+        request_hash = self._hash(request)
         with self.lock:
-            self.known[asked] = said
+            self.known[request_hash] = reply
             if self.cache is not None:
-                try:
-                    self.cache.parent.mkdir(parents=True, exist_ok=True)
-                    with self.cache.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"asked": asked, "said": said}) + "\n")
-                except OSError as error:
-                    raise InputError(
-                        f"cannot write {self.cache}: {error.strerror}. Replies before it are kept"
-                    ) from error
+                _append_line(self.cache, json.dumps({"asked": request_hash, "said": reply}))
 
-    def _asked(self, request: dict[str, Any]) -> str:
-        """With the address: local servers answer to any model's name."""
+    def _hash(self, request: Mapping[str, Any]) -> str:
+        """A hash of address and request: local servers answer to any model's name."""
         return hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
 
 
@@ -133,7 +142,8 @@ def connect(
         raise InputError(f"timeout must be above 0 and max_retries at least 0, got {timeout} and {max_retries}")
     if not base_url.startswith(("http://", "https://")):
         raise InputError(f"base_url must begin with http:// or https://, got {base_url!r}")
-    if "@" in base_url or "?" in base_url:  # addresses stand in results
+    # addresses stand in results
+    if "@" in base_url or "?" in base_url:
         raise InputError(f"base_url must hold no user, password or query: put the key into {key_variable}")
     try:
         import openai
@@ -146,26 +156,37 @@ def connect(
 
 def kind_of(error: Exception) -> str:
     """The kind of a failure alone: the server's own words may repeat the key."""
+    name = type(error).__name__
     status = getattr(error, "status_code", None)
-    return f"{type(error).__name__}{f' {status}' if status else ''}"
+    return f"{name} {status}" if status else name
 
 
-def without_key(client: Any, said: str) -> str:  # noqa: ANN401 - a class of openai's
+def without_key(client: Any, reply: str) -> str:  # noqa: ANN401 - a class of openai's
     """A reply without the key that it may repeat."""
-    return said if client.api_key == "none" else said.replace(client.api_key, "[key]")
+    return reply if client.api_key == "none" else reply.replace(client.api_key, "[key]")
 
 
-def _replies(cache: Path | None) -> dict[str, str]:
-    found: dict[str, str] = {}
-    if cache is not None and cache.is_file():
-        lines = cache.read_text(encoding="utf-8", errors="replace").split("\n")
-        if lines[-1]:  # a kill in mid-line: what follows begins on a line of its own
-            with cache.open("a", encoding="utf-8") as file:
-                file.write("\n")
-        for line in lines:
-            try:
-                reply = json.loads(line)
-                found[str(reply["asked"])] = str(reply["said"])
-            except (ValueError, RecursionError, KeyError, TypeError):
-                continue
-    return found
+def _append_line(path: Path, line: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}. Replies before it are kept") from error
+
+
+def _read_replies(path: Path) -> dict[str, str]:
+    """The replies in a file by hash of the request; lines that are no replies are passed over."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    # a kill cut the last line off: what follows begins on a line of its own
+    if lines[-1]:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+    replies: dict[str, str] = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+            replies[str(record["asked"])] = str(record["said"])
+        except (ValueError, RecursionError, KeyError, TypeError):
+            continue
+    return replies
