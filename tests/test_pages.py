@@ -36,19 +36,26 @@ from dean_interp.report.html import (
 )
 from dean_interp.report.neuron_page import neuron_view
 from dean_interp.study.arms import ArmResults
-from dean_interp.study.config import StudyConfig
+from dean_interp.study.config import (
+    AnswerConfig,
+    CalibrationConfig,
+    ControlConfig,
+    DataConfig,
+    ModelConfig,
+    StudyConfig,
+    SweepConfig,
+)
+from dean_interp.study.data import test_sets
 from dean_interp.study.results import InformationResults
 from dean_interp.study.run import run_study
-from dean_interp.study.sweep import SweepConfig, run_sweep
+from dean_interp.study.sweep import run_sweep
 
 ATTACKS = ("<script>document.body.id='hit'</script>", "</script><img src=x onerror=\"document.body.id='hit'\">",
            "\" onload=\"document.body.id='hit'", "' onmouseover='x", "{{7*7}}", "{% raw %}", "javascript:alert(1)",
            "<!--", "]]>", "&lt;i&gt;", "$\\frac{$", "\u2028</title></style></svg><b>")  # fmt: skip
 NAMES = ("<script>{{7*7}}", '" onload="x\' $a$ &amp;', "<img src=x onerror=x>")
 """Of behaviours; a name holds no slash."""
-SIZES = {"n_calibration": 4, "n_test": 12, "n_general_test": 12, "n_random": 1, "n_equal_kl": 1, "n_answers": 2,
-         "max_new_tokens": 4, "n_answer_controls": 1, "neuron_fraction": 0.1, "weight_fraction": 0.05,
-         "information_fraction": 0.3, "answer_tokens": 4, "device": "cpu", "over_refusal": ()}  # fmt: skip
+CONTROLS = ControlConfig(n_random=1, n_equal_kl=1)
 
 
 class Parsed(HTMLParser):
@@ -101,8 +108,17 @@ def hostile(one_layer, tmp_path_factory):
     for name in NAMES:
         some = rows(name, 6, "calibration") + rows(name, 14, "test")
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    sources = dict(zip(("first", "second", "general"), (str(folder / f"{name}.jsonl") for name in NAMES), strict=True))
-    return StudyConfig(model=str(model), **sources, **SIZES)
+    first, second, general = (str(folder / f"{name}.jsonl") for name in NAMES)
+    return StudyConfig(
+        model=ModelConfig(str(model), device="cpu"),
+        data=DataConfig(first, second, general, n_test=12, n_general_test=12, answer_tokens=4),
+        calibration=CalibrationConfig(n_calibration=4),
+        controls=CONTROLS,
+        answers=AnswerConfig(over_refusal=(), n_answers=2, answer_lengths=(4,), n_answer_controls=1),
+        neuron_fraction=0.1,
+        weight_fraction=0.05,
+        information_fraction=0.3,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +129,7 @@ def study(hostile, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(hostile):
-    return load_model(hostile.model, device="cpu")
+    return load_model(hostile.model.name, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +142,21 @@ def pages(hostile, study, model, tmp_path_factory) -> dict[str, Path]:
         for one in results.texts
     )
     results = dataclasses.replace(results, texts=texts)
-    tests, _ = hostile.tests()
+    tests, _ = test_sets(hostile.data)
     site = Site(0, "neurons")
     chosen = Selection({site: torch.tensor([1, 3])}, {site: (model.cfg.d_mlp,)})
     neuron = neuron_view(model, site, 3, tests, selections={everything: chosen}, answer_tokens=4)
     example = Example(ATTACKS[0], {"safe": ATTACKS[1], "unsafe": ATTACKS[2]})
     circuit = trace_circuit(model, chosen, example, n_targets=2, n_checked=6)
-    sweep = run_sweep(
-        SweepConfig(hostile, neuron_fractions=(0.1,), weight_fractions=(0.05,), n_controls=1), folder / "sweep"
+    tried = SweepConfig(
+        model=hostile.model,
+        data=hostile.data,
+        calibration=hostile.calibration,
+        neuron_fractions=(0.1,),
+        weight_fractions=(0.05,),
+        controls=CONTROLS,
     )
+    sweep = run_sweep(tried, folder / "sweep")
     lines = tuple(dataclasses.replace(line, metric=everything, on=everything) for line in neuron.view.effect[:1])
     arms = ArmResults(everything, everything, {everything: everything, "command": everything}, (everything,),
                       {everything: lines})  # fmt: skip
@@ -175,7 +197,7 @@ def test_a_real_browser_runs_nothing_that_text_brought_in(kind, pages, tmp_path)
 
 
 def test_tables_in_notebooks_are_text_too(hostile, study):
-    behaviour = load_behaviour(hostile.first, n_examples=4)
+    behaviour = load_behaviour(hostile.data.first, n_examples=4)
     for shown in (behaviour, study[1], study[1].units[0]):
         refuse_markup(shown._repr_html_(), 0)
     assert "&lt;script&gt;" in behaviour._repr_html_()

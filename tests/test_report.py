@@ -3,36 +3,65 @@ import json
 import re
 
 import pytest
+import tyro
 from browser import needs_browser, opened
-from test_study import config, finished  # noqa: F401 - fixtures
 
 from dean_interp.cli.main import main
-from dean_interp.report.figures import (
+from dean_interp.report.figures import estimates_beside_truth, power_by_prompts, to_svg
+from dean_interp.report.html import options_of, write_comparison, write_information_report, write_report
+from dean_interp.report.page import INTERVALS
+from dean_interp.report.study_figures import (
     coupled_per_layer,
     coupling_against_chance,
     effect_against_controls,
-    estimates_beside_truth,
     information_per_layer,
-    power_by_prompts,
-    to_svg,
-    verdicts_by_state,
+    labels_by_state,
 )
-from dean_interp.report.html import write_comparison, write_information_report, write_report
+from dean_interp.study.config import AnswerConfig, ControlConfig, DataConfig, ModelConfig, StudyConfig
+from dean_interp.study.controls import RANDOM_CONTROLS, RandomControl, size_matched
 from dean_interp.study.results import InformationResults, load_record, save_record
+
+pytestmark = [pytest.mark.slow, pytest.mark.product]
 
 
 @pytest.fixture(scope="module")
-def report(finished, tmp_path_factory):  # noqa: F811
-    return write_report(finished[1], tmp_path_factory.mktemp("report"))
+def report(finished_study, tmp_path_factory):
+    return write_report(finished_study[1], tmp_path_factory.mktemp("report"))
 
 
-def test_the_report_says_the_headline_and_every_state(report, finished):  # noqa: F811
+def test_the_report_says_the_headline_and_every_state(report, finished_study):
     text = report.read_text()
-    for one in finished[1].units:
+    for one in finished_study[1].units:
         assert one.headline in text
         assert all(f"<td>{one.unit} {state.name}</td>" in text for state in one.states)
-    assert all(f"<td>{state.name}</td>" in text for state in finished[1].spoken.states)
-    assert text.count('<svg role="img"') == 11
+    edits = [state for state in finished_study[1].answers.states if state.kind == "edit"]
+    assert len(edits) == 2 and all(f"<th>{state.title}</th>" in text for state in edits)
+    assert text.count('<svg role="img"') == 11 and text.count(INTERVALS) == 1
+
+
+def test_the_report_shows_every_line_of_every_edit(report, finished_study):
+    text = report.read_text()
+    table = text[text.index("Everything that was measured") : text.index("What the model answers")]
+    lines = [line for unit in finished_study[1].units for line in unit.edit.lines]
+    assert {"margin of safe over unsafe", "KL on answers"} < {line.metric for line in lines}
+    assert any(line.metric.startswith("incoherent answers") for line in lines)
+    assert all(f'colspan="10">{line.metric} <span' in table for line in lines)
+    assert table.count("<tr><td>") == len(lines)
+
+
+def test_a_new_kind_of_control_and_a_new_measurement_appear_by_themselves(finished_study, tmp_path, monkeypatch):
+    monkeypatch.setitem(RANDOM_CONTROLS, "third", RandomControl(size_matched, "same third thing"))
+    results = finished_study[1]
+    neurons = results.of("neuron")
+    control = next(state for state in neurons.states if state.kind == "random")
+    line = dataclasses.replace(neurons.edit.lines[0], metric="a new metric", on="a new set")
+    edit = dataclasses.replace(neurons.edit, lines=(*neurons.edit.lines, line))
+    states = (edit, *neurons.states[1:], dataclasses.replace(control, name="third 1", kind="third"))
+    changed = dataclasses.replace(neurons, states=states)
+    text = write_report(dataclasses.replace(results, units=(changed, *results.units[1:])), tmp_path).read_text()
+    assert "<td>1 random, same third thing</td>" in text and "a new metric" in text and "<td>a new set</td>" in text
+    assert "random, same third thing" in to_svg(effect_against_controls(changed), "title")
+    assert "random, same third thing" not in to_svg(effect_against_controls(neurons), "title")
 
 
 def test_the_report_loads_nothing_from_a_network(report):
@@ -43,25 +72,25 @@ def test_the_report_loads_nothing_from_a_network(report):
     assert len(text.encode()) < 5_000_000
 
 
-def test_text_from_data_cannot_break_out_of_the_page(finished, tmp_path):  # noqa: F811
-    results = finished[1]
+def test_text_from_data_cannot_break_out_of_the_page(finished_study, tmp_path):
+    results = finished_study[1]
     evil = dataclasses.replace(results.texts[0], tokens=("</script><b>x", *results.texts[0].tokens[1:]))
     text = write_report(dataclasses.replace(results, texts=(evil,)), tmp_path).read_text()
     assert "</script><b>x" not in text
 
 
-def test_every_figure_draws(finished):  # noqa: F811
+def test_every_figure_draws(finished_study):
     draws = (effect_against_controls, coupled_per_layer, coupling_against_chance)
-    drawn = [draw(one) for one in finished[1].units for draw in draws]
-    drawn += [information_per_layer(one) for unit in finished[1].units for one in unit.information]
+    drawn = [draw(one) for one in finished_study[1].units for draw in draws]
+    drawn += [information_per_layer(one) for unit in finished_study[1].units for one in unit.information]
     drawn.append(power_by_prompts({"a fall": [0.2, 0.9]}, [24, 48]))
     drawn.append(estimates_beside_truth([("one", 0.4, 0.41, 0.3, 0.5)], "nats"))
-    for figure in (*drawn, verdicts_by_state(finished[1].spoken)):
+    for figure in (*drawn, labels_by_state(finished_study[1].answers)):
         assert to_svg(figure, "title").startswith('<svg role="img" aria-label="title"')
 
 
-def test_the_page_of_estimands_holds_every_number_and_draws_every_variant(finished, tmp_path):  # noqa: F811
-    informations = finished[1].of("neuron").information
+def test_the_page_of_estimands_holds_every_number_and_draws_every_variant(finished_study, tmp_path):
+    informations = finished_study[1].of("neuron").information
     results = InformationResults("a model", {"silenced": "<b>some</b>", "command": "a command"}, informations)
     text = write_information_report(results, tmp_path).read_text()
     assert text.count('<svg role="img"') == 3 == len(list(tmp_path.glob("*.svg"))), "one and two variants"
@@ -73,9 +102,9 @@ def test_the_page_of_estimands_holds_every_number_and_draws_every_variant(finish
     assert load_record(InformationResults, tmp_path / "information.json", "results") == results
 
 
-def test_a_study_of_one_unit_without_answers_has_a_report_too(finished, tmp_path):  # noqa: F811
-    results = finished[1]
-    weights = dataclasses.replace(results, units=results.units[1:], spoken=None, neurons=(), texts=())
+def test_a_study_of_one_unit_without_answers_has_a_report_too(finished_study, tmp_path):
+    results = finished_study[1]
+    weights = dataclasses.replace(results, units=results.units[1:], answers=None, neurons=(), texts=())
     text = write_report(weights, tmp_path).read_text()
     assert text.count("<svg") == 5 and "What the model answers" not in text
 
@@ -87,9 +116,10 @@ def test_a_real_browser_draws_the_report_with_the_network_blocked(report, tmp_pa
     assert view.count("<span") > 20, "the circuitsvis view is empty"
 
 
-def test_several_runs_stand_on_one_page_with_what_differs_between_them(finished, tmp_path):  # noqa: F811
-    results = finished[1]
-    other = dataclasses.replace(results, config=dataclasses.replace(results.config, seed=7), units=results.units[:1])
+def test_several_runs_stand_on_one_page_with_what_differs_between_them(finished_study, tmp_path):
+    results = finished_study[1]
+    data = dataclasses.replace(results.config.data, seed=7)
+    other = dataclasses.replace(results, config=dataclasses.replace(results.config, data=data), units=results.units[:1])
     text = write_comparison({"one": results, "<b>two": other}, tmp_path / "comparison.html").read_text()
     assert all(f"<td>one</td><td>{unit.unit}</td>" in text for unit in results.units)
     assert "<td>seed</td><td>0</td><td>7</td>" in text and text.count("<td>seed</td>") == 1
@@ -97,18 +127,35 @@ def test_several_runs_stand_on_one_page_with_what_differs_between_them(finished,
     assert "--seed 7" in text and "<b>two" not in text and "&lt;b&gt;two" in text
 
 
-def test_the_command_reports_one_run_or_compares_several(finished, tmp_path, capsys):  # noqa: F811
-    folder = str(finished[0])
+def test_the_command_on_a_page_makes_the_same_settings_again():
+    config = StudyConfig(
+        model=ModelConfig("a model", dtype="bfloat16"),
+        data=DataConfig(first="a b.csv", n_test=16, answer_tokens=None),
+        controls=ControlConfig(n_random=99),
+        answers=AnswerConfig(over_refusal=(), answer_lengths=(8, 16), window=200),
+        unit=("neuron",),
+        neuron_fraction=(0.01, 0.02, 0.03),
+        report_leaked=True,
+    )
+    words = options_of(config, StudyConfig())
+    assert words[:4] == ["--model", "a model", "--dtype", "bfloat16"] and "--n-equal-kl" not in words
+    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    assert tyro.cli(StudyConfig, args=words, config=settings) == config
+    assert options_of(StudyConfig(), StudyConfig()) == []
+
+
+def test_the_command_reports_one_run_or_compares_several(finished_study, tmp_path, capsys):
+    folder = str(finished_study[0])
     assert main(["report", folder, folder, "--out", str(tmp_path / "both.html")]) == 0
     assert (tmp_path / "both.html").is_file() and "both.html" in capsys.readouterr().out
     assert main(["report", folder, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"report": str(finished[0] / "report.html")}
+    assert json.loads(capsys.readouterr().out) == {"report": str(finished_study[0] / "report.html")}
     assert main(["report"]) == 2 and "name at least one run folder" in capsys.readouterr().err
 
 
 @needs_browser
-def test_a_click_on_a_heading_sorts_by_numbers_and_a_second_click_turns_it_round(finished, tmp_path):  # noqa: F811
-    results = finished[1]
+def test_a_click_on_a_heading_sorts_by_numbers_and_a_second_click_turns_it_round(finished_study, tmp_path):
+    results = finished_study[1]
     page = write_comparison({"one": results}, tmp_path / "comparison.html")
     silenced = [one.state("edit").n_units for one in results.units]
     assert silenced != sorted(silenced, reverse=True) or silenced != sorted(silenced)

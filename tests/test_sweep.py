@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from dean_interp import InputError, importance, load_behaviour
 from dean_interp.cli.main import main
-from dean_interp.report.html import write_sweep_report
+from dean_interp.report.html import options_of, write_sweep_report
+from dean_interp.report.page import INTERVALS
 from dean_interp.scoring.methods import wanda, wanda_from
 from dean_interp.study import sweep as module
 from dean_interp.study.config import StudyConfig
+from dean_interp.study.controls import RANDOM_CONTROLS
 from dean_interp.study.sweep import SweepConfig, halves, load_sweep, pareto_front, run_sweep
 
 seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -141,10 +143,13 @@ def test_the_report_shows_every_edit_and_the_command_says_the_headline(config, s
     folder, sweep = swept
     text = write_sweep_report(sweep, tmp_path).read_text()
     assert all(f"<td>{point.name}</td>" in text for point in sweep.points) and text.count("<svg") == 1
-    options = ["--model", config.study.model, "--n-calibration", "12", "--n-test", "24", "--n-general-test", "24",
-               "--n-answers", "0", "--device", "cpu", "--neuron-fractions", "0.075", "0.15", "--weight-fractions",
-               "0.01", "0.03", "--methods", "importance", "wanda", "random", "--values", "0", "0.5", "mean",
-               "--n-controls", "2"]  # fmt: skip
+    front = [point for point in sweep.points if point.on_front]
+    for kind in RANDOM_CONTROLS.values():
+        assert text.count(f"random, {kind.label}</td>") == len(front)
+    metrics = {line.metric for line in sweep.points[0].confirmed_on.lines}
+    assert len(metrics) >= 3 and all(f"<h3>{metric} <span" in text for metric in metrics)
+    assert text.count(INTERVALS) == 1
+    options = options_of(config, SweepConfig())
     assert main(["sweep", *options, "--out", str(folder), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["headline"] in (folder / "sweep.html").read_text().replace("&#39;", "'")

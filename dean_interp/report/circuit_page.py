@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dean_interp.circuits.graph import Circuit, Edge, Node
 from dean_interp.report.figures import predicted_against_measured, to_svg
-from dean_interp.report.html import Page, rendered
+from dean_interp.report.page import Page, rendered
 
 _LEFT, _STEP, _LAYER, _TOP, _FOOT = 44.0, 40.0, 20.0, 36.0, 110.0
 _START = 15  # percent of the largest edge that is shown at first

@@ -1,72 +1,50 @@
-"""The report: one HTML file from results alone, with nothing to load from a network."""
+"""The pages of studies, sweeps, estimates and arms: one HTML file each, from results alone, nothing from a network."""
 
 import dataclasses
-import html
 import shlex
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
-from circuitsvis.activations import text_neuron_activations
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from dean_interp.evaluation.outcomes import Line, p_text
 from dean_interp.files import write_text
 from dean_interp.information.estimands import HEADLINES
-from dean_interp.report.figures import (
-    changes_by_arm,
+from dean_interp.report.figures import changes_by_arm, to_svg
+from dean_interp.report.page import rendered
+from dean_interp.report.study_figures import (
     coupled_per_layer,
     coupling_against_chance,
     effect_against_controls,
     information_per_layer,
+    labels_by_state,
     sweep_plane,
-    to_svg,
-    verdicts_by_state,
 )
+from dean_interp.report.tables import control_rows, line_groups, metric_tables, single_row, unit_rows
 from dean_interp.selection.stability import STABLE
 from dean_interp.statistics import Interval
 from dean_interp.study.arms import ArmResults
-from dean_interp.study.outcome import RANDOM_KINDS
-from dean_interp.study.results import AnswerSet, InformationResults, Results, State, UnitResults, save_record
-from dean_interp.study.sweep import Sweep, sweep_headline
-
-
-class Page:
-    """A page that a notebook shows in a frame of its own, and that can be kept as a file."""
-
-    frame_rem = 40
-    """Height of the frame."""
-
-    def html(self) -> str:
-        """The page: nothing in it is loaded from a network."""
-        raise NotImplementedError
-
-    def save(self, path: str | Path) -> Path:
-        """Write the page to a file, its folder too; return its path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, self.html())
-        return path
-
-    def _repr_html_(self) -> str:
-        style = f"width:100%;height:{self.frame_rem}rem;border:0"
-        return f'<iframe srcdoc="{html.escape(self.html())}" style="{style}"></iframe>'
+from dean_interp.study.controls import is_random
+from dean_interp.study.results import InformationResults, Results, UnitResults, save_record
+from dean_interp.study.sweep import Sweep, objectives, sweep_headline
 
 
 def write_report(results: Results, folder: Path) -> Path:
     """Write `report.html` into the folder and return its path."""
+    answers = results.answers
     page = rendered(
         "report.html.j2",
         results=results,
         behaviours=results.behaviours,
-        groups={one.unit: _groups(one) for one in results.units},
-        n_controls=results.config.n_random + results.config.n_equal_kl,
+        rows={kind.unit: unit_rows(kind) for kind in results.units},
+        lines={kind.unit: line_groups(kind.edit.lines) for kind in results.units},
+        n_controls={kind.unit: _n_random_controls(kind) for kind in results.units},
         least_stable=STABLE,
-        figures={one.unit: _figures(one) for one in results.units},
-        verdicts=to_svg(verdicts_by_state(results.spoken), "Verdicts on the answers") if results.spoken else "",
-        neuron_view=neuron_view(results) if results.neurons else "",
+        headlines=HEADLINES,
+        figures={kind.unit: _figures(kind) for kind in results.units},
+        labels=to_svg(labels_by_state(answers), "Labels of the answers") if answers else "",
+        neuron_view=activations_view(results) if results.neurons else "",
         command=_command(results),
     )
     path = folder / "report.html"
@@ -76,25 +54,13 @@ def write_report(results: Results, folder: Path) -> Path:
 
 def write_comparison(runs: Mapping[str, Results], path: Path) -> Path:
     """Write a page of several runs side by side, by name; return its path."""
-    behaviours = list(dict.fromkeys(name for results in runs.values() for name in results.behaviours))
-    changes = {
-        f"{behaviour} margin": {
-            f"{name}, {one.unit}s": one.state("edit").change[behaviour]
-            for name, results in runs.items() for one in results.units if behaviour in results.behaviours
-        } for behaviour in behaviours
-    }  # fmt: skip
-    settings = {name: vars(results.config) for name, results in runs.items()}
-    differing = {
-        setting: [some[setting] for some in settings.values()]
-        for setting in next(iter(settings.values())) if len({str(some[setting]) for some in settings.values()}) > 1
-    }  # fmt: skip
     page = rendered(
         "comparison.html.j2",
         title=f"{len(runs)} runs side by side" if len(runs) > 1 else "One run",
         runs=runs,
-        behaviours=behaviours,
-        figure=to_svg(changes_by_arm(changes, "change (nats per token)"), "Changes of both margins by run"),
-        differing=differing,
+        behaviours=list(dict.fromkeys(name for results in runs.values() for name in results.behaviours)),
+        figure=to_svg(changes_by_arm(_changes_by_run(runs), "change (nats per token)"), "Changes of margins by run"),
+        differing=_differing_settings(runs),
         commands={name: _command(results) for name, results in runs.items()},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,12 +70,20 @@ def write_comparison(runs: Mapping[str, Results], path: Path) -> Path:
 
 def write_sweep_report(sweep: Sweep, folder: Path) -> Path:
     """Write `sweep.html` into the folder and return its path."""
+    front = {}
+    for point in sweep.points:
+        if point.on_front:
+            chosen = single_row(point.chosen_on, "where it was chosen", objectives)
+            confirmed = single_row(point.confirmed_on, "confirmed", objectives)
+            front[point.name] = [confirmed, chosen, *control_rows(point.controls, objectives)]
     page = rendered(
         "sweep.html.j2",
         sweep=sweep,
         objectives=sweep.objectives,
         headline=sweep_headline(sweep),
         figure=to_svg(sweep_plane(sweep), "Edits by their change of both behaviours and ability"),
+        front=front,
+        tables=metric_tables({point.name: point.confirmed_on.lines for point in sweep.points}),
     )
     path = folder / "sweep.html"
     write_text(path, page)
@@ -118,21 +92,23 @@ def write_sweep_report(sweep: Sweep, folder: Path) -> Path:
 
 def write_information_report(results: InformationResults, folder: Path) -> Path:
     """Write `information.html` and one SVG file a figure into the folder; return the page's path."""
-    drawn = {
-        f"{one.name}{'.' if variant else ''}{variant.replace(' ', '_')}": (
-            one, variant, to_svg(information_per_layer(one, variant), f"{one.estimand} per layer {variant}")
-        )
-        for one in results.informations
-        for variant in one.variants
-    }  # fmt: skip
-    for name, (_, _, figure) in drawn.items():
-        write_text(folder / f"{name}.svg", figure)
+    drawn = []
+    for information in results.informations:
+        for variant in information.variants:
+            figure = to_svg(information_per_layer(information, variant), f"{information.estimand} per layer {variant}")
+            suffix = f".{variant.replace(' ', '_')}" if variant else ""
+            write_text(folder / f"{information.name}{suffix}.svg", figure)
+            drawn.append((information, variant, figure))
+    headlines = []
+    for information in results.informations:
+        if information.estimand in HEADLINES and information.is_default:
+            headlines.append(information.headline)
     page = rendered(
         "information.html.j2",
         results=results,
-        drawn=drawn.values(),
+        drawn=drawn,
         headlines=HEADLINES,
-        verdict=" ".join(one.headline for one in results.informations if one.estimand in HEADLINES and one.is_default),
+        verdict=" ".join(headlines),
     )
     path = folder / "information.html"
     write_text(path, page)
@@ -144,8 +120,7 @@ def write_figure_page(path: Path, *, title: str, text: str, figure: Figure) -> P
     drawn = to_svg(figure, title)
     write_text(path.with_suffix(".svg"), drawn)
     paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
-    page = rendered("figure.html.j2", title=title, paragraphs=paragraphs, figure=drawn)
-    write_text(path, page)
+    write_text(path, rendered("figure.html.j2", title=title, paragraphs=paragraphs, figure=drawn))
     return path
 
 
@@ -155,64 +130,61 @@ def write_arms_report(results: ArmResults, folder: Path, figures: Mapping[str, F
     drawn = {title: to_svg(figure, title) for title, figure in figures.items()}
     for title, figure in drawn.items():
         write_text(folder / f"{title.lower().replace(' ', '_')}.svg", figure)
-    blocks: dict[str, dict[str, set[str]]] = {}
-    for line in (line for lines in results.arms.values() for line in lines):
-        blocks.setdefault(line.metric, {}).setdefault(line.on, set()).add(_level(line))
-    page = rendered("arms.html.j2", results=results, figures=drawn, blocks=blocks)
+    page = rendered("arms.html.j2", results=results, figures=drawn, tables=metric_tables(results.arms))
     path = folder / "report.html"
     write_text(path, page)
     return path
 
 
-def _level(line: Line) -> str:
-    return _percent(line.before.mean) if line.unit.startswith("share") else f"{line.before.mean:.3f}"
+def settings_of(record: object) -> dict[str, object]:
+    """Every setting of a record and of the groups within it, by its name on the command line."""
+    settings: dict[str, object] = {}
+    hints = get_type_hints(type(record), include_extras=True)
+    for name, value in vars(record).items():
+        if dataclasses.is_dataclass(value):
+            settings |= settings_of(value)
+        else:
+            settings[_option_name(name, hints[name])] = value
+    return settings
 
 
-def _changed(line: Line) -> str:
-    return _points(line.change) if line.unit.startswith("share") else _interval(line.change)
+def _option_name(field: str, hint: object) -> str:
+    """The name of a field on the command line: its own, unless its type gives another (`tyro.conf.arg`)."""
+    for mark in getattr(hint, "__metadata__", ()):
+        if getattr(mark, "name", None):
+            return mark.name
+    return field
 
 
-def rendered(template: str, **values: object) -> str:
-    """A page from its template, with the style of all pages."""
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=FunctionLoader(_text), **options)
-    environment.filters |= {
-        "tiny": lambda value: f"{value:.2g}",
-        "signed": _signed,
-        "interval": _interval,
-        "p": _p,
-        "percent": _percent,
-    }
-    environment.filters |= {
-        "percent_of": lambda fraction: f"{100 * fraction:g} %",
-        "share_or_change": _share_or_change,
-        "changed": _changed,
-    }
-    return environment.get_template(template).render(style=_text("style.css"), sorting=_text("sort.js"), **values)
+def options_of(record: object, default: object) -> list[str]:
+    """The words of a command line for every setting that is not the default's."""
+    words = []
+    defaults = settings_of(default)
+    for name, value in settings_of(record).items():
+        if value != defaults[name]:
+            words.append(f"--{name.replace('_', '-')}")
+            # A switch takes no value.
+            if value is not True:
+                words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return words
 
 
-def _text(name: str) -> str:
-    return (files("dean_interp.report") / name).read_text(encoding="utf-8")
+def _command(results: Results) -> str:
+    """The command that makes these results."""
+    return shlex.join(["dean-interp", "run", *options_of(results.config, type(results.config)())])
 
 
-def _figures(results: UnitResults) -> dict[str, str]:
-    return {
-        "effect": to_svg(effect_against_controls(results), f"Effect of the {results.unit} edit against its controls"),
-        "layers": to_svg(coupled_per_layer(results), f"Coupled {results.unit}s per layer"),
-        "chance": to_svg(coupling_against_chance(results), f"Coupled {results.unit}s between floor and ceiling"),
-        **{
-            one.estimand: to_svg(information_per_layer(one), f"{one.estimand} per layer, {results.unit}s")
-            for one in results.information
-        },
-    }
-
-
-def neuron_view(results: Results) -> str:
+def activations_view(results: Results) -> str:
     """The circuitsvis view of the strongest coupled neurons over real text, script included."""
+    # It is slow to import, and only this view needs it.
+    from circuitsvis.activations import text_neuron_activations
+
+    # A "</script>" among the tokens would end the page.
+    tokens = []
+    for text in results.texts:
+        tokens.append([token.replace("<", "‹") for token in text.tokens])
     view = text_neuron_activations(
-        tokens=[
-            [token.replace("<", "‹") for token in text.tokens] for text in results.texts
-        ],  # "</script>" ends a page
+        tokens=tokens,
         activations=[np.array(text.activations)[:, None, :] for text in results.texts],
         first_dimension_name="Set",
         first_dimension_labels=["coupled"],
@@ -222,53 +194,39 @@ def neuron_view(results: Results) -> str:
     return view.local_src
 
 
-def _groups(results: UnitResults) -> list[tuple[str, list[State]]]:
-    """States as the table shows them: singles first, then each kind of random control as one group."""
-    single = [(state.name, [state]) for state in results.states if state.kind not in RANDOM_KINDS]
-    grouped = [(kind, [state for state in results.states if state.kind == kind]) for kind in RANDOM_KINDS]
-    return [*single, *grouped]
+def _figures(results: UnitResults) -> dict[str, str]:
+    units = f"{results.unit}s"
+    figures = {
+        "effect": to_svg(effect_against_controls(results), f"Effect of the {results.unit} edit against its controls"),
+        "layers": to_svg(coupled_per_layer(results), f"Coupled {units} per layer"),
+        "chance": to_svg(coupling_against_chance(results), f"Coupled {units} between floor and ceiling"),
+    }
+    for information in results.information:
+        figure = information_per_layer(information)
+        figures[information.estimand] = to_svg(figure, f"{information.estimand} per layer, {units}")
+    return figures
 
 
-def options_of(record: object, default: object) -> list[str]:
-    """The words of a command line for every field that is not the default; records within it are left out."""
-    words = []
-    for name, value in vars(record).items():
-        if value != getattr(default, name) and not dataclasses.is_dataclass(value):
-            several = value if isinstance(value, tuple) else (value,)
-            words += [f"--{name.replace('_', '-')}", *map(str, several)]
-    return words
+def _n_random_controls(results: UnitResults) -> int:
+    return sum(is_random(state.kind) for state in results.states)
 
 
-def _command(results: Results) -> str:
-    """The command that makes these results: every option that is not the default."""
-    return shlex.join(["dean-interp", "run", *options_of(results.config, type(results.config)())])
+def _changes_by_run(runs: Mapping[str, Results]) -> dict[str, dict[str, Interval]]:
+    """The change of each behaviour's margin under every edit of every run."""
+    changes: dict[str, dict[str, Interval]] = {}
+    for name, results in runs.items():
+        for kind in results.units:
+            for behaviour, change in kind.edit.change.items():
+                changes.setdefault(f"{behaviour} margin", {})[f"{name}, {kind.unit}s"] = change
+    return changes
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _interval(values: Interval | Sequence[float]) -> str:
-    if isinstance(values, Interval):
-        return str(values).replace("-", "−")
-    return f"{_signed(sum(values) / len(values))} [{_signed(min(values))}, {_signed(max(values))}]"
-
-
-def _share_or_change(answers: AnswerSet, verdict: str, kind: str) -> str:
-    """The original's share; of any other state the paired change in points."""
-    if kind == "original":
-        return _percent(answers.share[verdict].mean)
-    return _points(answers.change[verdict])
-
-
-def _points(change: Interval) -> str:
-    mean, low, high = (f"{100 * value:+.0f}".replace("-", "−") for value in (change.mean, change.low, change.high))
-    return f"{mean} [{low}, {high}]"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
-def _p(value: float) -> str:
-    return p_text(value) if value < 0.1 else f"{value:.2f}"
+def _differing_settings(runs: Mapping[str, Results]) -> dict[str, list[object]]:
+    """The settings that are not the same in all runs, with their values in the order of the runs."""
+    settings = [settings_of(results.config) for results in runs.values()]
+    differing = {}
+    for name in settings[0]:
+        values = [config[name] for config in settings]
+        if len({str(value) for value in values}) > 1:
+            differing[name] = values
+    return differing

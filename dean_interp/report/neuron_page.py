@@ -10,7 +10,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Template
 from dean_interp.report.figures import activations_by_behaviour, to_svg
-from dean_interp.report.html import Page, rendered
+from dean_interp.report.page import Page, rendered
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 
