@@ -112,7 +112,7 @@ def headline(unit: Unit, edit: StateResults, primary: Primary, perplexity: float
         parts.append(f"{n_better} of {n_controls} random controls do at least as well on {line.on}")
     verdict = "The primary outcome was reached." if primary.reached else "The primary outcome was not reached."
     return (
-        f"{verdict} Silencing {edit.n_units} coupled {unit}s changes {changes} nats per token; {' and '.join(parts)} "
+        f"{verdict} Silencing {edit.n_units} coupled {unit}{'s' if edit.n_units > 1 else ''} changes {changes} nats per token; {' and '.join(parts)} "
         f"(p = {primary.p_larger:.2f}). Perplexity on general text goes from {perplexity:.1f} to "
         f"{edit.perplexity:.1f}."
     )

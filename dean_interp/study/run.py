@@ -10,15 +10,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dean_interp.circuits.neuron import Neuron, TextActivations, neuron_scores, strongest_neurons, top_texts
+from dean_interp.circuits.neuron import neuron_scores
 from dean_interp.data.audit import Leaked
 from dean_interp.evaluation.guard import held_super_weights, super_weights
-from dean_interp.evaluation.judges.lexical import lexical_labels
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.sites import Unit
 from dean_interp.progress import ProgressBar, progress_bar
-from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.chance import chance_of
 from dean_interp.selection.coupling import Coupling
@@ -40,10 +38,7 @@ from dean_interp.study.method import (
     score,
 )
 from dean_interp.study.results import (
-    Answers,
-    AnswerSet,
     Results,
-    StateAnswers,
     StateResults,
     TestLeak,
     UnitResults,
@@ -51,11 +46,10 @@ from dean_interp.study.results import (
     save_results,
 )
 from dean_interp.study.run_folder import Clock, note_checksums, owned
+from dean_interp.study.shown import shown_answers, shown_neurons, shown_texts
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
 from dean_interp.study.store import State, Store, fingerprint_of
 
-N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32
-"""Neurons, texts and examples behind them that the report shows."""
 _N_NAMED = 4
 """Named controls that a unit has at most."""
 
@@ -106,7 +100,7 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
             answering += [measured for measured in (comparison.edit, *comparison.controls) if measured.answers]
             clock.lap(f"{unit}s: edit and controls")
     units = _with_faults(model, units, couplings, state_results(original, original))
-    texts = _texts(folder, model, config, data, couplings, scores)
+    texts = shown_texts(folder, model, config, data, couplings, scores)
     clock.lap("neuron views")
     results = Results(
         config=config,
@@ -115,8 +109,8 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
         d_mlp=model.cfg.d_mlp,
         original=state_results(original, original),
         units=tuple(units),
-        answers=_answers(plan, answering),
-        neurons=tuple(neuron_scores(neuron, scores) for neuron in _shown_neurons(couplings, scores)),
+        answers=shown_answers(plan, answering),
+        neurons=tuple(neuron_scores(neuron, scores) for neuron in shown_neurons(couplings, scores)),
         texts=texts,
         leaks=(),
     )
@@ -221,49 +215,6 @@ def _with_faults(
         silenced = held_super_weights(couplings[results.unit].coupled, known)
         flagged.append(dataclasses.replace(results, faults=faults(results.edit, original, silenced)))
     return flagged
-
-
-def _shown_neurons(couplings: Mapping[Unit, Coupling], scores: Sequence[Scores]) -> list[Neuron]:
-    """The strongest coupled neurons; none where neurons were not studied."""
-    if "neuron" not in couplings:
-        return []
-    return strongest_neurons(couplings["neuron"].coupled, scores[0], scores[1], n_neurons=N_NEURONS)
-
-
-def _texts(
-    folder: Path,
-    model: HookedModel,
-    config: StudyConfig,
-    data: StudyData,
-    couplings: Mapping[Unit, Coupling],
-    scores: Sequence[Scores],
-) -> tuple[TextActivations, ...]:
-    """Test texts on which the strongest coupled neurons fire most."""
-    neurons = _shown_neurons(couplings, scores)
-    if not neurons:
-        return ()
-    shown = [dataclasses.replace(test, examples=test.examples[:N_TEXT_EXAMPLES]) for test in data.tests]
-    key = fingerprint_of(model_fingerprint(model), *(test.fingerprint for test in shown))
-    unfinished = Unfinished(folder / "texts.unfinished", key)
-    texts = top_texts(model, neurons, shown, n_texts=N_TEXTS, template=config.model.template, unfinished=unfinished)
-    unfinished.discard()
-    return tuple(texts)
-
-
-def _answers(plan: MeasurementPlan, answering: Sequence[StateOutcomes]) -> Answers | None:
-    """What the states said, at the largest length."""
-    if not plan.prompts.all:
-        return None
-    states = []
-    for measured in answering:
-        assert measured.answers is not None
-        sets = []
-        for name, answers in measured.answers.longest.items():
-            sets.append(AnswerSet(behaviour=name, answers=tuple(answers), labels=tuple(lexical_labels(answers))))
-        state = measured.state
-        states.append(StateAnswers(name=state.name, kind=state.kind, unit=state.unit, sets=tuple(sets)))
-    prompts = {behaviour.name: tuple(behaviour.prompts) for behaviour in plan.prompts.all}
-    return Answers(judges=tuple(plan.judges), prompts=prompts, states=tuple(states))
 
 
 def _leaks(
