@@ -110,9 +110,10 @@ def headline(unit: Unit, edit: StateResults, primary: Primary, perplexity: float
     for line in margins:
         n_better = sum(change >= line.change.mean for change in line.control_changes)
         parts.append(f"{n_better} of {n_controls} random controls do at least as well on {line.on}")
+    units = f"{unit}s" if edit.n_units > 1 else unit
     verdict = "The primary outcome was reached." if primary.reached else "The primary outcome was not reached."
     return (
-        f"{verdict} Silencing {edit.n_units} coupled {unit}{'s' if edit.n_units > 1 else ''} changes {changes} nats per token; {' and '.join(parts)} "
+        f"{verdict} Silencing {edit.n_units} coupled {units} changes {changes} nats per token; {' and '.join(parts)} "
         f"(p = {primary.p_larger:.2f}). Perplexity on general text goes from {perplexity:.1f} to "
         f"{edit.perplexity:.1f}."
     )
