@@ -101,7 +101,7 @@ def edited(given: Durability, calibration: list[Behaviour]) -> dict[str, Path]:
             model = model or load_model(config.model, device=config.device, dtype=config.dtype)
             own = [score_into(given.out, model, one, config).of(unit) for one in calibration]
             folder.parent.mkdir(exist_ok=True)
-            export(create_edit(model, coupling(*own, fraction=config.fraction(unit)).coupled), model, folder)
+            export(model, create_edit(model, coupling(*own, fraction=config.fraction(unit)).coupled), folder)
         found[f"{unit} edit"] = folder
     return found
 

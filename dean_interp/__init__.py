@@ -7,7 +7,7 @@ from dean_interp.circuits.graph import Circuit, trace_circuit
 from dean_interp.data.examples import Behaviour, Example, load_behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, create_edit, revert_edit
-from dean_interp.editing.checkpoint import apply_to_checkpoint, revert_checkpoint
+from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, revert_edit_in_checkpoint
 from dean_interp.editing.edit import Edit, load_edit
 from dean_interp.editing.patching import patch_activations
 from dean_interp.errors import InputError
@@ -47,7 +47,7 @@ __all__ = [
     "Site",
     "ablate",
     "apply_edit",
-    "apply_to_checkpoint",
+    "apply_edit_to_checkpoint",
     "coupled",
     "coupling",
     "create_edit",
@@ -64,8 +64,8 @@ __all__ = [
     "patch_activations",
     "random_arm_like",
     "random_like",
-    "revert_checkpoint",
     "revert_edit",
+    "revert_edit_in_checkpoint",
     "select",
     "top_count",
     "top_fraction",
