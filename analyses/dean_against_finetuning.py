@@ -19,7 +19,7 @@ from published_numbers import published
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp import Selection, couple, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuningConfig, FineTuningMethod
@@ -109,7 +109,7 @@ def edits(
     taken, controls = {}, {}
     for unit in config.units:
         own = [one.of(unit) for one in scores]
-        chosen[f"DEAN, {unit}s"] = edit = coupling(*own, fraction=config.fraction(unit)).coupled
+        chosen[f"DEAN, {unit}s"] = edit = couple(*own, fraction=config.fraction(unit)).coupled
         matched = strata(model, own)
         controls[f"DEAN, {unit}s"] = [
             arms.take(f"{unit} random {i}", model, random_like(edit, matched, seed=config.seed * 1000 + i))

@@ -21,7 +21,7 @@ import torch
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Behaviour, coupling, create_edit, load_behaviour, load_model
+from dean_interp import Behaviour, couple, create_edit, load_behaviour, load_model
 from dean_interp.cli.ending import script
 from dean_interp.editing.checkpoint import export
 from dean_interp.evaluation.outcomes import Outcome
@@ -101,7 +101,7 @@ def edited(given: Durability, calibration: list[Behaviour]) -> dict[str, Path]:
             model = model or load_model(config.model, device=config.device, dtype=config.dtype)
             own = [score_into(given.out, model, one, config).of(unit) for one in calibration]
             folder.parent.mkdir(exist_ok=True)
-            export(model, create_edit(model, coupling(*own, fraction=config.fraction(unit)).coupled), folder)
+            export(model, create_edit(model, couple(*own, fraction=config.fraction(unit)).coupled), folder)
         found[f"{unit} edit"] = folder
     return found
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Behaviour, InputError, Selection, coupling, load_behaviour, load_model, random_like
+from dean_interp import Behaviour, InputError, Selection, couple, load_behaviour, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.data.examples import draw
 from dean_interp.evaluation.outcomes import Outcome
@@ -82,7 +82,7 @@ def selected(
     scores = [score_into(folder, model, draw(one, n, seed=config.seed), config) for one in whole]
     for unit in config.units:
         own = [one.of(unit) for one in scores]
-        edit = coupling(*own, fraction=config.fraction(unit)).coupled
+        edit = couple(*own, fraction=config.fraction(unit)).coupled
         if len(edit):
             matched = strata(model, own)
             found.append((unit, edit, [random_like(edit, matched, seed=seed) for seed in range(n_controls)]))

@@ -20,7 +20,7 @@ import tyro
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp import Selection, couple, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.editing.values import Restore
 from dean_interp.evaluation.outcomes import Outcome
@@ -73,7 +73,7 @@ def run(given: Mediation) -> ArmResults:
         chosen, controls = {}, {}
         for unit in config.units:
             own = [one.of(unit) for one in scores]
-            edit, matched = coupling(*own, fraction=config.fraction(unit)).coupled, strata(model, own)
+            edit, matched = couple(*own, fraction=config.fraction(unit)).coupled, strata(model, own)
             random = [random_like(edit, matched, seed=config.seed * 1000 + i) for i in range(n_controls)]
             chosen[unit] = edit
             for name, base, other in ((restored(unit), tuned, model), (moved(unit), model, tuned)):

@@ -22,7 +22,7 @@ from dean_interp import (
     Scores,
     Selection,
     ablate,
-    coupling,
+    couple,
     importance,
     load_behaviour,
     load_model,
@@ -113,7 +113,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     model = load_model(given.model)
     scores = scored(model, given.out)
-    coupled = coupling(*scores, fraction=TOP).coupled
+    coupled = couple(*scores, fraction=TOP).coupled
     matched = strata(model, scores)
     tests = [load_behaviour(name, n_examples=given.n_test, split="test") for name in NAMES[:2]]
     calibration = [load_behaviour(name, n_examples=96) for name in NAMES[:2]]

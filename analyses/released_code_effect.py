@@ -19,7 +19,7 @@ import tyro
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp import Selection, couple, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Line
 from dean_interp.models.sites import Site
@@ -61,7 +61,7 @@ def run(given: ReleasedEffect) -> ArmResults:
         model = load_model(config.model, device=config.device, dtype=config.dtype)
         original = arms.take("original", model)
         first, second, general = (score_into(given.out, model, one, config).of("weight") for one in calibration)
-        found = coupling(first, second, general, fraction=config.weight_fraction)
+        found = couple(first, second, general, fraction=config.weight_fraction)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that it is no intersection is what is shown here
             fraction = found.fractions[0]

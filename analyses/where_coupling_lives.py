@@ -24,7 +24,7 @@ from dean_interp import (
     InputError,
     ScoringConfig,
     Selection,
-    coupling,
+    couple,
     importance,
     load_behaviour,
     load_model,
@@ -76,7 +76,7 @@ def run(given: Where) -> ArmResults:
             scores.append([score_into(folder, model, one, config) for one in behaviours])
         said, panels = [], {}
         for unit in config.units:
-            found = [coupling(*(one.of(unit) for one in some), fraction=config.fraction(unit)) for some in scores]
+            found = [couple(*(one.of(unit) for one in some), fraction=config.fraction(unit)) for some in scores]
             own = [one.of(unit) for one in scores[0]]
             said += [where(unit, found[0], model, own), stability(unit, found)]
             panels[unit] = layers(found[0].coupled, found[0].both)

@@ -25,8 +25,8 @@ from dean_interp.models.demo import demo_model_folder
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
 from dean_interp.report.figures import to_svg
-from dean_interp.scoring.importance import prepare
 from dean_interp.scoring.plan import _HEAP, _Probe
+from dean_interp.scoring.preparation import prepare
 from dean_interp.study.forecast import batch_bytes
 
 BASE = {"layers": 8, "width": 512, "d_mlp": 1536, "examples": 48}

@@ -19,10 +19,11 @@ from dean_interp.models.load import load_model
 from dean_interp.models.sites import Site
 from dean_interp.report.circuit_page import CircuitPage
 from dean_interp.report.neuron_page import NeuronPage, neuron_view
-from dean_interp.scoring.importance import ScoringConfig, importance
+from dean_interp.scoring.importance import importance
+from dean_interp.scoring.preparation import ScoringConfig
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import random_like
-from dean_interp.selection.coupling import Coupling, coupled, coupling
+from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.expression import select
 from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
 
@@ -48,8 +49,7 @@ __all__ = [
     "ablate",
     "apply_edit",
     "apply_edit_to_checkpoint",
-    "coupled",
-    "coupling",
+    "couple",
     "create_edit",
     "generate",
     "importance",

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dean_interp.editing.values import Restore, Value, Zero, activation_change, new_weights
+from dean_interp.editing.values import ActivationChange, Restore, Value, Zero, activation_change, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
@@ -65,11 +65,13 @@ def ablate(
     refuse_foreign(model, selection)
     if isinstance(value, Restore):
         selection = weights_that_make(model, selection, value.other)
+    # Each site of neurons gets a hook on its activation.
     watch = _Watch()
-    silencers = _silencers(model, selection, value, positions, watch)
+    silencers = _silencers(model, selection, value=value, positions=positions, watch=watch)
+    # Each matrix gets a hook on its product. Ablations that are open already have changed some of its weights.
     outer: _Changed = model.__dict__.get(_CHANGED, {})
     inner, removers = dict(outer), {}
-    for site, change in _weight_changes(model, selection, value, positions, outer).items():
+    for site, change in _weight_changes(model, selection, value=value, positions=positions, outer=outer).items():
         removers[site] = _remover(model, site, change, positions)
         inner[site, positions] = _joined(outer.get((site, positions)), change)
         # An ablation of weights alone changes every pass or none, so it is known now whether it does.
@@ -89,6 +91,7 @@ def weights_that_make(model: HookedModel, selection: Selection, other: HookedMod
     neurons = {site.layer: units for site, units in selection.units.items() if site.unit == "neuron" and len(units)}
     if not neurons:
         return selection
+    # Neuron i is column i of `gate` and `in` and row i of `out`; flat indices count row by row.
     weights, shapes = {}, {}
     for site in weight_sites(model):
         units = neurons.get(site.layer, torch.zeros(0, dtype=torch.int64))
@@ -163,21 +166,21 @@ def _noted(model: HookedModel, changed: _Changed, prompt_hashes: frozenset[str])
 
 
 def _silencers(
-    model: HookedModel, selection: Selection, value: Value, positions: Positions, watch: _Watch
+    model: HookedModel, selection: Selection, *, value: Value, positions: Positions, watch: _Watch
 ) -> list[tuple[str, Callable[..., Tensor]]]:
     """The hooks of the selected neurons, by the hook points' names."""
     hooks = []
     for site, units in selection.units.items():
         if site.unit == "neuron" and len(units):
-            hooks.append((site.hook_name, _silencer(model, site, units, value, positions, watch)))
+            change = activation_change(value, site, units)
+            hooks.append((site.hook_name, _silencer(model, units, change, positions=positions, watch=watch)))
     return hooks
 
 
 def _silencer(
-    model: HookedModel, site: Site, units: Tensor, value: Value, positions: Positions, watch: _Watch
+    model: HookedModel, units: Tensor, change: ActivationChange, *, positions: Positions, watch: _Watch
 ) -> Callable[..., Tensor]:
-    """A hook that puts the value in the place of the chosen neurons' activations."""
-    change = activation_change(value, site, units)
+    """A hook that changes the chosen neurons' activations, and notes whether it did."""
 
     def silence(activation: Tensor, hook: object) -> Tensor:
         columns = units.to(activation.device)
@@ -193,14 +196,15 @@ def _silencer(
 
 
 def _weight_changes(
-    model: HookedModel, selection: Selection, value: Value, positions: Positions, outer: _Changed
+    model: HookedModel, selection: Selection, *, value: Value, positions: Positions, outer: _Changed
 ) -> dict[Site, _WeightChange]:
     """What an ablation makes of the selected weights of each matrix."""
     changes = {}
     for site, units in selection.units.items():
         if site.unit == "weight" and len(units):
             new = new_weights(value, model, site, units)
-            changes[site] = _WeightChange(units, _current_weights(model, site, units, outer, positions), new)
+            old = _current_weights(model, site, units, outer=outer, positions=positions)
+            changes[site] = _WeightChange(units, old, new)
     return changes
 
 
@@ -251,7 +255,7 @@ def _is_ablated(model: HookedModel, activation: Tensor, positions: Positions) ->
     return is_answer if positions == "response" else ~is_answer
 
 
-def _current_weights(model: HookedModel, site: Site, units: Tensor, outer: _Changed, positions: Positions) -> Tensor:
+def _current_weights(model: HookedModel, site: Site, units: Tensor, *, outer: _Changed, positions: Positions) -> Tensor:
     """What the weights are under the ablations that are open already."""
     matrix = weight(model, site).detach()
     current = matrix[units // matrix.shape[1], units % matrix.shape[1]].clone()

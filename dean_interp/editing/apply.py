@@ -134,6 +134,7 @@ def _weight_change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -
     """The change of some entries of a matrix, given as flat indices of `(d_in, d_out)`."""
     name, is_transposed = stored_name(model, site)
     matrix = weight(model, site).detach()
+    # The edit counts in the checkpoint's layout, where the matrix may lie transposed, and in ascending order.
     rows, columns = units // matrix.shape[1], units % matrix.shape[1]
     old = matrix[rows, columns]
     stored = matrix.t() if is_transposed else matrix

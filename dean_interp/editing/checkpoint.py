@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
             edited_logits = _logits(model, prompt) if changes_bias else None
             revert_edit(model, edit)
             expected = _hooked_logits(model, edit, prompt) if edited_logits is None else edited_logits
-            return _compared(part, model, prompt, expected, n_new_tokens)
+            return _compared(part, model, prompt, expected, n_new_tokens=n_new_tokens)
     finally:
         if edit_state(model, edit) == "edited":
             revert_edit(model, edit)
@@ -141,7 +141,7 @@ def _save_checkpoint(model: HookedModel, folder: Path) -> None:
 
 
 def _compared(
-    folder: Path, model: HookedModel, prompt: Tensor, expected: Tensor, n_new_tokens: int
+    folder: Path, model: HookedModel, prompt: Tensor, expected: Tensor, *, n_new_tokens: int
 ) -> dict[str, float | str]:
     """Load the written folder in plain `transformers`, compare its logits with `expected`, and generate.
 
@@ -229,7 +229,7 @@ def _locations(folder: Path, edit: Edit) -> dict[str, _Location]:
     stored = _stored_tensors(folder)
     locations = {}
     for name, change in edit.changes.items():
-        matches = [name] if name in stored else [key for key in stored if _same_but_for_prefix(key, name)]
+        matches = [name] if name in stored else _names_but_for_prefix(name, stored)
         if len(matches) != 1:
             raise InputError(f"{folder} has no tensor {name}, which this edit of {edit.facts['model']} changes")
         location = stored[matches[0]]
@@ -239,9 +239,9 @@ def _locations(folder: Path, edit: Edit) -> dict[str, _Location]:
     return locations
 
 
-def _same_but_for_prefix(first: str, second: str) -> bool:
+def _names_but_for_prefix(name: str, stored: Iterable[str]) -> list[str]:
     """Some checkpoints leave out, or add, the name of the model's body in front of a tensor's name."""
-    return second.endswith(f".{first}") or first.endswith(f".{second}")
+    return [other for other in stored if name.endswith(f".{other}") or other.endswith(f".{name}")]
 
 
 def _stored_tensors(folder: Path) -> Mapping[str, _Location]:

@@ -141,6 +141,7 @@ def patching(
     sites = _neuron_sites(model, selection)
     clean_logits, clean_cache = _run(model, sites, clean)
     corrupted_logits, corrupted_cache = _run(model, sites, corrupted)
+    # Without a difference between the runs the shares that patching brings back are not defined.
     clean_metric, corrupted_metric = float(metric(clean_logits)), float(metric(corrupted_logits))
     if clean_metric == corrupted_metric:
         raise InputError(f"the metric is {clean_metric} on both runs: there is no difference to patch")

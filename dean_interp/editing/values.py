@@ -19,7 +19,7 @@ from dean_interp.models.matrices import weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, neuron_sites
 from dean_interp.scoring.capture import stream_activations
-from dean_interp.scoring.importance import ScoringConfig, batch_tokens_of, prepare
+from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, prepare
 from dean_interp.scoring.scores import Scores
 
 ActivationChange = Callable[[Float[Tensor, "batch pos unit"], Int[Tensor, "batch pos"]], Tensor]

@@ -25,7 +25,7 @@ from dean_interp.report.figures import (
     to_svg,
     verdicts_by_state,
 )
-from dean_interp.selection.stability import STABLE
+from dean_interp.selection.stability import STABLE_PROBABILITY
 from dean_interp.statistics import Interval
 from dean_interp.study.arms import ArmResults
 from dean_interp.study.outcome import RANDOM_KINDS
@@ -63,7 +63,7 @@ def write_report(results: Results, folder: Path) -> Path:
         behaviours=results.behaviours,
         groups={one.unit: _groups(one) for one in results.units},
         n_controls=results.config.n_random + results.config.n_equal_kl,
-        least_stable=STABLE,
+        least_stable=STABLE_PROBABILITY,
         figures={one.unit: _figures(one) for one in results.units},
         verdicts=to_svg(verdicts_by_state(results.spoken), "Verdicts on the answers") if results.spoken else "",
         neuron_view=neuron_view(results) if results.neurons else "",

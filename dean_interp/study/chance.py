@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import Strata, by_general_score
-from dean_interp.selection.coupling import Coupling, coupling
+from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.stability import (
     chance_overlap,
     half_overlap,
@@ -35,7 +35,7 @@ def chance_of(found: Coupling, scores: Sequence[Scores], strata: Strata, *, seed
     halves = [half_overlap(one, other, fraction=fraction, seed=seed)
               for one, other in ((scores[0], scores[1]), (scores[0], scores[0]), (scores[1], scores[1]))]  # fmt: skip
     probability = selection_probability(
-        scores, lambda drawn: coupling(*drawn, fraction=found.fractions).coupled, seed=seed
+        scores, lambda drawn: couple(*drawn, fraction=found.fractions).coupled, seed=seed
     )
     chosen = {f"L{site.layer}.{index}": float(probability[site][index])
               for site, indices in found.coupled.units.items() for index in indices.tolist()}  # fmt: skip

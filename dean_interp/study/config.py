@@ -11,7 +11,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
-from dean_interp.scoring.scores import KEEP
+from dean_interp.scoring.scores import KEPT_FRACTION
 from dean_interp.selection.coupling import Fraction, each_fraction
 
 _LEAST = {"n_calibration": 1, "n_test": 12, "n_general_test": 1, "answer_tokens": 1, "n_random": 1, "n_equal_kl": 1,
@@ -117,7 +117,7 @@ class StudyConfig:
     @property
     def keep(self) -> float:
         """The top fraction of each matrix's weights whose scores are kept."""
-        return max(KEEP, *each_fraction(self.weight_fraction))
+        return max(KEPT_FRACTION, *each_fraction(self.weight_fraction))
 
     def calibration(self) -> list[Behaviour]:
         """The examples to score: first, second, general."""

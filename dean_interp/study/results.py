@@ -14,7 +14,7 @@ from dean_interp.files import read_json, write_bytes
 from dean_interp.frames import Framed
 from dean_interp.information.estimands import MutualInformation
 from dean_interp.models.sites import Unit
-from dean_interp.selection.stability import STABLE, Floor, Halves
+from dean_interp.selection.stability import STABLE_PROBABILITY, Floor, Halves
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
 
@@ -84,7 +84,7 @@ class Chance:
     @property
     def stable(self) -> list[str]:
         """The coupled units that are selected often enough to be called stable."""
-        return [name for name, share in (self.probability or {}).items() if share >= STABLE]
+        return [name for name, share in (self.probability or {}).items() if share >= STABLE_PROBABILITY]
 
 
 @dataclass(frozen=True)

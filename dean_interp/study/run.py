@@ -21,10 +21,11 @@ from dean_interp.models.load import HookedModel, load_model, model_fingerprint, 
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Unit
 from dean_interp.resume import Unfinished, discard
-from dean_interp.scoring.importance import ScoringConfig, importance, scores_fingerprint
+from dean_interp.scoring.importance import importance
+from dean_interp.scoring.preparation import ScoringConfig, scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.controls import strata
-from dean_interp.selection.coupling import Coupling, coupling, refuse_empty
+from dean_interp.selection.coupling import Coupling, couple, refuse_empty
 from dean_interp.selection.selection import Selection, load_selection
 from dean_interp.statistics import Interval
 from dean_interp.study.answers import spoken
@@ -197,7 +198,7 @@ def _leaks(
 def _coupled(config: StudyConfig, folder: Path, unit: Unit, scores: Sequence[Scores]) -> Coupling:
     """Which units are coupled, written down; an empty selection is refused before anything is measured."""
     own = [one.of(unit) for one in scores]
-    found = coupling(*own, fraction=config.fraction(unit))
+    found = couple(*own, fraction=config.fraction(unit))
     refuse_empty(found, *own)
     found.coupled.save(folder / f"selection.{unit}.safetensors")
     return found

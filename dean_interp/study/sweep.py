@@ -27,7 +27,7 @@ from dean_interp.models.sites import Unit
 from dean_interp.scoring.methods import random, wanda_from
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import random_like, strata
-from dean_interp.selection.coupling import coupling
+from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import Interval, clustered_interval
 from dean_interp.study.config import StudyConfig
@@ -196,7 +196,7 @@ def _sweep(
     for (unit, method), some in itertools.groupby(config.combinations(), key=lambda each: each[:2]):
         own = _scored(method, model, calibration, [one.of(unit) for one in scores], config.study.seed)
         for fraction in dict.fromkeys(fraction for _, _, fraction, _ in some):
-            chosen[unit, method, fraction] = coupling(*own, fraction=fraction).coupled
+            chosen[unit, method, fraction] = couple(*own, fraction=fraction).coupled
     empty = tuple(f"{unit} {method} {fraction:g}" for (unit, method, fraction), one in chosen.items() if not len(one))
     tried = [each for each in config.combinations() if len(chosen[each[:3]])]
     if not tried:

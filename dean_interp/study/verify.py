@@ -24,10 +24,11 @@ from dean_interp.files import read_json
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, versions
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.scoring.importance import importance, scores_fingerprint
+from dean_interp.scoring.importance import importance
+from dean_interp.scoring.preparation import scores_fingerprint
 from dean_interp.scoring.scores import Scores, Top, load_scores
-from dean_interp.scoring.sums import N_GROUPS
-from dean_interp.selection.coupling import coupling
+from dean_interp.scoring.sums import N_EXAMPLE_GROUPS
+from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import load_selection
 from dean_interp.selection.stability import jaccard
 from dean_interp.study.config import StudyConfig
@@ -190,12 +191,12 @@ def _scores(
 def _first_group(scores: Scores) -> Scores:
     """The neuron scores of every 16th example, and their losses."""
     values = {site: groups[0] for site, groups in scores.groups.items()}
-    return replace(scores.of("neuron"), values=values, loss=scores.loss[::N_GROUPS])
+    return replace(scores.of("neuron"), values=values, loss=scores.loss[::N_EXAMPLE_GROUPS])
 
 
 def _again(model: HookedModel, config: StudyConfig, calibration: Sequence[Behaviour], *, full: bool) -> list[Scores]:
     """Scores of everything, or of the neurons on the first group of examples."""
-    some = calibration if full else [replace(one, examples=one.examples[::N_GROUPS]) for one in calibration]
+    some = calibration if full else [replace(one, examples=one.examples[::N_EXAMPLE_GROUPS]) for one in calibration]
     return [importance(model, one, unit=config.scored if full else "neuron", config=scoring_of(config)) for one in some]
 
 
@@ -215,7 +216,7 @@ def _all_scores(name: str, now: Scores, then: Scores, dtype: str) -> Check:
 def _selections(folder: Path, config: StudyConfig, scores: Sequence[Scores], said: str) -> Iterator[Check]:
     for unit in config.units:
         kept = load_selection(folder / f"selection.{unit}.safetensors")
-        now = coupling(*(one.of(unit) for one in scores), fraction=config.fraction(unit)).coupled
+        now = couple(*(one.of(unit) for one in scores), fraction=config.fraction(unit)).coupled
         apart = 1 - jaccard(now, kept) if now.shapes == kept.shapes else 1.0
         verdict: Verdict = "same" if not apart else "different"
         if said == _NEW and 0 < apart <= _TIED:
