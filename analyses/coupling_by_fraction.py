@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from dean_interp import InputError, coupling, load_scores
+from dean_interp import InputError, couple, load_scores
 from dean_interp.cli.ending import script
 from dean_interp.models.sites import Unit
 
@@ -28,7 +28,7 @@ def main(folder: Positional[Path], unit: Positional[Unit] = "neuron") -> None:
     print(f"{first.behaviour} and {second.behaviour}, {n_units} {unit}s; Jaccard of the two tops in the last column")
     print(f"{'fraction':>8} {'top':>6} {'both':>6} {'by chance':>9} {'coupled':>7} {'by chance':>9} {'Jaccard':>7}")
     for fraction in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2):
-        found = coupling(first, second, general, fraction=fraction)
+        found = couple(first, second, general, fraction=fraction)
         sizes = found.sizes()
         share = sizes["first"] / n_units
         both, alone = share**2 * n_units, share**2 * (1 - share) * n_units

@@ -12,12 +12,11 @@ from dataclasses import replace
 
 import torch
 
-from dean_interp import Behaviour, Scores, coupling, importance, load_behaviour, load_model
+from dean_interp import Behaviour, Scores, couple, importance, load_behaviour, load_model
 from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
 from dean_interp.scoring.per_example import with_groups
-from dean_interp.selection.strata import strata
 from dean_interp.selection.stability import (
     Halves,
     chance_overlap,
@@ -26,6 +25,7 @@ from dean_interp.selection.stability import (
     selection_probability,
     stable,
 )
+from dean_interp.selection.strata import strata
 
 NAMES = ("fairness", "privacy", "general")
 HOUSEHOLD = ("cooking", "gardening", "home-repairs", "bicycle-repair", "household-budget", "travel-packing")
@@ -45,7 +45,7 @@ def household(n_examples: int) -> Behaviour:
 
 def report(model: HookedModel, scores: list[Scores], other: Scores, fraction: float, n_draws: int) -> None:
     """Print one unit's lines."""
-    found = coupling(*scores, fraction=fraction)
+    found = couple(*scores, fraction=fraction)
     floor = chance_overlap(found.first, found.second, strata(model, scores, general=scores[2]), excluded=found.general)
     independent = expected_overlap(found.first, found.second)
     print(f"\n{scores[0].units[0]}s, top {fraction:g}: sizes {found.sizes()}")
@@ -58,7 +58,7 @@ def report(model: HookedModel, scores: list[Scores], other: Scores, fraction: fl
     for one in scores:
         print(f"{one.behaviour + ' with itself, halves':<31} {shown(half_overlap(one, one, fraction=fraction))}")
     probability = selection_probability(
-        scores, lambda drawn: coupling(*drawn, fraction=fraction).coupled, n_draws=n_draws
+        scores, lambda drawn: couple(*drawn, fraction=fraction).coupled, n_draws=n_draws
     )
     n_often = sum(int((share >= 0.8).sum()) for share in probability.values())
     shares = torch.cat([probability[site].flatten()[units] for site, units in found.coupled.units.items()])

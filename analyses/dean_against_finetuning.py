@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
+from dean_interp.study.folder import owned
 from published_numbers import published
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp import Selection, couple, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuningConfig, FineTuningMethod
@@ -27,11 +28,10 @@ from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.strata import strata
 from dean_interp.selection.released import released_coupling
+from dean_interp.selection.strata import strata
 from dean_interp.study.arms import LOSS, ArmResults, Arms, answered, averaged, command, compared, margins
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
 
 
@@ -109,7 +109,7 @@ def edits(
     taken, controls = {}, {}
     for unit in config.units:
         own = [one.of(unit) for one in scores]
-        chosen[f"DEAN, {unit}s"] = edit = coupling(*own, fraction=config.fraction(unit)).coupled
+        chosen[f"DEAN, {unit}s"] = edit = couple(*own, fraction=config.fraction(unit)).coupled
         matched = strata(model, own)
         controls[f"DEAN, {unit}s"] = [
             arms.take(f"{unit} random {i}", model, random_like(edit, matched, seed=config.seed * 1000 + i))

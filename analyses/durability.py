@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from dean_interp.study.folder import owned
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Behaviour, coupling, create_edit, load_behaviour, load_model
+from dean_interp import Behaviour, couple, create_edit, load_behaviour, load_model
 from dean_interp.cli.ending import script
 from dean_interp.editing.checkpoint import export
 from dean_interp.evaluation.outcomes import Outcome
@@ -31,7 +32,6 @@ from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.study.arms import MARGIN, ArmResults, Arms, command, compared
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
 
 PLAIN, TUNED = "as it is", "after benign fine-tuning"
@@ -101,7 +101,7 @@ def edited(given: Durability, calibration: list[Behaviour]) -> dict[str, Path]:
             model = model or load_model(config.model, device=config.device, dtype=config.dtype)
             own = [score_into(given.out, model, one, config).of(unit) for one in calibration]
             folder.parent.mkdir(exist_ok=True)
-            export(create_edit(model, coupling(*own, fraction=config.fraction(unit)).coupled), model, folder)
+            export(model, create_edit(model, couple(*own, fraction=config.fraction(unit)).coupled), folder)
         found[f"{unit} edit"] = folder
     return found
 

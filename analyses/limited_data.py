@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
+from dean_interp.study.folder import owned
 from matplotlib.figure import Figure
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Behaviour, InputError, Selection, coupling, load_behaviour, load_model, random_like
+from dean_interp import Behaviour, InputError, Selection, couple, load_behaviour, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.data.examples import draw
 from dean_interp.evaluation.outcomes import Outcome
@@ -23,11 +24,10 @@ from dean_interp.models.load import HookedModel
 from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_along
 from dean_interp.report.html import write_arms_report
-from dean_interp.selection.strata import strata
 from dean_interp.selection.stability import jaccard
+from dean_interp.selection.strata import strata
 from dean_interp.study.arms import MARGIN, ArmResults, Arms, command, compared, margins
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
 
 
@@ -82,7 +82,7 @@ def selected(
     scores = [score_into(folder, model, draw(one, n, seed=config.seed), config) for one in whole]
     for unit in config.units:
         own = [one.of(unit) for one in scores]
-        edit = coupling(*own, fraction=config.fraction(unit)).coupled
+        edit = couple(*own, fraction=config.fraction(unit)).coupled
         if len(edit):
             matched = strata(model, own)
             found.append((unit, edit, [random_like(edit, matched, seed=seed) for seed in range(n_controls)]))

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 import tyro
+from dean_interp.study.folder import owned
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp import Selection, couple, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.editing.values import Restore
 from dean_interp.evaluation.outcomes import Outcome
@@ -32,7 +33,6 @@ from dean_interp.report.html import write_arms_report
 from dean_interp.selection.strata import strata
 from dean_interp.study.arms import ArmResults, Arms, command, compared, margins
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
 
 TUNED, ITSELF, EVERY = "fine-tuned", "fine-tuned, its own values put back", "fine-tuned, every MLP neuron restored"
@@ -73,7 +73,7 @@ def run(given: Mediation) -> ArmResults:
         chosen, controls = {}, {}
         for unit in config.units:
             own = [one.of(unit) for one in scores]
-            edit, matched = coupling(*own, fraction=config.fraction(unit)).coupled, strata(model, own)
+            edit, matched = couple(*own, fraction=config.fraction(unit)).coupled, strata(model, own)
             random = [random_like(edit, matched, seed=config.seed * 1000 + i) for i in range(n_controls)]
             chosen[unit] = edit
             for name, base, other in ((restored(unit), tuned, model), (moved(unit), model, tuned)):

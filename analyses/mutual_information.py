@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from dean_interp.study.states import disjoint_neurons
+
 from dean_interp import (
     Arm,
     Behaviour,
@@ -20,7 +22,7 @@ from dean_interp import (
     Scores,
     Selection,
     ablate,
-    coupling,
+    couple,
     importance,
     load_behaviour,
     load_model,
@@ -40,7 +42,6 @@ from dean_interp.report.html import write_information_report
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.controls import grow_to_kl
 from dean_interp.study.results import InformationResults, save_record
-from dean_interp.study.states import disjoint_neurons
 
 NAMES = ("fairness", "privacy", "general")
 READS, TOP = 0.05, 0.01
@@ -114,7 +115,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     model = load_model(given.model)
     scores = scored(model, given.out)
-    coupled = coupling(*scores, fraction=TOP).coupled
+    coupled = couple(*scores, fraction=TOP).coupled
     matched = strata(model, scores)
     tests = [load_behaviour(name, n_examples=given.n_test, split="test") for name in NAMES[:2]]
     calibration = [load_behaviour(name, n_examples=96) for name in NAMES[:2]]

@@ -9,7 +9,7 @@ float32 model, and for scale that of two halves of the examples in float32 (neur
 
 import argparse
 
-from dean_interp import Scores, coupling, importance, load_behaviour, load_model
+from dean_interp import Scores, couple, importance, load_behaviour, load_model
 from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.selection.stability import half_overlap, jaccard
@@ -37,7 +37,7 @@ def main() -> None:
     for dtype in given.dtypes:
         rough = scored(given.model, dtype, given.n_examples)
         for unit, fraction in FRACTIONS.items():
-            one, other = (coupling(*(each.of(unit) for each in some), fraction=fraction) for some in (exact, rough))
+            one, other = (couple(*(each.of(unit) for each in some), fraction=fraction) for some in (exact, rough))
             parts = ("first", "second", "general", "coupled")
             overlaps = [jaccard(getattr(one, part), getattr(other, part)) for part in parts]
             print(f"{dtype}, top {fraction:g} of {unit}s".ljust(34) + "".join(f"{value:>12.3f}" for value in overlaps))

@@ -16,22 +16,22 @@ from pathlib import Path
 
 import torch
 import tyro
+from dean_interp.study.folder import owned
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Selection, coupling, load_model, random_like
+from dean_interp import Selection, couple, load_model, random_like
 from dean_interp.cli.ending import script
 from dean_interp.evaluation.outcomes import Line
 from dean_interp.models.sites import Site
 from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
-from dean_interp.selection.strata import strata
 from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.released import released_coupling
 from dean_interp.selection.stability import jaccard
+from dean_interp.selection.strata import strata
 from dean_interp.study.arms import LOSS, ArmResults, Arms, averaged, command, compared, margins
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
 
 
@@ -61,7 +61,7 @@ def run(given: ReleasedEffect) -> ArmResults:
         model = load_model(config.model, device=config.device, dtype=config.dtype)
         original = arms.take("original", model)
         first, second, general = (score_into(given.out, model, one, config).of("weight") for one in calibration)
-        found = coupling(first, second, general, fraction=config.weight_fraction)
+        found = couple(first, second, general, fraction=config.weight_fraction)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that it is no intersection is what is shown here
             fraction = found.fractions[0]

@@ -23,8 +23,8 @@ from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import collate
 from dean_interp.progress import progress_bar
 from dean_interp.scoring.capture import stream_activations
-from dean_interp.scoring.importance import prepare
 from dean_interp.scoring.methods import activation_contrast, magnitude, random
+from dean_interp.scoring.preparation import prepare
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from dean_interp.study.folder import owned
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import (
@@ -23,7 +24,7 @@ from dean_interp import (
     InputError,
     ScoringConfig,
     Selection,
-    coupling,
+    couple,
     importance,
     load_behaviour,
     load_model,
@@ -38,12 +39,11 @@ from dean_interp.progress import progress_bar
 from dean_interp.report.figures import shares_by_layer
 from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.strata import strata
 from dean_interp.selection.coupling import Coupling, opposite_sign
 from dean_interp.selection.stability import chance_overlap, jaccard
+from dean_interp.selection.strata import strata
 from dean_interp.study.arms import ArmResults, command
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import owned
 from dean_interp.study.run import score_into
 
 
@@ -78,7 +78,7 @@ def run(given: Where) -> ArmResults:
             scores.append([score_into(folder, model, one, config) for one in behaviours])
         said, panels = [], {}
         for unit in config.units:
-            found = [coupling(*(one.of(unit) for one in some), fraction=config.fraction(unit)) for some in scores]
+            found = [couple(*(one.of(unit) for one in some), fraction=config.fraction(unit)) for some in scores]
             own = [one.of(unit) for one in scores[0]]
             said += [where(unit, found[0], model, own), stability(unit, found)]
             panels[unit] = layers(found[0].coupled, found[0].both)

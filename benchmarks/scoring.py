@@ -33,10 +33,10 @@ from dean_interp.models.loss import answer_log_probs, answer_positions, batched,
 from dean_interp.models.matrices import parameter, weight_sites
 from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import collate, encode, paths, trees
-from dean_interp.scoring.importance import prepare, run_pass
-from dean_interp.scoring.methods import random
 from dean_interp.planning.scoring import plan
-from dean_interp.scoring.sums import Sums
+from dean_interp.scoring.importance import run_pass
+from dean_interp.scoring.methods import random
+from dean_interp.scoring.preparation import prepare
 
 REPEATS, BATCH_TOKENS = 3, 512
 BOTH = ("neuron", "weight")
@@ -80,7 +80,7 @@ def score(model: HookedModel, behaviour: Behaviour, units: tuple[str, ...], batc
     sites = (neuron_sites(model) if "neuron" in units else []) + (weight_sites(model) if "weight" in units else [])
     how = ScoringConfig(batch_tokens=batch_tokens)
     data = prepare(model, behaviour, how)
-    run_pass(model, data, Sums(model, sites, n_examples=len(behaviour), rows_each=1, signed=False), how, label="score")
+    run_pass(model, data, sites, how, label="score")
 
 
 def released_schedule(model: HookedModel, rows: list) -> None:

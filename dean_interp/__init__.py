@@ -7,7 +7,7 @@ from dean_interp.circuits.graph import Circuit, trace_circuit
 from dean_interp.data.examples import Behaviour, Example, load_behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, create_edit, revert_edit
-from dean_interp.editing.checkpoint import apply_to_checkpoint, revert_checkpoint
+from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, revert_edit_in_checkpoint
 from dean_interp.editing.edit import Edit, load_edit
 from dean_interp.editing.patching import patch_activations
 from dean_interp.errors import InputError
@@ -20,9 +20,10 @@ from dean_interp.models.sites import Site
 from dean_interp.progress import show_progress
 from dean_interp.report.circuit_page import CircuitPage
 from dean_interp.report.neuron_page import NeuronPage, neuron_view
-from dean_interp.scoring.importance import ScoringConfig, importance
+from dean_interp.scoring.importance import importance
+from dean_interp.scoring.preparation import ScoringConfig
 from dean_interp.scoring.scores import Scores, load_scores
-from dean_interp.selection.coupling import Coupling, coupled, coupling
+from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.expression import select
 from dean_interp.selection.random_sets import random_like
 from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
@@ -48,9 +49,8 @@ __all__ = [
     "Site",
     "ablate",
     "apply_edit",
-    "apply_to_checkpoint",
-    "coupled",
-    "coupling",
+    "apply_edit_to_checkpoint",
+    "couple",
     "create_edit",
     "generate",
     "importance",
@@ -65,8 +65,8 @@ __all__ = [
     "patch_activations",
     "random_arm_like",
     "random_like",
-    "revert_checkpoint",
     "revert_edit",
+    "revert_edit_in_checkpoint",
     "select",
     "show_progress",
     "top_count",

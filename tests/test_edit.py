@@ -20,7 +20,7 @@ from units import IDS, logits_of, some_neurons, some_weights
 from dean_interp import Behaviour, Example, InputError, Site, ablate, importance, load_model
 from dean_interp.editing import checkpoint
 from dean_interp.editing.apply import apply_edit, create_edit, edit_state, revert_edit
-from dean_interp.editing.checkpoint import apply_to_checkpoint, checkpoint_state, export, revert_checkpoint
+from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, checkpoint_state, export, revert_edit_in_checkpoint
 from dean_interp.editing.edit import compare, load_edit, stack
 from dean_interp.editing.values import Mean, Noise, Project, Restore, Scale, Zero
 from dean_interp.models.matrices import weight, weight_sites
@@ -249,7 +249,7 @@ def test_a_checkpoint_is_edited_without_loading_it_and_gives_the_hooked_logits(c
         model = load_model(folder, device="cpu")
         selection = choose(model)
         edit, before, out = create_edit(model, selection), contents(folder), tmp_path / name
-        apply_to_checkpoint(edit, folder, out)
+        apply_edit_to_checkpoint(folder, edit, out)
         with ablate(model, selection):
             expected = logits_of(model)
         found = plain_logits(out)
@@ -262,9 +262,9 @@ def test_a_checkpoint_is_edited_without_loading_it_and_gives_the_hooked_logits(c
 def test_a_sharded_checkpoint_reverts_to_the_same_bytes(folder, sharded, tmp_path):
     model = load_model(folder, device="cpu")
     edit = create_edit(model, some_weights(model))
-    apply_to_checkpoint(edit, sharded, tmp_path / "edited")
+    apply_edit_to_checkpoint(sharded, edit, tmp_path / "edited")
     assert contents(tmp_path / "edited") != contents(sharded)
-    revert_checkpoint(edit, tmp_path / "edited", tmp_path / "reverted")
+    revert_edit_in_checkpoint(tmp_path / "edited", edit, tmp_path / "reverted")
     assert contents(tmp_path / "reverted") == contents(sharded)
 
 
@@ -276,9 +276,9 @@ def test_an_edit_of_the_model_in_float32_fits_a_checkpoint_of_half_precision(fol
     shutil.copy(folder / "tokenizer_config.json", half)
     model = load_model(half, device="cpu", dtype="float32")
     edit = create_edit(model, some_weights(model), value=Scale(0.3))
-    apply_to_checkpoint(edit, half, tmp_path / "edited")
+    apply_edit_to_checkpoint(half, edit, tmp_path / "edited")
     assert checkpoint_state(tmp_path / "edited", edit) == "edited"
-    revert_checkpoint(edit, tmp_path / "edited", tmp_path / "reverted")
+    revert_edit_in_checkpoint(tmp_path / "edited", edit, tmp_path / "reverted")
     assert contents(tmp_path / "reverted") == contents(half)
 
 
@@ -291,7 +291,7 @@ def test_a_checkpoint_without_the_name_of_its_body_is_found(checkpoints, tmp_pat
               bare / "model.safetensors", {"format": "pt"})  # fmt: skip
     model = load_model(checkpoints["gpt2"], device="cpu")
     edit = create_edit(model, some_neurons(model))
-    apply_to_checkpoint(edit, bare, tmp_path / "edited")
+    apply_edit_to_checkpoint(bare, edit, tmp_path / "edited")
     with ablate(model, some_neurons(model)):
         torch.testing.assert_close(plain_logits(tmp_path / "edited"), logits_of(model), atol=1e-5, rtol=1e-4)
 
@@ -303,7 +303,7 @@ def test_subfolders_come_along_and_weights_in_other_forms_do_not(folder, tmp_pat
     (source / "extra" / "notes.txt").write_text("kept")
     (source / "pytorch_model.bin").write_bytes(b"the same weights, not edited")
     model = load_model(folder, device="cpu")
-    apply_to_checkpoint(create_edit(model, some_weights(model)), source, tmp_path / "out")
+    apply_edit_to_checkpoint(source, create_edit(model, some_weights(model)), tmp_path / "out")
     assert (tmp_path / "out" / "extra" / "notes.txt").read_text() == "kept"
     assert not (tmp_path / "out" / "pytorch_model.bin").exists() and "pytorch_model.bin" in caplog.text
 
@@ -311,7 +311,7 @@ def test_subfolders_come_along_and_weights_in_other_forms_do_not(folder, tmp_pat
 def test_checkpoints_that_cannot_take_an_edit_are_refused_and_nothing_is_written(checkpoints, folder, tmp_path):
     model = load_model(folder, device="cpu")
     edit, out = create_edit(model, some_weights(model)), tmp_path / "out"
-    apply_to_checkpoint(edit, folder, tmp_path / "edited")
+    apply_edit_to_checkpoint(folder, edit, tmp_path / "edited")
     (tmp_path / "pickled").mkdir()
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
@@ -322,13 +322,13 @@ def test_checkpoints_that_cannot_take_an_edit_are_refused_and_nothing_is_written
                             (checkpoints["gpt2"], "has no tensor model.layers.0"), (tmp_path / "none", "no checkpoint"),
                             (tmp_path / "pickled", "has no model.safetensors"), (broken, "is damaged")):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            apply_to_checkpoint(edit, source, out)
+            apply_edit_to_checkpoint(source, edit, out)
     with pytest.raises(InputError, match="an edited checkpoint is written to a new folder"):
-        apply_to_checkpoint(edit, folder, tmp_path / "edited")
+        apply_edit_to_checkpoint(folder, edit, tmp_path / "edited")
     with pytest.raises(InputError, match="no folder"):
-        apply_to_checkpoint(edit, folder, tmp_path / "nowhere" / "out")
+        apply_edit_to_checkpoint(folder, edit, tmp_path / "nowhere" / "out")
     with pytest.raises(InputError, match="does not hold this edit"):
-        revert_checkpoint(edit, folder, out)
+        revert_edit_in_checkpoint(folder, edit, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "edited", "pickled"]
 
 
@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_nothing_behind(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.shutil, "copyfile", full)
     with pytest.raises(InputError, match="No space left on device; nothing was kept"):
-        apply_to_checkpoint(create_edit(model, some_weights(model)), folder, tmp_path / "out")
+        apply_edit_to_checkpoint(folder, create_edit(model, some_weights(model)), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -356,7 +356,7 @@ def slowly(source, target):
     print("copied", flush=True)
     time.sleep(0.5)
 checkpoint.shutil.copyfile = slowly
-checkpoint.apply_to_checkpoint(load_edit(sys.argv[1]), sys.argv[2], sys.argv[3])
+checkpoint.apply_edit_to_checkpoint(sys.argv[2], load_edit(sys.argv[1]), sys.argv[3])
 """
 
 
@@ -371,7 +371,7 @@ def test_a_kill_leaves_the_old_checkpoint_and_the_next_run_the_new_one(folder, s
         running.send_signal(signal.SIGKILL)
     assert not out.exists() and contents(sharded) == before
     assert (tmp_path / "out.part").is_dir()
-    apply_to_checkpoint(edit, sharded, out)
+    apply_edit_to_checkpoint(sharded, edit, out)
     assert checkpoint_state(out, edit) == "edited" and not (tmp_path / "out.part").exists()
 
 
@@ -379,7 +379,7 @@ def test_an_export_loads_in_plain_transformers_and_the_model_stays_as_it_was(fol
     model = load_model(folder, device="cpu")
     selection, before = some_neurons(model), [parameter.clone() for parameter in model.parameters()]
     edit = create_edit(model, selection)
-    said = export(edit, model, tmp_path / "out", n_new_tokens=4)
+    said = export(model, edit, tmp_path / "out", n_new_tokens=4)
     assert said["largest_difference"] <= 1e-5 * said["largest_logit"] and isinstance(said["answer"], str)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert checkpoint_state(tmp_path / "out", edit) == "edited"
@@ -387,7 +387,7 @@ def test_an_export_loads_in_plain_transformers_and_the_model_stays_as_it_was(fol
     with ablate(model, selection):
         torch.testing.assert_close(logits_of(again), logits_of(model), atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="is written to a new folder"):
-        export(edit, model, tmp_path / "out")
+        export(model, edit, tmp_path / "out")
 
 
 def test_an_export_that_does_not_do_what_the_hooks_do_is_thrown_away(folder, tmp_path, monkeypatch):
@@ -395,7 +395,7 @@ def test_an_export_that_does_not_do_what_the_hooks_do_is_thrown_away(folder, tmp
     edit = create_edit(model, some_neurons(model))
     monkeypatch.setattr(checkpoint, "_logits", lambda model, prompt: torch.zeros(1, prompt.shape[1], 260))
     with pytest.raises(RuntimeError, match="nothing was kept"):
-        export(edit, model, tmp_path / "out")
+        export(model, edit, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [] and edit_state(model, edit) == "base"
 
 
@@ -420,7 +420,7 @@ def test_the_demo_model_exported_reproduces_the_hooked_results(demo_model, tmp_p
     selection = some_neurons(demo_model, n=10)
     edit = create_edit(demo_model, selection)
     edit.save(tmp_path / "edit.safetensors")
-    said = export(edit, demo_model, tmp_path / "out")
+    said = export(demo_model, edit, tmp_path / "out")
     assert said["largest_difference"] <= 1e-5 * said["largest_logit"]
     assert len(str(said["answer"]).split()) > 3
     config = json.loads((tmp_path / "out" / "config.json").read_text())

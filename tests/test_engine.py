@@ -21,7 +21,7 @@ from dean_interp import (
     Selection,
     Site,
     ablate,
-    coupled,
+    couple,
     importance,
     load_model,
     load_scores,
@@ -31,20 +31,18 @@ from dean_interp.models.loss import answer_log_probs
 from dean_interp.models.matrices import weight, weight_sites
 from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import collate, encode, paths
+from dean_interp.planning.scoring import plan
 from dean_interp.scoring import importance as engine
+from dean_interp.scoring.integrated_gradients import integrated_gradients
 from dean_interp.scoring.methods import (
     activation_contrast,
-    activation_gradient,
-    integrated_gradients,
     magnitude,
     random,
     wanda,
-    weight_gradient,
 )
 from dean_interp.scoring.per_example import example_scores
-from dean_interp.planning.scoring import plan
+from dean_interp.selection.coupling import opposite_sign, refuse_empty
 from dean_interp.selection.strata import strata
-from dean_interp.selection.coupling import opposite_sign
 
 BOTH = ("neuron", "weight")
 
@@ -198,11 +196,6 @@ def test_integrated_gradients_add_up_to_the_loss_that_a_silenced_layer_costs(lla
             change = mean_loss(llama, pairs) - before
         assert float(scores[site].sum()) == pytest.approx(-change, rel=0.01, abs=1e-4)
     assert float(scores.loss.mean()) == pytest.approx(before, abs=1e-5)
-
-
-def test_the_named_gradient_methods_are_importance(llama, pairs):
-    close(weight_gradient(llama, pairs), importance(llama, pairs, unit="weight"))
-    close(activation_gradient(llama, pairs), importance(llama, pairs))
 
 
 def test_wanda_is_size_times_the_norm_of_the_input(llama, pairs):
@@ -489,10 +482,11 @@ def test_coupling_from_kept_scores_is_that_from_all(llama, pairs, tmp_path):
                   (("a", "safe"), ("b", "unsafe"))]  # fmt: skip
     general = Behaviour("general", tuple(Example(f"What is {i}?", {"response": f"It is {i * i}."}) for i in range(5)))
     scores = [importance(llama, each, unit="weight") for each in (*behaviours, general)]
-    whole = coupled(*scores, fraction=0.05)
-    assert coupled(*(each.kept(0.05) for each in scores), fraction=0.05).fingerprint == whole.fingerprint
+    whole = couple(*scores, fraction=0.05).coupled
+    assert couple(*(each.kept(0.05) for each in scores), fraction=0.05).coupled.fingerprint == whole.fingerprint
+    kept = [each.kept(0.05) for each in (*scores[:2], scores[0])]
     with pytest.raises(InputError, match="no coupled unit at fraction"):
-        coupled(*(each.kept(0.05) for each in scores[:2]), scores[0].kept(0.05), fraction=(0.004, 0.004, 0.05))
+        refuse_empty(couple(*kept, fraction=(0.004, 0.004, 0.05)), *kept)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)

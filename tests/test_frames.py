@@ -4,7 +4,7 @@ import pytest
 import torch
 from planted_coupling import behaviour, planted_model
 
-from dean_interp import Behaviour, Example, ScoringConfig, Selection, Site, coupling, importance, load_model, measure
+from dean_interp import Behaviour, Example, ScoringConfig, Selection, Site, couple, importance, load_model, measure
 from dean_interp.evaluation.outcomes import likelihoods, lines_of
 from dean_interp.study.arms import ArmResults
 
@@ -40,7 +40,7 @@ def test_a_selection_is_a_row_a_unit_and_an_empty_one_is_an_empty_table():
 
 
 def test_a_coupling_is_a_row_a_layer(scores):
-    found = coupling(*(one.of("neuron") for one in scores), fraction=0.075)
+    found = couple(*(one.of("neuron") for one in scores), fraction=0.075)
     table = found.to_pandas()
     assert list(table.layer) == [0, 1, 2] and table.coupled.sum() == len(found.coupled) > 0
     assert repr(found).startswith(f"Coupling({len(found.coupled)} coupled of {len(found.both)} in both tops")

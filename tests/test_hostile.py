@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dean_interp.study.states import load_measurement
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -22,7 +23,7 @@ from dean_interp import (
     InputError,
     Selection,
     Site,
-    apply_to_checkpoint,
+    apply_edit_to_checkpoint,
     create_edit,
     importance,
     load_behaviour,
@@ -37,7 +38,6 @@ from dean_interp.editing.edit import compare, stack
 from dean_interp.files import read_json, write_tensors
 from dean_interp.resume import Unfinished
 from dean_interp.study.results import load_results
-from dean_interp.study.states import load_measurement
 from dean_interp.study.verify import _Begun
 
 N_INPUTS = int(os.environ.get("DEAN_INTERP_FUZZ", "200"))
@@ -265,7 +265,7 @@ def test_a_damaged_checkpoint_is_edited_or_refused_and_nothing_is_left(kind, che
         (folder / kind).write_bytes(given_bytes)
         with suppress(InputError):
             checkpoint_state(folder, edit)
-            apply_to_checkpoint(edit, folder, tmp_path / "out")
+            apply_edit_to_checkpoint(folder, edit, tmp_path / "out")
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -346,7 +346,7 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(name, llama, checkpoin
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     edit = create_edit(llama, Selection({Site(1, "neurons"): torch.tensor([3])}, {Site(1, "neurons"): (40,)}))
     with pytest.raises(InputError):
-        apply_to_checkpoint(edit, folder, tmp_path / "out")
+        apply_edit_to_checkpoint(folder, edit, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 

@@ -94,7 +94,10 @@ def test_sweep_gives_the_same_lines_on_the_half_that_it_looks_at(study, one_laye
         outcomes[name] = likelihoods(measured, data.tests[:2])
     for results_on_half, wanted in ((point.chosen_on, True), (point.confirmed_on, False)):
         before, after = [
-            [part_of(outcome, halves(test) == wanted) for outcome, test in zip(outcomes[name], data.tests, strict=False)]
+            [
+                part_of(outcome, halves(test) == wanted)
+                for outcome, test in zip(outcomes[name], data.tests, strict=False)
+            ]
             for name in ("original", "neuron_edit")
         ]
         own = {line.on: line for line in results_on_half.lines if line.metric == MARGIN}
@@ -218,7 +221,8 @@ def test_the_standard_error_is_that_of_the_interval():
 
 def test_a_behaviour_of_one_topic_is_refused_before_any_work(tmp_path):
     rows = "".join(
-        f'{{"prompt": "question {i}", "safe": "no", "unsafe": "yes", "topic": "one", "split": "test"}}\n' for i in range(20)
+        f'{{"prompt": "question {i}", "safe": "no", "unsafe": "yes", "topic": "one", "split": "test"}}\n'
+        for i in range(20)
     )
     (tmp_path / "mine.jsonl").write_text(rows)
     config = DataConfig(first=str(tmp_path / "mine.jsonl"), n_test=12)

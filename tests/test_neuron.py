@@ -15,7 +15,7 @@ from dean_interp import (
     ScoringConfig,
     Selection,
     Site,
-    coupling,
+    couple,
     importance,
     load_model,
     neuron_view,
@@ -48,7 +48,7 @@ def look(model, index, examples, **options):
 
 def test_a_planted_neuron_shows_its_ranks_its_effect_what_it_writes_and_who_holds_it(planted, tests, scores):
     held = {
-        "coupled": coupling(*scores, fraction=0.075).coupled,
+        "coupled": couple(*scores, fraction=0.075).coupled,
         "other": Selection({SITE: torch.tensor([ONLY_G])}, {SITE: (planted.cfg.d_mlp,)}),
     }
     page = look(planted, SHARED, tests, scores=scores, selections=held, n_texts=5)
@@ -124,7 +124,7 @@ def run_folder(planted, tokenizer, scores, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         one.save(tmp_path / "run" / "scores" / f"{name}.safetensors")
     (tmp_path / "run" / "config.json").write_text(json.dumps({"study": study, "data": {}}))
-    coupling(*scores, fraction=0.075).coupled.save(tmp_path / "run" / "selection.neuron.safetensors")
+    couple(*scores, fraction=0.075).coupled.save(tmp_path / "run" / "selection.neuron.safetensors")
     return tmp_path / "run"
 
 

@@ -7,7 +7,7 @@ from dean_interp import (
     ScoringConfig,
     Site,
     ablate,
-    coupling,
+    couple,
     importance,
     load_model,
     measure,
@@ -32,7 +32,7 @@ def scores(planted):
 
 @pytest.fixture(scope="module")
 def found(scores):
-    return coupling(*scores, fraction=0.075)  # three neurons a layer
+    return couple(*scores, fraction=0.075)  # three neurons a layer
 
 
 @pytest.fixture(scope="module")

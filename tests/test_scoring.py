@@ -10,7 +10,7 @@ from dean_interp import (
     ScoringConfig,
     Site,
     ablate,
-    coupled,
+    couple,
     importance,
     load_behaviour,
     load_model,
@@ -349,7 +349,7 @@ def test_the_golden_coupled_weights_are_met(demo_model, shared):
         behaviour = load_behaviour(shared / "data" / f"{file}.csv", n_examples=16, split=None)
         scores.append(importance(demo_model, behaviour, unit="weight", config=ScoringConfig(template="released")))
     hits = union = 0
-    for site, chosen in coupled(*scores, fraction=1e-4).units.items():
+    for site, chosen in couple(*scores, fraction=1e-4).coupled.units.items():
         mine = hugging_face_indices(chosen, scores[0][site].shape)
         theirs = set(golden[f"coupled/L{site.layer}.{HUGGING_FACE[site.part]}_proj"].tolist())
         hits, union = hits + len(mine & theirs), union + len(mine | theirs)

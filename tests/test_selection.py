@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy import stats
 
-from dean_interp import InputError, Scores, Selection, Site, coupled, coupling, load_scores, random_like
+from dean_interp import InputError, Scores, Selection, Site, couple, load_scores, random_like
+from dean_interp.selection.coupling import refuse_empty, smallest_coupling_fraction
+from dean_interp.selection.selection import load_selection, strongest, top_fraction
 from dean_interp.selection.strata import deciles, pooled_norm
 from dean_interp.study.controls import named_controls
-from dean_interp.selection.coupling import smallest_coupling_fraction
-from dean_interp.selection.selection import load_selection, strongest, top_fraction
 
 seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 SITES = (Site(0, "neurons"), Site(2, "neurons"))
@@ -199,14 +199,14 @@ def test_the_strongest_are_the_first_of_the_allowed_by_score_then_index(values, 
 @given(first=tied_scores, second=tied_scores, general=tied_scores, fraction=fractions)
 def test_coupling_is_the_set_definition_and_treats_both_behaviours_alike(first, second, general, fraction):
     scores = score(*first), score(*second, name="privacy"), score(*general, name="general")
-    found = coupling(*scores, fraction=fraction)
+    found = couple(*scores, fraction=fraction)
     tops = [[naive_top(one, fraction) for one in values] for values in (first, second, general)]
     both = [f & s for f, s in zip(*tops[:2], strict=True)]
     assert list(sets(found.both).values()) == both
     assert list(sets(found.coupled).values()) == [b - g for b, g in zip(both, tops[2], strict=True)]
     names = ("first", "second", "general", "both", "coupled")
     assert found.sizes() == {name: len(getattr(found, name)) for name in names}
-    swapped = coupling(scores[1], scores[0], scores[2], fraction=fraction)
+    swapped = couple(scores[1], scores[0], scores[2], fraction=fraction)
     assert sets(swapped.coupled) == sets(found.coupled) and sets(swapped.first) == sets(found.second)
     assert found.coupled.prompt_hashes == {"fairness prompt", "privacy prompt", "general prompt"}
 
@@ -214,7 +214,7 @@ def test_coupling_is_the_set_definition_and_treats_both_behaviours_alike(first, 
 def test_coupled_is_a_set_intersection_not_a_rank_intersection():
     """Unit 1 is third for one behaviour and first for the other: no common rank, and coupled all the same."""
     first, second, general = score([9, 7, 8, 0, 0]), score([0, 9, 0, 8, 7]), score([0, 0, 1, 2, 3])
-    assert coupled(first, second, general, fraction=0.6).units[FIRST].tolist() == [1]
+    assert couple(first, second, general, fraction=0.6).coupled.units[FIRST].tolist() == [1]
 
 
 @seeded
@@ -224,7 +224,7 @@ def test_the_smallest_coupling_fraction_works_and_nothing_below_it_does(first, s
 
     def n_coupled(fraction):
         with suppress(InputError):  # no unit in any top
-            return len(coupling(*scores, fraction=fraction).coupled)
+            return len(couple(*scores, fraction=fraction).coupled)
         return 0
 
     steps = sorted({k / n for n in SIZES for k in range(1, n + 1)})  # no set changes between them
@@ -245,7 +245,7 @@ def test_the_smallest_coupling_fraction_survives_the_rounding_of_floats(n):
         general[place] = -1
         scores = [Scores("a", {FIRST: v}, {}, {}, {}, torch.zeros(1), frozenset(), "", {}) for v in (one, one, general)]
         smallest = smallest_coupling_fraction(*scores)
-        assert len(coupled(*scores, fraction=smallest)) >= 1
+        assert len(couple(*scores, fraction=smallest).coupled) >= 1
 
 
 def test_without_a_coupled_unit_the_error_gives_sizes_and_the_fraction_that_has_one():
@@ -254,9 +254,9 @@ def test_without_a_coupled_unit_the_error_gives_sizes_and_the_fraction_that_has_
         r"no coupled unit at fraction 0.2 \(sizes {'first': 1, .*'coupled': 0}\); the smallest fraction with one is 0.4"
     )
     with pytest.raises(InputError, match=message):
-        coupled(first, second, general, fraction=0.2)
+        refuse_empty(couple(first, second, general, fraction=0.2), first, second, general)
     with pytest.raises(InputError, match="no fraction gives one"):
-        coupled(first, second, first, fraction=0.2)
+        refuse_empty(couple(first, second, first, fraction=0.2), first, second, first)
 
 
 def test_the_fraction_that_the_error_of_coupled_names_does_give_one():
@@ -264,9 +264,9 @@ def test_the_fraction_that_the_error_of_coupled_names_does_give_one():
         first = score([n + 1, n + 2, *range(n - 2, 0, -1)])
         second, general = score([n + 1, 0, n, *range(n - 3, 0, -1)]), score([0.5, n + 9, *range(1, n - 1)])
         with pytest.raises(InputError) as error:
-            coupled(first, second, general, fraction=1 / n + 1e-9)
+            refuse_empty(couple(first, second, general, fraction=1 / n + 1e-9), first, second, general)
         named = float(re.search(r"fraction with one is (\S+)", str(error.value))[1])
-        assert len(coupled(first, second, general, fraction=named)) >= 1
+        assert len(couple(first, second, general, fraction=named).coupled) >= 1
 
 
 # Controls
@@ -433,7 +433,7 @@ def test_the_pooled_norm_is_the_root_mean_square_over_behaviours():
 @given(first=tied_scores, second=tied_scores, general=tied_scores, fraction=st.floats(0.3, 0.9))
 def test_named_controls_keep_to_their_rule_and_to_the_coupled_sets_sizes(first, second, general, fraction):
     scores = score(*first), score(*second, name="privacy"), score(*general, name="general")
-    found = coupling(*scores, fraction=fraction)
+    found = couple(*scores, fraction=fraction)
     controls = named_controls(found, *scores)
     allowed = {
         "fairness only": found.first - found.second - found.general,

@@ -11,7 +11,7 @@ from dean_interp import (
     Scores,
     Selection,
     Site,
-    coupling,
+    couple,
     importance,
     load_behaviour,
     random_like,
@@ -19,7 +19,6 @@ from dean_interp import (
 )
 from dean_interp.scoring import methods
 from dean_interp.scoring.per_example import with_groups
-from dean_interp.selection.strata import deciles, strata
 from dean_interp.selection.expression import select, select_each
 from dean_interp.selection.released import released_coupling, released_selection
 from dean_interp.selection.selection import top_count
@@ -33,6 +32,7 @@ from dean_interp.selection.stability import (
     selection_probability,
     stable,
 )
+from dean_interp.selection.strata import deciles, strata
 
 seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 SITES = (Site(0, "gate"), Site(0, "out"), Site(1, "gate"))
@@ -269,7 +269,7 @@ def test_a_unit_that_every_example_needs_is_stable_and_one_that_a_single_example
     scores = [grouped(values), grouped(values, "privacy"), grouped(np.roll(values, 20, axis=1), "general")]
 
     def rule(drawn):
-        return coupling(*drawn, fraction=0.04).coupled
+        return couple(*drawn, fraction=0.04).coupled
 
     found = rule(scores)
     assert set(found.units[ALONE].tolist()) == {7, 9}
@@ -325,7 +325,7 @@ def test_controls_can_be_matched_on_the_general_score_too(llama, unit, keep):
     scores = [importance(llama, load_behaviour(name, n_examples=6), unit=unit).kept(keep)
               for name in ("fairness", "privacy", "general")]  # fmt: skip
     plain, matched = strata(llama, scores), strata(llama, scores, general=scores[2])
-    found = coupling(*scores, fraction=0.075).coupled
+    found = couple(*scores, fraction=0.075).coupled
     control = random_like(found, matched, seed=1)
     assert control.counts() == found.counts() and len(control & found) == 0
     for site, codes in matched.items():

@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 import torch
+from dean_interp.study.folder import owned
+from dean_interp.study.states import load_measurement
 
 from dean_interp import InputError, load_behaviour, load_scores, load_selection
 from dean_interp.evaluation.judges import LABELS
@@ -11,9 +13,7 @@ from dean_interp.report.html import write_report
 from dean_interp.study import run as study
 from dean_interp.study import states
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import owned
 from dean_interp.study.results import load_results
-from dean_interp.study.states import load_measurement
 
 SIZES = {"n_calibration": 12, "n_test": 12, "n_general_test": 12, "n_random": 3, "n_equal_kl": 1, "n_answers": 4,
          "max_new_tokens": 8, "n_answer_controls": 1, "neuron_fraction": 0.075, "weight_fraction": 0.03,

@@ -14,8 +14,8 @@ from dean_interp.data.examples import ResponseKind
 from dean_interp.editing.ablation import Positions
 from dean_interp.models.sites import Modules, Unit
 from dean_interp.planning.study import Devices
-from dean_interp.scoring.importance import Target
-from dean_interp.scoring.scores import KEEP
+from dean_interp.scoring.preparation import Target
+from dean_interp.scoring.scores import KEPT_FRACTION
 from dean_interp.selection.selection import Within
 from dean_interp.study.asked import Asked
 from dean_interp.study.config import StudyConfig
@@ -78,7 +78,7 @@ class Score:
     """Cut answers so that no text is longer; None: longer texts than the model takes are refused."""
     batch_tokens: int | None = None
     """Padded tokens a batch; None: 512 on the CPU, 4096 elsewhere, fewer where they do not fit."""
-    keep: float = KEEP
+    keep: float = KEPT_FRACTION
     """Top fraction of each matrix's weights that the file holds; 1 keeps all."""
     dry_run: bool = False
     """Say what scoring will take (memory, time, batches) and stop."""

@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
 from dean_interp.cli.model import Model
 from dean_interp.editing.apply import create_edit
-from dean_interp.editing.checkpoint import apply_to_checkpoint, export, revert_checkpoint, tensor_states
+from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, export, revert_edit_in_checkpoint, tensor_states
 from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit, refuse_state, stack
 from dean_interp.editing.values import Mean, Scale, Zero
 from dean_interp.errors import InputError
@@ -156,14 +156,14 @@ def _(action: ShowEdit) -> tuple[dict[str, Any], str]:
 @edit_action.register
 def _(action: ApplyEdit) -> tuple[dict[str, Any], str]:
     edit = load_edit(action.edit)
-    apply_to_checkpoint(edit, action.checkpoint, action.out)
+    apply_edit_to_checkpoint(action.checkpoint, edit, action.out)
     return {"out": str(action.out), "numbers": len(edit)}, f"edited checkpoint: {action.out.resolve()}"
 
 
 @edit_action.register
 def _(action: RevertEdit) -> tuple[dict[str, Any], str]:
     edit = load_edit(action.edit)
-    revert_checkpoint(edit, action.checkpoint, action.out)
+    revert_edit_in_checkpoint(action.checkpoint, edit, action.out)
     return {"out": str(action.out), "numbers": len(edit)}, f"checkpoint without the edit: {action.out.resolve()}"
 
 
@@ -202,7 +202,7 @@ def _(action: StackEdits) -> tuple[dict[str, Any], str]:
 @edit_action.register
 def _(action: ExportEdit) -> tuple[dict[str, Any], str]:
     edit = load_edit(action.edit)
-    said = export(edit, action.model.loaded(), action.out)
+    said = export(action.model.loaded(), edit, action.out)
     text = (f"checkpoint: {action.out.resolve()}\nin plain transformers its logits differ from the hooked model's "
             f"by at most {said['largest_difference']:.2g} (largest logit {said['largest_logit']:.3g}); it answers:\n"
             f"{said['answer']}")  # fmt: skip

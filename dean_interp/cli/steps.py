@@ -41,9 +41,10 @@ from dean_interp.planning.study import forecast
 from dean_interp.report.html import write_comparison, write_report, write_sweep_report
 from dean_interp.resume import Unfinished, discard
 from dean_interp.scoring import methods
-from dean_interp.scoring.importance import ScoringConfig, importance
+from dean_interp.scoring.importance import importance
+from dean_interp.scoring.preparation import ScoringConfig
 from dean_interp.scoring.scores import Scores, load_scores, refuse_keep
-from dean_interp.selection.coupling import coupling, refuse_empty
+from dean_interp.selection.coupling import refuse_empty
 from dean_interp.selection.expression import select_each
 from dean_interp.selection.random_sets import random_like
 from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
@@ -122,7 +123,7 @@ def _scored(model: HookedModel, behaviour: Behaviour, step: Score, how: ScoringC
         case "importance":
             return importance(model, behaviour, unit=step.unit, config=how, keep=step.keep, unfinished=unfinished)
         case "integrated_gradients":
-            return methods.integrated_gradients(model, behaviour, config=how, unfinished=unfinished)
+            return integrated_gradients(model, behaviour, config=how, unfinished=unfinished)
         case "wanda":
             return methods.wanda(model, behaviour, config=how, unfinished=unfinished)
         case "activation_contrast":
@@ -157,7 +158,7 @@ def _(step: Couple) -> Said:
     chosen = list(parts.values())[-1]
     if not len(chosen):
         if step.expression is None and step.count is None and step.within == "matrix":
-            refuse_empty(coupling(*scores, fraction=(fractions[0], fractions[1], fractions[2])), *scores)
+            refuse_empty(couple(*scores, fraction=(fractions[0], fractions[1], fractions[2])), *scores)
         raise InputError(f"no unit is in {expression!r} (sizes {sizes}): raise --fraction or --count")
     chosen.save(step.out)
     counts = {str(site): n for site, n in chosen.counts().items() if n}

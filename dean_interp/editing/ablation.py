@@ -1,8 +1,9 @@
 """Silencing a selection while a context is open, through hooks and nothing else.
 
 A neuron that is silenced at `hook_post` writes nothing: the output equals that of a model whose rows of `W_out` are
-zero. A weight that is silenced has its contribution `x[:, i] * W[i, j]` taken out of what its matrix writes: the output
-equals that of a model where it is zero. The parameters are never touched, and the hooks go even when the body raises.
+zero. The contribution `x[:, i] * W[i, j]` of a silenced weight is subtracted from what its matrix writes: the output
+equals that of a model where the weight is zero. The parameters are never touched, and the hooks are removed even when
+the body raises.
 """
 
 import warnings
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dean_interp.editing.values import Restore, Value, Zero, activation_change, new_weights
+from dean_interp.editing.values import ActivationChange, Restore, Value, Zero, activation_change, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
@@ -38,13 +39,13 @@ def ablate(
 ) -> Iterator[None]:
     """Silence the selected units in every forward pass and generation inside the `with` block.
 
-    Ablations nest; where two change the same unit the inner one counts. One of weights costs a product with the rows
-    and columns that it touches, no second dense one.
+    Ablations nest; where two change the same unit the inner one counts. An ablation of weights costs a product with the
+    rows and columns that it touches, not a second product with the whole matrix.
 
     Args:
         selection: neurons or weights of this model.
         value: what takes a unit's place, fixed beforehand (`editing.values`): nothing, or a mean, noise, another
-            example's activation, a weaker self, another checkpoint's weight.
+            example's activation, the unit scaled down, another checkpoint's weight.
         positions: `prompt` or `response` ablates there only: while scoring, measuring and generating, which know where
             answers begin.
 
@@ -62,32 +63,22 @@ def ablate(
     refuse_foreign(model, selection)
     if isinstance(value, Restore):
         selection = weights_that_make(model, selection, value.other)
-    chosen = [site for site, n in selection.counts().items() if n]
+    # Each site of neurons gets a hook on its activation.
     watch = _Watch()
-    neurons = [(site.hook_name, _silencer(model, site, selection.units[site], value, positions, watch))
-               for site in chosen if site.unit == "neuron"]  # fmt: skip
-    outer = notes(model).ablated_weights
+    silencers = _silencers(model, selection, value=value, positions=positions, watch=watch)
+    # Each matrix gets a hook on its product. Ablations that are open already have changed some of its weights.
+    outer: AblatedWeights = notes(model).ablated_weights
     inner, removers = dict(outer), {}
-    for site in chosen:
-        if site.unit == "weight":
-            units = selection.units[site]
-            new, old = new_weights(value, model, site, units), _now(model, site, units, outer, positions)
-            removers[site] = _remover(model, site, units, old - new, positions)
-            inner[site, positions] = _joined(outer.get((site, positions)), units, new)
-            watch.expects_change |= not neurons
-            watch.changed |= bool((old != new).any())
-    known = scored_prompts(model)
-    remembered = set(known)
-    known.update(selection.prompt_hashes)
-    notes(model).ablated_weights = inner
-    try:
-        with model.hooks(fwd_hooks=neurons), on_products(model, removers):
-            yield
-        if watch.expects_change and not watch.changed:
-            warnings.warn(f"the ablation of {selection} changed nothing", stacklevel=3)
-    finally:
-        notes(model).ablated_weights = outer
-        known.intersection_update(remembered)
+    for site, change in _weight_changes(model, selection, value=value, positions=positions, outer=outer).items():
+        removers[site] = _remover(model, site, change, positions)
+        inner[site, positions] = _joined(outer.get((site, positions)), change)
+        # An ablation of weights alone changes every pass or none, so it is known now whether it does.
+        watch.expects_change = not silencers
+        watch.changed |= bool((change.old != change.new).any())
+    with _noted(model, inner, selection.prompt_hashes), model.hooks(fwd_hooks=silencers), on_products(model, removers):
+        yield
+    if watch.expects_change and not watch.changed:
+        warnings.warn(f"the ablation of {selection} changed nothing", stacklevel=3)
 
 
 def weights_that_make(model: HookedModel, selection: Selection, other: HookedModel) -> Selection:
@@ -95,26 +86,35 @@ def weights_that_make(model: HookedModel, selection: Selection, other: HookedMod
 
     Raises `InputError` where the two models' biases of these neurons differ: weights alone would not restore them.
     """
-    neurons = {site: units for site, units in selection.units.items() if site.unit == "neuron" and len(units)}
+    neurons = {site.layer: units for site, units in selection.units.items() if site.unit == "neuron" and len(units)}
     if not neurons:
         return selection
-    found, shapes = {}, {}
+    # Neuron i is column i of `gate` and `in` and row i of `out`; flat indices count row by row.
+    weights, shapes = {}, {}
     for site in weight_sites(model):
-        matrix, units = weight(model, site), neurons.get(Site(site.layer, "neurons"), torch.zeros(0, dtype=torch.int64))
-        shapes[site] = tuple(matrix.shape)
-        along = torch.arange(matrix.shape[0 if site.part != "out" else 1])
-        flat = along[:, None] * matrix.shape[1] + units if site.part != "out" else units[:, None] * len(along) + along
-        found[site] = flat.flatten().sort().values
-        if site.part != "out" and len(units):
-            mine, theirs = (bias(one, site) for one in (model, other))
-            if mine is not None and theirs is not None and not torch.equal(mine[units], theirs[units].to(mine)):
-                raise InputError(f"the biases of the neurons of {site} differ: restore the layer's checkpoint instead")
-    return Selection(found, shapes, selection.prompt_hashes)
+        units = neurons.get(site.layer, torch.zeros(0, dtype=torch.int64))
+        n_rows, n_columns = shape(model, site)
+        shapes[site] = (n_rows, n_columns)
+        if site.part == "out":
+            flat = units[:, None] * n_columns + torch.arange(n_columns)
+        else:
+            flat = torch.arange(n_rows)[:, None] * n_columns + units
+            _refuse_other_bias(model, other, site, units)
+        weights[site] = flat.flatten().sort().values
+    return Selection(weights, shapes, selection.prompt_hashes)
+
+
+def _refuse_other_bias(model: HookedModel, other: HookedModel, site: Site, units: Tensor) -> None:
+    mine, theirs = bias(model, site), bias(other, site)
+    if mine is None or theirs is None:
+        return
+    if not torch.equal(mine[units], theirs[units].to(mine)):
+        raise InputError(f"the biases of the neurons of {site} differ: restore the layer's checkpoint instead")
 
 
 def refuse_foreign(model: HookedModel, selection: Selection) -> None:
     """Raise `InputError` where the selection's sites are not this model's."""
-    shapes = {site: (model.cfg.d_mlp,) for site in neuron_sites(model)}
+    shapes: dict[Site, tuple[int, ...]] = {site: (model.cfg.d_mlp,) for site in neuron_sites(model)}
     parts = {site.part for site in selection.shapes}
     kinds: tuple[Modules, ...] = ("mlp", "attention")
     for modules in kinds:
@@ -135,21 +135,44 @@ class _Watch:
     changed: bool = False
 
 
-_Weights = tuple[Int[Tensor, " _"], Float[Tensor, " _"]]
-"""Units, ascending, and what open ablations have made of them."""
+@contextmanager
+def _noted(model: HookedModel, changed: AblatedWeights, prompt_hashes: frozenset[str]) -> Iterator[None]:
+    """While open, the model has notes of its changed weights, and of the prompts that the selection was scored on."""
+    outer = notes(model).ablated_weights
+    hashes = scored_prompts(model)
+    hashes_before = set(hashes)
+    hashes.update(prompt_hashes)
+    notes(model).ablated_weights = changed
+    try:
+        yield
+    finally:
+        notes(model).ablated_weights = outer
+        hashes.intersection_update(hashes_before)
+
+
+def _silencers(
+    model: HookedModel, selection: Selection, *, value: Value, positions: Positions, watch: _Watch
+) -> list[tuple[str, Callable[..., Tensor]]]:
+    """The hooks of the selected neurons, by the hook points' names."""
+    hooks = []
+    for site, units in selection.units.items():
+        if site.unit == "neuron" and len(units):
+            change = activation_change(value, site, units)
+            hooks.append((site.hook_name, _silencer(model, units, change, positions=positions, watch=watch)))
+    return hooks
 
 
 def _silencer(
-    model: HookedModel, site: Site, units: Tensor, value: Value, positions: Positions, watch: _Watch
+    model: HookedModel, units: Tensor, change: ActivationChange, *, positions: Positions, watch: _Watch
 ) -> Callable[..., Tensor]:
-    change = activation_change(value, site, units)
+    """A hook that changes the chosen neurons' activations, and notes whether it did."""
 
     def silence(activation: Tensor, hook: object) -> Tensor:
         columns = units.to(activation.device)
         old = activation[..., columns]
-        new = change(old, _place(model, activation)).to(old)
+        new = change(old, _positions_in_texts(model, activation)).to(old)
         if positions != "all":
-            new = torch.where(_mask(model, activation, positions)[..., None], new, old)
+            new = torch.where(_is_ablated(model, activation, positions)[..., None], new, old)
         watch.expects_change = True
         watch.changed = watch.changed or bool((new != old).any())
         return activation.index_copy(-1, columns, new)
@@ -157,67 +180,93 @@ def _silencer(
     return silence
 
 
-def _remover(model: HookedModel, site: Site, units: Tensor, excess: Tensor, positions: Positions) -> OnProduct:
-    """Takes `x[..., i] * excess` of the given flat indices out of the product.
+def _weight_changes(
+    model: HookedModel, selection: Selection, *, value: Value, positions: Positions, outer: AblatedWeights
+) -> dict[Site, WeightChange]:
+    """What an ablation makes of the selected weights of each matrix."""
+    changes = {}
+    for site, units in selection.units.items():
+        if site.unit == "weight" and len(units):
+            new = new_weights(value, model, site, units)
+            old = _current_weights(model, site, units, outer=outer, positions=positions)
+            changes[site] = WeightChange(units, old, new)
+    return changes
+
+
+def _remover(model: HookedModel, site: Site, change: WeightChange, positions: Positions) -> OnProduct:
+    """A hook that subtracts `x[..., i] * (old - new)` of the given weights from the product.
 
     The chosen weights lie in a block of the rows and columns that hold any, zero elsewhere. A few weights make a small
     block; where it would be most of the matrix, the matrix itself costs no more.
     """
     matrix = weight(model, site).detach()
-    chosen = torch.zeros_like(matrix)
-    rows, columns = ((units // matrix.shape[1]).to(matrix.device), (units % matrix.shape[1]).to(matrix.device))
-    chosen[rows, columns] = excess.to(matrix)
+    rows = (change.units // matrix.shape[1]).to(matrix.device)
+    columns = (change.units % matrix.shape[1]).to(matrix.device)
+    excess = torch.zeros_like(matrix)
+    excess[rows, columns] = (change.old - change.new).to(matrix)
     rows, columns = rows.unique(), columns.unique()
     is_large = 2 * len(rows) * len(columns) > matrix.numel()
-    block = chosen if is_large else chosen[rows][:, columns].clone()
+    block = excess if is_large else excess[rows][:, columns].clone()
 
     def remove(x: Tensor, product: Tensor) -> Tensor:
         if positions != "all":
-            x = x * _mask(model, x, positions)[..., None]
+            x = x * _is_ablated(model, x, positions)[..., None]
         if is_large:
             return product - x @ block.to(x.device)
-        at = columns.to(product.device)  # index_copy, not index_add: several times faster over many positions
-        taken = x.index_select(-1, rows.to(x.device)) @ block.to(x.device)
-        return product.index_copy(-1, at, product.index_select(-1, at) - taken)
+        # index_copy is several times faster over many positions than index_add.
+        written = columns.to(product.device)
+        removed = x.index_select(-1, rows.to(x.device)) @ block.to(x.device)
+        return product.index_copy(-1, written, product.index_select(-1, written) - removed)
 
     return remove
 
 
-def _place(model: HookedModel, activation: Tensor) -> Int[Tensor, "..."]:
-    """Every position's place in its text; a bare pass counts from its first column."""
-    now = token_positions(model)
-    if now is not None:
-        return now.position.reshape(activation.shape[:-1]).to(activation.device)
+def _positions_in_texts(model: HookedModel, activation: Tensor) -> Int[Tensor, "..."]:
+    """The place of every position in its own text; a bare pass counts from its first column."""
+    current = token_positions(model)
+    if current is not None:
+        return current.position.reshape(activation.shape[:-1]).to(activation.device)
     return torch.arange(activation.shape[-2], device=activation.device).expand(activation.shape[:-1])
 
 
-def _mask(model: HookedModel, activation: Tensor, positions: Positions) -> Bool[Tensor, "..."]:
-    now = token_positions(model)
-    if now is None:
+def _is_ablated(model: HookedModel, activation: Tensor, positions: Positions) -> Bool[Tensor, "..."]:
+    """True at the positions of a pass that belong to prompts, or to responses."""
+    current = token_positions(model)
+    if current is None:
         raise InputError(
             f"positions={positions!r} needs a pass that knows where answers begin: importance, measure or generate"
         )
-    is_answer = now.is_answer.reshape(activation.shape[:-1]).to(activation.device)
+    is_answer = current.is_answer.reshape(activation.shape[:-1]).to(activation.device)
     return is_answer if positions == "response" else ~is_answer
 
 
-def _now(model: HookedModel, site: Site, units: Tensor, outer: AblatedWeights, positions: Positions) -> Tensor:
+def _current_weights(
+    model: HookedModel, site: Site, units: Tensor, *, outer: AblatedWeights, positions: Positions
+) -> Tensor:
     """What the weights are under the ablations that are open already."""
     matrix = weight(model, site).detach()
-    held = matrix[units // matrix.shape[1], units % matrix.shape[1]].clone()
-    for (at, where), (changed, values) in outer.items():
-        again = torch.isin(units, changed) if at == site else torch.zeros(0, dtype=torch.bool)
-        if again.any() and where != positions:
-            raise InputError(f"some of these weights of {site} are ablated at positions={where!r} already: nest alike")
-        if again.any():
-            held[again] = values[torch.searchsorted(changed, units[again])].to(held)
-    return held
+    current = matrix[units // matrix.shape[1], units % matrix.shape[1]].clone()
+    for (changed_site, changed_positions), change in outer.items():
+        if changed_site != site:
+            continue
+        is_changed = torch.isin(units, change.units)
+        if not is_changed.any():
+            continue
+        if changed_positions != positions:
+            raise InputError(
+                f"some of these weights of {site} are ablated at positions={changed_positions!r} already: nest alike"
+            )
+        current[is_changed] = change.new[torch.searchsorted(change.units, units[is_changed])].to(current)
+    return current
 
 
-def _joined(outer: _Weights | None, units: Tensor, values: Tensor) -> _Weights:
+def _joined(outer: WeightChange | None, inner: WeightChange) -> WeightChange:
+    """The changes of two nested ablations; where both change a weight the inner one counts."""
     if outer is None:
-        return units, values
-    others = ~torch.isin(outer[0], units)
-    joined = torch.cat([outer[0][others], units])
-    order = joined.argsort()
-    return joined[order], torch.cat([outer[1][others], values])[order]
+        return inner
+    only_outer = ~torch.isin(outer.units, inner.units)
+    units = torch.cat([outer.units[only_outer], inner.units])
+    order = units.argsort()
+    old = torch.cat([outer.old[only_outer], inner.old])
+    new = torch.cat([outer.new[only_outer], inner.new])
+    return WeightChange(units[order], old[order], new[order])

@@ -1,4 +1,4 @@
-"""Edits of a model in memory: made from what an ablation would do, written in, taken out again bit by bit."""
+"""Edits of a model in memory: made from an ablation, written into the weights, and taken out again bit by bit."""
 
 from pathlib import Path
 
@@ -48,21 +48,13 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
         if not len(units):
             continue
         if site.unit == "weight":
-            changes |= _change(model, site, units, new_weights(value, model, site, units))
-            continue
-        if not isinstance(value, Zero | Scale | Mean):
-            raise InputError(f"weights cannot do what {type(value).__name__} does to neurons; Zero, Scale, Mean and "
-                             "Restore can be written into a checkpoint")  # fmt: skip
-        out = Site(site.layer, "out")
-        rows = weight(model, out).detach()[units]
-        n_columns = rows.shape[1]
-        flat = (units[:, None] * n_columns + torch.arange(n_columns)).flatten()
-        changes |= _change(model, out, flat, (rows * (value.alpha if isinstance(value, Scale) else 0.0)).flatten())
-        if isinstance(value, Mean):
-            changes |= _carried(model, out, value.scores.activation_mean[site][units].to(rows) @ rows)
+            changes |= _weight_change(model, site, units, new_weights(value, model, site, units))
+        else:
+            changes |= _neuron_changes(model, site, units, value)
     name = str(model.cfg.model_name)
     facts = {
-        "model": Path(name).name if Path(name).is_dir() else name,  # not where a folder lies on this machine
+        # Not where a folder lies on this machine.
+        "model": Path(name).name if Path(name).is_dir() else name,
         "architecture": type(model.original_model).__name__,
         "units": {str(site): n for site, n in selection.counts().items() if n},
         "selection": selection.fingerprint,
@@ -91,53 +83,95 @@ def revert_edit(model: HookedModel, edit: Edit) -> None:
 
 def edit_state(model: HookedModel, edit: Edit) -> EditState:
     """Whether a model is the edit's base, holds the edit, or is something else."""
-    return joint_edit_state([tensor_state(_held(model, change), change) for change in edit.changes.values()])
+    states = []
+    for change in edit.changes.values():
+        states.append(tensor_state(_stored_view(model, change), change))
+    return joint_edit_state(states)
 
 
 def _write(model: HookedModel, edit: Edit, *, expected: EditState) -> None:
+    """Write an edit's other values into a model whose state is `expected`."""
     refuse_offloaded(model, "writing an edit into a model in memory (a checkpoint folder is edited without loading it)")
-    held = {name: _held(model, change) for name, change in edit.changes.items()}
-    state = joint_edit_state([tensor_state(held[name], change) for name, change in edit.changes.items()])
-    refuse_state(state, expected, edit, str(model.cfg.model_name))
+    refuse_state(edit_state(model, edit), expected, edit, str(model.cfg.model_name))
     with torch.no_grad():
-        for name, change in edit.changes.items():
+        for change in edit.changes.values():
+            tensor = _stored_view(model, change)
             values = change.new if expected == "base" else change.old
-            held[name][entries(change)] = values.to(held[name])
+            tensor[entries(change)] = values.to(tensor)
 
 
-def _held(model: HookedModel, change: TensorChange) -> Tensor:
+def _stored_view(model: HookedModel, change: TensorChange) -> Tensor:
     """The model's tensor in the checkpoint's layout, as a view that can be written to."""
     if change.is_bias:
-        held = bias(model, change.site)
-        if held is None:
+        tensor = bias(model, change.site)
+        if tensor is None:
             raise InputError(f"{model.cfg.model_name} has no bias at {change.site}, which this edit changes")
-        return held
+        return tensor
     matrix = weight(model, change.site)
     return matrix.t() if change.is_transposed else matrix
 
 
-def _change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[str, TensorChange]:
+def _neuron_changes(model: HookedModel, site: Site, units: Tensor, value: Value) -> dict[str, TensorChange]:
+    """The change of some neurons' rows of `out`, which are what they write, and for means of its bias."""
+    if not isinstance(value, Zero | Scale | Mean):
+        raise InputError(
+            f"weights cannot do what {type(value).__name__} does to neurons; Zero, Scale, Mean and "
+            "Restore can be written into a checkpoint"
+        )
+    out = Site(site.layer, "out")
+    rows = weight(model, out).detach()[units]
+    n_columns = rows.shape[1]
+    flat = (units[:, None] * n_columns + torch.arange(n_columns)).flatten()
+    alpha = value.alpha if isinstance(value, Scale) else 0.0
+    changes = _weight_change(model, out, flat, (rows * alpha).flatten())
+    # A neuron that is always at its mean adds the same vector at every position: mean @ rows goes into the bias.
+    if isinstance(value, Mean):
+        mean = value.scores.activation_mean[site][units].to(rows)
+        changes |= _bias_change(model, out, mean @ rows)
+    return changes
+
+
+def _weight_change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[str, TensorChange]:
     """The change of some entries of a matrix, given as flat indices of `(d_in, d_out)`."""
     name, is_transposed = stored_name(model, site)
     matrix = weight(model, site).detach()
+    # The edit counts in the checkpoint's layout, where the matrix may lie transposed, and in ascending order.
     rows, columns = units // matrix.shape[1], units % matrix.shape[1]
     old = matrix[rows, columns]
     stored = matrix.t() if is_transposed else matrix
     indices = columns * stored.shape[1] + rows if is_transposed else units
     order = indices.argsort()
-    return {name: TensorChange(site, False, is_transposed, tuple(stored.shape), indices[order], old[order].cpu(),
-                         new[order].to(old).cpu(), tensor_hash(stored))}  # fmt: skip
+    change = TensorChange(
+        site=site,
+        is_bias=False,
+        is_transposed=is_transposed,
+        shape=tuple(stored.shape),
+        indices=indices[order],
+        old=old[order].cpu(),
+        new=new[order].to(old).cpu(),
+        base=tensor_hash(stored),
+    )
+    return {name: change}
 
 
-def _carried(model: HookedModel, site: Site, added: Float[Tensor, " d_model"]) -> dict[str, TensorChange]:
-    """The bias of a matrix with what the silenced neurons' means wrote."""
-    held = bias(model, site)
-    if held is None:
+def _bias_change(model: HookedModel, site: Site, added: Float[Tensor, " d_model"]) -> dict[str, TensorChange]:
+    """The change of a matrix's bias to which a vector is added."""
+    parameter = bias(model, site)
+    if parameter is None:
         raise InputError(
             f"mean ablation writes the means into the bias of '{site.part}', which {model.cfg.model_name} does not "
             "have: use zero, or ablate by hooks"
         )
     name = stored_name(model, site)[0].removesuffix("weight") + "bias"
-    held = held.detach()
-    return {name: TensorChange(site, True, False, tuple(held.shape), torch.arange(len(held)), held.cpu().clone(),
-                         (held + added).cpu(), tensor_hash(held))}  # fmt: skip
+    old = parameter.detach()
+    change = TensorChange(
+        site=site,
+        is_bias=True,
+        is_transposed=False,
+        shape=tuple(old.shape),
+        indices=torch.arange(len(old)),
+        old=old.cpu().clone(),
+        new=(old + added).cpu(),
+        base=tensor_hash(old),
+    )
+    return {name: change}

@@ -1,14 +1,14 @@
-"""Edits of a Hugging Face checkpoint folder, without loading the model: the bytes that change are changed in a copy.
+"""Edits of a Hugging Face checkpoint folder. The folder is copied, and the edited bytes are changed in the copy.
 
-Shards are copied as files and mapped into memory, so that a 70-billion-parameter checkpoint needs disk and next to no
-memory. The new folder appears whole, by one rename, or not at all; the old one is never written to.
+The model is not loaded: files are mapped into memory, so a checkpoint of 70 billion parameters needs disk space and
+almost no memory. The new folder appears whole, by one rename, or not at all. The old one is never written to.
 """
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ _PROMPT = "What should I keep in mind when I share a flat?"
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies in a checkpoint's files."""
+class _Location:
+    """Where a tensor lies in a checkpoint's files: its bytes are `start` to `end` of `file`."""
 
     file: Path
     dtype: torch.dtype
@@ -53,7 +53,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Index:
-    """What is taken of a sharded checkpoint's index."""
+    """The part of a sharded checkpoint's index that is read."""
 
     weight_map: dict[str, str]
 
@@ -67,35 +67,36 @@ def checkpoint_state(folder: str | Path, edit: Edit) -> EditState:
 
 
 def tensor_states(folder: str | Path, edit: Edit) -> dict[str, EditState]:
-    """The same for each tensor that the edit changes."""
-    found: dict[str, EditState] = {}
-    for name, place in progress_bar(_places(Path(folder), edit).items(), desc="checking", unit="tensor", leave=False):
-        found[name] = tensor_state(_mapped(place), edit.changes[name])
-    return found
+    """The state of each tensor that the edit changes, by its name. Raises `InputError` as `checkpoint_state` does."""
+    locations = _locations(Path(folder), edit)
+    states: dict[str, EditState] = {}
+    for name, location in progress_bar(locations.items(), desc="checking", unit="tensor", leave=False):
+        states[name] = tensor_state(_mapped(location), edit.changes[name])
+    return states
 
 
-def apply_to_checkpoint(edit: Edit, folder: str | Path, out: str | Path) -> None:
+def apply_edit_to_checkpoint(folder: str | Path, edit: Edit, out: str | Path) -> None:
     """Write an edited copy of a checkpoint to a new folder. Weights in other forms (`.bin`, `.gguf`) are left out.
 
     Raises:
         InputError: before anything is written, where the checkpoint is not the edit's base or holds the edit already,
             has no safetensors files, or `out` exists; after a full disk, with nothing left behind.
     """
-    _write_copy(edit, Path(folder), Path(out), expected="base")
+    _write_copy(Path(folder), edit, Path(out), expected="base")
 
 
-def revert_checkpoint(edit: Edit, folder: str | Path, out: str | Path) -> None:
+def revert_edit_in_checkpoint(folder: str | Path, edit: Edit, out: str | Path) -> None:
     """Write a copy of an edited checkpoint without the edit: its files are those of the base, byte for byte.
 
-    Raises `InputError` as `apply_to_checkpoint` does, where the checkpoint does not hold the edit.
+    Raises `InputError` as `apply_edit_to_checkpoint` does, where the checkpoint does not hold the edit.
     """
-    _write_copy(edit, Path(folder), Path(out), expected="edited")
+    _write_copy(Path(folder), edit, Path(out), expected="edited")
 
 
-def export(edit: Edit, model: HookedModel, out: str | Path, *, n_new_tokens: int = 24) -> dict[str, float | str]:
+def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int = 24) -> dict[str, float | str]:
     """Write a model in memory with the edit as a checkpoint folder, load it in plain `transformers`, and compare.
 
-    For models that are no checkpoint folder (a GGUF file). The model itself is left as it was.
+    This is for models that are no checkpoint folder (a GGUF file). The model itself is left as it was.
 
     Returns:
         `largest_difference` of the logits to the hooked (or, for a changed bias, the edited) model's on a prompt, the
@@ -116,46 +117,68 @@ def export(edit: Edit, model: HookedModel, out: str | Path, *, n_new_tokens: int
     apply_edit(model, edit)
     try:
         with whole_folder(out) as part:
-            names = stored_names(model)
-            state = {names[id(one)]: one.detach().cpu().contiguous() for one in model.original_model.parameters()}
-            save_torch_state_dict(state, part, safe_serialization=True)
-            model.original_model.config.save_pretrained(part)
-            if model.original_model.generation_config is not None:
-                model.original_model.generation_config.save_pretrained(part)
-            native_tokenizer(model).save_pretrained(part)
-            if any(change.is_bias for change in edit.changes.values()):
-                expected = _logits(model, prompt)
-                revert_edit(model, edit)
-            else:
-                revert_edit(model, edit)
-                selection, value = edit.hooked()
-                with ablate(model, selection, value=value):
-                    expected = _logits(model, prompt)
-            return _checked(part, model, prompt, expected, n_new_tokens)
+            _save_checkpoint(model, part)
+            # Hooks do not change biases. Where the edit does, the edited model itself gives the expected logits.
+            changes_bias = any(change.is_bias for change in edit.changes.values())
+            edited_logits = _logits(model, prompt) if changes_bias else None
+            revert_edit(model, edit)
+            expected = _hooked_logits(model, edit, prompt) if edited_logits is None else edited_logits
+            return _compared(part, model, prompt, expected, n_new_tokens=n_new_tokens)
     finally:
         if edit_state(model, edit) == "edited":
             revert_edit(model, edit)
 
 
-def _checked(
-    folder: Path, model: HookedModel, prompt: Tensor, expected: Tensor, n_new_tokens: int
+def _save_checkpoint(model: HookedModel, folder: Path) -> None:
+    """Write a bridge's parameters, config and tokenizer into a folder, as `save_pretrained` would."""
+    names = stored_names(model)
+    tensors = {}
+    for parameter in model.original_model.parameters():
+        tensors[names[id(parameter)]] = parameter.detach().cpu().contiguous()
+    save_torch_state_dict(tensors, folder, safe_serialization=True)
+    model.original_model.config.save_pretrained(folder)
+    if model.original_model.generation_config is not None:
+        model.original_model.generation_config.save_pretrained(folder)
+    native_tokenizer(model).save_pretrained(folder)
+
+
+def _compared(
+    folder: Path, model: HookedModel, prompt: Tensor, expected: Tensor, *, n_new_tokens: int
 ) -> dict[str, float | str]:
-    """What the written folder gives in plain `transformers`; an error where that is not what was expected."""
+    """Load the written folder in plain `transformers`, compare its logits with `expected`, and generate.
+
+    Raises `RuntimeError` where the logits differ by more than rounding, or the next token does.
+    """
     dtype = next(model.parameters()).dtype
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     plain.to(prompt.device).eval()
     with torch.inference_mode():
         logits = plain(prompt).logits.float()
-    difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
+    difference = float((logits - expected).abs().max())
+    largest = float(expected.abs().max())
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    if difference > tolerance * largest or not torch.equal(logits[0, -1].argmax(), expected[0, -1].argmax()):
-        raise RuntimeError(f"the exported folder's logits differ by {difference:.3g} (largest logit {largest:.3g}) "
-                           "from the edit by hooks: nothing was kept")  # fmt: skip
+    same_next_token = torch.equal(logits[0, -1].argmax(), expected[0, -1].argmax())
+    if difference > tolerance * largest or not same_next_token:
+        raise RuntimeError(
+            f"the exported folder's logits differ by {difference:.3g} (largest logit {largest:.3g}) "
+            "from the edit by hooks: nothing was kept"
+        )
     tokenizer = native_tokenizer(model)
-    written = plain.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=n_new_tokens,
-                             do_sample=False, pad_token_id=tokenizer.eos_token_id)  # fmt: skip
-    answer = str(tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True))
+    generated = plain.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=n_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    answer = str(tokenizer.decode(generated[0, prompt.shape[1] :], skip_special_tokens=True))
     return {"largest_difference": difference, "largest_logit": largest, "answer": answer}
+
+
+def _hooked_logits(model: HookedModel, edit: Edit, prompt: Tensor) -> Tensor:
+    selection, value = edit.hooked()
+    with ablate(model, selection, value=value):
+        return _logits(model, prompt)
 
 
 @torch.inference_mode()
@@ -167,29 +190,33 @@ def _template(model: HookedModel) -> Template:
     return "chat" if native_tokenizer(model).chat_template else "raw"
 
 
-def _write_copy(edit: Edit, folder: Path, out: Path, *, expected: EditState) -> None:
+def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState) -> None:
+    """Copy a folder whose state is `expected`, and write the edit's other values into the copy."""
     _refuse_existing(out)
-    places = _places(folder, edit)
+    locations = _locations(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
     with whole_folder(out) as part:
-        for file in progress_bar(_copied(folder), desc=f"copying {folder.name}", unit="file", leave=False):
+        for file in progress_bar(_files_to_copy(folder), desc=f"copying {folder.name}", unit="file", leave=False):
             (part / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / file, part / file)  # links, as in the hub's cache, are followed
-        for name, place in places.items():
+            # Links, as in the hub's cache, are followed.
+            shutil.copyfile(folder / file, part / file)
+        for name, location in locations.items():
             change = edit.changes[name]
             values = change.new if expected == "base" else change.old
-            tensor = _mapped(place, folder=part, write=True).view(-1)
+            tensor = _mapped(location, folder=part, write=True).view(-1)
             tensor[change.indices] = values.to(tensor.dtype)
 
 
-def _copied(folder: Path) -> list[Path]:
-    """Every file of a checkpoint but the same weights in other forms, which would stay as they were."""
+def _files_to_copy(folder: Path) -> list[Path]:
+    """Every file of a checkpoint but the same weights in other forms, which would not be edited."""
     files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    others = [file for file in files if file.suffix in _OTHER_FORMS]
-    if others:
-        log.warning("left out, since they hold weights in a form that edits are not written into: %s",
-                    ", ".join(map(str, others)))  # fmt: skip
-    return [file for file in files if file not in others]
+    unedited = [file for file in files if file.suffix in _OTHER_FORMS]
+    if unedited:
+        log.warning(
+            "left out, since they hold weights in a form that edits are not written into: %s",
+            ", ".join(map(str, unedited)),
+        )
+    return [file for file in files if file not in unedited]
 
 
 def _refuse_existing(out: Path) -> None:
@@ -199,59 +226,72 @@ def _refuse_existing(out: Path) -> None:
         raise InputError(f"no folder {out.absolute().parent} to write {out.name} in")
 
 
-def _places(folder: Path, edit: Edit) -> dict[str, _Place]:
-    """Where each tensor of an edit lies. Some checkpoints leave out, or add, the name of the model's body."""
-    known = _tensors(folder)
-    found = {}
+def _locations(folder: Path, edit: Edit) -> dict[str, _Location]:
+    """Where each tensor of an edit lies in a checkpoint, by the edit's name of it."""
+    stored = _stored_tensors(folder)
+    locations = {}
     for name, change in edit.changes.items():
-        matches = [key for key in known if key == name] or [
-            key for key in known if name.endswith(f".{key}") or key.endswith(f".{name}")
-        ]
+        matches = [name] if name in stored else _names_but_for_prefix(name, stored)
         if len(matches) != 1:
             raise InputError(f"{folder} has no tensor {name}, which this edit of {edit.facts['model']} changes")
-        place = known[matches[0]]
-        if place.shape != change.shape:
-            raise InputError(f"{name} is {place.shape} in {folder}, and {change.shape} in the edit's base")
-        found[name] = place
-    return found
+        location = stored[matches[0]]
+        if location.shape != change.shape:
+            raise InputError(f"{name} is {location.shape} in {folder}, and {change.shape} in the edit's base")
+        locations[name] = location
+    return locations
 
 
-def _tensors(folder: Path) -> Mapping[str, _Place]:
+def _names_but_for_prefix(name: str, stored: Iterable[str]) -> list[str]:
+    """Some checkpoints leave out, or add, the name of the model's body in front of a tensor's name."""
+    return [other for other in stored if name.endswith(f".{other}") or other.endswith(f".{name}")]
+
+
+def _stored_tensors(folder: Path) -> Mapping[str, _Location]:
     """Every tensor in a folder's safetensors files, by its name there."""
+    locations = {}
+    for file in _safetensors_files(folder):
+        # `safe_open` checks that the header fits the file.
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise InputError(f"{file} is damaged ({error})") from error
+        # A file begins with the length of its header (8 bytes), then the header; offsets count from the header's end.
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"] in _DTYPES:
+                start, end = (8 + length + offset for offset in entry["data_offsets"])
+                dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+                locations[name] = _Location(file=file, dtype=dtype, shape=shape, start=start, end=end)
+    return locations
+
+
+def _safetensors_files(folder: Path) -> list[Path]:
+    """The checkpoint's files: those that its index names, or the one file of a small checkpoint."""
     if not folder.is_dir():
         raise InputError(f"no checkpoint folder {folder}")
-    index, names = folder / _INDEX, {"model.safetensors"}
-    if index.is_file():
-        names = set(read_json(index, _Index).weight_map.values())
+    index = folder / _INDEX
+    names = set(read_json(index, _Index).weight_map.values()) if index.is_file() else {"model.safetensors"}
     outside = [name for name in names if name != Path(name).name or name == ".."]
     if outside:
         raise InputError(f"{index} is damaged: it names {min(outside)!r:.60}, which is no file in its folder")
     files = [folder / name for name in sorted(names)]
-    missing = [file.name for file in files if not os.path.isfile(file)]  # bears a name that no file can have
+    # Unlike `Path.is_file`, `os.path.isfile` does not raise for a name that no file can have.
+    missing = [file.name for file in files if not os.path.isfile(file)]
     if missing:
         raise InputError(
             f"{folder} has no {missing[0]:.60}: edits are written into safetensors checkpoints (save_pretrained)"
         )
-    found = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):  # it checks that the header fits the file
-                pass
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged ({error})") from error
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
-        for name, one in header.items():
-            if name != "__metadata__" and one["dtype"] in _DTYPES:
-                start, end = (8 + length + offset for offset in one["data_offsets"])
-                found[name] = _Place(file, _DTYPES[one["dtype"]], tuple(one["shape"]), start, end)
-    return found
+    return files
 
 
-def _mapped(place: _Place, *, folder: Path | None = None, write: bool = False) -> Float[Tensor, "..."]:
-    """A tensor of a checkpoint file, read (and written) where it lies; `folder` holds a copy of the file."""
-    file = (folder or place.file.parent) / place.file.name
-    mode = "r+" if write else "c"  # "c": torch wants memory that it could write to, and the file stays as it is
-    mapped = np.memmap(file, dtype=np.uint8, mode=mode, offset=place.start, shape=(place.end - place.start,))
-    return torch.from_numpy(mapped).view(place.dtype).reshape(place.shape)
+def _mapped(location: _Location, *, folder: Path | None = None, write: bool = False) -> Float[Tensor, "..."]:
+    """A tensor of a checkpoint file, read (and written) where it lies. `folder` holds a copy of the file."""
+    file = (folder or location.file.parent) / location.file.name
+    # Mode "c": torch wants memory that it could write to, and the file stays as it is.
+    mode = "r+" if write else "c"
+    n_bytes = location.end - location.start
+    mapped = np.memmap(file, dtype=np.uint8, mode=mode, offset=location.start, shape=(n_bytes,))
+    return torch.from_numpy(mapped).view(location.dtype).reshape(location.shape)

@@ -1,14 +1,16 @@
-"""An ablation as a small file: which numbers of a checkpoint change, and from what. It can be taken back, bit by bit.
+"""An ablation as a small file: which numbers of a checkpoint change, and what they were. It can be undone, bit by bit.
 
-An edit names tensors as the checkpoint does and counts their entries in its layout, so that a checkpoint can be edited
-without loading the model (`editing.checkpoint`). It carries a hash of every tensor that it changes, as it was: it is
-refused on any other, on one that has it already, and where the file was changed after it was made.
+An edit names tensors as the checkpoint does and counts their entries in the checkpoint's layout, so that a checkpoint
+can be edited without loading the model (`editing.checkpoint`). It carries a hash of every tensor that it changes, taken
+before the change. An edit is refused on any other tensor, on one that has the edit already, and where the edit's file
+was changed after it was made.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +27,7 @@ from dean_interp.models.sites import Shape, Site, WrittenSite
 from dean_interp.selection.selection import Selection
 
 _FORMAT = "dean_interp.edit.1"
-_CHUNK = 2**24  # entries that are hashed at once
+_N_HASHED_AT_ONCE = 2**24
 EditState = Literal["base", "edited", "both", "other"]
 """What a tensor is to an edit: as before, as after, both (the edit changes none of its numbers), or something else."""
 
@@ -40,7 +42,7 @@ class TensorChange:
     """Whether the checkpoint stores the transpose of the site's `(d_in, d_out)`."""
     shape: tuple[int, ...]
     indices: Int[Tensor, " entry"]
-    """Ascending flat indices."""
+    """Flat indices of the entries that change, ascending."""
     old: Float[Tensor, " entry"]
     new: Float[Tensor, " entry"]
     base: str
@@ -66,7 +68,7 @@ class Edit:
         """SHA-256 of everything in the edit."""
         digest = hashlib.sha256(json.dumps(dict(self.facts), sort_keys=True).encode())
         for name, change in sorted(self.changes.items()):
-            digest.update(json.dumps(_described(name, change)).encode())
+            digest.update(json.dumps(_written(name, change)).encode())
             for tensor in (change.indices, change.old.float(), change.new.float()):
                 digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -77,27 +79,35 @@ class Edit:
             raise InputError("this edit changes biases (mean ablation): hooks do the same with value=Mean(scores)")
         units, shapes, values = {}, {}, {}
         for change in self.changes.values():
-            flat = change.indices
+            indices, shape = change.indices, change.shape
+            # A selection counts in (d_in, d_out): entry (row, column) of the transpose is entry (column, row) there.
             if change.is_transposed:
-                flat = flat % change.shape[1] * change.shape[0] + flat // change.shape[1]
-            order = flat.argsort()
-            units[change.site], values[change.site] = flat[order], change.new[order]
-            shapes[change.site] = change.shape[::-1] if change.is_transposed else change.shape
+                n_rows, n_columns = shape
+                indices = indices % n_columns * n_rows + indices // n_columns
+                shape = (n_columns, n_rows)
+            order = indices.argsort()
+            units[change.site] = indices[order]
+            values[change.site] = change.new[order]
+            shapes[change.site] = shape
         return Selection(units, shapes, frozenset(self.facts["prompt_hashes"])), Given(values)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; it appears whole or not at all."""
-        each = list(self.changes.values())
-        small = all(torch.Size(change.shape).numel() < 2**31 for change in each)
-        indices = torch.cat([one.indices for one in each])
-        old, new = torch.cat([one.old for one in each]), torch.cat([one.new for one in each])
-        tensors = {"indices": indices.to(torch.int32 if small else torch.int64), "old": old, "new": new}
-        changes = [_described(name, change) for name, change in self.changes.items()]
-        write_tensors(path, _FORMAT, tensors, {"changes": changes, "facts": dict(self.facts), "digest": self.digest})
+        changes = list(self.changes.values())
+        fits_int32 = all(math.prod(change.shape) < 2**31 for change in changes)
+        indices = torch.cat([change.indices for change in changes])
+        tensors = {
+            "indices": indices.to(torch.int32 if fits_int32 else torch.int64),
+            "old": torch.cat([change.old for change in changes]),
+            "new": torch.cat([change.new for change in changes]),
+        }
+        written = [_written(name, change) for name, change in self.changes.items()]
+        facts = {"changes": written, "facts": dict(self.facts), "digest": self.digest}
+        write_tensors(path, _FORMAT, tensors, facts)
 
 
 @dataclass(frozen=True)
-class _Change:
+class _WrittenChange:
     name: str
     site: WrittenSite
     is_bias: bool
@@ -108,7 +118,7 @@ class _Change:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _RequiredFacts:
     model: str
     architecture: str
     units: dict[str, int]
@@ -116,39 +126,48 @@ class _Made:
     prompt_hashes: list[str]
 
 
-def _checked(facts: dict[str, Any]) -> dict[str, Any]:
-    TypeAdapter(_Made).validate_python(facts)
+def _with_required_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    TypeAdapter(_RequiredFacts).validate_python(facts)
     return facts
 
 
 @dataclass(frozen=True)
-class _Facts:
-    changes: list[_Change]
-    facts: Annotated[dict[str, Any], AfterValidator(_checked)]
-    """As it was written, since the digest is of that."""
+class _EditFile:
+    changes: list[_WrittenChange]
+    facts: Annotated[dict[str, Any], AfterValidator(_with_required_facts)]
+    """Unchanged, all of them: the digest was made from these."""
     digest: str
 
 
 def load_edit(path: str | Path) -> Edit:
     """An edit from its file. Raises `InputError` where it is missing, damaged, changed since, or something else."""
-    tensors, facts = read_tensors(path, _FORMAT, _Facts)
-    ends = list(accumulate((one.n for one in facts.changes), initial=0))
-    kinds = [tensors.get(kind, torch.empty(0, 0)) for kind in ("indices", "old", "new")]
-    is_whole = all(one.dim() == 1 and len(one) == ends[-1] for one in kinds) and is_finite(torch.cat(kinds[1:]), 1)
+    tensors, written = read_tensors(path, _FORMAT, _EditFile)
+    # The file holds the entries of all tensors one after the other: the first tensor's n, the second's n, and so on.
+    ends = list(accumulate((change.n for change in written.changes), initial=0))
+    columns = [tensors.get(kind, torch.empty(0, 0)) for kind in ("indices", "old", "new")]
+    are_whole = all(column.dim() == 1 and len(column) == ends[-1] for column in columns)
+    is_whole = are_whole and is_finite(torch.cat(columns[1:]), 1)
     refuse_damaged(path, not is_whole, "its indices, old and new values are not as many numbers as it changes")
     changes = {}
-    for one, (start, end) in zip(facts.changes, pairwise(ends), strict=True):
-        indices, old, new = (kind[start:end] for kind in kinds)
-        changes[one.name] = TensorChange(one.site, one.is_bias, one.is_transposed, one.shape, indices.long(), old, new,
-                                   one.base)  # fmt: skip
-    edit = Edit(changes, facts.facts)
-    if edit.digest != facts.digest:
+    for change, (start, end) in zip(written.changes, pairwise(ends), strict=True):
+        indices, old, new = (column[start:end] for column in columns)
+        changes[change.name] = TensorChange(
+            site=change.site,
+            is_bias=change.is_bias,
+            is_transposed=change.is_transposed,
+            shape=change.shape,
+            indices=indices.long(),
+            old=old,
+            new=new,
+            base=change.base,
+        )
+    edit = Edit(changes, written.facts)
+    if edit.digest != written.digest:
         raise InputError(f"{path} was changed after it was made (its digest does not match): make the edit anew")
     for name, change in changes.items():
-        n_axes, n = (1 if change.is_bias else 2), torch.Size(change.shape).numel()
-        is_whole = (
-            len(change.shape) == n_axes and is_ascending(change.indices, n) and len(changes) == len(facts.changes)
-        )
+        has_axes = len(change.shape) == (1 if change.is_bias else 2)
+        is_whole = has_axes and is_ascending(change.indices, math.prod(change.shape))
+        is_whole = is_whole and len(changes) == len(written.changes)
         refuse_damaged(path, not is_whole, f"the change of {name!r} does not fit its shape")
     return edit
 
@@ -157,79 +176,99 @@ def stack(first: Edit, second: Edit) -> Edit:
     """Two edits of one base as one. Raises `InputError` where they differ on a number, or in their base."""
     changes = dict(first.changes)
     for name, change in second.changes.items():
-        if name not in changes:
-            changes[name] = change
-            continue
-        mine = changes[name]
-        if mine.base != change.base:
-            raise InputError(f"the edits are of different models: {name} is not the same before them")
-        both = torch.isin(mine.indices, change.indices)
-        theirs = change.new[torch.searchsorted(change.indices, mine.indices[both])]
-        if not torch.equal(mine.new[both].float(), theirs.float()):
-            n_differ = int((mine.new[both].float() != theirs.float()).sum())
-            raise InputError(f"the edits set {n_differ} numbers of {name} to different values: they cannot be stacked")
-        others = ~torch.isin(change.indices, mine.indices)
-        indices = torch.cat([mine.indices, change.indices[others]])
-        order = indices.argsort()
-        old, new = (torch.cat([a, b[others]])[order]
-                    for a, b in ((mine.old, change.old), (mine.new, change.new)))  # fmt: skip
-        changes[name] = TensorChange(mine.site, mine.is_bias, mine.is_transposed, mine.shape, indices[order], old, new,
-                               mine.base)  # fmt: skip
-    units = dict(first.facts["units"])
-    hashes = sorted({*first.facts["prompt_hashes"], *second.facts["prompt_hashes"]})
-    parts = [one.facts.get("stacked", [one.digest]) for one in (first, second)]
-    facts = {**first.facts, "units": {**units, **second.facts["units"]}, "prompt_hashes": hashes,
-             "stacked": parts[0] + parts[1]}  # fmt: skip
+        changes[name] = _stacked(name, changes[name], change) if name in changes else change
+    facts = {
+        **first.facts,
+        "units": {**first.facts["units"], **second.facts["units"]},
+        "prompt_hashes": sorted({*first.facts["prompt_hashes"], *second.facts["prompt_hashes"]}),
+        "stacked": first.facts.get("stacked", [first.digest]) + second.facts.get("stacked", [second.digest]),
+    }
     return Edit(changes, facts)
+
+
+def _stacked(name: str, first: TensorChange, second: TensorChange) -> TensorChange:
+    """Two changes of one tensor as one."""
+    if first.base != second.base:
+        raise InputError(f"the edits are of different models: {name} is not the same before them")
+    # Entries that both change must get one value.
+    in_both = torch.isin(first.indices, second.indices)
+    by_first = first.new[in_both].float()
+    by_second = second.new[torch.searchsorted(second.indices, first.indices[in_both])].float()
+    if not torch.equal(by_first, by_second):
+        n_differ = int((by_first != by_second).sum())
+        raise InputError(f"the edits set {n_differ} numbers of {name} to different values: they cannot be stacked")
+    # Entries that only the second changes are added, and all are put in order.
+    only_second = ~torch.isin(second.indices, first.indices)
+    indices = torch.cat([first.indices, second.indices[only_second]])
+    order = indices.argsort()
+    old = torch.cat([first.old, second.old[only_second]])
+    new = torch.cat([first.new, second.new[only_second]])
+    return replace(first, indices=indices[order], old=old[order], new=new[order])
 
 
 def compare(first: Edit, second: Edit) -> dict[str, dict[str, int]]:
     """By tensor: how many numbers both set alike, both set differently, and only one of them sets."""
-    found = {}
+    counts = {}
     for name in sorted({*first.changes, *second.changes}):
-        sides = [dict(zip(change.indices.tolist(), change.new.tolist(), strict=True)) if change else {}
-                 for change in (first.changes.get(name), second.changes.get(name))]  # fmt: skip
-        shared = sides[0].keys() & sides[1].keys()
-        alike = sum(sides[0][index] == sides[1][index] for index in shared)
-        found[name] = {"alike": alike, "different": len(shared) - alike, "first_only": len(sides[0]) - len(shared),
-                       "second_only": len(sides[1]) - len(shared)}  # fmt: skip
-    return found
+        by_first, by_second = _new_values(first, name), _new_values(second, name)
+        shared = by_first.keys() & by_second.keys()
+        n_alike = sum(by_first[index] == by_second[index] for index in shared)
+        counts[name] = {
+            "alike": n_alike,
+            "different": len(shared) - n_alike,
+            "first_only": len(by_first) - len(shared),
+            "second_only": len(by_second) - len(shared),
+        }
+    return counts
+
+
+def _new_values(edit: Edit, name: str) -> dict[int, float]:
+    """The numbers that an edit sets in a tensor, by their flat index."""
+    if name not in edit.changes:
+        return {}
+    change = edit.changes[name]
+    return dict(zip(change.indices.tolist(), change.new.tolist(), strict=True))
 
 
 def tensor_state(tensor: Float[Tensor, "..."], change: TensorChange) -> EditState:
-    """What a tensor in the checkpoint's layout is to a change; it is read, never written."""
+    """What a tensor in the checkpoint's layout is to a change. The tensor is only read."""
     if tuple(tensor.shape) != change.shape:
         return "other"
-    at = entries(change)
-    now = tensor[at].cpu()
-    is_old, is_new = torch.equal(now.float(), change.old.float()), torch.equal(now, change.new.to(now.dtype))
-    if not (is_old or is_new) or tensor_hash(tensor, change) != change.base:
+    now = tensor[entries(change)].cpu()
+    is_old = torch.equal(now.float(), change.old.float())
+    is_new = torch.equal(now, change.new.to(now.dtype))
+    if not (is_old or is_new) or tensor_hash(tensor, undone=change) != change.base:
         return "other"
-    return "both" if is_old and is_new else "base" if is_old else "edited"
+    if is_old and is_new:
+        return "both"
+    return "base" if is_old else "edited"
 
 
 def joint_edit_state(states: Sequence[EditState]) -> EditState:
     """The state that all tensors share; `other` where they differ. `both` agrees with either."""
-    found = set(states) - {"both"}
-    return found.pop() if len(found) == 1 else "other" if found else "both"
+    distinct = set(states) - {"both"}
+    if not distinct:
+        return "both"
+    return distinct.pop() if len(distinct) == 1 else "other"
 
 
-def tensor_hash(tensor: Float[Tensor, "..."], undone: TensorChange | None = None) -> str:
+def tensor_hash(tensor: Float[Tensor, "..."], *, undone: TensorChange | None = None) -> str:
     """SHA-256 of a tensor's values in float32, a piece at a time; with `undone`, of what it was before that change."""
     digest = hashlib.sha256()
-    rows = max(1, _CHUNK // max(tensor[0].numel(), 1))
     width = tensor[0].numel()
-    for start in range(0, len(tensor), rows):
-        piece = tensor[start : start + rows].detach().to(device="cpu", dtype=torch.float32, copy=True).flatten()
+    n_rows = max(1, _N_HASHED_AT_ONCE // max(width, 1))
+    for start in range(0, len(tensor), n_rows):
+        rows = tensor[start : start + n_rows].detach()
+        piece = rows.to(device="cpu", dtype=torch.float32, copy=True).flatten()
         if undone is not None:
-            inside = (undone.indices >= start * width) & (undone.indices < (start + rows) * width)
-            piece[undone.indices[inside] - start * width] = undone.old[inside].float()
+            is_inside = (undone.indices >= start * width) & (undone.indices < (start + n_rows) * width)
+            piece[undone.indices[is_inside] - start * width] = undone.old[is_inside].float()
         digest.update(piece.numpy().tobytes())
     return digest.hexdigest()
 
 
 def refuse_state(state: EditState, expected: EditState, edit: Edit, what: str) -> None:
-    """Raise `InputError` where something is not what an edit can be written into, or taken out of."""
+    """Raise `InputError` where `what`, a model or folder, is not in the expected state."""
     if state in (expected, "both"):
         return
     if state == "other":
@@ -247,6 +286,14 @@ def entries(change: TensorChange) -> tuple[Tensor, ...]:
     return change.indices // change.shape[1], change.indices % change.shape[1]
 
 
-def _described(name: str, change: TensorChange) -> dict[str, Any]:
-    return {"name": name, "site": str(change.site), "is_bias": change.is_bias, "is_transposed": change.is_transposed,
-            "shape": list(change.shape), "n": len(change.indices), "base": change.base}  # fmt: skip
+def _written(name: str, change: TensorChange) -> dict[str, Any]:
+    """What the file says of a change, beside its indices and values."""
+    return {
+        "name": name,
+        "site": str(change.site),
+        "is_bias": change.is_bias,
+        "is_transposed": change.is_transposed,
+        "shape": list(change.shape),
+        "n": len(change.indices),
+        "base": change.base,
+    }

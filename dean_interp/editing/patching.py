@@ -1,4 +1,4 @@
-"""Activation patching: activations of one run put into another.
+"""Activation patching: activations of one run are put into another run.
 
 **Denoising** runs the corrupted input with activations of the clean run: what brings the clean behaviour back is
 sufficient for it. **Noising** runs the clean input with activations of the corrupted run: what breaks the behaviour is
@@ -30,7 +30,7 @@ def neuron_cache(
     model: HookedModel, selection: Selection, tokens: Tokens
 ) -> dict[str, Float[Tensor, "batch pos d_mlp"]]:
     """The activations at a selection's sites in one run over `tokens`: a source for `patch_activations`."""
-    return _run(model, _sites(model, selection), tokens)[1]
+    return _run(model, _neuron_sites(model, selection), tokens)[1]
 
 
 @contextmanager
@@ -47,13 +47,13 @@ def patch_activations(
     Args:
         selection: neurons of this model.
         source: tokens, or a cache of a run over as many rows.
-        positions: where the run that is patched takes them, negative from its end; None: at all positions.
-        source_positions: which positions of the source they are, one each; None: the same.
+        positions: positions of the run that are patched, negative ones from its end. None: all positions.
+        source_positions: the position of the source for each of `positions`. None: the same positions.
 
     Raises:
         InputError: weights; a cache without a site; a source of another shape; positions out of range.
     """
-    sites = _sites(model, selection)
+    sites = _neuron_sites(model, selection)
     cache = neuron_cache(model, selection, source) if isinstance(source, Tensor) else source
     missing = [site.hook_name for site in sites if site.hook_name not in cache]
     if missing:
@@ -64,26 +64,38 @@ def patch_activations(
             f"for {len(positions or ())}"
         )
 
-    def patch(site: Site) -> Callable[..., Tensor]:
-        units, theirs = selection.units[site], cache[site.hook_name].detach()
-
-        def hook(activation: Tensor, hook: object) -> Tensor:
-            to = _places(positions, activation.shape[1], "the run")
-            at = _places(source_positions if source_positions is not None else positions, theirs.shape[1], "the source")
-            if len(theirs) != len(activation) or len(to) != len(at):
-                raise InputError(
-                    f"the source is {tuple(theirs.shape[:2])} (rows, positions) and the run "
-                    f"{tuple(activation.shape[:2])}: patch runs of one shape, or name positions"
-                )
-            patched = activation.clone()
-            rows, columns = torch.meshgrid(to, units, indexing="ij")
-            patched[:, rows, columns] = theirs[:, at][:, :, units].to(activation)
-            return patched
-
-        return hook
-
-    with model.hooks(fwd_hooks=[(site.hook_name, patch(site)) for site in sites]):
+    if source_positions is None:
+        source_positions = positions
+    hooks = []
+    for site in sites:
+        patcher = _patcher(selection.units[site], cache[site.hook_name].detach(), positions, source_positions)
+        hooks.append((site.hook_name, patcher))
+    with model.hooks(fwd_hooks=hooks):
         yield
+
+
+def _patcher(
+    units: Tensor,
+    source: Float[Tensor, "row source_pos d_mlp"],
+    positions: Sequence[int] | None,
+    source_positions: Sequence[int] | None,
+) -> Callable[..., Tensor]:
+    """A hook that puts some neurons' activations of the source, at its positions, in the place of the run's."""
+
+    def patch(activation: Tensor, hook: object) -> Tensor:
+        to = _indices(positions, activation.shape[1], "the run")
+        taken = _indices(source_positions, source.shape[1], "the source")
+        if len(source) != len(activation) or len(to) != len(taken):
+            raise InputError(
+                f"the source is {tuple(source.shape[:2])} (rows, positions) and the run "
+                f"{tuple(activation.shape[:2])}: patch runs of one shape, or name positions"
+            )
+        patched = activation.clone()
+        rows, columns = torch.meshgrid(to, units, indexing="ij")
+        patched[:, rows, columns] = source[:, taken][:, :, units].to(activation)
+        return patched
+
+    return patch
 
 
 @dataclass(frozen=True)
@@ -126,34 +138,43 @@ def patching(
     Raises:
         InputError: runs of two shapes without `positions`, or a metric that is the same on both.
     """
-    sites = _sites(model, selection)
-    (clean_logits, clean_cache), (corrupted_logits, corrupted_cache) = (
-        _run(model, sites, run) for run in (clean, corrupted)
-    )
-    plain = [float(metric(logits)) for logits in (clean_logits, corrupted_logits)]
-    if plain[0] == plain[1]:
-        raise InputError(f"the metric is {plain[0]} on both runs: there is no difference to patch")
-    patched = []
-    for run, source in ((corrupted, clean_cache), (clean, corrupted_cache)):
+    sites = _neuron_sites(model, selection)
+    clean_logits, clean_cache = _run(model, sites, clean)
+    corrupted_logits, corrupted_cache = _run(model, sites, corrupted)
+    # Without a difference between the runs the shares that patching brings back are not defined.
+    clean_metric, corrupted_metric = float(metric(clean_logits)), float(metric(corrupted_logits))
+    if clean_metric == corrupted_metric:
+        raise InputError(f"the metric is {clean_metric} on both runs: there is no difference to patch")
+
+    def patched(run: Tokens, source: ActivationSource) -> float:
         with patch_activations(model, selection, source=source, positions=positions):
-            patched.append(float(metric(model(run, return_type="logits"))))
-    return Patching(*plain, *patched)
+            return float(metric(model(run, return_type="logits")))
+
+    return Patching(
+        clean=clean_metric,
+        corrupted=corrupted_metric,
+        denoised=patched(corrupted, clean_cache),
+        noised=patched(clean, corrupted_cache),
+    )
 
 
 def _run(
     model: HookedModel, sites: Sequence[Site], tokens: Tokens
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[str, Float[Tensor, "batch pos d_mlp"]]]:
     """The logits of one run, and the activations at the sites."""
-    found: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda activation, hook: found.__setitem__(name, activation.detach().clone())
+        def hook(activation: Tensor, hook: object) -> None:
+            activations[name] = activation.detach().clone()
+
+        return hook
 
     with model.hooks(fwd_hooks=[(site.hook_name, keep(site.hook_name)) for site in sites]):
-        return model(tokens, return_type="logits"), found
+        return model(tokens, return_type="logits"), activations
 
 
-def _sites(model: HookedModel, selection: Selection) -> list[Site]:
+def _neuron_sites(model: HookedModel, selection: Selection) -> list[Site]:
     if not len(selection):
         raise InputError("the selection is empty: there is nothing to patch")
     refuse_foreign(model, selection)
@@ -163,10 +184,11 @@ def _sites(model: HookedModel, selection: Selection) -> list[Site]:
     return sites
 
 
-def _places(positions: Sequence[int] | None, n_pos: int, whose: str) -> Int[Tensor, " place"]:
+def _indices(positions: Sequence[int] | None, n_pos: int, whose: str) -> Int[Tensor, " position"]:
+    """Positions counted from the start of `whose` run of `n_pos`; all where none are named."""
     if positions is None:
         return torch.arange(n_pos)
-    wrong = [place for place in positions if not -n_pos <= place < n_pos]
-    if wrong:
-        raise InputError(f"position {wrong[0]} is not in {whose}, which has {n_pos}")
-    return torch.tensor([place % n_pos for place in positions])
+    outside = [position for position in positions if not -n_pos <= position < n_pos]
+    if outside:
+        raise InputError(f"position {outside[0]} is not in {whose}, which has {n_pos}")
+    return torch.tensor([position % n_pos for position in positions])

@@ -1,7 +1,7 @@
-"""What takes the place of a silenced unit: nothing, its mean, another example's, a weaker self, another model's.
+"""What takes the place of a silenced unit: zero, its mean, noise, another example's value, or another model's.
 
-All values are fixed before the first pass. None depends on the batch at hand, so that an ablated model gives a text the
-same logits whatever else is in the batch.
+All values are fixed before the first pass. No value depends on the other rows of a batch, so an ablated model gives a
+text the same logits whatever else is in the batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,16 +19,16 @@ from dean_interp.models.matrices import weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, neuron_sites
 from dean_interp.scoring.capture import stream_activations
-from dean_interp.scoring.importance import ScoringConfig, batch_tokens_of, prepare
+from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, prepare
 from dean_interp.scoring.scores import Scores
 
 ActivationChange = Callable[[Float[Tensor, "batch pos unit"], Int[Tensor, "batch pos"]], Tensor]
-"""From the chosen neurons' activations, and each position's place in its text, to what takes their place."""
+"""Gives new activations of the chosen neurons from their activations and each position's place in its text."""
 
 
 @dataclass(frozen=True)
 class Zero:
-    """Nothing: a neuron writes nothing, a weight is zero."""
+    """Zero: a neuron writes nothing, a weight is zero."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class Resample:
-    """What the neurons were at a random position of other texts (resample ablation): whole rows of an
-    `activation_bank`, so that neurons of one layer, and layers, stay what they were together.
+    """The neurons' activations at a random position of other texts (resample ablation).
+
+    They are whole rows of an `activation_bank`, so all neurons of all layers get values that occurred together.
     """
 
     bank: Mapping[Site, Float[Tensor, "row d_mlp"]]
@@ -76,8 +77,9 @@ class Project:
 
 @dataclass(frozen=True)
 class Restore:
-    """What the weights are in another checkpoint, of which this model is a fine-tuned copy. A neuron is restored with
-    the weights that make it: its columns of `gate` and `in`, its row of `out`.
+    """The weights' values in another checkpoint, of which this model is a fine-tuned copy.
+
+    A neuron is restored with the weights that make it: its columns of `gate` and `in`, its row of `out`.
     """
 
     other: HookedModel = field(repr=False)
@@ -91,7 +93,9 @@ class Given:
 
 
 Value = Zero | Mean | Scale | Noise | Resample | Project | Restore | Given
-_N_DRAWS = 512  # places in a text with a draw of their own; later ones begin again
+
+# Noise is drawn for this many positions of a text; later positions use the draws again from the first.
+_N_NOISE_DRAWS = 512
 
 
 def described(value: Value) -> str:
@@ -107,44 +111,57 @@ def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> 
         case Scale(alpha):
             return lambda activation, position: alpha * activation
         case Mean(scores):
-            mean = _of_site(scores.activation_mean, site, f"the scores of {scores.behaviour}")[units]
+            mean = _at_site(scores.activation_mean, site, f"the scores of {scores.behaviour}")[units]
             return lambda activation, position: mean.to(activation).expand_as(activation)
-        case Noise(scores, scale, seed):
-            size = scale * _of_site(scores.activation_norm, site, f"the scores of {scores.behaviour}")
-            generator = torch.Generator().manual_seed(seed * 100_003 + site.layer)
-            drawn = (torch.randn(_N_DRAWS, len(size), generator=generator) * size)[:, units]
-            return lambda activation, position: activation + drawn.to(activation)[position % _N_DRAWS]
+        case Noise():
+            return _noise_change(value, site, units)
         case Resample(bank, seed):
-            rows = _of_site(bank, site, "the bank")[:, units]
+            rows = _at_site(bank, site, "the bank")[:, units]
+            # The order is the same for every site: a position of a text gets one row of the whole model.
             order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-            rows = rows[order]  # one order for every site: a place gets one row of the whole model
+            rows = rows[order]
             return lambda activation, position: rows.to(activation)[position % len(rows)]
         case Project(directions):
-            direction = _of_site(directions, site, "the directions").float()[units]
-            direction = direction / direction.norm().clamp(min=1e-12)
-            return lambda activation, position: (
-                activation - (activation @ direction.to(activation))[..., None] * direction.to(activation)
-            )
+            return _projection_change(_at_site(directions, site, "the directions").float()[units])
         case Restore() | Given():
             raise InputError(f"{type(value).__name__} gives weights: select weights, or see `weights_that_make`")
 
 
+def _noise_change(value: Noise, site: Site, units: Int[Tensor, " unit"]) -> ActivationChange:
+    norm = _at_site(value.scores.activation_norm, site, f"the scores of {value.scores.behaviour}")
+    # Noise is drawn for all neurons of the site, so a neuron's noise does not depend on the others that are chosen.
+    generator = torch.Generator().manual_seed(value.seed * 100_003 + site.layer)
+    noise = torch.randn(_N_NOISE_DRAWS, len(norm), generator=generator) * (value.scale * norm)
+    noise = noise[:, units]
+    return lambda activation, position: activation + noise.to(activation)[position % _N_NOISE_DRAWS]
+
+
+def _projection_change(direction: Float[Tensor, " unit"]) -> ActivationChange:
+    unit_vector = direction / direction.norm().clamp(min=1e-12)
+
+    def project(activation: Tensor, position: Tensor) -> Tensor:
+        along = unit_vector.to(activation)
+        return activation - (activation @ along)[..., None] * along
+
+    return project
+
+
 def new_weights(value: Value, model: HookedModel, site: Site, units: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
     """What a value makes of the chosen weights of a matrix. Raises `InputError` where it has nothing for weights."""
-    held = weight(model, site).detach()
-    rows, columns = units // held.shape[1], units % held.shape[1]
+    matrix = weight(model, site).detach()
+    rows, columns = units // matrix.shape[1], units % matrix.shape[1]
     match value:
         case Zero():
-            return torch.zeros_like(held[rows, columns])
+            return torch.zeros_like(matrix[rows, columns])
         case Scale(alpha):
-            return alpha * held[rows, columns]
+            return alpha * matrix[rows, columns]
         case Restore(other):
             theirs = weight(other, site).detach()
-            if theirs.shape != held.shape:
-                raise InputError(f"{site} is {tuple(held.shape)} here and {tuple(theirs.shape)} in the other model")
-            return theirs[rows, columns].to(held)
+            if theirs.shape != matrix.shape:
+                raise InputError(f"{site} is {tuple(matrix.shape)} here and {tuple(theirs.shape)} in the other model")
+            return theirs[rows, columns].to(matrix)
         case Given(weights):
-            return _of_site(weights, site, "the given weights").to(held)
+            return _at_site(weights, site, "the given weights").to(matrix)
     kind = type(value).__name__
     raise InputError(f"weights have no activation for {kind} to change: Zero, Scale and Restore are for weights")
 
@@ -164,26 +181,26 @@ def activation_bank(
     """
     data = prepare(model, behaviour, config)
     sites = neuron_sites(model)
-    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    chosen_rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    # Of all real positions, in the order in which batches come, n_rows are chosen at random.
     n_real = sum(len(branch.tokens) for row in data.rows for branch in row)
-    share = torch.rand(n_real, generator=torch.Generator().manual_seed(seed)).argsort() < n_rows
+    is_chosen = torch.rand(n_real, generator=torch.Generator().manual_seed(seed)).argsort() < n_rows
     n_seen = 0
-    for batch in batched(
-        model, data.rows, batch_tokens=batch_tokens_of(model, config), label=f"bank of {behaviour.name}"
-    ):
-        real = batch.real.flatten()
-        chosen = real.nonzero()[:, 0][share[n_seen : n_seen + int(real.sum())].to(real.device)]
-        n_seen += int(real.sum())
+    batch_tokens = batch_tokens_of(model, config)
+    for batch in batched(model, data.rows, batch_tokens=batch_tokens, label=f"bank of {behaviour.name}"):
+        real = batch.real.flatten().nonzero()[:, 0]
+        chosen = real[is_chosen[n_seen : n_seen + len(real)].to(real.device)]
+        n_seen += len(real)
 
         def keep(site: Site, x: Tensor, chosen: Tensor = chosen) -> None:
-            found[site].append(x.flatten(0, 1)[chosen].float().cpu())
+            chosen_rows[site].append(x.flatten(0, 1)[chosen].float().cpu())
 
         stream_activations(model, batch, sites, keep)
     scored_prompts(model).update(behaviour.prompt_hashes)
-    return {site: torch.cat(rows) for site, rows in found.items()}
+    return {site: torch.cat(rows) for site, rows in chosen_rows.items()}
 
 
-def _of_site(tensors: Mapping[Site, Tensor], site: Site, what: str) -> Tensor:
+def _at_site(tensors: Mapping[Site, Tensor], site: Site, what: str) -> Tensor:
     if site not in tensors:
         raise InputError(f"{what} hold nothing for {site}")
     return tensors[site]

@@ -11,8 +11,18 @@ from dean_interp.models.sites import Site
 
 _ATTRIBUTE = "_dean_interp_notes"
 
-AblatedWeights = dict[tuple[Site, str], tuple[Int[Tensor, " _"], Float[Tensor, " _"]]]
-"""By site and ablated positions: flat indices of weights, ascending, and their values under the ablation."""
+
+@dataclass(frozen=True)
+class WeightChange:
+    """Weights of one matrix: their ascending flat indices, their values before an ablation and under it."""
+
+    units: Int[Tensor, " unit"]
+    old: Float[Tensor, " unit"]
+    new: Float[Tensor, " unit"]
+
+
+AblatedWeights = dict[tuple[Site, str], WeightChange]
+"""What the open ablations have made of weights, by site and ablated positions."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dean_interp.models.load import DTYPES, HookedModel, load_model
 from dean_interp.models.matrices import shape, weight_sites
 from dean_interp.models.tokens import Row, batches, row_length, trees
 from dean_interp.planning.scoring import halved, site_bytes
-from dean_interp.scoring.importance import ScoringConfig, in_passes, prepare, scored_sites
+from dean_interp.scoring.preparation import ScoringConfig, in_passes, prepare, scored_sites
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.data import calibration_sets, test_sets
 

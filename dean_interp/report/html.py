@@ -22,7 +22,7 @@ from dean_interp.report.study_figures import (
     sweep_plane,
 )
 from dean_interp.report.tables import control_rows, line_groups, metric_tables, single_row, unit_rows
-from dean_interp.selection.stability import STABLE
+from dean_interp.selection.stability import STABLE_PROBABILITY
 from dean_interp.statistics import Interval
 from dean_interp.study.arms import ArmResults
 from dean_interp.study.controls import is_random
@@ -40,7 +40,7 @@ def write_report(results: Results, folder: Path) -> Path:
         rows={kind.unit: unit_rows(kind) for kind in results.units},
         lines={kind.unit: line_groups(kind.edit.lines) for kind in results.units},
         n_controls={kind.unit: _n_random_controls(kind) for kind in results.units},
-        least_stable=STABLE,
+        least_stable=STABLE_PROBABILITY,
         headlines=HEADLINES,
         figures={kind.unit: _figures(kind) for kind in results.units},
         labels=to_svg(labels_by_state(answers), "Labels of the answers") if answers else "",

@@ -1,7 +1,7 @@
-"""What units see and the gradients they get, streamed: each pair is handed on the moment its gradient arrives.
+"""Activations and their gradients, streamed: each pair is handed on the moment its gradient arrives.
 
-No parameter needs a gradient. All of them are frozen, and the graph begins at the first site that is watched: a pass
-costs no weight gradients, holds nothing per parameter, and leaves out the backward pass below that site.
+No parameter needs a gradient. All of them are frozen, and the graph begins at the first site that is watched. So a pass
+computes no weight gradients, holds nothing per parameter, and leaves out the backward pass below that site.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,45 +30,42 @@ def stream_gradients(
     signs: Float[Tensor, " answer"] | None = None,
     scale: float = 1.0,
 ) -> Float[Tensor, " answer"]:
-    """One forward and one backward pass; `accumulate(site, x, gradient)` is called once a site, last first.
+    """Run one forward and one backward pass. `accumulate(site, x, gradient)` is called once a site, last first.
 
     At a site of neurons `x` is their activation and `gradient` its gradient; at a matrix `x` is what it reads and
     `gradient` that of what it writes. The gradient is that of the sum over answers of each one's mean cross-entropy
     (nats) over its tokens, times its sign where there are `signs` (in the order of the answers' numbers), so an
     answer's row holds the gradient of its own loss. Returns the losses in that order, without signs.
 
-    `scale` multiplies the neurons' activations on their way on; `x` stays what they were.
+    `scale` multiplies the activations that the neurons pass on; `x` are the activations before that.
     """
+    shape = batch.tokens.shape
 
-    def watch(site: Site, value: Tensor, written: Tensor) -> None:
-        # detached, or the hook would hold the tensor that holds it; some models (OPT) join batch and pos
-        value, shape = value.detach().reshape(*batch.tokens.shape, -1), batch.tokens.shape
-        if not written.requires_grad:  # nothing before it is watched: the graph begins here
-            written.requires_grad_(True)
-        written.register_hook(lambda gradient: accumulate(site, value, gradient.reshape(*shape, -1)))
+    def watch(site: Site, x: Tensor, output: Tensor) -> None:
+        # `x` is detached, or the hook would hold the tensor that holds it. Some models (OPT) join batch and pos.
+        x = x.detach().reshape(*shape, -1)
+        # Where nothing before this site is watched the graph begins here.
+        if not output.requires_grad:
+            output.requires_grad_(True)
+        output.register_hook(lambda gradient: accumulate(site, x, gradient.reshape(*shape, -1)))
 
     def on_activation(site: Site) -> Callable[..., Tensor]:
         def hook(activation: Tensor, hook: object) -> Tensor:
-            passed = activation if scale == 1 else activation * scale
-            watch(site, activation, passed)
-            return passed  # some bridges (OPT) hand a view to hooks, which only leads on if it is given back
+            passed_on = activation if scale == 1 else activation * scale
+            watch(site, activation, passed_on)
+            # Some bridges (OPT) give hooks a view, which is part of the graph only if it is returned.
+            return passed_on
 
         return hook
 
     def on_product(site: Site) -> OnProduct:
         return lambda x, product: watch(site, x, product)
 
-    hooks = [(site.hook_name, on_activation(site)) for site in sites if site.unit == "neuron"]
-    products = {site: on_product(site) for site in sites if site.unit == "weight"}
-    with (
-        torch.enable_grad(),
-        _frozen(model),
-        model.hooks(fwd_hooks=hooks),
-        on_products(model, products),
-        answer_positions(model, batch),
-    ):
+    hooks = _hooked(model, batch, sites, on_activation=on_activation, on_product=on_product)
+    with torch.enable_grad(), frozen_parameters(model), hooks:
         losses = _answer_losses(forward(model, batch)[0], batch)
-        (losses if signs is None else losses * signs).sum().backward()
+        signed = losses if signs is None else losses * signs
+        signed.sum().backward()
     return losses.detach()
 
 
@@ -76,57 +73,78 @@ def stream_gradients(
 def stream_activations(
     model: HookedModel, batch: Batch, sites: Sequence[Site], accumulate: Callable[[Site, Tensor], None]
 ) -> Float[Tensor, " answer"]:
-    """One forward pass; `accumulate(site, x)` is called once a site with what its neurons are, or its matrix reads.
+    """Run one forward pass. `accumulate(site, x)` is called once a site, with its neurons or what its matrix reads.
 
     Returns every answer's mean cross-entropy (nats), in the order of their numbers.
     """
+    shape = batch.tokens.shape
 
     def on_activation(site: Site) -> Callable[..., None]:
-        return lambda activation, hook: accumulate(site, activation.reshape(*batch.tokens.shape, -1))
+        return lambda activation, hook: accumulate(site, activation.reshape(*shape, -1))
 
     def on_product(site: Site) -> OnProduct:
-        return lambda x, product: accumulate(site, x.reshape(*batch.tokens.shape, -1))
+        return lambda x, product: accumulate(site, x.reshape(*shape, -1))
 
-    hooks = [(site.hook_name, on_activation(site)) for site in sites if site.unit == "neuron"]
-    products = {site: on_product(site) for site in sites if site.unit == "weight"}
-    with model.hooks(fwd_hooks=hooks), on_products(model, products), answer_positions(model, batch):
+    with _hooked(model, batch, sites, on_activation=on_activation, on_product=on_product):
         return _answer_losses(forward(model, batch)[0], batch)
 
 
 def check_hook_gradients(model: HookedModel, batch: Batch, sites: Sequence[Site]) -> None:
-    """Refuse a model whose hook points are not what they seem: hook gradients against parameters' own.
+    """Refuse a model whose hook points do not hold what its weights read: compare hook and parameter gradients.
 
     For a matrix the product over all positions of what it reads and the gradient of what it writes is its gradient. For
     neuron i, which writes row i of `W_out`, the sum over positions of activation times gradient equals
     `sum_j W_out[i, j] * dL/dW_out[i, j]`. Both are exact whenever the weights read what the hook points hold.
+
+    Raises `RuntimeError` where they differ by more than rounding.
     """
     if not sites:
         return
-    at_hook: dict[Site, Tensor] = {}
+    at_hooks = _effects_at_hooks(model, batch, sites)
+    at_parameters = _effects_at_parameters(model, batch, sites)
+    for site, expected in at_parameters.items():
+        stored, _ = _parameter_behind(model, site)
+        tolerance = 1e-4 if stored.dtype == torch.float32 else 5e-2
+        if (expected - at_hooks[site]).abs().max() > tolerance * expected.abs().max() + 1e-12:
+            hook_point = site.hook_name if site.unit == "neuron" else f"the hook points of {site}"
+            raise RuntimeError(
+                f"{model.cfg.model_name}: the gradient at {hook_point} does not agree with that of the weight it "
+                "feeds; scores of this architecture would be wrong"
+            )
+
+
+def _effects_at_hooks(model: HookedModel, batch: Batch, sites: Sequence[Site]) -> dict[Site, Tensor]:
+    """From hook points: the sum of activation times gradient of each neuron, the gradient of each matrix."""
+    effects: dict[Site, Tensor] = {}
 
     def keep(site: Site, x: Tensor, gradient: Tensor) -> None:
-        if site.unit == "neuron":
-            at_hook[site] = (x.float() * gradient.float()).sum((0, 1))
-        else:
-            at_hook[site] = x.flatten(0, 1).float().T @ gradient.flatten(0, 1).float()
+        x, gradient = x.flatten(0, 1).float(), gradient.flatten(0, 1).float()
+        effects[site] = (x * gradient).sum(0) if site.unit == "neuron" else x.T @ gradient
 
     stream_gradients(model, batch, sites, keep)
-    matrices = {site: parameter(model, Site(site.layer, "out") if site.unit == "neuron" else site) for site in sites}
-    with torch.enable_grad(), _frozen(model), answer_positions(model, batch):
-        for weight, _ in matrices.values():
-            weight.requires_grad_(True)
+    return effects
+
+
+def _effects_at_parameters(model: HookedModel, batch: Batch, sites: Sequence[Site]) -> dict[Site, Tensor]:
+    """The same from the parameters' own gradients."""
+    parameters = [_parameter_behind(model, site) for site in sites]
+    with torch.enable_grad(), frozen_parameters(model), answer_positions(model, batch):
+        for stored, _ in parameters:
+            stored.requires_grad_(True)
         loss = _answer_losses(forward(model, batch)[0], batch).sum()
-        gradients = torch.autograd.grad(loss, [weight for weight, _ in matrices.values()])
-    for (site, (weight, as_matrix)), gradient in zip(matrices.items(), gradients, strict=True):
-        expected = as_matrix(weight.detach() * gradient if site.unit == "neuron" else gradient).float()
-        expected = expected.sum(1) if site.unit == "neuron" else expected
-        tolerance = 1e-4 if weight.dtype == torch.float32 else 5e-2
-        if (expected - at_hook[site]).abs().max() > tolerance * expected.abs().max() + 1e-12:
-            place = site.hook_name if site.unit == "neuron" else f"the hook points of {site}"
-            raise RuntimeError(
-                f"{model.cfg.model_name}: the gradient at {place} does not agree with that of the weight it feeds; "
-                "scores of this architecture would be wrong"
-            )
+        gradients = torch.autograd.grad(loss, [stored for stored, _ in parameters])
+    effects = {}
+    for site, (stored, as_matrix), gradient in zip(sites, parameters, gradients, strict=True):
+        if site.unit == "neuron":
+            effects[site] = as_matrix(stored.detach() * gradient).float().sum(1)
+        else:
+            effects[site] = as_matrix(gradient).float()
+    return effects
+
+
+def _parameter_behind(model: HookedModel, site: Site) -> tuple[torch.nn.Parameter, Callable[[Tensor], Tensor]]:
+    """The parameter that a site feeds: its own matrix, or for neurons the matrix `out`."""
+    return parameter(model, Site(site.layer, "out") if site.unit == "neuron" else site)
 
 
 def _answer_losses(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Float[Tensor, " answer"]:
@@ -136,21 +154,35 @@ def _answer_losses(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) 
 
 
 @contextmanager
-def _frozen(model: HookedModel) -> Iterator[None]:
-    """No parameter requires a gradient while open, each has its own setting back after."""
-    owned = [
-        (module, name) for module in model.modules() for name, one in module._parameters.items() if one is not None
-    ]
-    wanted = [(module, name, getattr(module, name).requires_grad) for module, name in owned]
+def _hooked(
+    model: HookedModel,
+    batch: Batch,
+    sites: Sequence[Site],
+    *,
+    on_activation: Callable[[Site], Callable[..., Tensor | None]],
+    on_product: Callable[[Site], OnProduct],
+) -> Iterator[None]:
+    """While open, passes of the batch run the hooks of all sites and give the logits of its answer tokens."""
+    activations = [(site.hook_name, on_activation(site)) for site in sites if site.unit == "neuron"]
+    products = {site: on_product(site) for site in sites if site.unit == "weight"}
+    with model.hooks(fwd_hooks=activations), on_products(model, products), answer_positions(model, batch):
+        yield
+
+
+@contextmanager
+def frozen_parameters(model: HookedModel) -> Iterator[None]:
+    """While open, no parameter requires a gradient. Each gets its own setting back after."""
+    # Parameters are noted by module and name: one that was fetched for a pass is another object after it.
+    settings = []
+    for module in model.modules():
+        for name, stored in module._parameters.items():
+            if stored is not None:
+                settings.append((module, name, stored.requires_grad))
     try:
-        for module, name, _ in wanted:
+        for module, name, _ in settings:
             getattr(module, name).requires_grad_(False)
         with held_once(model) if is_offloaded(model) else nullcontext():
             yield
     finally:
-        for (
-            module,
-            name,
-            setting,
-        ) in wanted:  # by name: what is brought for a pass is another object after it
-            getattr(module, name).requires_grad_(setting)
+        for module, name, requires_grad in settings:
+            getattr(module, name).requires_grad_(requires_grad)

@@ -1,18 +1,18 @@
-"""Other notions of importance, one function each, all giving `Scores`; `importance` is DEAN's own.
+"""Other notions of importance that need no gradient, one function each, all giving `Scores`.
 
-weight_gradient, activation_gradient    `importance` for one kind of unit (DEAN; SNIP)
-integrated_gradients                    neurons: exact sums over the path to zero, many passes
-wanda                                   weights: size times input norm, no gradient
-activation_contrast                     neurons: safe against unsafe answers, no gradient
-magnitude, random                       what every method has to beat
+wanda                   weights: size times the norm of what the matrix reads
+activation_contrast     neurons: their activations at safe against unsafe answers
+magnitude, random       what every method has to beat
+
+`scoring.importance` is DEAN's own; `scoring.integrated_gradients` follows it over many passes.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
@@ -24,173 +24,154 @@ from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, Unit, neuron_sites
 from dean_interp.models.tokens import Batch
 from dean_interp.resume import Unfinished
-from dean_interp.scoring.capture import stream_activations, stream_gradients
-from dean_interp.scoring.importance import (
+from dean_interp.scoring.capture import stream_activations
+from dean_interp.scoring.preparation import (
     Prepared,
     ScoringConfig,
-    as_scores,
     batch_tokens_of,
     facts_of,
-    importance,
     prepare,
-    run_pass,
     scored_sites,
     scores_fingerprint,
     units_of,
 )
 from dean_interp.scoring.scores import Scores
-from dean_interp.scoring.sums import Sums
 
 _DEFAULT = ScoringConfig()
-
-
-def weight_gradient(
-    model: HookedModel, behaviour: Behaviour, *, config: ScoringConfig = _DEFAULT, unfinished: Path | None = None
-) -> Scores:
-    """`|W| * E |dL/dW|` of every weight, nats (DEAN, arXiv 2410.16672, equation 4; SNIP, Lee et al. 2019)."""
-    return importance(model, behaviour, unit="weight", config=config, unfinished=unfinished)
-
-
-def activation_gradient(
-    model: HookedModel, behaviour: Behaviour, *, config: ScoringConfig = _DEFAULT, unfinished: Path | None = None
-) -> Scores:
-    """`E |sum over positions of a * dL/da|` of every neuron, nats: the first-order change of the loss when it is
-    silenced (Molchanov et al. 2017; attribution patching to zero, Nanda 2023).
-    """
-    return importance(model, behaviour, unit="neuron", config=config, unfinished=unfinished)
-
-
-def integrated_gradients(
-    model: HookedModel,
-    behaviour: Behaviour,
-    *,
-    n_steps: int = 5,
-    config: ScoringConfig = _DEFAULT,
-    unfinished: Path | None = None,
-) -> Scores:
-    """`E |sum over positions of a * mean over s in (0, 1) of dL/da at s * a|` of every neuron, nats.
-
-    Integrated gradients (Sundararajan et al. 2017) from a silenced layer to the layer as it is, one layer at a time
-    (Dai et al. 2022, "Knowledge neurons"). Signed, a layer's scores add up to the change of the loss when the whole
-    layer is silenced, up to the error of the integral (Gauss-Legendre with `n_steps` points). It takes a pass for each
-    layer and step: `n_layers * n_steps` times the cost of `activation_gradient`.
-    """
-    if n_steps < 1:
-        raise InputError(f"n_steps must be at least 1, got {n_steps}")
-    refuse_not_finite(model)
-    data = prepare(model, behaviour, config)
-    points, weights = np.polynomial.legendre.leggauss(n_steps)
-    path = [(float(point + 1) / 2, float(share) / 2) for point, share in zip(points, weights, strict=True)]
-    method = f"integrated_gradients ({n_steps} steps)"
-    key = scores_fingerprint(model, behaviour, unit="neuron", config=config, method=method)
-
-    def step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums: Sums) -> None:
-        along = {site: [] for site in sites}
-        for scale, share in path:
-
-            def add(site: Site, x: Tensor, gradient: Tensor, share: float = share) -> None:
-                along[site].append((x.float(), share * torch.einsum("bpn,bpn->bn", x.float(), gradient.float())))
-
-            stream_gradients(model, batch, sites, add, signs=sums.signs(), scale=scale)
-        sums.add_losses(stream_activations(model, batch, [], lambda site, x: None))
-        for site, found in along.items():
-            sums.fold_neurons(site, found[0][0], torch.stack([effect for _, effect in found]).sum(0))
-
-    def passes() -> Iterator[Sums]:
-        for site in neuron_sites(model):
-            saved = Unfinished(unfinished, f"{key} {config}").part(str(site)) if unfinished else None
-            sums = Sums(model, [site], n_examples=len(behaviour), rows_each=data.rows_each, signed=config.signed)
-            run_pass(model, data, sums, config, label=f"integrating {site}", unfinished=saved, step=step)
-            yield sums
-
-    scores = as_scores(model, behaviour, passes(), key, facts_of(model, behaviour, method, config, data))
-    scored_prompts(model).update(behaviour.prompt_hashes)
-    return scores
 
 
 def wanda(
     model: HookedModel, behaviour: Behaviour, *, config: ScoringConfig = _DEFAULT, unfinished: Path | None = None
 ) -> Scores:
-    """`|W[i, j]| * rms(x[i])` of every weight, with `x` what its matrix reads over all positions (Wanda, Sun et al.
-    2024, up to the constant that turns a norm into a root mean square). In units of what the matrix writes.
+    """`|W[i, j]| * rms(x[i])` of every weight, with `x` what its matrix reads over all positions.
+
+    Wanda (Sun et al. 2024), up to the constant that turns a norm into a root mean square. In units of what the matrix
+    writes.
     """
     sites = scored_sites(model, ["weight"], config)
-    data, key = (
-        prepare(model, behaviour, config),
-        scores_fingerprint(model, behaviour, unit="weight", config=config, method="wanda"),
-    )
+    data = prepare(model, behaviour, config)
+    fingerprint = scores_fingerprint(model, behaviour, unit="weight", config=config, method="wanda")
     sums = {f"square/{site}": torch.zeros(shape(model, site)[0], device=home(model, site)) for site in sites}
 
     def add(batch: Batch, site: Site, x: Tensor) -> None:
         total = sums[f"square/{site}"]
         total += x[batch.real.to(x.device)].float().square().sum(0).to(total.device)
 
-    n_positions, loss = _forward_passes(model, behaviour, data, config, sites, sums, add, key, unfinished)
+    n_positions, loss = _forward_pass(
+        model, behaviour, data, config, sites=sites, sums=sums, add=add, fingerprint=fingerprint, unfinished=unfinished
+    )
     norms = {site: (sums[f"square/{site}"] / n_positions).sqrt().cpu() for site in sites}
-    facts = facts_of(model, behaviour, "wanda", config, data)
-    values = _wanda(model, norms)
-    return Scores(behaviour.name, values, {}, norms, {}, loss, behaviour.prompt_hashes, key, facts)
+    return Scores(
+        behaviour=behaviour.name,
+        values=_size_times_norm(model, norms),
+        activation_mean={},
+        activation_norm=norms,
+        groups={},
+        loss=loss,
+        prompt_hashes=behaviour.prompt_hashes,
+        fingerprint=fingerprint,
+        facts=facts_of(model, behaviour, config, method="wanda", data=data),
+    )
 
 
 def wanda_from(model: HookedModel, scores: Scores) -> Scores:
-    """The same from the gradient scores of weights, which saw what every matrix reads: no further pass.
+    """Wanda from the gradient scores of weights, which hold what every matrix reads: no further pass is run.
 
     Raises `InputError` where the scores are not those of weights on some examples.
     """
     norms = {site: norm for site, norm in scores.activation_norm.items() if site.unit == "weight"}
     if norms.keys() != scores.values.keys():
         raise InputError(f"Wanda needs what matrices read, which these scores of {scores.behaviour} do not hold")
-    facts, key = {**scores.facts, "method": "wanda"}, f"{scores.fingerprint} wanda"
-    return dataclasses.replace(scores, values=_wanda(model, norms), groups={}, fingerprint=key, facts=facts)
+    return dataclasses.replace(
+        scores,
+        values=_size_times_norm(model, norms),
+        groups={},
+        fingerprint=f"{scores.fingerprint} wanda",
+        facts={**scores.facts, "method": "wanda"},
+    )
 
 
-def _wanda(model: HookedModel, norms: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-    return {site: weight(model, site).detach().float().abs().cpu() * norm[:, None] for site, norm in norms.items()}
+def _size_times_norm(model: HookedModel, norms: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    return {site: _sizes(model, site) * norm[:, None] for site, norm in norms.items()}
+
+
+def _sizes(model: HookedModel, site: Site) -> Tensor:
+    """`|W|` of a matrix, float32 on the CPU."""
+    return weight(model, site).detach().float().abs().cpu()
 
 
 def activation_contrast(
     model: HookedModel, behaviour: Behaviour, *, config: ScoringConfig = _DEFAULT, unfinished: Path | None = None
 ) -> Scores:
-    """How differently each neuron fires where a safe and where an unsafe answer is predicted: the difference of the
-    means over all such positions, safe minus unsafe, in pooled standard deviations (Cohen's d; the difference alone is
-    the contrast of Panickssery et al. 2024). Absolute unless `config.signed`. Behaviours with both answers only.
+    """How differently each neuron fires where a safe and where an unsafe answer is predicted (Cohen's d).
+
+    The difference of the means over all such positions, safe minus unsafe, in pooled standard deviations; the
+    difference alone is the contrast of Panickssery et al. 2024. Absolute unless `config.signed`. Behaviours with both
+    answers only.
     """
     if not behaviour.paired:
         raise InputError(f"activation_contrast needs a safe and an unsafe answer to every prompt of '{behaviour.name}'")
     config = dataclasses.replace(config, target="margin")
     sites, method = neuron_sites(model), "activation_contrast"
-    data, key = (
-        prepare(model, behaviour, config),
-        scores_fingerprint(model, behaviour, unit="neuron", config=config, method=method),
-    )
-    width, device = model.cfg.d_mlp, model.cfg.device
-    sums = {f"{kind}/{site}": torch.zeros(2, width, device=device) for site in sites for kind in ("sum", "square")}
-    sums |= {f"all {kind}/{site}": torch.zeros(width, device=device) for site in sites for kind in ("sum", "square")}
-    sums["counts"] = torch.zeros(2)
+    data = prepare(model, behaviour, config)
+    fingerprint = scores_fingerprint(model, behaviour, unit="neuron", config=config, method=method)
+    # Each pass adds the activations where answers are predicted, and for means and norms those at all positions.
+    sums = _contrast_sums(model, sites)
 
     def add(batch: Batch, site: Site, x: Tensor) -> None:
         x = x.to(batch.tokens.device)
-        kind, at = batch.answer % 2, x[batch.read_row, batch.read_pos].float()
+        is_unsafe = batch.answer % 2
+        at_answers = x[batch.read_row, batch.read_pos].float()
         everywhere = x[batch.real].float()
-        sums[f"sum/{site}"].index_add_(0, kind, at)
-        sums[f"square/{site}"].index_add_(0, kind, at.square())
+        sums[f"sum/{site}"].index_add_(0, is_unsafe, at_answers)
+        sums[f"square/{site}"].index_add_(0, is_unsafe, at_answers.square())
         sums[f"all sum/{site}"] += everywhere.sum(0)
         sums[f"all square/{site}"] += everywhere.square().sum(0)
         if site == sites[0]:
-            sums["counts"] += torch.bincount(kind.cpu(), minlength=2)
+            sums["counts"] += torch.bincount(is_unsafe.cpu(), minlength=2)
 
-    n_positions, loss = _forward_passes(model, behaviour, data, config, sites, sums, add, key, unfinished)
-    counts = sums["counts"][:, None].to(device)
+    n_positions, loss = _forward_pass(
+        model, behaviour, data, config, sites=sites, sums=sums, add=add, fingerprint=fingerprint, unfinished=unfinished
+    )
     values, means, norms = {}, {}, {}
     for site in sites:
-        mean = sums[f"sum/{site}"] / counts
-        variance = (sums[f"square/{site}"] / counts - mean.square()).clamp(min=0).mean(0)
-        contrast = (mean[0] - mean[1]) / variance.sqrt().clamp(min=1e-12)
+        contrast = _cohens_d(sums[f"sum/{site}"], sums[f"square/{site}"], sums["counts"])
         values[site] = (contrast if config.signed else contrast.abs()).cpu()
         means[site] = (sums[f"all sum/{site}"] / n_positions).cpu()
         norms[site] = (sums[f"all square/{site}"] / n_positions).sqrt().cpu()
-    facts = facts_of(model, behaviour, method, config, data)
-    return Scores(behaviour.name, values, means, norms, {}, loss, behaviour.prompt_hashes, key, facts)
+    return Scores(
+        behaviour=behaviour.name,
+        values=values,
+        activation_mean=means,
+        activation_norm=norms,
+        groups={},
+        loss=loss,
+        prompt_hashes=behaviour.prompt_hashes,
+        fingerprint=fingerprint,
+        facts=facts_of(model, behaviour, config, method=method, data=data),
+    )
+
+
+def _contrast_sums(model: HookedModel, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Zeros: sums over positions of safe (row 0) and unsafe answers (row 1), their counts, and sums over all."""
+    width, device = model.cfg.d_mlp, model.cfg.device
+    sums = {"counts": torch.zeros(2)}
+    for site in sites:
+        sums[f"sum/{site}"] = torch.zeros(2, width, device=device)
+        sums[f"square/{site}"] = torch.zeros(2, width, device=device)
+        sums[f"all sum/{site}"] = torch.zeros(width, device=device)
+        sums[f"all square/{site}"] = torch.zeros(width, device=device)
+    return sums
+
+
+def _cohens_d(
+    total: Float[Tensor, "2 d_mlp"], square: Float[Tensor, "2 d_mlp"], counts: Float[Tensor, "2"]
+) -> Float[Tensor, " d_mlp"]:
+    """The difference of two means, first minus second, in pooled standard deviations, from sums over positions."""
+    counts = counts[:, None].to(total.device)
+    mean = total / counts
+    variance = (square / counts - mean.square()).clamp(min=0).mean(0)
+    return (mean[0] - mean[1]) / variance.sqrt().clamp(min=1e-12)
 
 
 def magnitude(
@@ -200,16 +181,17 @@ def magnitude(
     unit: Unit | Sequence[Unit] = "neuron",
     config: ScoringConfig = _DEFAULT,
 ) -> Scores:
-    """`|W|` of every weight; of a neuron the norm of the row that it writes (Han et al. 2015). No example is looked at:
-    `behaviour` gives its name alone.
+    """`|W|` of every weight; of a neuron the norm of the row that it writes (Han et al. 2015).
+
+    No example is looked at: `behaviour` gives its name alone.
     """
 
     def size(site: Site) -> Tensor:
-        if site.unit == "neuron":
-            return weight(model, Site(site.layer, "out")).detach().float().norm(dim=1).cpu()
-        return weight(model, site).detach().float().abs().cpu()
+        if site.unit == "weight":
+            return _sizes(model, site)
+        return weight(model, Site(site.layer, "out")).detach().float().norm(dim=1).cpu()
 
-    return _without_data(model, behaviour, unit, config, "magnitude", size)
+    return _without_data(model, behaviour, unit=unit, config=config, method="magnitude", score=size)
 
 
 def random(
@@ -224,46 +206,70 @@ def random(
     generator = torch.Generator().manual_seed(seed)
 
     def draw(site: Site) -> Tensor:
-        size = shape(model, site if site.unit == "weight" else Site(site.layer, "out"))
-        return torch.rand(size if site.unit == "weight" else size[:1], generator=generator)
+        if site.unit == "weight":
+            return torch.rand(shape(model, site), generator=generator)
+        n_neurons, _ = shape(model, Site(site.layer, "out"))
+        return torch.rand(n_neurons, generator=generator)
 
-    return _without_data(model, behaviour, unit, config, f"random (seed {seed})", draw)
+    return _without_data(model, behaviour, unit=unit, config=config, method=f"random (seed {seed})", score=draw)
 
 
 def _without_data(
     model: HookedModel,
     behaviour: Behaviour,
+    *,
     unit: Unit | Sequence[Unit],
     config: ScoringConfig,
     method: str,
-    value: Callable[[Site], Tensor],
+    score: Callable[[Site], Tensor],
 ) -> Scores:
-    key = scores_fingerprint(model, behaviour, unit=unit, config=config, method=method)
-    values = {site: value(site) for site in sorted(scored_sites(model, units_of(unit), config))}
-    facts = facts_of(model, behaviour, method, config)
-    return Scores(behaviour.name, values, {}, {}, {}, torch.zeros(0), frozenset(), key, facts)
+    """Scores that `score(site)` gives without any example."""
+    return Scores(
+        behaviour=behaviour.name,
+        values={site: score(site) for site in sorted(scored_sites(model, units_of(unit), config))},
+        activation_mean={},
+        activation_norm={},
+        groups={},
+        loss=torch.zeros(0),
+        prompt_hashes=frozenset(),
+        fingerprint=scores_fingerprint(model, behaviour, unit=unit, config=config, method=method),
+        facts=facts_of(model, behaviour, config, method=method),
+    )
 
 
-def _forward_passes(
+def _forward_pass(
     model: HookedModel,
     behaviour: Behaviour,
     data: Prepared,
     config: ScoringConfig,
+    *,
     sites: Sequence[Site],
-    sums: dict[str, Tensor],
+    sums: Mapping[str, Tensor],
     add: Callable[[Batch, Site, Tensor], None],
-    key: str,
+    fingerprint: str,
     unfinished: Path | None,
 ) -> tuple[int, Tensor]:
-    """Every batch forward once; `add` folds what a site sees into `sums`. Gives the positions seen, and the losses."""
+    """Run every batch forward once. `add(batch, site, x)` adds what a site sees to `sums`, in place.
+
+    Returns how many positions there were, and the loss of each row.
+    """
     refuse_not_finite(model)
-    sums |= {"n_positions": torch.zeros((), dtype=torch.int64), "loss": torch.zeros(len(data.rows))}
-    saved = Unfinished(unfinished, f"{key} {config}") if unfinished else None
-    layout = {"batch_tokens": batch_tokens_of(model, config), "together": data.rows_each, "padding": config.padding}
-    kept = {"label": f"reading {behaviour.name}", "leave": True, "unfinished": saved, "sums": sums}
-    for batch in batched(model, data.rows, **layout, **kept):
+    started = Unfinished(unfinished, f"{fingerprint} {config}") if unfinished else None
+    n_positions = torch.zeros((), dtype=torch.int64)
+    loss = torch.zeros(len(data.rows))
+    for batch in batched(
+        model,
+        data.rows,
+        batch_tokens=batch_tokens_of(model, config),
+        label=f"reading {behaviour.name}",
+        leave=True,
+        unfinished=started,
+        sums={**sums, "n_positions": n_positions, "loss": loss},
+        together=data.rows_each,
+        padding=config.padding,
+    ):
         losses = stream_activations(model, batch, sites, lambda site, x, batch=batch: add(batch, site, x))
-        sums["loss"][batch.answer.unique().cpu()] = losses.cpu()
-        sums["n_positions"] += int(batch.real.sum())
+        loss[batch.answer.unique().cpu()] = losses.cpu()
+        n_positions += int(batch.real.sum())
     scored_prompts(model).update(behaviour.prompt_hashes)
-    return int(sums["n_positions"]), sums["loss"]
+    return int(n_positions), loss

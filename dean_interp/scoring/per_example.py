@@ -1,7 +1,7 @@
-"""Scores of chosen units on every single example, by a second pass that keeps only those products.
+"""Scores of chosen units on every single example, by a second pass that keeps only their products.
 
-What a score averages away: whether a unit matters to all examples or to one. Weights' own sums are too many to keep
-for every example, those of a selection are not.
+They show what a mean over examples hides: whether a unit matters to all examples or to one. Scores of all weights on
+every example are too many to keep; those of a selection are not.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from dean_interp.models.matrices import weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site
 from dean_interp.scoring.capture import stream_gradients
-from dean_interp.scoring.importance import ScoringConfig, batch_tokens_of, prepare
+from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, prepare
 from dean_interp.scoring.scores import Scores, Top
 from dean_interp.scoring.sums import Sums, group_sizes
 
@@ -36,13 +36,13 @@ def example_scores(
     `sum over positions of a * dL/da` of a neuron, `W * dL/dW` of a weight: their absolute values average to the scores
     of `importance`.
     """
-    found = {site: torch.zeros(len(behaviour), len(chosen)) for site, chosen in units.items()}
+    effects = {site: torch.zeros(len(behaviour), len(chosen)) for site, chosen in units.items()}
 
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
-        found[site][examples] = effect
+        effects[site][examples] = effect
 
-    _stream_effects(model, behaviour, units, config, found, keep)
-    return found
+    _stream_effects(model, behaviour, units, config=config, sums=effects, keep=keep)
+    return effects
 
 
 def with_groups(
@@ -52,7 +52,7 @@ def with_groups(
     *,
     config: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
 ) -> Scores:
-    """The same scores with groups of examples for the weights that were kept, as neurons have them from the first pass.
+    """The same scores with groups of examples for the weights that were kept. Neurons have groups from the first pass.
 
     Raises `InputError` where these are not the scores of this behaviour, or were kept whole (too many to group).
     """
@@ -65,42 +65,63 @@ def with_groups(
     sums = {site: torch.zeros(len(sizes), len(indices)) for site, indices in tops.items()}
 
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
-        sums[site].index_add_(0, examples % len(sizes), effect if scores.facts["signed"] else effect.abs())
+        counted = effect if scores.facts["signed"] else effect.abs()
+        sums[site].index_add_(0, examples % len(sizes), counted)
 
-    _stream_effects(model, behaviour, tops, config, sums, keep)
-    return replace(scores, groups={**scores.groups, **{site: total / sizes[:, None] for site, total in sums.items()}})
+    _stream_effects(model, behaviour, tops, config=config, sums=sums, keep=keep)
+    means = {site: total / sizes[:, None] for site, total in sums.items()}
+    return replace(scores, groups={**scores.groups, **means})
 
 
 def _stream_effects(
     model: HookedModel,
     behaviour: Behaviour,
     units: Mapping[Site, Int[Tensor, " unit"]],
+    *,
     config: ScoringConfig,
     sums: Mapping[Site, Tensor],
     keep: Callable[[Site, Tensor, Tensor], None],
 ) -> None:
-    """Hands every batch's examples (numbers) and the effects of each site's chosen units on them to `keep`, which adds
-    them to `sums`.
+    """Call `keep(site, examples, effect)` once a batch and site; it adds to `sums`, in place.
+
+    `examples` are the numbers of the batch's examples, `effect` (`example unit`) those of the site's chosen units on
+    them, signed.
     """
     data = prepare(model, behaviour, config)
     sites = [site for site, chosen in units.items() if len(chosen)]
+    # Sums of no site: they only tell which examples a batch holds, and their signs.
     batch_examples = Sums(model, [], n_examples=len(behaviour), rows_each=data.rows_each, signed=True)
 
     def add(site: Site, x: Tensor, gradient: Tensor) -> None:
         chosen = units[site].to(x.device)
         if site.unit == "neuron":
-            effect = torch.einsum("bpn,bpn->bn", x[..., chosen].float(), gradient[..., chosen].float())
+            effect = _products(x[..., chosen], gradient[..., chosen])
         else:
+            # The effect of weight (i, j) is W[i, j] times the sum over positions of x_i times the gradient of output j.
             matrix = weight(model, site).detach().float()
             rows, columns = chosen // matrix.shape[1], chosen % matrix.shape[1]
-            products = torch.einsum("bpn,bpn->bn", x[..., rows].float(), gradient[..., columns].float())
-            held = matrix[rows.to(matrix.device), columns.to(matrix.device)]
-            effect = products * held.to(x.device)
-        keep(site, batch_examples.examples.cpu(), effect.unflatten(0, (-1, data.rows_each)).sum(1).cpu())
+            weights = matrix[rows.to(matrix.device), columns.to(matrix.device)]
+            effect = _products(x[..., rows], gradient[..., columns]) * weights.to(x.device)
+        # The rows of an example (safe and unsafe answer) are added.
+        effect = effect.unflatten(0, (-1, data.rows_each)).sum(1)
+        keep(site, batch_examples.examples.cpu(), effect.cpu())
 
-    layout = {"batch_tokens": batch_tokens_of(model, config), "together": data.rows_each, "padding": config.padding,
-              "sums": {str(site): total for site, total in sums.items()}}  # fmt: skip
-    for batch in batched(model, data.rows, label=f"examples of {behaviour.name}", **layout):
+    for batch in batched(
+        model,
+        data.rows,
+        batch_tokens=batch_tokens_of(model, config),
+        label=f"examples of {behaviour.name}",
+        sums={str(site): total for site, total in sums.items()},
+        together=data.rows_each,
+        padding=config.padding,
+    ):
         batch_examples.begin(batch)
         stream_gradients(model, batch, sites, add, signs=batch_examples.signs())
     scored_prompts(model).update(behaviour.prompt_hashes)
+
+
+def _products(
+    x: Float[Tensor, "batch pos unit"], gradient: Float[Tensor, "batch pos unit"]
+) -> Float[Tensor, "batch unit"]:
+    """The sum over positions of two tensors' products, in float32."""
+    return torch.einsum("bpn,bpn->bn", x.float(), gradient.float())

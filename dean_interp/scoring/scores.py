@@ -17,14 +17,15 @@ from dean_interp.frames import Framed
 from dean_interp.models.sites import Site, Size, Unit, WrittenSite, coordinates, parse_site
 
 _FORMAT = "dean_interp.scores.2"
-KEEP = 0.02
-"""Fraction of each matrix's weights whose scores a file holds, unless more is asked for."""
+KEPT_FRACTION = 0.02
+"""The fraction of each matrix's weights whose scores a file holds, unless more is asked for."""
 _PER_SITE = ("activation_mean", "activation_norm", "groups")
+"""The fields of `Scores`, beside `values`, that hold a tensor for each site."""
 
 
 @dataclass(frozen=True)
 class Top:
-    """The highest scores of one matrix, by size. What is not here is no larger than `threshold`."""
+    """The highest scores of one matrix, by size. No other score of the matrix is larger than `threshold`."""
 
     shape: tuple[int, ...]
     indices: Int[Tensor, " kept"]
@@ -46,26 +47,26 @@ class Scores(Framed):
     """How much each unit matters to one behaviour: float32, one tensor a site, on the CPU.
 
     `scores[Site(layer, "neurons")]` is ` d_mlp`; a matrix's scores are `(d_in, d_out)`: `(d_model, d_mlp)` for `gate`
-    and `in`, `(d_mlp, d_model)` for `out`. What they measure and in which unit is the method's to say
-    (`scoring.methods`); gradient methods give nats, since the loss is a mean cross-entropy.
+    and `in`, `(d_mlp, d_model)` for `out`. What a score measures, and its unit, depends on the method
+    (`scoring.methods`). Gradient methods give nats, since the loss is a mean cross-entropy.
     """
 
     behaviour: str
     values: Mapping[Site, Float[Tensor, "..."] | Top]
     activation_mean: Mapping[Site, Float[Tensor, " _"]]
-    """Mean activation of each neuron over all real positions: what mean ablation puts in its place. Neurons only."""
+    """Mean activation of each neuron over all positions without padding, for mean ablation. Neurons only."""
     activation_norm: Mapping[Site, Float[Tensor, " _"]]
-    """Root mean square over the same positions of each neuron's activation, or of what a matrix reads (` d_in`): what
-    controls are matched on."""
+    """Root mean square over the same positions of each neuron's activation, or of what a matrix reads (` d_in`).
+    Controls are matched on it."""
     groups: Mapping[Site, Float[Tensor, "group d_mlp"]]
     """The neurons' scores on each of up to 16 groups of examples (example `i` is in group `i % 16`), each a mean over
-    its group: enough to ask how stable a selection is without scoring again. Gradient methods only."""
+    its group. They show how stable a selection is without scoring again. Gradient methods only."""
     loss: Float[Tensor, " example"]
     """Mean cross-entropy over each example's answer tokens in nats; empty where a method needs no loss."""
     prompt_hashes: frozenset[str]
-    """The prompts that were scored (`Behaviour.prompt_hashes`); nothing with these is ever measured."""
+    """The prompts that were scored (`Behaviour.prompt_hashes`). No behaviour with one of these is measured."""
     fingerprint: str
-    """Of all that the scores depend on: equal fingerprints, equal scores."""
+    """Hash of everything that the scores depend on: equal fingerprints mean equal scores."""
     facts: Mapping[str, Any]
     """Where they come from: method, target, model, data, template, truncated texts, versions."""
 
@@ -86,19 +87,19 @@ class Scores(Framed):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a unit whose score is held (of weights, what was kept), highest first: layer, part, place, score."""
-        rows = []
+        tables = []
         for site, value in self.values.items():
             indices = value.indices if isinstance(value, Top) else torch.arange(value.numel())
-            rows.append(
-                pd.DataFrame(coordinates(site, indices, self.shapes[site]) | {"score": self.at(site, indices).numpy()})
-            )
-        table = pd.concat(rows, ignore_index=True)
+            columns = coordinates(site, indices, self.shapes[site]) | {"score": self.at(site, indices).numpy()}
+            tables.append(pd.DataFrame(columns))
+        table = pd.concat(tables, ignore_index=True)
         return table.sort_values("score", key=abs, ascending=False, ignore_index=True)
 
     @property
     def units(self) -> tuple[Unit, ...]:
         """The kinds of unit that were scored."""
-        return tuple(unit for unit in get_args(Unit) if any(site.unit == unit for site in self.values))
+        scored = {site.unit for site in self.values}
+        return tuple(unit for unit in get_args(Unit) if unit in scored)
 
     @property
     def shapes(self) -> dict[Site, tuple[int, ...]]:
@@ -109,9 +110,13 @@ class Scores(Framed):
         """The scores of one kind of unit alone. Raises `InputError` where that kind was not scored."""
         if unit not in self.units:
             raise InputError(f"{self.behaviour} was scored for {' and '.join(self.units)}, not for {unit!r}")
-        kinds = {kind: {site: value for site, value in getattr(self, kind).items() if site.unit == unit}
-                 for kind in ("values", *_PER_SITE)}  # fmt: skip
-        return replace(self, **kinds)
+        return replace(
+            self,
+            values=_of_unit(self.values, unit),
+            activation_mean=_of_unit(self.activation_mean, unit),
+            activation_norm=_of_unit(self.activation_norm, unit),
+            groups=_of_unit(self.groups, unit),
+        )
 
     def top(self, site: Site, count: int) -> Int[Tensor, " chosen"]:
         """The `count` highest scores of a site by size, as ascending flat indices; ties go to the lower index.
@@ -129,13 +134,13 @@ class Scores(Framed):
         _refuse_nan(self.behaviour, site, value)
         return highest(value.flatten().abs(), count)
 
-    def n_held(self, site: Site) -> int:
-        """How many scores of a site there are: all, or those that a file kept."""
+    def n_kept(self, site: Site) -> int:
+        """How many scores of a site there are: all, or those that were kept."""
         value = self.values[site]
         return len(value.indices) if isinstance(value, Top) else value.numel()
 
     def threshold(self, site: Site) -> float:
-        """No score of the site that is not held is larger than this."""
+        """No score of the site that was not kept is larger than this."""
         value = self.values[site]
         return value.threshold if isinstance(value, Top) and len(value.indices) < value.numel() else 0.0
 
@@ -144,20 +149,20 @@ class Scores(Framed):
         value = self.values[site]
         if not isinstance(value, Top):
             return value.flatten()[indices]
-        place = torch.searchsorted(value.indices, indices).clamp(max=max(len(value.indices) - 1, 0))
-        if len(indices) and (not len(value.indices) or bool((value.indices[place] != indices).any())):
+        if not bool(torch.isin(indices, value.indices).all()):
             raise InputError(f"not all of these {len(indices)} scores of {site} were kept: score again, keep=1")
-        return value.values[place]
+        return value.values[torch.searchsorted(value.indices, indices)]
 
-    def kept(self, fraction: float = KEEP) -> "Scores":
-        """The same with no more than the top `fraction` of each matrix; neurons stay whole."""
+    def kept(self, fraction: float = KEPT_FRACTION) -> "Scores":
+        """The same scores with no more than the top `fraction` of each matrix. Those of neurons stay whole."""
         refuse_keep(fraction)
         values = {site: thinned(self.behaviour, site, value, fraction) for site, value in self.values.items()}
         return replace(self, values=values)
 
-    def save(self, path: str | Path, *, keep: float = KEEP) -> None:
-        """Write a safetensors file; it appears whole or not at all. `keep`: the top fraction of weights that it holds,
-        1 for all.
+    def save(self, path: str | Path, *, keep: float = KEPT_FRACTION) -> None:
+        """Write a safetensors file; it appears whole or not at all.
+
+        `keep` is the top fraction of each matrix's weights that the file holds, 1 for all.
         """
         tensors, tops = {"loss": self.loss}, {}
         for site, value in self.kept(keep).values.items():
@@ -178,49 +183,57 @@ class Scores(Framed):
         write_tensors(path, _FORMAT, tensors, facts)
 
 
+def _of_unit(tensors: Mapping[Site, Any], unit: Unit) -> dict[Site, Any]:
+    return {site: tensor for site, tensor in tensors.items() if site.unit == unit}
+
+
 @dataclass(frozen=True)
-class _Kept:
+class _WrittenTop:
     shape: tuple[Size, Size]
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class _Facts:
+class _ScoresFile:
     behaviour: str
     fingerprint: str
     prompt_hashes: frozenset[str]
-    tops: dict[WrittenSite, _Kept]
+    tops: dict[WrittenSite, _WrittenTop]
     facts: dict[str, Any]
 
 
 def load_scores(path: str | Path) -> Scores:
     """Scores from their file. Raises `InputError` where it is missing, damaged, or something else."""
-    tensors, facts = read_tensors(path, _FORMAT, _Facts)
-    kinds: dict[str, dict[Site, Any]] = {kind: {} for kind in ("values", *_PER_SITE)}
+    tensors, written = read_tensors(path, _FORMAT, _ScoresFile)
+    # A tensor's name is the field that it belongs to and its site: "values/L3.neurons".
+    fields: dict[str, dict[Site, Any]] = {field: {} for field in ("values", *_PER_SITE)}
     try:
         for name, tensor in tensors.items():
-            kind, _, site = name.partition("/")
-            if kind in kinds:
-                kinds[kind][parse_site(site)] = tensor
-        for site, top in facts.tops.items():
+            field, _, site = name.partition("/")
+            if field in fields:
+                fields[field][parse_site(site)] = tensor
+        for site, top in written.tops.items():
             values, indices = tensors[f"values/{site}"], tensors[f"top/{site}"].long()
-            kinds["values"][site] = Top(top.shape, indices, values, top.threshold)
-        loss, _ = tensors["loss"], facts.facts["method"]
+            fields["values"][site] = Top(top.shape, indices, values, top.threshold)
+        loss, _ = tensors["loss"], written.facts["method"]
     except (KeyError, InputError) as error:
         raise InputError(f"{path} is damaged ({error} is missing or no site)") from error
-    _refuse_damaged(path, kinds, loss)
+    _refuse_damaged(path, fields, loss)
     return Scores(
-        facts.behaviour,
-        **{kind: dict(sorted(values.items())) for kind, values in kinds.items()},
+        behaviour=written.behaviour,
+        values=dict(sorted(fields["values"].items())),
+        activation_mean=dict(sorted(fields["activation_mean"].items())),
+        activation_norm=dict(sorted(fields["activation_norm"].items())),
+        groups=dict(sorted(fields["groups"].items())),
         loss=loss,
-        prompt_hashes=facts.prompt_hashes,
-        fingerprint=facts.fingerprint,
-        facts=facts.facts,
+        prompt_hashes=written.prompt_hashes,
+        fingerprint=written.fingerprint,
+        facts=written.facts,
     )
 
 
 def refuse_keep(fraction: float) -> None:
-    """Raise `InputError` for what is no fraction."""
+    """Raise `InputError` where the fraction to keep is not in (0, 1]."""
     if not 0 < fraction <= 1:
         raise InputError(f"keep must be in (0, 1], got {fraction}")
 
@@ -228,18 +241,23 @@ def refuse_keep(fraction: float) -> None:
 def thinned(
     behaviour: str, site: Site, value: Float[Tensor, "..."] | Top, fraction: float
 ) -> Float[Tensor, "..."] | Top:
-    """The top `fraction` of a matrix's scores, by size; neurons' scores stay whole, and so does what holds no more.
+    """The top `fraction` of a matrix's scores, by size. Scores of neurons, and a top that holds no more, stay.
 
     Raises `InputError` where a score is NaN.
     """
-    held = value.values if isinstance(value, Top) else value.flatten()
-    count = max(1, int(fraction * value.numel()))
-    if site.unit == "neuron" or fraction == 1 or (isinstance(value, Top) and count >= len(held)):
+    if site.unit == "neuron" or fraction == 1:
         return value
-    _refuse_nan(behaviour, site, held)
-    chosen = highest(held.abs(), count)
-    indices = value.indices[chosen] if isinstance(value, Top) else chosen
-    return Top(tuple(value.shape), indices, held[chosen], float(held[chosen].abs().min()))
+    count = max(1, int(fraction * value.numel()))
+    if isinstance(value, Top):
+        if count >= len(value.indices):
+            return value
+        indices, scores = value.indices, value.values
+    else:
+        indices, scores = None, value.flatten()
+    _refuse_nan(behaviour, site, scores)
+    chosen = highest(scores.abs(), count)
+    indices = chosen if indices is None else indices[chosen]
+    return Top(tuple(value.shape), indices, scores[chosen], float(scores[chosen].abs().min()))
 
 
 def _refuse_nan(behaviour: str, site: Site, values: Tensor) -> None:
@@ -253,28 +271,28 @@ def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"
         return torch.zeros(0, dtype=torch.int64)
     threshold = values.topk(count).values[-1]
     above = (values > threshold).nonzero()[:, 0]
-    level = (values == threshold).nonzero()[:, 0][: count - len(above)]
-    return torch.cat([above, level]).sort().values
+    tied = (values == threshold).nonzero()[:, 0]
+    return torch.cat([above, tied[: count - len(above)]]).sort().values
 
 
-def _refuse_damaged(path: str | Path, kinds: Mapping[str, Mapping[Site, Any]], loss: Tensor) -> None:
-    """What a file may have lost, or hold, without its format noticing."""
-    refuse_damaged(path, not kinds["values"] or not _is_scores(loss, 1), "no scores, or a loss that is not finite")
-    for site, value in kinds["values"].items():
+def _refuse_damaged(path: str | Path, fields: Mapping[str, Mapping[Site, Any]], loss: Tensor) -> None:
+    """Raise `InputError` where a file's tensors do not fit each other, or hold numbers that are not finite."""
+    refuse_damaged(path, not fields["values"] or not _is_scores(loss, 1), "no scores, or a loss that is not finite")
+    for site, value in fields["values"].items():
         n_axes = 1 if site.unit == "neuron" else 2
+        scores = value
         if isinstance(value, Top):
-            in_order = len(value.indices) == len(value.values) and is_ascending(value.indices, value.numel())
-            refuse_damaged(path, not in_order, f"the indices of {site} are not its units in order")
-            held, n_axes = value.values, 1 if n_axes == 2 else 0
-        else:
-            held = value
-        refuse_damaged(path, not _is_scores(held, n_axes), f"a score of {site} is not finite, or its shape is another")
-    for kind in _PER_SITE:
-        for site, tensor in kinds[kind].items():
-            value = kinds["values"].get(site)
-            fits = value is not None and tensor.shape[-1:] == value.shape[:1]
-            fits = fits and _is_scores(tensor, 2 if kind == "groups" else 1)
-            refuse_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")
+            is_in_order = len(value.indices) == len(value.values) and is_ascending(value.indices, value.numel())
+            refuse_damaged(path, not is_in_order, f"the indices of {site} are not its units in order")
+            scores, n_axes = value.values, n_axes - 1
+        is_whole = _is_scores(scores, n_axes)
+        refuse_damaged(path, not is_whole, f"a score of {site} is not finite, or its shape is another")
+    for field in _PER_SITE:
+        n_axes = 2 if field == "groups" else 1
+        for site, tensor in fields[field].items():
+            value = fields["values"].get(site)
+            fits = value is not None and tensor.shape[-1:] == value.shape[:1] and _is_scores(tensor, n_axes)
+            refuse_damaged(path, not fits, f"the {field} of {site} are not finite, or not of its units")
 
 
 def _is_scores(tensor: Tensor, n_axes: int) -> bool:

@@ -1,4 +1,4 @@
-"""Running sums over examples: what a scoring pass leaves of every (activation, gradient) pair."""
+"""Running sums over examples: a scoring pass folds every pair of activations and gradients into them."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,17 @@ from dean_interp.models.matrices import home, shape
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 
-N_GROUPS = 16
+N_EXAMPLE_GROUPS = 16
+"""Into so many groups of examples a neuron's score is divided, fewer where there are fewer examples."""
 
 
 def group_sizes(n_examples: int) -> Int[Tensor, " group"]:
     """How many examples each group holds: example `i` is in group `i % 16`, and there are no empty groups."""
-    return torch.bincount(torch.arange(n_examples) % min(N_GROUPS, n_examples))
+    return torch.bincount(torch.arange(n_examples) % min(N_EXAMPLE_GROUPS, n_examples))
 
 
 class Sums:
-    """Float32, where each site's matrix lies (`matrices.home`): a model that is split or away has its sums beside it.
+    """Running sums of some sites, in float32, on the device of each site's matrix (`matrices.home`).
 
     Per neuron: activation * gradient by group of examples, activation, squared activation. Per weight: x' @ gradient,
     and the square of what its matrix reads. Unsigned sums add up each example's absolute value, signed ones its value.
@@ -38,14 +39,14 @@ class Sums:
         for site in sites:
             matrix = site if site.unit == "weight" else Site(site.layer, "out")
             n_in, n_out = shape(model, matrix)
-            kinds: dict[str, tuple[int, ...]] = {"square": (n_in,), "effect": (n_in, n_out)}
+            sizes: dict[str, tuple[int, ...]] = {"square": (n_in,), "effect": (n_in, n_out)}
             if site.unit == "neuron":
-                kinds |= {"sum": (n_in,), "effect": (self.n_groups, n_in)}
-            for kind, size in kinds.items():
+                sizes |= {"sum": (n_in,), "effect": (self.n_groups, n_in)}
+            for kind, size in sizes.items():
                 self.sums[f"{kind}/{site}"] = torch.zeros(size, device=home(model, matrix))
 
     def begin(self, batch: Batch) -> None:
-        """The batch that the next pairs belong to."""
+        """Say which batch the next pairs belong to."""
         answers = torch.zeros(len(batch.tokens), dtype=torch.int64, device=batch.answer.device)
         answers[batch.read_row] = batch.answer
         self.examples: Int[Tensor, " example"] = answers[:: self.rows_each] // self.rows_each
@@ -69,37 +70,41 @@ class Sums:
         self, site: Site, x: Float[Tensor, "batch pos d_mlp"], effect: Float[Tensor, "batch d_mlp"]
     ) -> None:
         """Fold one batch's effects at a site of neurons in, with the activations that they come from."""
-        effect = effect.unflatten(0, (-1, self.rows_each)).sum(1)
         total = self.sums[f"effect/{site}"]
         groups = (self.examples % self.n_groups).to(total.device)
-        present = x * self.real.to(x.device)[..., None]
-        total.index_add_(0, groups, (effect if self.signed else effect.abs()).to(total.device))
-        self.sums[f"sum/{site}"] += present.sum((0, 1)).to(total.device)
-        self.sums[f"square/{site}"] += present.square().sum((0, 1)).to(total.device)
+        # The rows of an example are one effect, and its size is taken after they are added.
+        effect = effect.unflatten(0, (-1, self.rows_each)).sum(1)
+        effect = effect if self.signed else effect.abs()
+        total.index_add_(0, groups, effect.to(total.device))
+        # Padding counts in neither the mean nor the norm of the activations.
+        x = x * self.real.to(x.device)[..., None]
+        self.sums[f"sum/{site}"] += x.sum((0, 1)).to(total.device)
+        self.sums[f"square/{site}"] += x.square().sum((0, 1)).to(total.device)
         self.folded.add(site)
 
     def add_losses(self, losses: Float[Tensor, " answer"]) -> None:
-        """The losses of the batch's answers, in the order of their numbers (with two rows each: safe minus unsafe)."""
+        """Note the losses of the batch's answers, in the order of their numbers (two rows each: safe minus unsafe)."""
         signed = losses.unflatten(0, (-1, self.rows_each)) * _signs(self.rows_each, losses.device)
         self.sums["loss"][self.examples.sort().values.cpu()] = signed.sum(1).cpu()
         self.sums["n_positions"] += int(self.real.sum())
 
     def signs(self) -> Float[Tensor, " answer"] | None:
-        """Of the batch's answers, where an example's loss is a difference."""
+        """The sign of each answer of the batch in its example's loss, or None where all are +1."""
         if self.rows_each == 1:
             return None
         return _signs(self.rows_each, self.examples.device).repeat(len(self.examples))
 
     def _add_weights(self, total: Tensor, x: Tensor, gradient: Tensor, real: Tensor) -> None:
-        """Each example's product over its own positions."""
+        """Add each example's product x' @ gradient over its own positions to `total`."""
         here = total if total.device == x.device else torch.zeros(total.shape, device=x.device)
         if self.signed:
             here.addmm_(x[real].T, gradient[real])
         else:
-            product = torch.empty_like(here)  # the only memory that a fold needs, taken before anything is added
-            for rows in range(0, len(x), self.rows_each):
-                own = real[rows : rows + self.rows_each]
-                read, written = (value[rows : rows + self.rows_each][own] for value in (x, gradient))
+            # The only memory that a fold needs is taken before anything is added: running out loses nothing.
+            product = torch.empty_like(here)
+            for start in range(0, len(x), self.rows_each):
+                rows = slice(start, start + self.rows_each)
+                read, written = x[rows][real[rows]], gradient[rows][real[rows]]
                 here += torch.mm(read.T, written, out=product).abs_()
         if here is not total:
             total += here.to(total.device)

@@ -7,7 +7,7 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.selection import Selection
 from dean_interp.selection.stability import (
-    STABLE,
+    STABLE_PROBABILITY,
     Floor,
     Halves,
     chance_overlap,
@@ -37,7 +37,7 @@ class Chance:
     @property
     def stable(self) -> list[str]:
         """The coupled units that are selected often enough to be called stable."""
-        return [name for name, share in (self.probability or {}).items() if share >= STABLE]
+        return [name for name, share in (self.probability or {}).items() if share >= STABLE_PROBABILITY]
 
 
 def chance_of(coupling: Coupling, scores: Sequence[Scores], strata: Strata, *, seed: int) -> Chance:

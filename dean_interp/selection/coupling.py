@@ -1,12 +1,15 @@
 """Coupled units: important to both behaviours, not to general ability (arXiv 2410.16672, section 4).
 
-A set intersection. (The released code intersects positions in two sorted lists instead: see `docs/from_the_paper.md`.)
+They are a set intersection. The released code intersects positions in two sorted lists instead
+(`docs/from_the_paper.md`).
 """
 
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
@@ -15,61 +18,73 @@ from dean_interp.scoring.scores import Scores, Top
 from dean_interp.selection.selection import Selection, rounded_up, top_fraction
 
 Fraction = float | tuple[float, float, float]
-"""Of the units of a site: one for both behaviours and general, or one for each of the three."""
+"""The fraction of a site's units in a top: one for all three tops, or one each for first, second and general."""
 
 
 @dataclass(frozen=True)
 class Coupling(Framed):
-    """Every set on the way to the coupled units; `len` of each is its size."""
+    """The coupled units, and every set on the way to them."""
 
     first: Selection
     second: Selection
     general: Selection
     both: Selection
+    """Units in the tops of both behaviours."""
     coupled: Selection
+    """Units in both tops but not in general's."""
     fractions: tuple[float, float, float]
-    """Of first, second and general."""
+    """The fractions of the tops of first, second and general."""
 
     def __repr__(self) -> str:
         return f"Coupling({len(self.coupled)} coupled of {len(self.both)} in both tops, fractions {self.fractions})"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a layer: how many units of it each set holds."""
-        sets = {name: getattr(self, name).layer_counts() for name in self.sizes()}
-        return pd.DataFrame(sets).rename_axis("layer").reset_index()
+        counts = {name: getattr(self, name).layer_counts() for name in self.sizes()}
+        return pd.DataFrame(counts).rename_axis("layer").reset_index()
 
     def sizes(self) -> dict[str, int]:
         """How many units each set holds, in the order in which they are made."""
         return {name: len(getattr(self, name)) for name in ("first", "second", "general", "both", "coupled")}
 
 
-def coupling(first: Scores, second: Scores, general: Scores, *, fraction: Fraction) -> Coupling:
-    """Both behaviours' top `fraction` of each site, their intersection, and what is left without general's top.
+def couple(first: Scores, second: Scores, general: Scores, *, fraction: Fraction) -> Coupling:
+    """Units in the top `fraction` for both behaviours but not for general text (arXiv 2410.16672, section 4).
 
-    `fraction` is one for all three, or one each, in the order of the scores.
+    The coupled set may be empty (`refuse_empty`). Raises `InputError` where a fraction is not in (0, 1], or selects no
+    unit of its scores.
     """
     fractions = each_fraction(fraction)
-    tops = [top_fraction(scores, one) for scores, one in zip((first, second, general), fractions, strict=True)]
-    both = tops[0] & tops[1]
-    return Coupling(*tops, both=both, coupled=both - tops[2], fractions=fractions)
+    first_top = top_fraction(first, fractions[0])
+    second_top = top_fraction(second, fractions[1])
+    general_top = top_fraction(general, fractions[2])
+    both = first_top & second_top
+    return Coupling(
+        first=first_top,
+        second=second_top,
+        general=general_top,
+        both=both,
+        coupled=both - general_top,
+        fractions=fractions,
+    )
 
 
 def each_fraction(fraction: Fraction) -> tuple[float, float, float]:
     """The fractions of first, second and general. Raises `InputError` where one is not in (0, 1]."""
     fractions = (fraction,) * 3 if isinstance(fraction, float | int) else tuple(fraction)
-    if len(fractions) != 3 or not all(0 < one <= 1 for one in fractions):
+    if len(fractions) != 3 or not all(0 < each <= 1 for each in fractions):
         raise InputError(f"fraction must be in (0, 1], one or one each for first, second, general; got {fraction}")
     return fractions
 
 
-def coupled(first: Scores, second: Scores, general: Scores, *, fraction: Fraction) -> Selection:
-    """Units in the top `fraction` for both behaviours but not for general text.
-
-    Raises `InputError` where there is none, with the smallest fraction that gives one.
-    """
-    found = coupling(first, second, general, fraction=fraction)
-    refuse_empty(found, first, second, general)
-    return found.coupled
+def refuse_empty(coupling: Coupling, first: Scores, second: Scores, general: Scores) -> None:
+    """Raise `InputError` where no unit is coupled, with the smallest fraction (for all three) that gives one."""
+    if len(coupling.coupled):
+        return
+    smallest = smallest_coupling_fraction(first, second, general)
+    hint = f"the smallest fraction with one is {rounded_up(smallest)}" if smallest else "no fraction gives one"
+    fractions = coupling.fractions[0] if len(set(coupling.fractions)) == 1 else coupling.fractions
+    raise InputError(f"no coupled unit at fraction {fractions} (sizes {coupling.sizes()}); {hint}")
 
 
 def opposite_sign(selection: Selection, first: Scores, second: Scores) -> Selection:
@@ -80,20 +95,10 @@ def opposite_sign(selection: Selection, first: Scores, second: Scores) -> Select
     for scores in (first, second):
         if not scores.facts.get("signed"):
             raise InputError(f"the scores of {scores.behaviour} are not signed: score with ScoringConfig(signed=True)")
-    units = {
-        site: indices[first.at(site, indices) * second.at(site, indices) < 0]
-        for site, indices in selection.units.items()
-    }
+    units = {}
+    for site, indices in selection.units.items():
+        units[site] = indices[first.at(site, indices) * second.at(site, indices) < 0]
     return Selection(units, selection.shapes, selection.prompt_hashes | first.prompt_hashes | second.prompt_hashes)
-
-
-def refuse_empty(found: Coupling, first: Scores, second: Scores, general: Scores) -> None:
-    """Raise `InputError` where no unit is coupled, with the smallest fraction (for all three) that gives one."""
-    if not len(found.coupled):
-        smallest = smallest_coupling_fraction(first, second, general)
-        hint = f"the smallest fraction with one is {rounded_up(smallest)}" if smallest else "no fraction gives one"
-        given = found.fractions[0] if len(set(found.fractions)) == 1 else found.fractions
-        raise InputError(f"no coupled unit at fraction {given} (sizes {found.sizes()}); {hint}")
 
 
 def smallest_coupling_fraction(first: Scores, second: Scores, general: Scores) -> float | None:
@@ -101,25 +106,25 @@ def smallest_coupling_fraction(first: Scores, second: Scores, general: Scores) -
 
     A unit is coupled while the fraction passes both behaviours' ranks and not yet general's.
     """
-    found = []
-    for site, value in first.values.items():
-        ranks = [_ranks(scores, site) for scores in (first, second, general)]
-        needed = torch.maximum(ranks[0], ranks[1])
-        needed = needed[(needed < ranks[2]) & (needed < value.numel())]
-        if len(needed):
-            # the smallest float fraction whose int(fraction * n) reaches it
-            found.append(float(needed.min() + 1) / value.numel() * (1 + 1e-9))
-    return min(found, default=None)
+    # At each site the first unit that both tops reach before general's does.
+    smallest = []
+    for site, shape in first.shapes.items():
+        n_units = torch.Size(shape).numel()
+        both = torch.maximum(_ranks(first, site), _ranks(second, site))
+        both = both[(both < _ranks(general, site)) & (both < n_units)]
+        if len(both):
+            # The smallest float fraction with int(fraction * n_units) above the rank.
+            smallest.append(float(both.min() + 1) / n_units * (1 + 1e-9))
+    return min(smallest, default=None)
 
 
-def _ranks(scores: Scores, site: Site) -> torch.Tensor:
-    """Place of every unit, 0 for the highest score; ties by index. Units that were not kept come last, all alike."""
+def _ranks(scores: Scores, site: Site) -> Int[Tensor, " unit"]:
+    """The rank of every unit, 0 for the highest score; ties by index. Units that were not kept come last, all alike."""
     value = scores.values[site]
     n_units = value.numel()
-    held = value.values if isinstance(value, Top) else value.flatten()
-    indices = value.indices if isinstance(value, Top) else torch.arange(n_units)
-    order = torch.sort(held.abs(), descending=True, stable=True).indices
+    if isinstance(value, Top):
+        indices, scored = value.indices, value.values
+    else:
+        indices, scored = torch.arange(n_units), value.flatten()
+    order = torch.sort(scored.abs(), descending=True, stable=True).indices
     return torch.full((n_units,), n_units).scatter(0, indices[order], torch.arange(len(order)))
-
-
-couple = coupling

@@ -1,6 +1,6 @@
 """Set algebra as text: `"(fairness & privacy) - general - over_refusal"`.
 
-The grammar is Python's, of which names, `&`, `|`, `-` and parentheses are allowed, and binds as there: `-` before `&`
+The grammar is Python's, restricted to names, `&`, `|`, `-` and parentheses. As in Python `-` binds before `&`, and `&`
 before `|`.
 """
 
@@ -27,7 +27,7 @@ def select(expression: str, sets: Mapping[str, Selection]) -> Selection:
 def select_each(expression: str, sets: Mapping[str, Selection]) -> dict[str, Selection]:
     """The value of every part of an expression, in the order in which they are needed; the whole comes last."""
     values: dict[str, Selection] = {}
-    _value(_parsed(expression), expression, sets, values)
+    _evaluate(_parsed(expression), expression, sets, values)
     return values
 
 
@@ -35,22 +35,28 @@ def _parsed(expression: str) -> ast.expr:
     try:
         return ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
-        place = f" (near character {error.offset})" if isinstance(error, SyntaxError) and error.offset else ""
+        offset = error.offset if isinstance(error, SyntaxError) else None
+        place = f" (near character {offset})" if offset else ""
         raise InputError(f"cannot read the expression {expression!r}{place}: {_ALLOWED}") from error
 
 
-def _value(node: ast.expr, expression: str, sets: Mapping[str, Selection], values: dict[str, Selection]) -> Selection:
-    """The value of a node; it and those of its parts are noted in `values` under their text."""
+def _evaluate(
+    node: ast.expr, expression: str, sets: Mapping[str, Selection], values: dict[str, Selection]
+) -> Selection:
+    """The value of a node. It and the values of the node's parts are added to `values` under their text."""
     match node:
         case ast.Name(id=name) if name in sets:
             value = sets[name]
         case ast.Name(id=name):
             raise InputError(f"no behaviour {name!r} in the expression {expression!r}: there are {', '.join(sets)}")
         case ast.BinOp(left, operator, right) if type(operator) in _OPERATIONS:
-            sides = [_value(side, expression, sets, values) for side in (left, right)]
-            value = _OPERATIONS[type(operator)](*sides)
+            left_value = _evaluate(left, expression, sets, values)
+            right_value = _evaluate(right, expression, sets, values)
+            value = _OPERATIONS[type(operator)](left_value, right_value)
         case _:
             raise InputError(f"{ast.unparse(node)!r} in the expression {expression!r}: {_ALLOWED}")
-    values.pop(ast.unparse(node), None)  # a part that comes twice stands where it came last
-    values[ast.unparse(node)] = value
+    # A part that comes twice stands where it came last.
+    text = ast.unparse(node)
+    values.pop(text, None)
+    values[text] = value
     return value

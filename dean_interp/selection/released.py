@@ -39,29 +39,32 @@ def released_selection(
             selects no unit (there it silently does nothing).
 
     Warns:
-        UserWarning: always; use `coupled` for an intersection.
+        UserWarning: always; use `couple` for an intersection.
     """
     fractions = set(fraction) if isinstance(fraction, tuple) else {fraction}
     if len(fractions) > 1:
         raise InputError(f"the released code takes one fraction for both behaviours and general, got {fraction}")
-    (one,) = fractions
-    if not 0 < one <= 1:
-        raise InputError(f"fraction must be in (0, 1], got {one}")
+    (fraction,) = fractions
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction must be in (0, 1], got {fraction}")
     if not first.shape == second.shape == general.shape:
         shapes = [tuple(scores.shape) for scores in (first, second, general)]
         raise InputError(f"scores of one matrix have one shape, got {shapes}")
     rows, columns = first.shape
-    count = int(one * columns * rows)
+    count = int(fraction * columns * rows)
     if not count:
-        raise InputError(f"fraction {one} selects none of {first.numel()} weights, and the released code does nothing")
+        raise InputError(
+            f"fraction {fraction} selects none of {first.numel()} weights, and the released code does nothing"
+        )
     warnings.warn("released_selection replicates the released code, which is not an intersection", stacklevel=2)
-    return _at_common_positions(*(highest(scores.flatten(), count) for scores in (first, second, general)))
+    tops = [highest(scores.flatten(), count) for scores in (first, second, general)]
+    return _at_common_positions(*tops)
 
 
 def released_coupling(first: Scores, second: Scores, general: Scores, *, fraction: float) -> Selection:
     """The released procedure on every matrix of three scores of weights, in Hugging Face layout and back.
 
-    Arguments, errors and the warning as of `released_selection`; the order of `first` and `second` matters.
+    The arguments, errors and the warning are those of `released_selection`. The order of `first` and `second` matters.
     """
     if first.units != ("weight",):
         raise InputError(f"the released code selects weights, got scores of {' and '.join(first.units)}s")
@@ -69,9 +72,9 @@ def released_coupling(first: Scores, second: Scores, general: Scores, *, fractio
     units = {}
     for site, (d_in, d_out) in first.shapes.items():
         count = int(fraction * d_in * d_out)
-        tops = [one.top(site, count) for one in (first, second, general)]
-        flat = _at_common_positions(*((top % d_out * d_in + top // d_out).sort().values for top in tops))
-        units[site] = (flat % d_in * d_out + flat // d_in).sort().values
+        tops = [scores.top(site, count) for scores in (first, second, general)]
+        transposed_tops = [_transposed(top, d_out, d_in) for top in tops]
+        units[site] = _transposed(_at_common_positions(*transposed_tops), d_in, d_out)
     if not any(map(len, units.values())):
         raise InputError(f"fraction {fraction} selects no weight, and the released code does nothing")
     return Selection(units, first.shapes, first.prompt_hashes | second.prompt_hashes | general.prompt_hashes)
@@ -83,3 +86,8 @@ def _at_common_positions(
     """Of ascending lists: the first's indices where neither list has, at that position, an index of general."""
     marked = [~torch.isin(top, general) for top in (first, second)]
     return first[marked[0] & marked[1]]
+
+
+def _transposed(indices: Int[Tensor, " unit"], n_columns: int, n_rows: int) -> Int[Tensor, " unit"]:
+    """Flat indices in a matrix of `n_columns` columns as ascending flat indices in its transpose (`n_rows` columns)."""
+    return (indices % n_columns * n_rows + indices // n_columns).sort().values

@@ -1,4 +1,4 @@
-"""A selection is a set of units, with set algebra; it remembers the prompts that the scores behind it came from."""
+"""A selection is a set of units with set algebra. It remembers the prompts that its scores came from."""
 
 import hashlib
 import itertools
@@ -27,15 +27,15 @@ Within = Literal["matrix", "layer", "model"]
 
 @dataclass(frozen=True)
 class Selection(Framed):
-    """Units of a model: ascending flat indices a site, and how many units each site has in all.
+    """Units of a model: for each site the selected units' flat indices, ascending, and the site's shape.
 
-    Sites without a selected unit are there too (an empty tensor), so `-` and `|` never guess at shapes.
+    A site without a selected unit has an empty tensor, so `-` and `|` know the shape of every site.
     """
 
     units: Mapping[Site, Int[Tensor, " unit"]]
     shapes: Mapping[Site, tuple[int, ...]]
     prompt_hashes: frozenset[str] = field(default=frozenset(), repr=False)
-    """Prompts of the scores that it was selected by: `measure` refuses them while it is ablated."""
+    """The prompts behind the scores that the units were selected by: `measure` refuses them while these are ablated."""
 
     def __post_init__(self) -> None:
         if self.units.keys() != self.shapes.keys():
@@ -59,9 +59,11 @@ class Selection(Framed):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a selected unit: layer, part, and its index (neurons) or row and column (weights)."""
-        held = [(site, indices) for site, indices in self.units.items() if len(indices)]
-        rows = [pd.DataFrame(coordinates(site, indices, self.shapes[site])) for site, indices in held]
-        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["layer", "part"])
+        tables = []
+        for site, indices in self.units.items():
+            if len(indices):
+                tables.append(pd.DataFrame(coordinates(site, indices, self.shapes[site])))
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["layer", "part"])
 
     def mask(self, site: Site) -> Bool[Tensor, "..."]:
         """True where a unit of the site is selected; the site's own shape."""
@@ -75,15 +77,16 @@ class Selection(Framed):
 
     def layer_counts(self) -> dict[int, int]:
         """How many units are selected in each layer."""
-        layers = itertools.groupby(sorted(self.units), lambda site: site.layer)
-        return {layer: sum(len(self.units[site]) for site in sites) for layer, sites in layers}
+        counts: dict[int, int] = {}
+        for site in sorted(self.units):
+            counts[site.layer] = counts.get(site.layer, 0) + len(self.units[site])
+        return counts
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the sites and their units."""
-        return hashlib.sha256(
-            str([(str(site), units.tolist()) for site, units in self.units.items()]).encode()
-        ).hexdigest()[:16]
+        """SHA-256 of the sites and their units, its first 16 digits."""
+        content = [(str(site), units.tolist()) for site, units in self.units.items()]
+        return hashlib.sha256(str(content).encode()).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; it appears whole or not at all."""
@@ -101,19 +104,19 @@ class Selection(Framed):
 
 
 @dataclass(frozen=True)
-class _Facts:
+class _SelectionFile:
     shapes: dict[WrittenSite, Shape]
     prompt_hashes: frozenset[str]
 
 
 def load_selection(path: str | Path) -> Selection:
     """A selection from its file. Raises `InputError` where it is missing, damaged, or something else."""
-    tensors, facts = read_tensors(path, _FORMAT, _Facts)
+    tensors, facts = read_tensors(path, _FORMAT, _SelectionFile)
     for site, shape in facts.shapes.items():
         is_whole = str(site) in tensors and is_ascending(tensors[str(site)], _n_units(shape))
         refuse_damaged(path, not is_whole, f"{site} must hold some of its {_n_units(shape)} units in ascending order")
-        is_neurons = site.unit == "neuron"
-        refuse_damaged(path, len(shape) != (1 if is_neurons else 2), f"{site} has the shape {shape}")
+        n_axes = 1 if site.unit == "neuron" else 2
+        refuse_damaged(path, len(shape) != n_axes, f"{site} has the shape {shape}")
     units = {site: tensors[str(site)] for site in sorted(facts.shapes)}
     return Selection(units, facts.shapes, facts.prompt_hashes)
 
@@ -128,9 +131,10 @@ def top_fraction(scores: Scores, fraction: float, *, within: Within = "matrix") 
     if not 0 < fraction <= 1:
         raise InputError(f"fraction must be in (0, 1], got {fraction}")
     pools = _pools(scores, within)
-    counts = [int(fraction * sum(scores.values[site].numel() for site in sites)) for sites in pools]
+    sizes = [_n_scored(scores, sites) for sites in pools]
+    counts = [int(fraction * size) for size in sizes]
     if not any(counts):
-        largest = max(sum(scores.values[site].numel() for site in sites) for sites in pools)
+        largest = max(sizes)
         raise InputError(f"fraction {fraction} selects no unit; {rounded_up(1 / largest)} selects one of {largest}")
     return _top(scores, pools, counts)
 
@@ -141,19 +145,30 @@ def top_count(scores: Scores, count: int, *, within: Within = "matrix") -> Selec
     Raises `InputError` where there are not so many, or the scores' file kept fewer.
     """
     pools = _pools(scores, within)
-    smallest = min(sum(scores.values[site].numel() for site in sites) for sites in pools)
+    smallest = min(_n_scored(scores, sites) for sites in pools)
     if not 1 <= count <= smallest:
         raise InputError(f"count must be from 1 to {smallest} a {within}, got {count}")
     return _top(scores, pools, [count] * len(pools))
 
 
 def _pools(scores: Scores, within: Within) -> list[list[Site]]:
+    """The sites whose units are ranked together: one site, those of one layer, or all."""
     if within not in get_args(Within):
         raise InputError(f"within must be one of {get_args(Within)}, got {within!r}")
     if len(scores.units) > 1:
         raise InputError("these scores hold neurons and weights: choose one with scores.of('neuron') or of('weight')")
-    key = {"matrix": lambda site: site, "layer": lambda site: site.layer, "model": lambda site: 0}[within]
-    return [list(sites) for _, sites in itertools.groupby(sorted(scores.values), key)]
+    sites = sorted(scores.values)
+    match within:
+        case "matrix":
+            return [[site] for site in sites]
+        case "layer":
+            return [list(of_layer) for _, of_layer in itertools.groupby(sites, lambda site: site.layer)]
+        case "model":
+            return [sites]
+
+
+def _n_scored(scores: Scores, sites: Sequence[Site]) -> int:
+    return sum(scores.values[site].numel() for site in sites)
 
 
 def _top(scores: Scores, pools: Sequence[Sequence[Site]], counts: Sequence[int]) -> Selection:
@@ -162,19 +177,35 @@ def _top(scores: Scores, pools: Sequence[Sequence[Site]], counts: Sequence[int])
     for sites, count in zip(pools, counts, strict=True):
         if len(sites) == 1:
             units[sites[0]] = scores.top(sites[0], count)
-            continue
-        held = [scores.top(site, min(count, scores.n_held(site))) for site in sites]
-        values = torch.cat([scores.at(site, indices).abs() for site, indices in zip(sites, held, strict=True)])
-        if count > len(values) or (count and float(values.topk(count).values[-1]) < max(map(scores.threshold, sites))):
-            raise InputError(
-                f"the {count} highest of {len(sites)} sites are not all among the scores of {scores.behaviour} that "
-                "were kept: score again and keep more (keep=...)"
-            )
-        first = highest(values, count)
-        ends = np.cumsum([0, *map(len, held)])
-        for site, indices, start, end in zip(sites, held, ends, ends[1:], strict=False):
-            units[site] = indices[first[(first >= start) & (first < end)] - start]
+        else:
+            units |= _top_of_pool(scores, sites, count)
     return Selection(units, scores.shapes, scores.prompt_hashes)
+
+
+def _top_of_pool(scores: Scores, sites: Sequence[Site], count: int) -> dict[Site, Tensor]:
+    """The `count` highest scores of several sites together, as ascending indices of each site."""
+    # No more than `count` units of a site can be in the pool's top, so each site's own top is enough.
+    candidates = [scores.top(site, min(count, scores.n_kept(site))) for site in sites]
+    values = torch.cat([scores.at(site, indices).abs() for site, indices in zip(sites, candidates, strict=True)])
+    if not _are_kept(scores, sites, values, count):
+        raise InputError(
+            f"the {count} highest of {len(sites)} sites are not all among the scores of {scores.behaviour} that "
+            "were kept: score again and keep more (keep=...)"
+        )
+    chosen = highest(values, count)
+    # The candidates of the sites lie one after the other: each site's chosen ones are between its start and end.
+    ends = np.cumsum([0, *map(len, candidates)])
+    units = {}
+    for site, indices, start, end in zip(sites, candidates, ends, ends[1:], strict=False):
+        units[site] = indices[chosen[(chosen >= start) & (chosen < end)] - start]
+    return units
+
+
+def _are_kept(scores: Scores, sites: Sequence[Site], values: Tensor, count: int) -> bool:
+    """Whether the `count` highest of `values` are the highest of the sites: no score that was not kept is larger."""
+    if count > len(values):
+        return False
+    return not count or float(values.topk(count).values[-1]) >= max(scores.threshold(site) for site in sites)
 
 
 def strongest(scores: Scores, among: Selection, counts: Mapping[Site, int]) -> Selection:

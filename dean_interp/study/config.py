@@ -18,8 +18,8 @@ from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
 from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
-from dean_interp.scoring.importance import ScoringConfig
-from dean_interp.scoring.scores import KEEP
+from dean_interp.scoring.preparation import ScoringConfig
+from dean_interp.scoring.scores import KEPT_FRACTION
 from dean_interp.selection.coupling import Fraction, each_fraction
 
 SweepMethod = Literal["importance", "wanda", "random"]
@@ -202,7 +202,7 @@ class StudyConfig:
     @property
     def keep(self) -> float:
         """The top fraction of each matrix's weights whose scores are kept."""
-        return max(KEEP, *each_fraction(self.weight_fraction))
+        return max(KEPT_FRACTION, *each_fraction(self.weight_fraction))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Unit
 from dean_interp.progress import progress_bar
 from dean_interp.resume import discard
-from dean_interp.scoring.importance import importance, scores_fingerprint
+from dean_interp.scoring.importance import importance
+from dean_interp.scoring.preparation import scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.coupling import Coupling, couple, refuse_empty
 from dean_interp.selection.selection import Selection, top_fraction

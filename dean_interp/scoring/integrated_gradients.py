@@ -1,0 +1,80 @@
+"""Integrated gradients of every neuron: importance along the path from a silenced layer to the layer as it is."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel, refuse_not_finite
+from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.tokens import Batch
+from dean_interp.resume import Unfinished
+from dean_interp.scoring.capture import stream_activations, stream_gradients
+from dean_interp.scoring.importance import PassStep, as_scores, run_pass
+from dean_interp.scoring.preparation import ScoringConfig, facts_of, prepare, scores_fingerprint
+from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.sums import Sums
+
+
+def integrated_gradients(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    n_steps: int = 5,
+    config: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
+    unfinished: Path | None = None,
+) -> Scores:
+    """`E |sum over positions of a * mean over s in (0, 1) of dL/da at s * a|` of every neuron, nats.
+
+    Integrated gradients (Sundararajan et al. 2017) from a silenced layer to the layer as it is, one layer at a time
+    (Dai et al. 2022, "Knowledge neurons"). Signed, a layer's scores add up to the change of the loss when the whole
+    layer is silenced, up to the error of the integral (Gauss-Legendre with `n_steps` points). It takes a pass for each
+    layer and step: `n_layers * n_steps` times the cost of `importance` for neurons.
+    """
+    if n_steps < 1:
+        raise InputError(f"n_steps must be at least 1, got {n_steps}")
+    refuse_not_finite(model)
+    data = prepare(model, behaviour, config)
+    method = f"integrated_gradients ({n_steps} steps)"
+    fingerprint = scores_fingerprint(model, behaviour, unit="neuron", config=config, method=method)
+    started = Unfinished(unfinished, f"{fingerprint} {config}") if unfinished else None
+    step = _integrating_step(n_steps)
+
+    def passes() -> Iterator[Sums]:
+        for site in neuron_sites(model):
+            part = started.part(str(site)) if started else None
+            yield run_pass(model, data, [site], config, label=f"integrating {site}", unfinished=part, step=step)
+
+    facts = facts_of(model, behaviour, config, method=method, data=data)
+    scores = as_scores(model, behaviour, passes(), fingerprint=fingerprint, facts=facts)
+    scored_prompts(model).update(behaviour.prompt_hashes)
+    return scores
+
+
+def _integrating_step(n_steps: int) -> PassStep:
+    """What integrated gradients do with one batch: a pass for each point of the path, then one for the losses."""
+    # Gauss-Legendre's points and weights are for (-1, 1); the path is (0, 1).
+    points, weights = np.polynomial.legendre.leggauss(n_steps)
+    path = [(float(point + 1) / 2, float(share) / 2) for point, share in zip(points, weights, strict=True)]
+
+    def step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums: Sums) -> None:
+        activations: dict[Site, Tensor] = {}
+        effects: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        for scale, share in path:
+
+            def add(site: Site, x: Tensor, gradient: Tensor, share: float = share) -> None:
+                activations.setdefault(site, x.float())
+                effects[site].append(share * torch.einsum("bpn,bpn->bn", x.float(), gradient.float()))
+
+            stream_gradients(model, batch, sites, add, signs=sums.signs(), scale=scale)
+        # The losses of the model as it is: those on the path are of scaled activations.
+        sums.add_losses(stream_activations(model, batch, [], lambda site, x: None))
+        for site in sites:
+            sums.fold_neurons(site, activations[site], torch.stack(effects[site]).sum(0))
+
+    return step

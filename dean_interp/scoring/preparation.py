@@ -1,0 +1,175 @@
+"""What a scoring run is made of, before its first pass: settings, sites, tokens, a fingerprint, facts for the file."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.errors import InputError
+from dean_interp.models.adapters import adapter_of
+from dean_interp.models.load import HookedModel, model_fingerprint, native_tokenizer, versions
+from dean_interp.models.matrices import weight_sites
+from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
+from dean_interp.models.tokens import Encoded, Padding, Row, Template, cut, encode, paths
+
+log = logging.getLogger(__name__)
+
+Target = Literal["response", "margin"]
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """How examples become scores; the same for every method."""
+
+    template: Template = "chat"
+    """How prompt and answer become tokens (`models.tokens.encode`)."""
+    target: Target = "response"
+    """`response`: the cross-entropy of the scored answer. `margin`: that of the safe answer minus that of the unsafe
+    one, so a unit counts by how it moves `log p(safe) - log p(unsafe)`, for behaviours with both answers."""
+    signed: bool = False
+    """Keep the sign of the mean effect. Units with a positive score raise the loss, so silencing them lowers it.
+    Selections rank by size."""
+    modules: Modules = "mlp"
+    """Which matrices' weights are scored: the MLPs', attention's `q k v o`, or all. Neurons are always the MLPs'."""
+    max_tokens: int | None = None
+    """Cut answers so that no text is longer. None: a text longer than the model's context is refused."""
+    padding: Padding = "right"
+    """The side on which batches are padded. Scores do not depend on it beyond float noise."""
+    batch_tokens: int | None = None
+    """Padded tokens a batch. Memory grows with it, scores do not depend on it. None: 512 on the CPU, where larger
+    batches do not fit into its caches, 4096 elsewhere. `scoring.plan` finds what fits."""
+    layers_per_pass: int | None = None
+    """How many layers' sums are held at once. Fewer take more passes and give the same scores. None: all."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A behaviour's examples as rows of tokens."""
+
+    rows: list[Row]
+    rows_each: int
+    """So many rows that follow each other make one example: 2 for a margin, the safe and the unsafe answer."""
+    n_truncated: int
+    """How many answers were cut at `max_tokens`."""
+    bos: bool
+    """Whether texts begin with the tokenizer's BOS."""
+
+    @property
+    def n_examples(self) -> int:
+        """How many examples the rows make."""
+        return len(self.rows) // self.rows_each
+
+
+def prepare(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> Prepared:
+    """Tokens of every example. Raises `InputError` for what `ScoringConfig` does not allow, and for texts too long."""
+    _refuse_config(model, behaviour, config)
+    tokenizer = native_tokenizer(model)
+    # With max_tokens a long text is cut, else it is refused.
+    limit = None if config.max_tokens else model.cfg.n_ctx
+    encoded: list[Encoded] = []
+    n_truncated = 0
+    for example, response in zip(behaviour.examples, behaviour.responses, strict=True):
+        answers = [example.answers["safe"], example.answers["unsafe"]] if config.target == "margin" else [response]
+        tokens = encode(tokenizer, example.prompt, answers, template=config.template, n_ctx=limit)
+        if config.max_tokens:
+            tokens, n_cut = cut(tokens, config.max_tokens)
+            n_truncated += n_cut
+        encoded.append(tokens)
+    if n_truncated:
+        log.warning("%d answers of %s were cut at %d tokens", n_truncated, behaviour.name, config.max_tokens)
+    bos = tokenizer.bos_token_id
+    has_bos = bos is not None and all(tokens.prompt[:1] == (bos,) for tokens in encoded)
+    rows_each = 2 if config.target == "margin" else 1
+    return Prepared(rows=paths(encoded), rows_each=rows_each, n_truncated=n_truncated, bos=has_bos)
+
+
+def _refuse_config(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> None:
+    if config.target not in get_args(Target):
+        raise InputError(f"target must be one of {get_args(Target)}, got {config.target!r}")
+    if config.target == "margin" and not behaviour.paired:
+        raise InputError(f"target='margin' needs a safe and an unsafe answer to every prompt of '{behaviour.name}'")
+    adapter = adapter_of(model)
+    if config.padding == "left" and not adapter.rows_may_pad_left:
+        raise InputError(f"a {adapter.kind} is padded on the right only: padding='right', or load a bridge")
+    n_ctx = model.cfg.n_ctx
+    if config.max_tokens is not None and not 0 < config.max_tokens <= n_ctx:
+        raise InputError(f"max_tokens must be in 1..{n_ctx} (the model's context), got {config.max_tokens}")
+
+
+def batch_tokens_of(model: HookedModel, config: ScoringConfig) -> int:
+    """Padded tokens a batch. Raises `InputError` where the config's number is below 1."""
+    if config.batch_tokens is None:
+        return 512 if torch.device(model.cfg.device).type == "cpu" else 4096
+    if config.batch_tokens < 1:
+        raise InputError(f"batch_tokens must be at least 1, got {config.batch_tokens}")
+    return config.batch_tokens
+
+
+def units_of(unit: Unit | Sequence[Unit]) -> tuple[Unit, ...]:
+    """The kinds of unit asked for, in one order. Raises `InputError` where one is unknown."""
+    asked = {unit} if isinstance(unit, str) else set(unit)
+    known = get_args(Unit)
+    if not asked or not asked <= set(known):
+        raise InputError(f"unit must be 'neuron', 'weight' or both, got {unit!r}")
+    return tuple(kind for kind in known if kind in asked)
+
+
+def scored_sites(model: HookedModel, units: Sequence[Unit], config: ScoringConfig) -> list[Site]:
+    """The sites of the units, neurons first."""
+    matrices = weight_sites(model, config.modules) if "weight" in units else []
+    neurons = neuron_sites(model) if "neuron" in units else []
+    return neurons + matrices
+
+
+def in_passes(sites: Sequence[Site], layers_per_pass: int | None) -> list[list[Site]]:
+    """The sites of each pass: `layers_per_pass` neighbouring layers at a time."""
+    if layers_per_pass is not None and layers_per_pass < 1:
+        raise InputError(f"layers_per_pass must be at least 1, got {layers_per_pass}")
+    layers = sorted({site.layer for site in sites})
+    size = layers_per_pass or len(layers)
+    passes = []
+    for start in range(0, len(layers), size):
+        passes.append([site for site in sites if site.layer in layers[start : start + size]])
+    return passes
+
+
+def scores_fingerprint(
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    unit: Unit | Sequence[Unit],
+    config: ScoringConfig = ScoringConfig(),
+    method: str = "importance",
+) -> str:
+    """Hash of all that scores depend on: model, examples, method, units, settings (but those of the batches)."""
+    settings = dataclasses.replace(config, padding="right", batch_tokens=None, layers_per_pass=None)
+    parts = [model_fingerprint(model), behaviour.fingerprint, method, str(settings), *units_of(unit)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def facts_of(
+    model: HookedModel, behaviour: Behaviour, config: ScoringConfig, *, method: str, data: Prepared | None = None
+) -> dict[str, Any]:
+    """Where scores come from, for their file. `data` is None for methods that look at no example."""
+    facts = {
+        "method": method,
+        "target": config.target,
+        "signed": config.signed,
+        "modules": config.modules,
+        "template": config.template,
+        "response": behaviour.response,
+        "n_examples": len(behaviour),
+        "data": behaviour.fingerprint,
+        "model": model.cfg.model_name,
+        "model_fingerprint": model_fingerprint(model),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    if data is not None:
+        facts |= {"n_truncated": data.n_truncated, "bos": data.bos}
+    return facts
