@@ -226,7 +226,7 @@ def test_a_behaviour_of_one_topic_is_refused_before_any_work(tmp_path):
     )
     (tmp_path / "mine.jsonl").write_text(rows)
     config = DataConfig(first=str(tmp_path / "mine.jsonl"), n_test=12)
-    with pytest.raises(InputError, match="are of the topic 'one'. Intervals are clustered by topic"):
+    with pytest.raises(InputError, match=r"are of the topic 'one'\. Intervals are clustered by topic"):
         test_sets(config)
 
 

@@ -20,7 +20,7 @@ from dean_interp.editing.values import ActivationChange, Restore, Value, Zero, a
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
-from dean_interp.models.notes import AblatedWeights, notes
+from dean_interp.models.notes import AblatedWeights, WeightChange, notes
 from dean_interp.models.positions import token_positions
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import MATRICES, Modules, Site, neuron_sites
