@@ -66,7 +66,7 @@ def write_report(results: Results, folder: Path) -> Path:
         least_stable=STABLE,
         figures={one.unit: _figures(one) for one in results.units},
         verdicts=to_svg(verdicts_by_state(results.spoken), "Verdicts on the answers") if results.spoken else "",
-        neuron_view=neuron_view(results) if results.neurons else "",
+        neuron_view=activations_view(results) if results.neurons else "",
         command=_command(results),
     )
     path = folder / "report.html"
@@ -207,7 +207,7 @@ def _figures(results: UnitResults) -> dict[str, str]:
     }
 
 
-def neuron_view(results: Results) -> str:
+def activations_view(results: Results) -> str:
     """The circuitsvis view of the strongest coupled neurons over real text, script included."""
     view = text_neuron_activations(
         tokens=[
