@@ -14,7 +14,8 @@ from dean_interp.editing.patching import patch_activations
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import Measurement, measure
 from dean_interp.information.compare import mutual_information
-from dean_interp.information.estimands import Arm, MutualInformation, MutualInformationConfig, random_arm_like
+from dean_interp.information.estimands import Arm, MutualInformationConfig, random_arm_like
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.generate import generate
 from dean_interp.models.load import load_model
 from dean_interp.models.sites import Site

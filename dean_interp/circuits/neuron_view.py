@@ -80,9 +80,10 @@ def view_neuron(
     texts = top_texts(model, [neuron], examples, n_texts=sum(map(len, examples)), template=template)
     by_behaviour = {behaviour.name: _token_activations(texts, behaviour.name) for behaviour in examples}
     bins = np.histogram_bin_edges(np.concatenate(list(by_behaviour.values())), N_BINS)
+    effect = _effect_alone(model, neuron, examples, template=template, answer_tokens=answer_tokens)
     return NeuronView(
         name=f"L{site.layer}.{index}",
-        scores=neuron_scores(neuron, [each.of("neuron") for each in scores]) if scores else None,
+        scores=_scores(neuron, scores),
         n_neurons=model.cfg.d_mlp,
         held_by={name: _holds(selection, neuron) for name, selection in (selections or {}).items()},
         written=written(model, [neuron])[0],
@@ -90,7 +91,7 @@ def view_neuron(
         activations={name: tuple(np.histogram(values, bins)[0].tolist()) for name, values in by_behaviour.items()},
         firing={name: float(np.abs(values).mean()) for name, values in by_behaviour.items()},
         texts=tuple(texts[:n_texts]),
-        effect=tuple(_effect_alone(model, neuron, examples, template, answer_tokens)),
+        effect=tuple(effect),
     )
 
 
@@ -103,6 +104,12 @@ def _check(model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour]) ->
         )
     if not examples:
         raise InputError("a neuron is looked at on examples: give at least one behaviour")
+
+
+def _scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores | None:
+    if not scores:
+        return None
+    return neuron_scores(neuron, [each.of("neuron") for each in scores])
 
 
 def _holds(selection: Selection, neuron: Neuron) -> bool:
@@ -120,7 +127,7 @@ def _token_activations(texts: Sequence[TextActivations], behaviour: str) -> Floa
 
 
 def _effect_alone(
-    model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour], template: Template, answer_tokens: int | None
+    model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour], *, template: Template, answer_tokens: int | None
 ) -> list[Line]:
     """What silencing the neuron alone changes on the examples that may be measured; nothing where there are none."""
     scored = scored_prompts(model)

@@ -193,7 +193,8 @@ def _edge_title(edge: Edge) -> str:
 
 def _drawn_nodes(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
     """The units and the margin as the template draws them."""
-    selected = {edge.source for edge in circuit.outward} | {edge.target for edge in circuit.inward}
+    selected: set[Node | None] = {edge.source for edge in circuit.outward}
+    selected |= {edge.target for edge in circuit.inward}
     drawn = []
     for node in _nodes(circuit):
         x, y = layout.point(node)

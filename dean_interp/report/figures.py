@@ -16,7 +16,7 @@ from matplotlib.typing import RcKeyType
 
 from dean_interp.circuits.graph import Circuit
 from dean_interp.circuits.neuron_view import NeuronView
-from dean_interp.information.estimands import MutualInformation
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.statistics import Interval
 from dean_interp.study.results import Spoken, UnitResults
 from dean_interp.study.sweep import Sweep

@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 from dean_interp.evaluation.measure import Measurement
 from dean_interp.files import read_json, write_text
 from dean_interp.information.activations import Activations
-from dean_interp.information.before_after import Frozen
-from dean_interp.information.estimands import HEADLINES, Arm, MutualInformation, MutualInformationConfig
+from dean_interp.information.before_after import BeforeAfter
+from dean_interp.information.estimands import HEADLINES, Arm, MutualInformationConfig
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.sites import Unit
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.controls import Strata, n_units_outside, named_controls, random_like
@@ -161,7 +162,7 @@ def information_change(
     before, behaviours = states.original.activations, [test.name for test in states.tests[:2]]
     assert before is not None
     asked = [
-        Frozen(
+        BeforeAfter(
             MutualInformationConfig(estimand, seed=states.config.seed),
             before,
             under(edit)[0],

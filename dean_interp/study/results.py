@@ -12,7 +12,7 @@ from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_bytes
 from dean_interp.frames import Framed
-from dean_interp.information.estimands import MutualInformation
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.sites import Unit
 from dean_interp.selection.stability import STABLE, Floor, Halves
 from dean_interp.statistics import Interval
