@@ -3,7 +3,7 @@
     python analyses/mutual_information.py --out runs/information
 
 on the demo model (--model for another): an hour on two cores, resumes where it was stopped. 99 random ablations of the
-edit's KL to the original are the controls; those of `subset_mi` are other pairs of reads with their overlap silenced.
+edit's KL to the original are the controls; those of `subset_mi` are other pairs of sets with their overlap silenced.
 Writes information.json, information.html and one figure an estimand.
 """
 
@@ -45,7 +45,7 @@ from dean_interp.study.results import InformationResults, save_record
 
 NAMES = ("fairness", "privacy", "general")
 READS, TOP = 0.05, 0.01
-QUESTIONS = (
+CONFIGS = (
     MutualInformationConfig("downstream_mi"),
     MutualInformationConfig("awareness_mi"),
     MutualInformationConfig("downstream_mi", estimator="copula_mi"),
@@ -123,7 +123,7 @@ def main() -> None:
     controls = equal.controls(given.n_controls)
     edit = Arm(coupled, *disjoint_neurons(scores, READS))
     found = mutual_informations(
-        model, tests, QUESTIONS, edit=edit, controls=controls, calibration=calibration, folder=given.out
+        model, tests, CONFIGS, edit=edit, controls=controls, calibration=calibration, folder=given.out
     )
     whole = Arm(coupled, top_fraction(scores[0], READS), top_fraction(scores[1], READS))
     pairs = [random_arm_like(whole, matched, seed=seed) for seed in range(given.n_controls)]

@@ -3,7 +3,8 @@
 The method is DEAN (arXiv 2410.16672; SPIN in its second version, ACL 2025), on TransformerLens hook points.
 """
 
-from dean_interp.circuits.graph import Circuit, trace_circuit
+from dean_interp.circuits.graph import Circuit
+from dean_interp.circuits.trace import trace_circuit
 from dean_interp.data.examples import Behaviour, Example, load_behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, create_edit, revert_edit
@@ -13,15 +14,14 @@ from dean_interp.editing.patching import patch_activations
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import Measurement, measure
 from dean_interp.information.compare import mutual_information
-from dean_interp.information.estimands import Arm, MutualInformation, MutualInformationConfig, random_arm_like
+from dean_interp.information.estimands import Arm, MutualInformationConfig, random_arm_like
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.generate import generate
 from dean_interp.models.load import load_model
 from dean_interp.models.sites import Site
-from dean_interp.progress import show_progress
-from dean_interp.report.circuit_page import CircuitPage
-from dean_interp.report.neuron_page import NeuronPage, neuron_view
-from dean_interp.scoring.importance import importance
-from dean_interp.scoring.preparation import ScoringConfig
+from dean_interp.report.circuit_page import CircuitPage, circuit_page
+from dean_interp.report.neuron_page import NeuronPage, neuron_page
+from dean_interp.scoring.importance import ScoringConfig, importance
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.expression import select
@@ -49,8 +49,10 @@ __all__ = [
     "Site",
     "ablate",
     "apply_edit",
-    "apply_edit_to_checkpoint",
-    "couple",
+    "apply_to_checkpoint",
+    "circuit_page",
+    "coupled",
+    "coupling",
     "create_edit",
     "generate",
     "importance",
@@ -61,7 +63,7 @@ __all__ = [
     "load_selection",
     "measure",
     "mutual_information",
-    "neuron_view",
+    "neuron_page",
     "patch_activations",
     "random_arm_like",
     "random_like",

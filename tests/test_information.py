@@ -5,7 +5,7 @@ from units import some_neurons
 
 from dean_interp import Behaviour, Example, InputError, Selection, Site, load_model, mutual_information
 from dean_interp.information.activations import Activations
-from dean_interp.information.before_after import Frozen
+from dean_interp.information.before_after import BeforeAfter
 from dean_interp.information.estimands import Arm, MutualInformationConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,9 +35,9 @@ def drawn(shared, seed=0):
 
 def estimate(before, after, ablated=None, n_shuffles=999, **options):
     arm = Arm(ablated or units_of(0, 6), FIRST, SECOND)
-    question = MutualInformationConfig(k=5, n_shuffles=n_shuffles, n_subsamples=20, **options)
-    frozen = Frozen(question, reads_from(before), arm, ("fairness", "privacy"))
-    return frozen.information(reads_from(after), []).layers[0]
+    config = MutualInformationConfig(k=5, n_shuffles=n_shuffles, n_subsamples=20, **options)
+    estimand = BeforeAfter(config, reads_from(before), arm, ("fairness", "privacy"))
+    return estimand.information(reads_from(after), []).layers[0]
 
 
 def test_it_falls_where_the_ablation_takes_the_shared_cause_away():
@@ -56,10 +56,10 @@ def test_it_stays_where_the_ablation_changes_nothing():
 def test_the_edits_change_is_what_the_same_set_gets_as_a_control(n_null):
     """A rank among controls needs one procedure for all of them: the same shuffles, the same null subtracted."""
     arm, before, after = Arm(units_of(0, 6), FIRST, SECOND), reads_from(drawn(1.0)), reads_from(drawn(0.5))
-    question = MutualInformationConfig(k=5, n_shuffles=299, n_null=n_null, n_subsamples=2)
-    frozen = Frozen(question, before, arm, ("fairness", "privacy"))
-    (shift,) = frozen.information(after, []).shifts
-    assert frozen.changes(arm, after) == {"|layer 0": pytest.approx(shift.change, abs=1e-12)}
+    config = MutualInformationConfig(k=5, n_shuffles=299, n_null=n_null, n_subsamples=2)
+    estimand = BeforeAfter(config, before, arm, ("fairness", "privacy"))
+    (shift,) = estimand.information(after, []).shifts
+    assert estimand.changes(arm, after) == {"|layer 0": pytest.approx(shift.change, abs=1e-12)}
 
 
 def test_silenced_neurons_are_in_neither_read_so_nothing_falls_by_construction():
@@ -122,9 +122,9 @@ def behaviours(n=8):
 def test_mutual_information_runs_on_a_model_and_reads_what_measure_reads(llama):
     first, second, ablated = some_neurons(llama, seed=1), some_neurons(llama, seed=2), some_neurons(llama, seed=3)
     twice = [*behaviours(), Behaviour("again", behaviours()[0].examples)]
-    question = MutualInformationConfig(k=2, n_shuffles=49, n_subsamples=4)
+    config = MutualInformationConfig(k=2, n_shuffles=49, n_subsamples=4)
     reads = {"first_neurons": first, "second_neurons": second}
-    result = mutual_information(llama, twice, **reads, ablated=ablated, estimand=question)
+    result = mutual_information(llama, twice, **reads, ablated=ablated, config=config)
     assert result.n_prompts == 16, "a prompt that stands twice counts once"
     assert [layer.layers for layer in result.layers] == [(0,), (1,), (2,)]
     assert result.estimand == "downstream_mi" and len(result.changes) == 3
@@ -140,7 +140,7 @@ def test_a_hooked_transformer_of_the_same_weights_gives_equal_estimates(checkpoi
     options = {
         "first_neurons": some_neurons(bridge, seed=1),
         "second_neurons": some_neurons(bridge, seed=2),
-        "estimand": MutualInformationConfig(k=2, n_shuffles=19, n_subsamples=4),
+        "config": MutualInformationConfig(k=2, n_shuffles=19, n_subsamples=4),
     }
     ours, theirs = (
         mutual_information(model, behaviours(), ablated=some_neurons(bridge, seed=3), **options)
@@ -154,7 +154,7 @@ def test_unknown_estimands_and_scored_prompts_are_refused(llama, untyped):
     units = some_neurons(llama)
     options = {"first_neurons": units, "second_neurons": units, "ablated": units}
     with pytest.raises(InputError, match="estimand must be one of"):
-        mutual_information(llama, behaviours(), **options, estimand="score_mi")
+        mutual_information(llama, behaviours(), **options, config=MutualInformationConfig("score_mi"))
     calibration = Behaviour("fairness", behaviours()[0].examples, split="calibration")
     with pytest.raises(InputError, match="calibration split"):
         mutual_information(llama, [calibration, behaviours()[1]], **options)

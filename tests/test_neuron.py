@@ -18,7 +18,7 @@ from dean_interp import (
     couple,
     importance,
     load_model,
-    neuron_view,
+    neuron_page,
 )
 from dean_interp.circuits.neuron import parse_neuron
 from dean_interp.cli.main import main
@@ -43,7 +43,7 @@ def scores(planted):
 
 
 def look(model, index, examples, **options):
-    return neuron_view(model, SITE, index, examples, template="raw", **options)
+    return neuron_page(model, SITE, index, examples, template="raw", **options)
 
 
 def test_a_planted_neuron_shows_its_ranks_its_effect_what_it_writes_and_who_holds_it(planted, tests, scores):
@@ -102,7 +102,7 @@ def test_what_does_not_exist_is_named(planted, tests):
     with pytest.raises(InputError, match=r"no neuron L1\.40: this model has layers 0 to 2 of 40 neurons \(0 to 39\)"):
         look(planted, 40, tests)
     with pytest.raises(InputError, match=r"no neuron L9\.0"):
-        neuron_view(planted, Site(9, "neurons"), 0, tests)
+        neuron_page(planted, Site(9, "neurons"), 0, tests)
     with pytest.raises(InputError, match="at least one behaviour"):
         look(planted, 1, [])
     assert parse_neuron("L17.1042") == (Site(17, "neurons"), 1042)

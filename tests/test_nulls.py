@@ -13,7 +13,7 @@ from scipy import stats
 
 from dean_interp import InputError
 from dean_interp.information import cka, copula_mi, gaussian_mi, ksg_mi, nhsic, shuffle_test
-from dean_interp.information.nulls import frozen, half_samples, largest_fall, within_group_permutations
+from dean_interp.information.nulls import frozen_core, half_samples, largest_fall, within_group_permutations
 from dean_interp.statistics import rank_p_value
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,7 +143,7 @@ def test_groups_and_estimators_that_are_not_there_are_refused(untyped):
 @every_estimator
 def test_a_core_takes_pairings_as_rows_paired_by_hand(estimator):
     x, y = dependent(30, 2, 2)
-    core, unmoved = frozen(estimator, x, y), torch.arange(30)[None]
+    core, unmoved = frozen_core(estimator, x, y), torch.arange(30)[None]
     pairings = within_group_permutations(["one"] * 30, 5, seed=0)
     by_hand = [float(core(x, y[order], unmoved)) for order in pairings]
     assert core(x, y, pairings).tolist() == pytest.approx(by_hand, rel=1e-9)
@@ -153,9 +153,11 @@ def test_a_core_takes_pairings_as_rows_paired_by_hand(estimator):
 @pytest.mark.parametrize("estimator", ["rbf_cka", "nhsic"])
 def test_scales_and_bandwidths_stay_those_of_the_sides_that_froze_them(estimator):
     x, y = dependent(30, 2, 2)
-    core, unmoved = frozen(estimator, x, y), torch.arange(30)[None]
+    core, unmoved = frozen_core(estimator, x, y), torch.arange(30)[None]
     assert float(core(x / 9, y, unmoved)) != pytest.approx(float(core(x, y, unmoved)), rel=0.01)
-    assert float(frozen(estimator, x / 9, y)(x / 9, y, unmoved)) == pytest.approx(float(core(x, y, unmoved)), rel=1e-6)
+    assert float(frozen_core(estimator, x / 9, y)(x / 9, y, unmoved)) == pytest.approx(
+        float(core(x, y, unmoved)), rel=1e-6
+    )
 
 
 # How often it errs, and how long it takes

@@ -34,7 +34,7 @@ from dean_interp.report.html import (
     write_report,
     write_sweep_report,
 )
-from dean_interp.report.neuron_page import neuron_view
+from dean_interp.report.neuron_page import neuron_page
 from dean_interp.study.arms import ArmResults
 from dean_interp.study.config import (
     AnswerConfig,
@@ -145,7 +145,7 @@ def pages(hostile, study, model, tmp_path_factory) -> dict[str, Path]:
     tests, _ = test_sets(hostile.data)
     site = Site(0, "neurons")
     chosen = Selection({site: torch.tensor([1, 3])}, {site: (model.cfg.d_mlp,)})
-    neuron = neuron_view(model, site, 3, tests, selections={everything: chosen}, answer_tokens=4)
+    neuron = neuron_page(model, site, 3, tests, selections={everything: chosen}, answer_tokens=4)
     example = Example(ATTACKS[0], {"safe": ATTACKS[1], "unsafe": ATTACKS[2]})
     circuit = trace_circuit(model, chosen, example, n_targets=2, n_checked=6)
     tried = SweepConfig(

@@ -7,7 +7,7 @@ from planted_information import Planted, neurons, planted
 from dean_interp import Arm, MutualInformationConfig, ablate, measure, mutual_information, random_arm_like
 from dean_interp.information.compare import mutual_informations
 
-QUESTIONS = [
+CONFIGS = [
     MutualInformationConfig("downstream_mi", n_subsamples=12, n_shuffles=99, n_null=49),
     MutualInformationConfig("awareness_mi", n_subsamples=12, n_shuffles=49, n_null=19),
 ]
@@ -17,9 +17,9 @@ SEEDS = range(20)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def asked(one: Planted, silenced, questions=QUESTIONS, controls=None):
+def asked(one: Planted, silenced, configs=CONFIGS, controls=None):
     return mutual_informations(
-        one.model, one.behaviours, questions, edit=Arm(silenced, one.fairness, one.privacy),
+        one.model, one.behaviours, configs, edit=Arm(silenced, one.fairness, one.privacy),
         controls=one.controls if controls is None else controls, calibration=one.calibration, template="raw",
     )  # fmt: skip
 
@@ -69,8 +69,8 @@ def test_subset_mi_falls_by_construction_where_downstream_mi_does_not(tokenizer)
         "ablated": overlap,
         "template": "raw",
     }
-    question = MutualInformationConfig("subset_mi", k=3, n_subsamples=8)
-    subset = mutual_information(one.model, one.behaviours, **options, estimand=question, controls=controls).layers[0]
+    config = MutualInformationConfig("subset_mi", k=3, n_subsamples=8)
+    subset = mutual_information(one.model, one.behaviours, **options, config=config, controls=controls).layers[0]
     downstream = mutual_information(one.model, one.behaviours, **options).layers[0]
     assert subset.layers == downstream.layers == (1,)
     assert subset.change < -0.5
@@ -102,7 +102,7 @@ def test_a_killed_call_goes_on_to_the_same_numbers(tokenizer, tmp_path, monkeypa
     one = planted(tokenizer, 0, n_prompts=20, n_controls=4)
     options = {
         "first_neurons": one.fairness, "second_neurons": one.privacy, "ablated": one.shared, "controls": one.controls,
-        "template": "raw", "estimand": MutualInformationConfig("downstream_mi", k=2, n_subsamples=4),
+        "template": "raw", "config": MutualInformationConfig("downstream_mi", k=2, n_subsamples=4),
     }  # fmt: skip
     whole = mutual_information(one.model, one.behaviours, **options)
     n_passes = []
@@ -133,8 +133,8 @@ def test_a_killed_call_goes_on_to_the_same_numbers(tokenizer, tmp_path, monkeypa
 def test_label_information_is_what_the_letters_plant(tokenizer):
     """The last letter of an answer tells its label to every neuron that reads the shared cause, of both kinds."""
     one = planted(tokenizer, 0, n_controls=0)
-    question = MutualInformationConfig("label_information", n_subsamples=2, n_shuffles=9)
-    (result,) = asked(one, one.shared, [question])
+    config = MutualInformationConfig("label_information", n_subsamples=2, n_shuffles=9)
+    (result,) = asked(one, one.shared, [config])
     for variant in result.variants:
         layer = next(shift for shift in result.of(variant) if shift.layers == (1,))
         assert layer.before.value > 0.4 and layer.before.p == 0.1

@@ -16,17 +16,21 @@ from dean_interp.models.sites import Site
 
 @dataclass(frozen=True)
 class Written:
-    """The tokens whose logits an activation of 1 raises and lowers most, and by how much (before the final norm's
-    division by the residual's size, which differs from place to place).
+    """The tokens whose logits an activation of 1 raises and lowers most, and by how much.
+
+    Logits are those before the final norm divides by the residual's size, which differs from token to token.
     """
 
     layer: int
     index: int
     promoted: tuple[tuple[str, float], ...]
+    """Tokens with the change of their logit, largest first."""
     suppressed: tuple[tuple[str, float], ...]
+    """Tokens with the change of their logit, lowest first."""
 
     def __str__(self) -> str:
-        raised, lowered = (", ".join(repr(token) for token, _ in some) for some in (self.promoted, self.suppressed))
+        raised = ", ".join(repr(token) for token, _ in self.promoted)
+        lowered = ", ".join(repr(token) for token, _ in self.suppressed)
         return f"L{self.layer}.{self.index} raises {raised}; lowers {lowered}"
 
 
@@ -34,28 +38,33 @@ class Written:
 def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8) -> list[Written]:
     """The `n_tokens` tokens that each neuron raises and lowers most, in logits for an activation of 1.
 
-    The direct path alone: what later layers make of the direction is not seen (nostalgebraist 2020, logit lens).
+    This is the direct path alone: what later layers make of the direction is not seen (nostalgebraist 2020, logit
+    lens).
     """
-    tokenizer, unembedding, found = native_tokenizer(model), _unembedding(model), []
+    tokenizer, unembedding = native_tokenizer(model), _unembedding(model)
+
+    def top(logits: Float[Tensor, " d_vocab"], sign: int) -> tuple[tuple[str, float], ...]:
+        largest = (sign * logits).topk(n_tokens)
+        tokens = [str(tokenizer.decode([token])) for token in largest.indices.tolist()]
+        return tuple(zip(tokens, (sign * largest.values).tolist(), strict=True))
+
+    looks = []
     for site, index in neurons:
         direction = weight(model, Site(site.layer, "out"))[index].float().to(unembedding.device)
         logits = direction @ unembedding
-        sides = []
-        for sign in (1, -1):
-            top = (sign * logits).topk(n_tokens)
-            tokens = [str(tokenizer.decode([token])) for token in top.indices.tolist()]
-            sides.append(tuple(zip(tokens, (sign * top.values).tolist(), strict=True)))
-        found.append(Written(site.layer, index, *sides))
-    return found
+        looks.append(Written(site.layer, index, promoted=top(logits, 1), suppressed=top(logits, -1)))
+    return looks
 
 
 def _unembedding(model: HookedModel) -> Float[Tensor, "d_model d_vocab"]:
-    """With the gain of the final norm, where it has one; Gemma's norms hold it less 1."""
+    """The unembedding times the gain of the final norm, where it has one."""
     refuse_offloaded(model, "the logit lens")
+    unembedding = model.W_U.float()
     gain = getattr(model.ln_final, "weight", None)
     if gain is None:
         gain = getattr(model.ln_final, "w", None)
-    unembedding = model.W_U.float()
     if gain is None:
         return unembedding
-    return (gain.float() + bool(getattr(model.cfg, "rmsnorm_uses_offset", False)))[:, None] * unembedding
+    # Gemma's norms multiply by 1 plus their weight
+    offset = bool(getattr(model.cfg, "rmsnorm_uses_offset", False))
+    return (gain.float() + offset)[:, None] * unembedding

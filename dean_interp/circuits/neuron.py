@@ -5,14 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.sites import Site
-from dean_interp.models.tokens import Batch, Template, encode, paths
+from dean_interp.models.tokens import Batch, Encoded, Template, encode, paths
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
@@ -47,27 +49,30 @@ class TextActivations:
 
 def parse_neuron(name: str) -> Neuron:
     """Site and index of a neuron from its name, `L17.1042`. Raises `InputError` for another form."""
-    found = re.fullmatch(r"[Ll](\d+)\.(\d+)", name.strip())
-    if not found:
+    match = re.fullmatch(r"[Ll](\d+)\.(\d+)", name.strip())
+    if not match:
         raise InputError(f"a neuron is named by its layer and index, as L17.1042; got {name!r}")
-    return Site(int(found[1]), "neurons"), int(found[2])
+    return Site(int(match[1]), "neurons"), int(match[2])
 
 
 def strongest_neurons(selection: Selection, first: Scores, second: Scores, *, n_neurons: int) -> list[Neuron]:
     """The selected neurons with the highest geometric mean of both behaviours' scores, highest first."""
-    ranked = [
-        (float((first[site][index] * second[site][index]).abs().sqrt()), site, index)
-        for site, indices in selection.units.items()
-        for index in indices.tolist()
-    ]
+    ranked = []
+    for site, indices in selection.units.items():
+        means = (first[site] * second[site]).abs().sqrt()
+        for index in indices.tolist():
+            ranked.append((float(means[index]), site, index))
     return [(site, index) for _, site, index in sorted(ranked, reverse=True)[:n_neurons]]
 
 
 def neuron_scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores:
     """How one neuron scores for each behaviour."""
     site, index = neuron
-    score = {one.behaviour: float(one[site][index]) for one in scores}
-    rank = {one.behaviour: int((one[site].abs() > one[site][index].abs()).sum()) + 1 for one in scores}
+    score, rank = {}, {}
+    for behaviour_scores in scores:
+        layer = behaviour_scores[site]
+        score[behaviour_scores.behaviour] = float(layer[index])
+        rank[behaviour_scores.behaviour] = int((layer.abs() > layer[index].abs()).sum()) + 1
     return NeuronScores(site.layer, index, score, rank)
 
 
@@ -86,37 +91,64 @@ def top_texts(
     A text is ranked by its largest activation relative to each neuron's largest anywhere, so no neuron drowns another.
     """
     tokenizer = native_tokenizer(model)
-    texts = [(b.name, p, r) for b in behaviours for p, r in zip(b.prompts, b.responses, strict=True)]
-    encoded = [encode(tokenizer, prompt, [answer], template=template) for _, prompt, answer in texts]
-    tokens = [(*one.prompt, *one.answers[0]) for one in encoded]
-    values = torch.zeros(len(texts), max(map(len, tokens)), len(neurons))
-    rows = paths(encoded)
-    now: list[Batch] = []
+    owners, texts = [], []
+    for behaviour in behaviours:
+        for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
+            owners.append(behaviour.name)
+            texts.append(encode(tokenizer, prompt, [answer], template=template))
+    activations = _text_activations(model, neurons, texts, unfinished)
+    peak = torch.stack([values.abs().amax(0) for values in activations]).amax(0).clamp(min=1e-9)
+
+    def relative_size(i: int) -> float:
+        return float((activations[i].abs() / peak).amax())
+
+    strongest = sorted(range(len(texts)), key=relative_size, reverse=True)[:n_texts]
+    return [_as_text(owners[i], texts[i], activations[i], tokenizer) for i in strongest]
+
+
+def _text_activations(
+    model: HookedModel, neurons: Sequence[Neuron], texts: Sequence[Encoded], unfinished: Unfinished | None
+) -> list[Float[Tensor, "token neuron"]]:
+    """The activation of every neuron at every token of each text."""
+    n_tokens = [len(text.prompt) + len(text.answers[0]) for text in texts]
+    values = torch.zeros(len(texts), max(n_tokens), len(neurons))
+    current: list[Batch] = []
 
     def keep(column: int, index: int) -> Callable[..., None]:
-        def read(activation: Tensor, hook: object) -> None:
-            (batch,) = now
-            owner = batch.prompt[batch.prompt_row.argsort()].cpu()
+        def hook(activation: Tensor, hook: object) -> None:
+            (batch,) = current
+            text = batch.prompt[batch.prompt_row.argsort()].cpu()
             activation = activation.reshape(*batch.tokens.shape, -1)
-            values[owner, : activation.shape[1], column] = activation[..., index].float().cpu()
+            values[text, : activation.shape[1], column] = activation[..., index].float().cpu()
 
-        return read
+        return hook
 
     hooks = [(site.hook_name, keep(column, index)) for column, (site, index) in enumerate(neurons)]
-    options = {"label": "reading texts", "unfinished": unfinished, "sums": {"values": values}}
+    batches = batched(
+        model,
+        paths(texts),
+        batch_tokens=2048,
+        label="reading texts",
+        unfinished=unfinished,
+        sums={"values": values},
+    )
     with model.hooks(fwd_hooks=hooks):
-        for batch in batched(model, rows, batch_tokens=2048, **options):
-            now[:] = [batch]
+        for batch in batches:
+            current[:] = [batch]
             with answer_positions(model, batch):
                 forward(model, batch)
-    found = [values[i, : len(ids)] for i, ids in enumerate(tokens)]
-    peak = torch.stack([value.abs().amax(0) for value in found]).amax(0)
-    order = sorted(range(len(texts)), key=lambda i: -float((found[i].abs() / peak.clamp(min=1e-9)).amax()))
-    return [
-        TextActivations(
-            texts[i][0],
-            tuple(str(tokenizer.decode([token])) for token in tokens[i]),
-            tuple(tuple(round(value, 4) for value in row) for row in found[i].tolist()),
-        )
-        for i in order[:n_texts]
-    ]
+    return [values[i, :n] for i, n in enumerate(n_tokens)]
+
+
+def _as_text(
+    behaviour: str, text: Encoded, activations: Float[Tensor, "token neuron"], tokenizer: PreTrainedTokenizerBase
+) -> TextActivations:
+    tokens = (*text.prompt, *text.answers[0])
+    rows = []
+    for row in activations.tolist():
+        rows.append(tuple(round(value, 4) for value in row))
+    return TextActivations(
+        behaviour=behaviour,
+        tokens=tuple(str(tokenizer.decode([token])) for token in tokens),
+        activations=tuple(rows),
+    )

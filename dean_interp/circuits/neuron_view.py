@@ -1,10 +1,11 @@
-"""One neuron, looked at from all sides: where it fires, how it scores, what it writes, what happens without it."""
+"""The record of one neuron: where it fires, how it scores, what it writes, what happens without it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from dean_interp.circuits.lens import Written, written
 from dean_interp.circuits.neuron import Neuron, NeuronScores, TextActivations, neuron_scores, top_texts
@@ -26,27 +27,28 @@ N_BINS = 40
 
 @dataclass(frozen=True)
 class NeuronView:
-    """What there is to know of one neuron. Every number is in the record; a page shows it (`report.neuron`)."""
+    """What there is to know of one neuron; `report.neuron_page` shows it."""
 
     name: str
     """`L17.1042`: layer 17, neuron 1042 of it."""
     scores: NeuronScores | None
-    """Its score and its rank in its layer for each behaviour that was scored."""
+    """Its score and its rank in its layer, for each behaviour that was scored."""
     n_neurons: int
-    """Neurons of a layer, what the ranks are out of."""
+    """Neurons of a layer: ranks go from 1 to this number."""
     held_by: Mapping[str, bool]
-    """Of each selection that was given: is the neuron in it?"""
+    """For each selection that was given, by name: whether it holds the neuron."""
     written: Written
     bins: tuple[float, ...]
     """Edges of the bins of `activations`."""
     activations: Mapping[str, tuple[int, ...]]
-    """Of each behaviour, tokens by activation."""
+    """For each behaviour, how many tokens have an activation in each bin."""
     firing: Mapping[str, float]
-    """Of each behaviour, the mean size of the activation over tokens."""
+    """For each behaviour, the mean size of the activation over tokens."""
     texts: tuple[TextActivations, ...]
-    """Where it fires most: prompts with their scored answers, one column of activations."""
+    """The texts on which it fires most (prompts with their scored answers); one column of activations."""
     effect: tuple[Line, ...]
-    """Margins, losses and KL on the test examples with the neuron silenced alone, paired by prompt."""
+    """Margins, losses and KL on the test examples with this neuron alone silenced, paired by prompt. Intervals are
+    clustered by topic, else by prompt."""
 
 
 def view_neuron(
@@ -60,20 +62,41 @@ def view_neuron(
     template: Template = "chat",
     answer_tokens: int | None = None,
 ) -> NeuronView:
-    """Look at one neuron.
+    """Look at one neuron. `neuron_page` shows the same as a page.
 
     Args:
         neuron: its site and index; `parse_neuron("L17.1042")` makes them from a name.
-        examples: behaviours whose texts it is shown on. Those of the test split are also measured with the neuron
-            silenced; calibration splits and scored prompts are only read.
-        scores: of each behaviour, for its ranks.
-        selections: by name; is the neuron in them?
-        n_texts: how many texts to keep, those with the largest activations.
-        answer_tokens: measure only that many first tokens of each answer.
+        examples: behaviours whose texts it is shown on. Those of the test split are measured with the neuron silenced,
+            too; calibration splits and scored prompts are not.
+        scores: scores of each behaviour, for its ranks.
+        selections: selections by name; the record says which hold the neuron.
+        n_texts: how many texts are kept, those with the largest activations.
+        answer_tokens: how many first tokens of each answer are measured; None takes all.
 
     Raises:
         InputError: no examples, a site or index that the model does not have, scores without neurons.
     """
+    _check(model, neuron, examples)
+    site, index = neuron
+    texts = top_texts(model, [neuron], examples, n_texts=sum(map(len, examples)), template=template)
+    by_behaviour = {behaviour.name: _token_activations(texts, behaviour.name) for behaviour in examples}
+    bins = np.histogram_bin_edges(np.concatenate(list(by_behaviour.values())), N_BINS)
+    effect = _effect_alone(model, neuron, examples, template=template, answer_tokens=answer_tokens)
+    return NeuronView(
+        name=f"L{site.layer}.{index}",
+        scores=_scores(neuron, scores),
+        n_neurons=model.cfg.d_mlp,
+        held_by={name: _holds(selection, neuron) for name, selection in (selections or {}).items()},
+        written=written(model, [neuron])[0],
+        bins=tuple(bins.tolist()),
+        activations={name: tuple(np.histogram(values, bins)[0].tolist()) for name, values in by_behaviour.items()},
+        firing={name: float(np.abs(values).mean()) for name, values in by_behaviour.items()},
+        texts=tuple(texts[:n_texts]),
+        effect=tuple(effect),
+    )
+
+
+def _check(model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour]) -> None:
     site, index = neuron
     if site not in neuron_sites(model) or not 0 <= index < model.cfg.d_mlp:
         raise InputError(
@@ -82,37 +105,39 @@ def view_neuron(
         )
     if not examples:
         raise InputError("a neuron is looked at on examples: give at least one behaviour")
-    texts = top_texts(model, [neuron], examples, n_texts=sum(map(len, examples)), template=template)
-    by_behaviour = {
-        one.name: np.concatenate([[row[0] for row in text.activations] for text in texts if text.behaviour == one.name])
-        for one in examples
-    }
-    edges = np.histogram_bin_edges(np.concatenate(list(by_behaviour.values())), N_BINS)
-    return NeuronView(
-        name=f"L{site.layer}.{index}",
-        scores=neuron_scores(neuron, [one.of("neuron") for one in scores]) if scores else None,
-        n_neurons=model.cfg.d_mlp,
-        held_by={name: index in one.units.get(site, torch.tensor([])) for name, one in (selections or {}).items()},
-        written=written(model, [neuron])[0],
-        bins=tuple(edges.tolist()),
-        activations={name: tuple(np.histogram(some, edges)[0].tolist()) for name, some in by_behaviour.items()},
-        firing={name: float(np.abs(some).mean()) for name, some in by_behaviour.items()},
-        texts=tuple(texts[:n_texts]),
-        effect=tuple(_silenced(model, neuron, examples, template, answer_tokens)),
-    )
 
 
-def _silenced(
-    model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour], template: Template, answer_tokens: int | None
+def _scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores | None:
+    if not scores:
+        return None
+    return neuron_scores(neuron, [each.of("neuron") for each in scores])
+
+
+def _holds(selection: Selection, neuron: Neuron) -> bool:
+    site, index = neuron
+    return index in selection.units.get(site, torch.tensor([]))
+
+
+def _token_activations(texts: Sequence[TextActivations], behaviour: str) -> Float[np.ndarray, " token"]:
+    """The one neuron's activations at all tokens of a behaviour's texts."""
+    parts = []
+    for text in texts:
+        if text.behaviour == behaviour:
+            parts.append([row[0] for row in text.activations])
+    return np.concatenate(parts)
+
+
+def _effect_alone(
+    model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour], *, template: Template, answer_tokens: int | None
 ) -> list[Line]:
-    seen = scored_prompts(model)
-    tests = [one for one in examples if one.split != "calibration" and not one.prompt_hashes & seen]
+    """What silencing the neuron alone changes on the examples that may be measured; nothing where there are none."""
+    scored = scored_prompts(model)
+    tests = [each for each in examples if each.split != "calibration" and not each.prompt_hashes & scored]
     if not tests:
         return []
     site, index = neuron
     alone = Selection({site: torch.tensor([index])}, {site: (model.cfg.d_mlp,)})
-    how = {"template": template, "answer_tokens": answer_tokens}
-    before = measure(model, tests, **how)
+    before = measure(model, tests, template=template, answer_tokens=answer_tokens)
     with ablate(model, alone):
-        after = measure(model, tests, original=before, **how)
+        after = measure(model, tests, original=before, template=template, answer_tokens=answer_tokens)
     return compare(likelihoods(before, tests), likelihoods(after, tests))

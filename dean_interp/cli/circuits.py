@@ -9,16 +9,15 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dean_interp.circuits.graph import trace_circuit
 from dean_interp.circuits.neuron import parse_neuron
 from dean_interp.cli.model import Model
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, writable
 from dean_interp.models.tokens import Template
-from dean_interp.report.circuit_page import CircuitPage
+from dean_interp.report.circuit_page import circuit_page
 from dean_interp.report.html import options_of
-from dean_interp.report.neuron_page import neuron_view
+from dean_interp.report.neuron_page import neuron_page
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
 
@@ -82,17 +81,17 @@ def show_circuit(step: CircuitStep) -> tuple[dict[str, Any], str]:
     examples = load_behaviour(step.on, n_examples=None, split="test").examples
     if not 0 <= step.example < len(examples):
         raise InputError(f"example must be from 0 to {len(examples) - 1} ('{step.on}', test split), got {step.example}")
-    circuit = trace_circuit(
+    page = circuit_page(
         step.model.loaded(), selection, examples[step.example], n_targets=step.n_targets, n_sources=step.n_sources,
         n_checked=step.n_checked, answer_tokens=step.answer_tokens, template=step.model.template, seed=step.seed,
     )  # fmt: skip
-    page = CircuitPage(
-        circuit,
-        f"What feeds {step.selection.stem}, and what it feeds",
-        _command("circuit", step, CircuitStep(step.selection)),
+    page = dataclasses.replace(
+        page,
+        title=f"What feeds {step.selection.stem}, and what it feeds",
+        command=_command("circuit", step, CircuitStep(step.selection)),
     )
     page.save(step.out)
-    return {"page": str(step.out), **_record(circuit)}, f"{page.headline}\npage: {step.out.resolve()}"
+    return {"page": str(step.out), **_record(page.circuit)}, f"{page.headline}\npage: {step.out.resolve()}"
 
 
 def _record(value: object) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
     selections = {path.stem: load_selection(path) for path in step.selections}
     selections = {name: one for name, one in selections.items() if next(iter(one.shapes)).unit == "neuron"}
     examples = [load_behaviour(name, n_examples=step.n_examples, seed=step.seed, split="test") for name in step.on]
-    page = neuron_view(
+    page = neuron_page(
         step.model.loaded(), site, index, examples, scores=scores, selections=selections, n_texts=step.n_texts,
         template=step.model.template, answer_tokens=step.answer_tokens,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from dean_interp.errors import InputError
 
 Units = Literal["nats", "index"]
 Side = Num[Tensor, "example _"] | Num[np.ndarray, "example _"] | Num[Tensor, " example"] | Num[np.ndarray, " example"]
-"""One side of a pair: a row an example; a vector counts as one column."""
+"""One side of a pair. Each row is an example; a vector counts as one column."""
 
 _LARGEST = 1e150
 CONSTANT = "constant side"
@@ -25,7 +25,7 @@ PER_DIMENSION = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its units, and what is doubtful about it. Never clipped: nats may be negative."""
+    """A number with its units, and what is doubtful about it. It is never clipped: nats may be negative."""
 
     value: float
     units: Units
@@ -33,7 +33,7 @@ class Estimate:
     flags: tuple[str, ...] = ()
     """Why the value should not be relied on; empty where nothing is known against it."""
     null_mean: float | None = None
-    """Mean over all shuffles of the pairing, in closed form; kernel estimators have one."""
+    """Mean over all shuffles of the pairing, in closed form; only kernel estimators have one."""
     null_sd: float | None = None
     """Standard deviation over all shuffles, in closed form."""
 
@@ -45,7 +45,9 @@ class Estimate:
         return (self.value - self.null_mean) / self.null_sd
 
 
-def sides(x: Side, y: Side, *, least: int = 4) -> tuple[Float[Tensor, "example dim_x"], Float[Tensor, "example dim_y"]]:
+def as_matrices(
+    x: Side, y: Side, *, least: int = 4
+) -> tuple[Float[Tensor, "example dim_x"], Float[Tensor, "example dim_y"]]:
     """Both sides as float64 matrices on one device.
 
     Raises `InputError` for sides of different length, fewer than `least` examples, or a value that is not finite.
@@ -59,9 +61,13 @@ def sides(x: Side, y: Side, *, least: int = 4) -> tuple[Float[Tensor, "example d
 
 
 def _matrix(x: Side, which: str) -> Float[Tensor, "example dim"]:
-    # a copy of an array: one that is reversed or read-only cannot become a tensor as it is
-    x = x.detach().double() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float64))
-    x = x[:, None] if x.ndim == 1 else x
+    if isinstance(x, Tensor):
+        x = x.detach().double()
+    else:
+        # a copy: an array that is reversed or read-only cannot become a tensor as it is
+        x = torch.from_numpy(np.array(x, dtype=np.float64))
+    if x.ndim == 1:
+        x = x[:, None]
     if x.ndim != 2 or not x.shape[1]:
         raise InputError(f"a side is a matrix (example, dim) with at least one column, got shape {tuple(x.shape)}")
     if not bool(torch.isfinite(x).all()):
@@ -79,31 +85,38 @@ def is_constant(x: Float[Tensor, "example dim"]) -> bool:
 
 def doubts(x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> list[str]:
     """What is wrong with a pair of sides whatever the estimator."""
-    n = len(x)
-    flags = [CONSTANT] * (is_constant(x) or is_constant(y))
+    n, flags = len(x), []
+    if is_constant(x) or is_constant(y):
+        flags.append(CONSTANT)
     n_distinct = len(_equal_rows(torch.cat([x, y], 1)))
-    flags += [f"{DUPLICATES}: {n - n_distinct} of {n} examples repeat another"] * (n_distinct < n)
+    if n_distinct < n:
+        flags.append(f"{DUPLICATES}: {n - n_distinct} of {n} examples repeat another")
     return flags
 
 
 def few(n_examples: int, dims: int) -> list[str]:
     """The flag of an estimate in nats with fewer than 8 examples a dimension; none where it has as many."""
     wanted = PER_DIMENSION * dims
-    return [f"few examples: {n_examples} for {dims} dimensions, {wanted} are wanted"] * (n_examples < wanted)
+    if n_examples >= wanted:
+        return []
+    return [f"few examples: {n_examples} for {dims} dimensions, {wanted} are wanted"]
 
 
 def most_coincide(x: Float[Tensor, "example dim"]) -> bool:
     """Whether more than half of the distances between two examples of a side are zero."""
-    pairs = [count * (count - 1) for count in _equal_rows(x).values()]
-    return 2 * sum(pairs) > len(x) * (len(x) - 1)
+    n_zero = sum(count * (count - 1) for count in _equal_rows(x).values())
+    return 2 * n_zero > len(x) * (len(x) - 1)
 
 
 def _equal_rows(x: Float[Tensor, "example dim"]) -> Counter[bytes]:
-    return Counter(row.tobytes() for row in x.add(0.0).cpu().numpy())  # adding 0 makes one zero of two
+    """How often each row occurs, by its bytes."""
+    # adding 0 turns -0 into 0, whose bytes differ
+    return Counter(row.tobytes() for row in x.add(0.0).cpu().numpy())
 
 
 def in_nats(value: float, n_examples: int, flags: Sequence[str]) -> Estimate:
     """An estimate in nats; beyond `ln n`, which no sample of `n` can show, it is flagged."""
     limit = float(np.log(n_examples))
-    over = [f"above ln n = {limit:.2f} nats, more than {n_examples} examples can show"] * (value > limit)
-    return Estimate(value, "nats", (*flags, *over))
+    if value > limit:
+        flags = [*flags, f"above ln n = {limit:.2f} nats, more than {n_examples} examples can show"]
+    return Estimate(value, "nats", tuple(flags))

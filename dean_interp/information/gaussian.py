@@ -9,14 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, Estimate, Side, doubts, few, in_nats, sides
+from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices, doubts, few, in_nats
 
 _BATCH_NUMBERS = 2**24
 """Numbers that a batch of re-paired sides may hold."""
 
 
 def gaussian_mi(x: Side, y: Side, *, k: int | None = None) -> Estimate:
-    """Mutual information (nats) of jointly Gaussian `x` and `y`, with the digamma correction for finite samples.
+    """Mutual information (nats) of jointly Gaussian `x` and `y`, corrected for finite samples.
 
     `0.5 * (log|S_x| + log|S_y| - log|S_xy|)` of the sample covariances, minus its expected bias under a Wishart
     distribution (Misra, Singh and Demchuk 2005), so that it is unbiased for Gaussian data and may be negative. Blind
@@ -31,7 +31,7 @@ def gaussian_mi(x: Side, y: Side, *, k: int | None = None) -> Estimate:
         InputError: NaN or infinity, sides of different length, or `n <= dim_x + dim_y + 1`. Below
             `8 * (dim_x + dim_y)` examples the estimate is flagged.
     """
-    x, y = sides(x, y)
+    x, y = as_matrices(x, y)
     return _gaussian(*reduced(x, y, k), doubts(x, y))
 
 
@@ -42,7 +42,7 @@ def copula_mi(x: Side, y: Side, *, k: int | None = None) -> Estimate:
     map (Ince et al. 2017). Blind to dependence that is not monotone. Arguments and errors as for `gaussian_mi`; with
     `k` the scores are those of the principal components.
     """
-    x, y = sides(x, y)
+    x, y = as_matrices(x, y)
     first, second = reduced(x, y, k)
     return _gaussian(normal_scores(first), normal_scores(second), doubts(x, y))
 
@@ -66,10 +66,11 @@ def gaussian_of_pairings(
     """`gaussian_mi` (nats) of row `i` of `x` with row `pairing[i]` of `y`, one value a pairing."""
     white_x, white_y = whitened(x), whitened(y)
     n, rank_x, rank_y = len(x), rank(white_x), rank(white_y)
-    values = [
-        cross_mi(torch.einsum("nx,sny->sxy", white_x, white_y[some]) / (n - 1), n, rank_x, rank_y)
-        for some in pairings.to(x.device).split(max(1, _BATCH_NUMBERS // y.numel()))
-    ]
+    # whitening does not depend on the pairing: only the cross-covariance does
+    values = []
+    for batch in pairings.to(x.device).split(max(1, _BATCH_NUMBERS // y.numel())):
+        cross = torch.einsum("nx,sny->sxy", white_x, white_y[batch]) / (n - 1)
+        values.append(cross_mi(cross, n, rank_x, rank_y))
     return torch.cat(values)
 
 
@@ -81,8 +82,9 @@ def gaussian_of_samples(
     both = torch.cat([x, y], 2).double()
     both = both - both.mean(1, keepdim=True)
     covariance = both.transpose(1, 2) @ both / (n - 1)
-    parts = covariance[:, :dim_x, :dim_x], covariance[:, dim_x:, dim_x:], covariance
-    first, second, joint = (torch.linalg.slogdet(part).logabsdet for part in parts)
+    first = torch.linalg.slogdet(covariance[:, :dim_x, :dim_x]).logabsdet
+    second = torch.linalg.slogdet(covariance[:, dim_x:, dim_x:]).logabsdet
+    joint = torch.linalg.slogdet(covariance).logabsdet
     bias = _log_det_bias(dim_x + dim_y, n).to(x.device)
     return 0.5 * (first + second - joint - bias[dim_x] - bias[dim_y] + bias[dim_x + dim_y])
 
@@ -101,12 +103,13 @@ def cross_mi(
     rank_x = torch.tensor(dim_x) if rank_x is None else rank_x
     rank_y = torch.tensor(dim_y) if rank_y is None else rank_y
     rest = torch.eye(dim_x, dtype=cross.dtype, device=cross.device) - cross @ cross.transpose(-1, -2)
-    left = torch.linalg.slogdet(rest).logabsdet.clamp(min=-37.0 * dim_x)  # equal sides: many nats, not infinitely many
+    # equal sides have many nats, not infinitely many
+    left = torch.linalg.slogdet(rest).logabsdet.clamp(min=-37.0 * dim_x)
     bias = _log_det_bias(dim_x + dim_y, n_examples).to(cross.device)
     return -0.5 * (left + bias[rank_x] + bias[rank_y] - bias[rank_x + rank_y])
 
 
-def whitened(x: Float[Tensor, "*batch example dim"]) -> Float[Tensor, "*batch example dim"]:
+def whitened(x: Float[Tensor, "*batch example dim"]) -> Float[Tensor, "*batch example _"]:
     """Centred, with identity sample covariance; a direction without variance (beyond rounding) is zero."""
     x = x.double()
     centred = x - x.mean(-2, keepdim=True)
@@ -126,9 +129,13 @@ def normal_scores(x: Float[Tensor, "example dim"]) -> Float[Tensor, "example dim
 
     A column that does not vary gives zeros.
     """
-    columns = [torch.unique(column, return_inverse=True, return_counts=True)[1:] for column in x.double().T]
-    means = [(counts.cumsum(0) - (counts - 1) / 2)[place] for place, counts in columns]
-    return torch.special.ndtri((torch.stack(means, 1) - 0.5).double() / len(x))
+    ranks = []
+    for column in x.double().T:
+        _, place, counts = torch.unique(column, return_inverse=True, return_counts=True)
+        # the mean rank of each distinct value, from 1
+        mean_rank = counts.cumsum(0) - (counts - 1) / 2
+        ranks.append(mean_rank[place])
+    return torch.special.ndtri((torch.stack(ranks, 1) - 0.5).double() / len(x))
 
 
 def principal_components(x: Float[Tensor, "example dim"], k: int) -> tuple[Float[Tensor, "dim k"], float]:
@@ -138,7 +145,8 @@ def principal_components(x: Float[Tensor, "example dim"], k: int) -> tuple[Float
     if x.shape[1] <= len(x):
         power, directions = torch.linalg.eigh(centred.T @ centred)
         power, directions = power.flip(0), directions.flip(1)[:, :k]
-    else:  # fewer examples than columns: the Gram matrix is the smaller one
+    else:
+        # fewer examples than columns: the Gram matrix is the smaller one
         power, left = torch.linalg.eigh(centred @ centred.T)
         power, left = power.flip(0), left.flip(1)[:, :k]
         directions = torch.linalg.qr(centred.T @ left).Q

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, Estimate, Side, doubts, most_coincide, sides
+from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices, doubts, most_coincide
 
 Kernel = Literal["linear", "rbf"]
 PAPER_SIGMA, PAPER_EPS = 50.0, 1e-5
@@ -29,17 +29,18 @@ def hsic(x: Side, y: Side, *, kernel: Kernel = "linear", debiased: bool = True) 
         x: `(n, dim)`; a vector is one column. Not scaled: with a linear kernel the largest columns decide.
         y: the other side, row by row.
         kernel: `linear`, or `rbf`: `exp(-d^2 / 2 s^2)` with `s` the median distance between examples of that side.
-        debiased: see above.
+        debiased: take the second form.
 
     Raises:
         InputError: NaN or infinity, sides of different length, fewer than 4 examples.
     """
     x, y, flags = _checked(x, y, kernel)
     if CONSTANT in flags:
-        return Estimate(0.0, "index", tuple(flags), 0.0, 0.0)
+        return _nothing(flags)
     n = len(x)
-    first, second = (centred(gram(side, kernel), debiased=debiased) for side in (x, y))
-    return _estimate(first, second, float(n * (n - 3) if debiased else (n - 1) ** 2), flags)
+    first, second = centred(gram(x, kernel), debiased=debiased), centred(gram(y, kernel), debiased=debiased)
+    norm = n * (n - 3) if debiased else (n - 1) ** 2
+    return _estimate(first, second, float(norm), flags)
 
 
 def cka(x: Side, y: Side, *, kernel: Kernel = "linear", debiased: bool = True) -> Estimate:
@@ -51,10 +52,10 @@ def cka(x: Side, y: Side, *, kernel: Kernel = "linear", debiased: bool = True) -
     """
     x, y, flags = _checked(x, y, kernel)
     if CONSTANT in flags:
-        return Estimate(0.0, "index", tuple(flags), 0.0, 0.0)
+        return _nothing(flags)
     first, second, norm = aligned(x, y, kernel, debiased=debiased)
     if not norm:
-        return Estimate(0.0, "index", (*flags, "a side has no dependence on itself to be normalised by"), 0.0, 0.0)
+        return _nothing([*flags, "a side has no dependence on itself to be normalised by"])
     return _estimate(first, second, norm, flags)
 
 
@@ -70,13 +71,19 @@ def aligned(
 
     Rows at equal distances from each other (as those of an identity matrix are) have none once it is debiased.
     """
-    found, norm = [], 1.0
-    for side, width in zip((x, y), widths, strict=True):
-        values = gram(side, kernel, bandwidth=width)
-        found.append(centred(values, debiased=debiased))
-        own = float(found[-1].norm())
-        norm *= own if own > 1e-12 * float(values.norm()) else 0.0
-    return found[0], found[1], norm
+    first, first_norm = _centred_with_norm(x, kernel, widths[0], debiased=debiased)
+    second, second_norm = _centred_with_norm(y, kernel, widths[1], debiased=debiased)
+    return first, second, first_norm * second_norm
+
+
+def _centred_with_norm(
+    x: Float[Tensor, "example dim"], kernel: Kernel, width: float | None, *, debiased: bool
+) -> tuple[Float[Tensor, "example example"], float]:
+    values = gram(x, kernel, bandwidth=width)
+    matrix = centred(values, debiased=debiased)
+    norm = float(matrix.norm())
+    is_more_than_rounding = norm > 1e-12 * float(values.norm())
+    return matrix, norm if is_more_than_rounding else 0.0
 
 
 def nhsic(x: Side, y: Side, *, sigma: float = PAPER_SIGMA, eps: float = PAPER_EPS) -> Estimate:
@@ -94,7 +101,7 @@ def nhsic(x: Side, y: Side, *, sigma: float = PAPER_SIGMA, eps: float = PAPER_EP
         raise InputError(f"sigma and eps must be positive, got {sigma} and {eps}")
     x, y, flags = _checked(x, y, "rbf")
     if CONSTANT in flags:
-        return Estimate(0.0, "index", tuple(flags), 0.0, 0.0)
+        return _nothing(flags)
     return _estimate(smoother(x, sigma=sigma, eps=eps), smoother(y, sigma=sigma, eps=eps), 1.0, flags)
 
 
@@ -106,13 +113,18 @@ def shuffle_moments(
     Kazi-Aoual, Hitier, Sabatier and Lebreton 1995, as Josse, Pagès and Husson 2008 write it. Needs `n >= 4`.
     """
     n = len(first)
-    (t, t2, s2), (u, u2, v2) = (
-        (float(m.trace()), float(m.square().sum()), float(m.diagonal().square().sum())) for m in (first, second)
-    )
+    # of each matrix A: tr(A), tr(A A), and the sum of its squared diagonal
+    t, t2, s2 = _traces(first)
+    u, u2, v2 = _traces(second)
     variance = 2 * ((n - 1) * t2 - t**2) * ((n - 1) * u2 - u**2) / ((n - 1) ** 2 * (n + 1) * (n - 2))
-    rest = [n * (n + 1) * s - (n - 1) * (a**2 + 2 * b) for a, b, s in ((t, t2, s2), (u, u2, v2))]
-    variance += rest[0] * rest[1] / ((n + 1) * n * (n - 1) * (n - 2) * (n - 3))
+    first_rest = n * (n + 1) * s2 - (n - 1) * (t**2 + 2 * t2)
+    second_rest = n * (n + 1) * v2 - (n - 1) * (u**2 + 2 * u2)
+    variance += first_rest * second_rest / ((n + 1) * n * (n - 1) * (n - 2) * (n - 3))
     return t * u / (n - 1), max(variance, 0.0) ** 0.5
+
+
+def _traces(matrix: Float[Tensor, "example example"]) -> tuple[float, float, float]:
+    return float(matrix.trace()), float(matrix.square().sum()), float(matrix.diagonal().square().sum())
 
 
 def trace_of_pairings(
@@ -123,8 +135,9 @@ def trace_of_pairings(
     """`tr(A P B P')` for each pairing of row `i` with row `pairing[i]`."""
     if first.device.type != "cpu":
         return torch.stack([(first * second[order][:, order]).sum() for order in pairings.to(first.device)])
-    one, two = first.numpy(), second.numpy()  # torch's threads cost more here than they do
-    values = [np.vdot(one, two.take(order, 0).take(order, 1)) for order in pairings.numpy()]
+    # in numpy: torch's threads cost more here than they do
+    a, b = first.numpy(), second.numpy()
+    values = [np.vdot(a, b.take(order, 0).take(order, 1)) for order in pairings.numpy()]
     return torch.tensor(np.array(values), dtype=first.dtype)
 
 
@@ -142,12 +155,13 @@ def gram(
 
 def squared_distances(x: Float[Tensor, "example dim"]) -> Float[Tensor, "example example"]:
     """Squared Euclidean distances between examples."""
-    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist" if x.shape[1] < 32 else
-                       "use_mm_for_euclid_dist").square().fill_diagonal_(0)  # fmt: skip
+    # by products of matrices where there are many columns: faster, and exact enough there
+    mode = "donot_use_mm_for_euclid_dist" if x.shape[1] < 32 else "use_mm_for_euclid_dist"
+    return torch.cdist(x, x, compute_mode=mode).square().fill_diagonal_(0)
 
 
 def median_distance(x: Float[Tensor, "example dim"]) -> float:
-    """Between two different examples; the mean where more than half of them coincide."""
+    """Median distance between two different examples; the mean where more than half of the distances are 0."""
     x = x.double()
     distances = squared_distances(x - x.mean(0)).sqrt()
     above = distances[torch.triu(torch.ones_like(distances), 1) > 0]
@@ -185,12 +199,19 @@ def spread(x: Float[Tensor, "example dim"]) -> Float[Tensor, " dim"]:
 def _checked(x: Side, y: Side, kernel: Kernel) -> tuple[Tensor, Tensor, list[str]]:
     if kernel not in get_args(Kernel):
         raise InputError(f"kernel must be one of {get_args(Kernel)}, got {kernel!r}")
-    x, y = sides(x, y)
+    x, y = as_matrices(x, y)
     flags = doubts(x, y)
-    is_zero = kernel == "rbf" and CONSTANT not in flags and any(most_coincide(side) for side in (x, y))
-    return x, y, [*flags, *["the median distance of a side is zero"] * is_zero]
+    if kernel == "rbf" and CONSTANT not in flags and (most_coincide(x) or most_coincide(y)):
+        flags.append("the median distance of a side is zero")
+    return x, y, flags
 
 
 def _estimate(first: Tensor, second: Tensor, norm: float, flags: list[str]) -> Estimate:
     mean, sd = shuffle_moments(first, second)
-    return Estimate(float((first * second).sum()) / norm, "index", tuple(flags), mean / norm, sd / norm)
+    value = float((first * second).sum()) / norm
+    return Estimate(value=value, units="index", flags=tuple(flags), null_mean=mean / norm, null_sd=sd / norm)
+
+
+def _nothing(flags: list[str]) -> Estimate:
+    """The index of a side that cannot depend on anything."""
+    return Estimate(value=0.0, units="index", flags=tuple(flags), null_mean=0.0, null_sd=0.0)

@@ -10,13 +10,13 @@ from scipy.special import digamma
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, Estimate, Side, doubts, few, in_nats, sides
+from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices, doubts, few, in_nats
 from dean_interp.information.gaussian import normal_scores, whitened
 
 Scaling = Literal["standard", "ranks", "whitened"]
 MOST_DIMENSIONS = 3
 _INSIDE = 1 - 1e-10
-"""A neighbour at the very distance is not closer than it; rounding must not make it so."""
+"""Shrinks the radius: a neighbour at exactly that distance is not inside it, and rounding must not make it so."""
 
 
 def ksg_mi(x: Side, y: Side, *, k: int = 3, scaling: Scaling = "standard") -> Estimate:
@@ -41,20 +41,22 @@ def ksg_mi(x: Side, y: Side, *, k: int = 3, scaling: Scaling = "standard") -> Es
         raise InputError(f"scaling must be one of {get_args(Scaling)}, got {scaling!r}")
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
-    x, y = sides(x, y, least=k + 2)
+    x, y = as_matrices(x, y, least=k + 2)
     dims = x.shape[1] + y.shape[1]
     flags = doubts(x, y) + few(len(x), dims)
     if CONSTANT in flags:
         return Estimate(0.0, "nats", tuple(flags))
     first, second = scaled(x, scaling), scaled(y, scaling)
-    flags += [f"{dims} dimensions; neighbours serve up to {MOST_DIMENSIONS}"] * (dims > MOST_DIMENSIONS)
+    if dims > MOST_DIMENSIONS:
+        flags.append(f"{dims} dimensions; neighbours serve up to {MOST_DIMENSIONS}")
     if float(np.median(_distances(first.cpu().numpy(), second.cpu().numpy(), k))) == 0:
         flags.append(f"the median distance to neighbour {k} is zero")
-    return in_nats(float(ksg_of_pairings(first, second, torch.arange(len(x))[None], k=k)), len(x), flags)
+    value = float(ksg_of_pairings(first, second, torch.arange(len(x))[None], k=k))
+    return in_nats(value, len(x), flags)
 
 
 def scaled(x: Float[Tensor, "example dim"], scaling: Scaling) -> Float[Tensor, "example dim"]:
-    """One side as distances shall see it."""
+    """One side, scaled for the distances."""
     if scaling == "ranks":
         return normal_scores(x)
     if scaling == "whitened":
@@ -76,11 +78,14 @@ def ksg_of_pairings(
     constant = digamma(k) + digamma(len(first))
     values = []
     for order in pairings.cpu().numpy():
+        # each example's distance to its k-th neighbour, in the order of the first side and of the second
         radius = _distances(first, second[order], k) * _INSIDE
-        back = np.empty_like(radius)
-        back[order] = radius
-        terms = digamma(near_first.counts(radius) + 1), digamma(near_second.counts(back) + 1)
-        values.append(constant - terms[0].mean() - terms[1].mean())
+        radius_second = np.empty_like(radius)
+        radius_second[order] = radius
+        # how many others are as near on one side alone
+        first_term = digamma(near_first.counts(radius) + 1).mean()
+        second_term = digamma(near_second.counts(radius_second) + 1).mean()
+        values.append(constant - first_term - second_term)
     return torch.tensor(np.array(values), device=x.device)
 
 
@@ -91,7 +96,7 @@ def _distances(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
 
 
 class _Near:
-    """Counts the neighbours of every row of one side within a radius of its own, that row left out."""
+    """Counts the neighbours of every row of one side within that row's radius, without the row itself."""
 
     def __init__(self, side: np.ndarray) -> None:
         self.side = side
@@ -101,6 +106,8 @@ class _Near:
     def counts(self, radius: np.ndarray) -> np.ndarray:
         if self.tree is not None:
             return np.asarray(self.tree.query_ball_point(self.side, radius, p=np.inf, return_length=True)) - 1
+        # on one column: by its order
         middle = self.side[:, 0]
-        above = np.searchsorted(self.ordered, middle + radius, side="right")
-        return above - np.searchsorted(self.ordered, middle - radius, side="left") - 1
+        n_up_to = np.searchsorted(self.ordered, middle + radius, side="right")
+        n_below = np.searchsorted(self.ordered, middle - radius, side="left")
+        return n_up_to - n_below - 1

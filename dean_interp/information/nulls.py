@@ -1,4 +1,4 @@
-"""What an estimate says when there is nothing to find: shuffled pairings, subsamples, and ranks among controls."""
+"""How far an estimate can be believed: shuffled pairings, subsamples, and ranks among controls."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, Estimate, Side, sides
+from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices
 from dean_interp.information.gaussian import copula_mi, gaussian_mi, gaussian_of_pairings, normal_scores, reduced
 from dean_interp.information.kernels import (
+    Kernel,
     aligned,
     cka,
     median_distance,
@@ -68,16 +69,16 @@ def shuffle_test(
     Args:
         x: `(n, dim)`; a vector is one column.
         y: the other side, row by row.
-        estimator: by name; one-sided, since all grow with dependence.
-        groups: shuffle only within groups, which leaves in the null what the groups alone explain.
-        k: take that many principal components of each side first.
-        n_shuffles: random pairings.
-        seed: of the shuffles.
+        estimator: its name. The test is one-sided, since all estimators grow with dependence.
+        groups: the group of each row. Rows are shuffled within groups only: the null keeps what these alone explain.
+        k: principal components of each side that are taken first; None takes the sides as they are.
+        n_shuffles: how many random pairings are drawn.
+        seed: seed for the shuffles.
 
     Raises:
         InputError: bad sides (see the estimators), `groups` of another length.
     """
-    x, y = sides(x, y)
+    x, y = as_matrices(x, y)
     names = [0] * len(x) if groups is None else list(groups)
     if len(names) != len(x):
         raise InputError(f"groups must have one entry an example, got {len(names)} for {len(x)}")
@@ -86,47 +87,78 @@ def shuffle_test(
     first, second = reduced(x, y, k)
     flags = estimated(estimator, first, second).flags
     if CONSTANT in flags:
-        return ShuffleTest(0.0, 0.0, 0.0, 1.0, n_shuffles, flags)
+        return ShuffleTest(value=0.0, null_mean=0.0, null_sd=0.0, p=1.0, n_shuffles=n_shuffles, flags=flags)
+    # the pairing as it is stands first, its shuffles after it
     shuffles = within_group_permutations(names, n_shuffles, seed=seed)
     pairings = torch.cat([torch.arange(len(x))[None], shuffles])
-    value, *null = frozen(estimator, first, second)(first, second, pairings).tolist()
-    return ShuffleTest(value, float(np.mean(null)), float(np.std(null)), rank_p_value(value, null), n_shuffles, flags)
+    value, *null = frozen_core(estimator, first, second)(first, second, pairings).tolist()
+    return ShuffleTest(
+        value=value,
+        null_mean=float(np.mean(null)),
+        null_sd=float(np.std(null)),
+        p=rank_p_value(value, null),
+        n_shuffles=n_shuffles,
+        flags=flags,
+    )
 
 
 def estimated(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> Estimate:
     """One estimate by the estimator's name, with its flags and errors."""
-    if estimator not in get_args(Estimator):
-        raise InputError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
-    if estimator == "ksg_mi":
-        return ksg_mi(x, y, k=KSG_NEIGHBOURS, scaling="ranks")
-    if estimator == "rbf_cka":
-        return cka(x, y, kernel="rbf")
-    return {"gaussian_mi": gaussian_mi, "copula_mi": copula_mi, "cka": cka, "nhsic": nhsic}[estimator](x, y)
+    match estimator:
+        case "gaussian_mi":
+            return gaussian_mi(x, y)
+        case "copula_mi":
+            return copula_mi(x, y)
+        case "ksg_mi":
+            return ksg_mi(x, y, k=KSG_NEIGHBOURS, scaling="ranks")
+        case "cka":
+            return cka(x, y)
+        case "rbf_cka":
+            return cka(x, y, kernel="rbf")
+        case "nhsic":
+            return nhsic(x, y)
+    raise InputError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
 
 
-def frozen(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> Core:
-    """An estimator whose scales and bandwidths are those of these sides, whatever sides it is given later."""
-    if estimator == "gaussian_mi":
-        return gaussian_of_pairings
-    if estimator == "copula_mi":
-        return lambda x, y, pairings: gaussian_of_pairings(normal_scores(x), normal_scores(y), pairings)
-    if estimator == "ksg_mi":
-        return lambda x, y, pairings: ksg_of_pairings(
-            scaled(x, "ranks"), scaled(y, "ranks"), pairings, k=KSG_NEIGHBOURS
-        )
-    if estimator == "nhsic":
-        scales = spread(x), spread(y)
-        return lambda x, y, pairings: trace_of_pairings(
-            smoother(x, scale=scales[0]), smoother(y, scale=scales[1]), pairings
-        )
-    kernel = "rbf" if estimator == "rbf_cka" else "linear"
-    widths = (median_distance(x), median_distance(y)) if kernel == "rbf" else (None, None)
+def frozen_core(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> Core:
+    """An estimator's core, whose scales and bandwidths are those of these sides, whatever sides it is given later."""
+    match estimator:
+        case "gaussian_mi":
+            return gaussian_of_pairings
+        case "copula_mi":
+            return _copula_of_pairings
+        case "ksg_mi":
+            return _ksg_of_ranks
+        case "nhsic":
+            return _frozen_nhsic(x, y)
+        case "rbf_cka":
+            return _frozen_cka("rbf", (median_distance(x), median_distance(y)))
+    return _frozen_cka("linear", (None, None))
 
-    def alignment(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+
+def _copula_of_pairings(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+    return gaussian_of_pairings(normal_scores(x), normal_scores(y), pairings)
+
+
+def _ksg_of_ranks(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+    return ksg_of_pairings(scaled(x, "ranks"), scaled(y, "ranks"), pairings, k=KSG_NEIGHBOURS)
+
+
+def _frozen_nhsic(x: Tensor, y: Tensor) -> Core:
+    scale_x, scale_y = spread(x), spread(y)
+
+    def core(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+        return trace_of_pairings(smoother(x, scale=scale_x), smoother(y, scale=scale_y), pairings)
+
+    return core
+
+
+def _frozen_cka(kernel: Kernel, widths: tuple[float | None, float | None]) -> Core:
+    def core(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
         first, second, norm = aligned(x, y, kernel, widths=widths)
         return trace_of_pairings(first, second, pairings) / (norm or float("inf"))
 
-    return alignment
+    return core
 
 
 def within_group_permutations(
@@ -138,14 +170,15 @@ def within_group_permutations(
     rows that follow each other are one prompt (its answers): they move together, in a random order of their own.
     """
     generator = np.random.default_rng(seed)
-    names = list(groups[::block])
-    shuffles = np.tile(np.arange(len(names)), (n_shuffles, 1))
-    for name in dict.fromkeys(names):
-        members = np.array([i for i, one in enumerate(names) if one == name])
+    block_groups = list(groups[::block])
+    shuffles = np.tile(np.arange(len(block_groups)), (n_shuffles, 1))
+    for group in dict.fromkeys(block_groups):
+        members = np.array([i for i, name in enumerate(block_groups) if name == group])
         shuffles[:, members] = generator.permuted(np.tile(members, (n_shuffles, 1)), axis=1)
     if block > 1:
-        order = generator.permuted(np.tile(np.arange(block), (n_shuffles, len(names), 1)), axis=2)
-        shuffles = (block * shuffles[:, :, None] + order).reshape(n_shuffles, len(names) * block)
+        # from blocks to their rows, in a random order within each block
+        order = generator.permuted(np.tile(np.arange(block), (n_shuffles, len(block_groups), 1)), axis=2)
+        shuffles = (block * shuffles[:, :, None] + order).reshape(n_shuffles, len(block_groups) * block)
     return torch.from_numpy(shuffles)
 
 
@@ -160,21 +193,39 @@ def half_samples(
     repeated row for information. Where a group is one cluster, its rows are drawn one by one.
     """
     generator = np.random.default_rng(seed)
-    of_group: dict[Hashable, dict[Hashable, list[int]]] = {}
-    for row, (cluster, group) in enumerate(zip(clusters, groups, strict=True)):
-        of_group.setdefault(group, {}).setdefault(cluster, []).append(row)
+    parts_of_groups = _parts_of_groups(clusters, groups)
     samples = []
     for _ in range(n_samples):
         rows: list[int] = []
-        for members in of_group.values():
-            parts = list(members.values()) if len(members) > 1 else [[row] for row in next(iter(members.values()))]
-            wanted = len(rows) + sum(map(len, parts)) / 2
-            for i in generator.permutation(len(parts))[: max(1, len(parts) - 1)]:
-                if len(rows) < wanted:
-                    rows += parts[i]
+        for parts in parts_of_groups:
+            rows += _half_of(parts, generator)
         n_left = max(1, len(clusters) - len(rows))
         samples.append((torch.tensor(sorted(rows)), (len(rows) / n_left) ** 0.5))
     return samples
+
+
+def _parts_of_groups(clusters: Sequence[Hashable], groups: Sequence[Hashable]) -> list[list[list[int]]]:
+    """Of every group the rows of each of its clusters; single rows where it is one cluster."""
+    by_group: dict[Hashable, dict[Hashable, list[int]]] = {}
+    for row, (cluster, group) in enumerate(zip(clusters, groups, strict=True)):
+        by_group.setdefault(group, {}).setdefault(cluster, []).append(row)
+    parts_of_groups = []
+    for by_cluster in by_group.values():
+        parts = list(by_cluster.values())
+        if len(parts) == 1:
+            parts = [[row] for row in parts[0]]
+        parts_of_groups.append(parts)
+    return parts_of_groups
+
+
+def _half_of(parts: Sequence[Sequence[int]], generator: np.random.Generator) -> list[int]:
+    """Whole parts in random order until they hold half of all rows; never all of several parts."""
+    half = sum(map(len, parts)) / 2
+    rows: list[int] = []
+    for i in generator.permutation(len(parts))[: max(1, len(parts) - 1)]:
+        if len(rows) < half:
+            rows += parts[i]
+    return rows
 
 
 def largest_fall(change: Sequence[float], control_changes: Sequence[Sequence[float]]) -> tuple[int, float]:
@@ -183,9 +234,9 @@ def largest_fall(change: Sequence[float], control_changes: Sequence[Sequence[flo
     Max-statistic: every layer's changes are standardised over the edit and its controls together, each takes its
     lowest, and the edit's is ranked among the controls'. Changes are in nats, one a layer.
     """
-    everyone = np.array([change, *control_changes])
-    sd = everyone.std(axis=0, ddof=1)
+    changes = np.array([change, *control_changes])
+    sd = changes.std(axis=0, ddof=1)
     # a layer that nothing can move (none lies upstream) differs by rounding alone: it takes no part
-    standard = (everyone - everyone.mean(axis=0)) / np.where(sd > 1e-9, sd, np.inf)
+    standard = (changes - changes.mean(axis=0)) / np.where(sd > 1e-9, sd, np.inf)
     lowest = standard.min(axis=1)
     return int(standard[0].argmin()), rank_p_value(-lowest[0], (-lowest[1:]).tolist())

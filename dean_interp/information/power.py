@@ -1,6 +1,6 @@
-"""How often a fall of the mutual information would be found: how many prompts to collect before anything is run.
+"""How often a study would find a fall of the mutual information: how many prompts to collect before anything is run.
 
-The model: on each of `k` components a side, what is read is a cause that both sides share, and a part of its own. The
+The model: each of `k` components of a side is the sum of a cause that both sides share and of a part of its own. The
 edit weakens the shared cause. The edit and every control also replace some of each side's own part, which moves every
 estimate a little. Before and after are the same prompts. A fall is found where its rank among the controls gives
 `p <= level`, as in a study.
@@ -28,7 +28,7 @@ class PowerDesign:
     disturbed: float = 0.1
     """Share of each side's own variance that any ablation replaces."""
     level: float = 0.05
-    """Of the one-sided rank among the controls."""
+    """Significance level of the one-sided rank among the controls."""
 
 
 def detection_rate(
@@ -55,8 +55,9 @@ def detection_rate(
         raise InputError(f"disturbed and level must be between 0 and 1, got {design.disturbed} and {design.level}")
     if 1 / (design.n_controls + 1) > design.level:
         raise InputError(f"{design.n_controls} controls can never give p <= {design.level}")
-    drawn = torch.Generator().manual_seed(seed)
-    return sum(_found(n_prompts, before, after, design, drawn) for _ in range(n_trials)) / n_trials
+    generator = torch.Generator().manual_seed(seed)
+    n_finding = sum(_finds(n_prompts, before, after, design, generator=generator) for _ in range(n_trials))
+    return n_finding / n_trials
 
 
 def prompts_needed(
@@ -78,7 +79,8 @@ def prompts_needed(
         raise InputError(f"power must be between 0 and 1, got {power}")
     n_prompts = 2 * design.k + 2
     while n_prompts <= at_most:
-        if detection_rate(n_prompts, before=before, after=after, design=design, n_trials=n_trials, seed=seed) >= power:
+        rate = detection_rate(n_prompts, before=before, after=after, design=design, n_trials=n_trials, seed=seed)
+        if rate >= power:
             return n_prompts
         n_prompts = math.ceil(1.1 * n_prompts)
     return None
@@ -94,28 +96,36 @@ def power_curve(
     seed: int = 0,
 ) -> list[float]:
     """`detection_rate` for several numbers of prompts."""
-    return [
-        detection_rate(n, before=before, after=after, design=design, n_trials=n_trials, seed=seed) for n in n_prompts
-    ]
+    rates = []
+    for n in n_prompts:
+        rates.append(detection_rate(n, before=before, after=after, design=design, n_trials=n_trials, seed=seed))
+    return rates
 
 
-def _found(n: int, before: float, after: float, design: PowerDesign, drawn: torch.Generator) -> bool:
-    """Whether one study finds the fall."""
+def _finds(n: int, before: float, after: float, design: PowerDesign, *, generator: torch.Generator) -> bool:
+    """Whether one simulated study finds the fall."""
     shape = (1, n, design.k)
-    cause, *own = (torch.randn(shape, generator=drawn, dtype=torch.float64) for _ in range(3))
-    then = gaussian_of_samples(*_sides(cause, own, before, design.k))
+    cause, own_x, own_y = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    then = gaussian_of_samples(*_sides(cause, [own_x, own_y], before, design.k))
+    # the edit, which stands first, and each control replace some of each side's own part
     n_states = design.n_controls + 1
-    fresh = [torch.randn((n_states, n, design.k), generator=drawn, dtype=torch.float64) for _ in range(2)]
-    kept, new = (1 - design.disturbed) ** 0.5, design.disturbed**0.5
-    own = [kept * old + new * other for old, other in zip(own, fresh, strict=True)]
-    edit = gaussian_of_samples(*_sides(cause, [one[:1] for one in own], after, design.k))
-    controls = gaussian_of_samples(*_sides(cause, [one[1:] for one in own], before, design.k))
+    own_x = _disturbed(own_x, n_states, design.disturbed, generator)
+    own_y = _disturbed(own_y, n_states, design.disturbed, generator)
+    # only the edit weakens the cause
+    edit = gaussian_of_samples(*_sides(cause, [own_x[:1], own_y[:1]], after, design.k))
+    controls = gaussian_of_samples(*_sides(cause, [own_x[1:], own_y[1:]], before, design.k))
     n_as_low = int((controls - then <= edit - then).sum())
     return (1 + n_as_low) / n_states <= design.level
+
+
+def _disturbed(own: Tensor, n_states: int, share: float, generator: torch.Generator) -> Tensor:
+    """A side's own part in each state: a share of its variance is new."""
+    fresh = torch.randn((n_states, *own.shape[1:]), generator=generator, dtype=torch.float64)
+    return (1 - share) ** 0.5 * own + share**0.5 * fresh
 
 
 def _sides(cause: Tensor, own: Sequence[Tensor], information: float, k: int) -> tuple[Tensor, Tensor]:
     """Two sides of `information` nats, the same on each component: their correlation is the cause's share."""
     share = (1 - math.exp(-2 * information / k)) ** 0.5
-    first, second = (share**0.5 * cause + (1 - share) ** 0.5 * one for one in own)
+    first, second = (share**0.5 * cause + (1 - share) ** 0.5 * part for part in own)
     return first, second

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dean_interp.information.activations import Activations
@@ -16,13 +16,13 @@ from dean_interp.models.sites import Site
 from dean_interp.selection.selection import Selection
 
 READ_NOISE = 0.3
-"""Standard deviation of the independent read noise, in units of each neuron's own before the ablation."""
+"""Standard deviation of the independent noise on each neuron, in units of its own before the ablation."""
 Rows = Int[Tensor, " row"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """A layer, or several read as one."""
+    """A layer, or several layers taken as one."""
 
     name: str
     layers: tuple[int, ...]
@@ -34,27 +34,33 @@ class Place:
 
 
 class Projection:
-    """One side of a place: standardised, with read noise, in the basis and scale of before the ablation."""
+    """One side of a place on principal components: neurons are standardised, get noise, and are projected.
+
+    Mean, scale, noise and components are those of the unablated model.
+    """
 
     def __init__(
         self,
         before: Activations,
         place: Place,
-        read: Selection,
+        neurons: Selection,
+        *,
         k: int,
         seed: tuple[int, int],
         at_answers: Rows | None = None,
     ) -> None:
-        self.place, self.read, self.rows = place, read, at_answers
+        """With `at_answers` the rows are these answers, without noise; without, they are the prompts."""
+        self.place, self.neurons, self.rows = place, neurons, at_answers
         values = self._columns(before)
         self.n_units = values.shape[1]
         self.mean = values.mean(0)
         sd = values.std(0) if self.n_units else self.mean
         self.is_dead = not bool((sd > 0).any())
         self.scale = torch.where(sd > 0, sd, torch.ones_like(sd))
-        # drawn for every unit of a site that was read, whatever is ablated: an edit and its controls share it
-        noise = [_noise(before, site, read, seed) for site in place.sites if site in before.values]
-        self.noise = READ_NOISE * torch.cat(noise, 1) if at_answers is None and noise else torch.zeros_like(values)
+        self.noise = torch.zeros_like(values)
+        sites = [site for site in place.sites if site in before.values]
+        if at_answers is None and sites:
+            self.noise = READ_NOISE * torch.cat([_noise(before, site, neurons, seed) for site in sites], 1)
         self.basis, self.kept = torch.zeros(self.n_units, 0, dtype=torch.float64), 0.0
         if self.n_units:
             self.basis, self.kept = principal_components(self._noisy(values), k)
@@ -70,80 +76,121 @@ class Projection:
         return (values - self.mean) / self.scale + self.noise
 
     def _columns(self, state: Activations) -> Float[Tensor, "row unit"]:
-        columns = _columns(state, self.place, self.read, answers=self.rows is not None)
-        return columns if self.rows is None else columns[self.rows]
+        if self.rows is None:
+            return prompt_columns(state, self.place, self.neurons)
+        return answer_columns(state, self.place, self.neurons)[self.rows]
 
 
 class Probe:
-    """One side of a place on one number: how a probe for one behaviour's safe answers reads it."""
+    """One side of a place on one number: the score of a probe that tells a behaviour's safe from its unsafe answers.
+
+    The probe is fitted on `calibration`. Where there is none, each half of the topics is scored by a probe that was
+    fitted on the other half. Scores are standardised as they are before the ablation.
+    """
 
     def __init__(
         self,
         before: Activations,
         place: Place,
-        read: Selection,
+        neurons: Selection,
+        *,
         calibration: Activations | None,
         behaviour: str,
         seed: int,
     ) -> None:
-        self.place, self.read = place, read
-        values = _columns(before, place, read, answers=True)
+        self.place, self.neurons = place, neurons
+        values = answer_columns(before, place, neurons)
         self.n_units = values.shape[1]
-        source = calibration if calibration is not None else before
-        known = _columns(source, place, read, answers=True)
-        own = torch.tensor([group == behaviour for group in twice(source.groups)])
-        label = (torch.arange(len(own)) % 2 == 0).long()  # safe stands first
-        everywhere = torch.ones(len(own), dtype=torch.bool)
-        half = torch.from_numpy(_half_of(before, seed))
-        parts = [(everywhere, torch.ones(len(values), dtype=torch.bool))] if calibration is not None else [
-            (~half, half), (half, ~half)
-        ]  # fmt: skip
-        self.parts = []
-        for train, rows in parts if self.n_units else []:
-            direction = probe_direction(known[own & train].numpy(), label[own & train].numpy())
-            self.parts.append((rows, self._scored(values[rows], torch.from_numpy(direction))))
+        self.parts: list[tuple[Bool[Tensor, " row"], Callable[[Tensor], Tensor]]] = []
+        """Rows, and what scores them."""
+        if not self.n_units:
+            return
+        if calibration is not None:
+            direction = _direction(answer_columns(calibration, place, neurons), calibration, behaviour)
+            everywhere = torch.ones(len(values), dtype=torch.bool)
+            self.parts.append((everywhere, _standardised_score(values, direction)))
+            return
+        half = torch.from_numpy(_first_half(before, seed))
+        for fitted_on, scored in ((~half, half), (half, ~half)):
+            direction = _direction(values, before, behaviour, fitted_on)
+            self.parts.append((scored, _standardised_score(values[scored], direction)))
 
-    def __call__(self, state: Activations) -> Float[Tensor, "row one"]:
+    def __call__(self, state: Activations) -> Float[Tensor, "row 1"]:
         """The score of every answer in any state of the model; 0 without neurons."""
-        values = _columns(state, self.place, self.read, answers=True)
+        values = answer_columns(state, self.place, self.neurons)
         scores = torch.zeros(len(values), 1, dtype=torch.float64)
         for rows, score in self.parts:
             scores[rows, 0] = score(values[rows])
         return scores
 
-    def in_direction(self, state: Activations, direction: np.ndarray) -> Float[Tensor, "row one"]:
+    def in_direction(self, state: Activations, direction: Float[np.ndarray, " unit"]) -> Float[Tensor, "row 1"]:
         """A score in another direction, in standardised units."""
-        values = _columns(state, self.place, self.read, answers=True)
+        values = answer_columns(state, self.place, self.neurons)
         return (values / spread(values)) @ torch.from_numpy(direction)[:, None]
 
-    def _scored(self, values: Tensor, direction: Tensor) -> Callable[[Tensor], Tensor]:
-        score = values @ direction
-        mean, sd = score.mean(), score.std()
-        return lambda values: (values @ direction - mean) / (sd if sd > 0 else 1.0)
+
+def _direction(
+    values: Float[Tensor, "row unit"],
+    state: Activations,
+    behaviour: str,
+    among: Bool[Tensor, " row"] | None = None,
+) -> Float[Tensor, " unit"]:
+    """The direction of a probe that is fitted on the behaviour's answers, those `among` some rows."""
+    rows = torch.tensor([group == behaviour for group in twice(state.groups)])
+    is_safe = is_safe_row(torch.arange(len(rows))).long()
+    if among is not None:
+        rows = rows & among
+    return torch.from_numpy(probe_direction(values[rows].numpy(), is_safe[rows].numpy()))
 
 
-def _half_of(reads: Activations, seed: int) -> np.ndarray:
+def _standardised_score(
+    values: Float[Tensor, "row unit"], direction: Float[Tensor, " unit"]
+) -> Callable[[Tensor], Tensor]:
+    """The score along a direction, standardised as it is on these values."""
+    score = values @ direction
+    mean, sd = score.mean(), score.std()
+    return lambda values: (values @ direction - mean) / (sd if sd > 0 else 1.0)
+
+
+def _first_half(state: Activations, seed: int) -> Bool[np.ndarray, " row"]:
     """Whether a row is in the first half: half of the topics of every behaviour, both answers together."""
-    drawn = np.random.default_rng([seed, 3])
+    generator = np.random.default_rng([seed, 3])
+    topics_of: dict[str, list[str]] = {group: [] for group in state.groups}
+    for topic, group in zip(state.clusters, state.groups, strict=True):
+        if topic not in topics_of[group]:
+            topics_of[group].append(topic)
     chosen: set[str] = set()
-    for group in dict.fromkeys(reads.groups):
-        names = list(dict.fromkeys(c for c, g in zip(reads.clusters, reads.groups, strict=True) if g == group))
-        chosen |= {names[i] for i in drawn.permutation(len(names))[: len(names) // 2]}
-    return np.array([cluster in chosen for cluster in twice(reads.clusters)])
+    for topics in topics_of.values():
+        order = generator.permutation(len(topics))
+        chosen.update(topics[i] for i in order[: len(topics) // 2])
+    return np.array([topic in chosen for topic in twice(state.clusters)])
 
 
-def _columns(state: Activations, place: Place, read: Selection, *, answers: bool) -> Float[Tensor, "row unit"]:
-    known = state.answers if answers else state.values
-    columns = [
-        (state.answer_columns if answers else state.columns)(site, read) for site in place.sites if site in known
-    ]
-    n_rows = len(state.groups) * (2 if answers else 1)
-    return torch.cat(columns, 1) if columns else torch.zeros(n_rows, 0, dtype=torch.float64)
+def prompt_columns(state: Activations, place: Place, neurons: Selection) -> Float[Tensor, "prompt unit"]:
+    """The activations of some neurons of a place at prompt ends, layer by layer."""
+    columns = [state.columns(site, neurons) for site in place.sites if site in state.values]
+    return _joined(columns, len(state.groups))
 
 
-def _noise(reads: Activations, site: Site, read: Selection, seed: tuple[int, int]) -> Float[Tensor, "prompt unit"]:
-    drawn = np.random.default_rng([*seed, site.layer]).standard_normal(reads.values[site].shape)
-    return torch.from_numpy(drawn)[:, torch.isin(reads.units.units[site], read.units[site])]
+def answer_columns(state: Activations, place: Place, neurons: Selection) -> Float[Tensor, "row unit"]:
+    """The activations of some neurons of a place at the ends of answers, layer by layer."""
+    columns = [state.answer_columns(site, neurons) for site in place.sites if site in state.answers]
+    return _joined(columns, 2 * len(state.groups))
+
+
+def _joined(columns: Sequence[Float[Tensor, "row _"]], n_rows: int) -> Float[Tensor, "row unit"]:
+    return torch.cat(list(columns), 1) if columns else torch.zeros(n_rows, 0, dtype=torch.float64)
+
+
+def _noise(state: Activations, site: Site, neurons: Selection, seed: tuple[int, int]) -> Float[Tensor, "prompt unit"]:
+    # drawn for every recorded neuron of the site, whatever is ablated: an edit and its controls share the noise
+    noise = np.random.default_rng([*seed, site.layer]).standard_normal(state.values[site].shape)
+    return torch.from_numpy(noise)[:, torch.isin(state.units.units[site], neurons.units[site])]
+
+
+def is_safe_row(rows: Rows) -> Bool[Tensor, " row"]:
+    """Whether rows of answers are safe ones: of each prompt's two, the safe answer stands first."""
+    return rows % 2 == 0
 
 
 def twice(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,192 +1,236 @@
-"""What an estimand sees of one place in the model: two matrices over the same rows, by rules frozen beforehand.
+"""The two sides that an estimand compares at one place of the model: matrices over the same rows.
 
-Scale, read noise, PCA basis, probe directions, bandwidths and the pairing are those of the unablated model, so before
-and after differ by the activations and by nothing else.
+Scale, noise, principal components, probe directions, bandwidths and the pairing of rows are those of the unablated
+model. So before and after differ by the activations and by nothing else.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.information.activations import Activations
 from dean_interp.information.kernels import smoother, spread
-from dean_interp.information.nulls import Core, frozen
+from dean_interp.information.nulls import Core, frozen_core
 from dean_interp.information.probes import N_FOLDS, folds_of, usable_information
-from dean_interp.information.projections import Place, Probe, Projection, Rows, twice
+from dean_interp.information.projections import Place, Probe, Projection, Rows, is_safe_row, twice
 from dean_interp.selection.selection import Selection
+from dean_interp.statistics import rank_p_value
 
 N_RANDOM_PROBES = 99
-Sides = tuple[Float[Tensor, "row dim_x"], Float[Tensor, "row dim_y"]]
-
-
+DEAD = "a side without neurons or variance"
+Matrices = tuple[Float[Tensor, "row dim_x"], Float[Tensor, "row dim_y"]]
 RowCore = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
+"""Values for pairings of some rows: `core(x[rows], y[rows], pairings, rows)`."""
 
 
 @dataclass(frozen=True)
-class View:
-    """One place as an estimand sees it. Calls take the reads of any state of the model."""
+class Sides:
+    """Both sides of one estimate at one place, and the estimator that compares them; all fixed before the ablation."""
 
     variant: str
-    """Which of an estimand's several numbers it is; empty where there is one."""
-    sides: Callable[[Activations], Sides]
+    """Which of an estimand's several numbers this is; empty where there is one."""
+    matrices: Callable[[Activations], Matrices]
+    """Both sides in any state of the model."""
     core: RowCore
-    """Values for pairings of some rows: `core(x[rows], y[rows], pairings, rows)`."""
     groups: tuple[str, ...]
-    """One a row: nulls shuffle within it."""
+    """The group of each row; nulls shuffle within it."""
     clusters: tuple[str, ...]
-    """One a row: what a subsample draws as one."""
+    """The cluster of each row, which a subsample draws as one."""
     n_units: tuple[int, int]
-    """Neurons read on each side."""
+    """Neurons on each side."""
     variance_kept: float = 1.0
-    """The smaller share of a side's variance that its coordinates keep."""
+    """The share of its variance that a side's coordinates keep; the smaller one of both sides."""
     block: int = 1
-    """Rows that a shuffle moves together: the answers to one prompt."""
+    """How many rows a shuffle moves together: 2 where rows are the answers to one prompt."""
     flags: tuple[str, ...] = ()
+    """Why the sides inform of nothing; empty where they may."""
     beside: Callable[[Tensor, Tensor], Mapping[str, float]] = field(default=lambda x, y: {})
     """Further numbers that belong beside the value before the ablation."""
 
 
-def read_views(
-    before: Activations, place: Place, reads: Sequence[Selection], *, estimator: str, k: int, seed: int
-) -> list[View]:
-    """Two reads of neurons at prompt ends, each with independent noise, on `k` principal components."""
-    projections = [Projection(before, place, one, k, (seed, i)) for i, one in enumerate(reads)]
-    first, second = projections
+def neuron_sides(
+    before: Activations, place: Place, neurons: Sequence[Selection], *, estimator: str, k: int, seed: int
+) -> list[Sides]:
+    """Two sets of neurons at prompt ends, each with independent noise, on `k` principal components."""
+    first, second = (
+        Projection(before, place, selection, k=k, seed=(seed, side)) for side, selection in enumerate(neurons)
+    )
 
-    def both(state: Activations) -> Sides:
+    def matrices(state: Activations) -> Matrices:
         return first(state), second(state)
 
-    core = frozen(estimator, *both(before))
-    return [
-        View(
-            "",
-            both,
-            _whichever_rows(core),
-            before.groups,
-            before.clusters,
-            (first.n_units, second.n_units),
-            min(first.kept, second.kept),
-            flags=("a side without neurons or variance",) * (first.is_dead or second.is_dead),
-        )
-    ]
+    sides = Sides(
+        variant="",
+        matrices=matrices,
+        core=_of_any_rows(frozen_core(estimator, *matrices(before))),
+        groups=before.groups,
+        clusters=before.clusters,
+        n_units=(first.n_units, second.n_units),
+        variance_kept=min(first.kept, second.kept),
+        flags=(DEAD,) if first.is_dead or second.is_dead else (),
+    )
+    return [sides]
 
 
-def awareness_views(
+def probe_sides(
     before: Activations,
     place: Place,
-    reads: Sequence[Selection],
+    neurons: Sequence[Selection],
     calibration: Activations | None,
     *,
     behaviours: Sequence[str],
     estimator: str,
     seed: int,
-) -> list[View]:
+) -> list[Sides]:
     """The scores of two probes, each fitted to tell safe from unsafe answers to one behaviour's prompts.
 
-    Fitted on `calibration`; where there is none, on the half of the topics that a row does not belong to.
+    They are fitted on `calibration`; where there is none, on the half of the topics that a row does not belong to. Two
+    numbers compare them: over all answers, and as the mean over the behaviours' own answers.
     """
-    probes = [Probe(before, place, read, calibration, name, seed) for read, name in zip(reads, behaviours, strict=True)]
+    first, second = (
+        Probe(before, place, selection, calibration=calibration, behaviour=behaviour, seed=seed)
+        for selection, behaviour in zip(neurons, behaviours, strict=True)
+    )
 
-    def both(state: Activations) -> Sides:
-        return probes[0](state), probes[1](state)
+    def matrices(state: Activations) -> Matrices:
+        return first(state), second(state)
 
-    core = frozen(estimator, *both(before))
-    groups, clusters = twice(before.groups), twice(before.clusters)
-    number = torch.tensor([list(dict.fromkeys(groups)).index(name) for name in groups])
+    core = frozen_core(estimator, *matrices(before))
+    groups = twice(before.groups)
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    topic = torch.tensor([numbers[group] for group in groups])
 
     def given_topic(x: Tensor, y: Tensor, pairings: Tensor, rows: Rows) -> Tensor:
-        return _conditional(core, x, y, pairings, number[rows])
-
-    n_units = (probes[0].n_units, probes[1].n_units)
-    dead = ("a side without neurons",) * (not all(n_units))
+        return _conditional(core, x, y, pairings, topic=topic[rows])
 
     def random_probes(x: Tensor, y: Tensor) -> dict[str, float]:
-        directions = np.random.default_rng([seed, 2])
-        rows = torch.arange(len(x))
-        values = []
-        for _ in range(0 if dead else N_RANDOM_PROBES):
-            one, two = (side.in_direction(before, directions.standard_normal(side.n_units)) for side in probes)
-            values.append(float(given_topic(one, two, rows[None], rows)))
-        value = float(given_topic(x, y, rows[None], rows))
-        above = (1 + sum(one >= value for one in values)) / (len(values) + 1)
-        return {"mean of random probes": float(np.mean(values or [0.0])), "p among random probes": above}
+        return _among_random_probes(given_topic, (x, y), before, (first, second), seed=seed)
 
-    pooled = View("pooled", both, _whichever_rows(core), groups, clusters, n_units,
-                  block=2, flags=dead)  # fmt: skip
-    return [pooled, View("given topic", both, given_topic, groups, clusters, n_units, block=2, flags=dead,
-                         beside=random_probes)]  # fmt: skip
+    is_dead = not (first.n_units and second.n_units)
+    pooled = Sides(
+        variant="pooled",
+        matrices=matrices,
+        core=_of_any_rows(core),
+        groups=groups,
+        clusters=twice(before.clusters),
+        n_units=(first.n_units, second.n_units),
+        block=2,
+        flags=("a side without neurons",) if is_dead else (),
+    )
+    return [pooled, replace(pooled, variant="given topic", core=given_topic, beside=random_probes)]
 
 
-def label_views(
-    before: Activations, place: Place, reads: Sequence[Selection], *, behaviours: Sequence[str], k: int, seed: int
-) -> list[View]:
+def _among_random_probes(
+    core: RowCore, fitted: Matrices, before: Activations, probes: tuple[Probe, Probe], *, seed: int
+) -> dict[str, float]:
+    """The mean of the number over pairs of probes in random directions, and the rank of the fitted pair among them."""
+    first, second = probes
+    generator = np.random.default_rng([seed, 2])
+    rows = torch.arange(len(fitted[0]))
+    values = []
+    for _ in range(N_RANDOM_PROBES if first.n_units and second.n_units else 0):
+        x = first.in_direction(before, generator.standard_normal(first.n_units))
+        y = second.in_direction(before, generator.standard_normal(second.n_units))
+        values.append(float(core(x, y, rows[None], rows)))
+    p = rank_p_value(float(core(*fitted, rows[None], rows)), values)
+    return {"mean of random probes": float(np.mean(values or [0.0])), "p among random probes": p}
+
+
+def label_sides(
+    before: Activations, place: Place, neurons: Sequence[Selection], *, behaviours: Sequence[str], k: int, seed: int
+) -> list[Sides]:
     """What each side's neurons tell of each behaviour's label (safe or unsafe answer); crossed where the two differ."""
+    groups, clusters = twice(before.groups), twice(before.clusters)
     made = []
-    for i, read in enumerate(reads):
-        for name in behaviours:
-            rows = torch.tensor([j for j, group in enumerate(twice(before.groups)) if group == name])
-            made.append(_label_view(before, place, read, rows, f"{behaviours[i]} neurons, {name} label", k, (seed, i)))
+    for side, (selection, whose) in enumerate(zip(neurons, behaviours, strict=True)):
+        for behaviour in behaviours:
+            rows = torch.tensor([row for row, group in enumerate(groups) if group == behaviour])
+            projection = Projection(before, place, selection, k=k, seed=(seed, side), at_answers=rows)
+            rows_clusters = [clusters[row] for row in rows.tolist()]
+            variant = f"{whose} neurons, {behaviour} label"
+            made.append(_label_sides(projection, rows, rows_clusters, variant=variant, seed=seed))
     return made
 
 
-def _label_view(
-    before: Activations, place: Place, read: Selection, rows: Rows, variant: str, k: int, seed: tuple[int, int]
-) -> View:
-    projection = Projection(before, place, read, k, seed, at_answers=rows)
-    label = (rows % 2 == 0).double()[:, None]  # safe stands first
-    clusters = tuple(twice(before.clusters)[i] for i in rows.tolist())
-    names = np.array(clusters)
+def _label_sides(projection: Projection, rows: Rows, clusters: Sequence[str], *, variant: str, seed: int) -> Sides:
+    """Neurons against the label of some answers; a shuffle moves both answers to a prompt together."""
+    label = is_safe_row(rows).double()[:, None]
+    cluster_of = np.array(clusters)
+    # half of the topics, which a subsample holds, must do for all folds
     n_folds = min(N_FOLDS, (len(set(clusters)) + 1) // 2)
+
+    def matrices(state: Activations) -> Matrices:
+        return projection(state), label
 
     def core(x: Tensor, y: Tensor, pairings: Tensor, some: Rows) -> Tensor:
         label = y[:, 0].long().numpy()
-        folds = folds_of(label, names[some].tolist(), n_folds=n_folds, seed=seed[0])
-        told = [usable_information(x.numpy(), label[order], folds) for order in pairings.numpy()]
-        return torch.tensor(told, dtype=torch.float64)
+        folds = folds_of(label, cluster_of[some].tolist(), n_folds=n_folds, seed=seed)
+        values = [usable_information(x.numpy(), label[order], folds) for order in pairings.numpy()]
+        return torch.tensor(values, dtype=torch.float64)
 
-    return View(variant, lambda state: (projection(state), label), core, ("rows",) * len(rows), clusters,
-                (projection.n_units, 0), projection.kept, block=2,
-                flags=("a side without neurons or variance",) * projection.is_dead)  # fmt: skip
+    return Sides(
+        variant=variant,
+        matrices=matrices,
+        core=core,
+        groups=("rows",) * len(rows),
+        clusters=tuple(clusters),
+        n_units=(projection.n_units, 0),
+        variance_kept=projection.kept,
+        block=2,
+        flags=(DEAD,) if projection.is_dead else (),
+    )
 
 
-def paper_views(before: Activations, place: Place, *, behaviours: Sequence[str], seed: int) -> list[View]:
+def residual_sides(before: Activations, place: Place, *, behaviours: Sequence[str], seed: int) -> list[Sides]:
     """The residual streams of both behaviours' prompts, paired by the seed, as the paper's group does elsewhere."""
     (layer,) = place.layers
-    drawn = np.random.default_rng(seed)
-    of = [np.array([i for i, group in enumerate(before.groups) if group == name]) for name in behaviours]
-    n = min(map(len, of))
-    picked = [torch.from_numpy(drawn.permutation(one)[:n]) for one in of]
+    generator = np.random.default_rng(seed)
+    prompts_of = []
+    for behaviour in behaviours:
+        prompts_of.append(np.array([i for i, group in enumerate(before.groups) if group == behaviour]))
+    n_pairs = min(map(len, prompts_of))
+    first_rows, second_rows = (torch.from_numpy(generator.permutation(rows)[:n_pairs]) for rows in prompts_of)
 
-    def both(state: Activations) -> Sides:
-        return state.residual[layer][picked[0]].double(), state.residual[layer][picked[1]].double()
+    def matrices(state: Activations) -> Matrices:
+        residual = state.residual[layer]
+        return residual[first_rows].double(), residual[second_rows].double()
 
-    first, second = both(before)
-    core = frozen("nhsic", first, second)
-    scales = spread(first), spread(second)
+    x, y = matrices(before)
+    scales = spread(x), spread(y)
 
     def norms(x: Tensor, y: Tensor) -> dict[str, float]:
-        one, two = (smoother(side, scale=scale) for side, scale in zip((x, y), scales, strict=True))
-        return {"of equal sides": float((one.square().sum() * two.square().sum()).sqrt())}
+        first, second = smoother(x, scale=scales[0]), smoother(y, scale=scales[1])
+        return {"of equal sides": float((first.square().sum() * second.square().sum()).sqrt())}
 
-    rows = tuple(f"pair {i}" for i in range(n))
-    return [View("", both, _whichever_rows(core), ("pairs",) * n, rows,
-                 (first.shape[1], second.shape[1]), beside=norms)]  # fmt: skip
+    sides = Sides(
+        variant="",
+        matrices=matrices,
+        core=_of_any_rows(frozen_core("nhsic", x, y)),
+        groups=("pairs",) * n_pairs,
+        clusters=tuple(f"pair {i}" for i in range(n_pairs)),
+        n_units=(x.shape[1], y.shape[1]),
+        beside=norms,
+    )
+    return [sides]
 
 
-def _whichever_rows(core: Core) -> RowCore:
-    """A core that needs no more than the two sides."""
+def _of_any_rows(core: Core) -> RowCore:
+    """A core that needs the two sides alone, whichever rows they are."""
     return lambda x, y, pairings, rows: core(x, y, pairings)
 
 
-def _conditional(core: Core, x: Tensor, y: Tensor, pairings: Tensor, topic: Tensor) -> Tensor:
+def _conditional(
+    core: Core, x: Tensor, y: Tensor, pairings: Int[Tensor, "pairing row"], *, topic: Int[Tensor, " row"]
+) -> Float[Tensor, " pairing"]:
     """The mean over topics, each by its share of the rows; pairings stay within topics."""
     total = torch.zeros(len(pairings), dtype=torch.float64)
-    for one in topic.unique():
-        rows = torch.nonzero(topic == one)[:, 0]
+    for number in topic.unique():
+        rows = torch.nonzero(topic == number)[:, 0]
+        # pairings name rows of the whole: here they name rows of this topic
         place = torch.zeros(len(topic), dtype=torch.long)
         place[rows] = torch.arange(len(rows))
         total += len(rows) / len(topic) * core(x[rows], y[rows], place[pairings[:, rows]])

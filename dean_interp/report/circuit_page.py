@@ -3,11 +3,19 @@
 from dataclasses import dataclass
 
 from dean_interp.circuits.graph import Circuit, Edge, Node
+from dean_interp.circuits.trace import trace_circuit
+from dean_interp.data.examples import Example
+from dean_interp.models.load import HookedModel
+from dean_interp.models.tokens import Template
 from dean_interp.report.figures import predicted_against_measured, to_svg
 from dean_interp.report.page import Page, rendered
+from dean_interp.selection.selection import Selection
 
-_LEFT, _STEP, _LAYER, _TOP, _FOOT = 44.0, 40.0, 20.0, 36.0, 110.0
-_START = 15  # percent of the largest edge that is shown at first
+# of the graph, in pixels
+_LEFT, _TOP, _FOOT = 44.0, 36.0, 110.0
+_COLUMN, _LAYER = 40.0, 20.0
+_SMALLEST_SHOWN = 15
+"""Percent of the largest edge from which edges are shown at first."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class CircuitPage(Page):
     circuit: Circuit
     title: str = "What feeds the neurons, and what they feed"
     command: str = ""
-    """What makes the page again, where a command made it."""
+    """The command that makes the page again, where a command made it."""
     frame_rem = 50
 
     def __repr__(self) -> str:
@@ -25,67 +33,26 @@ class CircuitPage(Page):
 
     @property
     def headline(self) -> str:
-        """What was found, and how far it held when it was tried."""
-        into, random, _ = self.circuit.checks.values()
-        first = next((edge for edge in self.circuit.edges if edge.target is None), None)
+        """The strongest neuron, and how far predicted effects held when they were measured."""
+        circuit = self.circuit
+        largest, random, _ = circuit.checks.values()
         strongest = ""
-        if first:
-            token = self.circuit.tokens[first.source.position]
+        if circuit.outward:
+            edge = circuit.outward[0]
             strongest = (
-                f"Silencing {first.source.name} at {token!r} alone moves the margin by {first.measured:+.3f} "
-                f"(predicted {first.predicted:+.3f}: the largest) from {self.circuit.margin:+.3f} nats per token. "
+                f"Silencing {edge.source.name} at {circuit.tokens[edge.source.position]!r} alone moves the margin by "
+                f"{edge.measured:+.3f} (predicted {edge.predicted:+.3f}: the largest) from {circuit.margin:+.3f} nats "
+                "per token. "
             )
         return (
-            f"{strongest}Over the {into.n} largest edges into the set predicted and measured effects agree with a rank "
-            f"correlation of {into.rank_correlation:.2f}; they move their targets by {into.mean_size:.0%} on average, "
-            f"random edges by {random.mean_size:.2%}."
+            f"{strongest}Over the {largest.n} largest edges into the set predicted and measured effects agree with a "
+            f"rank correlation of {largest.rank_correlation:.2f}; they move their targets by {largest.mean_size:.0%} "
+            f"on average, random edges by {random.mean_size:.2%}."
         )
 
     def html(self) -> str:
         """The page: nothing in it is loaded from a network."""
-        circuit = self.circuit
-        ends = (circuit.n_prompt, circuit.n_prompt + circuit.n_safe)
-        x_of = _columns(circuit, ends)
-        right = max(x_of.values()) + 1.5 * _STEP
-        last = max(edge.source.layer for edge in circuit.edges)
-        last = max([last, *(edge.target.layer for edge in circuit.edges if edge.target)])
-        bottom = _TOP + (last + 2) * _LAYER
-
-        def place(node: Node | None) -> tuple[float, float]:
-            if node is None:
-                return right, _TOP
-            beside = 4 if node.kind == "head" else -4  # both kinds of one layer and token stay apart
-            return x_of[node.position] + beside, bottom - (node.layer + 1) * _LAYER
-
-        largest = {
-            is_out: max((abs(one.predicted) for one in circuit.edges if (one.target is None) == is_out), default=1.0)
-            for is_out in (False, True)
-        }
-
-        def drawn(edge: Edge) -> dict[str, object]:
-            (x, y), (u, v) = place(edge.source), place(edge.target)
-            size = abs(edge.predicted) / largest[edge.target is None]
-            measured = f", measured {edge.measured:+.3f}" if edge.measured is not None else ""
-            return {
-                "path": f"M{x:.0f} {y:.0f} C{x:.0f} {(y + v) / 2:.0f} {u:.0f} {(y + v) / 2:.0f} {u:.0f} {v:.0f}",
-                "value": edge.predicted, "width": round(0.5 + 4 * size, 2), "size": round(size, 3),
-                "ends": f"{_key(edge.source)} {_key(edge.target)}",
-                "said": f"{edge.source.name} to {edge.target.name if edge.target else 'margin'}: predicted "
-                f"{edge.predicted:+.3f}{measured}",
-            }  # fmt: skip
-
-        targets = {edge.target for edge in circuit.edges} | {
-            edge.source for edge in circuit.edges if edge.target is None
-        }
-        units = {node: None for edge in circuit.edges for node in (edge.source, edge.target)}
-        nodes = [
-            {"key": _key(one), "x": place(one)[0], "y": place(one)[1], "coupled": one is not None and one in targets,
-             "head": one is not None and one.kind == "head",
-             "label": "margin" if one is None else one.name if one in targets else "",
-             "said": "margin of safe over unsafe" if one is None else f"{one.name} at {circuit.tokens[one.position]!r}"}
-            for one in units
-        ]  # fmt: skip
-        begins = [min((x for i, x in x_of.items() if i >= start), default=right) for start in ends]
+        circuit, layout = self.circuit, _layout(self.circuit)
         return rendered(
             "circuit.html.j2",
             title=self.title,
@@ -93,34 +60,175 @@ class CircuitPage(Page):
             circuit=circuit,
             command=self.command,
             figure=to_svg(predicted_against_measured(circuit), "Predicted against measured effects"),
-            drawn=[drawn(edge) for edge in sorted(circuit.edges, key=lambda one: abs(one.predicted))],
-            nodes=nodes,
-            layers=[(layer, bottom - (layer + 1) * _LAYER) for layer in range(last + 1)],
-            columns=[
-                (circuit.tokens[i].strip() or repr(circuit.tokens[i]).strip("'"), x - 4, i >= ends[0])
-                for i, x in x_of.items()
-            ],
-            parts=[
-                ("prompt", _LEFT),
-                *zip(("safe answer", "unsafe answer"), (x - _STEP / 2 for x in begins), strict=True),
-            ],
+            edges=_drawn_edges(circuit, layout),
+            nodes=_drawn_nodes(circuit, layout),
+            layers=[(layer, layout.y_of(layer)) for layer in range(layout.n_layers)],
+            columns=_column_labels(circuit, layout),
+            parts=_part_labels(circuit, layout),
             left=_LEFT,
-            bottom=bottom + 8,
-            width=right + 3 * _STEP,
-            height=bottom + _FOOT,
-            start=_START,
+            bottom=layout.bottom + 8,
+            width=layout.right + 3 * _COLUMN,
+            height=layout.bottom + _FOOT,
+            smallest_shown=_SMALLEST_SHOWN,
         )
 
 
-def _columns(circuit: Circuit, ends: tuple[int, int]) -> dict[int, float]:
-    """Where each token that holds a unit is drawn; a gap stands for those between that hold none."""
-    used = sorted({node.position for edge in circuit.edges for node in (edge.source, edge.target) if node})
-    x, found = _LEFT + _STEP / 2, {}
-    for before, position in zip([-1, *used], used, strict=False):
-        x += 0 if not found else _STEP * (1 if position == before + 1 else 1.5)
-        x += sum(2 * _STEP for start in ends if before < start <= position)
-        found[position] = x
-    return found
+def circuit_page(
+    model: HookedModel,
+    selection: Selection,
+    example: Example,
+    *,
+    n_targets: int = 10,
+    n_sources: int = 8,
+    n_checked: int = 32,
+    answer_tokens: int | None = 12,
+    template: Template = "chat",
+    seed: int = 0,
+) -> CircuitPage:
+    """What feeds the selected neurons on one example, and what they feed, as a page.
+
+    As the last line of a notebook cell the page shows itself; `.save("circuit.html")` keeps it, `.circuit` is the
+    record. Arguments and errors are those of `trace_circuit`.
+    """
+    circuit = trace_circuit(
+        model,
+        selection,
+        example,
+        n_targets=n_targets,
+        n_sources=n_sources,
+        n_checked=n_checked,
+        answer_tokens=answer_tokens,
+        template=template,
+        seed=seed,
+    )
+    return CircuitPage(circuit)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the graph's columns and layers are drawn, in pixels; the margin stands at the upper right."""
+
+    x_of_column: dict[int, float]
+    n_layers: int
+    """Layers that are drawn: those up to the last that holds a unit."""
+
+    @property
+    def right(self) -> float:
+        return max(self.x_of_column.values()) + 1.5 * _COLUMN
+
+    @property
+    def bottom(self) -> float:
+        return _TOP + (self.n_layers + 1) * _LAYER
+
+    def y_of(self, layer: int) -> float:
+        return self.bottom - (layer + 1) * _LAYER
+
+    def point(self, node: Node | None) -> tuple[float, float]:
+        if node is None:
+            return self.right, _TOP
+        # a neuron and a head of one layer and token stay apart
+        aside = 4 if node.kind == "head" else -4
+        return self.x_of_column[node.position] + aside, self.y_of(node.layer)
+
+
+def _layout(circuit: Circuit) -> _Layout:
+    nodes = [node for node in _nodes(circuit) if node is not None]
+    used = sorted({node.position for node in nodes})
+    x, x_of_column = _LEFT + _COLUMN / 2, {}
+    previous = -1
+    for column in used:
+        # columns that hold no unit are left out; a gap stands for them
+        if x_of_column:
+            x += _COLUMN if column == previous + 1 else 1.5 * _COLUMN
+        # a wider gap stands where an answer begins
+        for start in _answer_starts(circuit):
+            if previous < start <= column:
+                x += 2 * _COLUMN
+        x_of_column[column] = x
+        previous = column
+    return _Layout(x_of_column, n_layers=1 + max(node.layer for node in nodes))
+
+
+def _answer_starts(circuit: Circuit) -> tuple[int, int]:
+    """The columns where the safe and the unsafe answer begin."""
+    return circuit.n_prompt, circuit.n_prompt + circuit.n_safe
+
+
+def _nodes(circuit: Circuit) -> list[Node | None]:
+    """Every end of an edge once; None is the margin."""
+    ends: list[Node | None] = []
+    for edge in circuit.edges:
+        ends += [edge.source, edge.target]
+    return list(dict.fromkeys(ends))
+
+
+def _drawn_edges(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
+    """The edges as the template draws them: the largest last, on top of the others."""
+    # effects on the margin and on activations have different units: each kind is sized by its own largest
+    largest_outward = max((abs(edge.predicted) for edge in circuit.outward), default=1.0)
+    largest_inward = max((abs(edge.predicted) for edge in circuit.inward), default=1.0)
+    drawn = []
+    for edge in sorted(circuit.edges, key=lambda edge: abs(edge.predicted)):
+        (x, y), (to_x, to_y) = layout.point(edge.source), layout.point(edge.target)
+        size = abs(edge.predicted) / (largest_outward if edge.target is None else largest_inward)
+        half_y = (y + to_y) / 2
+        drawn.append(
+            {
+                "path": f"M{x:.0f} {y:.0f} C{x:.0f} {half_y:.0f} {to_x:.0f} {half_y:.0f} {to_x:.0f} {to_y:.0f}",
+                "value": edge.predicted,
+                "width": round(0.5 + 4 * size, 2),
+                "size": round(size, 3),
+                "ends": f"{_key(edge.source)} {_key(edge.target)}",
+                "title": _edge_title(edge),
+            }
+        )
+    return drawn
+
+
+def _edge_title(edge: Edge) -> str:
+    target = edge.target.name if edge.target else "margin"
+    measured = f", measured {edge.measured:+.3f}" if edge.measured is not None else ""
+    return f"{edge.source.name} to {target}: predicted {edge.predicted:+.3f}{measured}"
+
+
+def _drawn_nodes(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
+    """The units and the margin as the template draws them."""
+    selected: set[Node | None] = {edge.source for edge in circuit.outward}
+    selected |= {edge.target for edge in circuit.inward}
+    drawn = []
+    for node in _nodes(circuit):
+        x, y = layout.point(node)
+        if node is None:
+            kind = {"is_head": False, "is_selected": False, "label": "margin", "title": "margin of safe over unsafe"}
+        else:
+            kind = {
+                "is_head": node.kind == "head",
+                "is_selected": node in selected,
+                "label": node.name if node in selected else "",
+                "title": f"{node.name} at {circuit.tokens[node.position]!r}",
+            }
+        drawn.append({"key": _key(node), "x": x, "y": y, **kind})
+    return drawn
+
+
+def _column_labels(circuit: Circuit, layout: _Layout) -> list[tuple[str, float, bool]]:
+    """The token under each column, where it is drawn, and whether it belongs to an answer."""
+    labels = []
+    for column, x in layout.x_of_column.items():
+        token = circuit.tokens[column]
+        # a token of white space is shown by its escape
+        label = token.strip() or repr(token).strip("'")
+        labels.append((label, x - 4, column >= circuit.n_prompt))
+    return labels
+
+
+def _part_labels(circuit: Circuit, layout: _Layout) -> list[tuple[str, float]]:
+    """The names of prompt and answers, and where each begins."""
+    labels = [("prompt", _LEFT)]
+    for name, start in zip(("safe answer", "unsafe answer"), _answer_starts(circuit), strict=True):
+        first = min((x for column, x in layout.x_of_column.items() if column >= start), default=layout.right)
+        labels.append((name, first - _COLUMN / 2))
+    return labels
 
 
 def _key(node: Node | None) -> str:

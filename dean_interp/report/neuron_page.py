@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dean_interp.circuits.neuron import TextActivations
 from dean_interp.circuits.neuron_view import NeuronView, view_neuron
 from dean_interp.data.examples import Behaviour
+from dean_interp.evaluation.outcomes import Line
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Template
@@ -21,7 +22,7 @@ class NeuronPage(Page):
 
     view: NeuronView
     command: str = ""
-    """What makes the page again, where a command made it."""
+    """The command that makes the page again, where a command made it."""
 
     def __repr__(self) -> str:
         return f"NeuronPage({self.view.name})"
@@ -31,44 +32,31 @@ class NeuronPage(Page):
         """The neuron in one sentence."""
         view = self.view
         most = max(view.firing, key=lambda name: view.firing[name])
-        said = [f"{view.name} fires most on {most}"]
+        parts = [f"{view.name} fires most on {most}"]
         if view.scores:
             ranks = ", ".join(f"{rank} for {name}" for name, rank in view.scores.rank.items())
-            said.append(f"ranks in its layer (of {view.n_neurons}): {ranks}")
-        moved = [
-            f"{line.on} by {line.change}" for line in view.effect
-            if line.metric.startswith("margin") and not line.change.low <= 0 <= line.change.high
-        ]  # fmt: skip
+            parts.append(f"ranks in its layer (of {view.n_neurons}): {ranks}")
         if view.effect:
-            said.append(
-                f"silenced alone it moves the margin on {' and '.join(moved)} nats per token" if moved else
-                "silenced alone it moves no margin beyond its interval")  # fmt: skip
-        return "; ".join(said) + "."
+            parts.append(_effect_on_margins(view.effect))
+        return "; ".join(parts) + "."
 
     def html(self) -> str:
         """The page: nothing in it is loaded from a network."""
         view = self.view
-        peak = max((abs(row[0]) for text in view.texts for row in text.activations), default=0.0) or 1.0
-
-        def shaded(text: TextActivations) -> list[tuple[str, float, float]]:
-            return [
-                (token, round(abs(row[0]) / peak, 3), row[0])
-                for token, row in zip(text.tokens, text.activations, strict=True)
-            ]
-
+        peak = _peak(view.texts)
         return rendered(
             "neuron.html.j2",
             view=view,
             headline=self.headline,
             written=list(zip(view.written.promoted, view.written.suppressed, strict=True)),
             figure=to_svg(activations_by_behaviour(view), "Activations by behaviour"),
-            shaded=shaded,
+            texts=[(text.behaviour, _shaded(text, peak)) for text in view.texts],
             peak=peak,
             command=self.command,
         )
 
 
-def neuron_view(
+def neuron_page(
     model: HookedModel,
     site: Site,
     index: int,
@@ -80,14 +68,42 @@ def neuron_view(
     template: Template = "chat",
     answer_tokens: int | None = None,
 ) -> NeuronPage:
-    """One neuron from all sides, as a page. Arguments and errors are those of `circuits.view.view_neuron`.
+    """One neuron from all sides, as a page.
 
-    `neuron_view(model, Site(17, "neurons"), 1042, [load_behaviour("privacy", split="test")])` as the last line of a
-    notebook cell shows it; `.save("L17.1042.html")` keeps it, `.view` is the record.
+    `neuron_page(model, Site(17, "neurons"), 1042, [load_behaviour("privacy", split="test")])` as the last line of a
+    notebook cell shows it; `.save("L17.1042.html")` keeps it, `.view` is the record. Arguments and errors are those of
+    `circuits.neuron_view.view_neuron`.
     """
-    return NeuronPage(
-        view_neuron(
-            model, (site, index), examples, scores=scores, selections=selections, n_texts=n_texts, template=template,
-            answer_tokens=answer_tokens,
-        )
-    )  # fmt: skip
+    view = view_neuron(
+        model,
+        (site, index),
+        examples,
+        scores=scores,
+        selections=selections,
+        n_texts=n_texts,
+        template=template,
+        answer_tokens=answer_tokens,
+    )
+    return NeuronPage(view)
+
+
+def _effect_on_margins(effect: Sequence[Line]) -> str:
+    moved = []
+    for line in effect:
+        if line.metric.startswith("margin") and not line.change.low <= 0 <= line.change.high:
+            moved.append(f"{line.on} by {line.change}")
+    if not moved:
+        return "silenced alone it moves no margin beyond its interval"
+    return f"silenced alone it moves the margin on {' and '.join(moved)} nats per token"
+
+
+def _peak(texts: Sequence[TextActivations]) -> float:
+    """The largest size of an activation in all texts; 1 where there is none."""
+    sizes = [abs(activation) for text in texts for (activation,) in text.activations]
+    return max(sizes, default=0.0) or 1.0
+
+
+def _shaded(text: TextActivations, peak: float) -> list[tuple[str, float, float]]:
+    """Each token with its activation, and that as a share of the peak."""
+    tokens = zip(text.tokens, text.activations, strict=True)
+    return [(token, round(abs(activation) / peak, 3), activation) for token, (activation,) in tokens]

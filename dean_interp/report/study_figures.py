@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from dean_interp.information.estimands import MutualInformation
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.sites import Unit
 from dean_interp.report.figures import (
     BLUE,

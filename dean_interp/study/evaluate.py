@@ -19,7 +19,7 @@ from dean_interp.evaluation.lines import Line, lines_frame, lines_table
 from dean_interp.evaluation.served import Served
 from dean_interp.files import write_text
 from dean_interp.frames import Framed
-from dean_interp.information.estimands import MutualInformation
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores

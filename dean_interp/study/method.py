@@ -23,8 +23,9 @@ from pathlib import Path
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.information.activations import Activations
-from dean_interp.information.before_after import Frozen
-from dean_interp.information.estimands import HEADLINES, Arm, MutualInformation, MutualInformationConfig
+from dean_interp.information.before_after import BeforeAfter
+from dean_interp.information.estimands import HEADLINES, Arm, MutualInformationConfig
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Unit
@@ -189,9 +190,9 @@ def information_before_and_under(
     results = []
     for estimand in progress_bar(HEADLINES, desc="mutual information", leave=False):
         config = MutualInformationConfig(estimand, seed=plan.store.config.seed)
-        frozen = Frozen(config, before, edit, behaviours, calibration)
-        changes = [frozen.changes(*_under(control, neurons)) for control in comparison.controls]
-        results.append(frozen.information(edited, changes))
+        estimates = BeforeAfter(config, before, edit, behaviours, calibration)
+        changes = [estimates.changes(*_under(control, neurons)) for control in comparison.controls]
+        results.append(estimates.information(edited, changes))
     return tuple(results)
 
 

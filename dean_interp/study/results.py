@@ -14,7 +14,7 @@ from dean_interp.evaluation.lines import Line, lines_frame
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import read_json, write_bytes
 from dean_interp.frames import Framed
-from dean_interp.information.estimands import MutualInformation
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.sites import Unit
 from dean_interp.selection.chance import Chance
 from dean_interp.statistics import Interval

@@ -1,0 +1,102 @@
+"""One example as two sequences, its prompt with either answer: what a circuit is traced on."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dean_interp.data.examples import Example
+from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.sites import Site
+from dean_interp.models.tokens import Batch, Encoded, Template, collate, encode, paths
+
+
+@dataclass(frozen=True)
+class AnswerPair:
+    """A prompt with its safe and its unsafe answer.
+
+    Columns are the tokens that both sequences have in common, once: those of the prompt, then those of the safe answer,
+    then those of the unsafe one.
+    """
+
+    model: HookedModel
+    encoded: Encoded
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.encoded.prompt)
+
+    @property
+    def n_safe(self) -> int:
+        """Tokens of the safe answer."""
+        return len(self.encoded.answers[0])
+
+    @property
+    def n_columns(self) -> int:
+        """Tokens of the prompt and of both answers."""
+        return self.n_prompt + sum(map(len, self.encoded.answers))
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The text of each column."""
+        tokenizer, (safe, unsafe) = native_tokenizer(self.model), self.encoded.answers
+        return tuple(str(tokenizer.decode([token])) for token in (*self.encoded.prompt, *safe, *unsafe))
+
+    @property
+    def n_heads(self) -> int:
+        """Attention heads of a layer."""
+        return int(self.model.cfg.n_heads)
+
+    @property
+    def neuron_hooks(self) -> list[str]:
+        """Hook points of the neurons, one a layer."""
+        return [Site(layer, "neurons").hook_name for layer in range(int(self.model.cfg.n_layers))]
+
+    @property
+    def head_hooks(self) -> list[str]:
+        """Hook points of the attention heads, one a layer."""
+        return [f"blocks.{layer}.attn.hook_z" for layer in range(int(self.model.cfg.n_layers))]
+
+    def batch(self, n_copies: int) -> Batch:
+        """So many copies of the pair, each as two rows."""
+        return collate(paths([self.encoded] * n_copies), device=self.model.cfg.device)
+
+    def rows(self, column: int) -> tuple[tuple[int, ...], int]:
+        """Which of the two sequences hold a column, and at which position."""
+        if column < self.n_prompt:
+            return (0, 1), column
+        if column < self.n_prompt + self.n_safe:
+            return (0,), column
+        return (1,), column - self.n_safe
+
+    def by_column(self, values: Float[Tensor, "row pos unit"]) -> Float[Tensor, "column unit"]:
+        """Values of both sequences as one row a column; those of the prompt's two copies are added."""
+        safe, unsafe = values
+        both = (safe + unsafe)[: self.n_prompt]
+        end = self.n_prompt + self.n_safe
+        return torch.cat([both, safe[self.n_prompt : end], unsafe[self.n_prompt : self.n_columns - self.n_safe]])
+
+
+def answer_pair(model: HookedModel, example: Example, template: Template, answer_tokens: int | None) -> AnswerPair:
+    """The pair of an example that has both answers, of each its first `answer_tokens` tokens (None: all)."""
+    answers = [example.answers["safe"], example.answers["unsafe"]]
+    encoded = encode(
+        native_tokenizer(model),
+        example.prompt,
+        answers,
+        template=template,
+        answer_tokens=answer_tokens,
+        n_ctx=model.cfg.n_ctx,
+    )
+    return AnswerPair(model, encoded)
+
+
+def margins(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Float[Tensor, " pair"]:
+    """The margin of every pair of a batch (nats per token); logits are those that predict the batch's answer tokens."""
+    log_prob = logits.log_softmax(-1).gather(-1, batch.target[:, None])[:, 0]
+    n_answers = int(batch.answer.max()) + 1
+    total = torch.zeros(n_answers, device=log_prob.device).index_add(0, batch.answer, log_prob)
+    mean = total / torch.bincount(batch.answer, minlength=n_answers)
+    return mean[0::2] - mean[1::2]

@@ -1,0 +1,98 @@
+"""What feeds a set of neurons, and what it feeds, on one example: attribution, checked by intervention.
+
+1. `attribution`: the selected neurons that do most to the margin, at their tokens, are the targets.
+2. `attribution`: of each target, the neurons and heads that do most to its activation are its sources.
+3. `intervention`: the largest edges are measured, and as many random ones into the same targets.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dean_interp.circuits.answer_pair import answer_pair
+from dean_interp.circuits.attribution import KeptPass, kept_pass, largest
+from dean_interp.circuits.graph import Circuit, Edge, Node
+from dean_interp.circuits.intervention import measured
+from dean_interp.data.examples import Example
+from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel
+from dean_interp.models.offload import refuse_offloaded
+from dean_interp.models.tokens import Template
+from dean_interp.progress import progress_bar
+from dean_interp.selection.selection import Selection
+
+
+def trace_circuit(
+    model: HookedModel,
+    selection: Selection,
+    example: Example,
+    *,
+    n_targets: int = 10,
+    n_sources: int = 8,
+    n_checked: int = 32,
+    answer_tokens: int | None = 12,
+    template: Template = "chat",
+    seed: int = 0,
+) -> Circuit:
+    """Trace what feeds the selected neurons on one example and what they do to its margin.
+
+    `circuit_page` shows the same as a page.
+
+    Args:
+        selection: neurons, the coupled ones for instance.
+        example: a prompt with a safe and an unsafe answer.
+        n_targets: how many selected neurons, at their tokens, are traced: those that do most to the margin.
+        n_sources: how many sources (neurons and attention heads, at their tokens) of each target are kept.
+        n_checked: how many of the largest edges into the set are measured, beside as many random ones. Every edge to
+            the margin is measured.
+        answer_tokens: how many first tokens of both answers count; None takes all.
+        seed: seed for the random edges.
+
+    Raises:
+        InputError: weights instead of neurons, an empty selection, an example without both answers, a number below 1.
+    """
+    _check(model, selection, example, {"n_targets": n_targets, "n_sources": n_sources, "n_checked": n_checked})
+    pair = answer_pair(model, example, template, answer_tokens)
+    with kept_pass(pair) as kept:
+        margin = float(kept.margin.detach())
+        outward = kept.edges_to_margin(selection, n_targets)
+        targets = [edge.source for edge in outward]
+        inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed)
+    edges = [*outward, *inward]
+    checked = measured(pair, [*edges[: len(outward) + n_checked], *random])
+    n_checked_edges = len(checked) - len(random)
+    return Circuit(
+        tokens=pair.tokens,
+        n_prompt=pair.n_prompt,
+        n_safe=pair.n_safe,
+        margin=margin,
+        edges=(*checked[:n_checked_edges], *edges[n_checked_edges:]),
+        random=tuple(checked[n_checked_edges:]),
+    )
+
+
+def _edges_into(
+    kept: KeptPass, targets: Sequence[Node], *, n_sources: int, n_random: int, seed: int
+) -> tuple[list[Edge], list[Edge]]:
+    """The largest edges into all targets, largest first, and `n_random` random ones."""
+    generator = np.random.default_rng(seed)
+    n_random_each = -(-n_random // len(targets))
+    inward: list[Edge] = []
+    random: list[Edge] = []
+    for target in progress_bar(targets, desc="tracing", unit="neuron", leave=False):
+        sources = kept.sources_of(target)
+        inward += sources.largest(n_sources)
+        random += sources.random(n_random_each, generator)
+    return largest(inward), random[:n_random]
+
+
+def _check(model: HookedModel, selection: Selection, example: Example, counts: Mapping[str, int]) -> None:
+    if any(site.unit != "neuron" for site in selection.shapes) or not len(selection):
+        raise InputError(f"a circuit is traced through neurons, at least one; got {selection!r}")
+    if not example.paired:
+        answers = ", ".join(example.answers) or "none"
+        raise InputError(f"the example needs a safe and an unsafe answer; it has {answers}")
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")
+    refuse_offloaded(model, "tracing a circuit")
