@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partialmethod
 from typing import Any
 
-import tyro
 from tqdm.std import tqdm
 
 from dean_interp.distributed import is_rank0
@@ -19,17 +18,13 @@ _LOG_LINE = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{post
 
 @contextmanager
 def fit_for_reader(*, seconds: float = LOG_SECONDS) -> Iterator[None]:
-    """Colours only on terminals, and not under NO_COLOR; where there is no terminal, progress as lines. Of several
-    processes the first one speaks.
+    """Where there is no terminal, progress as lines. Of several processes the first one speaks.
 
     A bar redraws itself ten times a second, which floods a log. There, each loop (a library's too) says how far it is
     and what time is left every `seconds`, and a loop that ends sooner says nothing.
     """
-    options = tyro._experimental_options  # tyro's own switch; it knows no NO_COLOR
     bars: Any = tqdm
-    coloured, draw = options["ansi_codes"], bars.__init__
-    on_terminals = sys.stdout.isatty() and sys.stderr.isatty()
-    options["ansi_codes"] = coloured and on_terminals and not os.environ.get("NO_COLOR")
+    draw = bars.__init__
     if not is_rank0():
         bars.__init__ = partialmethod(draw, disable=True)
     elif not sys.stderr.isatty():
@@ -39,4 +34,24 @@ def fit_for_reader(*, seconds: float = LOG_SECONDS) -> Iterator[None]:
         with nullcontext() if is_rank0() else redirect_stdout(io.StringIO()):
             yield
     finally:
-        options["ansi_codes"], bars.__init__ = coloured, draw
+        bars.__init__ = draw
+
+
+@contextmanager
+def colours_where_wanted() -> Iterator[None]:
+    """Inside, tyro writes help and errors in colours on terminals only, and never under NO_COLOR.
+
+    tyro knows no NO_COLOR, and looks at stdout alone when it writes to stderr. It uses no colours where stdout is not a
+    terminal, so stdout is a buffer where colours are not wanted.
+    """
+    if sys.stdout.isatty() and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        yield
+        return
+    # tyro draws its boxes by stdout's encoding, which a plain `StringIO` does not have.
+    buffer = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, write_through=True)
+    try:
+        with redirect_stdout(buffer):
+            yield
+    finally:
+        buffer.seek(0)
+        sys.stdout.write(buffer.read())
