@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from dean_interp.report.neuron_page import NeuronPage, neuron_view
     from dean_interp.scoring.importance import ScoringConfig, importance
     from dean_interp.scoring.scores import Scores, load_scores
-    from dean_interp.selection.controls import random_like, strata
     from dean_interp.selection.coupling import Coupling, coupled, coupling
     from dean_interp.selection.expression import select
+    from dean_interp.selection.random_sets import random_like
     from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
+    from dean_interp.selection.strata import strata
     from dean_interp.study.config import (
         AnswerConfig,
         CalibrationConfig,
@@ -173,13 +174,13 @@ _MODULES = {
     "neuron_view": "report.neuron_page",
     "patch_activations": "editing.patching",
     "random_arm_like": "information.estimands",
-    "random_like": "selection.controls",
+    "random_like": "selection.random_sets",
     "revert_checkpoint": "editing.checkpoint",
     "revert_edit": "editing.apply",
     "run_study": "study.run",
     "run_sweep": "study.sweep",
     "select": "selection.expression",
-    "strata": "selection.controls",
+    "strata": "selection.strata",
     "top_count": "selection.selection",
     "top_fraction": "selection.selection",
     "trace_circuit": "circuits.graph",

@@ -10,7 +10,14 @@ from dean_interp import load_behaviour, load_scores, load_selection
 from dean_interp.cli.main import main
 from dean_interp.data.examples import prompt_hash
 from dean_interp.resume import Unfinished
-from dean_interp.study.config import StudyConfig
+from dean_interp.study.config import (
+    AnswerConfig,
+    CalibrationConfig,
+    ControlConfig,
+    DataConfig,
+    ModelConfig,
+    StudyConfig,
+)
 from dean_interp.study.run import run_study
 
 N_SCORED, N_TEST = 12, 12
@@ -44,10 +51,15 @@ def files(model, tmp_path_factory):
 def study(checkpoints, tmp_path_factory):
     """The whole study on the same model, data and fractions."""
     config = StudyConfig(
-        model=str(checkpoints["llama-gqa"]), units=("neuron",), neuron_fraction=0.075, information_fraction=0.3,
-        n_calibration=N_SCORED, n_test=N_TEST, n_general_test=N_TEST, n_random=3, n_equal_kl=1, n_answers=0,
-        device="cpu",
-    )  # fmt: skip
+        model=ModelConfig(str(checkpoints["llama-gqa"]), device="cpu"),
+        data=DataConfig(n_test=N_TEST, n_general_test=N_TEST),
+        calibration=CalibrationConfig(n_calibration=N_SCORED),
+        unit=("neuron",),
+        neuron_fraction=0.075,
+        information_fraction=0.3,
+        controls=ControlConfig(n_random=3, n_equal_kl=1),
+        answers=AnswerConfig(n_answers=0),
+    )
     return run_study(config, tmp_path_factory.mktemp("study"))
 
 
@@ -94,6 +106,8 @@ def test_couple_takes_an_expression_over_any_number_of_behaviours(files, tmp_pat
     for wrong, message in (("fairness +", "cannot read the expression"), ("nobody", "no behaviour 'nobody'")):
         command = ["couple", *scores, "--expression", wrong, "--count", 5, "--out", tmp_path / "no.safetensors"]
         assert main([*map(str, command)]) == 2 and message in capsys.readouterr().err
+    command = ["couple", *scores, "--fraction", 0.1, "--count", 5, "--out", tmp_path / "no.safetensors"]
+    assert main([*map(str, command)]) == 2 and "give --fraction or --count, not both" in capsys.readouterr().err
     assert main([*map(str, ["couple", *scores[:2], "--out", tmp_path / "no.safetensors"])]) == 2
     assert "2 score files need an --expression" in capsys.readouterr().err
 
@@ -317,6 +331,9 @@ def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_pa
     half = tmp_path / "half.safetensors"
     said(capsys, "edit", "create", selection, "--value", 0.5, "--out", half, *model)
     assert said(capsys, "edit", "diff", edit, half)["in_all"]["different"] > 0
+    with pytest.raises(SystemExit) as ended:
+        main(["edit", "verify", str(half), str(tmp_path / "edited")])
+    assert ended.value.code == 1 and "is neither the base of this edit nor its result" in capsys.readouterr().out
     exported = said(capsys, "edit", "export", edit, "--out", tmp_path / "exported", *model)
     assert exported["largest_difference"] <= 1e-5 * exported["largest_logit"]
     assert main(["edit", "stack", str(edit), str(half), "--out", str(tmp_path / "both.safetensors")]) == 2
@@ -351,6 +368,27 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
 def test_information_without_scores_and_scores_of_two_behaviours_are_refused(files, tmp_path, capsys):
     _, scores, selection = files
     assert main(["information", str(selection), "--out", str(tmp_path)]) == 2
-    assert "information needs --scores" in capsys.readouterr().err
+    assert "information needs the scores of first, second and general" in capsys.readouterr().err
     assert main(["evaluate", str(selection), "--out", str(tmp_path), "--scores", *map(str, scores[:2])]) == 2
-    assert "--scores takes the files of first, second and general, got 2" in capsys.readouterr().err
+    assert "scores must be those of first, second and general, or none; got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--value", "mean"], ["--scores", "s.safetensors"]])
+def test_means_need_scores_and_scores_need_means(files, options, tmp_path, capsys):
+    _, _, selection = files
+    for command in (["ablate", selection], ["edit", "create", selection, "--out", tmp_path / "edit.safetensors"]):
+        assert main([*map(str, command), *options]) == 2
+        assert "--value mean and --scores go together" in capsys.readouterr().err
+
+
+def test_units_are_set_to_their_means_from_a_score_file(files, model, capsys):
+    _, scores, selection = files
+    options = ["--value", "mean", "--scores", scores[2], "--prompts", "May I?", "--answer-length", 2]
+    assert said(capsys, "ablate", selection, *options, *model)["value"] == "Mean"
+    assert main([*map(str, ["ablate", selection, "--value", "half", "--prompts", "May I?", *model])]) == 2
+    assert "a value is a finite number (0 silences) or 'mean', got 'half'" in capsys.readouterr().err
+
+
+def test_a_run_names_its_model(tmp_path, capsys):
+    assert main(["neuron", "L0.1", "--run", str(tmp_path), "--model", "another"]) == 2
+    assert "--run takes model, template and dtype from the run" in capsys.readouterr().err

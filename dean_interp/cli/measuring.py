@@ -13,13 +13,12 @@ from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
 from dean_interp.editing.ablation import Positions, ablate
 from dean_interp.editing.values import Mean, described
-from dean_interp.errors import InputError
 from dean_interp.evaluation.judge import judge, judge_name
 from dean_interp.files import read_json, writable, write_text
 from dean_interp.models.generate import generate
 from dean_interp.models.load import model_fingerprint
 from dean_interp.resume import Unfinished
-from dean_interp.scoring.scores import Scores, load_scores
+from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
 from dean_interp.study.config import AnswerConfig, DataConfig, EvaluationConfig, InformationConfig, ModelConfig
 from dean_interp.study.evaluate import estimate_information, evaluate_edit
@@ -150,22 +149,16 @@ def _row_text(row: dict[str, str]) -> str:
 
 def do_evaluate(step: EvaluateEdit) -> StepResult:
     """Evaluate one edit; the table is in `evaluation.json` too."""
-    selection, scores = load_selection(step.selection), _load_scores(step.scores)
+    selection = load_selection(step.selection)
+    scores = [load_scores(path) for path in step.scores]
     evaluation = evaluate_edit(selection, scores, step.evaluation, step.out)
     return StepResult(read_json(step.out / "evaluation.json", dict[str, Any]), str(evaluation))
 
 
 def do_information(step: EstimateInformation) -> StepResult:
     """Estimate mutual information; the numbers are in `information.json` too."""
-    if not step.scores:
-        raise InputError("information needs --scores, three files: they say which neurons are each behaviour's")
-    selection, scores = load_selection(step.selection), _load_scores(step.scores)
+    selection = load_selection(step.selection)
+    scores = [load_scores(path) for path in step.scores]
     estimates = estimate_information(selection, scores, step.information, step.out)
     record = read_json(step.out / "information.json", dict[str, Any])
     return StepResult(record, "\n\n".join(map(str, estimates)))
-
-
-def _load_scores(paths: Sequence[Path]) -> list[Scores]:
-    if len(paths) not in (0, 3):
-        raise InputError(f"--scores takes the files of first, second and general, got {len(paths)}")
-    return [load_scores(path) for path in paths]
