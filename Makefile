@@ -48,6 +48,7 @@ notebooks: $(VENV)/.test
 bench: $(VENV)/.run
 	$(bin)/python benchmarks/scoring.py
 	$(bin)/python benchmarks/generation.py
+	$(bin)/python benchmarks/imports.py
 
 lock: $(VENV)/.test
 	$(bin)/python -m pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' > constraints.txt

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from dean_interp import ScoringConfig, Selection, Site, distributed, importance, load_behaviour, load_model, measure
-from dean_interp.cli.ending import ended
+from dean_interp.cli.ending import exit_code_of
 from dean_interp.evaluation.windows import window_loss
 from dean_interp.information.activations import read_activations
 from dean_interp.models import loss
@@ -76,7 +76,7 @@ JOBS = {job.__name__: job for job in (numbers, study)}
 def _child(k: int, n: int, port: int, job: str, arguments: list[str]) -> int:
     here = {"RANK": k, "LOCAL_RANK": k, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
-    return ended(lambda: JOBS[job](*arguments), name=job, debug=False)
+    return exit_code_of(lambda: JOBS[job](*arguments), name=job, debug=False)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def test_the_command_writes_a_page_and_its_record(planted, tokenizer, tmp_path, 
     holding(planted, SHARED).save(tmp_path / "chosen.safetensors")
     page = tmp_path / "pages" / "circuit.html"
     command = ["circuit", str(tmp_path / "chosen.safetensors"), "--model", str(tmp_path / "model"), "--template", "raw",
-               "--on", str(tmp_path / "fairness.jsonl"), "--out", str(page), "--n-checked", "6"]  # fmt: skip
+               "--behaviour", str(tmp_path / "fairness.jsonl"), "--out", str(page), "--n-checked", "6"]  # fmt: skip
     assert main([*command, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["edges"] and record["page"] == str(page) and page.is_file()

@@ -85,7 +85,7 @@ def test_the_command_under_torchrun(checkpoints, tmp_path):
     command = [
         "score",
         "privacy",
-        "--n-examples",
+        "--n-calibration",
         "12",
         "--unit",
         "neuron",

@@ -13,8 +13,8 @@ import pytest
 import tyro
 
 import dean_interp
-from dean_interp.cli.arguments import Command
 from dean_interp.cli.main import _CONFIG
+from dean_interp.cli.steps import Command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

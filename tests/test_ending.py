@@ -15,9 +15,9 @@ import tyro
 
 from dean_interp import progress, show_progress
 from dean_interp.cli import data, main
-from dean_interp.cli.arguments import Command
 from dean_interp.cli.help_examples import EXAMPLES
-from dean_interp.cli.steps import Said
+from dean_interp.cli.step_result import StepResult
+from dean_interp.cli.steps import Command
 from dean_interp.cli.terminal import fit_for_reader
 from dean_interp.errors import InputError
 from dean_interp.progress import progress_bar
@@ -133,7 +133,7 @@ def test_json_is_all_there_is_on_standard_output(monkeypatch, capsys):
 
 
 def test_a_number_that_json_does_not_have_is_null(step_that, capsys):
-    step_that(lambda: Said({"rank": float("nan"), "where": "café"}, ""))
+    step_that(lambda: StepResult({"rank": float("nan"), "where": "café"}, ""))
     assert main.main(["report", "runs/demo", "--json"]) == 0
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"rank": None, "where": "café"}
 

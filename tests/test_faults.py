@@ -19,7 +19,7 @@ from dean_interp.resume import Unfinished
 
 NAMES = ("fairness", "privacy", "general")
 MEASURED = ["--n-test", 12, "--n-general-test", 4, "--answer-tokens", 4]
-STUDY = ["--n-calibration", 4, *MEASURED, "--n-random", 1, "--n-equal-kl", 1, "--n-answers", 2, "--max-new-tokens", 4,
+STUDY = ["--n-calibration", 4, *MEASURED, "--n-random", 1, "--n-equal-kl", 1, "--n-answers", 2, "--answer-lengths", 4,
          "--n-answer-controls", 1, "--neuron-fraction", 0.06, "--weight-fraction", 0.03, "--information-fraction", 0.3,
          "--device", "cpu"]  # fmt: skip
 
@@ -42,7 +42,7 @@ def inputs(run, folder, tmp_path_factory) -> dict[str, Path]:
     model = ["--model", folder, "--device", "cpu"]
     scores = [made / f"{name}.safetensors" for name in NAMES]
     for path in scores:
-        assert not run(["score", path.stem, "--n-examples", 4, "--out", path, *model]).code
+        assert not run(["score", path.stem, "--n-calibration", 4, "--out", path, *model]).code
     assert not run(["couple", *scores, "--fraction", 0.06, "--out", made / "selection.safetensors"]).code
     assert not run(["edit", "create", made / "selection.safetensors", "--out", made / "edit.safetensors", *model]).code
     assert not run(["edit", "apply", made / "edit.safetensors", folder, "--out", made / "edited"]).code
@@ -66,13 +66,14 @@ def command(name: str, folder: Path, inputs: dict[str, Path], out: Path) -> list
         "--information-fraction",
         0.3,
     ]
-    answers = ["--n-answers", 4, "--lengths", 2, 4, "--n-answer-controls", 1, "--text", inputs["text"], "--window", 200]
+    answers = ["--n-answers", 4, "--answer-lengths", 2, 4, "--n-answer-controls", 1]
+    answers += ["--text", inputs["text"], "--window", 200]
     return {
         "run": ["run", "--model", folder, "--out", out, *STUDY],
         "sweep": ["sweep", "--model", folder, "--out", out, *STUDY, "--neuron-fractions", 0.06, "--weight-fractions",
                   0.03, "--n-controls", 1],
-        "score": ["score", "privacy", "--n-examples", 24, "--unit", "neuron", "weight", "--batch-tokens", 256, "--out",
-                  out / "scores.safetensors", *model],
+        "score": ["score", "privacy", "--n-calibration", 24, "--unit", "neuron", "weight", "--score-tokens", 256,
+                  "--out", out / "scores.safetensors", *model],
         "evaluate": ["evaluate", *measured, *answers],
         "information": ["information", *measured],
         "edit apply": ["edit", "apply", inputs["edit"], folder, "--out", out / "edited"],

@@ -87,7 +87,7 @@ def test_memory_of_a_batch_beside_what_is_watched(width, d_mlp, heads, layers, t
 
 def test_the_command_prints_a_table_or_json(seventy, capsys):
     given = ["plan", "--model", str(seventy), "--dtype", "bfloat16", "--gpus", "4", "--tflops", "200"]
-    given += ["--units", "neuron"]
+    given += ["--unit", "neuron"]
     assert main(given) == 0
     said = capsys.readouterr().out
     assert "70.55 billion parameters" in said and "start: dean-interp run --device auto" in said

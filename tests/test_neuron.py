@@ -116,21 +116,21 @@ def run_folder(planted, tokenizer, scores, tmp_path):
     """What `dean-interp run` leaves of a study of the planted model."""
     planted_model(tokenizer, shared=-2.0).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    study = {"model": str(tmp_path / "model"), "template": "raw", "dtype": "float32"}
+    model, data = {"name": str(tmp_path / "model"), "template": "raw", "dtype": "float32"}, {}
     (tmp_path / "run" / "scores").mkdir(parents=True)
     for name, place, letter, one in zip(NAMES, ("first", "second", "general"), "fpg", scores, strict=True):
         rows = [{"prompt": e.prompt, **e.answers, "split": "test"} for e in behaviour(letter, 500, 16).examples]
-        study[place] = str(tmp_path / f"{name}.jsonl")
+        data[place] = str(tmp_path / f"{name}.jsonl")
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         one.save(tmp_path / "run" / "scores" / f"{name}.safetensors")
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"study": study, "data": {}}))
-    couple(*scores, fraction=0.075).coupled.save(tmp_path / "run" / "selection.neuron.safetensors")
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"config": {"model": model, "data": data}, "data": {}}))
+    coupling(*scores, fraction=0.075).coupled.save(tmp_path / "run" / "selection.neuron.safetensors")
     return tmp_path / "run"
 
 
 def test_the_command_takes_a_studys_model_data_scores_and_selections(run_folder, tmp_path, capsys):
     page = tmp_path / "pages" / "neuron.html"
-    command = ["neuron", f"L{LAYER}.{SHARED}", "--run", str(run_folder), "--n-examples", "12", "--out", str(page)]
+    command = ["neuron", f"L{LAYER}.{SHARED}", "--run", str(run_folder), "--n-test", "12", "--out", str(page)]
     assert main([*command, "--json", "--answer-tokens", "None"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["held_by"] == {"selection.neuron": True} and record["scores"]["rank"]["fairness"] == 1

@@ -215,7 +215,7 @@ def test_a_servers_key_is_in_nothing_that_a_command_writes(one_layer, tmp_path, 
     with caplog.at_level("DEBUG"), server(lambda n, _: said[n % 3]) as served:
         step = ["evaluate", tmp_path / "selection.safetensors", "--out", tmp_path / "out", "--model", one_layer,
                 "--device", "cpu", "--n-test", 12, "--n-general-test", 4, "--answer-tokens", 4, "--n-answers", 4,
-                "--lengths", 2, "--text", text, "--window", 200, "--judges", f"server:m@{served.url}",
+                "--answer-lengths", 2, "--text", text, "--window", 200, "--judges", f"server:m@{served.url}",
                 "--debug"]  # fmt: skip
         assert main([*map(str, step)]) == 0
     assert {*served.keys} == {f"Bearer {KEY}"}

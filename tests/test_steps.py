@@ -10,7 +10,14 @@ from dean_interp import load_behaviour, load_scores, load_selection
 from dean_interp.cli.main import main
 from dean_interp.data.examples import prompt_hash
 from dean_interp.resume import Unfinished
-from dean_interp.study.config import StudyConfig
+from dean_interp.study.config import (
+    AnswerConfig,
+    CalibrationConfig,
+    ControlConfig,
+    DataConfig,
+    ModelConfig,
+    StudyConfig,
+)
 from dean_interp.study.run import run_study
 
 N_SCORED, N_TEST = 12, 12
@@ -33,7 +40,7 @@ def files(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("steps")
     scores = [folder / "scores" / f"{name}.safetensors" for name in ("fairness", "privacy", "general")]
     for path in scores:
-        options = ["--n-examples", str(N_SCORED), "--unit", "neuron", "weight", "--keep", "0.1", "--out", str(path)]
+        options = ["--n-calibration", str(N_SCORED), "--unit", "neuron", "weight", "--keep", "0.1", "--out", str(path)]
         assert main(["score", path.stem, *options, *model]) == 0
     selection = folder / "coupled.safetensors"
     assert main(["couple", *map(str, scores), "--fraction", "0.075", "--out", str(selection)]) == 0
@@ -44,10 +51,15 @@ def files(model, tmp_path_factory):
 def study(checkpoints, tmp_path_factory):
     """The whole study on the same model, data and fractions."""
     config = StudyConfig(
-        model=str(checkpoints["llama-gqa"]), units=("neuron",), neuron_fraction=0.075, information_fraction=0.3,
-        n_calibration=N_SCORED, n_test=N_TEST, n_general_test=N_TEST, n_random=3, n_equal_kl=1, n_answers=0,
-        device="cpu",
-    )  # fmt: skip
+        model=ModelConfig(str(checkpoints["llama-gqa"]), device="cpu"),
+        data=DataConfig(n_test=N_TEST, n_general_test=N_TEST),
+        calibration=CalibrationConfig(n_calibration=N_SCORED),
+        unit=("neuron",),
+        neuron_fraction=0.075,
+        information_fraction=0.3,
+        controls=ControlConfig(n_random=3, n_equal_kl=1),
+        answers=AnswerConfig(n_answers=0),
+    )
     return run_study(config, tmp_path_factory.mktemp("study"))
 
 
@@ -63,7 +75,7 @@ def asked(files):
     """Short answers, and text of a few windows."""
     text = files[0] / "text.txt"
     text.write_text("A pawn that reaches the last rank becomes a queen. " * 20)
-    return ["--n-answers", 12, "--lengths", 4, 8, "--n-answer-controls", 1, "--text", text, "--window", 200]
+    return ["--n-answers", 12, "--answer-lengths", 4, 8, "--n-answer-controls", 1, "--text", text, "--window", 200]
 
 
 def test_couple_gives_the_selection_and_the_sizes_of_the_study(files, study, tmp_path, capsys):
@@ -94,6 +106,8 @@ def test_couple_takes_an_expression_over_any_number_of_behaviours(files, tmp_pat
     for wrong, message in (("fairness +", "cannot read the expression"), ("nobody", "no behaviour 'nobody'")):
         command = ["couple", *scores, "--expression", wrong, "--count", 5, "--out", tmp_path / "no.safetensors"]
         assert main([*map(str, command)]) == 2 and message in capsys.readouterr().err
+    command = ["couple", *scores, "--fraction", 0.1, "--count", 5, "--out", tmp_path / "no.safetensors"]
+    assert main([*map(str, command)]) == 2 and "give --fraction or --count, not both" in capsys.readouterr().err
     assert main([*map(str, ["couple", *scores[:2], "--out", tmp_path / "no.safetensors"])]) == 2
     assert "2 score files need an --expression" in capsys.readouterr().err
 
@@ -164,7 +178,7 @@ def test_evaluate_leaves_scored_prompts_out_and_says_so(files, measuring, asked,
     some = (*rows[:5], near, *fresh)
     path.write_text("".join(json.dumps({"prompt": one.prompt, **one.answers}) + "\n" for one in some))
     assert scored
-    options = ["--harmful", path, "--calibration", "fairness"]
+    options = ["--harmful", path, "--scored-data", "fairness"]
     record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, *options)
     assert record["removed"]["questions"] == 6
     (line,) = (one for one in record["lines"] if one["metric"].startswith("safe answers") and "8" in one["metric"])
@@ -183,14 +197,14 @@ def test_the_test_part_of_calibration_data_is_not_left_out(files, measuring, ask
     path.write_text("".join(json.dumps({"prompt": one.prompt, **one.answers}) + "\n" for one in rows))
     n_scored = sum(prompt_hash(one.prompt) in load_selection(selection).prompt_hashes for one in rows)
     record = said(
-        capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, "--harmful", path, "--calibration", path
+        capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, "--harmful", path, "--scored-data", path
     )
     assert 0 < n_scored == record["removed"]["whole"]
 
 
 def test_calibration_data_that_was_not_scored_is_refused(files, measuring, asked, tmp_path, capsys):
     _, _, selection = files
-    command = ["evaluate", selection, "--out", tmp_path, *measuring, *asked, "--calibration", "over_refusal_privacy"]
+    command = ["evaluate", selection, "--out", tmp_path, *measuring, *asked, "--scored-data", "over_refusal_privacy"]
     assert main([*map(str, command)]) == 2
     assert "no prompt of 'over_refusal_privacy' was" in capsys.readouterr().err
 
@@ -230,7 +244,7 @@ def test_ablate_shows_both_answers_with_their_verdicts(files, model, tmp_path, c
     _, scores, _ = files
     selection, out = tmp_path / "many.safetensors", tmp_path / "answers.json"
     said(capsys, "couple", *scores, "--fraction", 0.9, 0.9, 0.05, "--out", selection)
-    asked = ["--prompts", "May I?", "And now?", "--max-new-tokens", 4, "--out", out]
+    asked = ["--prompts", "May I?", "And now?", "--answer-length", 4, "--out", out]
     record = said(capsys, "ablate", selection, *asked, *model)
     assert [row["prompt"] for row in record["answers"]] == ["May I?", "And now?"]
     assert json.loads(out.read_text()) == record
@@ -238,7 +252,7 @@ def test_ablate_shows_both_answers_with_their_verdicts(files, model, tmp_path, c
     assert any(row["before"] != row["under"] for row in record["answers"])
     assert {path.name for path in tmp_path.iterdir()} == {"answers.json", "many.safetensors"}
     assert (
-        main(["ablate", str(selection), "--behaviour", "privacy", "--n-prompts", "2", "--max-new-tokens", "2", *model])
+        main(["ablate", str(selection), "--behaviour", "privacy", "--n-prompts", "2", "--answer-length", "2", *model])
         == 0
     )
     assert capsys.readouterr().out.count("under  (") == 2
@@ -251,7 +265,7 @@ def test_score_says_what_it_wrote(files, model, tmp_path, capsys):
         capsys,
         "score",
         "fairness",
-        "--n-examples",
+        "--n-calibration",
         N_SCORED,
         "--unit",
         "neuron",
@@ -272,12 +286,12 @@ def test_a_killed_score_goes_on_from_its_last_batch(model, tmp_path, monkeypatch
     command = [
         "score",
         "fairness",
-        "--n-examples",
+        "--n-calibration",
         str(N_SCORED),
         "--unit",
         "neuron",
         "weight",
-        "--batch-tokens",
+        "--score-tokens",
         "512",
     ]
     command += ["--out", str(out), *model]
@@ -315,8 +329,11 @@ def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_pa
     for file in folder.iterdir():
         assert (tmp_path / "reverted" / file.name).read_bytes() == file.read_bytes()
     half = tmp_path / "half.safetensors"
-    said(capsys, "edit", "create", selection, "--alpha", 0.5, "--out", half, *model)
+    said(capsys, "edit", "create", selection, "--value", 0.5, "--out", half, *model)
     assert said(capsys, "edit", "diff", edit, half)["in_all"]["different"] > 0
+    with pytest.raises(SystemExit) as ended:
+        main(["edit", "verify", str(half), str(tmp_path / "edited")])
+    assert ended.value.code == 1 and "is neither the base of this edit nor its result" in capsys.readouterr().out
     exported = said(capsys, "edit", "export", edit, "--out", tmp_path / "exported", *model)
     assert exported["largest_difference"] <= 1e-5 * exported["largest_logit"]
     assert main(["edit", "stack", str(edit), str(half), "--out", str(tmp_path / "both.safetensors")]) == 2
@@ -341,7 +358,7 @@ def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_pa
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dean_interp.cli.model.load_model", lambda *args, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("dean_interp.study.config.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("dean-interp: ") and captured.err.count("\n") == 1
@@ -351,6 +368,27 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
 def test_information_without_scores_and_scores_of_two_behaviours_are_refused(files, tmp_path, capsys):
     _, scores, selection = files
     assert main(["information", str(selection), "--out", str(tmp_path)]) == 2
-    assert "information needs --scores" in capsys.readouterr().err
+    assert "information needs the scores of first, second and general" in capsys.readouterr().err
     assert main(["evaluate", str(selection), "--out", str(tmp_path), "--scores", *map(str, scores[:2])]) == 2
-    assert "--scores takes the files of first, second and general, got 2" in capsys.readouterr().err
+    assert "scores must be those of first, second and general, or none; got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--value", "mean"], ["--scores", "s.safetensors"]])
+def test_means_need_scores_and_scores_need_means(files, options, tmp_path, capsys):
+    _, _, selection = files
+    for command in (["ablate", selection], ["edit", "create", selection, "--out", tmp_path / "edit.safetensors"]):
+        assert main([*map(str, command), *options]) == 2
+        assert "--value mean and --scores go together" in capsys.readouterr().err
+
+
+def test_units_are_set_to_their_means_from_a_score_file(files, model, capsys):
+    _, scores, selection = files
+    options = ["--value", "mean", "--scores", scores[2], "--prompts", "May I?", "--answer-length", 2]
+    assert said(capsys, "ablate", selection, *options, *model)["value"] == "Mean"
+    assert main([*map(str, ["ablate", selection, "--value", "half", "--prompts", "May I?", *model])]) == 2
+    assert "a value is a finite number (0 silences) or 'mean', got 'half'" in capsys.readouterr().err
+
+
+def test_a_run_names_its_model(tmp_path, capsys):
+    assert main(["neuron", "L0.1", "--run", str(tmp_path), "--model", "another"]) == 2
+    assert "--run takes model, template and dtype from the run" in capsys.readouterr().err

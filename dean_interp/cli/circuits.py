@@ -1,163 +1,179 @@
-"""`dean-interp neuron` and `dean-interp circuit`: a look at single neurons, and at what feeds a set of them."""
+"""`dean-interp neuron` and `dean-interp circuit`: a look at one neuron, and at what feeds a set of neurons."""
 
 import dataclasses
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter
 from tyro.conf import OmitArgPrefixes, Positional
 
 from dean_interp.circuits.neuron import parse_neuron
-from dean_interp.cli.model import Model
+from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, writable
-from dean_interp.models.tokens import Template
 from dean_interp.report.circuit_page import circuit_page
-from dean_interp.report.html import options_of
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.scoring.scores import load_scores
-from dean_interp.selection.selection import load_selection
+from dean_interp.selection.selection import Selection, load_selection
+from dean_interp.study.config import DataConfig, ModelConfig, StudyConfig
 
 
 @dataclass(frozen=True)
-class NeuronStep:
-    """Show one neuron: where it fires, what it writes, its ranks, what happens when it alone is silenced."""
+class ShowNeuron:
+    """Show one neuron: where it fires, what it writes, its ranks, and what happens when it alone is silenced."""
 
     neuron: Positional[str]
-    """Its layer and index: L17.1042."""
+    """Layer and index of the neuron: L17.1042."""
     run: Path | None = None
-    """A study's folder: its model, data, scores and selections are taken, those given here besides."""
-    on: tuple[str, ...] = ("fairness", "privacy", "general")
-    """Behaviours (built-in names, files, published sets) on whose test examples it is read and measured."""
-    n_examples: int = 32
-    """Test examples of each."""
+    """Run folder of a study, from which model, behaviours, scores and selections are taken."""
+    behaviours: tuple[str, ...] = (DataConfig.first, DataConfig.second, DataConfig.general)
+    """Behaviours on whose test examples the neuron is read and measured: built-in names, files, or published sets."""
+    n_test: int = DataConfig.n_test
+    """Number of test examples of each behaviour."""
     n_texts: int = 8
-    """Texts that are shown: those on which it fires most."""
-    answer_tokens: int | None = 12
-    """First tokens of each answer that are measured with the neuron silenced (None: all)."""
+    """Number of texts to show: those on which the neuron fires most."""
+    answer_tokens: int | None = DataConfig.answer_tokens
+    """Number of first tokens of each answer that are measured with the neuron silenced (None: all)."""
     scores: tuple[Path, ...] = ()
-    """Score files, for its score and rank in each behaviour."""
+    """Score files, for the neuron's score and rank in each behaviour. Those of `--run` are added."""
     selections: tuple[Path, ...] = ()
-    """Selection files; the page says which hold it."""
-    seed: int = 0
-    """Of the draws of examples."""
+    """Selection files; the page says which of them hold the neuron. Those of `--run` are added."""
+    seed: int = DataConfig.seed
+    """Seed for sampling examples."""
     out: Path | None = None
-    """The page to write; unset: neurons/<name>.html."""
-    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+    """Page to write. Unset: neurons/NAME.html."""
+    model: OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
 
 
 @dataclass(frozen=True)
-class CircuitStep:
+class ShowCircuit:
     """Show what feeds the selected neurons on one example, what they feed, and how far to believe the attribution."""
 
     selection: Positional[Path]
-    """A selection of neurons."""
-    on: str = "privacy"
-    """A behaviour with safe and unsafe answers."""
+    """Selection file, of neurons."""
+    behaviour: str = "privacy"
+    """Behaviour with safe and unsafe answers, whose test example is taken."""
     example: int = 0
-    """Which of its test examples, from 0."""
+    """Number of the test example, from 0."""
     n_targets: int = 10
-    """Of the selected neurons at their tokens, those with the largest effect on the margin."""
+    """Number of selected neurons (each at one token) to show: those with the largest effect on the margin."""
     n_sources: int = 8
-    """Largest sources of each."""
+    """Number of largest sources to show for each of them."""
     n_checked: int = 32
-    """Largest edges into the set that are measured by intervention, beside as many random ones."""
-    answer_tokens: int | None = 12
-    """First tokens of both answers (None: all)."""
-    seed: int = 0
-    """Of the random edges."""
+    """Number of largest edges into the set that are measured by intervention, beside as many random edges."""
+    answer_tokens: int | None = DataConfig.answer_tokens
+    """Number of first tokens of both answers that are measured (None: all)."""
+    seed: int = DataConfig.seed
+    """Seed for sampling the random edges."""
     out: Path = Path("circuits/circuit.html")
-    """The page to write."""
-    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+    """Page to write."""
+    model: OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
 
 
-def show_circuit(step: CircuitStep) -> tuple[dict[str, Any], str]:
-    """Write the page; a record and a text for its user. Raises `InputError` for what can be put right."""
+def do_circuit(step: ShowCircuit) -> StepResult:
+    """Trace the circuit and write its page. Raises `InputError` for what can be put right."""
     writable(step.out)
     selection = load_selection(step.selection)
-    examples = load_behaviour(step.on, n_examples=None, split="test").examples
+    examples = load_behaviour(step.behaviour, n_examples=None, split="test").examples
     if not 0 <= step.example < len(examples):
-        raise InputError(f"example must be from 0 to {len(examples) - 1} ('{step.on}', test split), got {step.example}")
+        raise InputError(
+            f"example must be from 0 to {len(examples) - 1} ('{step.behaviour}', test split), got {step.example}"
+        )
     page = circuit_page(
-        step.model.loaded(), selection, examples[step.example], n_targets=step.n_targets, n_sources=step.n_sources,
-        n_checked=step.n_checked, answer_tokens=step.answer_tokens, template=step.model.template, seed=step.seed,
-    )  # fmt: skip
-    page = dataclasses.replace(
-        page,
-        title=f"What feeds {step.selection.stem}, and what it feeds",
-        command=_command("circuit", step, CircuitStep(step.selection)),
+        step.model.load(),
+        selection,
+        examples[step.example],
+        n_targets=step.n_targets,
+        n_sources=step.n_sources,
+        n_checked=step.n_checked,
+        answer_tokens=step.answer_tokens,
+        template=step.model.template,
+        seed=step.seed,
     )
+    title = f"What feeds {step.selection.stem}, and what it feeds"
+    command = _command("circuit", str(step.selection), step, ShowCircuit(step.selection))
+    page = dataclasses.replace(page, title=title, command=command)
     page.save(step.out)
-    return {"page": str(step.out), **_record(page.circuit)}, f"{page.headline}\npage: {step.out.resolve()}"
+    record = {"page": str(step.out), **_record(page.circuit)}
+    return StepResult(record, f"{page.headline}\npage: {step.out.resolve()}")
+
+
+def do_neuron(step: ShowNeuron) -> StepResult:
+    """Look at the neuron and write its page. Raises `InputError` for what can be put right."""
+    site, index = parse_neuron(step.neuron)
+    command = _command("neuron", step.neuron, step, ShowNeuron(step.neuron))
+    if step.run:
+        step = _with_run(step, step.run)
+    out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
+    writable(out)
+    page = neuron_page(
+        step.model.load(),
+        site,
+        index,
+        [load_behaviour(name, n_examples=step.n_test, seed=step.seed, split="test") for name in step.behaviours],
+        scores=[load_scores(path) for path in step.scores],
+        selections=_neuron_selections(step),
+        n_texts=step.n_texts,
+        template=step.model.template,
+        answer_tokens=step.answer_tokens,
+    )
+    page = dataclasses.replace(page, command=command)
+    page.save(out)
+    record = {"page": str(out), **_record(page.view)}
+    return StepResult(record, f"{page.headline}\n{page.view.written}\npage: {out.resolve()}")
+
+
+def _neuron_selections(step: ShowNeuron) -> dict[str, Selection]:
+    """The selections of neurons by the names of their files. A run holds selections of weights, too."""
+    selections = {path.stem: load_selection(path) for path in step.selections}
+    return {name: selection for name, selection in selections.items() if next(iter(selection.shapes)).unit == "neuron"}
 
 
 def _record(value: object) -> dict[str, Any]:
     return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
-def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
-    """Write the page; a record and a text for its user. Raises `InputError` for what can be put right."""
-    site, index = parse_neuron(step.neuron)
-    command = _command("neuron", step, NeuronStep(step.neuron))
-    if step.run:
-        step = _of_run(step, step.run)
-    out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
-    writable(out)
-    scores = [load_scores(path) for path in step.scores]
-    selections = {path.stem: load_selection(path) for path in step.selections}
-    selections = {name: one for name, one in selections.items() if next(iter(one.shapes)).unit == "neuron"}
-    examples = [load_behaviour(name, n_examples=step.n_examples, seed=step.seed, split="test") for name in step.on]
-    page = neuron_page(
-        step.model.loaded(), site, index, examples, scores=scores, selections=selections, n_texts=step.n_texts,
-        template=step.model.template, answer_tokens=step.answer_tokens,
-    )  # fmt: skip
-    page = dataclasses.replace(page, command=command)
-    page.save(out)
-    return {
-        "page": str(out),
-        **_record(page.view),
-    }, f"{page.headline}\n{page.view.written}\npage: {out.resolve()}"
-
-
 @dataclass(frozen=True)
-class _Study:
-    model: str
-    template: Template
-    dtype: Literal["float32", "float16", "bfloat16"]
-    first: str
-    second: str
-    general: str
+class _RunSettings:
+    """What is taken of a run's `config.json`."""
+
+    config: StudyConfig
 
 
-@dataclass(frozen=True)
-class _Config:
-    """What is taken of a study's `config.json`."""
-
-    study: _Study
-
-
-def _of_run(step: NeuronStep, folder: Path) -> NeuronStep:
+def _with_run(step: ShowNeuron, folder: Path) -> ShowNeuron:
     """The step with what a study's folder holds."""
+    if dataclasses.replace(step.model, device=None) != ModelConfig():
+        raise InputError("--run takes model, template and dtype from the run: give --device alone beside it")
     try:
-        study = read_json(folder / "config.json", _Config).study
+        study = read_json(folder / "config.json", _RunSettings).config
     except InputError as error:
         raise InputError(f"{folder} is no run folder: {error}") from error
-    sources = (study.first, study.second, study.general)
+    has_default_behaviours = step.behaviours == ShowNeuron(step.neuron).behaviours
     return dataclasses.replace(
         step,
-        model=Model(study.model, study.template, step.model.device, study.dtype),
-        on=sources if step.on == NeuronStep(step.neuron).on else step.on,
+        model=dataclasses.replace(study.model, device=step.model.device),
+        behaviours=study.data.sources if has_default_behaviours else step.behaviours,
         scores=(*step.scores, *sorted((folder / "scores").glob("*.safetensors"))),
         selections=(*step.selections, *sorted(folder.glob("selection.*.safetensors"))),
     )
 
 
-def _command(name: str, step: NeuronStep | CircuitStep, default: NeuronStep | CircuitStep) -> str:
-    """The command that makes the page again: what was named, and every option that is not the default."""
-    (named, *_) = vars(step).values()
-    return shlex.join(
-        ["dean-interp", name, str(named), *options_of(step, default), *options_of(step.model, default.model)]
-    )
+def _command(name: str, subject: str, step: ShowNeuron | ShowCircuit, default: ShowNeuron | ShowCircuit) -> str:
+    """The command that makes the page again: what it shows, and every option that is not the default."""
+    words = ["dean-interp", name, subject]
+    defaults = _options(default)
+    for option, value in _options(step).items():
+        if value != defaults[option]:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{option.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
+def _options(step: ShowNeuron | ShowCircuit) -> dict[str, Any]:
+    """The options of a step by name, those of its model among them."""
+    options = {**vars(step), **vars(step.model), "model": step.model.name}
+    del options["name"]
+    return options

@@ -4,14 +4,14 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
+from dean_interp.cli.step_result import StepResult
 from dean_interp.data.audit import NEAR, audit
-from dean_interp.data.examples import load_behaviour
+from dean_interp.data.examples import Example, load_behaviour
 from dean_interp.data.sources import licence_of
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.lexical import lexical_labels
@@ -23,56 +23,59 @@ class AuditData:
     """Count duplicates, leakage between data sets, refusals and lengths."""
 
     sets: Positional[tuple[str, ...]]
-    """Built-in names, CSV or JSONL files, data set folders, hub names or published sets; all their rows are read."""
+    """Data sets: built-in names, CSV or JSONL files, folders, hub names or published sets. All their rows are read."""
     threshold: float = NEAR
     """Jaccard similarity of word trigrams from which two prompts are near duplicates."""
     tokenizer: str | None = None
-    """A checkpoint folder or hub name whose tokenizer counts lengths in tokens too."""
+    """Checkpoint folder or hub name whose tokenizer counts lengths in tokens, too."""
     out: Path | None = None
-    """A JSON file to write too."""
+    """JSON file to write, too."""
 
 
 @dataclass(frozen=True)
 class ShowData:
-    """Show how a data set is read: its first examples."""
+    """Show the first examples of a data set as they are read."""
 
     name: Positional[str]
-    """A built-in name, a CSV or JSONL file, a data set folder, a hub name or a published set."""
+    """Data set: a built-in name, a CSV or JSONL file, a folder, a hub name or a published set."""
     n_examples: int = 3
-    """How many."""
+    """Number of examples to show."""
 
 
 @dataclass(frozen=True)
 class DataStep:
-    """Data sets: audit, show."""
+    """Audit or show data sets."""
 
     action: OmitArgPrefixes[Annotated[AuditData, subcommand("audit")] | Annotated[ShowData, subcommand("show")]]
 
 
-@singledispatch
-def data_action(action: object) -> tuple[dict[str, Any], str]:
-    """A record and a text for its user. Raises `InputError` for what can be put right."""
-    raise TypeError(f"no action of `data`: {action!r}")
+def do_data(step: DataStep) -> StepResult:
+    """Do one action of `data`. Raises `InputError` for what its user can put right."""
+    match step.action:
+        case AuditData():
+            return _audit(step.action)
+        case ShowData():
+            return _show(step.action)
 
 
-@data_action.register
-def _(action: AuditData) -> tuple[dict[str, Any], str]:
+def _audit(action: AuditData) -> StepResult:
     if not action.sets:
         raise InputError("name at least one data set")
     if action.out:
         writable(action.out)
     behaviours = [load_behaviour(name, n_examples=None, split=None) for name in action.sets]
-    found = audit(
+    licences = {behaviour.name: licence_of(name) for behaviour, name in zip(behaviours, action.sets, strict=True)}
+    data_audit = audit(
         behaviours,
-        refused=lambda answers: [one == "refusal" for one in lexical_labels(answers)],
+        refused=lambda answers: [label == "refusal" for label in lexical_labels(answers)],
         threshold=action.threshold,
         tokenize=_tokenizer(action.tokenizer) if action.tokenizer else None,
-        licences={one.name: licence_of(name) for one, name in zip(behaviours, action.sets, strict=True)},
+        licences=licences,
     )
-    record = dataclasses.asdict(found)
+    record = dataclasses.asdict(data_audit)
     if action.out:
         write_text(action.out, json.dumps(record, indent=1) + "\n")
-    return record, str(found)
+    return StepResult(record, str(data_audit))
 
 
 def _tokenizer(name: str) -> Callable[[str], Sequence[int]]:
@@ -85,16 +88,17 @@ def _tokenizer(name: str) -> Callable[[str], Sequence[int]]:
     return lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
-@data_action.register
-def _(action: ShowData) -> tuple[dict[str, Any], str]:
+def _show(action: ShowData) -> StepResult:
     if action.n_examples < 1:
         raise InputError(f"n_examples must be at least 1, got {action.n_examples}")
-    whole = load_behaviour(action.name, n_examples=None, split=None)
-    shown = whole.examples[: action.n_examples]
-    rows = [{"prompt": one.prompt, "topic": one.topic, **one.answers} for one in shown]
-    parts = [
-        f"{one.prompt}\n" + "".join(f"  {kind}: {answer}\n" for kind, answer in one.answers.items()) for one in shown
-    ]
-    return {"name": whole.name, "n_rows": len(whole), "examples": rows}, "\n".join(
-        [*parts, f"{len(whole)} rows in all"]
-    )
+    behaviour = load_behaviour(action.name, n_examples=None, split=None)
+    shown = behaviour.examples[: action.n_examples]
+    rows = [{"prompt": example.prompt, "topic": example.topic, **example.answers} for example in shown]
+    record = {"name": behaviour.name, "n_rows": len(behaviour), "examples": rows}
+    text = "\n".join(map(_example_text, shown))
+    return StepResult(record, f"{text}\n{len(behaviour)} rows in all")
+
+
+def _example_text(example: Example) -> str:
+    answers = "".join(f"  {kind}: {answer}\n" for kind, answer in example.answers.items())
+    return f"{example.prompt}\n{answers}"

@@ -1,45 +1,69 @@
-"""`dean-interp edit`: the arguments of each action, and what it does."""
+"""`dean-interp edit`: make edit files, write them into checkpoints, and take them back."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce, singledispatch
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
-from dean_interp.cli.model import Model
+from dean_interp.cli.replacement import Replacement
+from dean_interp.cli.step_result import StepResult
 from dean_interp.editing.apply import create_edit
 from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, export, revert_edit_in_checkpoint, tensor_states
-from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit, refuse_state, stack
-from dean_interp.editing.values import Mean, Scale, Zero
+from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit, stack
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.files import writable
-from dean_interp.scoring.scores import load_scores
+from dean_interp.models.load import HookedModel
 from dean_interp.selection.selection import load_selection
+from dean_interp.study.config import ModelConfig
+
+CHECKPOINT_STATES = {
+    "base": "is the edit's base",
+    "edited": "holds the edit",
+    "both": "is left as it is by this edit",
+    "other": "is neither the base of this edit nor its result",
+}
+"""What `edit verify` says of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class EditedModel:
+    """The model whose weights the edit changes."""
+
+    model: str = ModelConfig.name
+    """A name on the Hugging Face hub, a local folder, a .gguf file, or the demo model."""
+    device: Literal["cpu", "cuda", "mps", "auto"] | None = ModelConfig.device
+    """Where the model runs. Unset: CUDA where there is one, else the CPU."""
+    dtype: Literal["float32", "float16", "bfloat16"] = ModelConfig.dtype
+    """Number format of the weights."""
+
+    def load(self) -> HookedModel:
+        """Load the model. Errors are those of `ModelConfig.load`."""
+        return ModelConfig(name=self.model, device=self.device, dtype=self.dtype).load()
 
 
 @dataclass(frozen=True)
 class CreateEdit:
-    """Make an edit file: what an ablation would change in the checkpoint, a small file that can be taken back."""
+    """Make an edit file: what silencing the selected units would change in the checkpoint. It can be taken back."""
 
     selection: Positional[Path]
-    """The selection file: neurons or weights."""
+    """Selection file, of neurons or weights."""
     out: Path
-    """The edit file to write."""
-    alpha: float = 0.0
-    """What the units are multiplied by: 0 silences."""
-    mean: Path | None = None
-    """A score file: put neurons' means over its examples in place, where the model has biases to carry them."""
-    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+    """Edit file to write."""
+    replacement: OmitArgPrefixes[Replacement] = field(default_factory=Replacement)
+    model: OmitArgPrefixes[EditedModel] = field(default_factory=EditedModel)
 
 
 @dataclass(frozen=True)
 class ShowEdit:
-    """Say what an edit changes and where it comes from."""
+    """Print what an edit changes and where it comes from."""
 
     edit: Positional[Path]
-    """The edit file."""
+    """Edit file."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +71,11 @@ class ApplyEdit:
     """Write an edited copy of a checkpoint folder, file by file, without loading the model."""
 
     edit: Positional[Path]
-    """The edit file."""
+    """Edit file."""
     checkpoint: Positional[Path]
-    """A Hugging Face checkpoint folder with safetensors files; it is read only."""
+    """Hugging Face checkpoint folder with safetensors files; nothing is written to it."""
     out: Path
-    """The new folder."""
+    """New folder to write."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +83,21 @@ class RevertEdit:
     """Write a copy of an edited checkpoint without the edit: the same bytes as before it."""
 
     edit: Positional[Path]
-    """The edit file."""
+    """Edit file."""
     checkpoint: Positional[Path]
-    """The edited checkpoint folder; it is read only."""
+    """Edited checkpoint folder; nothing is written to it."""
     out: Path
-    """The new folder."""
+    """New folder to write."""
 
 
 @dataclass(frozen=True)
 class VerifyEdit:
-    """Say whether a checkpoint is the edit's base or holds the edit; neither is an error."""
+    """Check whether a checkpoint is the edit's base or holds the edit. The exit code is 1 where it is neither."""
 
     edit: Positional[Path]
-    """The edit file."""
+    """Edit file."""
     checkpoint: Positional[Path]
-    """The checkpoint folder."""
+    """Checkpoint folder."""
 
 
 @dataclass(frozen=True)
@@ -81,35 +105,35 @@ class DiffEdits:
     """Compare two edits, tensor by tensor."""
 
     first: Positional[Path]
-    """An edit file."""
+    """First edit file."""
     second: Positional[Path]
-    """Another."""
+    """Second edit file."""
 
 
 @dataclass(frozen=True)
 class StackEdits:
-    """Make one edit of several of the same base."""
+    """Make one edit of several with the same base."""
 
     edits: Positional[tuple[Path, ...]]
-    """The edit files."""
+    """Edit files."""
     out: Path
-    """The edit file to write."""
+    """Edit file to write."""
 
 
 @dataclass(frozen=True)
 class ExportEdit:
-    """Write a model with the edit as a checkpoint folder; load it in plain transformers, compare logits, generate."""
+    """Write a model with the edit as a checkpoint folder, compare its logits in plain transformers, generate."""
 
     edit: Positional[Path]
-    """The edit file."""
+    """Edit file."""
     out: Path
-    """The new folder."""
-    model: OmitArgPrefixes[Model] = field(default_factory=Model)
+    """New folder to write."""
+    model: OmitArgPrefixes[EditedModel] = field(default_factory=EditedModel)
 
 
 @dataclass(frozen=True)
 class EditStep:
-    """Edits as files: create, show, apply, verify, revert, diff, stack, export."""
+    """Create, show, apply, verify, revert, diff, stack or export edit files."""
 
     action: OmitArgPrefixes[
         Annotated[CreateEdit, subcommand("create")]
@@ -123,106 +147,123 @@ class EditStep:
     ]
 
 
-@singledispatch
-def edit_action(action: object) -> tuple[dict[str, Any], str]:
-    """A record and a text for its user. Raises `InputError` for what can be put right."""
-    raise TypeError(f"no action of `edit`: {action!r}")
+def do_edit(step: EditStep) -> StepResult:
+    """Do one action of `edit`. Raises `InputError` for what its user can put right."""
+    action = step.action
+    match action:
+        case CreateEdit():
+            return _create(action)
+        case ShowEdit():
+            edit = load_edit(action.edit)
+            return StepResult(_record(edit), _text(edit))
+        case ApplyEdit():
+            return _apply(action)
+        case RevertEdit():
+            return _revert(action)
+        case VerifyEdit():
+            return _verify(action)
+        case DiffEdits():
+            return _diff(action)
+        case StackEdits():
+            return _stack(action)
+        case ExportEdit():
+            return _export(action)
 
 
-@edit_action.register
-def _(action: CreateEdit) -> tuple[dict[str, Any], str]:
+def _create(action: CreateEdit) -> StepResult:
     writable(action.out)
     selection = load_selection(action.selection)
-    if action.mean is not None and action.alpha:
-        raise InputError(f"give --alpha or --mean, not both; got --alpha {action.alpha} and --mean {action.mean}")
-    scores = load_scores(action.mean) if action.mean else None
-    value = Mean(scores) if scores else Scale(action.alpha) if action.alpha else Zero()
-    model = action.model.loaded()
+    value = action.replacement.load()
+    model = action.model.load()
     edit = create_edit(model, selection, value=value)
-    held = [str(one) for one in held_super_weights(selection, super_weights(model))]
+    held = [str(super_weight) for super_weight in held_super_weights(selection, super_weights(model))]
     edit.save(action.out)
     size = action.out.stat().st_size
     record = {"out": str(action.out), "bytes": size, "super_weights": held, **_record(edit)}
     warning = f"it changes super weights, which may break the model: {', '.join(held)}\n" if held else ""
-    return record, f"{_text(edit)}\n{warning}edit: {action.out.resolve()} ({size / 1000:.0f} kB)"
+    return StepResult(record, f"{_text(edit)}\n{warning}edit: {action.out.resolve()} ({size / 1000:.0f} kB)")
 
 
-@edit_action.register
-def _(action: ShowEdit) -> tuple[dict[str, Any], str]:
-    edit = load_edit(action.edit)
-    return _record(edit), _text(edit)
-
-
-@edit_action.register
-def _(action: ApplyEdit) -> tuple[dict[str, Any], str]:
+def _apply(action: ApplyEdit) -> StepResult:
     edit = load_edit(action.edit)
     apply_edit_to_checkpoint(action.checkpoint, edit, action.out)
-    return {"out": str(action.out), "numbers": len(edit)}, f"edited checkpoint: {action.out.resolve()}"
+    record = {"out": str(action.out), "numbers": len(edit)}
+    return StepResult(record, f"edited checkpoint: {action.out.resolve()}")
 
 
-@edit_action.register
-def _(action: RevertEdit) -> tuple[dict[str, Any], str]:
+def _revert(action: RevertEdit) -> StepResult:
     edit = load_edit(action.edit)
     revert_edit_in_checkpoint(action.checkpoint, edit, action.out)
-    return {"out": str(action.out), "numbers": len(edit)}, f"checkpoint without the edit: {action.out.resolve()}"
+    record = {"out": str(action.out), "numbers": len(edit)}
+    return StepResult(record, f"checkpoint without the edit: {action.out.resolve()}")
 
 
-@edit_action.register
-def _(action: VerifyEdit) -> tuple[dict[str, Any], str]:
-    edit = load_edit(action.edit)
-    states = tensor_states(action.checkpoint, edit)
+def _verify(action: VerifyEdit) -> StepResult:
+    states = tensor_states(action.checkpoint, load_edit(action.edit))
     state = joint_edit_state(list(states.values()))
-    if state == "other":
-        refuse_state(state, "base", edit, str(action.checkpoint))
-    said = {"base": "is the edit's base", "edited": "holds the edit", "both": "is left as it is by this edit"}[state]
-    return {"state": state, "tensors": states}, f"{action.checkpoint} {said}, in the {len(states)} tensors it changes"
+    text = f"{action.checkpoint} {CHECKPOINT_STATES[state]}, in the {len(states)} tensors it changes"
+    return StepResult({"state": state, "tensors": states}, text, holds=state != "other")
 
 
-@edit_action.register
-def _(action: DiffEdits) -> tuple[dict[str, Any], str]:
-    found = compare(load_edit(action.first), load_edit(action.second))
+def _diff(action: DiffEdits) -> StepResult:
+    by_tensor = compare(load_edit(action.first), load_edit(action.second))
     columns = ("alike", "different", "first_only", "second_only")
-    lines = [f"{'':<44}" + "".join(f"{column:>13}" for column in columns)]
-    total = {column: sum(row[column] for row in found.values()) for column in columns}
-    lines += [f"{name:<44}" + "".join(f"{row[column]:>13}" for column in columns)
-              for name, row in [*found.items(), ("in all", total)]]  # fmt: skip
-    return {"tensors": found, "in_all": total}, "\n".join(lines)
+    total = {column: sum(counts[column] for counts in by_tensor.values()) for column in columns}
+    lines = [_diff_line("", columns)]
+    for name, counts in [*by_tensor.items(), ("in all", total)]:
+        lines.append(_diff_line(name, [counts[column] for column in columns]))
+    return StepResult({"tensors": by_tensor, "in_all": total}, "\n".join(lines))
 
 
-@edit_action.register
-def _(action: StackEdits) -> tuple[dict[str, Any], str]:
+def _diff_line(name: str, cells: tuple[str, ...] | list[int]) -> str:
+    return f"{name:<44}" + "".join(f"{cell:>13}" for cell in cells)
+
+
+def _stack(action: StackEdits) -> StepResult:
     if len(action.edits) < 2:
         raise InputError(f"a stack needs two edits or more, got {len(action.edits)}")
     writable(action.out)
     edit = reduce(stack, map(load_edit, action.edits))
     edit.save(action.out)
-    return {"out": str(action.out), **_record(edit)}, f"{_text(edit)}\nedit: {action.out.resolve()}"
+    return StepResult({"out": str(action.out), **_record(edit)}, f"{_text(edit)}\nedit: {action.out.resolve()}")
 
 
-@edit_action.register
-def _(action: ExportEdit) -> tuple[dict[str, Any], str]:
+def _export(action: ExportEdit) -> StepResult:
     edit = load_edit(action.edit)
-    said = export(action.model.loaded(), edit, action.out)
-    text = (f"checkpoint: {action.out.resolve()}\nin plain transformers its logits differ from the hooked model's "
-            f"by at most {said['largest_difference']:.2g} (largest logit {said['largest_logit']:.3g}); it answers:\n"
-            f"{said['answer']}")  # fmt: skip
-    return {"out": str(action.out), **said}, text
+    check = export(action.model.load(), edit, action.out)
+    text = (
+        f"checkpoint: {action.out.resolve()}\n"
+        f"in plain transformers its logits differ from the hooked model's by at most {check['largest_difference']:.2g} "
+        f"(largest logit {check['largest_logit']:.3g}); it answers:\n"
+        f"{check['answer']}"
+    )
+    return StepResult({"out": str(action.out), **check}, text)
 
 
 def _record(edit: Edit) -> dict[str, Any]:
-    tensors = {name: {"numbers": len(change.indices), "shape": list(change.shape), "base": change.base}
-               for name, change in edit.changes.items()}  # fmt: skip
+    tensors = {}
+    for name, change in edit.changes.items():
+        tensors[name] = {"numbers": len(change.indices), "shape": list(change.shape), "base": change.base}
     facts = {name: fact for name, fact in edit.facts.items() if name != "prompt_hashes"}
-    return {"numbers": len(edit), "digest": edit.digest, **facts, "tensors": tensors,
-            "n_scored_prompts": len(edit.facts["prompt_hashes"])}  # fmt: skip
+    return {
+        "numbers": len(edit),
+        "digest": edit.digest,
+        **facts,
+        "tensors": tensors,
+        "n_scored_prompts": len(edit.facts["prompt_hashes"]),
+    }
 
 
 def _text(edit: Edit) -> str:
     facts = edit.facts
-    kinds = {kind: sum(n for site, n in facts["units"].items() if (site.endswith("neurons")) == (kind == "neurons"))
-             for kind in ("neurons", "weights")}  # fmt: skip
-    units = " and ".join(f"{n} {kind}" for kind, n in kinds.items() if n)
     return (
-        f"{edit!r}\n{units} of {facts['architecture']}, {facts['value']}; selected with "
+        f"{edit!r}\n{_units_text(facts['units'])} of {facts['architecture']}, {facts['value']}; selected with "
         f"{len(facts['prompt_hashes'])} prompts; digest {edit.digest[:16]}"
     )
+
+
+def _units_text(units_per_site: Mapping[str, int]) -> str:
+    counts: Counter[str] = Counter()
+    for site, n in units_per_site.items():
+        counts["neurons" if site.endswith("neurons") else "weights"] += n
+    return " and ".join(f"{counts[kind]} {kind}" for kind in ("neurons", "weights") if counts[kind])

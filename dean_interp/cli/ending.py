@@ -1,4 +1,4 @@
-"""How `dean-interp` and `analyses/` end: with an exit code and, where something was wrong, one line."""
+"""How `dean-interp` and `analyses/` end: with an exit code and, where something was wrong, one line on stderr."""
 
 import errno
 import os
@@ -14,42 +14,44 @@ from dean_interp.errors import InputError
 
 EXIT_CODES = """exit codes:
   0    done
-  1    what was verified does not hold
+  1    what was verified does not hold (`verify`, `edit verify`)
   2    wrong input, with what was given and what is allowed
   70   an internal error, which is a fault of this program
   130  interrupted by Ctrl-C; the same command goes on from what was written
-  141  whoever read the output closed it, as `head` does"""
+  141  the reader of the output closed it, as `head` does"""
 
 
-def ended(work: Callable[[], object], *, name: str, debug: bool) -> int:
-    """Do the work; one of `EXIT_CODES`, after one line on standard error where something was wrong.
+def exit_code_of(work: Callable[[], object], *, name: str, debug: bool) -> int:
+    """Do the work and return one of `EXIT_CODES`.
 
-    With `debug` the trace comes before that line.
+    Errors print one line to stderr, which begins with `name`; `debug` adds the traceback.
     """
     try:
         with joined():
-            name += f" (process {rank()})" if n_processes() > 1 else ""
+            if n_processes() > 1:
+                name += f" (process {rank()})"
             with fit_for_reader():
                 try:
                     work()
                 finally:
-                    sys.stdout.flush()  # a closed pipe shows here, not after the last line of Python
+                    # A closed pipe shows here, and not after the last line of Python.
+                    sys.stdout.flush()
         return 0
     except BrokenPipeError:
+        # What is left in both streams is written once more when Python exits, so it must go nowhere.
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # what is left in them is written once more when Python exits
+        for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere, stream.fileno())
         return 141
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exception(error)
-        code, line = _said(error)
-        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
-        sys.stderr.write(f"{name}: {line}\n")
+        code, message = _code_and_message(error)
+        sys.stderr.write(f"{name}: {_one_line(message)}\n")
         return code
 
 
-def _said(error: BaseException) -> tuple[int, str]:
+def _code_and_message(error: BaseException) -> tuple[int, str]:
     match error:
         case InputError():
             return 2, str(error)
@@ -58,15 +60,20 @@ def _said(error: BaseException) -> tuple[int, str]:
         case KeyboardInterrupt():
             return 130, "interrupted; what was written is kept, and the same command goes on from there"
         case _:
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            return 70, f"internal error: {what}; run again with --debug for the trace"
+            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+            return 70, f"internal error: {first_line}; run again with --debug for the traceback"
+
+
+def _one_line(message: str) -> str:
+    """The message with line ends and other control characters spelled out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
 
 
 def script(work: Callable[[], object]) -> NoReturn:
     """Run a file of `analyses/` as a command, and exit as `dean-interp` does.
 
-    Its `--debug` is taken out of the arguments here: no parser of a script needs to know it.
+    `--debug` is taken out of the arguments here, so that no script's own parser needs to know it.
     """
     debug = "--debug" in sys.argv
-    sys.argv = [word for word in sys.argv if word != "--debug"]
-    sys.exit(ended(work, name=Path(sys.argv[0]).name, debug=debug))
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    sys.exit(exit_code_of(work, name=Path(sys.argv[0]).name, debug=debug))

@@ -1,4 +1,4 @@
-"""What each `--help` ends with: commands to copy. A test parses every one of them."""
+"""The examples that each `--help` ends with. A test parses every one of them."""
 
 from collections.abc import Sequence
 
@@ -58,7 +58,8 @@ EXAMPLES = {
     ),
     "edit create": (
         "dean-interp edit create coupled.safetensors --out edit.safetensors",
-        "dean-interp edit create coupled.safetensors --alpha 0.5 --model path/to/checkpoint --out edit.safetensors",
+        "dean-interp edit create coupled.safetensors --value 0.5 --model path/to/checkpoint --out edit.safetensors",
+        "dean-interp edit create coupled.safetensors --value mean --scores general.safetensors --out edit.safetensors",
     ),
     "edit show": ("dean-interp edit show edit.safetensors",),
     "edit apply": ("dean-interp edit apply edit.safetensors path/to/checkpoint --out path/to/edited",),
@@ -70,31 +71,40 @@ EXAMPLES = {
     "neuron": (
         "dean-interp neuron L17.1042",
         "dean-interp neuron L17.1042 --run runs/demo",
-        "dean-interp neuron L3.88 --model Qwen/Qwen2.5-0.5B-Instruct --on mine.csv --scores mine.safetensors",
+        "dean-interp neuron L3.88 --model Qwen/Qwen2.5-0.5B-Instruct --behaviours mine.csv --scores mine.safetensors",
     ),
     "circuit": (
-        "dean-interp circuit runs/demo/selection.neuron.safetensors --on privacy",
-        "dean-interp circuit coupled.safetensors --on mine.csv --example 3 --n-targets 5 --out circuit.html",
+        "dean-interp circuit runs/demo/selection.neuron.safetensors --behaviour privacy",
+        "dean-interp circuit coupled.safetensors --behaviour mine.csv --example 3 --n-targets 5 --out circuit.html",
     ),
     "sweep": (
         "dean-interp sweep --out runs/sweep",
-        "dean-interp sweep --units neuron --neuron-fractions 0.005 0.01 0.02 --values 0 0.5 mean --out runs/doses",
+        "dean-interp sweep --unit neuron --neuron-fractions 0.005 0.01 0.02 --values 0 0.5 mean --out runs/doses",
     ),
     "run": (
         "dean-interp run --out runs/demo",
-        "dean-interp run --model Qwen/Qwen2.5-0.5B-Instruct --first mine.csv --units neuron --out runs/mine",
+        "dean-interp run --model Qwen/Qwen2.5-0.5B-Instruct --first mine.csv --unit neuron --out runs/mine",
     ),
     "report": (
         "dean-interp report runs/demo",
         "dean-interp report runs/demo runs/mine --out comparison.html",
     ),
 }
-"""By command; the empty name is `dean-interp` itself."""
+"""Up to three examples for each command; the empty name is `dean-interp` itself."""
 
 
 def after_help(arguments: Sequence[str]) -> str:
-    """The examples of the command that these arguments ask help for, and for `dean-interp --help` the exit codes."""
-    words = [word for word in arguments if not word.startswith("-")]
-    name = next(name for n in (2, 1, 0) if (name := " ".join(words[:n])) in EXAMPLES)
-    lines = "\n".join(["", "examples:", *(f"  {one}" for one in EXAMPLES[name])])
+    """The examples of the command that these arguments ask help for; `dean-interp --help` adds the exit codes."""
+    name = _command_name(arguments)
+    lines = "\n".join(["", "examples:", *(f"  {example}" for example in EXAMPLES[name])])
     return lines if name else f"{lines}\n\n{EXIT_CODES}"
+
+
+def _command_name(arguments: Sequence[str]) -> str:
+    """The longest name of a command that the arguments begin with: `edit create`, `edit`, or the empty name."""
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    for n_words in (2, 1):
+        name = " ".join(words[:n_words])
+        if name in EXAMPLES:
+            return name
+    return ""

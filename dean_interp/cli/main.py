@@ -8,35 +8,45 @@ from contextlib import redirect_stdout
 import tyro
 from pydantic_core import to_json
 
-from dean_interp.cli.arguments import Command
-from dean_interp.cli.ending import ended
+from dean_interp.cli.ending import exit_code_of
 from dean_interp.cli.help_examples import after_help
-from dean_interp.cli.steps import do
+from dean_interp.cli.steps import Command, do
+from dean_interp.cli.terminal import colours_where_wanted
 
-_CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)  # `--json` may stand after the step
+# `--json` and `--debug` may stand after the step, and no switch has a twin `--no-...`.
+_CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Returns one of `ending.EXIT_CODES`."""
+    """Run the command with these arguments (None: those of the process). Returns one of `ending.EXIT_CODES`."""
     given = sys.argv[1:] if arguments is None else arguments
-    return ended(lambda: _command(given), name="dean-interp", debug="--debug" in given)
+    return exit_code_of(lambda: _command(given), name="dean-interp", debug="--debug" in given)
 
 
 def _command(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("dean_interp").setLevel(logging.INFO)
+    command = parsed(arguments)
+    # Libraries print, too: stdout is for the result alone.
+    with redirect_stdout(sys.stderr):
+        result = do(command.step)
+    if command.json:
+        print(to_json(result.record, indent=1, inf_nan_mode="null").decode())  # noqa: T201 - the result
+    else:
+        print(result.text)  # noqa: T201 - the result
+    if not result.holds:
+        raise SystemExit(1)
+
+
+def parsed(arguments: Sequence[str]) -> Command:
+    """The command that these arguments mean. Prints help and errors, and raises `SystemExit`, where they mean none."""
     try:
-        command = tyro.cli(Command, prog="dean-interp", args=arguments, config=_CONFIG)
+        with colours_where_wanted():
+            return tyro.cli(Command, prog="dean-interp", args=arguments, config=_CONFIG)
     except SystemExit as leaving:
         if leaving.code == 0 and {"-h", "--help"} & {*arguments}:
-            print(after_help(arguments))  # noqa: T201 - the command line's own voice
+            print(after_help(arguments))  # noqa: T201 - the end of the help
         raise
-    with redirect_stdout(sys.stderr):  # libraries print too; standard output is for the result
-        said = do(command.step)
-    record = to_json(said.record, indent=1, inf_nan_mode="null").decode() if command.json else None
-    print(record or said.text)  # noqa: T201
-    if not said.holds:
-        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dean_interp.circuits.neuron import TextActivations
 from dean_interp.circuits.neuron_view import NeuronView, view_neuron
 from dean_interp.data.examples import Behaviour
-from dean_interp.evaluation.outcomes import Line
+from dean_interp.evaluation.lines import Line
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Template

@@ -1,0 +1,124 @@
+"""`dean-interp plan`, `run`, `sweep`, `verify` and `report`: whole studies, and what becomes of them."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from dean_interp.cli.step_result import StepResult
+from dean_interp.errors import InputError
+from dean_interp.planning.study import Devices, forecast
+from dean_interp.report.html import write_comparison, write_report, write_sweep_report
+from dean_interp.study.config import StudyConfig, SweepConfig
+from dean_interp.study.results import load_results
+from dean_interp.study.run import run_study
+from dean_interp.study.sweep import run_sweep, sweep_headline
+from dean_interp.study.verify import verify_run
+
+
+@dataclass(frozen=True)
+class PlanStudy:
+    """Print the memory and time that `run` with the same options would take on given devices.
+
+    Only the model's configuration and its tokenizer are read, no weight.
+    """
+
+    devices: OmitArgPrefixes[Devices] = field(default_factory=Devices)
+    study: OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
+
+
+@dataclass(frozen=True)
+class RunStudy:
+    """Run the whole study: score, couple, ablate, measure beside controls, report.
+
+    A killed run goes on where it was.
+    """
+
+    study: OmitArgPrefixes[StudyConfig]
+    out: Path = Path("runs/demo")
+    """Run folder; `report.html` appears in it."""
+
+
+@dataclass(frozen=True)
+class RunSweep:
+    """Try many edits from one scoring pass.
+
+    The Pareto front is chosen on one half of the tests and confirmed on the other half.
+    """
+
+    sweep: OmitArgPrefixes[SweepConfig]
+    out: Path = Path("runs/sweep")
+    """Run folder; `sweep.html` appears in it."""
+
+
+@dataclass(frozen=True)
+class VerifyRun:
+    """Check that a finished run is what it says: files, fingerprints, and a sample of its numbers measured again.
+
+    The exit code is 1 where something differs by more than float noise.
+    """
+
+    run: Positional[Path]
+    """Run folder."""
+    full: bool = False
+    """Score every example again, too."""
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """Write `report.html` again from the results in a run folder, or one page that compares several runs."""
+
+    folders: Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path | None = None
+    """Page that compares the runs. Unset: comparison.html in the first folder, and report.html of one folder alone."""
+
+
+def do_plan(step: PlanStudy) -> StepResult:
+    """Forecast what a study takes."""
+    study_forecast = forecast(step.study, step.devices)
+    return StepResult(dataclasses.asdict(study_forecast), str(study_forecast))
+
+
+def do_run(step: RunStudy) -> StepResult:
+    """Run the study and write its report."""
+    results = run_study(step.study, step.out)
+    report = _write_report(step.out)
+    headlines = {unit_results.unit: unit_results.headline for unit_results in results.units}
+    lines = [f"{unit}s: {headline}" for unit, headline in headlines.items()]
+    record = {"results": str(step.out / "results.json"), "report": str(report), "headlines": headlines}
+    return StepResult(record, "\n".join([*lines, f"report: {report.resolve()}"]))
+
+
+def do_sweep(step: RunSweep) -> StepResult:
+    """Run the sweep and write its report."""
+    sweep = run_sweep(step.sweep, step.out)
+    report = write_sweep_report(sweep, step.out)
+    headline = sweep_headline(sweep)
+    front = [point.name for point in sweep.points if point.on_front]
+    record = {"out": str(step.out), "headline": headline, "front": front, "report": str(report)}
+    return StepResult(record, f"{headline}\nreport: {report.resolve()}")
+
+
+def do_verify(step: VerifyRun) -> StepResult:
+    """Verify a finished run."""
+    verification = verify_run(step.run, full=step.full)
+    record = {"holds": verification.holds, **dataclasses.asdict(verification)}
+    return StepResult(record, str(verification), verification.holds)
+
+
+def do_report(step: WriteReport) -> StepResult:
+    """Write the page of one run, or of several."""
+    if not step.folders:
+        raise InputError("name at least one run folder")
+    if len(step.folders) == 1 and step.out is None:
+        report = _write_report(step.folders[0])
+    else:
+        runs = {str(folder): load_results(folder / "results.json") for folder in step.folders}
+        report = write_comparison(runs, step.out or step.folders[0] / "comparison.html")
+    return StepResult({"report": str(report)}, f"report: {report.resolve()}")
+
+
+def _write_report(folder: Path) -> Path:
+    return write_report(load_results(folder / "results.json"), folder)
