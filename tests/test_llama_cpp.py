@@ -72,7 +72,7 @@ def test_it_answers_for_a_state_of_the_model(url, demo_model, tmp_path):
     given = answers_in(
         tmp_path, demo_model, [test], "original", None, Asking((8, 16), "chat", 8), "x", served=Served(url)
     )
-    assert all(given[16]["fairness"])
+    assert len(given[16]["fairness"]) == 8 and all(given[16]["fairness"])
 
 
 @pytest.mark.parametrize("form", [QUESTION, JSON], ids=lambda form: form.name)
@@ -86,7 +86,7 @@ def test_it_judges_and_what_it_does_not_decide_is_counted(url, form, tmp_path):
     ]
     judge = ServerJudge("demo", url, form=form, cache=tmp_path / "cache.jsonl", concurrency=2)
     first = judge(prompts, answers)
-    assert all((one.label is None) != (one.fault is None) for one in first)
+    assert len(first) == 4 and all((one.label is None) != (one.fault is None) for one in first)
     assert {one.fault for one in first} <= {None, "unparsed", "empty"}
     n_lines = len((tmp_path / "cache.jsonl").read_text().splitlines())
     assert judge(prompts, answers) == first

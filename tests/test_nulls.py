@@ -230,7 +230,9 @@ def test_a_block_moves_as_one_and_in_every_order_of_its_own():
 def test_a_half_holds_half_of_every_group_in_whole_clusters_without_repeats():
     clusters = [f"prompt {i // 3}" for i in range(90)]
     groups = ["fairness"] * 60 + ["privacy"] * 30
-    for rows, factor in half_samples(clusters, groups, 20, seed=0):
+    halves = list(half_samples(clusters, groups, 20, seed=0))
+    assert len(halves) == 20
+    for rows, factor in halves:
         taken = rows.tolist()
         assert taken == sorted(set(taken)) and factor == pytest.approx(1)
         assert sum(row < 60 for row in taken) == 30 and len(taken) == 45

@@ -4,7 +4,6 @@ import re
 
 import pytest
 from browser import needs_browser, opened
-from test_study import config, finished  # noqa: F401 - fixtures
 
 from dean_interp.cli.main import main
 from dean_interp.report.figures import (
@@ -22,16 +21,16 @@ from dean_interp.study.results import InformationResults, load_record, save_reco
 
 
 @pytest.fixture(scope="module")
-def report(finished, tmp_path_factory):  # noqa: F811
-    return write_report(finished[1], tmp_path_factory.mktemp("report"))
+def report(finished_study, tmp_path_factory):
+    return write_report(finished_study[1], tmp_path_factory.mktemp("report"))
 
 
-def test_the_report_says_the_headline_and_every_state(report, finished):  # noqa: F811
+def test_the_report_says_the_headline_and_every_state(report, finished_study):
     text = report.read_text()
-    for one in finished[1].units:
+    for one in finished_study[1].units:
         assert one.headline in text
         assert all(f"<td>{one.unit} {state.name}</td>" in text for state in one.states)
-    assert all(f"<td>{state.name}</td>" in text for state in finished[1].spoken.states)
+    assert all(f"<td>{state.name}</td>" in text for state in finished_study[1].spoken.states)
     assert text.count('<svg role="img"') == 11
 
 
@@ -43,25 +42,25 @@ def test_the_report_loads_nothing_from_a_network(report):
     assert len(text.encode()) < 5_000_000
 
 
-def test_text_from_data_cannot_break_out_of_the_page(finished, tmp_path):  # noqa: F811
-    results = finished[1]
+def test_text_from_data_cannot_break_out_of_the_page(finished_study, tmp_path):
+    results = finished_study[1]
     evil = dataclasses.replace(results.texts[0], tokens=("</script><b>x", *results.texts[0].tokens[1:]))
     text = write_report(dataclasses.replace(results, texts=(evil,)), tmp_path).read_text()
     assert "</script><b>x" not in text
 
 
-def test_every_figure_draws(finished):  # noqa: F811
+def test_every_figure_draws(finished_study):
     draws = (effect_against_controls, coupled_per_layer, coupling_against_chance)
-    drawn = [draw(one) for one in finished[1].units for draw in draws]
-    drawn += [information_per_layer(one) for unit in finished[1].units for one in unit.information]
+    drawn = [draw(one) for one in finished_study[1].units for draw in draws]
+    drawn += [information_per_layer(one) for unit in finished_study[1].units for one in unit.information]
     drawn.append(power_by_prompts({"a fall": [0.2, 0.9]}, [24, 48]))
     drawn.append(estimates_beside_truth([("one", 0.4, 0.41, 0.3, 0.5)], "nats"))
-    for figure in (*drawn, verdicts_by_state(finished[1].spoken)):
+    for figure in (*drawn, verdicts_by_state(finished_study[1].spoken)):
         assert to_svg(figure, "title").startswith('<svg role="img" aria-label="title"')
 
 
-def test_the_page_of_estimands_holds_every_number_and_draws_every_variant(finished, tmp_path):  # noqa: F811
-    informations = finished[1].of("neuron").information
+def test_the_page_of_estimands_holds_every_number_and_draws_every_variant(finished_study, tmp_path):
+    informations = finished_study[1].of("neuron").information
     results = InformationResults("a model", {"silenced": "<b>some</b>", "command": "a command"}, informations)
     text = write_information_report(results, tmp_path).read_text()
     assert text.count('<svg role="img"') == 3 == len(list(tmp_path.glob("*.svg"))), "one and two variants"
@@ -73,8 +72,8 @@ def test_the_page_of_estimands_holds_every_number_and_draws_every_variant(finish
     assert load_record(InformationResults, tmp_path / "information.json", "results") == results
 
 
-def test_a_study_of_one_unit_without_answers_has_a_report_too(finished, tmp_path):  # noqa: F811
-    results = finished[1]
+def test_a_study_of_one_unit_without_answers_has_a_report_too(finished_study, tmp_path):
+    results = finished_study[1]
     weights = dataclasses.replace(results, units=results.units[1:], spoken=None, neurons=(), texts=())
     text = write_report(weights, tmp_path).read_text()
     assert text.count("<svg") == 5 and "What the model answers" not in text
@@ -87,8 +86,8 @@ def test_a_real_browser_draws_the_report_with_the_network_blocked(report, tmp_pa
     assert view.count("<span") > 20, "the circuitsvis view is empty"
 
 
-def test_several_runs_stand_on_one_page_with_what_differs_between_them(finished, tmp_path):  # noqa: F811
-    results = finished[1]
+def test_several_runs_stand_on_one_page_with_what_differs_between_them(finished_study, tmp_path):
+    results = finished_study[1]
     other = dataclasses.replace(results, config=dataclasses.replace(results.config, seed=7), units=results.units[:1])
     text = write_comparison({"one": results, "<b>two": other}, tmp_path / "comparison.html").read_text()
     assert all(f"<td>one</td><td>{unit.unit}</td>" in text for unit in results.units)
@@ -97,18 +96,18 @@ def test_several_runs_stand_on_one_page_with_what_differs_between_them(finished,
     assert "--seed 7" in text and "<b>two" not in text and "&lt;b&gt;two" in text
 
 
-def test_the_command_reports_one_run_or_compares_several(finished, tmp_path, capsys):  # noqa: F811
-    folder = str(finished[0])
+def test_the_command_reports_one_run_or_compares_several(finished_study, tmp_path, capsys):
+    folder = str(finished_study[0])
     assert main(["report", folder, folder, "--out", str(tmp_path / "both.html")]) == 0
     assert (tmp_path / "both.html").is_file() and "both.html" in capsys.readouterr().out
     assert main(["report", folder, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"report": str(finished[0] / "report.html")}
+    assert json.loads(capsys.readouterr().out) == {"report": str(finished_study[0] / "report.html")}
     assert main(["report"]) == 2 and "name at least one run folder" in capsys.readouterr().err
 
 
 @needs_browser
-def test_a_click_on_a_heading_sorts_by_numbers_and_a_second_click_turns_it_round(finished, tmp_path):  # noqa: F811
-    results = finished[1]
+def test_a_click_on_a_heading_sorts_by_numbers_and_a_second_click_turns_it_round(finished_study, tmp_path):
+    results = finished_study[1]
     page = write_comparison({"one": results}, tmp_path / "comparison.html")
     silenced = [one.state("edit").n_units for one in results.units]
     assert silenced != sorted(silenced, reverse=True) or silenced != sorted(silenced)
