@@ -13,7 +13,7 @@ from dean_interp.models.load import model_fingerprint
 from dean_interp.models.matrices import weight
 from dean_interp.models.sites import Site
 
-pytestmark = [pytest.mark.slow, pytest.mark.hooks]
+pytestmark = [pytest.mark.slow, pytest.mark.product, pytest.mark.hooks]
 
 
 def test_it_answers_and_its_cache_is_right(demo_model):

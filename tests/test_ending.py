@@ -137,6 +137,7 @@ def test_a_number_that_json_does_not_have_is_null(step_that, capsys):
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"rank": None, "where": "café"}
 
 
+@pytest.mark.timing
 def test_progress_in_a_log_is_a_line_with_the_time_left_now_and_then(capsys):
     with fit_for_reader(seconds=0.2):
         for _ in tqdm(range(3), desc="slow", leave=False):

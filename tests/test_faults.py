@@ -16,6 +16,8 @@ from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.resume import Unfinished
 from dean_interp.study.folder import locked
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("fairness", "privacy", "general")
 MEASURED = ["--n-test", 12, "--n-general-test", 4, "--answer-tokens", 4]
 STUDY = ["--n-calibration", 4, *MEASURED, "--n-random", 1, "--n-equal-kl", 1, "--n-answers", 2, "--max-new-tokens", 4,
@@ -101,7 +103,13 @@ def measured(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder / "states").rglob("*.safetensors")}
 
 
-KILLED = [("run", 3), ("score", 2), ("evaluate", 2), ("edit apply", 3), ("edit export", 2)]
+KILLED = [
+    pytest.param("run", 3, marks=pytest.mark.product),
+    ("score", 2),
+    ("evaluate", 2),
+    ("edit apply", 3),
+    ("edit export", 2),
+]
 """Commands with how often they are killed."""
 BY_HAND = [("run", 50)] + [(one, 25) for one in ("sweep", "score", "evaluate", "information", "edit apply",
                                                  "edit revert", "edit export")]  # fmt: skip

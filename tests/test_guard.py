@@ -51,6 +51,7 @@ def test_one_weight_of_the_demo_model_breaks_it_and_is_among_those_found(demo_mo
         assert measure(demo_model, tests)["general"].perplexity > 3 * before
 
 
+@pytest.mark.slow
 def test_faults_name_what_was_measured_and_stand_in_the_report(finished_study, tmp_path):
     results = finished_study[1]
     unit, spoken = results.units[0], results.spoken

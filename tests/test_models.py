@@ -1,6 +1,7 @@
 import copy
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, MixtralConfig, T5Config
@@ -108,7 +109,11 @@ def test_models_without_dense_neurons_are_refused_from_the_config_alone(tmp_path
         load_model(tmp_path)
 
 
-def test_an_unknown_name_says_so_in_one_line():
+@pytest.mark.parametrize("offline", [True, False])
+def test_an_unknown_name_says_so_in_one_line(monkeypatch, offline):
+    """Offline at once; else after the hub's own retries, whose waits are left out here."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(InputError, match="cannot load the model 'nobody/nothing'") as caught:
         load_model("nobody/nothing")
     assert "\n" not in str(caught.value)

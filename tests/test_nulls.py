@@ -176,6 +176,7 @@ def test_in_500_null_draws_p_is_uniform_and_errs_as_often_as_it_says(estimator, 
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize(("estimator", "k"), [("nhsic", None), ("cka", None), ("gaussian_mi", 10)])
 def test_999_shuffles_of_2000_examples_in_2000_dimensions_take_less_than_a_minute(estimator, k):
     x, y = independent(2000, 2000)

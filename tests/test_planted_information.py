@@ -12,7 +12,11 @@ QUESTIONS = [
     MutualInformationConfig("awareness_mi", n_subsamples=12, n_shuffles=49, n_null=19),
 ]
 N_SEEDS, N_SEEDS_BY_HAND = 6, 20
-SEEDS = [*range(N_SEEDS), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(N_SEEDS, N_SEEDS_BY_HAND))]
+SEEDS = [
+    pytest.param(0, marks=pytest.mark.product),
+    *range(1, N_SEEDS),
+    *(pytest.param(seed, marks=pytest.mark.long) for seed in range(N_SEEDS, N_SEEDS_BY_HAND)),
+]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,6 +19,8 @@ from dean_interp.report.figures import (
 from dean_interp.report.html import write_comparison, write_information_report, write_report
 from dean_interp.study.results import InformationResults, load_record, save_record
 
+pytestmark = [pytest.mark.slow, pytest.mark.product]
+
 
 @pytest.fixture(scope="module")
 def report(finished_study, tmp_path_factory):

@@ -14,6 +14,8 @@ from dean_interp.study.folder import owned
 from dean_interp.study.results import load_results
 from dean_interp.study.states import load_measurement
 
+pytestmark = [pytest.mark.slow, pytest.mark.product]
+
 UNITS = ("neuron", "weight")
 
 

@@ -16,6 +16,8 @@ from dean_interp.study import sweep as module
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.sweep import SweepConfig, halves, load_sweep, pareto_front, run_sweep
 
+pytestmark = pytest.mark.slow
+
 seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
