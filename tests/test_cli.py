@@ -1,7 +1,10 @@
 """Everything a user can get wrong is one line on standard error and exit code 2, before any long work."""
 
+from pathlib import Path
+
 import pytest
 
+from dean_interp import InputError, load_behaviour
 from dean_interp.cli.main import main
 from dean_interp.data import readers
 from dean_interp.study import run
@@ -98,7 +101,12 @@ def test_a_report_of_nothing_is_one_line(tmp_path, capsys):
     assert "results.json is missing" in one_line(capsys)
 
 
-def test_the_built_in_names_are_those_that_the_error_lists():
-    assert readers.BUILTIN == (
-        "fairness", "privacy", "general", "over_refusal_fairness", "over_refusal_privacy",
-    )  # fmt: skip
+def test_the_built_in_names_are_the_files_of_the_package_and_those_that_the_error_lists():
+    files = sorted(path.stem for path in (Path(readers.__file__).parent / "builtin").glob("*.jsonl"))
+    assert "fairness" in files and sorted(readers.BUILTIN) == files
+    with pytest.raises(InputError, match="no behaviour 'fairnes'") as error:
+        load_behaviour("fairnes")
+    listed = str(error.value).partition(": give ")[2].partition(", a .csv")[0]
+    assert sorted(listed.split(", ")) == files
+    for name in files:
+        assert len(load_behaviour(name, n_examples=4, split="test")) == 4

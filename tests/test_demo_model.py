@@ -14,7 +14,7 @@ from dean_interp.models.matrices import weight
 from dean_interp.models.notes import notes
 from dean_interp.models.sites import Site
 
-pytestmark = [pytest.mark.slow, pytest.mark.hooks]
+pytestmark = [pytest.mark.slow, pytest.mark.product, pytest.mark.hooks]
 
 
 def test_it_answers_and_its_cache_is_right(demo_model):

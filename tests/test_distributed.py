@@ -31,6 +31,7 @@ def alone(checkpoints, tmp_path_factory):
     return load_file(folder / "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
 def test_every_process_ends_with_the_numbers_of_one(n, alone, checkpoints, tmp_path):
     assert start(n, "numbers", checkpoints["llama-gqa"], tmp_path)[0] == [0] * n
@@ -42,6 +43,7 @@ def test_every_process_ends_with_the_numbers_of_one(n, alone, checkpoints, tmp_p
     assert torch.equal(found["answers"], alone["answers"])
 
 
+@pytest.mark.slow
 def test_a_study_by_two_is_that_of_one_and_a_lost_process_costs_a_restart(checkpoints, tmp_path):
     one, two, broken = (tmp_path / name for name in ("one", "two", "broken"))
     model = checkpoints["llama-gqa"]

@@ -138,6 +138,7 @@ def test_a_number_that_json_does_not_have_is_null(step_that, capsys):
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"rank": None, "where": "café"}
 
 
+@pytest.mark.timing
 def test_progress_in_a_log_is_a_line_with_the_time_left_now_and_then(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.2)
     for _ in progress_bar(range(3), desc="slow", leave=False):

@@ -1,7 +1,5 @@
 """Kills, full and read-only disks, truncated files, weights that are not finite: on the real command, in processes."""
 
-import fcntl
-import json
 import random
 import shutil
 import subprocess
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dean_interp.study.folder import locked
 from forked_runs import runner
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +15,8 @@ from dean_interp import InputError, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.resume import Unfinished
+
+pytestmark = pytest.mark.slow
 
 NAMES = ("fairness", "privacy", "general")
 MEASURED = ["--n-test", 12, "--n-general-test", 4, "--answer-tokens", 4]
@@ -98,7 +99,18 @@ def finished(folder: Path) -> dict[str, bytes]:
             if not name.endswith(growing) and ".part/" not in name}  # fmt: skip
 
 
-KILLED = [("run", 3), ("score", 2), ("evaluate", 2), ("edit apply", 3), ("edit export", 2)]
+def measured(folder: Path) -> dict[Path, int]:
+    """When each state that a run keeps was written."""
+    return {path: path.stat().st_mtime_ns for path in (folder / "states").rglob("*.safetensors")}
+
+
+KILLED = [
+    pytest.param("run", 3, marks=pytest.mark.product),
+    ("score", 2),
+    ("evaluate", 2),
+    ("edit apply", 3),
+    ("edit export", 2),
+]
 """Commands with how often they are killed."""
 BY_HAND = [("run", 50)] + [(one, 25) for one in ("sweep", "score", "evaluate", "information", "edit apply",
                                                  "edit revert", "edit export")]  # fmt: skip
@@ -113,17 +125,21 @@ def test_a_command_that_is_killed_loses_nothing_and_ends_in_the_same_bytes(
         each.mkdir()
     alone = run(command(name, folder, inputs, tmp_path / "whole"))
     assert alone.code == 0, alone.error
-    whole, draw, n_killed = content(tmp_path / "whole"), random.Random(n_kills), 0
+    whole, draw, n_killed, n_kept = content(tmp_path / "whole"), random.Random(n_kills), 0, 0
     while n_killed < n_kills or content(killed) != whole:
         if content(killed) == whole:  # also where the kill came between the last byte and the end of the process
             shutil.rmtree(killed)
             killed.mkdir()
         after = draw.uniform(0, alone.seconds) if n_killed < n_kills else None
+        kept = measured(killed)
+        n_kept += len(kept)
         ended = run(command(name, folder, inputs, killed), kill_after=after)
         n_killed += ended.code == -9
         assert ended.code in (0, -9), ended.error
         assert finished(killed).items() <= whole.items(), "what is there is whole"
         assert ended.code or content(killed) == whole
+        assert kept.items() <= measured(killed).items(), "what was measured is not measured again"
+    assert n_kept or name != "run", "a kill came after something was measured"
 
 
 @pytest.mark.parametrize(
@@ -187,8 +203,11 @@ KINDS = ("config.json", "results.json", "times.json", "scores/privacy.safetensor
          "answers/original.json")  # fmt: skip
 
 
-@pytest.mark.parametrize("kept", [0.0, pytest.param(0.5, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", KINDS)
+CUT = [(name, 0.0) for name in KINDS] + [("scores/privacy.safetensors", 0.99), ("states/original.safetensors", 0.99)]
+BY_HALF = [pytest.param(name, 0.5, marks=pytest.mark.long) for name in KINDS]
+
+
+@pytest.mark.parametrize(("name", "kept"), CUT + BY_HALF)
 def test_a_truncated_file_of_a_run_is_named_and_nothing_is_written_over_it(
     name, kept, study, run, folder, inputs, tmp_path
 ):
@@ -269,12 +288,9 @@ def test_fine_tuning_goes_on_from_the_last_whole_checkpoint(folder, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_no_lock(run, folder, inputs, tmp_path):
-    step = command("run", folder, inputs, tmp_path)
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = run(step)
-        assert refused.code == 2 and f"another run is writing to {tmp_path}" in refused.error
-    assert run(step, kill_after=0.5).code == -9
-    assert json.loads((tmp_path / "config.json").read_text())["study"]["n_test"] == 12
-    assert run(step).code == 0
+def test_two_runs_in_one_folder_are_refused(run, folder, inputs, tmp_path):
+    """A run that was killed leaves no lock: above, the same command goes on after it."""
+    with locked(tmp_path):
+        refused = run(command("run", folder, inputs, tmp_path))
+    assert refused.code == 2 and f"another run is writing to {tmp_path}" in refused.error
+    assert content(tmp_path) == {}, "it wrote nothing"

@@ -88,12 +88,16 @@ def test_only_answers_and_the_end_of_text_are_learned(checkpoints, behaviour, to
 
 
 def test_what_was_trained_on_is_not_measured(checkpoints, behaviour, tmp_path):
+    asked = []
+
     def watch(step, model):
+        asked.append(step)
         with pytest.raises(InputError, match="scored"):
             measure(model, [dataclasses.replace(behaviour, split="test")])
 
     fine_tune(checkpoints["llama"], [behaviour], dataclasses.replace(SHORT, n_steps=2), folder=tmp_path, watch=watch,
               device="cpu")  # fmt: skip
+    assert asked, "the model was watched"
 
 
 def test_the_seed_decides_and_nothing_else(checkpoints, behaviour, tmp_path):

@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from test_study import config, finished  # noqa: F401 - fixtures
+from dean_interp.study.outcome import faults_of
 
 from dean_interp import Selection, Site, ablate, load_behaviour, load_model, measure
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.models.matrices import weight, weight_sites
 from dean_interp.models.sites import neuron_sites
 from dean_interp.report.html import write_report
-from dean_interp.study.outcome import faults_of
 
 
 def one_weight(model, layer, neuron, channel):
@@ -52,8 +51,9 @@ def test_one_weight_of_the_demo_model_breaks_it_and_is_among_those_found(demo_mo
         assert measure(demo_model, tests)["general"].perplexity > 3 * before
 
 
-def test_faults_name_what_was_measured_and_stand_in_the_report(finished, tmp_path):  # noqa: F811
-    results = finished[1]
+@pytest.mark.slow
+def test_faults_name_what_was_measured_and_stand_in_the_report(finished_study, tmp_path):
+    results = finished_study[1]
     unit, spoken = results.units[0], results.spoken
     edit = dataclasses.replace(unit.states[0], perplexity=2 * results.original.perplexity)
     broken = dataclasses.replace(unit, states=(edit, *unit.states[1:]))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dean_interp.study.answers import Asking, answers_in
 
 from dean_interp import load_behaviour
 from dean_interp.evaluation.judges.forms import JSON, QUESTION
@@ -18,7 +19,6 @@ from dean_interp.evaluation.judges.server import ServerJudge
 from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.generate import generate_to
 from dean_interp.models.load import native_tokenizer
-from dean_interp.study.answers import Asking, answers_in
 
 PROGRAM = shutil.which("llama-server")
 pytestmark = [
@@ -72,7 +72,7 @@ def test_it_answers_for_a_state_of_the_model(url, demo_model, tmp_path):
     given = answers_in(
         tmp_path, demo_model, [test], "original", None, Asking((8, 16), "chat", 8), "x", served=Served(url)
     )
-    assert all(given[16]["fairness"])
+    assert len(given[16]["fairness"]) == 8 and all(given[16]["fairness"])
 
 
 @pytest.mark.parametrize("form", [QUESTION, JSON], ids=lambda form: form.name)
@@ -86,7 +86,7 @@ def test_it_judges_and_what_it_does_not_decide_is_counted(url, form, tmp_path):
     ]
     judge = ServerJudge("demo", url, form=form, cache=tmp_path / "cache.jsonl", concurrency=2)
     first = judge(prompts, answers)
-    assert all((one.label is None) != (one.fault is None) for one in first)
+    assert len(first) == 4 and all((one.label is None) != (one.fault is None) for one in first)
     assert {one.fault for one in first} <= {None, "unparsed", "empty"}
     n_lines = len((tmp_path / "cache.jsonl").read_text().splitlines())
     assert judge(prompts, answers) == first

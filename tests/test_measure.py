@@ -59,7 +59,9 @@ def test_every_answer_is_in_exactly_one_row_and_batches_keep_their_size(tokenize
     encoded = [encode(tokenizer, "p" * (1 + 7 * i), ["a" * (i + 1), "b"]) for i in range(9)]
     for rows in (paths(encoded), trees(encoded, row_tokens=120)):
         assert sorted(b.answer for row in rows for b in row if b.answer >= 0) == list(range(18))
-        for some in batches(rows, batch_tokens=300):
+        whole = list(batches(rows, batch_tokens=300))
+        assert sum(map(len, whole)) == len(rows)
+        for some in whole:
             assert len(some) == 1 or collate(some, device="cpu").tokens.numel() <= 300
 
 

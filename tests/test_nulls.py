@@ -178,6 +178,7 @@ def test_in_500_null_draws_p_is_uniform_and_errs_as_often_as_it_says(estimator, 
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize(("estimator", "k"), [("nhsic", None), ("cka", None), ("gaussian_mi", 10)])
 def test_999_shuffles_of_2000_examples_in_2000_dimensions_take_less_than_a_minute(estimator, k):
     x, y = independent(2000, 2000)
@@ -232,7 +233,9 @@ def test_a_block_moves_as_one_and_in_every_order_of_its_own():
 def test_a_half_holds_half_of_every_group_in_whole_clusters_without_repeats():
     clusters = [f"prompt {i // 3}" for i in range(90)]
     groups = ["fairness"] * 60 + ["privacy"] * 30
-    for rows, factor in half_samples(clusters, groups, 20, seed=0):
+    halves = list(half_samples(clusters, groups, 20, seed=0))
+    assert len(halves) == 20
+    for rows, factor in halves:
         taken = rows.tolist()
         assert taken == sorted(set(taken)) and factor == pytest.approx(1)
         assert sum(row < 60 for row in taken) == 30 and len(taken) == 45

@@ -36,6 +36,8 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_whole_and_alone(wheel):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    there = (path for path in (ROOT / "dean_interp").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert packed == {path.relative_to(ROOT).as_posix() for path in there}
     tracked = subprocess.run(["git", "ls-files", "dean_interp"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0 and tracked.stdout:
         assert packed == set(tracked.stdout.split())
@@ -80,7 +82,7 @@ def test_the_installed_wheel_works_elsewhere_and_its_types_are_seen(wheel, tmp_p
     (site / "dependencies.pth").write_text(here + "\n")
     python = tmp_path / "env" / "bin" / "python"
     script = "import dean_interp; print(dean_interp.__file__, len(dean_interp.load_behaviour('fairness')))"
-    done = subprocess.run([python, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([python, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert str(site) in done.stdout
     (tmp_path / "user.py").write_text(USER)

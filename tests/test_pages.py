@@ -50,6 +50,8 @@ from dean_interp.study.results import InformationResults
 from dean_interp.study.run import run_study
 from dean_interp.study.sweep import run_sweep
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = ("<script>document.body.id='hit'</script>", "</script><img src=x onerror=\"document.body.id='hit'\">",
            "\" onload=\"document.body.id='hit'", "' onmouseover='x", "{{7*7}}", "{% raw %}", "javascript:alert(1)",
            "<!--", "]]>", "&lt;i&gt;", "$\\frac{$", "\u2028</title></style></svg><b>")  # fmt: skip

@@ -313,6 +313,7 @@ def test_a_hooked_transformer_of_the_same_weights_gives_equal_scores(checkpoints
 
 
 @pytest.mark.slow
+@pytest.mark.product
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -341,6 +342,7 @@ def test_the_golden_values_and_losses_are_met(demo_model, shared, name, file):
 
 
 @pytest.mark.slow
+@pytest.mark.product
 def test_the_golden_coupled_weights_are_met(demo_model, shared):
     golden = np.load(shared / "golden" / "smollm2_n16_q1e-4.npz")
     scores = []

@@ -10,15 +10,6 @@ from dean_interp import load_behaviour, load_scores, load_selection
 from dean_interp.cli.main import main
 from dean_interp.data.examples import prompt_hash
 from dean_interp.resume import Unfinished
-from dean_interp.study.config import (
-    AnswerConfig,
-    CalibrationConfig,
-    ControlConfig,
-    DataConfig,
-    ModelConfig,
-    StudyConfig,
-)
-from dean_interp.study.run import run_study
 
 N_SCORED, N_TEST = 12, 12
 
@@ -47,20 +38,10 @@ def files(model, tmp_path_factory):
     return folder, scores, selection
 
 
-@pytest.fixture(scope="module")
-def study(checkpoints, tmp_path_factory):
+@pytest.fixture
+def study(finished_study):
     """The whole study on the same model, data and fractions."""
-    config = StudyConfig(
-        model=ModelConfig(str(checkpoints["llama-gqa"]), device="cpu"),
-        data=DataConfig(n_test=N_TEST, n_general_test=N_TEST),
-        calibration=CalibrationConfig(n_calibration=N_SCORED),
-        unit=("neuron",),
-        neuron_fraction=0.075,
-        information_fraction=0.3,
-        controls=ControlConfig(n_random=3, n_equal_kl=1),
-        answers=AnswerConfig(n_answers=0),
-    )
-    return run_study(config, tmp_path_factory.mktemp("study"))
+    return finished_study[1]
 
 
 @pytest.fixture

@@ -54,7 +54,8 @@ def test_fine_tuning_lowers_the_other_behaviour_where_their_answers_conflict_and
         assert own.low > 0
         assert theirs.high < 0 if conflict else theirs.low > 0
     kind = "the trade-off appears" if conflict else "no trade-off"
-    assert all(kind in text for text in results.said if "Full" in text) and len(results.said) == 4
+    full = [text for text in results.said if "Full" in text]
+    assert len(results.said) == 4 and len(full) == 2 and all(kind in text for text in full)
     assert not (given.out / "tuned" / "full on both, seed 0").exists(), "checkpoints do not pile up"
     page = (given.out / "report.html").read_text()
     assert kind in page and LOSS in page and "<svg" in page and "Qwen2-7B-Instruct FFT -13/+5" in page

@@ -18,6 +18,8 @@ from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import RANDOM_CONTROLS
 from dean_interp.study.sweep import SweepConfig, halves, load_sweep, pareto_front, run_sweep
 
+pytestmark = pytest.mark.slow
+
 seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
@@ -55,11 +57,12 @@ def test_every_combination_is_a_point_or_selects_nothing(config, swept):
 def test_half_a_dose_does_less_to_general_text_than_a_whole_one(swept):
     _, sweep = swept
     by_name = {point.name: point for point in sweep.points}
-    for name, point in by_name.items():
-        if point.value == "0" and point.method == "importance":
-            half = by_name[name.replace(" x0", " x0.5")]
-            assert half.n_units == point.n_units
-            assert abs(half.chosen_on["ability"].mean) < abs(point.chosen_on["ability"].mean) + 1e-3
+    whole = [point for point in sweep.points if point.value == "0" and point.method == "importance"]
+    assert {point.unit for point in whole} == {"neuron", "weight"}
+    for point in whole:
+        half = by_name[point.name.replace(" x0", " x0.5")]
+        assert half.n_units == point.n_units
+        assert abs(half.chosen_on["ability"].mean) < abs(point.chosen_on["ability"].mean) + 1e-3
 
 
 def test_the_front_is_that_of_the_choosing_half_and_has_controls(swept):

@@ -7,18 +7,18 @@ import subprocess
 import sys
 
 import pytest
+from dean_interp.study.folder import CHECKSUMS, note_checksums
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dean_interp.cli.main import main
 from dean_interp.study import verify
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.folder import CHECKSUMS, note_checksums
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.verify import verify_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SIZES = {"units": ("weight",), "n_calibration": 20, "n_test": 12, "n_general_test": 4, "n_random": 1, "n_equal_kl": 1,
          "n_answers": 2, "max_new_tokens": 4, "n_answer_controls": 0, "weight_fraction": 0.03,
