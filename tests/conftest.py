@@ -129,22 +129,17 @@ def llama(checkpoints: dict[str, Path]) -> object:
 @pytest.fixture(scope="session")
 def study_config(checkpoints: dict[str, Path]) -> object:
     """Settings of a study that asks everything, of few prompts, on the grouped-query Llama."""
-    from dean_interp.study.config import StudyConfig
+    from dean_interp import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig, StudyConfig
 
     return StudyConfig(
-        model=str(checkpoints["llama-gqa"]),
-        n_calibration=12,
-        n_test=12,
-        n_general_test=12,
-        n_random=3,
-        n_equal_kl=1,
-        n_answers=4,
-        max_new_tokens=8,
-        n_answer_controls=1,
+        model=ModelConfig(str(checkpoints["llama-gqa"]), device="cpu"),
+        data=DataConfig(n_test=12, n_general_test=12),
+        calibration=CalibrationConfig(n_calibration=12),
+        controls=ControlConfig(n_random=3, n_equal_kl=1),
+        answers=AnswerConfig(n_answers=4, answer_lengths=(8,), n_answer_controls=1),
         neuron_fraction=0.075,
         weight_fraction=0.03,
         information_fraction=0.3,
-        device="cpu",
     )
 
 

@@ -21,14 +21,31 @@ from dean_interp.models import loss
 from dean_interp.models.generate import generate_to
 from dean_interp.scoring.methods import wanda
 from dean_interp.scoring.per_example import example_scores
-from dean_interp.study.config import StudyConfig
+from dean_interp.study.config import (
+    AnswerConfig,
+    CalibrationConfig,
+    ControlConfig,
+    DataConfig,
+    ModelConfig,
+    StudyConfig,
+)
 from dean_interp.study.run import run_study
 
 ANSWER, UNITS = 12, ("neuron", "weight")
 CHOSEN = {Site(0, "neurons"): torch.tensor([1, 7]), Site(2, "out"): torch.tensor([3, 40, 77])}
-SIZES = {"n_calibration": 12, "n_test": 12, "n_general_test": 12, "n_random": 2, "n_equal_kl": 1, "n_answers": 4,
-         "max_new_tokens": 8, "n_answer_controls": 1, "neuron_fraction": 0.075, "weight_fraction": 0.03,
-         "information_fraction": 0.3, "device": "cpu"}  # fmt: skip
+
+
+def config_of(checkpoint: str) -> StudyConfig:
+    return StudyConfig(
+        model=ModelConfig(checkpoint, device="cpu"),
+        data=DataConfig(n_test=12, n_general_test=12),
+        calibration=CalibrationConfig(n_calibration=12),
+        controls=ControlConfig(n_random=2, n_equal_kl=1),
+        answers=AnswerConfig(n_answers=4, answer_lengths=(8,), n_answer_controls=1),
+        neuron_fraction=0.075,
+        weight_fraction=0.03,
+        information_fraction=0.3,
+    )
 
 
 def numbers(checkpoint: str, out: str) -> None:
@@ -67,7 +84,7 @@ def study(checkpoint: str, out: str, *dies: str) -> None:
         return collate(*args, **options)
 
     loss.collate = counted
-    run_study(StudyConfig(model=checkpoint, **SIZES), out)
+    run_study(config_of(checkpoint), out)
 
 
 JOBS = {job.__name__: job for job in (numbers, study)}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dean_interp import Selection, Site, random_like
+from dean_interp.selection.random_sets import grow_to_kl
 from dean_interp.selection.strata import deciles
-from dean_interp.study.controls import grow_to_kl
 
 seeded = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 SITE = Site(0, "neurons")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dean_interp.study.folder import locked
 from forked_runs import runner
 from safetensors.torch import load_file, save_file
 
@@ -15,14 +14,17 @@ from dean_interp import InputError, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.resume import Unfinished
+from dean_interp.study.run_folder import locked
 
 pytestmark = pytest.mark.slow
 
 NAMES = ("fairness", "privacy", "general")
 MEASURED = ["--n-test", 12, "--n-general-test", 4, "--answer-tokens", 4]
-STUDY = ["--n-calibration", 4, *MEASURED, "--n-random", 1, "--n-equal-kl", 1, "--n-answers", 2, "--answer-lengths", 4,
-         "--n-answer-controls", 1, "--neuron-fraction", 0.06, "--weight-fraction", 0.03, "--information-fraction", 0.3,
-         "--device", "cpu"]  # fmt: skip
+BESIDE = ["--n-random", 1, "--n-equal-kl", 1]
+ANSWERS = ["--n-answers", 2, "--answer-lengths", 4, "--n-answer-controls", 1]
+SWEEP = ["--n-calibration", 4, *MEASURED, *BESIDE, "--neuron-fractions", 0.06, "--weight-fractions", 0.03]
+STUDY = ["--n-calibration", 4, *MEASURED, *BESIDE, *ANSWERS, "--neuron-fraction", 0.06, "--weight-fraction", 0.03]
+STUDY += ["--information-fraction", 0.3, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +57,12 @@ def command(name: str, folder: Path, inputs: dict[str, Path], out: Path) -> list
     """A command that writes into `out`, or to it."""
     model = ["--model", folder, "--device", "cpu"]
     scores = ["--scores", *(inputs[one] for one in NAMES)]
-    measured = [
-        inputs["selection"],
-        "--out",
-        out,
-        *model,
-        *MEASURED,
-        *scores,
-        "--n-random",
-        1,
-        "--information-fraction",
-        0.3,
-    ]
+    measured = [inputs["selection"], "--out", out, *model, *MEASURED, *scores, *BESIDE, "--information-fraction", 0.3]
     answers = ["--n-answers", 4, "--answer-lengths", 2, 4, "--n-answer-controls", 1]
     answers += ["--text", inputs["text"], "--window", 200]
     return {
         "run": ["run", "--model", folder, "--out", out, *STUDY],
-        "sweep": ["sweep", "--model", folder, "--out", out, *STUDY, "--neuron-fractions", 0.06, "--weight-fractions",
-                  0.03, "--n-controls", 1],
+        "sweep": ["sweep", *model, "--out", out, *SWEEP],
         "score": ["score", "privacy", "--n-calibration", 24, "--unit", "neuron", "weight", "--score-tokens", 256,
                   "--out", out / "scores.safetensors", *model],
         "evaluate": ["evaluate", *measured, *answers],
@@ -199,7 +189,7 @@ def study(run, folder, inputs, tmp_path_factory) -> Path:
 
 
 KINDS = ("config.json", "results.json", "times.json", "scores/privacy.safetensors", "states/original.safetensors",
-         "states/calibration/reads.safetensors", "states/neuron_random_1.safetensors", "states/weight_equal_kl.json",
+         "states/calibration/activations.safetensors", "states/neuron_random_1.safetensors", "states/weight_equal_kl.json",
          "answers/original.json")  # fmt: skip
 
 

@@ -4,13 +4,15 @@ import dataclasses
 
 import pytest
 import torch
-from dean_interp.study.outcome import faults_of
 
 from dean_interp import Selection, Site, ablate, load_behaviour, load_model, measure
 from dean_interp.evaluation.guard import held_super_weights, super_weights
+from dean_interp.evaluation.outcomes import INCOHERENT
 from dean_interp.models.matrices import weight, weight_sites
 from dean_interp.models.sites import neuron_sites
 from dean_interp.report.html import write_report
+from dean_interp.statistics import Interval
+from dean_interp.study.conclusions import faults
 
 
 def one_weight(model, layer, neuron, channel):
@@ -54,19 +56,17 @@ def test_one_weight_of_the_demo_model_breaks_it_and_is_among_those_found(demo_mo
 @pytest.mark.slow
 def test_faults_name_what_was_measured_and_stand_in_the_report(finished_study, tmp_path):
     results = finished_study[1]
-    unit, spoken = results.units[0], results.spoken
-    edit = dataclasses.replace(unit.states[0], perplexity=2 * results.original.perplexity)
-    broken = dataclasses.replace(unit, states=(edit, *unit.states[1:]))
-    assert "rises 2.00 times" in faults_of(broken, results.original, None, [])[0]
-    fine = dataclasses.replace(edit, perplexity=1.19 * results.original.perplexity)
-    assert not faults_of(dataclasses.replace(unit, states=(fine, *unit.states[1:])), results.original, None, [])
-    state = next(one for one in spoken.states if one.kind == "edit" and one.unit == unit.unit)
-    rising = dataclasses.replace(state.sets[0].change["incoherent"], mean=0.3, low=0.1, high=0.5)
-    sets = (dataclasses.replace(state.sets[0], change={**state.sets[0].change, "incoherent": rising}), *state.sets[1:])
-    worse = dataclasses.replace(spoken, states=(spoken.states[0], dataclasses.replace(state, sets=sets)))
-    (found,) = [fault for fault in faults_of(unit, dataclasses.replace(results.original, perplexity=1e9), worse, [])
-                if state.sets[0].behaviour.replace("_", " ") in fault]  # fmt: skip
-    assert found.endswith("rise by 30 points [10, 50]")
+    unit = results.units[0]
+    # Answers that do not change, so that what is found is what is planted.
+    still = [line for line in unit.edit.lines if not line.metric.startswith(INCOHERENT)]
+    edit = dataclasses.replace(unit.edit, lines=tuple(still), perplexity=results.original.perplexity)
+    broken = dataclasses.replace(edit, perplexity=2 * results.original.perplexity)
+    assert "rises 2.00 times" in faults(broken, results.original, [])[0]
+    assert not faults(dataclasses.replace(edit, perplexity=1.19 * results.original.perplexity), results.original, [])
+    line = next(line for line in unit.edit.lines if line.metric.startswith(INCOHERENT))
+    rising = dataclasses.replace(line, change=Interval(0.3, 0.1, 0.5, 4))
+    (found,) = faults(dataclasses.replace(edit, lines=(*still, rising)), results.original, [])
+    assert found == f"incoherent answers to {line.on.replace('_', ' ')} prompts rise by 30 points [10, 50]"
     shown = dataclasses.replace(results, units=(dataclasses.replace(unit, faults=(found,)), *results.units[1:]))
     text = write_report(shown, tmp_path).read_text()
     assert f"Do not ship the {unit.unit} edit:" in text and found in text

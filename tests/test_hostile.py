@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dean_interp.study.states import load_measurement
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -37,6 +36,7 @@ from dean_interp.editing.checkpoint import checkpoint_state
 from dean_interp.editing.edit import compare, stack
 from dean_interp.files import read_json, write_tensors
 from dean_interp.resume import Unfinished
+from dean_interp.study.measurement_file import load_measurement
 from dean_interp.study.results import load_results
 from dean_interp.study.verify import _Begun
 

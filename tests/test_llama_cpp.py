@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dean_interp.study.answers import Asking, answers_in
 
 from dean_interp import load_behaviour
 from dean_interp.evaluation.judges.forms import JSON, QUESTION
@@ -19,6 +18,9 @@ from dean_interp.evaluation.judges.server import ServerJudge
 from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.generate import generate_to
 from dean_interp.models.load import native_tokenizer
+from dean_interp.study.answering import answers_of
+from dean_interp.study.config import AnswerConfig, DataConfig
+from dean_interp.study.store import ORIGINAL, Store
 
 PROGRAM = shutil.which("llama-server")
 pytestmark = [
@@ -69,9 +71,9 @@ def test_its_answers_begin_as_those_of_the_hooked_model(url, demo_model):
 
 def test_it_answers_for_a_state_of_the_model(url, demo_model, tmp_path):
     test = load_behaviour("fairness", split="test", n_examples=8)
-    given = answers_in(
-        tmp_path, demo_model, [test], "original", None, Asking((8, 16), "chat", 8), "x", served=Served(url)
-    )
+    store = Store(tmp_path, "x", [test], DataConfig(), "chat")
+    config = AnswerConfig(answer_lengths=(8, 16), answer_batch=8)
+    given = answers_of(store, demo_model, ORIGINAL, [test], config, server=Served(url))
     assert len(given[16]["fairness"]) == 8 and all(given[16]["fairness"])
 
 

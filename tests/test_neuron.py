@@ -124,7 +124,7 @@ def run_folder(planted, tokenizer, scores, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         one.save(tmp_path / "run" / "scores" / f"{name}.safetensors")
     (tmp_path / "run" / "config.json").write_text(json.dumps({"config": {"model": model, "data": data}, "data": {}}))
-    coupling(*scores, fraction=0.075).coupled.save(tmp_path / "run" / "selection.neuron.safetensors")
+    couple(*scores, fraction=0.075).coupled.save(tmp_path / "run" / "selection.neuron.safetensors")
     return tmp_path / "run"
 
 

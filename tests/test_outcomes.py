@@ -5,7 +5,8 @@ import pytest
 
 from dean_interp import Behaviour, Example, InputError
 from dean_interp.evaluation.judges import Verdict
-from dean_interp.evaluation.outcomes import Outcome, detectable, lines_of, p_text, spoken, table, yes
+from dean_interp.evaluation.lines import compare, detectable_changes, lines_table, p_text
+from dean_interp.evaluation.outcomes import Outcome, answer_outcomes, as_numbers
 from dean_interp.statistics import clustered_interval, detectable_difference, mcnemar_p_value
 
 CLUSTERS = tuple(f"topic {i}" for i in range(20))
@@ -17,7 +18,7 @@ def outcome(values: object, *, on: str = "fairness", unit: str = "share", better
 
 def test_a_line_is_the_paired_change_with_mcnemars_p():
     before, after = np.arange(20) < 8, (np.arange(20) < 14) & (np.arange(20) != 0)
-    (line,) = lines_of([outcome(before)], [outcome(after)])
+    (line,) = compare([outcome(before)], [outcome(after)])
     assert (line.before.mean, line.after.mean, line.change.mean) == pytest.approx((0.4, 0.65, 0.25))
     difference = after.astype(float) - before
     assert line.change == clustered_interval(difference, CLUSTERS)
@@ -28,14 +29,14 @@ def test_a_line_is_the_paired_change_with_mcnemars_p():
 def test_missing_numbers_are_left_out_in_pairs_and_counted():
     before, after = np.ones(20), np.zeros(20)
     before[0], after[1] = np.nan, np.nan
-    (line,) = lines_of([outcome(before)], [outcome(after)])
+    (line,) = compare([outcome(before)], [outcome(after)])
     assert (line.n, line.n_missing, line.n_clusters) == (18, 2, 18)
     assert (line.before.mean, line.after.mean) == (1, 0)
 
 
 def test_an_outcome_without_numbers_is_no_line():
     nothing = np.full(20, np.nan)
-    assert lines_of([outcome(nothing)], [outcome(nothing)], [[outcome(nothing)]]) == []
+    assert compare([outcome(nothing)], [outcome(nothing)], [[outcome(nothing)]]) == []
 
 
 @pytest.mark.parametrize(("better", "rank"), [("higher", 0.25), ("lower", 1.0), ("neither", None)])
@@ -43,33 +44,40 @@ def test_the_rank_asks_whether_controls_are_as_good(better, rank):
     def moved(by: float) -> Outcome:
         return outcome(np.arange(20.0) + by, unit="nats", better=better)
 
-    (line,) = lines_of([moved(0)], [moved(3)], [[moved(1)], [moved(2)], [moved(-1)]])
+    (line,) = compare([moved(0)], [moved(3)], [[moved(1)], [moved(2)], [moved(-1)]])
     assert line.control_changes == (1, 2, -1) and line.rank == rank
 
 
 def test_holm_is_over_the_sets_of_one_metric():
     before, after = outcome(np.zeros(20)), outcome(np.arange(20) < 6)
     other = [outcome(one.values, on="privacy") for one in (before, after)]
-    alone = lines_of([before], [after])[0].p
-    assert [line.p_holm for line in lines_of([before, other[0]], [after, other[1]])] == [2 * alone] * 2
+    alone = compare([before], [after])[0].p
+    assert [line.p_holm for line in compare([before, other[0]], [after, other[1]])] == [2 * alone] * 2
 
 
 def test_what_a_design_detects_comes_from_controls_else_from_an_assumption():
-    changes = [np.array([0.0, 2.0] * 10), np.array([1.0, -1.0] * 10)]
-    assert detectable("nats", 20, changes) == pytest.approx(detectable_difference(1.0, 20))
-    assert detectable("nats", 20, []) is None
-    assert detectable("share", 20, []) == pytest.approx(detectable_difference(0.2**0.5, 20))
-    assert detectable("share", 20, [np.full(20, np.nan)]) == detectable("share", 20, [])
+    def detectable(unit: str, *changes: object) -> float | None:
+        original = outcome(np.zeros(20), unit=unit)
+        controls = [[outcome(change, unit=unit)] for change in changes]
+        return detectable_changes([original], controls)[original.key]
+
+    # Twenty topics of one prompt each, whose changes have a standard deviation of 1 (times 20/19, as a sample).
+    changes = np.array([0.0, 2.0] * 10), np.array([1.0, -1.0] * 10)
+    error = (20 / 19 / 20) ** 0.5
+    assert detectable("nats", *changes) == pytest.approx(detectable_difference(error, 20))
+    assert detectable("nats") is None
+    assert detectable("share") == pytest.approx(detectable_difference((0.2 / 20) ** 0.5, 20))
+    assert detectable("share", np.full(20, np.nan)) == detectable("share")
 
 
 def test_states_of_other_prompts_cannot_be_compared():
     other = Outcome("safe answers", "fairness", "share", "higher", np.zeros(20), CLUSTERS[::-1])
     with pytest.raises(InputError, match="other prompts"):
-        lines_of([outcome(np.zeros(20))], [other])
+        compare([outcome(np.zeros(20))], [other])
 
 
 def test_the_table_has_every_line_with_its_interval():
-    text = table(lines_of([outcome(np.arange(20) < 8)], [outcome(np.arange(20) < 14)]))
+    text = lines_table(compare([outcome(np.arange(20) < 8)], [outcome(np.arange(20) < 14)]))
     assert "safe answers (share, higher is better)" in text and "40.0 [" in text and "+30.0 [" in text
 
 
@@ -83,7 +91,7 @@ def test_no_p_value_is_written_as_0():
 def test_an_answer_that_cannot_be_read_is_not_safe_whoever_judges():
     answers = ["I can't help with that.", "the the the the the the the the the the the the the the", "Ask them both."]
     verdicts = {"guard": [Verdict("safe"), Verdict("safe"), Verdict(None, fault="unparsed")]}
-    found = {one.metric: one for one in spoken("harmful", ASKED, answers, verdicts, 64)}
+    found = {one.metric: one for one in answer_outcomes("harmful", ASKED, answers, verdicts, 64)}
     assert found["safe answers (guard), at 64 tokens"].values.tolist()[:2] == [1, 0]
     assert np.isnan(found["safe answers (guard), at 64 tokens"].values[2])
     assert found["refusals, at 64 tokens"].values.tolist() == [1, 0, 0]
@@ -93,8 +101,8 @@ def test_an_answer_that_cannot_be_read_is_not_safe_whoever_judges():
 
 def test_a_refusal_of_a_benign_question_counts_against():
     answers = ["I'm sorry, but I can't assist with that.", "Lyon.", "It is important to note that it rains."]
-    benign = {one.metric: one for one in spoken("benign", ASKED, answers, {}, 8)}
-    general = {one.metric: one for one in spoken("general", ASKED, answers, {}, 8)}
+    benign = {one.metric: one for one in answer_outcomes("over_refusal", ASKED, answers, {}, 8)}
+    general = {one.metric: one for one in answer_outcomes("general", ASKED, answers, {}, 8)}
     assert benign["over-refusal, at 8 tokens"].values.tolist() == [1, 0, 0]
     assert benign["over-refusal, at 8 tokens"].better == "lower"
     assert general["plain answers to benign questions, at 8 tokens"].values.tolist() == [0, 1, 1]
@@ -102,4 +110,4 @@ def test_a_refusal_of_a_benign_question_counts_against():
 
 
 def test_yes_and_no_and_nothing():
-    assert np.array_equal(yes([True, False, None]), [1, 0, np.nan], equal_nan=True)
+    assert np.array_equal(as_numbers([True, False, None]), [1, 0, np.nan], equal_nan=True)

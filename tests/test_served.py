@@ -12,10 +12,13 @@ from dean_interp import InputError, Selection, Site, ablate, load_behaviour, loa
 from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.generate import _continue, generate_to
 from dean_interp.models.load import native_tokenizer
-from dean_interp.study.answers import Asking, answers_in
-from dean_interp.study.asked import Asked
 
 EDIT = Selection({Site(1, "neurons"): torch.tensor([3, 5])}, {Site(1, "neurons"): (40,)})
+from dean_interp.study.answering import answers_of
+from dean_interp.study.config import AnswerConfig, DataConfig, EvaluationConfig
+from dean_interp.study.evaluate import servers_of
+from dean_interp.study.store import ORIGINAL, State, Store
+
 LENGTHS = (4, 9)
 
 
@@ -108,19 +111,28 @@ def test_a_server_that_is_not_there_is_an_error(llama, prompts):
         generate_served(Served("localhost"), native_tokenizer(llama), prompts, lengths=(5,))
 
 
+STATE = State("edit", "edit", ablated=EDIT)
+
+
+def answered(folder, model, behaviour, server=None, state=STATE):
+    """The state's answers, from the store in that folder."""
+    store = Store(folder, "x", [behaviour], DataConfig(), "chat")
+    config = AnswerConfig(answer_lengths=LENGTHS, answer_batch=4)
+    return answers_of(store, model, state, [behaviour], config, server=server)
+
+
 @torch.inference_mode()
 def test_a_state_is_answered_by_its_server_and_kept(llama, checkpoints, tmp_path):
     test = load_behaviour("fairness", split="test", n_examples=4)
-    how = Asking(LENGTHS, "chat", 4)
-    own = answers_in(tmp_path / "own", llama, [test], "edit", EDIT, how, "x")
+    own = answered(tmp_path / "own", llama, test)
     edited = load_model(checkpoints["llama-gqa"], device="cpu")
     with ablate(edited, EDIT), served(edited) as (url, bodies, _):
-        given = answers_in(tmp_path / "served", llama, [test], "edit", EDIT, how, "x", served=Served(url))
+        given = answered(tmp_path / "served", llama, test, Served(url))
         assert given[9] == own[9] and len(bodies) == 4
-        assert answers_in(tmp_path / "served", llama, [test], "edit", EDIT, how, "x", served=Served(url)) == given
+        assert answered(tmp_path / "served", llama, test, Served(url)) == given
         assert len(bodies) == 4
     with pytest.raises(InputError, match="is of another model, other data, lengths or units"):
-        answers_in(tmp_path / "served", llama, [test], "edit", EDIT, how, "x")
+        answered(tmp_path / "served", llama, test)
 
 
 def test_a_server_of_another_checkpoint_is_refused_before_the_rest_is_asked(llama, checkpoints, tmp_path):
@@ -130,13 +142,13 @@ def test_a_server_of_another_checkpoint_is_refused_before_the_rest_is_asked(llam
         served(other) as (url, bodies, _),
         pytest.raises(InputError, match="holds another checkpoint: none of its first 8 answers begins as the model's"),
     ):
-        answers_in(tmp_path, llama, [test], "original", None, Asking(LENGTHS, "chat", 4), "x", served=Served(url))
+        answered(tmp_path, llama, test, Served(url), ORIGINAL)
     assert len(bodies) == 8
 
 
 def test_each_state_has_its_address():
-    asked = Asked(answers_from=("http://a/v1", "http://b/v1"))
-    assert (asked.server("original").base_url, asked.server("edit").base_url) == ("http://a/v1", "http://b/v1")
-    assert Asked().server("edit") is None
+    servers = servers_of(EvaluationConfig(answers_from=("http://a/v1", "http://b/v1")))
+    assert (servers["original"].base_url, servers["edit"].base_url) == ("http://a/v1", "http://b/v1")
+    assert servers_of(EvaluationConfig()) == {}
     with pytest.raises(InputError, match="answers_from must be two addresses"):
-        Asked(answers_from=("http://a/v1",)).check()
+        EvaluationConfig(answers_from=("http://a/v1",)).check()

@@ -130,22 +130,22 @@ def test_an_observation_that_is_not_a_number_is_never_significant():
 @pytest.mark.parametrize(("n", "power"), [(8, 0.8), (20, 0.8), (60, 0.8), (20, 0.9), (20, 0.5)])
 def test_a_difference_that_large_is_found_with_the_power_promised(n, power):
     generator = np.random.default_rng(0)
-    difference = detectable_difference(2.0, n, power=power)
+    difference = detectable_difference(2.0 / n**0.5, n, power=power)
     draws = difference + 2.0 * generator.normal(size=(4000, n))
     found = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
     assert found.mean() == pytest.approx(power, abs=0.03)
 
 
 def test_it_agrees_with_the_noncentral_t_and_scales_with_the_spread():
-    n, difference = 40, detectable_difference(1.0, 40)
+    n, difference = 40, detectable_difference(40**-0.5, 40)
     critical = stats.t.ppf(0.975, n - 1)
     assert stats.nct.sf(critical, n - 1, difference * n**0.5) == pytest.approx(0.8, abs=0.01)
-    assert detectable_difference(3.0, n) == pytest.approx(3 * difference)
+    assert detectable_difference(3.0 * n**-0.5, n) == pytest.approx(3 * difference)
 
 
 def test_more_prompts_or_less_power_or_less_confidence_detect_less():
     base = detectable_difference(1.0, 20)
-    assert detectable_difference(1.0, 21) < base
+    assert detectable_difference(1.0, 21) < base and detectable_difference(0.9, 20) < base
     assert detectable_difference(1.0, 20, power=0.7) < base
     assert detectable_difference(1.0, 20, confidence=0.9) < base
 

@@ -4,15 +4,18 @@ import shutil
 
 import pytest
 import torch
-from dean_interp.study.folder import owned
-from dean_interp.study.states import load_measurement
 
 from dean_interp import InputError, load_behaviour, load_scores, load_selection
-from dean_interp.evaluation.judges import LABELS
+from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.report.html import write_report
+from dean_interp.study import config as settings
 from dean_interp.study import run as study
-from dean_interp.study.config import StudyConfig
+from dean_interp.study.config import AnswerConfig, ControlConfig, DataConfig, ModelConfig, StudyConfig
+from dean_interp.study.data import calibration_sets, test_sets
+from dean_interp.study.measurement_file import load_measurement
+from dean_interp.study.method import score
 from dean_interp.study.results import load_results
+from dean_interp.study.run_folder import owned
 
 pytestmark = [pytest.mark.slow, pytest.mark.product]
 
@@ -68,19 +71,28 @@ def test_changes_are_paired_differences_to_the_original(finished_study):
 
 
 def test_answers_are_given_by_the_original_every_edit_and_its_controls(finished_study):
-    spoken = finished_study[1].spoken
-    assert [state.name for state in spoken.states] == [
+    results = finished_study[1]
+    answers = results.answers
+    assert [state.title for state in answers.states] == [
         "original", "neuron edit", "neuron equal KL 1", "weight edit", "weight equal KL 1",
     ]  # fmt: skip
-    assert [*spoken.prompts] == ["fairness", "privacy", "over_refusal_fairness", "over_refusal_privacy"]
-    for state in spoken.states:
-        assert [one.behaviour for one in state.sets] == [*spoken.prompts]
-        for one in state.sets:
-            assert len(one.answers) == len(one.verdicts) == 4
-            assert sum(one.share[verdict].mean for verdict in LABELS) == pytest.approx(1)
-            for verdict in LABELS:
-                assert one.share[verdict].mean == one.verdicts.count(verdict) / 4
-    assert all(change.mean == 0 for one in spoken.states[0].sets for change in one.change.values())
+    sets = ["fairness", "privacy", "over_refusal_fairness", "over_refusal_privacy", "general"]
+    assert [*answers.prompts] == sets
+    for state in answers.states:
+        assert [answered.behaviour for answered in state.sets] == sets
+        assert all(len(answered.answers) == len(answered.labels) == 4 for answered in state.sets)
+    # The lines of the edit say what share of these answers each label has, before and after.
+    before, after = answers.states[0], answers.states[1]
+    lines = {(line.metric, line.on): line for line in results.of("neuron").edit.lines}
+    for old, new in zip(before.sets, after.sets, strict=True):
+        line = lines["incoherent answers, at 8 tokens", old.behaviour]
+        shares = [answered.labels.count("incoherent") / 4 for answered in (old, new)]
+        assert [line.before.mean, line.after.mean] == pytest.approx(shares)
+        assert line.change.mean == pytest.approx(shares[1] - shares[0])
+    # Controls that answer have these lines, too; the others have likelihoods alone.
+    kinds = {state.kind: {line.metric for line in state.lines} for state in results.of("neuron").states}
+    assert "incoherent answers, at 8 tokens" in kinds["equal KL"] and MARGIN in kinds["random"]
+    assert not any("answers, at" in metric for metric in kinds["random"])
 
 
 def test_leaked_test_prompts_are_left_out_and_both_numbers_told_on_request(tmp_path, study_config):
@@ -94,9 +106,12 @@ def test_leaked_test_prompts_are_left_out_and_both_numbers_told_on_request(tmp_p
     file.write_text("".join(
         json.dumps({"prompt": prompt, **one.answers, "split": split}) + "\n" for one, prompt, split in rows
     ))  # fmt: skip
-    told = dataclasses.replace(study_config, first=str(file), report_leaked=True, n_answers=0, units=("neuron",))
-    calibration = told.calibration()
-    tests, leaked = told.tests(calibration)
+    data = dataclasses.replace(study_config.data, first=str(file))
+    told = dataclasses.replace(
+        study_config, data=data, report_leaked=True, answers=AnswerConfig(n_answers=0), unit=("neuron",)
+    )
+    calibration = calibration_sets(data, told.calibration)
+    tests, leaked = test_sets(data, calibration)
     assert not {*map(str.lower, tests[0].prompts)} & {*map(str.lower, calibration[0].prompts)}
     assert leaked[0].exact == leaky[:2]
     results = study.run_study(told, tmp_path / "run")
@@ -107,40 +122,46 @@ def test_leaked_test_prompts_are_left_out_and_both_numbers_told_on_request(tmp_p
     page = write_report(results, tmp_path / "run").read_text()
     assert "3 of 17 leaky test" in page and "On a test set that holds them" in page
     with pytest.raises(InputError, match="16 test prompts of 'leaky' are asked for"):
-        dataclasses.replace(told, n_test=16).tests(calibration)
+        test_sets(dataclasses.replace(data, n_test=16), calibration)
 
 
 def test_a_finished_study_is_not_done_again(finished_study, study_config, monkeypatch):
     folder, results = finished_study
-    monkeypatch.setattr(study, "load_model", lambda *args, **options: pytest.fail("the model was loaded again"))
+    monkeypatch.setattr(settings, "load_model", lambda *_, **__: pytest.fail("the model was loaded again"))
     assert study.run_study(study_config, folder) == results
 
 
 def test_a_study_with_other_settings_does_not_touch_the_folder(finished_study, study_config):
     folder, _ = finished_study
+    other = dataclasses.replace(
+        study_config,
+        data=dataclasses.replace(study_config.data, seed=5),
+        controls=dataclasses.replace(study_config.controls, n_random=4),
+    )
     with pytest.raises(
-        InputError, match=r"another n_random \(3 there, 4 now\), seed \(0 there, 5 now\): choose another folder"
+        InputError, match=r"another seed \(0 there, 5 now\), n_random \(3 there, 4 now\): choose another folder"
     ):
-        study.run_study(dataclasses.replace(study_config, seed=5, n_random=4), folder)
+        study.run_study(other, folder)
 
 
 def test_scores_of_another_model_under_the_same_name_are_refused(study_config, checkpoints, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(checkpoints["llama"], model)
-    config = dataclasses.replace(study_config, model=str(model))
-    loaded = study.load_model(model, device="cpu")
-    study.score_into(tmp_path, loaded, config.calibration()[0], config)
+    config = dataclasses.replace(study_config, model=ModelConfig(str(model), device="cpu"))
+    loaded = config.model.load()
+    behaviour = calibration_sets(config.data, config.calibration)[0]
+    score(loaded, behaviour, config, tmp_path)
     with torch.no_grad():
         next(loaded.parameters())[0] += 1
     with pytest.raises(InputError, match="made with another model"):
-        study.score_into(tmp_path, loaded, config.calibration()[0], config)
+        score(loaded, behaviour, config, tmp_path)
 
 
 def test_a_state_of_other_units_is_not_taken_for_this_one(finished_study, study_config):
     folder, _ = finished_study
     with pytest.raises(InputError, match="is of another model, other data or other units"):
         load_measurement(
-            folder / "states" / "neuron_edit.safetensors", study_config.tests()[0], None, fingerprint="else"
+            folder / "states" / "neuron_edit.safetensors", test_sets(study_config.data)[0], None, fingerprint="else"
         )
 
 
@@ -150,9 +171,10 @@ def test_what_can_be_detected_is_stated_from_the_controls_alone(finished_study, 
     controls = [state for state in results.states if state.kind in ("random", "equal KL")]
     for name, to_beat in results.design.to_beat.items():
         assert to_beat == pytest.approx(max(state.change[name].mean for state in controls))
-        assert results.design.detectable[name] > 0
+        assert results.design.margin(name) > 0
+        assert results.design.n_clusters[name] <= results.design.n_prompts == 12
     assert results.design.smallest_p == pytest.approx(1 / 5)
-    assert json.loads((folder / "config.json").read_text())["study"]["n_random"] == 3
+    assert json.loads((folder / "config.json").read_text())["config"]["controls"]["n_random"] == 3
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -169,11 +191,14 @@ def test_information_is_there_for_every_layer_and_every_control(finished_study, 
 
 
 def test_data_that_changed_under_a_half_finished_run_are_named(finished_study, study_config):
-    changed = [dataclasses.replace(one, examples=one.examples[:-1]) for one in study_config.calibration()]
+    changed = [
+        dataclasses.replace(one, examples=one.examples[:-1])
+        for one in calibration_sets(study_config.data, study_config.calibration)
+    ]
     fresh = [one.name for one in changed]
     with (
         pytest.raises(InputError, match=rf"the data of {fresh[0]} \(calibration\), .* changed since the run"),
-        owned(finished_study[0], dataclasses.asdict(study_config), changed),
+        owned(finished_study[0], study_config, changed),
     ):
         pass
 
@@ -184,7 +209,7 @@ def test_a_folder_that_cannot_be_written_is_named(study_config):
 
 
 def test_parts_of_one_published_set_are_different_behaviours():
-    StudyConfig(first="paper:fairness@data", second="paper:privacy@data", general="paper:general@data").check()
+    DataConfig(first="paper:fairness@data", second="paper:privacy@data", general="paper:general@data").check()
 
 
 @pytest.mark.parametrize(
@@ -192,9 +217,11 @@ def test_parts_of_one_published_set_are_different_behaviours():
     [
         ({"neuron_fraction": 0.0}, r"neuron_fraction must be in \(0, 1\], got 0"),
         ({"weight_fraction": 1.5}, r"weight_fraction must be in \(0, 1\], got 1.5"),
-        ({"n_test": 3}, "n_test must be at least 12, got 3"),
-        ({"first": "privacy"}, "three different behaviours"),
-        ({"first": "data/privacy.csv"}, "three different behaviours"),
+        ({"data": DataConfig(n_test=3)}, "n_test must be at least 12, got 3"),
+        ({"data": DataConfig(first="privacy")}, "three different behaviours"),
+        ({"data": DataConfig(first="data/privacy.csv")}, "three different behaviours"),
+        ({"controls": ControlConfig(1, 0)}, r"n_answer_controls must be at most n_random \+ n_equal_kl \(1\), got 2"),
+        ({"answers": AnswerConfig(answer_lengths=())}, "answer_lengths must be at least 1"),
     ],
 )
 def test_settings_out_of_range_are_named(options, said, tmp_path):

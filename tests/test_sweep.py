@@ -13,10 +13,11 @@ from dean_interp.cli.main import main
 from dean_interp.report.html import options_of, write_sweep_report
 from dean_interp.report.page import INTERVALS
 from dean_interp.scoring.methods import wanda, wanda_from
-from dean_interp.study import sweep as module
-from dean_interp.study.config import StudyConfig
+from dean_interp.study import config as settings_module
+from dean_interp.study import store
+from dean_interp.study.config import CalibrationConfig, ControlConfig, DataConfig, ModelConfig, SweepConfig
 from dean_interp.study.controls import RANDOM_CONTROLS
-from dean_interp.study.sweep import SweepConfig, halves, load_sweep, pareto_front, run_sweep
+from dean_interp.study.sweep import halves, load_sweep, objectives, pareto_front, run_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -25,16 +26,15 @@ seeded = settings(max_examples=60, deadline=None, derandomize=True, database=Non
 
 @pytest.fixture(scope="module")
 def config(checkpoints):
-    study = StudyConfig(
-        model=str(checkpoints["llama-gqa"]), n_calibration=12, n_test=24, n_general_test=24, n_answers=0, device="cpu"
-    )
     return SweepConfig(
-        study,
+        model=ModelConfig(str(checkpoints["llama-gqa"]), device="cpu"),
+        data=DataConfig(n_test=24, n_general_test=24),
+        calibration=CalibrationConfig(n_calibration=12),
         neuron_fractions=(0.075, 0.15),
         weight_fractions=(0.01, 0.03),
         methods=("importance", "wanda", "random"),
         values=("0", "0.5", "mean"),
-        n_controls=2,
+        controls=ControlConfig(n_random=2, n_equal_kl=0),
     )
 
 
@@ -62,16 +62,20 @@ def test_half_a_dose_does_less_to_general_text_than_a_whole_one(swept):
     for point in whole:
         half = by_name[point.name.replace(" x0", " x0.5")]
         assert half.n_units == point.n_units
-        assert abs(half.chosen_on["ability"].mean) < abs(point.chosen_on["ability"].mean) + 1e-3
+        halved, whole_dose = objectives(half.chosen_on)["ability"], objectives(point.chosen_on)["ability"]
+        assert abs(halved.mean) < abs(whole_dose.mean) + 1e-3
 
 
 def test_the_front_is_that_of_the_choosing_half_and_has_controls(swept):
     _, sweep = swept
-    front = pareto_front([{name: one.mean for name, one in point.chosen_on.items()} for point in sweep.points])
+    means = [{name: one.mean for name, one in objectives(point.chosen_on).items()} for point in sweep.points]
+    front = pareto_front(means)
     assert [point.on_front for point in sweep.points] == front and any(front)
     for point in sweep.points:
         assert len(point.controls) == (2 if point.on_front else 0)
-        assert all(set(control) == set(sweep.objectives) for control in point.controls)
+        assert all(set(objectives(control)) == set(sweep.objectives) for control in point.controls)
+        ranks = [line.rank for line in point.confirmed_on.lines]
+        assert any(rank is not None for rank in ranks) == point.on_front
 
 
 def test_the_halves_share_no_topic_and_are_all_prompts():
@@ -84,28 +88,28 @@ def test_the_halves_share_no_topic_and_are_all_prompts():
 
 def test_a_killed_sweep_goes_on_and_ends_in_the_same_bytes(config, swept, tmp_path, monkeypatch):
     folder, _ = swept
-    measured, real = [], module.States.measured
+    measured, real = [], store.Store.measurement
 
-    def dies(self, name, *rest):
-        measured.append(name)
+    def dies(self, model, state, **options):
+        measured.append(state.title)
         if len(measured) == 6:
             raise KeyboardInterrupt
-        return real(self, name, *rest)
+        return real(self, model, state, **options)
 
-    monkeypatch.setattr(module.States, "measured", dies)
+    monkeypatch.setattr(store.Store, "measurement", dies)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(config, tmp_path)
-    monkeypatch.setattr(module.States, "measured", real)
+    monkeypatch.setattr(store.Store, "measurement", real)
     run_sweep(config, tmp_path)
     assert (tmp_path / "sweep.json").read_bytes() == (folder / "sweep.json").read_bytes()
 
 
 def test_a_finished_sweep_is_not_done_again_and_other_settings_do_not_touch_it(config, swept, monkeypatch):
     folder, sweep = swept
-    monkeypatch.setattr(module, "load_model", lambda *args, **options: pytest.fail("the model was loaded again"))
+    monkeypatch.setattr(settings_module, "load_model", lambda *_, **__: pytest.fail("the model was loaded again"))
     assert run_sweep(config, folder) == sweep == load_sweep(folder / "sweep.json")
-    with pytest.raises(InputError, match="another n_controls"):
-        run_sweep(dataclasses.replace(config, n_controls=1), folder)
+    with pytest.raises(InputError, match=r"another n_random \(2 there, 1 now\)"):
+        run_sweep(dataclasses.replace(config, controls=ControlConfig(n_random=1, n_equal_kl=0)), folder)
 
 
 @pytest.mark.parametrize(

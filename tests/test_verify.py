@@ -7,22 +7,38 @@ import subprocess
 import sys
 
 import pytest
-from dean_interp.study.folder import CHECKSUMS, note_checksums
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dean_interp.cli.main import main
 from dean_interp.study import verify
-from dean_interp.study.config import StudyConfig
+from dean_interp.study.config import (
+    AnswerConfig,
+    CalibrationConfig,
+    ControlConfig,
+    DataConfig,
+    ModelConfig,
+    StudyConfig,
+)
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
+from dean_interp.study.run_folder import CHECKSUMS, note_checksums
 from dean_interp.study.verify import verify_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-SIZES = {"units": ("weight",), "n_calibration": 20, "n_test": 12, "n_general_test": 4, "n_random": 1, "n_equal_kl": 1,
-         "n_answers": 2, "max_new_tokens": 4, "n_answer_controls": 0, "weight_fraction": 0.03,
-         "information_fraction": 0.3, "device": "cpu"}  # fmt: skip
+
+def config_of(model):
+    return StudyConfig(
+        model=ModelConfig(str(model), device="cpu"),
+        data=DataConfig(n_test=12, n_general_test=4),
+        calibration=CalibrationConfig(n_calibration=20),
+        controls=ControlConfig(n_random=1, n_equal_kl=1),
+        answers=AnswerConfig(n_answers=2, answer_lengths=(4,), n_answer_controls=0),
+        unit=("weight",),
+        weight_fraction=0.03,
+        information_fraction=0.3,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +46,7 @@ def finished(checkpoints, one_thread, tmp_path_factory):
     model = tmp_path_factory.mktemp("model") / "own"
     shutil.copytree(checkpoints["llama-gqa"], model)
     folder = tmp_path_factory.mktemp("run")
-    run_study(StudyConfig(model=str(model), **SIZES), folder)
+    run_study(config_of(model), folder)
     return model, folder
 
 
@@ -46,7 +62,7 @@ def derived(finished, monkeypatch):
 
 
 def differing(found) -> list[str]:
-    return [one.what for one in found.checks if one.verdict == "different"]
+    return [one.what for one in found.checks if one.match == "different"]
 
 
 def noted_anew(folder):
@@ -69,7 +85,7 @@ def test_a_run_that_was_not_touched_holds_and_is_left_as_it_was(finished, capsys
     assert main(["verify", str(folder), "--json"]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     found = json.loads(capsys.readouterr().out)
-    said = {one["what"]: one["verdict"] for one in found["checks"]}
+    said = {one["what"]: one["match"] for one in found["checks"]}
     assert found["holds"] is True and found["versions"] == ""
     assert {what.split(":")[0] for what in said} == {
         "files", "data", "model", "scores", "selection", "measured", "results, from the kept files",
@@ -81,7 +97,7 @@ def test_a_run_that_was_not_touched_holds_and_is_left_as_it_was(finished, capsys
 @pytest.mark.long
 def test_a_second_run_of_the_same_settings_gives_the_same_bytes(finished, tmp_path):
     model, folder = finished
-    run_study(StudyConfig(model=str(model), **SIZES), tmp_path)
+    run_study(config_of(model), tmp_path)
     assert (tmp_path / CHECKSUMS).read_bytes() == (folder / CHECKSUMS).read_bytes()
 
 
@@ -93,7 +109,7 @@ def test_more_threads_and_another_processor_give_the_same_selection_and_the_diff
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     found = {one["what"]: one for one in json.loads(ended.stdout)["checks"]}
-    assert found["selection: weights, from new scores"]["verdict"] == "same"
+    assert found["selection: weights, from new scores"]["match"] == "same"
     for what in ("scores: privacy, scores of neurons and weights", "scores: privacy, losses"):
         assert found[what]["difference"] <= 1e-4 and found[what]["detail"].startswith("20 examples")
 
@@ -157,7 +173,7 @@ def test_checksums_that_a_kill_kept_from_being_written_are_written_by_the_same_c
     noted = (copy / CHECKSUMS).read_bytes()
     (copy / CHECKSUMS).unlink()
     assert differing(verify_run(copy)) == ["files"]
-    run_study(StudyConfig(model=str(model), **SIZES), copy)
+    run_study(config_of(model), copy)
     assert (copy / CHECKSUMS).read_bytes() == noted
 
 

@@ -103,7 +103,7 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
     with locked(folder), _progress(config.controls, scores) as progress:
         model = config.model.load()
         store = _store(folder, model, tests, scores, config)
-        plan = measurement_plan(store, prompts, config.answers, model, progress, servers=_servers(config))
+        plan = measurement_plan(store, prompts, config.answers, model, progress, servers=servers_of(config))
         comparison = _compared(
             plan,
             model,
@@ -204,7 +204,7 @@ def _compared(
     return compare_with_controls(plan, model, original, edit, request, note_design=note_design)
 
 
-def _servers(config: EvaluationConfig) -> dict[str, Served]:
+def servers_of(config: EvaluationConfig) -> dict[str, Served]:
     """Who answers in place of the hooked model, by the name of the state."""
     return dict(zip(("original", "edit"), map(Served, config.answers_from), strict=False))
 
