@@ -170,7 +170,7 @@ def untyped() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with the paper's data and the golden values, where there is one."""
     folder = Path(os.environ.get("DEAN_INTERP_SHARED", Path(__file__).parents[2] / "shared"))

@@ -1,6 +1,7 @@
-"""`python several_processes.py N JOB ARGUMENT...`: N processes that share one job; prints their exit codes as JSON.
+"""Groups of processes that share one job, forked by a process that has imported everything.
 
-They are forked once everything is imported, with what `torchrun` would put into their environment.
+It reads a line of JSON for each group, `[n, job, arguments, file for standard error]`, and answers with the exit codes.
+The children find in their environment what `torchrun` would put there.
 """
 
 import json
@@ -90,23 +91,32 @@ def study(checkpoint: str, out: str, *dies: str) -> None:
 JOBS = {job.__name__: job for job in (numbers, study)}
 
 
-def _child(k: int, n: int, port: int, job: str, arguments: list[str]) -> int:
+def _child(k: int, n: int, port: int, job: str, arguments: list[str], errors: str) -> int:
+    # One that hangs ends, and its group with it.
+    signal.alarm(300)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     here = {"RANK": k, "LOCAL_RANK": k, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
     return exit_code_of(lambda: JOBS[job](*arguments), name=job, debug=False)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    n, job, *arguments = sys.argv[1:]
+def _group(n: int, job: str, arguments: list[str], errors: str) -> list[int]:
+    """Exit codes of `n` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = []
-    for k in range(int(n)):
+    for k in range(n):
         child = os.fork()
         if child == 0:
-            os._exit(_child(k, int(n), port, job, arguments))
+            os._exit(_child(k, n, port, job, arguments, errors))
         children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    sys.stdout.write(json.dumps(codes) + "\n")
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(_group(*json.loads(line))) + "\n")
+        sys.stdout.flush()

@@ -14,9 +14,10 @@ from dean_interp.models.matrices import weight
 from dean_interp.models.notes import notes
 from dean_interp.models.sites import Site
 
-pytestmark = [pytest.mark.slow, pytest.mark.product, pytest.mark.hooks]
+pytestmark = [pytest.mark.slow, pytest.mark.hooks]
 
 
+@pytest.mark.product
 def test_it_answers_and_its_cache_is_right(demo_model):
     assert cache_is_right(demo_model)
     assert "Paris" in generate(demo_model, ["What is the capital of France?"], max_new_tokens=24)[0]
@@ -31,6 +32,7 @@ def test_its_gguf_file_by_path_holds_the_same_weights(demo_model, tmp_path, monk
     assert len(list(tmp_path.iterdir())) == 1, "converted once, and nothing unfinished left behind"
 
 
+@pytest.mark.product
 def test_shared_prompts_and_ablation_are_exact_on_it(demo_model):
     behaviour = load_behaviour("privacy", split="test", n_examples=4)
     selection = some_neurons(demo_model, n=40)

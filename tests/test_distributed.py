@@ -16,16 +16,26 @@ from dean_interp.study.results import load_results
 SCRIPT = Path(__file__).with_name("several_processes.py")
 
 
-def start(n: int, job: str, *arguments: object) -> tuple[list[int], str]:
-    """Exit codes and standard error of `n` processes."""
-    command = [sys.executable, str(SCRIPT), str(n), job, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts `n` processes of a job: their exit codes and standard error. What they import is imported once for all."""
+    folder = tmp_path_factory.mktemp("errors")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, str(SCRIPT)], text=True, **pipes) as process:
+
+        def started(n: int, job: str, *arguments: object) -> tuple[list[int], str]:
+            errors = folder / str(len(list(folder.iterdir())))
+            process.stdin.write(json.dumps([n, job, [*map(str, arguments)], str(errors)]) + "\n")
+            process.stdin.flush()
+            codes = json.loads(process.stdout.readline())
+            return codes, errors.read_text(errors="replace")
+
+        yield started
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoints, tmp_path_factory):
+def alone(start, checkpoints, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     assert start(1, "numbers", checkpoints["llama-gqa"], folder)[0] == [0]
     return load_file(folder / "0")
@@ -33,7 +43,7 @@ def alone(checkpoints, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
-def test_every_process_ends_with_the_numbers_of_one(n, alone, checkpoints, tmp_path):
+def test_every_process_ends_with_the_numbers_of_one(n, start, alone, checkpoints, tmp_path):
     assert start(n, "numbers", checkpoints["llama-gqa"], tmp_path)[0] == [0] * n
     assert len({(tmp_path / str(k)).read_bytes() for k in range(n)}) == 1
     found = load_file(tmp_path / "0")
@@ -44,7 +54,7 @@ def test_every_process_ends_with_the_numbers_of_one(n, alone, checkpoints, tmp_p
 
 
 @pytest.mark.slow
-def test_a_study_by_two_is_that_of_one_and_a_lost_process_costs_a_restart(checkpoints, tmp_path):
+def test_a_study_by_two_is_that_of_one_and_a_lost_process_costs_a_restart(start, checkpoints, tmp_path):
     one, two, broken = (tmp_path / name for name in ("one", "two", "broken"))
     model = checkpoints["llama-gqa"]
     assert start(1, "study", model, one)[0] == [0]

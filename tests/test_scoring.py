@@ -312,20 +312,35 @@ def test_a_hooked_transformer_of_the_same_weights_gives_equal_scores(checkpoints
         torch.testing.assert_close(mine[site], theirs[site], rtol=2e-3, atol=1e-6)
 
 
+PAPER = {
+    "fairness": "beaver_train330k_fairness_safe_1k",
+    "privacy": "beaver_train330k_privacy_safe_1k",
+    "general": "alpaca_cleaned_no_safety_train_1k",
+}
+"""The paper's file of each behaviour."""
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    return np.load(shared / "golden" / "smollm2_n16_q1e-4.npz")
+
+
+@pytest.fixture(scope="module")
+def paper_scores(demo_model, shared):
+    """The demo model's scores of the paper's examples, of every unit, by behaviour."""
+    scores = {}
+    for name, file in PAPER.items():
+        behaviour = load_behaviour(shared / "data" / f"{file}.csv", n_examples=16, split=None)
+        config = ScoringConfig(template="released")
+        scores[name] = importance(demo_model, behaviour, unit=("neuron", "weight"), config=config)
+    return scores
+
+
 @pytest.mark.slow
 @pytest.mark.product
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("fairness", "beaver_train330k_fairness_safe_1k"),
-        ("privacy", "beaver_train330k_privacy_safe_1k"),
-        ("general", "alpaca_cleaned_no_safety_train_1k"),
-    ],
-)
-def test_the_golden_values_and_losses_are_met(demo_model, shared, name, file):
-    golden = np.load(shared / "golden" / "smollm2_n16_q1e-4.npz")
-    behaviour = load_behaviour(shared / "data" / f"{file}.csv", n_examples=16, split=None)
-    scores = importance(demo_model, behaviour, unit=("neuron", "weight"), config=ScoringConfig(template="released"))
+@pytest.mark.parametrize("name", PAPER)
+def test_the_golden_values_and_losses_are_met(paper_scores, golden, name):
+    scores = paper_scores[name]
     np.testing.assert_allclose(scores.loss, golden[f"{name}/loss"], atol=1e-4)
     neurons = np.stack([scores[Site(layer, "neurons")].numpy() for layer in range(30)])
     np.testing.assert_allclose(neurons.sum(1), golden[f"{name}/neuron"].sum(1), rtol=1e-3)
@@ -343,13 +358,8 @@ def test_the_golden_values_and_losses_are_met(demo_model, shared, name, file):
 
 @pytest.mark.slow
 @pytest.mark.product
-def test_the_golden_coupled_weights_are_met(demo_model, shared):
-    golden = np.load(shared / "golden" / "smollm2_n16_q1e-4.npz")
-    scores = []
-    for file in ("beaver_train330k_privacy_safe_1k", "beaver_train330k_fairness_safe_1k",
-                 "alpaca_cleaned_no_safety_train_1k"):  # fmt: skip
-        behaviour = load_behaviour(shared / "data" / f"{file}.csv", n_examples=16, split=None)
-        scores.append(importance(demo_model, behaviour, unit="weight", config=ScoringConfig(template="released")))
+def test_the_golden_coupled_weights_are_met(paper_scores, golden):
+    scores = [paper_scores[name].of("weight") for name in ("privacy", "fairness", "general")]
     hits = union = 0
     for site, chosen in couple(*scores, fraction=1e-4).coupled.units.items():
         mine = hugging_face_indices(chosen, scores[0][site].shape)
