@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import refuse_several
+from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, whole_folder
+from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.load import HookedModel, load_model, load_plain
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.tokens import Template, encode
@@ -58,7 +58,7 @@ class FineTuningConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range, `peft` is needed and missing, or others work too."""
-        refuse_several("fine-tuning")
+        require_one_process("fine-tuning")
         if self.method not in get_args(FineTuningMethod):
             raise InputError(f"method must be one of {', '.join(get_args(FineTuningMethod))}, got {self.method!r}")
         for name in ("n_steps", "batch_size", "rank", "every"):
@@ -131,7 +131,7 @@ def fine_tune(
             shutil.rmtree(one)
     trainer.train(resume_from_checkpoint=any(map(Path.is_dir, checkpoints)))
     whole = tuned if config.method == "full" else getattr(tuned, "merge_and_unload")()  # noqa: B009 - a method of peft's
-    with whole_folder(folder / "model") as part:
+    with atomic_folder(folder / "model") as part:
         whole.save_pretrained(part)
         tokenizer.save_pretrained(part)
     shutil.rmtree(folder / "trainer")

@@ -14,7 +14,7 @@ from dean_interp.circuits.neuron import parse_neuron
 from dean_interp.cli.model import Model
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, writable
+from dean_interp.files import check_writable, read_json
 from dean_interp.models.tokens import Template
 from dean_interp.report.circuit_page import CircuitPage
 from dean_interp.report.html import options_of
@@ -77,7 +77,7 @@ class CircuitStep:
 
 def show_circuit(step: CircuitStep) -> tuple[dict[str, Any], str]:
     """Write the page; a record and a text for its user. Raises `InputError` for what can be put right."""
-    writable(step.out)
+    check_writable(step.out)
     selection = load_selection(step.selection)
     examples = load_behaviour(step.on, n_examples=None, split="test").examples
     if not 0 <= step.example < len(examples):
@@ -106,7 +106,7 @@ def show_neuron(step: NeuronStep) -> tuple[dict[str, Any], str]:
     if step.run:
         step = _of_run(step, step.run)
     out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
-    writable(out)
+    check_writable(out)
     scores = [load_scores(path) for path in step.scores]
     selections = {path.stem: load_selection(path) for path in step.selections}
     selections = {name: one for name, one in selections.items() if next(iter(one.shapes)).unit == "neuron"}

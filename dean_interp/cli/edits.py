@@ -14,7 +14,7 @@ from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit,
 from dean_interp.editing.values import Mean, Scale, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
-from dean_interp.files import writable
+from dean_interp.files import check_writable
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
 
@@ -131,7 +131,7 @@ def edit_action(action: object) -> tuple[dict[str, Any], str]:
 
 @edit_action.register
 def _(action: CreateEdit) -> tuple[dict[str, Any], str]:
-    writable(action.out)
+    check_writable(action.out)
     selection = load_selection(action.selection)
     if action.mean is not None and action.alpha:
         raise InputError(f"give --alpha or --mean, not both; got --alpha {action.alpha} and --mean {action.mean}")
@@ -193,7 +193,7 @@ def _(action: DiffEdits) -> tuple[dict[str, Any], str]:
 def _(action: StackEdits) -> tuple[dict[str, Any], str]:
     if len(action.edits) < 2:
         raise InputError(f"a stack needs two edits or more, got {len(action.edits)}")
-    writable(action.out)
+    check_writable(action.out)
     edit = reduce(stack, map(load_edit, action.edits))
     edit.save(action.out)
     return {"out": str(action.out), **_record(edit)}, f"{_text(edit)}\nedit: {action.out.resolve()}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dean_interp.cli.terminal import fit_for_reader
-from dean_interp.distributed import joined, n_processes, rank
+from dean_interp.distributed import process_group, rank, world_size
 from dean_interp.errors import InputError
 
 EXIT_CODES = """exit codes:
@@ -27,8 +27,8 @@ def ended(work: Callable[[], object], *, name: str, debug: bool) -> int:
     With `debug` the trace comes before that line.
     """
     try:
-        with joined():
-            name += f" (process {rank()})" if n_processes() > 1 else ""
+        with process_group():
+            name += f" (process {rank()})" if world_size() > 1 else ""
             with fit_for_reader():
                 try:
                     work()

@@ -31,7 +31,7 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Scale, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.lexical import judge_name, lexical_labels
-from dean_interp.files import writable, write_text
+from dean_interp.files import check_writable, write_text
 from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.progress import progress_bar
@@ -79,7 +79,7 @@ def _do(step: object) -> Said:
 
 @_do.register
 def _(step: Score) -> Said:
-    writable(step.out)
+    check_writable(step.out)
     refuse_keep(step.keep)
     behaviour = load_behaviour(step.behaviour, n_examples=step.n_examples, seed=step.seed, response=step.response)
     how = ScoringConfig(
@@ -133,7 +133,7 @@ def _scored(model: HookedModel, behaviour: Behaviour, step: Score, how: ScoringC
 
 @_do.register
 def _(step: Couple) -> Said:
-    writable(step.out)
+    check_writable(step.out)
     scores = [load_scores(path).of(step.unit) for path in step.scores]
     names = [re.sub(r"\W", "_", one.behaviour) for one in scores]
     if len(set(names)) < len(names):
@@ -171,7 +171,7 @@ def _(step: Couple) -> Said:
 def _(step: Ablate) -> Said:
     selection = load_selection(step.selection)
     if step.out:
-        writable(step.out)
+        check_writable(step.out)
     prompts = step.prompts
     if not prompts:
         behaviour = load_behaviour(step.behaviour, n_examples=step.n_prompts, seed=step.seed, split="test")

@@ -25,7 +25,7 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
 from dean_interp.editing.edit import Edit, EditState, joint_edit_state, refuse_state, tensor_state
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, whole_folder
+from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.load import HookedModel, is_hooked_transformer, native_tokenizer
 from dean_interp.models.matrices import stored_names
 from dean_interp.models.tokens import Template, encode
@@ -113,7 +113,7 @@ def export(edit: Edit, model: HookedModel, out: str | Path, *, n_new_tokens: int
     prompt = prompt.to(model.cfg.device)
     apply_edit(model, edit)
     try:
-        with whole_folder(out) as part:
+        with atomic_folder(out) as part:
             names = stored_names(model)
             state = {names[id(one)]: one.detach().cpu().contiguous() for one in model.original_model.parameters()}
             save_torch_state_dict(state, part, safe_serialization=True)
@@ -169,7 +169,7 @@ def _write_copy(edit: Edit, folder: Path, out: Path, *, expected: EditState) -> 
     _refuse_existing(out)
     places = _places(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
-    with whole_folder(out) as part:
+    with atomic_folder(out) as part:
         for file in progress_bar(_copied(folder), desc=f"copying {folder.name}", unit="file", leave=False):
             (part / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / file, part / file)  # links, as in the hub's cache, are followed

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dean_interp.editing.values import Given
 from dean_interp.errors import InputError
-from dean_interp.files import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
+from dean_interp.files import is_ascending, is_finite, raise_if_damaged, read_tensors, write_tensors
 from dean_interp.models.sites import Shape, Site, WrittenSite
 from dean_interp.selection.selection import Selection
 
@@ -135,7 +135,7 @@ def load_edit(path: str | Path) -> Edit:
     ends = list(accumulate((one.n for one in facts.changes), initial=0))
     kinds = [tensors.get(kind, torch.empty(0, 0)) for kind in ("indices", "old", "new")]
     is_whole = all(one.dim() == 1 and len(one) == ends[-1] for one in kinds) and is_finite(torch.cat(kinds[1:]), 1)
-    refuse_damaged(path, not is_whole, "its indices, old and new values are not as many numbers as it changes")
+    raise_if_damaged(path, not is_whole, "its indices, old and new values are not as many numbers as it changes")
     changes = {}
     for one, (start, end) in zip(facts.changes, pairwise(ends), strict=True):
         indices, old, new = (kind[start:end] for kind in kinds)
@@ -149,7 +149,7 @@ def load_edit(path: str | Path) -> Edit:
         is_whole = (
             len(change.shape) == n_axes and is_ascending(change.indices, n) and len(changes) == len(facts.changes)
         )
-        refuse_damaged(path, not is_whole, f"the change of {name!r} does not fit its shape")
+        raise_if_damaged(path, not is_whole, f"the change of {name!r} does not fit its shape")
     return edit
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import n_here, n_processes, on_rank0
+from dean_interp.distributed import local_world_size, on_rank0, world_size
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import home, shape
@@ -117,7 +117,8 @@ def _planned(
     probe = _Probe(model, data, sites, config)
     batch_bytes = probe.batch_bytes()
     give_back()
-    free = free_bytes if free_bytes is not None else free_memory(device) // (n_here() if device.type == "cpu" else 1)
+    n_sharing = local_world_size() if device.type == "cpu" else 1
+    free = free_bytes if free_bytes is not None else free_memory(device) // n_sharing
     held = held_memory(device)
     most, wanted = config.layers_per_pass or model.cfg.n_layers, batch_tokens_of(model, config)
     for layers in halved(most):
@@ -129,7 +130,7 @@ def _planned(
             largest = max(batch_bytes(*size) for size in sizes)
             if sums + largest <= _SHARE * free:
                 n_tokens = sum(n_rows * length for n_rows, length in sizes)
-                seconds = len(passes) * n_tokens * probe.seconds_a_token(planned[0]) / n_processes()
+                seconds = len(passes) * n_tokens * probe.seconds_a_token(planned[0]) / world_size()
                 give_back()
                 return Plan(batch_tokens, layers, len(passes), len(behaviour), n_tokens, held, sums, largest,
                             held + sums + largest, free, seconds)  # fmt: skip

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.files import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
+from dean_interp.files import is_ascending, is_finite, raise_if_damaged, read_tensors, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site, Size, Unit, WrittenSite, parse_site, places
 
@@ -259,22 +259,24 @@ def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"
 
 def _refuse_damaged(path: str | Path, kinds: Mapping[str, Mapping[Site, Any]], loss: Tensor) -> None:
     """What a file may have lost, or hold, without its format noticing."""
-    refuse_damaged(path, not kinds["values"] or not _is_scores(loss, 1), "no scores, or a loss that is not finite")
+    raise_if_damaged(path, not kinds["values"] or not _is_scores(loss, 1), "no scores, or a loss that is not finite")
     for site, value in kinds["values"].items():
         n_axes = 1 if site.unit == "neuron" else 2
         if isinstance(value, Top):
             in_order = len(value.indices) == len(value.values) and is_ascending(value.indices, value.numel())
-            refuse_damaged(path, not in_order, f"the indices of {site} are not its units in order")
+            raise_if_damaged(path, not in_order, f"the indices of {site} are not its units in order")
             held, n_axes = value.values, 1 if n_axes == 2 else 0
         else:
             held = value
-        refuse_damaged(path, not _is_scores(held, n_axes), f"a score of {site} is not finite, or its shape is another")
+        raise_if_damaged(
+            path, not _is_scores(held, n_axes), f"a score of {site} is not finite, or its shape is another"
+        )
     for kind in _PER_SITE:
         for site, tensor in kinds[kind].items():
             value = kinds["values"].get(site)
             fits = value is not None and tensor.shape[-1:] == value.shape[:1]
             fits = fits and _is_scores(tensor, 2 if kind == "groups" else 1)
-            refuse_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")
+            raise_if_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")
 
 
 def _is_scores(tensor: Tensor, n_axes: int) -> bool:

@@ -15,7 +15,7 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Value, Zero, described
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement, measure
-from dean_interp.files import read_tensors, refuse_damaged, write_tensors
+from dean_interp.files import raise_if_damaged, read_tensors, write_tensors
 from dean_interp.information.activations import Activations, distinct, groups_and_clusters, read_activations
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
@@ -169,7 +169,7 @@ def load_measurement(
         is_whole = log_prob.shape == kl.shape == n_tokens.shape == shape and not n_tokens.is_floating_point()
         is_whole &= {log_prob.dtype, kl.dtype} <= {torch.float32, torch.float64}
         is_whole &= tensors.get(f"final/{test.name}", torch.empty(0, 0)).dim() == 2
-        refuse_damaged(path, not is_whole, f"it does not hold two numbers and a count of every answer of {test.name}")
+        raise_if_damaged(path, not is_whole, f"it does not hold two numbers and a count of every answer of {test.name}")
     behaviours = {
         test.name: BehaviourMeasurement(
             test.name,
@@ -208,7 +208,7 @@ def _reads_of(
             one = found[kind][site] = tensors[f"{kind}/{site}"]
             shape = (len(owned), *((2,) if kind == "answers" else ()), len(units.units[site]))
             is_whole = one.shape == shape and one.is_floating_point()
-            refuse_damaged(path, not is_whole, f"the {kind} of {site} are not those of its units")
+            raise_if_damaged(path, not is_whole, f"the {kind} of {site} are not those of its units")
     return Activations(found["reads"], units, *groups_and_clusters(owned), found["answers"])
 
 

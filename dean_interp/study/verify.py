@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import refuse_several
+from dean_interp.distributed import require_one_process
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
@@ -100,7 +100,7 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     Raises:
         InputError: no finished run there, or one whose model or data cannot be loaded; several processes.
     """
-    refuse_several("verify")
+    require_one_process("verify")
     folder = Path(folder)
     results = load_results(folder / "results.json")
     files = _files(folder)
