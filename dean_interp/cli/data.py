@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
-from dean_interp.data.audit import NEAR, audit
+from dean_interp.data.audit import audit
 from dean_interp.data.examples import load_behaviour
+from dean_interp.data.leakage import NEAR
 from dean_interp.data.sources import licence_of
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.lexical import lexical_labels
-from dean_interp.files import writable, write_text
+from dean_interp.files import check_writable, write_text
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _(action: AuditData) -> tuple[dict[str, Any], str]:
     if not action.sets:
         raise InputError("name at least one data set")
     if action.out:
-        writable(action.out)
+        check_writable(action.out)
     behaviours = [load_behaviour(name, n_examples=None, split=None) for name in action.sets]
     found = audit(
         behaviours,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from dean_interp.data.audit import without_leaks
 from dean_interp.data.examples import Behaviour, draw, load_behaviour, prompt_hash
+from dean_interp.data.leakage import without_leaks
 from dean_interp.data.readers import BUILTIN
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError

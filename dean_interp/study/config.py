@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dean_interp.data.audit import Leaked, all_without_leaks
 from dean_interp.data.examples import Behaviour, ResponseKind, draw, load_behaviour
+from dean_interp.data.leakage import Leaked, all_without_leaks
 from dean_interp.data.sources import behaviour_name
 from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL

@@ -95,7 +95,7 @@ class TestLeak:
     n_prompts: int
     """Distinct prompts of the test set, the leaked ones among them."""
     n_exact: int
-    """After normalisation (`data.audit.normalised`)."""
+    """After normalisation (`data.leakage.normalised`)."""
     n_near: int
     """Further ones that are near duplicates."""
     change: Mapping[Unit, Interval]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.circuits.neuron import Neuron, neuron_scores, strongest_neurons, top_texts
-from dean_interp.data.audit import Leaked
 from dean_interp.data.examples import Behaviour
+from dean_interp.data.leakage import Leaked
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, refuse_not_finite
