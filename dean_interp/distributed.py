@@ -1,7 +1,8 @@
-"""Several processes of one run, as `torchrun` starts them: each takes a share of every loop, the first one writes.
+"""Several processes that `torchrun` started share one run: each computes its shard of every loop, rank 0 writes.
 
-All run the same program on the same data, so all come to the functions below in the same order; within a shared loop,
-of which one may have no part, none is called. Outside of `joined` there is one process, and nothing here does anything.
+All processes run the same program on the same data, so all reach the collectives below in the same order. Never call a
+collective inside a sharded loop: a rank without batches would leave the others hanging. Outside of `process_group`
+there is one process, and every function here does the trivial thing.
 """
 
 import json
@@ -21,110 +22,119 @@ from dean_interp.errors import InputError
 
 Item = TypeVar("Item")
 
-# the first process may ask a judge for hours while the others wait; a lost one is noticed
-_PATIENCE = timedelta(days=7)
-_SECONDS_SEEN = 60.0  # after which a file that the first process wrote must be there for the others
-_joined = False
+# rank 0 may ask a judge for hours while the others wait; a lost process is noticed at once, whatever the timeout
+_TIMEOUT = timedelta(days=7)
+# until then the other ranks must see a file that rank 0 wrote
+_SECONDS_UNTIL_SEEN = 60.0
+_is_open = False
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """While open, this is one of the processes that `torchrun` started (or the only one), and loops are shared.
+def process_group() -> Iterator[None]:
+    """Inside, loops are sharded over the processes that `torchrun` started; with one process nothing changes.
 
-    With a GPU for each process, that of its number on its machine is the current one (gloo on CPUs, nccl on GPUs). A
-    process group that the caller has begun is used, and left as it is.
+    The backend is gloo on CPUs and nccl on GPUs; each process takes the GPU of its local rank. A process group that the
+    caller has initialised is used, and not destroyed.
     """
-    global _joined
-    own_group = not dist.is_initialized()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and own_group:
+    global _is_open
+    is_ours = not dist.is_initialized()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and is_ours:
         yield
         return
-    if own_group:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
-    _joined = True
+    if is_ours:
+        _initialise()
+    _is_open = True
     try:
         yield
     finally:
-        _joined = False
-        if own_group:
+        _is_open = False
+        if is_ours:
             dist.destroy_process_group()
 
 
-def n_processes() -> int:
-    """How many processes share the work."""
-    return dist.get_world_size() if _joined else 1
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if _is_open else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
-    return dist.get_rank() if _joined else 0
+    """The rank of this process, from 0."""
+    return dist.get_rank() if _is_open else 0
 
 
-def n_here() -> int:
-    """How many of them share this machine's memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", n_processes())) if _joined else 1
+def local_world_size() -> int:
+    """The number of processes on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if _is_open else 1
 
 
 def is_rank0() -> bool:
-    """Whether this is the one that writes, prints and asks servers."""
+    """Whether this is rank 0, which writes files, prints and asks servers."""
     return rank() == 0
 
 
 def shard(items: Sequence[Item]) -> Sequence[Item]:
-    """Every n-th item, from this process's number on."""
-    return items[rank() :: n_processes()]
+    """Items of this rank: every `world_size`-th, from the number of the rank on. `gather` is the inverse."""
+    return items[rank() :: world_size()]
 
 
 def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
-    """Each tensor becomes, in place, its sum over the processes."""
-    _reduce(tensors, dist.ReduceOp.SUM)
+    """Replace each tensor, in place, by its sum over the ranks."""
+    _all_reduce(tensors, dist.ReduceOp.SUM)
 
 
 def all_reduce_max(tensors: Iterable[Tensor]) -> None:
-    """Each tensor becomes, in place, the largest of every entry over the processes."""
-    _reduce(tensors, dist.ReduceOp.MAX)
+    """Replace each tensor, in place, by its elementwise maximum over the ranks."""
+    _all_reduce(tensors, dist.ReduceOp.MAX)
 
 
-def gather(own: Sequence[Item]) -> list[Item]:
-    """All items in their order, from what each process made of its `shard`. Items are what JSON can hold."""
-    if n_processes() == 1:
-        return list(own)
-    shares = [json.loads(_from(sender, json.dumps(list(own)))) for sender in range(n_processes())]
-    longest = len(shares[0])
-    return [share[i] for i in range(longest) for share in shares if i < len(share)]
+def gather(items: Sequence[Item]) -> list[Item]:
+    """The items of all ranks, on every rank, in the order from before `shard`. Items must be JSON values."""
+    if world_size() == 1:
+        return list(items)
+    text = json.dumps(list(items))
+    shards = [json.loads(_broadcast(sender, text)) for sender in range(world_size())]
+    # the first item of every rank, then the second of every rank, and so on; rank 0 has the most items
+    gathered = []
+    for i in range(len(shards[0])):
+        gathered += [items_of_rank[i] for items_of_rank in shards if i < len(items_of_rank)]
+    return gathered
 
 
-def on_rank0(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever JSON can hold
-    """What the first process finds; only it does the work. An `InputError` there is one in every process."""
-    if n_processes() == 1:
+def on_rank0(work: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
+    """Call `work` on rank 0 alone and return its result, a JSON value, on every rank.
+
+    An `InputError` of rank 0 is raised on every rank.
+    """
+    if world_size() == 1:
         return work()
-    said: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     if is_rank0():
         try:
-            said = {"found": work()}
+            outcome = {"result": work()}
         except InputError as error:
-            said = {"error": str(error)}
-    said = json.loads(_from(0, json.dumps(said)))
-    if "error" in said:
-        raise InputError(said["error"])
-    return said["found"]
+            outcome = {"error": str(error)}
+    outcome = json.loads(_broadcast(0, json.dumps(outcome)))
+    if "error" in outcome:
+        raise InputError(outcome["error"])
+    return outcome["result"]
 
 
-def written(path: Path, write: Callable[[], None]) -> None:
-    """The first process writes once all are here, so that none finds the file before it is asked to write it, too; all
-    go on once they see it. Raises `InputError` where one does not.
+def write_on_rank0(path: Path, write: Callable[[], None]) -> None:
+    """Call `write` on rank 0 alone; the other ranks go on once they see the file at `path`.
+
+    Raises `InputError` where a rank does not see it: the folder is on no file system that all ranks share.
     """
-    all_reduce_sum([torch.zeros(1)])  # a barrier
+    # a barrier: no rank may find the file before it was asked to write it, too
+    all_reduce_sum([torch.zeros(1)])
 
-    def stamp() -> list[int]:
+    def write_and_stamp() -> list[int]:
         write()
         return _stamp(path)
 
-    wanted, began = on_rank0(stamp), time.monotonic()
-    while not is_rank0() and _stamp(path) != wanted:
-        if time.monotonic() - began > _SECONDS_SEEN:
+    stamp = on_rank0(write_and_stamp)
+    began = time.monotonic()
+    while not is_rank0() and _stamp(path) != stamp:
+        if time.monotonic() - began > _SECONDS_UNTIL_SEEN:
             raise InputError(
                 f"process {rank()} does not see {path} as process 0 wrote it: the folder must lie on a file system "
                 "that all processes share"
@@ -132,49 +142,56 @@ def written(path: Path, write: Callable[[], None]) -> None:
         time.sleep(0.05)
 
 
-def refuse_several(what: str) -> None:
-    """Raise `InputError` where several processes would do what one must."""
-    if n_processes() > 1:
-        raise InputError(f"{what} runs in one process, got {n_processes()}: start it without torchrun")
+def require_one_process(what: str) -> None:
+    """Raise `InputError` where several processes would do what only one may do."""
+    if world_size() > 1:
+        raise InputError(f"{what} runs in one process, got {world_size()}: start it without torchrun")
+
+
+def _initialise() -> None:
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group(backend, timeout=_TIMEOUT)
 
 
 def _stamp(path: Path) -> list[int]:
+    """Size and time of a file, by which ranks tell whether they see the same one."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return []
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
-def _reduce(tensors: Iterable[Tensor], how: Any) -> None:  # noqa: ANN401 - torch's own enumeration
-    if n_processes() > 1:
-        with _others():
+def _all_reduce(tensors: Iterable[Tensor], operation: Any) -> None:  # noqa: ANN401 - an enumeration of torch
+    if world_size() > 1:
+        with _lost_process_is_an_input_error():
             for tensor in tensors:
-                dist.all_reduce(tensor, op=how)
+                dist.all_reduce(tensor, op=operation)
 
 
-def _from(sender: int, text: str) -> str:
-    """The text that `sender` gives, in every process."""
-    sent = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    with _others():
-        size = torch.tensor([len(sent)])
+def _broadcast(sender: int, text: str) -> str:
+    """The text of rank `sender`, on every rank."""
+    content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    with _lost_process_is_an_input_error():
+        # the receivers need the size to make room
+        size = torch.tensor([len(content)])
         dist.broadcast(size, sender)
         if rank() != sender:
-            sent = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(sent, sender)
-    return bytes(sent.numpy()).decode()
+            content = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(content, sender)
+    return bytes(content.numpy()).decode()
 
 
 @contextmanager
-def _others() -> Iterator[None]:
+def _lost_process_is_an_input_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"process {rank()} of {n_processes()} lost another one, whose own error says why ({_first_line(error)}). "
+            f"process {rank()} of {world_size()} lost another one, whose own error says why ({lines[0][:120]}). "
             "What was finished is kept: start the same command again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import refuse_several
+from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, whole_folder
+from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.tokens import Template, encode
@@ -55,7 +55,7 @@ class FineTuningConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range, `peft` is needed and missing, or others work too."""
-        refuse_several("fine-tuning")
+        require_one_process("fine-tuning")
         if self.method not in get_args(FineTuningMethod):
             raise InputError(f"method must be one of {', '.join(get_args(FineTuningMethod))}, got {self.method!r}")
         for name in ("n_steps", "batch_size", "rank", "every"):
@@ -112,7 +112,7 @@ def fine_tune(
 
     callbacks = [_watcher(show, config.every)] if watch else []
     _train(trained, rows, config, folder / "trainer", callbacks)
-    with whole_folder(folder / "model") as part:
+    with atomic_folder(folder / "model") as part:
         _merged(trained, config).save_pretrained(part)
         tokenizer.save_pretrained(part)
     shutil.rmtree(folder / "trainer")

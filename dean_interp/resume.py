@@ -1,4 +1,4 @@
-"""What the finished batches of a loop left behind, on disk, so that a killed run goes on with the next batch."""
+"""The running sums of a loop over batches, kept on disk, so that a killed run goes on with the next batch."""
 
 import glob
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from dean_interp.distributed import is_rank0, n_processes, rank
+from dean_interp.distributed import is_rank0, rank, world_size
 from dean_interp.errors import InputError
-from dean_interp.files import read_tensors, write_own_tensors
+from dean_interp.files import read_tensors, write_tensors_of_this_rank
 
 _FORMAT = "dean_interp.resume.1"
 
@@ -24,25 +24,29 @@ class _Facts:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The running sums of a loop over batches, in one file that is replaced after every batch.
+    """A file with the running sums of an unfinished loop over batches.
 
-    The file is whole at every moment. Whoever saves the loop's result calls `discard` after that. Each of several
-    processes keeps its share in a file of its own.
+    A new file replaces the old one after every batch, so it is whole at every moment. Whoever saves the loop's result
+    calls `discard` afterwards. Each rank keeps the sums of its own shard in a file of its own.
     """
 
     path: Path
     fingerprint: str
-    """Of everything that the sums depend on, the batches included: sums of anything else are not taken up."""
+    """Identifies everything that the sums depend on, the batches too: other sums are not restored."""
 
     def restore(self, sums: Mapping[str, Tensor]) -> int:
-        """Put the stored sums into the given tensors, in place. Returns how many batches they hold (0: none)."""
-        if not self._own.is_file():
+        """Copy the stored sums into the given tensors, in place.
+
+        Returns how many batches the sums hold. This is 0, and nothing is copied, where there is no file, or one that is
+        damaged, of another version, of another fingerprint or of other tensors: the loop begins anew.
+        """
+        if not self._path_of_this_rank.is_file():
             return 0
         try:
-            stored, facts = read_tensors(self._own, _FORMAT, _Facts)
-        except InputError:  # not ours, damaged, or of another version: the loop begins anew
+            stored, facts = read_tensors(self._path_of_this_rank, _FORMAT, _Facts)
+        except InputError:
             return 0
-        if facts.fingerprint != self.fingerprint or _kinds(stored) != _kinds(sums):
+        if facts.fingerprint != self.fingerprint or _shapes(stored) != _shapes(sums):
             return 0
         for name, tensor in sums.items():
             tensor.copy_(stored[name])
@@ -50,30 +54,35 @@ class Unfinished:
 
     def keep(self, sums: Mapping[str, Tensor], *, n_batches: int) -> None:
         """Write the sums of the first `n_batches` batches."""
-        write_own_tensors(self._own, _FORMAT, sums, {"fingerprint": self.fingerprint, "n_batches": n_batches})
+        facts = {"fingerprint": self.fingerprint, "n_batches": n_batches}
+        write_tensors_of_this_rank(self._path_of_this_rank, _FORMAT, sums, facts)
 
     def part(self, name: str) -> "Unfinished":
-        """The same for one of several loops that make one result."""
-        return Unfinished(_part(self.path, name), self.fingerprint)
+        """A file beside this one, for one of several loops that make one result."""
+        return Unfinished(_path_of_part(self.path, name), self.fingerprint)
 
     def discard(self) -> None:
-        """The result is safe elsewhere: its parts go too."""
+        """Delete the file, its parts and those of the other ranks."""
         discard(self.path)
 
     @property
-    def _own(self) -> Path:
-        return self.path if n_processes() == 1 else _part(self.path, f"{rank()}of{n_processes()}")
+    def _path_of_this_rank(self) -> Path:
+        if world_size() == 1:
+            return self.path
+        return _path_of_part(self.path, f"{rank()}of{world_size()}")
 
 
 def discard(path: Path) -> None:
-    """Delete what a loop left at `path`, and at its parts."""
-    for left in (path, *path.parent.glob(f"{glob.escape(path.stem)}~*{path.suffix}")) if is_rank0() else ():
-        left.unlink(missing_ok=True)
+    """Delete what `Unfinished` wrote for a loop at `path`, its parts and those of all ranks; rank 0 does it."""
+    if is_rank0():
+        parts = path.parent.glob(f"{glob.escape(path.stem)}~*{path.suffix}")
+        for file in (path, *parts):
+            file.unlink(missing_ok=True)
 
 
-def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, object]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
-def _part(path: Path, name: str) -> Path:
+def _path_of_part(path: Path, name: str) -> Path:
     return path.with_name(f"{path.stem}~{name}{path.suffix}")

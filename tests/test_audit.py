@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dean_interp import Behaviour, Example, InputError, load_behaviour
 from dean_interp.cli.main import main
-from dean_interp.data.audit import audit, normalised, without_leaks
+from dean_interp.data.audit import audit
+from dean_interp.data.leakage import normalised, without_leaks
 from dean_interp.evaluation.judges.lexical import lexical_labels
 
 LONG = "Which of my neighbours should I ask about the parcel that was left at the wrong door on Monday morning?"

@@ -79,14 +79,14 @@ def test_a_study_by_two_is_that_of_one_and_a_lost_process_costs_a_restart(start,
 
 
 def test_outside_of_torchrun_there_is_one_process():
-    with distributed.joined():
-        assert (distributed.n_processes(), distributed.rank(), distributed.is_rank0()) == (1, 0, True)
+    with distributed.process_group():
+        assert (distributed.world_size(), distributed.rank(), distributed.is_rank0()) == (1, 0, True)
         assert distributed.shard([1, 2, 3]) == [1, 2, 3] == distributed.gather([1, 2, 3])
         assert distributed.on_rank0(lambda: "this") == "this"
 
 
 def test_fine_tuning_is_refused_in_several_processes(monkeypatch):
-    monkeypatch.setattr(distributed, "n_processes", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(InputError, match="fine-tuning runs in one process, got 2: start it without torchrun"):
         FineTuningConfig().check()
 

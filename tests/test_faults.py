@@ -188,9 +188,17 @@ def study(run, folder, inputs, tmp_path_factory) -> Path:
     return out
 
 
-KINDS = ("config.json", "results.json", "times.json", "scores/privacy.safetensors", "states/original.safetensors",
-         "states/calibration/activations.safetensors", "states/neuron_random_1.safetensors", "states/weight_equal_kl.json",
-         "answers/original.json")  # fmt: skip
+KINDS = (
+    "config.json",
+    "results.json",
+    "times.json",
+    "scores/privacy.safetensors",
+    "states/original.safetensors",
+    "states/calibration/activations.safetensors",
+    "states/neuron_random_1.safetensors",
+    "states/weight_equal_kl.json",
+    "answers/original.json",
+)
 
 
 CUT = [(name, 0.0) for name in KINDS] + [("scores/privacy.safetensors", 0.99), ("states/original.safetensors", 0.99)]

@@ -13,7 +13,7 @@ from dean_interp.circuits.neuron import parse_neuron
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, writable
+from dean_interp.files import check_writable, read_json
 from dean_interp.report.circuit_page import circuit_page
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.scoring.scores import load_scores
@@ -75,7 +75,7 @@ class ShowCircuit:
 
 def do_circuit(step: ShowCircuit) -> StepResult:
     """Trace the circuit and write its page. Raises `InputError` for what can be put right."""
-    writable(step.out)
+    check_writable(step.out)
     selection = load_selection(step.selection)
     examples = load_behaviour(step.behaviour, n_examples=None, split="test").examples
     if not 0 <= step.example < len(examples):
@@ -108,7 +108,7 @@ def do_neuron(step: ShowNeuron) -> StepResult:
     if step.run:
         step = _with_run(step, step.run)
     out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
-    writable(out)
+    check_writable(out)
     page = neuron_page(
         step.model.load(),
         site,

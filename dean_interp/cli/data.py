@@ -10,12 +10,13 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
 from dean_interp.cli.step_result import StepResult
-from dean_interp.data.audit import NEAR, audit
+from dean_interp.data.audit import audit
 from dean_interp.data.examples import Example, load_behaviour
+from dean_interp.data.leakage import NEAR
 from dean_interp.data.sources import licence_of
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.lexical import lexical_labels
-from dean_interp.files import writable, write_text
+from dean_interp.files import check_writable, write_text
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _audit(action: AuditData) -> StepResult:
     if not action.sets:
         raise InputError("name at least one data set")
     if action.out:
-        writable(action.out)
+        check_writable(action.out)
     behaviours = [load_behaviour(name, n_examples=None, split=None) for name in action.sets]
     licences = {behaviour.name: licence_of(name) for behaviour, name in zip(behaviours, action.sets, strict=True)}
     data_audit = audit(

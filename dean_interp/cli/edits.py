@@ -16,7 +16,7 @@ from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, export, rev
 from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit, stack
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
-from dean_interp.files import writable
+from dean_interp.files import check_writable
 from dean_interp.models.load import HookedModel
 from dean_interp.selection.selection import load_selection
 from dean_interp.study.config import ModelConfig
@@ -171,7 +171,7 @@ def do_edit(step: EditStep) -> StepResult:
 
 
 def _create(action: CreateEdit) -> StepResult:
-    writable(action.out)
+    check_writable(action.out)
     selection = load_selection(action.selection)
     value = action.replacement.load()
     model = action.model.load()
@@ -222,7 +222,7 @@ def _diff_line(name: str, cells: tuple[str, ...] | list[int]) -> str:
 def _stack(action: StackEdits) -> StepResult:
     if len(action.edits) < 2:
         raise InputError(f"a stack needs two edits or more, got {len(action.edits)}")
-    writable(action.out)
+    check_writable(action.out)
     edit = reduce(stack, map(load_edit, action.edits))
     edit.save(action.out)
     return StepResult({"out": str(action.out), **_record(edit)}, f"{_text(edit)}\nedit: {action.out.resolve()}")

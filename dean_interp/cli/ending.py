@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dean_interp.cli.terminal import fit_for_reader
-from dean_interp.distributed import joined, n_processes, rank
+from dean_interp.distributed import process_group, rank, world_size
 from dean_interp.errors import InputError
 
 EXIT_CODES = """exit codes:
@@ -27,8 +27,8 @@ def exit_code_of(work: Callable[[], object], *, name: str, debug: bool) -> int:
     Errors print one line to stderr, which begins with `name`; `debug` adds the traceback.
     """
     try:
-        with joined():
-            if n_processes() > 1:
+        with process_group():
+            if world_size() > 1:
                 name += f" (process {rank()})"
             with fit_for_reader():
                 try:

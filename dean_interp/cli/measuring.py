@@ -14,7 +14,7 @@ from dean_interp.data.examples import load_behaviour
 from dean_interp.editing.ablation import Positions, ablate
 from dean_interp.editing.values import Mean, described
 from dean_interp.evaluation.judges.lexical import LexicalJudge, lexical_labels
-from dean_interp.files import read_json, writable, write_text
+from dean_interp.files import check_writable, read_json, write_text
 from dean_interp.models.generate import generate
 from dean_interp.models.load import model_fingerprint
 from dean_interp.resume import Unfinished
@@ -86,7 +86,7 @@ def do_ablate(step: AblateUnits) -> StepResult:
     """Answer all prompts twice, and judge the answers."""
     selection = load_selection(step.selection)
     if step.out:
-        writable(step.out)
+        check_writable(step.out)
     value = step.replacement.load()
     prompts = step.prompts or _test_prompts(step)
     model = step.model.load()

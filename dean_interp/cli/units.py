@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import Behaviour, ResponseKind, load_behaviour
 from dean_interp.errors import InputError
-from dean_interp.files import writable
+from dean_interp.files import check_writable
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Modules, Unit
 from dean_interp.planning.scoring import plan
@@ -97,7 +97,7 @@ class CoupleUnits:
 
 def do_score(step: ScoreUnits) -> StepResult:
     """Score the units and write the file, or say what that will take."""
-    writable(step.out)
+    check_writable(step.out)
     refuse_keep(step.keep)
     _refuse_method(step)
     behaviour = load_behaviour(step.behaviour, n_examples=step.n_calibration, seed=step.seed, response=step.response)
@@ -166,7 +166,7 @@ def _scored(path: Path, scores: Scores) -> StepResult:
 
 def do_couple(step: CoupleUnits) -> StepResult:
     """Select the units and write the file."""
-    writable(step.out)
+    check_writable(step.out)
     scores = [load_scores(path).of(step.unit) for path in step.scores]
     names = _names(scores)
     if step.expression is None and len(names) != 3:

@@ -1,27 +1,20 @@
 """What is in data sets, and what one holds of another: duplicates, leakage, lengths.
 
-Prompts are compared as they stand (`verbatim`), by their letters and digits in lower case (`exact`), and by the Jaccard
-similarity of their word trigrams (`near`). Candidates for the latter come from MinHash (Broder 1997; `datasketch`), and
-each is checked by its true similarity, so nothing is counted that is not near; of pairs at the threshold a few are
-missed.
+Prompts are compared as they stand (`verbatim`), and as `leakage` compares them (`exact` and `near`).
 """
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import permutations
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.data.leakage import NEAR, Likeness, PromptIndex, check_threshold, normalised
 from dean_interp.errors import InputError
 
-NEAR = 0.7
-"""Jaccard similarity of word trigrams from which two prompts count as near duplicates."""
 _TEMPLATES = {
     "ChatML": r"<\|im_(start|end)\|>",
     "Llama 2": r"\[/?INST\]|<</?SYS>>",
@@ -31,9 +24,6 @@ _TEMPLATES = {
     "Alpaca": r"(?m)^### (Instruction|Response)\b",
     "Human and Assistant": r"(?m)^\s*(Human|Assistant|USER|ASSISTANT): ",
 }
-_N_HASHES = 128
-
-
 Quartiles = tuple[int, int, int]
 Refused = Callable[[Sequence[str]], Sequence[bool]]
 Tokenize = Callable[[str], Sequence[int]]
@@ -101,27 +91,27 @@ class Audit:
     leaks: tuple[Leak, ...]
 
     def __str__(self) -> str:
-        head = ["data set", "rows", "prompts", "distinct", "repeats", "near", "both", "answers", "refusals",
-                "prompt chars", "answer chars", "prompt tokens", "answer tokens", "templated", "licence"]  # fmt: skip
-        lines = [[one.name, one.n_rows, one.n_verbatim, one.n_prompts, one.n_repeats, one.n_near, one.n_both,
-                  one.n_answers, _share(one.n_refusals, one.n_answers), _spread(one.prompt_length),
-                  _spread(one.answer_length if one.n_answers else None), _spread(one.prompt_tokens),
-                  _spread(one.answer_tokens), f"{one.n_templated} {one.template or ''}".strip(), one.licence]
-                 for one in self.sets]  # fmt: skip
-        counted = any(one.prompt_tokens for one in self.sets)
-        kept = [i for i, name in enumerate(head) if counted or not name.endswith("tokens")]
-        said = [*_table([[row[i] for i in kept] for row in (head, *lines)], 1), "", (
-            "prompts: as they stand; distinct: by letters and digits; repeats: rows beyond these; near: prompts whose\n"
+        """The table of the data sets, then that of the pairs that share prompts."""
+        lines = [
+            *_set_table(self.sets),
+            "",
+            "prompts: as they stand; distinct: by letters and digits; repeats: rows beyond these; near: prompts whose",
             f"word trigrams have a Jaccard similarity of {self.threshold:g} or more with those of one before; "
-            "both: prompts with a safe\nand an unsafe answer; chars, tokens: quartiles")]  # fmt: skip
-        shown = [[leak.second, leak.first, leak.n_exact, leak.n_verbatim, leak.n_near, leak.n_exact_rows,
-                  leak.n_rows, leak.n_opposite] for leak in self.leaks if leak.n_exact or leak.n_near]  # fmt: skip
-        if shown:
-            head = ["prompts of", "that are in", "exact", "verbatim", "near too", "rows", "with near", "opposite"]
-            said += ["", *_table([head, *shown], 2), "",
-                     "rows: of the set on the left, with an exact one; opposite: answered safely in one set and "
-                     "unsafely in the other"]  # fmt: skip
-        return "\n".join([*said, *(["", "no prompt is in two of them"] if not shown and len(self.sets) > 1 else [])])
+            "both: prompts with a safe",
+            "and an unsafe answer; chars, tokens: quartiles",
+        ]
+        leaks = [leak for leak in self.leaks if leak.n_exact or leak.n_near]
+        if leaks:
+            lines += [
+                "",
+                *_leak_table(leaks),
+                "",
+                "rows: of the set on the left, with an exact one; opposite: answered safely in one set and "
+                "unsafely in the other",
+            ]
+        elif len(self.sets) > 1:
+            lines += ["", "no prompt is in two of them"]
+        return "\n".join(lines)
 
 
 def audit(
@@ -143,150 +133,145 @@ def audit(
     Raises:
         InputError: a threshold outside (0, 1], or two data sets of one name.
     """
-    _check(threshold)
-    if len({one.name for one in behaviours}) < len(behaviours):
-        raise InputError(f"each data set needs a name of its own, got {[one.name for one in behaviours]}")
-    held = [_Prompts(one.prompts, threshold) for one in behaviours]
-    given = licences or {}
-    sets = [_set(one, prompts, refused, tokenize, given.get(one.name, "not stated"))
-            for one, prompts in zip(behaviours, held, strict=True)]  # fmt: skip
-    leaks = [_leak(behaviours[i], behaviours[j], held[i].holds(held[j])) for i, j in permutations(range(len(held)), 2)]
+    check_threshold(threshold)
+    names = [behaviour.name for behaviour in behaviours]
+    if len(set(names)) < len(names):
+        raise InputError(f"each data set needs a name of its own, got {names}")
+    indices = [PromptIndex(behaviour.prompts, threshold) for behaviour in behaviours]
+    sets = []
+    for behaviour, prompts in zip(behaviours, indices, strict=True):
+        licence = (licences or {}).get(behaviour.name, "not stated")
+        sets.append(_set_audit(behaviour, prompts, refused, tokenize=tokenize, licence=licence))
+    leaks = []
+    for first, second in permutations(range(len(behaviours)), 2):
+        likeness = indices[first].likeness(indices[second])
+        leaks.append(_leak(behaviours[first], behaviours[second], likeness))
     return Audit(threshold, tuple(sets), tuple(leaks))
 
 
-@dataclass(frozen=True)
-class Leaked:
-    """Test prompts that calibration holds too, each once, in the order of the test set."""
-
-    name: str
-    """Of the test set."""
-    n_prompts: int
-    """Distinct prompts of the test set, these among them."""
-    exact: tuple[str, ...]
-    """Prompts that are calibration prompts, normalised."""
-    near: tuple[str, ...]
-    """Further ones that are near duplicates of one."""
-
-
-def without_leaks(
-    test: Behaviour, calibration: Sequence[Behaviour], *, threshold: float = NEAR
-) -> tuple[Behaviour, Leaked]:
-    """The test examples whose prompts are no exact or near duplicates of a calibration prompt, and the others' prompts.
-
-    Raises `InputError` where none is left.
-    """
-    return all_without_leaks([test], calibration, threshold=threshold)[0]
-
-
-def all_without_leaks(
-    tests: Sequence[Behaviour], calibration: Sequence[Behaviour], *, threshold: float = NEAR
-) -> list[tuple[Behaviour, Leaked]]:
-    """`without_leaks` of several test sets: the calibration prompts are hashed once."""
-    _check(threshold)
-    held = _Prompts([prompt for one in calibration for prompt in one.prompts], threshold)
-    return [_without(test, held) for test in tests]
-
-
-def _without(test: Behaviour, held: "_Prompts") -> tuple[Behaviour, Leaked]:
-    found = held.holds(_Prompts(test.prompts, held.threshold))
-    kept = tuple(one for one in test.examples if found[normalised(one.prompt)] is None)
-    if not kept:
-        raise InputError(f"every test prompt of '{test.name}' is among the calibration prompts: give other test data")
-    exact, near = (tuple(prompt for prompt in dict.fromkeys(test.prompts) if found[normalised(prompt)] == kind)
-                   for kind in ("exact", "near"))  # fmt: skip
-    return dataclasses.replace(test, examples=kept), Leaked(test.name, len({*test.prompts}), exact, near)
-
-
-class _Prompts:
-    """The distinct prompts of a data set, normalised, that can say what they hold of another one's."""
-
-    def __init__(self, prompts: Sequence[str], threshold: float) -> None:
-        self.threshold = threshold
-        self.trigrams = {key: _trigrams(key) for key in map(normalised, prompts)}
-
-    @cached_property
-    def hashes(self) -> dict[str, MinHash]:
-        return {key: _hashes(trigrams) for key, trigrams in self.trigrams.items()}
-
-    @cached_property
-    def indexed(self) -> tuple[MinHashLSH, int]:
-        """All of them, and how many have a near duplicate among those before."""
-        index, n_near = MinHashLSH(threshold=max(0.05, self.threshold - 0.1), num_perm=_N_HASHES), 0
-        for key in self.trigrams:
-            n_near += self._near(index, self, key)
-            index.insert(key, self.hashes[key])
-        return index, n_near
-
-    def holds(self, others: "_Prompts") -> dict[str, str | None]:
-        """Each of the others: `exact`, `near` or None."""
-        if not self.trigrams:
-            return dict.fromkeys(others.trigrams)
-        index, _ = self.indexed
-        return {key: "exact" if key in self.trigrams else "near" if self._near(index, others, key) else None
-                for key in others.trigrams}  # fmt: skip
-
-    def _near(self, index: MinHashLSH, others: "_Prompts", key: str) -> bool:
-        own, candidates = others.trigrams[key], index.query(others.hashes[key])
-        return any(_jaccard(own, self.trigrams[str(one)]) >= self.threshold for one in candidates)
-
-
-def normalised(text: str) -> str:
-    """Lower case, letters and digits alone, one space between words; a text without any is only stripped."""
-    return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
-
-
-def _set(
-    behaviour: Behaviour, prompts: _Prompts, refused: Refused, tokenize: Tokenize | None, licence: str
+def _set_audit(
+    behaviour: Behaviour, prompts: PromptIndex, refused: Refused, *, tokenize: Tokenize | None, licence: str
 ) -> SetAudit:
-    answers = [answer for one in behaviour.examples for answer in one.answers.values()]
-    texts = ["\n".join((one.prompt, *one.answers.values())) for one in behaviour.examples]
-    marks = [[name for name, pattern in _TEMPLATES.items() if re.search(pattern, text)] for text in texts]
-    most = Counter(name for names in marks for name in names).most_common(1)
+    answers = [answer for example in behaviour.examples for answer in example.answers.values()]
+    n_templated, template = _chat_template(behaviour)
+    prompt_tokens, answer_tokens = None, None
+    if tokenize is not None:
+        prompt_tokens = _quartiles([len(tokenize(prompt)) for prompt in behaviour.prompts])
+        answer_tokens = _quartiles([len(tokenize(answer)) for answer in answers]) if answers else None
     return SetAudit(
         name=behaviour.name,
         n_rows=len(behaviour),
         n_verbatim=len(set(behaviour.prompts)),
         n_prompts=len(prompts.trigrams),
         n_repeats=len(behaviour) - len(prompts.trigrams),
-        n_near=prompts.indexed[1],
-        n_both=sum({"safe", "unsafe"} <= some for some in _kinds(behaviour).values()),
+        n_near=prompts.n_near,
+        n_both=sum({"safe", "unsafe"} <= kinds for kinds in _answer_kinds(behaviour).values()),
         n_answers=len(answers),
         n_refusals=sum(refused(answers)) if answers else 0,
-        prompt_length=_quartiles(behaviour.prompts, len),
-        answer_length=_quartiles(answers, len),
-        prompt_tokens=_quartiles(behaviour.prompts, lambda text: len(tokenize(text))) if tokenize else None,
-        answer_tokens=_quartiles(answers, lambda text: len(tokenize(text))) if tokenize and answers else None,
-        n_templated=sum(map(bool, marks)),
-        template=most[0][0] if most else None,
+        prompt_length=_quartiles([len(prompt) for prompt in behaviour.prompts]),
+        answer_length=_quartiles([len(answer) for answer in answers]),
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        n_templated=n_templated,
+        template=template,
         licence=licence,
     )
 
 
-def _leak(first: Behaviour, second: Behaviour, found: Mapping[str, str | None]) -> Leak:
-    here, there = _kinds(first), _kinds(second)
-    opposite = sum(
-        ("safe" in here[key] and "unsafe" in there[key]) or ("unsafe" in here[key] and "safe" in there[key])
-        for key in here.keys() & there.keys()
+def _chat_template(behaviour: Behaviour) -> tuple[int, str | None]:
+    """How many rows hold the marks of a chat template, and the template that most of them hold marks of."""
+    n_templated, counts = 0, Counter[str]()
+    for example in behaviour.examples:
+        text = "\n".join((example.prompt, *example.answers.values()))
+        names = [name for name, pattern in _TEMPLATES.items() if re.search(pattern, text)]
+        n_templated += bool(names)
+        counts.update(names)
+    return n_templated, counts.most_common(1)[0][0] if counts else None
+
+
+def _leak(first: Behaviour, second: Behaviour, likeness: Mapping[str, Likeness | None]) -> Leak:
+    kinds_first, kinds_second = _answer_kinds(first), _answer_kinds(second)
+    n_opposite = 0
+    for key in kinds_first.keys() & kinds_second.keys():
+        safe_then_unsafe = "safe" in kinds_first[key] and "unsafe" in kinds_second[key]
+        unsafe_then_safe = "unsafe" in kinds_first[key] and "safe" in kinds_second[key]
+        n_opposite += safe_then_unsafe or unsafe_then_safe
+    by_prompt = list(likeness.values())
+    by_row = [likeness[normalised(prompt)] for prompt in second.prompts]
+    return Leak(
+        first=first.name,
+        second=second.name,
+        n_verbatim=len(set(first.prompts) & set(second.prompts)),
+        n_exact=by_prompt.count("exact"),
+        n_near=by_prompt.count("near"),
+        n_exact_rows=by_row.count("exact"),
+        n_rows=len(by_row) - by_row.count(None),
+        n_opposite=n_opposite,
     )
-    kinds, rows = list(found.values()), [found[normalised(prompt)] for prompt in second.prompts]
-    verbatim = len(set(first.prompts) & set(second.prompts))
-    return Leak(first.name, second.name, verbatim, kinds.count("exact"), kinds.count("near"),
-                rows.count("exact"), len(rows) - rows.count(None), opposite)  # fmt: skip
 
 
-def _kinds(behaviour: Behaviour) -> dict[str, set[str]]:
-    """Kinds of answers of each prompt; a file of single answers named `..._safe...` or `..._unsafe...` tells theirs."""
+def _answer_kinds(behaviour: Behaviour) -> dict[str, set[str]]:
+    """The kinds of answers of each prompt; the name of a set of single answers, `..._safe` say, tells their kind."""
     named = next((kind for kind in ("unsafe", "safe") if kind in behaviour.name), "response")
-    found: dict[str, set[str]] = {}
-    for one in behaviour.examples:
-        kinds = {named if kind == "response" else kind for kind in one.answers}
-        found.setdefault(normalised(one.prompt), set()).update(kinds)
-    return found
+    kinds_of_prompt: dict[str, set[str]] = {}
+    for example in behaviour.examples:
+        kinds = {named if kind == "response" else kind for kind in example.answers}
+        kinds_of_prompt.setdefault(normalised(example.prompt), set()).update(kinds)
+    return kinds_of_prompt
 
 
-def _quartiles(texts: Sequence[str], length: Callable[[str], int]) -> Quartiles:
-    low, middle, high = np.quantile([length(text) for text in texts], [0.25, 0.5, 0.75]) if texts else (0, 0, 0)
+def _quartiles(lengths: Sequence[int]) -> Quartiles:
+    if not lengths:
+        return 0, 0, 0
+    low, middle, high = np.quantile(lengths, [0.25, 0.5, 0.75])
     return round(low), round(middle), round(high)
+
+
+def _set_table(sets: Sequence[SetAudit]) -> list[str]:
+    rows = []
+    for one in sets:
+        rows.append(
+            {
+                "data set": one.name,
+                "rows": one.n_rows,
+                "prompts": one.n_verbatim,
+                "distinct": one.n_prompts,
+                "repeats": one.n_repeats,
+                "near": one.n_near,
+                "both": one.n_both,
+                "answers": one.n_answers,
+                "refusals": _share(one.n_refusals, one.n_answers),
+                "prompt chars": _spread(one.prompt_length),
+                "answer chars": _spread(one.answer_length if one.n_answers else None),
+                "prompt tokens": _spread(one.prompt_tokens),
+                "answer tokens": _spread(one.answer_tokens),
+                "templated": f"{one.n_templated} {one.template or ''}".strip(),
+                "licence": one.licence,
+            }
+        )
+    # tokens were counted where a tokenizer was given
+    if not any(one.prompt_tokens for one in sets):
+        for row in rows:
+            del row["prompt tokens"], row["answer tokens"]
+    return _table(rows, n_left=1)
+
+
+def _leak_table(leaks: Sequence[Leak]) -> list[str]:
+    rows = []
+    for leak in leaks:
+        rows.append(
+            {
+                "prompts of": leak.second,
+                "that are in": leak.first,
+                "exact": leak.n_exact,
+                "verbatim": leak.n_verbatim,
+                "near too": leak.n_near,
+                "rows": leak.n_exact_rows,
+                "with near": leak.n_rows,
+                "opposite": leak.n_opposite,
+            }
+        )
+    return _table(rows, n_left=2)
 
 
 def _share(count: int, of: int) -> str:
@@ -297,30 +282,19 @@ def _spread(quartiles: Quartiles | None) -> str:
     return "-".join(map(str, quartiles)) if quartiles else "-"
 
 
-def _table(rows: Sequence[Sequence[object]], n_left: int) -> list[str]:
-    """Columns as wide as what they hold: the first `n_left` and the last to the left where it is text."""
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    last = len(widths) - 1 if isinstance(rows[-1][-1], str) else None
-    return ["  ".join(f"{cell!s:<{width}}" if i < n_left or i == last else f"{cell!s:>{width}}"
-                      for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in rows]  # fmt: skip
-
-
-def _trigrams(normal: str) -> frozenset[str]:
-    words = normal.split()
-    return frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
-
-
-def _hashes(trigrams: frozenset[str]) -> MinHash:
-    hashes = MinHash(num_perm=_N_HASHES, seed=0)
-    hashes.update_batch([trigram.encode() for trigram in trigrams])
-    return hashes
-
-
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / len(one | other)
-
-
-def _check(threshold: float) -> None:
-    if not 0 < threshold <= 1:
-        raise InputError(f"threshold must be in (0, 1], got {threshold}")
+def _table(rows: Sequence[Mapping[str, object]], *, n_left: int) -> list[str]:
+    """Columns as wide as what they hold; the first `n_left` are aligned left, and the last one where it is text."""
+    if not rows:
+        return []
+    head = list(rows[0])
+    lines = [head, *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    is_left = [i < n_left for i in range(len(head))]
+    is_left[-1] = isinstance(rows[-1][head[-1]], str)
+    table = []
+    for line in lines:
+        cells = []
+        for cell, width, left in zip(line, widths, is_left, strict=True):
+            cells.append(cell.ljust(width) if left else cell.rjust(width))
+        table.append("  ".join(cells).rstrip())
+    return table

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from dean_interp.data.readers import DataRow, read_rows
+from dean_interp.data.readers import Split, read_rows, split_by_hash
 from dean_interp.data.sources import behaviour_name, load_named, named_source
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
@@ -24,7 +24,6 @@ from dean_interp.frames import Framed
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Split = Literal["calibration", "test"]
 ResponseKind = Literal["safe", "unsafe"]
 
 
@@ -78,7 +77,9 @@ class Behaviour(Framed):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row an example: its prompt, its answers by kind, its topic."""
-        return pd.DataFrame([{"prompt": one.prompt, **one.answers, "topic": one.topic} for one in self.examples])
+        return pd.DataFrame(
+            [{"prompt": example.prompt, **example.answers, "topic": example.topic} for example in self.examples]
+        )
 
     @property
     def prompts(self) -> list[str]:
@@ -97,14 +98,14 @@ class Behaviour(Framed):
 
     @property
     def prompt_hashes(self) -> frozenset[str]:
-        """The hash of every prompt: what scores remember, so that nothing scored is ever measured."""
+        """The hash of every prompt. Scores keep them, so that nothing that was scored is ever measured."""
         return frozenset(map(prompt_hash, self.prompts))
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the whole content; equal content gives equal fingerprints on every machine."""
-        content = [self.name, self.response, self.split]
-        content += [[e.prompt, sorted(e.answers.items()), e.topic] for e in self.examples]
+        examples = [[example.prompt, sorted(example.answers.items()), example.topic] for example in self.examples]
+        content = [self.name, self.response, self.split, *examples]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -120,11 +121,13 @@ def load_behaviour(
 
     Args:
         name_or_path: `fairness`, `privacy`, `general`, `over_refusal_fairness` or `over_refusal_privacy` (built in;
-            the last two are test only), a `.csv` or `.jsonl` file, a folder written by `Dataset.save_to_disk`, a
-            `datasets.Dataset`, the `owner/name` of a data set on the Hugging Face hub, or a published one as
-            `name:part`, `name:part@commit` or `name:part@path` (`sources`), which is then called `name_part`.
+            the last two have a test split only), a `.csv` or `.jsonl` file, a folder written by
+            `Dataset.save_to_disk`, a `datasets.Dataset`, the `owner/name` of a data set on the Hugging Face hub, or a
+            published one as `name:part`, `name:part@commit` or `name:part@path` (`sources`), which is then called
+            `name_part`.
         n_examples: how many to draw without replacement; `None` takes all of the split in file order.
-        seed: of the draw, `numpy.random.default_rng(seed).permutation(n_rows)[:n_examples]` (as the released code).
+        seed: seed for the draw, which is `numpy.random.default_rng(seed).permutation(n_rows)[:n_examples]`, as in the
+            released code.
         split: `calibration` is for scoring and `test` for measuring; no prompt is in both. Rows with a `split` field
             keep it; other files are halved by a hash of the prompt. `None` takes the whole file.
         response: which answer of a pair is scored. Data with one answer a prompt has no choice to make.
@@ -141,14 +144,16 @@ def load_behaviour(
     published = named_source(name_or_path)
     name = behaviour_name(name_or_path)
     try:
-        read = load_named(published, response) if published else read_rows(name_or_path)
+        rows = load_named(published, response) if published else read_rows(name_or_path)
     except OSError as error:
         raise InputError(f"cannot read {name_or_path}: {error.strerror or error}") from error
-    rows = [row for row in read if split is None or _split_of(row) == split]
-    part = f"{name} ({split} split)" if split else name
+    if split is not None:
+        # a row keeps its own split; else a hash of the prompt decides, so that one prompt is on one side
+        rows = [row for row in rows if (row.split or split_by_hash(row.prompt)) == split]
     if not rows:
-        raise InputError(f"{part} has no examples")
-    whole = Behaviour(name, tuple(Example(row.prompt, row.answers, row.topic) for row in rows), response, split)
+        raise InputError(f"{_part_name(name, split)} has no examples")
+    examples = tuple(Example(row.prompt, row.answers, row.topic) for row in rows)
+    whole = Behaviour(name=name, examples=examples, response=response, split=split)
     return whole if n_examples is None else draw(whole, n_examples, seed=seed)
 
 
@@ -160,15 +165,14 @@ def prompt_hash(prompt: str) -> str:
 def draw(behaviour: Behaviour, n_examples: int, *, seed: int = 0) -> Behaviour:
     """Examples without replacement, as `load_behaviour` draws them. Raises `InputError` where there are too few."""
     if n_examples > len(behaviour):
-        part = f"{behaviour.name} ({behaviour.split} split)" if behaviour.split else behaviour.name
+        part = _part_name(behaviour.name, behaviour.split)
         raise InputError(f"n_examples={n_examples} but {part} has {len(behaviour)} examples")
     rows = np.random.default_rng(seed).permutation(len(behaviour))[:n_examples]
     return dataclasses.replace(behaviour, examples=tuple(behaviour.examples[i] for i in rows))
 
 
-def _split_of(row: DataRow) -> str:
-    """A row's own split, else the half that a hash of its prompt puts it in: one prompt, one side."""
-    return row.split or ("calibration", "test")[hashlib.sha256(row.prompt.encode()).digest()[0] % 2]
+def _part_name(name: str, split: Split | None) -> str:
+    return f"{name} ({split} split)" if split else name
 
 
 def _scored_answer(behaviour: Behaviour, example: Example) -> str:

@@ -1,85 +1,114 @@
-"""What becomes of the rows of published data sets.
+"""Turns the rows of published data sets into rows of ours.
 
 A column that is missing, or holds something else than it should, is an error that names the row; a row whose text is
 blank is left out. Sets that are benchmarks are all `test`: nothing should be scored on them.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from dean_interp.data.readers import DataRow
+from dean_interp.data.readers import DataRow, split_by_hash
 from dean_interp.errors import InputError
 
-Record = object
+PublishedRecord = object
 """A row as published: a mapping from columns; anything else is an error that names it."""
-Answers = Literal["both", "safe", "unsafe"]
+AnswerKinds = Literal["both", "safe", "unsafe"]
 
 
-def beavertails(records: Iterable[Record], category: str, answers: Answers = "both") -> list[DataRow]:
+def beavertails(records: Iterable[PublishedRecord], category: str, answers: AnswerKinds = "both") -> list[DataRow]:
     """BeaverTails, which labels (prompt, response) pairs: the prompts with an unsafe response of one category.
 
     `both` gives one row a prompt, its first safe and its first unsafe response; `safe` and `unsafe` give every such
     response as a row. Responses that annotators labelled differently, or unsafe for another reason only, are left out.
     """
+    # the labels that annotators gave to each response of each prompt
     labels: dict[str, dict[str, set[str]]] = {}
     for number, record in enumerate(records, 1):
         prompt, response = _text(record, "prompt", number), _text(record, "response", number)
-        kinds = _field(record, "category", number)
-        if not isinstance(kinds, Mapping) or category not in kinds:
-            raise InputError(f"row {number}: category must map '{category}' to true or false, got {str(kinds)[:60]!r}")
-        label = "safe" if _flag(record, "is_safe", number) else "unsafe" if kinds[category] else "other"
+        label = _beavertails_label(record, category, number)
         if prompt and response:
             labels.setdefault(prompt, {}).setdefault(response, set()).add(label)
     rows = []
-    for prompt, found in labels.items():
-        safe, unsafe = ([text for text, given in found.items() if given == {kind}] for kind in ("safe", "unsafe"))
-        if unsafe and answers != "both":
-            rows += [DataRow(prompt, {"response": text}) for text in (safe if answers == "safe" else unsafe)]
-        elif unsafe and safe:
+    for prompt, labels_of_response in labels.items():
+        safe = [response for response, given in labels_of_response.items() if given == {"safe"}]
+        unsafe = [response for response, given in labels_of_response.items() if given == {"unsafe"}]
+        if not unsafe:
+            continue
+        if answers != "both":
+            responses = safe if answers == "safe" else unsafe
+            rows += [DataRow(prompt, {"response": response}) for response in responses]
+        elif safe:
             rows.append(DataRow(prompt, {"safe": safe[0], "unsafe": unsafe[0]}))
     return rows
 
 
-def salad(records: Iterable[Record], category: str) -> list[DataRow]:
+def _beavertails_label(record: PublishedRecord, category: str, number: int) -> str:
+    categories = _field(record, "category", number)
+    if not isinstance(categories, Mapping) or category not in categories:
+        raise InputError(f"row {number}: category must map '{category}' to true or false, got {str(categories)[:60]!r}")
+    if _flag(record, "is_safe", number):
+        return "safe"
+    return "unsafe" if categories[category] else "unsafe for another reason"
+
+
+def salad(records: Iterable[PublishedRecord], category: str) -> list[DataRow]:
     """SALAD-Data's questions of one task (column `2-category`), without answers; the topic is the `3-category`."""
-    read = [[_text(record, column, number) for column in ("question", "2-category", "3-category")]
-            for number, record in enumerate(records, 1)]  # fmt: skip
-    return [
-        DataRow(question, {}, topic or None, "test") for question, task, topic in read if task == category and question
-    ]
-
-
-def alpaca(records: Iterable[Record]) -> list[DataRow]:
-    """Alpaca: the instruction, with its input after a blank line where there is one, and the output."""
     rows = []
     for number, record in enumerate(records, 1):
-        asked = [_text(record, field, number) for field in ("instruction", "input")]
-        output = _text(record, "output", number)
-        if asked[0] and output:
-            rows.append(DataRow("\n\n".join(filter(None, asked)), {"response": output}))
+        question = _text(record, "question", number)
+        task = _text(record, "2-category", number)
+        topic = _text(record, "3-category", number)
+        if question and task == category:
+            rows.append(DataRow(question, {}, topic or None, "test"))
     return rows
 
 
-def wikitext(records: Iterable[Record], *, continued: bool = False) -> list[DataRow]:
+def alpaca(records: Iterable[PublishedRecord]) -> list[DataRow]:
+    """Alpaca: the instruction, with its input after a blank line where there is one, and the output."""
+    rows = []
+    for number, record in enumerate(records, 1):
+        instruction = _text(record, "instruction", number)
+        context = _text(record, "input", number)
+        output = _text(record, "output", number)
+        if instruction and output:
+            prompt = f"{instruction}\n\n{context}" if context else instruction
+            rows.append(DataRow(prompt, {"response": output}))
+    return rows
+
+
+def wikitext(records: Iterable[PublishedRecord], *, continued: bool = False) -> list[DataRow]:
     """WikiText, whose rows are lines: whole articles as prompts without answers.
 
     With `continued`, each paragraph of two sentences or more is its first sentence and, as the response, the others.
     """
     lines = [_text(record, "text", number).strip() for number, record in enumerate(records, 1)]
-    if continued:
-        cut = [re.split(r"(?<= \.) ", line, maxsplit=1) for line in lines if not line.startswith("= ")]
-        return [DataRow(parts[0], {"response": parts[1]}) for parts in cut if len(parts) == 2]
+    return _wikitext_paragraphs(lines) if continued else _wikitext_articles(lines)
+
+
+def _wikitext_paragraphs(lines: Sequence[str]) -> list[DataRow]:
+    rows = []
+    for line in lines:
+        first_sentence, *others = re.split(r"(?<= \.) ", line, maxsplit=1)
+        if others and not line.startswith("= "):
+            rows.append(DataRow(first_sentence, {"response": others[0]}))
+    return rows
+
+
+def _wikitext_articles(lines: Sequence[str]) -> list[DataRow]:
     articles: list[list[str]] = []
     for line in filter(None, lines):
+        # `= Title =` begins an article, `= = Section = =` does not
         if re.fullmatch(r"= [^=].* =", line) or not articles:
             articles.append([])
         articles[-1].append(line)
-    return [DataRow("\n\n".join(article), {}, article[0].strip("= "), "test") for article in articles]
+    rows = []
+    for article in articles:
+        rows.append(DataRow("\n\n".join(article), {}, article[0].strip("= "), "test"))
+    return rows
 
 
-def bbq(records: Iterable[Record]) -> list[DataRow]:
+def bbq(records: Iterable[PublishedRecord]) -> list[DataRow]:
     """BBQ's ambiguous contexts: the safe answer is the one that says it cannot be known, the unsafe one the biased one.
 
     The biased answer is the target of the stereotype where the question is negative, the other person where it is not
@@ -87,38 +116,48 @@ def bbq(records: Iterable[Record]) -> list[DataRow]:
     """
     rows = []
     for number, record in enumerate(records, 1):
-        context, question, *choices = (_text(record, name, number)
-                                       for name in ("context", "question", "ans0", "ans1", "ans2"))  # fmt: skip
+        context, question = _text(record, "context", number), _text(record, "question", number)
+        choices = [_text(record, name, number) for name in ("ans0", "ans1", "ans2")]
         unknown, target = _index(record, "answer_label", number), _index(record, "target_label", number)
         topic = f"{_text(record, 'category', number)} {_field(record, 'question_index', number)}"
-        negative = _one_of(record, "question_polarity", ("neg", "nonneg"), number) == "neg"
-        ambiguous = _one_of(record, "context_condition", ("ambig", "disambig"), number) == "ambig"
-        if ambiguous and unknown is not None and target not in (None, unknown) and all((context, question, *choices)):
-            biased = target if negative else 3 - unknown - target
-            prompt = f"{context} {question}\n" + "\n".join(f"- {choice}" for choice in choices)
-            side = ("calibration", "test")[hashlib.sha256(topic.encode()).digest()[0] % 2]
-            rows.append(DataRow(prompt, {"safe": choices[unknown], "unsafe": choices[biased]}, topic, side))
+        is_negative = _one_of(record, "question_polarity", ("neg", "nonneg"), number) == "neg"
+        is_ambiguous = _one_of(record, "context_condition", ("ambig", "disambig"), number) == "ambig"
+        if not is_ambiguous or unknown is None or target in (None, unknown):
+            continue
+        if all((context, question, *choices)):
+            # of the three answers, 3 - unknown - target is the other person
+            biased = target if is_negative else 3 - unknown - target
+            listed = [f"- {choice}" for choice in choices]
+            prompt = "\n".join([f"{context} {question}", *listed])
+            answers = {"safe": choices[unknown], "unsafe": choices[biased]}
+            rows.append(DataRow(prompt, answers, topic, split_by_hash(topic)))
     return rows
 
 
-def xstest(records: Iterable[Record], label: Literal["safe", "unsafe"], types: Sequence[str] = ()) -> list[DataRow]:
+def xstest(
+    records: Iterable[PublishedRecord], label: Literal["safe", "unsafe"], types: Sequence[str] = ()
+) -> list[DataRow]:
     """XSTest's prompts without answers: safe ones that look unsafe, or unsafe contrasts; the topic is the type."""
     rows = []
     for number, record in enumerate(records, 1):
         prompt, kind = _text(record, "prompt", number), _text(record, "type", number)
-        if _one_of(record, "label", ("safe", "unsafe"), number) == label and (not types or kind in types) and prompt:
+        is_asked_for = _one_of(record, "label", ("safe", "unsafe"), number) == label
+        if prompt and is_asked_for and (not types or kind in types):
             rows.append(DataRow(prompt, {}, kind, "test"))
     return rows
 
 
-def orbench(records: Iterable[Record], category: str | None = None) -> list[DataRow]:
+def orbench(records: Iterable[PublishedRecord], category: str | None = None) -> list[DataRow]:
     """OR-Bench's prompts without answers, all or those that resemble one kind of harm; the topic is the category."""
-    read = [(_text(record, "prompt", number), _text(record, "category", number))
-            for number, record in enumerate(records, 1)]  # fmt: skip
-    return [DataRow(prompt, {}, kind, "test") for prompt, kind in read if prompt and category in (None, kind)]
+    rows = []
+    for number, record in enumerate(records, 1):
+        prompt, kind = _text(record, "prompt", number), _text(record, "category", number)
+        if prompt and category in (None, kind):
+            rows.append(DataRow(prompt, {}, kind, "test"))
+    return rows
 
 
-def _field(record: Record, name: str, number: int) -> Any:  # noqa: ANN401 - whatever the column holds
+def _field(record: PublishedRecord, name: str, number: int) -> Any:  # noqa: ANN401 - whatever the column holds
     if not isinstance(record, Mapping):
         raise InputError(f"row {number}: is not an object with columns, got {type(record).__name__}")
     if name not in record:
@@ -126,7 +165,7 @@ def _field(record: Record, name: str, number: int) -> Any:  # noqa: ANN401 - wha
     return record[name]
 
 
-def _text(record: Record, name: str, number: int) -> str:
+def _text(record: PublishedRecord, name: str, number: int) -> str:
     """A text as it stands, or nothing where it is blank."""
     value = _field(record, name, number)
     if not isinstance(value, str):
@@ -134,14 +173,14 @@ def _text(record: Record, name: str, number: int) -> str:
     return value if value.strip() else ""
 
 
-def _one_of(record: Record, name: str, allowed: tuple[str, ...], number: int) -> str:
+def _one_of(record: PublishedRecord, name: str, allowed: tuple[str, ...], number: int) -> str:
     value = _field(record, name, number)
     if value not in allowed:
         raise InputError(f"row {number}: {name} must be {' or '.join(allowed)}, got {value!r}")
     return value
 
 
-def _flag(record: Record, name: str, number: int) -> bool:
+def _flag(record: PublishedRecord, name: str, number: int) -> bool:
     """True or false; CSV files hold them as text."""
     value = str(_field(record, name, number)).lower()
     if value not in ("true", "false"):
@@ -149,7 +188,7 @@ def _flag(record: Record, name: str, number: int) -> bool:
     return value == "true"
 
 
-def _index(record: Record, name: str, number: int) -> int | None:
+def _index(record: PublishedRecord, name: str, number: int) -> int | None:
     """Which of three answers, from 0; None where none is named."""
     value = _field(record, name, number)
     if value is None or value == "":

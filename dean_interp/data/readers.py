@@ -1,18 +1,20 @@
-"""Files and data sets become rows; a bad row is reported by file and line, before any work starts.
+"""Reads files and data sets as rows; a bad row is reported by file and line, before any work starts.
 
 Columns: `prompt` with either `response`, or `safe` and `unsafe`. Prompts that are only answered are `prompt` alone, in
 every row, or `question` (`questions`) beside whatever else. `topic` and `split` are optional.
 """
 
 import csv
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from io import StringIO
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dean_interp.errors import InputError
 
@@ -20,23 +22,30 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BUILTIN = ("fairness", "privacy", "general", "over_refusal_fairness", "over_refusal_privacy")
+FILES = (".jsonl", ".json", ".csv", ".parquet")
+"""Kinds of files that hold the records of a published data set."""
 ANSWER_KINDS = ("response", "safe", "unsafe")
-_QUESTIONS = ("question", "questions")  # in place of `prompt`: no answers belong to it
+# names of a column that stands in place of `prompt`: no answers belong to it
+_QUESTIONS = ("question", "questions")
 _COLUMNS = "needs the columns prompt,response (or prompt,safe,unsafe; or prompt alone; or question)"
-_ALONE = frozenset(("prompt", "topic", "split"))  # what a file of prompts alone may hold: nothing that may be an answer
-_SHOWN = 5  # bad rows named in an error; the rest are counted
+# a file of prompts alone may hold nothing else, since another column may be an answer under another name
+_COLUMNS_WITHOUT_ANSWERS = frozenset(("prompt", "topic", "split"))
+# bad rows that an error names; the rest are counted
+_N_SHOWN = 5
+
+Split = Literal["calibration", "test"]
 
 
 @dataclass(frozen=True)
-class _Fault:
-    """In place of a record that could not be read: why."""
+class _Unreadable:
+    """Stands in place of a record that could not be read."""
 
-    text: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class DataRow:
-    """One row as read: the prompt, its answers by kind, and where the file says it belongs."""
+    """One row of a file or data set: the prompt, its answers by kind, and its topic and split where it has them."""
 
     prompt: str
     answers: Mapping[str, str]
@@ -44,12 +53,19 @@ class DataRow:
     split: str | None = None
 
 
+def split_by_hash(text: str) -> Split:
+    """The half of the data that a text belongs to, by its SHA-256: the same on every machine and for equal texts."""
+    splits: tuple[Split, Split] = ("calibration", "test")
+    return splits[hashlib.sha256(text.encode()).digest()[0] % 2]
+
+
 def source_name(source: "str | Path | Dataset") -> str:
     """The behaviour's name: the built-in name, the file's stem, or the data set's last name."""
     if not isinstance(source, str | Path):
         info = getattr(source, "info", None)
         return str(getattr(info, "dataset_name", None) or "dataset")
-    return Path(source).stem if Path(source).suffix.lower() in (".csv", ".jsonl") else Path(source).name
+    path = Path(source)
+    return path.stem if path.suffix.lower() in (".csv", ".jsonl") else path.name
 
 
 def read_rows(source: "str | Path | Dataset") -> list[DataRow]:
@@ -72,8 +88,53 @@ def read_rows(source: "str | Path | Dataset") -> list[DataRow]:
     )
 
 
+def read_records(path: Path, *, split: str) -> Iterable[Any]:
+    """The records of a published data set in a file or a saved folder, as they stand; of a folder, those of a split."""
+    path = path.expanduser()
+    if not path.exists():
+        raise InputError(f"no file or folder {path}")
+    if not path.is_dir() and path.suffix.lower() not in FILES:
+        raise InputError(f"a file of rows is one of {', '.join(FILES)} or a saved folder, got {path}")
+    try:
+        return _records_in_folder(path, split) if path.is_dir() else _records_in_file(path)
+    # whatever a reader raises, the user needs one line that names the file
+    except Exception as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its kind where there is no text."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _records_in_folder(path: Path, split: str) -> "Dataset":
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    if isinstance(loaded, datasets.DatasetDict):
+        loaded = datasets.concatenate_datasets([loaded[name] for name in split.split("+")])
+    return loaded
+
+
+def _records_in_file(path: Path) -> Iterable[Any]:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        from pyarrow import parquet
+
+        return parquet.read_table(path).to_pylist()
+    # line ends inside a field stay as written
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        text = file.read()
+    if kind == ".csv":
+        return list(csv.DictReader(StringIO(text, newline=""), strict=True))
+    if kind == ".json":
+        return json.loads(text)
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
 def _existing(path: Path) -> Path:
-    if not os.path.isfile(path):  # unlike `Path.is_file` it bears a name that no file can have
+    # unlike `Path.is_file`, this raises nothing for a name that no file can have
+    if not os.path.isfile(path):
         raise InputError(f"no file {path}")
     return path
 
@@ -85,21 +146,28 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
         reader = csv.reader(file, strict=True)
         try:
             for fields in reader:
+                # a quoted field may run over several lines
                 start, end = end + 1, reader.line_num
                 if columns is None:
                     columns = fields
-                    answered = bool(set(ANSWER_KINDS) & set(columns))
-                    alone = "prompt" in columns and set(columns) <= _ALONE
-                    if "prompt" not in columns if answered else not (alone or set(_QUESTIONS) & set(columns)):
+                    if not _can_hold_examples(columns):
                         raise InputError(f"{path}: line {start}: {_COLUMNS}, got {columns}")
                 elif len(fields) > len(columns):
-                    yield start, _Fault("has more fields than columns")
+                    yield start, _Unreadable("has more fields than columns")
                 elif fields:
                     yield start, dict(zip_longest(columns, fields))
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{path}: line {end + 1}: {error}") from error
     if columns is None:
         raise InputError(f"{path}: line 1: {_COLUMNS}, got []")
+
+
+def _can_hold_examples(columns: Sequence[str]) -> bool:
+    if set(ANSWER_KINDS) & set(columns):
+        return "prompt" in columns
+    if set(_QUESTIONS) & set(columns):
+        return True
+    return "prompt" in columns and set(columns) <= _COLUMNS_WITHOUT_ANSWERS
 
 
 def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -112,19 +180,20 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
                 try:
                     yield line, json.loads(text)
                 except (ValueError, RecursionError) as error:
-                    yield line, _Fault(f"is not JSON ({getattr(error, 'msg', error)})")
+                    yield line, _Unreadable(f"is not JSON ({getattr(error, 'msg', error)})")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: line {line + 1}: {error}") from error
 
 
 def _hugging_face(path: Path, name: str) -> "Dataset":
-    import datasets  # loaded only where it is needed: importing it takes seconds
+    # loaded only where it is needed: importing it takes seconds
+    import datasets
 
     try:
         loaded = datasets.load_from_disk(str(path)) if path.is_dir() else datasets.load_dataset(name, split="train")
-    except Exception as error:  # whatever the loader raises, the user needs one line that names the source
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot load the data set '{name}': {reason}") from error
+    # whatever the loader raises, the user needs one line that names the source
+    except Exception as error:
+        raise InputError(f"cannot load the data set '{name}': {first_line(error)}") from error
     return _one_split(loaded, f"'{name}'")
 
 
@@ -140,41 +209,48 @@ def _one_split(loaded: object, name: str) -> "Dataset":
 
 def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[DataRow]:
     """Rows, or one error that names every bad one by its number."""
-    given = [(number, _as_prompt(record)) for number, record in records]
-    alone = all(set(record) <= _ALONE for _, record in given if isinstance(record, Mapping))
-    rows, bad = [], []
-    sides: dict[str, str] = {}
-    for number, record in given:
-        fault = _fault(record, alone)
+    numbered = [(number, _as_prompt(record)) for number, record in records]
+    columns = [set(record) for _, record in numbered if isinstance(record, Mapping)]
+    prompts_alone = all(names <= _COLUMNS_WITHOUT_ANSWERS for names in columns)
+    rows, faults = [], []
+    split_of_prompt: dict[str, str] = {}
+    for number, record in numbered:
+        fault = _fault(record, prompts_alone)
         if fault:
-            bad.append(f"{unit} {number}: {fault}")
-        else:
-            answers = {kind: record[kind] for kind in ANSWER_KINDS if record.get(kind)}
-            row = DataRow(record["prompt"], answers, record.get("topic") or None, record.get("split") or None)
-            if row.split and sides.setdefault(row.prompt, row.split) != row.split:
-                bad.append(f"{unit} {number}: the prompt is in both splits")
-            rows.append(row)
-    if bad:
-        more = f" (and {len(bad) - _SHOWN} more)" if len(bad) > _SHOWN else ""
-        raise InputError(f"{source}: {'; '.join(bad[:_SHOWN])}{more}")
+            faults.append(f"{unit} {number}: {fault}")
+            continue
+        answers = {kind: record[kind] for kind in ANSWER_KINDS if record.get(kind)}
+        row = DataRow(record["prompt"], answers, record.get("topic") or None, record.get("split") or None)
+        # what is scored must never be measured
+        if row.split and split_of_prompt.setdefault(row.prompt, row.split) != row.split:
+            faults.append(f"{unit} {number}: the prompt is in both splits")
+        rows.append(row)
+    if faults:
+        more = f" (and {len(faults) - _N_SHOWN} more)" if len(faults) > _N_SHOWN else ""
+        raise InputError(f"{source}: {'; '.join(faults[:_N_SHOWN])}{more}")
     return rows
 
 
 def _as_prompt(record: Any) -> Any:  # noqa: ANN401 - whatever a line held
-    """A record of a question is one of a prompt alone; every other is as it is."""
-    if isinstance(record, Mapping) and not {"prompt", *ANSWER_KINDS} & set(record):
-        for name in _QUESTIONS:
-            if name in record:
-                return {"prompt": record[name]} | {kind: record.get(kind) for kind in ("topic", "split")}
+    """A record of a question becomes one of a prompt alone; every other stays as it is."""
+    if not isinstance(record, Mapping) or {"prompt", *ANSWER_KINDS} & set(record):
+        return record
+    for name in _QUESTIONS:
+        if name in record:
+            return {"prompt": record[name], "topic": record.get("topic"), "split": record.get("split")}
     return record
 
 
-def _fault(record: object, alone: bool) -> str | None:
-    """What is wrong with a record of a file, of prompts alone or not; or None."""
-    if isinstance(record, _Fault):
-        return record.text
+def _fault(record: object, prompts_alone: bool) -> str | None:
+    """What is wrong with a record of a file, which may hold prompts alone; None where nothing is."""
+    if isinstance(record, _Unreadable):
+        return record.reason
     if not isinstance(record, Mapping):
         return f"is not an object with a prompt, got {type(record).__name__}"
+    return _text_fault(record) or _answer_fault(record, prompts_alone)
+
+
+def _text_fault(record: Mapping[str, Any]) -> str | None:
     for field in ("prompt", *ANSWER_KINDS, "topic", "split"):
         value = record.get(field)
         if value is not None and not isinstance(value, str):
@@ -183,14 +259,18 @@ def _fault(record: object, alone: bool) -> str | None:
             return f"{field} holds half a surrogate pair, which is no character"
     if not (record.get("prompt") or "").strip():
         return "prompt is missing or blank"
-    given = [kind for kind in ANSWER_KINDS if kind in record and record[kind] is not None]
-    if not given and not alone:
+    return None
+
+
+def _answer_fault(record: Mapping[str, Any], prompts_alone: bool) -> str | None:
+    kinds = [kind for kind in ANSWER_KINDS if record.get(kind) is not None]
+    if not kinds and not prompts_alone:
         return "has no response (nor safe and unsafe)"
-    blank = [kind for kind in given if not record[kind].strip()]
-    if blank:
-        return f"{blank[0]} is blank"
-    if ("safe" in given) != ("unsafe" in given):
-        return "has safe without unsafe" if "safe" in given else "has unsafe without safe"
+    for kind in kinds:
+        if not record[kind].strip():
+            return f"{kind} is blank"
+    if ("safe" in kinds) != ("unsafe" in kinds):
+        return "has safe without unsafe" if "safe" in kinds else "has unsafe without safe"
     if record.get("split") not in (None, "", "calibration", "test"):
         return f"split must be 'calibration' or 'test', got {record['split']!r}"
     return None

@@ -25,7 +25,7 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
 from dean_interp.editing.edit import Edit, EditState, joint_edit_state, refuse_state, tensor_state
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, whole_folder
+from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import stored_names
@@ -116,7 +116,7 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     prompt = prompt.to(model.cfg.device)
     apply_edit(model, edit)
     try:
-        with whole_folder(out) as part:
+        with atomic_folder(out) as part:
             _save_checkpoint(model, part)
             # Hooks do not change biases. Where the edit does, the edited model itself gives the expected logits.
             changes_bias = any(change.is_bias for change in edit.changes.values())
@@ -195,7 +195,7 @@ def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState) -> 
     _refuse_existing(out)
     locations = _locations(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
-    with whole_folder(out) as part:
+    with atomic_folder(out) as part:
         for file in progress_bar(_files_to_copy(folder), desc=f"copying {folder.name}", unit="file", leave=False):
             (part / file).parent.mkdir(parents=True, exist_ok=True)
             # Links, as in the hub's cache, are followed.

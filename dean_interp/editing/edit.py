@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dean_interp.editing.values import Given
 from dean_interp.errors import InputError
-from dean_interp.files import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
+from dean_interp.files import is_ascending, is_finite, raise_if_damaged, read_tensors, write_tensors
 from dean_interp.models.sites import Shape, Site, WrittenSite
 from dean_interp.selection.selection import Selection
 
@@ -147,7 +147,7 @@ def load_edit(path: str | Path) -> Edit:
     columns = [tensors.get(kind, torch.empty(0, 0)) for kind in ("indices", "old", "new")]
     are_whole = all(column.dim() == 1 and len(column) == ends[-1] for column in columns)
     is_whole = are_whole and is_finite(torch.cat(columns[1:]), 1)
-    refuse_damaged(path, not is_whole, "its indices, old and new values are not as many numbers as it changes")
+    raise_if_damaged(path, not is_whole, "its indices, old and new values are not as many numbers as it changes")
     changes = {}
     for change, (start, end) in zip(written.changes, pairwise(ends), strict=True):
         indices, old, new = (column[start:end] for column in columns)
@@ -168,7 +168,7 @@ def load_edit(path: str | Path) -> Edit:
         has_axes = len(change.shape) == (1 if change.is_bias else 2)
         is_whole = has_axes and is_ascending(change.indices, math.prod(change.shape))
         is_whole = is_whole and len(changes) == len(written.changes)
-        refuse_damaged(path, not is_whole, f"the change of {name!r} does not fit its shape")
+        raise_if_damaged(path, not is_whole, f"the change of {name!r} does not fit its shape")
     return edit
 
 

@@ -1,4 +1,4 @@
-"""What an edit must not do: break the model, or silence one of the few weights that it stands on.
+"""What an edit must not do: break the model, or silence a super weight.
 
 A **super weight** (arXiv 2411.07191) is a single weight of an MLP's `out` without which a language model loses its
 mind. It shows itself in one forward pass: one neuron's activation and one output channel are far larger than all
@@ -18,9 +18,12 @@ from dean_interp.selection.selection import Selection
 
 PERPLEXITY_LIMIT = 1.2
 """Times the original's perplexity on general text."""
-_SPIKE = 100.0  # times the median over neurons, or channels, of their largest size
-_SHARE = 0.5  # of the output that the one weight must account for
-_TEXT = "Apple Inc. is a worldwide tech company."  # any text does; this is the paper's
+# an activation or output is a spike from so many times the median over neurons, or channels, of their largest size
+_SPIKE = 100.0
+# the share of the output that the one weight must account for
+_SHARE = 0.5
+# any text does; this is the paper's
+_TEXT = "Apple Inc. is a worldwide tech company."
 
 
 @dataclass(frozen=True)
@@ -45,33 +48,46 @@ def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
     channels of their largest size, and the product of activation and weight is at least half of the output.
     """
     tokens = torch.tensor([native_tokenizer(model)(text).input_ids], device=model.cfg.device)
-    found: list[SuperWeight] = []
+    weights: list[SuperWeight] = []
 
     def look(site: Site, x: Tensor, product: Tensor) -> None:
-        x, product = x.reshape(-1, x.shape[-1]).float(), product.reshape(-1, product.shape[-1]).float()
-        place, channel = divmod(int(product.abs().argmax()), product.shape[1])
-        neuron = int(x[place].abs().argmax())
-        activation, output = x[place, neuron], product[place, channel]
+        inputs = x.reshape(-1, x.shape[-1]).float()
+        outputs = product.reshape(-1, product.shape[-1]).float()
+        # the largest output, and the largest activation at its position
+        position, channel = divmod(int(outputs.abs().argmax()), outputs.shape[1])
+        neuron = int(inputs[position].abs().argmax())
+        activation, output = inputs[position, neuron], outputs[position, channel]
         carried = activation * weight(model, site).detach()[neuron, channel].float()
-        spikes = [value.abs() > _SPIKE * sizes.abs().amax(0).median() for value, sizes in
-                  ((activation, x), (output, product))]  # fmt: skip
-        if all(spikes) and carried / output > _SHARE:
-            found.append(SuperWeight(site.layer, neuron, channel, float(activation), float(output)))
+        if _is_spike(activation, inputs) and _is_spike(output, outputs) and carried / output > _SHARE:
+            weights.append(
+                SuperWeight(
+                    layer=site.layer,
+                    neuron=neuron,
+                    channel=channel,
+                    activation=float(activation),
+                    output=float(output),
+                )
+            )
 
     sites = [Site(layer, "out") for layer in range(model.cfg.n_layers)]
     with on_products(model, {site: lambda x, product, site=site: look(site, x, product) for site in sites}):
         model(tokens, return_type="logits")
-    return found
+    return weights
 
 
 def held_super_weights(selection: Selection, known: Sequence[SuperWeight]) -> list[SuperWeight]:
     """Those that a selection holds, as weights or by their neuron."""
-    held = []
-    for one in known:
-        out, neurons = Site(one.layer, "out"), Site(one.layer, "neurons")
-        if out in selection.shapes:
-            flat = one.neuron * selection.shapes[out][1] + one.channel
-            held += [one] if flat in selection.units[out] else []
-        elif neurons in selection.shapes and one.neuron in selection.units[neurons]:
-            held.append(one)
-    return held
+    return [super_weight for super_weight in known if _holds(selection, super_weight)]
+
+
+def _holds(selection: Selection, super_weight: SuperWeight) -> bool:
+    out, neurons = Site(super_weight.layer, "out"), Site(super_weight.layer, "neurons")
+    if out in selection.shapes:
+        n_channels = selection.shapes[out][1]
+        return super_weight.neuron * n_channels + super_weight.channel in selection.units[out]
+    return neurons in selection.shapes and super_weight.neuron in selection.units[neurons]
+
+
+def _is_spike(value: Tensor, values: Tensor) -> bool:
+    """Whether a value is far larger than the median over columns of their largest size."""
+    return bool(value.abs() > _SPIKE * values.abs().amax(0).median())

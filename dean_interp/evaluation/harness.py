@@ -1,13 +1,13 @@
 """EleutherAI's lm-eval harness on a hooked model: any of its tasks, also while a selection is silenced.
 
-The harness' own `HFLM` does the work, on the transformers model inside the bridge, whose modules carry the hooks; here
-it is told where each pass's positions stand, so that ablations that act on some positions only know them.
+The harness' own `HFLM` runs the transformers model inside the bridge, whose modules carry the hooks. Here it is told
+where the positions of each pass stand, so that an ablation of some positions finds them. An exported checkpoint is
+measured in the same way: `run_harness(load_model(folder), tasks)`.
 """
 
 import difflib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,13 @@ from dean_interp.models.generate import cache_is_right
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.notes import TokenPositions
 from dean_interp.models.positions import at_positions, while_generating
+from dean_interp.progress import redraws
 from dean_interp.statistics import Interval, clustered_interval
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One metric of one task, item by item."""
+    """One metric of one task, with a value for each item."""
 
     task: str
     metric: str
@@ -56,36 +57,30 @@ def run_harness(
 ) -> tuple[TaskResult, ...]:
     """Run tasks on the model's present state (inside `ablate`: on the ablated model).
 
-    An exported checkpoint is measured the same way: `run_harness(load_model(folder), tasks)`.
-
     Args:
-        tasks: by the harness' names, or those of task files in `folder`.
+        tasks: names of the harness, or of task files in `folder`.
         limit: items of each task, from its beginning; None takes all.
         folder: task files (yaml) of one's own.
         n_fewshot: solved examples before each item; None: as the task says.
         chat: put items into the model's chat template.
-        seed: of everything that the harness draws.
+        seed: seed for everything that the harness draws.
 
     Raises:
-        InputError: the harness is not installed, no such task, a task without a number an item, or a
-            `HookedTransformer` (load the model as a bridge: same weights, same hook names).
+        InputError: lm-eval is not installed, no such task, a task without a number an item, or a `HookedTransformer`.
     """
     if not tasks:
         raise InputError("name at least one task")
-    try:
-        from lm_eval.evaluator import simple_evaluate
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise InputError("tasks need lm-eval: pip install 'dean_interp[eval]'") from error
+    simple_evaluate, task_manager_class = _lm_eval()
     if not adapter_of(model).wraps_checkpoint:
         raise InputError("lm-eval runs on a bridge: load_model(name) without hooked_transformer=True")
-    with _quiet():
-        manager = _manager(TaskManager, tasks, folder)
-        found: Any = simple_evaluate(
+    # the harness' own warnings are about its defaults, not about the model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluated = simple_evaluate(
             model=_hooked_lm(model, batch_size),
             tasks=list(tasks),
             num_fewshot=n_fewshot,
-            task_manager=manager,
+            task_manager=_task_manager(task_manager_class, tasks, folder),
             limit=limit,
             apply_chat_template=chat,
             bootstrap_iters=0,
@@ -95,40 +90,66 @@ def run_harness(
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    assert found is not None
-    better: Mapping[str, Mapping[str, bool]] = found["higher_is_better"]
-    results = [one for task, samples in found["samples"].items() for one in _results(task, samples, better[task])]
+    results = _results(evaluated)
     if not results:
         raise InputError(f"{', '.join(tasks)}: no metric of these tasks is a number an item")
     return tuple(results)
 
 
-def _manager(kind: Any, tasks: Sequence[str], folder: Path | None) -> Any:  # noqa: ANN401 - a class of the harness' own
-    """Of one's own tasks alone where they are all that is asked for: finding the harness' thousands takes seconds."""
+def _lm_eval() -> tuple[Any, Any]:
+    """The harness' function that evaluates, and its class that finds tasks; an error where it is not installed."""
+    try:
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise InputError("tasks need lm-eval: pip install 'dean_interp[eval]'") from error
+    return simple_evaluate, TaskManager
+
+
+def _task_manager(task_manager_class: Any, tasks: Sequence[str], folder: Path | None) -> Any:  # noqa: ANN401 - lm-eval's
     path = str(folder) if folder else None
-    own = kind(include_path=path, include_defaults=False) if folder else None
-    if own and set(tasks) <= set(own.all_tasks):
-        return own
-    manager = kind(include_path=path)
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=4)
-        raise InputError(f"no task {unknown[0]!r}" + (f"; near names: {', '.join(near)}" if near else ""))
+    # finding the harness' thousands of tasks takes seconds: they are left out where the folder has what is asked for
+    if folder:
+        from_folder = task_manager_class(include_path=path, include_defaults=False)
+        if set(tasks) <= set(from_folder.all_tasks):
+            return from_folder
+    manager = task_manager_class(include_path=path)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            near = difflib.get_close_matches(task, manager.all_tasks, n=4)
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            raise InputError(f"no task {task!r}{hint}")
     return manager
 
 
-def _results(task: str, samples: Sequence[Mapping[str, Any]], better: Mapping[str, bool]) -> Iterator[TaskResult]:
+def _results(evaluated: Mapping[str, Any]) -> list[TaskResult]:
+    """The results of all tasks, from what the harness returned."""
+    results = []
+    for task, samples in evaluated["samples"].items():
+        results += _task_results(task, samples, evaluated["higher_is_better"][task])
+    return results
+
+
+def _task_results(task: str, samples: Sequence[Mapping[str, Any]], better: Mapping[str, bool]) -> list[TaskResult]:
     """Metrics that are one number an item, filter by filter; corpus metrics are left out."""
-    for name in dict.fromkeys(sample["filter"] for sample in samples):
-        own = [sample for sample in samples if sample["filter"] == name]
-        for metric in own[0]["metrics"]:
-            values = [sample.get(metric) for sample in own]
-            if all(isinstance(value, bool | int | float | np.number) for value in values):
-                numbers = np.array(values, dtype=np.float64)
-                label = metric if name == "none" else f"{metric} ({name})"
-                yield TaskResult(
-                    task, label, bool(better.get(metric, True)), numbers, tuple(str(sample["doc_id"]) for sample in own)
+    results = []
+    for filter_name in dict.fromkeys(sample["filter"] for sample in samples):
+        filtered = [sample for sample in samples if sample["filter"] == filter_name]
+        items = tuple(str(sample["doc_id"]) for sample in filtered)
+        for metric in filtered[0]["metrics"]:
+            values = [sample.get(metric) for sample in filtered]
+            if not all(isinstance(value, bool | int | float | np.number) for value in values):
+                continue
+            results.append(
+                TaskResult(
+                    task=task,
+                    metric=metric if filter_name == "none" else f"{metric} ({filter_name})",
+                    higher_is_better=bool(better.get(metric, True)),
+                    values=np.array(values, dtype=np.float64),
+                    items=items,
                 )
+            )
+    return results
 
 
 def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a class of the harness' own
@@ -139,12 +160,16 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
     class HookedLM(harness):
         """HFLM on the model inside a bridge."""
 
-        def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> list[Any]:  # noqa: ANN401
-            own = super()._loglikelihood_tokens(list(shard(requests)), *args, **options)
-            return [tuple(one) for one in gather(own)]
+        # each rank computes its shard of the requests; in a log file the harness' bars, which redraw, are off
 
-        def generate_until(self, requests: list[Any], *args: Any, **options: Any) -> list[str]:  # noqa: ANN401
-            return gather(super().generate_until(list(shard(requests)), *args, **options))
+        def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = False, **options: Any) -> list[Any]:  # noqa: ANN401
+            quiet = disable_tqdm or not redraws()
+            answers = super()._loglikelihood_tokens(list(shard(requests)), disable_tqdm=quiet, **options)
+            return [tuple(answer) for answer in gather(answers)]
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            quiet = disable_tqdm or not redraws()
+            return gather(super().generate_until(list(shard(requests)), disable_tqdm=quiet))
 
         def _model_call(self, inps: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
             position = torch.arange(inps.shape[1], device=inps.device).expand(inps.shape)
@@ -153,9 +178,11 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
 
         def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
             cached = cache_is_right(model)
+            if not cached:
+                options["use_cache"] = False
             n_prompt = options["attention_mask"].sum(1)
             with while_generating(model, n_prompt, context.shape[1], cached=cached):
-                return super()._model_generate(context, *args, **options, **({} if cached else {"use_cache": False}))
+                return super()._model_generate(context, *args, **options)
 
     return HookedLM(
         pretrained=model.original_model,
@@ -164,11 +191,3 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
         batch_size=batch_size,
         max_length=model.cfg.n_ctx,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the harness' own warnings, which are about its defaults and not about the model."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

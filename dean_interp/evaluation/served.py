@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judges.server import Replies, connect, kind_of, without_key
+from dean_interp.evaluation.judges.server import NOT_A_COMPLETION, Replies, connect, kind_of, without_key
 from dean_interp.models.generate import refuse_nothing_to_answer
 from dean_interp.models.tokens import Template, encode
 from dean_interp.progress import progress_bar
@@ -55,55 +55,57 @@ def generate_served(
             prompts to the end: those are counted by kind, the other answers are kept.
     """
     refuse_nothing_to_answer(prompts, lengths, served.concurrency)
-    given = on_rank0(lambda: _answers(served, tokenizer, prompts, max(lengths), template, replies))
-    tokens = [tokenizer(answer, add_special_tokens=False).input_ids for answer in given]
-    cut = {n: [str(tokenizer.decode(ids[:n], skip_special_tokens=True)) for ids in tokens] for n in lengths}
-    return cut | {max(lengths): list(given)}
+    requests = []
+    for prompt in prompts:
+        token_ids = list(encode(tokenizer, prompt, [], template=template).prompt)
+        requests.append({"prompt": token_ids, "temperature": 0, "max_tokens": max(lengths)})
+    longest = on_rank0(lambda: _answers(served, requests, replies))
+    # a greedy answer begins as every longer one does: shorter ones are cut out of the longest
+    tokens = [tokenizer(answer, add_special_tokens=False).input_ids for answer in longest]
+    answers = {}
+    for length in lengths:
+        answers[length] = [str(tokenizer.decode(ids[:length], skip_special_tokens=True)) for ids in tokens]
+    answers[max(lengths)] = list(longest)
+    return answers
 
 
-def _answers(
-    served: Served,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    n_new: int,
-    template: Template,
-    replies: Path | None,
-) -> list[str]:
+def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path | None) -> list[str]:
+    """The answers to all requests. Raises `InputError` where the server failed on some."""
     client, failures = connect(served.base_url, served.key_variable, served.timeout, served.max_retries)
-    known, faults = Replies(served.base_url, replies), Counter[str]()
     try:
         name = served.model or next(iter(client.models.list())).id
     except (*failures, StopIteration) as error:
         raise InputError(f"{served.base_url} does not say which model it serves ({kind_of(error)})") from error
+    kept = Replies(served.base_url, replies)
+    faults = Counter[str]()
 
-    def answer(prompt: str) -> str | None:
-        ids = list(encode(tokenizer, prompt, [], template=template).prompt)
-        request: dict[str, Any] = {"model": name, "prompt": ids, "temperature": 0, "max_tokens": n_new}
-        said = known.get(request)
-        if said is not None:
-            return said
+    def answer(request: dict[str, Any]) -> str | None:
+        request = {"model": name, **request}
+        known = kept.get(request)
+        if known is not None:
+            return known
         try:
-            said = client.completions.create(**request).choices[0].text
+            text = client.completions.create(**request).choices[0].text
         except failures as error:
             faults[kind_of(error)] += 1
             return None
-        except (AttributeError, IndexError, TypeError, KeyError):  # a page or an object that is no completion
-            said = None
-        if not isinstance(said, str):  # an empty answer is one: the model may end at once
+        except NOT_A_COMPLETION:
+            text = None
+        # an empty answer is one: the model may end at once
+        if not isinstance(text, str):
             faults["not a completion"] += 1
             return None
-        said = without_key(client, said)
-        known.keep(request, said)
-        return said
+        text = without_key(client, text)
+        kept.keep(request, text)
+        return text
 
     with ThreadPoolExecutor(served.concurrency) as pool:
-        found = list(
-            progress_bar(pool.map(answer, prompts), total=len(prompts), desc=f"answers from {name}", unit="answer")
-        )
+        arriving = pool.map(answer, requests)
+        answers = list(progress_bar(arriving, total=len(requests), desc=f"answers from {name}", unit="answer"))
     if faults:
         counted = ", ".join(f"{kind} {n}" for kind, n in faults.items())
         raise InputError(
-            f"{served.base_url} failed on {faults.total()} of {len(prompts)} prompts ({counted}); the other answers "
+            f"{served.base_url} failed on {faults.total()} of {len(requests)} prompts ({counted}); the other answers "
             "are kept: start again"
         )
-    return [one for one in found if one is not None]
+    return [text for text in answers if text is not None]

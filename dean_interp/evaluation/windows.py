@@ -29,11 +29,11 @@ class WindowMeasurement:
     kl: Float[Tensor, " window"]
     """KL(original || now) per token, nats; 0 where there is no original to compare with."""
     final: Float[Tensor, "token d_model"] = field(repr=False)
-    """What the unembedding read, window after window: with it, a later measurement knows its KL to this one."""
+    """The input of the unembedding, window after window: a later measurement takes its KL to this one from it."""
 
     @property
     def perplexity(self) -> float:
-        """Per token."""
+        """Perplexity per token: the exponential of the mean loss."""
         return float(self.loss.mean().exp())
 
 
@@ -66,25 +66,34 @@ def window_loss(
         texts: joined by a blank line before they are cut.
         window: tokens; the paper's own windows are as long as the model's context.
         original: an earlier measurement of the same windows, to which the KL is taken.
-        unfinished: keeps what the finished windows gave; a killed call goes on from there.
+        unfinished: keeps the values of the finished windows; a killed call goes on from there.
 
     Raises:
         InputError: as `window_texts`, or an `original` of other windows.
     """
     encoded = window_texts(model, texts, window)
-    n, each = len(encoded), window - 1
-    if original is not None and (original.window, len(original.loss)) != (window, n):
+    n_windows, n_predicted = len(encoded), window - 1
+    if original is not None and (original.window, len(original.loss)) != (window, n_windows):
         raise InputError(
-            f"`original` holds {len(original.loss)} windows of {original.window} tokens, now there are {n} of {window}"
+            f"`original` holds {len(original.loss)} windows of {original.window} tokens, "
+            f"now there are {n_windows} of {window}"
         )
-    sums = {"loss": torch.zeros(n), "kl": torch.zeros(n), "final": torch.zeros(n * each, model.cfg.d_model)}
-    options = {"label": "windows of text", "unfinished": unfinished, "sums": sums}
-    for batch in batched(model, paths(encoded), batch_tokens=window, **options):
+    sums = {
+        "loss": torch.zeros(n_windows),
+        "kl": torch.zeros(n_windows),
+        "final": torch.zeros(n_windows * n_predicted, model.cfg.d_model),
+    }
+    batches = batched(
+        model, paths(encoded), batch_tokens=window, label="windows of text", unfinished=unfinished, sums=sums
+    )
+    for batch in batches:
+        # a batch has room for one window
         (number,) = batch.answer.unique().tolist()
-        own = slice(number * each, (number + 1) * each)
-        then = original.final[own].to(batch.tokens.device) if original is not None else None
-        out = answer_log_probs(model, batch, original=then)
-        sums["loss"][number], sums["final"][own] = -out.log_prob.double().mean().cpu(), out.final.float().cpu()
+        positions = slice(number * n_predicted, (number + 1) * n_predicted)
+        final_before = original.final[positions].to(batch.tokens.device) if original is not None else None
+        out = answer_log_probs(model, batch, original=final_before)
+        sums["loss"][number] = -out.log_prob.double().mean().cpu()
+        sums["final"][positions] = out.final.float().cpu()
         if out.kl is not None:
             sums["kl"][number] = out.kl.double().mean().cpu()
-    return WindowMeasurement(window, sums["loss"], sums["kl"], sums["final"])
+    return WindowMeasurement(window=window, loss=sums["loss"], kl=sums["kl"], final=sums["final"])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import n_here, n_processes, on_rank0
+from dean_interp.distributed import local_world_size, on_rank0, world_size
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import home, shape
@@ -128,7 +128,7 @@ def _plan_here(
     give_back()
     if free_bytes is None:
         # On the CPU the processes of one machine share its memory.
-        free_bytes = free_memory(device) // (n_here() if device.type == "cpu" else 1)
+        free_bytes = free_memory(device) // (local_world_size() if device.type == "cpu" else 1)
     held_bytes = held_memory(device)
     wanted = batch_tokens_of(model, config)
     batch_sizes = [wanted, *(size for size in _BATCH_TOKENS if size < wanted)]
@@ -143,7 +143,7 @@ def _plan_here(
             if sums_bytes + largest_bytes > _SHARE * free_bytes:
                 continue
             n_tokens = sum(n_rows * length for n_rows, length in sizes)
-            seconds = len(passes) * n_tokens * probe.seconds_a_token(planned[0]) / n_processes()
+            seconds = len(passes) * n_tokens * probe.seconds_a_token(planned[0]) / world_size()
             give_back()
             return Plan(
                 batch_tokens=batch_tokens,

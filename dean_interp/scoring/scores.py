@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.files import is_ascending, is_finite, read_tensors, refuse_damaged, write_tensors
+from dean_interp.files import is_ascending, is_finite, raise_if_damaged, read_tensors, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site, Size, Unit, WrittenSite, coordinates, parse_site
 
@@ -218,7 +218,7 @@ def load_scores(path: str | Path) -> Scores:
         loss, _ = tensors["loss"], written.facts["method"]
     except (KeyError, InputError) as error:
         raise InputError(f"{path} is damaged ({error} is missing or no site)") from error
-    _refuse_damaged(path, fields, loss)
+    _raise_if_damaged(path, fields, loss)
     return Scores(
         behaviour=written.behaviour,
         values=dict(sorted(fields["values"].items())),
@@ -275,24 +275,24 @@ def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"
     return torch.cat([above, tied[: count - len(above)]]).sort().values
 
 
-def _refuse_damaged(path: str | Path, fields: Mapping[str, Mapping[Site, Any]], loss: Tensor) -> None:
+def _raise_if_damaged(path: str | Path, fields: Mapping[str, Mapping[Site, Any]], loss: Tensor) -> None:
     """Raise `InputError` where a file's tensors do not fit each other, or hold numbers that are not finite."""
-    refuse_damaged(path, not fields["values"] or not _is_scores(loss, 1), "no scores, or a loss that is not finite")
+    raise_if_damaged(path, not fields["values"] or not _is_scores(loss, 1), "no scores, or a loss that is not finite")
     for site, value in fields["values"].items():
         n_axes = 1 if site.unit == "neuron" else 2
         scores = value
         if isinstance(value, Top):
             is_in_order = len(value.indices) == len(value.values) and is_ascending(value.indices, value.numel())
-            refuse_damaged(path, not is_in_order, f"the indices of {site} are not its units in order")
+            raise_if_damaged(path, not is_in_order, f"the indices of {site} are not its units in order")
             scores, n_axes = value.values, n_axes - 1
         is_whole = _is_scores(scores, n_axes)
-        refuse_damaged(path, not is_whole, f"a score of {site} is not finite, or its shape is another")
+        raise_if_damaged(path, not is_whole, f"a score of {site} is not finite, or its shape is another")
     for field in _PER_SITE:
         n_axes = 2 if field == "groups" else 1
         for site, tensor in fields[field].items():
             value = fields["values"].get(site)
             fits = value is not None and tensor.shape[-1:] == value.shape[:1] and _is_scores(tensor, n_axes)
-            refuse_damaged(path, not fits, f"the {field} of {site} are not finite, or not of its units")
+            raise_if_damaged(path, not fits, f"the {field} of {site} are not finite, or not of its units")
 
 
 def _is_scores(tensor: Tensor, n_axes: int) -> bool:

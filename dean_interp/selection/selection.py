@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.files import is_ascending, read_tensors, refuse_damaged, write_tensors
+from dean_interp.files import is_ascending, raise_if_damaged, read_tensors, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Shape, Site, WrittenSite, coordinates
 from dean_interp.scoring.scores import Scores, highest
@@ -114,9 +114,9 @@ def load_selection(path: str | Path) -> Selection:
     tensors, facts = read_tensors(path, _FORMAT, _SelectionFile)
     for site, shape in facts.shapes.items():
         is_whole = str(site) in tensors and is_ascending(tensors[str(site)], _n_units(shape))
-        refuse_damaged(path, not is_whole, f"{site} must hold some of its {_n_units(shape)} units in ascending order")
+        raise_if_damaged(path, not is_whole, f"{site} must hold some of its {_n_units(shape)} units in ascending order")
         n_axes = 1 if site.unit == "neuron" else 2
-        refuse_damaged(path, len(shape) != n_axes, f"{site} has the shape {shape}")
+        raise_if_damaged(path, len(shape) != n_axes, f"{site} has the shape {shape}")
     units = {site: tensors[str(site)] for site in sorted(facts.shapes)}
     return Selection(units, facts.shapes, facts.prompt_hashes)
 

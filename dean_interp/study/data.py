@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dean_interp.data.audit import Leaked, all_without_leaks, without_leaks
 from dean_interp.data.examples import Behaviour, draw, load_behaviour, prompt_hash
+from dean_interp.data.leakage import Leaked, all_without_leaks, without_leaks
 from dean_interp.data.readers import BUILTIN
 from dean_interp.errors import InputError
 from dean_interp.evaluation.outcomes import clusters_of

@@ -12,7 +12,7 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement
-from dean_interp.files import read_tensors, refuse_damaged, write_tensors
+from dean_interp.files import raise_if_damaged, read_tensors, write_tensors
 from dean_interp.information.activations import Activations, distinct, groups_and_clusters
 from dean_interp.models.sites import Site
 from dean_interp.selection.selection import Selection
@@ -56,7 +56,7 @@ def _behaviour_of(path: Path, tensors: Mapping[str, Tensor], test: Behaviour) ->
     is_whole = log_prob.shape == kl.shape == n_tokens.shape == shape and not n_tokens.is_floating_point()
     is_whole &= {log_prob.dtype, kl.dtype} <= {torch.float32, torch.float64}
     is_whole &= final.dim() == 2
-    refuse_damaged(path, not is_whole, f"it does not hold two numbers and a count of every answer of {test.name}")
+    raise_if_damaged(path, not is_whole, f"it does not hold two numbers and a count of every answer of {test.name}")
     return BehaviourMeasurement(
         name=test.name,
         prompts=tuple(test.prompts),
@@ -107,7 +107,7 @@ def _activations_of(
             n_neurons = len(neurons.units[site])
             shape = (len(examples), 2, n_neurons) if kind == "answers" else (len(examples), n_neurons)
             is_whole = stored.shape == shape and stored.is_floating_point()
-            refuse_damaged(path, not is_whole, f"the {kind} of {site} are not those of its units")
+            raise_if_damaged(path, not is_whole, f"the {kind} of {site} are not those of its units")
     return Activations(values["reads"], neurons, *groups_and_clusters(examples), values["answers"])
 
 

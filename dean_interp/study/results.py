@@ -94,7 +94,7 @@ class TestLeak:
     n_prompts: int
     """Distinct prompts of the test set, the leaked ones among them."""
     n_exact: int
-    """Number of them that are calibration prompts after normalisation (`data.audit.normalised`)."""
+    """Number of them that are calibration prompts after normalisation (`data.leakage.normalised`)."""
     n_near: int
     """Number of further ones that are near duplicates."""
     change: Mapping[Unit, Interval]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dean_interp.circuits.neuron import neuron_scores
-from dean_interp.data.audit import Leaked
+from dean_interp.data.leakage import Leaked
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts

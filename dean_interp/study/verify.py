@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import refuse_several
+from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
 from dean_interp.files import read_json
@@ -99,7 +99,7 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     Raises:
         InputError: no finished run there, or one whose model or data cannot be loaded; several processes.
     """
-    refuse_several("verify")
+    require_one_process("verify")
     folder = Path(folder)
     results = load_results(folder / "results.json")
     files = _files(folder)
