@@ -24,10 +24,10 @@ from dean_interp.files import write_text
 from dean_interp.models.demo import demo_model_folder
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
-from dean_interp.report.figures import to_svg
-from dean_interp.scoring.importance import prepare
 from dean_interp.planning.scoring import _HEAP, _Probe
 from dean_interp.planning.study import batch_bytes
+from dean_interp.report.figures import to_svg
+from dean_interp.scoring.importance import prepare
 
 BASE = {"layers": 8, "width": 512, "d_mlp": 1536, "examples": 48}
 VARIED = {"examples": (24, 48, 96), "layers": (4, 8, 16), "width": (256, 512, 1024), "d_mlp": (768, 1536, 3072)}

@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from dean_interp import ScoringConfig, importance, load_behaviour, load_model
 from dean_interp.models.demo import demo_model_folder
 from dean_interp.models.load import HookedModel
-from dean_interp.scoring.importance import prepare
 from dean_interp.planning.scoring import plan
+from dean_interp.scoring.importance import prepare
 
 BOTH = ("neuron", "weight")
 SMALL = [(8, 2048, 5504), (16, 2048, 5504), (32, 2048, 5504)]

@@ -33,9 +33,9 @@ from dean_interp.models.loss import answer_log_probs, answer_positions, batched,
 from dean_interp.models.matrices import parameter, weight_sites
 from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import collate, encode, paths, trees
+from dean_interp.planning.scoring import plan
 from dean_interp.scoring.importance import prepare, run_pass
 from dean_interp.scoring.methods import random
-from dean_interp.planning.scoring import plan
 from dean_interp.scoring.sums import Sums
 
 REPEATS, BATCH_TOKENS = 3, 512

@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dean_interp import InputError, ScoringConfig, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.models.sites import neuron_sites
-from dean_interp.scoring.importance import prepare
 from dean_interp.planning.scoring import _HEAP, _Probe
-from dean_interp.study.config import StudyConfig
 from dean_interp.planning.study import Devices, batch_bytes, forecast
+from dean_interp.scoring.importance import prepare
+from dean_interp.study.config import StudyConfig
 
 GIB = 2**30
 

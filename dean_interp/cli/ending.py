@@ -70,3 +70,8 @@ def script(work: Callable[[], object]) -> NoReturn:
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     sys.exit(ended(work, name=Path(sys.argv[0]).name, debug=debug))
+
+
+def command() -> str:
+    """The command that is running, as a study states it."""
+    return " ".join([f"python analyses/{Path(sys.argv[0]).name}", *sys.argv[1:]])

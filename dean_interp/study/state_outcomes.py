@@ -145,6 +145,18 @@ def outcomes_of(
     return StateOutcomes(state=state, measurement=measurement, outcomes=tuple(outcomes), answers=answers)
 
 
+def is_known(plan: MeasurementPlan, state: State, *, in_full: bool) -> bool:
+    """Whether everything that is measured of a state is in the store, so that no model is needed."""
+    name, wanted = file_name(state.title), []
+    if in_full and plan.prompts.all:
+        wanted.append(f"answers/{name}.json")
+    if in_full and plan.config.window is not None:
+        wanted.append(f"windows/{name}.safetensors")
+    if in_full and plan.config.tasks:
+        wanted.append(f"tasks/{name}.json")
+    return plan.store.holds(state) and all((plan.store.folder / path).is_file() for path in wanted)
+
+
 def judged_answers(plan: MeasurementPlan, model: HookedModel | None, state: State) -> JudgedAnswers:
     """The state's answers to every set of prompts, judged. Each is given once and judged once."""
     answers = answers_of(plan.store, model, state, plan.prompts.all, plan.config, server=plan.servers.get(state.name))
@@ -200,7 +212,8 @@ def _windows(plan: MeasurementPlan, model: HookedModel | None, state: State, mea
     if plan.config.window is None:
         return []
     reference = None
-    if state.fingerprint:
+    # Another model shares no unembedding with the original, so it has no KL to it.
+    if state.fingerprint and not state.model:
         reference = _window_measurement(plan, model, ORIGINAL, plan.config.window, None)
     return window_outcomes(_window_measurement(plan, model, state, plan.config.window, reference), plan.config.text)
 
