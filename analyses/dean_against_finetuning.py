@@ -82,7 +82,7 @@ def run(given: Table, title: str = "DEAN against fine-tuning in {model}") -> Arm
         original = arm_outcomes(plan, ORIGINAL, model, in_full=True)
         scores = [score(model, behaviour, config, given.out) for behaviour in data.calibration]
         edits = edit_arms(scores, config)
-        controls = control_outcomes(plan, model, edits, scores, config)
+        controls = control_outcomes(plan=plan, model=model, edits=edits, scores=scores, config=config)
         outcomes = {edit.name: arm_outcomes(plan, edit, model, in_full=True) for edit in edits}
         # Fine-tuning loads models of its own.
         del model
@@ -113,14 +113,15 @@ def edit_arms(scores: Sequence[Scores], config: StudyConfig) -> list[State]:
     edits = []
     for unit in config.unit:
         of_unit = [behaviour.of(unit) for behaviour in scores]
-        edits.append(arm(f"DEAN, {unit}s", couple(*of_unit, fraction=config.fraction(unit)).coupled))
+        coupling = couple(*of_unit, fraction=config.fraction(unit))
+        edits.append(arm(f"DEAN, {unit}s", coupling.coupled))
         if unit == "weight":
             first, second, general = of_unit
             with warnings.catch_warnings():
                 # It warns that it is no intersection: that is why it stands here.
                 warnings.simplefilter("ignore", UserWarning)
                 # Privacy comes first, as in the authors' script.
-                selection = released_coupling(second, first, general, fraction=config.weight_fraction)
+                selection = released_coupling(second, first, general, fraction=coupling.fractions[0])
             edits.append(arm(RELEASED, selection))
     return edits
 
@@ -133,7 +134,6 @@ def control_outcomes(
     for edit in edits:
         if edit.name == RELEASED:
             continue
-        assert edit.ablated is not None
         states = random_arms(edit, _strata_of(edit, model, scores), n=config.controls.n_random, seed=config.data.seed)
         bar = tqdm(states, desc=f"random units beside {edit.name}", unit="control")
         controls[edit.name] = [arm_outcomes(plan, state, model) for state in bar]
@@ -155,7 +155,9 @@ def fine_tuned_outcomes(plan: MeasurementPlan, given: Table, data: StudyData) ->
         for seed in range(given.tuning.seed, given.tuning.seed + given.n_seeds):
             tuning = dataclasses.replace(given.tuning, method=method, seed=seed)
             name = f"fine-tuned {method} seed {seed}"
-            by_step = fine_tuned_arms(plan, given.study, name, data.calibration[:2], tuning, at=(last,))
+            by_step = fine_tuned_arms(
+                plan=plan, config=given.study, name=name, behaviours=data.calibration[:2], tuning=tuning, at=(last,)
+            )
             draws.append(by_step[last])
         outcomes[f"fine-tuned, {method}"] = averaged(draws)
     return outcomes

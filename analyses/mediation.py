@@ -82,7 +82,7 @@ def run(given: Mediation) -> ArmResults:
         original = arm_outcomes(plan, ORIGINAL, model)
         tuned = fine_tuned(given, calibration[1])
         edits, matched = edits_of(config, model, scores)
-        measured = measure_arms(plan, given, model, tuned, edits, matched)
+        measured = measure_arms(plan=plan, given=given, model=model, tuned=tuned, edits=edits, matched=matched)
         lines = compared(original, measured)
         results = ArmResults(
             title=f"Do the coupled units carry the trade-off in {config.model.name}?",

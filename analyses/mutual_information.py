@@ -89,8 +89,12 @@ def main() -> None:
     scores = scored(model, given.out)
     coupled = couple(*scores, fraction=TOP).coupled
     matched = strata(model, scores)
-    controls = equal_kl_controls(model, coupled, matched, given.n_controls, given.out / "growths.json")
-    informations = estimated(given, model, scores, coupled, matched, controls)
+    controls = equal_kl_controls(
+        model=model, edit=coupled, matched=matched, n=given.n_controls, path=given.out / "growths.json"
+    )
+    informations = estimated(
+        given=given, model=model, scores=scores, coupled=coupled, matched=matched, controls=controls
+    )
     results = InformationResults(given.model, facts(given, coupled, controls), informations)
     save_record(results, given.out / "information.json")
     page = write_information_report(results, given.out)

@@ -105,7 +105,9 @@ def main() -> None:
     for title, coupling in (("Z couples X and Y", 0.4), ("Z couples nothing", 0.0)):
         whole = covariance(coupling)
         for name, (first, second) in sides.items():
-            cases.append(case(f"{title}: {name}", whole, first, second, n=given.n, n_draws=given.n_draws))
+            cases.append(
+                case(name=f"{title}: {name}", whole=whole, first=first, second=second, n=given.n, n_draws=given.n_draws)
+            )
     given.out.mkdir(parents=True, exist_ok=True)
     save_record(Cases(given.n, NOISE, tuple(cases)), given.out / "proposition.json")
     rows = []

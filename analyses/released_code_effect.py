@@ -75,8 +75,10 @@ def run(given: ReleasedEffect) -> ArmResults:
         coupling = couple(*scores, fraction=config.weight_fraction)
         selections = {"coupled": coupling.coupled} | released(scores, coupling.fractions[0])
         counts = smallest_counts(selections)
-        outcomes = thinned_outcomes(plan, model, selections, counts, given.n_draws)
-        controls = control_outcomes(plan, given, model, selections, counts, strata(model, scores))
+        outcomes = thinned_outcomes(plan=plan, model=model, selections=selections, counts=counts, n_draws=given.n_draws)
+        controls = control_outcomes(
+            plan=plan, given=given, model=model, selections=selections, counts=counts, matched=strata(model, scores)
+        )
         lines = compare_each(original, outcomes, dict.fromkeys(outcomes, controls))
         results = ArmResults(
             title=f"Set intersection against the released code's selection in {config.model.name}",
@@ -184,9 +186,9 @@ def conclusions(
         f"{jaccard(second_first, first_first):.2f} (Jaccard); the coupled set does not change."
     ]
     for name, of_arm in lines.items():
-        changes = [
-            f"{on} {line.change} (rank among random {line.rank:.2f})" for on, line in margin_lines(of_arm).items()
-        ]
+        changes = []
+        for on, line in margin_lines(of_arm).items():
+            changes.append(f"{on} {line.change} (rank among random {line.rank:.2f})")
         loss = next(line.change.mean for line in of_arm if line.metric == LOSS)
         paragraphs.append(
             f"{name}, {n_weights} weights: margins {', '.join(changes)}; loss on general answers {loss:+.3f}."

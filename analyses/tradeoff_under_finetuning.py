@@ -36,6 +36,8 @@ from dean_interp.study.store import ORIGINAL
 METHOD_NAMES = {"full": "Full fine-tuning", "lora": "LoRA", "dora": "DoRA"}
 Lines = Mapping[str, Sequence[Line]]
 """The lines of each arm."""
+Curve = list[tuple[float, Interval]]
+"""Steps of fine-tuning, and the change of a margin after them."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,15 @@ def outcomes_by_arm(
             seeds = []
             for seed in range(given.tuning.seed, given.tuning.seed + given.n_seeds):
                 tuning = dataclasses.replace(given.tuning, method=method, seed=seed)
-                seeds.append(fine_tuned_arms(plan, given.study, f"{method} on {on}, seed {seed}", behaviours, tuning))
+                seeds.append(
+                    fine_tuned_arms(
+                        plan=plan,
+                        config=given.study,
+                        name=f"{method} on {on}, seed {seed}",
+                        behaviours=behaviours,
+                        tuning=tuning,
+                    )
+                )
             outcomes[f"{method} on {on}"] = {step: averaged([seed[step] for seed in seeds]) for step in seeds[0]}
     return outcomes
 
@@ -119,13 +129,11 @@ def facts(given: Tradeoff, *, n_examples: int, n_test: int) -> dict[str, str]:
     }
 
 
-def panels(
-    by_step: Mapping[int, Lines], tests: Sequence[Behaviour]
-) -> dict[str, dict[str, list[tuple[float, Interval]]]]:
+def panels(by_step: Mapping[int, Lines], tests: Sequence[Behaviour]) -> dict[str, dict[str, Curve]]:
     """The change of each behaviour's margin along the steps of every arm."""
     drawn = {}
     for test in tests:
-        curves: dict[str, list[tuple[float, Interval]]] = {}
+        curves: dict[str, Curve] = {}
         for step, lines in by_step.items():
             for name, of_arm in lines.items():
                 curves.setdefault(name, []).append((float(step), margin_lines(of_arm)[test.name].change))

@@ -86,7 +86,9 @@ def run(given: Where) -> ArmResults:
             }
             if unit == "neuron":
                 conclusions.append(signs(model, coupling.coupled, draws[0][:2], config))
-                conclusions += looked_at(given, model, coupling.coupled, of_unit, tests)
+                conclusions += looked_at(
+                    given=given, model=model, coupled=coupling.coupled, scores=of_unit, tests=tests
+                )
         results = ArmResults(
             title=f"Where the coupling lives in {config.model.name}",
             model=config.model.name,

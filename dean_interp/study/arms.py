@@ -79,8 +79,8 @@ def margin_lines(lines: Sequence[Line]) -> dict[str, Line]:
 def arm(name: str, ablated: Selection | None = None, value: Value = Zero()) -> State:  # noqa: B008 - frozen
     """An arm as a state, with units that are changed in it or without.
 
-    Each arm counts as another model, of its own name: what fills its units (`value`) may come from a checkpoint that the
-    store knows nothing of, so no two arms share a measurement.
+    Each arm counts as another model, of its own name: what fills its units (`value`) may come from a checkpoint that
+    the store knows nothing of, so no two arms share a measurement.
     """
     return State(name=name, kind="arm", ablated=ablated, value=value, model=name)
 
@@ -120,7 +120,9 @@ def arms_plan(
         template=config.model.template,
     )
     # Studies of arms show bars of their own, over what they loop over.
-    return measurement_plan(store, prompts, config.answers, None, tqdm(disable=True))
+    return measurement_plan(
+        store=store, prompts=prompts, config=config.answers, model=None, progress=tqdm(disable=True)
+    )
 
 
 def arm_outcomes(

@@ -107,7 +107,8 @@ class Store:
         """
         general = self.general(model, state, reference=reference)
         path = self._path(state)
-        both = self._kept(path, model, state, self.tests[:2], reference, self.neurons)
+        # KL is taken on general text alone.
+        both = self._kept(path, model, state, self.tests[:2], None, self.neurons)
         return Measurement({**both.behaviours, **general.behaviours}, both.activations)
 
     def general(self, model: HookedModel | None, state: State, *, reference: Measurement | None = None) -> Measurement:
@@ -151,7 +152,7 @@ class Store:
         self,
         path: str,
         depends_on: Sequence[str],
-        kind: type[Record],
+        kind: type[Record] | Any,  # noqa: ANN401 - a class, or `list[Verdict]`
         make: Callable[[Unfinished], Record],
         *,
         keep: Callable[[Record], bool] = lambda record: True,
@@ -161,7 +162,7 @@ class Store:
         Args:
             path: its file, in the folder.
             depends_on: what it depends on beside the store's fingerprint.
-            kind: its type, for reading.
+            kind: its type, as pydantic reads and writes it.
             make: makes it; what finished batches leave goes into the `Unfinished` that it is given.
             keep: whether a record that was made is kept; one that is not is made anew the next time.
 
