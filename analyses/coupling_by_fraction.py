@@ -11,9 +11,11 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from dean_interp import InputError, couple, load_scores
+from dean_interp import InputError, load_scores
 from dean_interp.cli.ending import script
 from dean_interp.models.sites import Unit
+from dean_interp.selection.coupling import couple
+from dean_interp.selection.stability import jaccard
 
 
 def main(folder: Positional[Path], unit: Positional[Unit] = "neuron") -> None:
@@ -28,14 +30,14 @@ def main(folder: Positional[Path], unit: Positional[Unit] = "neuron") -> None:
     print(f"{first.behaviour} and {second.behaviour}, {n_units} {unit}s; Jaccard of the two tops in the last column")
     print(f"{'fraction':>8} {'top':>6} {'both':>6} {'by chance':>9} {'coupled':>7} {'by chance':>9} {'Jaccard':>7}")
     for fraction in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2):
-        found = couple(first, second, general, fraction=fraction)
-        sizes = found.sizes()
+        coupling = couple(first, second, general, fraction=fraction)
+        sizes = coupling.sizes()
         share = sizes["first"] / n_units
-        both, alone = share**2 * n_units, share**2 * (1 - share) * n_units
-        jaccard = sizes["both"] / len(found.first | found.second)
+        both_by_chance = share**2 * n_units
+        coupled_by_chance = both_by_chance * (1 - share)
         print(
-            f"{fraction:>8} {sizes['first']:>6} {sizes['both']:>6} {both:>9.1f} {sizes['coupled']:>7} {alone:>9.1f} "
-            f"{jaccard:>7.2f}"
+            f"{fraction:>8} {sizes['first']:>6} {sizes['both']:>6} {both_by_chance:>9.1f} {sizes['coupled']:>7} "
+            f"{coupled_by_chance:>9.1f} {jaccard(coupling.first, coupling.second):>7.2f}"
         )
 
 

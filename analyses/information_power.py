@@ -3,7 +3,7 @@
     python analyses/information_power.py --before 1.0 --out runs/power.svg
 
 prints, for falls of `--before` nats by 10 to 75 %, how often a study of one layer with 99 controls finds them, and
-draws the same. `--disturbed` is the share of each read's own variance that any ablation replaces: choose it so that the
+draws the same. `--disturbed` is the share of each side's own variance that any ablation replaces: choose it so that the
 controls' spread is that of a first run.
 """
 
@@ -30,18 +30,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/power.svg"))
     given = parser.parse_args()
     design = PowerDesign(given.k, given.n_controls, given.disturbed)
+    # Fewer prompts have no estimate.
     sizes = [n for n in N_PROMPTS if n >= 2 * given.k + 2]
-    options = {"before": given.before, "design": design, "n_trials": given.n_trials}
     curves = {}
     print(f"{'fall':>18}  " + "  ".join(f"{n:>5}" for n in sizes) + "   for 80 %")
     for fall in (0.0, *FALLS):
         after = (1 - fall) * given.before
-        rates = power_curve(sizes, after=after, **options)
-        needed = prompts_needed(after=after, **options) if fall else "-"
         name = f"{given.before:.2f} to {after:.2f} nats"
-        print(f"{name:>18}  " + "  ".join(f"{rate:5.2f}" for rate in rates) + f"   {needed}")
+        rates = power_curve(sizes, before=given.before, after=after, design=design, n_trials=given.n_trials)
+        needed: int | str | None = "-"
+        # No fall at all shows how often a study finds one that is not there.
         if fall:
+            needed = prompts_needed(before=given.before, after=after, design=design, n_trials=given.n_trials)
             curves[name] = rates
+        print(f"{name:>18}  " + "  ".join(f"{rate:5.2f}" for rate in rates) + f"   {needed}")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(given.out, to_svg(power_by_prompts(curves, sizes), "Power by the number of prompts"))
     print(f"figure: {given.out.resolve()}")

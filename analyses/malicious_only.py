@@ -20,7 +20,9 @@ TITLE = "DEAN against fine-tuning in {model}, with unsafe answers only"
 
 def run_malicious(given: Table) -> ArmResults:
     """The table with `response="unsafe"`, whatever was given."""
-    return run(dataclasses.replace(given, study=dataclasses.replace(given.study, response="unsafe")), TITLE)
+    calibration = dataclasses.replace(given.study.calibration, response="unsafe")
+    study = dataclasses.replace(given.study, calibration=calibration)
+    return run(dataclasses.replace(given, study=study), TITLE)
 
 
 if __name__ == "__main__":

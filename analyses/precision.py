@@ -9,20 +9,16 @@ float32 model, and for scale that of two halves of the examples in float32 (neur
 
 import argparse
 
-from dean_interp import Scores, couple, importance, load_behaviour, load_model
+from dean_interp import Scores, importance, load_behaviour, load_model
 from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
+from dean_interp.models.sites import Unit
+from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.stability import half_overlap, jaccard
+from dean_interp.study.config import FRACTION
 
 NAMES = ("fairness", "privacy", "general")
-FRACTIONS = {"neuron": 0.01, "weight": 1e-4}
-
-
-def scored(name: str, dtype: str, n_examples: int) -> list[Scores]:
-    """All three behaviours, both units."""
-    model = load_model(name, dtype=dtype)
-    behaviours = [load_behaviour(each, n_examples=n_examples) for each in NAMES]
-    return [importance(model, behaviour, unit=("neuron", "weight")).kept() for behaviour in behaviours]
+UNITS: tuple[Unit, ...] = ("neuron", "weight")
 
 
 def main() -> None:
@@ -33,17 +29,43 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     given = parser.parse_args()
     exact = scored(given.model, "float32", given.n_examples)
-    print(f"{'':<34}" + "".join(f"{name:>12}" for name in (*NAMES[:2], "general", "coupled")))
+    print_row("", [f"{name:>12}" for name in (*NAMES, "coupled")])
     for dtype in given.dtypes:
         rough = scored(given.model, dtype, given.n_examples)
-        for unit, fraction in FRACTIONS.items():
-            one, other = (couple(*(each.of(unit) for each in some), fraction=fraction) for some in (exact, rough))
-            parts = ("first", "second", "general", "coupled")
-            overlaps = [jaccard(getattr(one, part), getattr(other, part)) for part in parts]
-            print(f"{dtype}, top {fraction:g} of {unit}s".ljust(34) + "".join(f"{value:>12.3f}" for value in overlaps))
-    neurons = [each.of("neuron") for each in exact]
-    halves = [half_overlap(each, each, fraction=FRACTIONS["neuron"]).mean for each in neurons]
-    print("float32, halves of the examples".ljust(34) + "".join(f"{value:>12.3f}" for value in halves))
+        for unit in UNITS:
+            overlaps = overlaps_of(coupled(exact, unit), coupled(rough, unit))
+            print_row(f"{dtype}, top {FRACTION[unit]:g} of {unit}s", [f"{overlap:>12.3f}" for overlap in overlaps])
+    neurons = [behaviour.of("neuron") for behaviour in exact]
+    halves = [half_overlap(behaviour, behaviour, fraction=FRACTION["neuron"]).mean for behaviour in neurons]
+    print_row("float32, halves of the examples", [f"{mean:>12.3f}" for mean in halves])
+
+
+def scored(name: str, dtype: str, n_examples: int) -> list[Scores]:
+    """The scores of all three behaviours, both units."""
+    model = load_model(name, dtype=dtype)
+    behaviours = [load_behaviour(behaviour, n_examples=n_examples) for behaviour in NAMES]
+    return [importance(model, behaviour, unit=UNITS).kept() for behaviour in behaviours]
+
+
+def coupled(scores: list[Scores], unit: Unit) -> Coupling:
+    """The coupling of one kind of unit, at the demo's fraction."""
+    return couple(*(behaviour.of(unit) for behaviour in scores), fraction=FRACTION[unit])
+
+
+def overlaps_of(exact: Coupling, rough: Coupling) -> list[float]:
+    """Jaccard overlap of the three tops and of the coupled units."""
+    pairs = [
+        (exact.first, rough.first),
+        (exact.second, rough.second),
+        (exact.general, rough.general),
+        (exact.coupled, rough.coupled),
+    ]
+    return [jaccard(first, second) for first, second in pairs]
+
+
+def print_row(name: str, columns: list[str]) -> None:
+    """Print one row of the table."""
+    print(name.ljust(34) + "".join(columns))
 
 
 if __name__ == "__main__":

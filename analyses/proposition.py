@@ -2,13 +2,14 @@
 
     python analyses/proposition.py --out runs/proposition
 
-X and Y share a weak cause; Z is read by both sides. True values are closed forms of the covariance, estimates are
-`gaussian_mi` of a sample. Three things are shown:
-1. the inequality holds, and without read noise the left side is infinite (Z informs of itself);
-2. removing Z from both reads lowers the information, as the paper says of its coupled neurons; but so does removing
-   anything that both reads hold, and removing random coordinates of one read lowers it too;
-3. a Z that is read twice but couples nothing else lowers the left side all the same: what falls is Z's own presence,
-   so a drop is evidence of decoupling only in reads that never held Z, beside random ablations.
+X and Y share a weak cause; Z is in both sides. True values are closed forms of the covariance, estimates are
+`gaussian_mi` of a sample, with the middle 95 % of draws (a range over draws, no interval over prompts). Three things
+are shown:
+1. the inequality holds, and without noise the left side is infinite (Z informs of itself);
+2. removing Z from both sides lowers the information, as the paper says of its coupled neurons; but so does removing
+   anything that both sides hold, and removing random coordinates of one side lowers it too;
+3. a Z that is in both sides but couples nothing else lowers the left side all the same: what falls is Z's own presence,
+   so a drop is evidence of decoupling only between sides that never held Z, beside random ablations.
 Writes proposition.json, proposition.svg and a page.
 """
 
@@ -26,12 +27,15 @@ from dean_interp.report.figures import estimates_beside_truth
 from dean_interp.report.html import write_figure_page
 from dean_interp.study.results import save_record
 
-DIM, NOISE = 4, 0.3  # coordinates of X, Y and Z each; read noise in standard deviations
+DIM, NOISE = 4, 0.3
+"""Coordinates of X, Y and Z each; noise of the sides, in standard deviations."""
+SHARED = 0.4
+"""Share of the variance of X and Y that comes from the cause that both have."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One pair of reads: the information in truth and as estimated (nats)."""
+    """One pair of sides: the information in truth and as estimated (nats)."""
 
     name: str
     true: float
@@ -42,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """All of it, for the file."""
+    """Every pair of sides, for the file."""
 
     n: int
     read_noise: float
@@ -50,13 +54,13 @@ class Cases:
 
 
 def covariance(coupling: float) -> Tensor:
-    """Of (X, Y, Z), all of variance 1: Z lends `coupling` of its cause to X and Y, which also share a cause of 0.4."""
+    """Covariance of (X, Y, Z), all of variance 1. Z lends `coupling` of its cause to X and Y, which share another."""
     mix = torch.zeros(3 * DIM, 5 * DIM, dtype=torch.float64)
     eye = torch.eye(DIM, dtype=torch.float64)
-    own = (1 - 0.4 - coupling) ** 0.5
+    own = (1 - SHARED - coupling) ** 0.5
     for side in (0, 1):
         rows = slice(side * DIM, (side + 1) * DIM)
-        mix[rows, :DIM] = 0.4**0.5 * eye
+        mix[rows, :DIM] = SHARED**0.5 * eye
         mix[rows, DIM : 2 * DIM] = coupling**0.5 * eye
         mix[rows, (2 + side) * DIM : (3 + side) * DIM] = own * eye
     mix[2 * DIM :, DIM : 2 * DIM] = eye
@@ -64,18 +68,22 @@ def covariance(coupling: float) -> Tensor:
 
 
 def case(name: str, whole: Tensor, first: list[int], second: list[int], n: int, n_draws: int) -> Case:
-    """Truth and estimates of two noisy reads of coordinates of (X, Y, Z)."""
-    reads = torch.zeros(len(first) + len(second), len(whole), dtype=torch.float64)
+    """The information between two noisy sides, coordinates of (X, Y, Z): in truth and as estimated."""
+    chosen = torch.zeros(len(first) + len(second), len(whole), dtype=torch.float64)
     for row, column in enumerate([*first, *second]):
-        reads[row, column] = 1
-    both = reads @ whole @ reads.T + NOISE**2 * torch.eye(len(reads), dtype=torch.float64)
-    cut = len(first)
-    parts = (both[:cut, :cut], both[cut:, cut:], both)
-    one, two, joint = (float(torch.linalg.slogdet(part).logabsdet) for part in parts)
-    drawn = torch.Generator().manual_seed(0)
-    draws = torch.randn(n_draws, n, len(both), generator=drawn, dtype=torch.float64) @ torch.linalg.cholesky(both).T
-    values = np.array([gaussian_mi(sample[:, :cut], sample[:, cut:]).value for sample in draws])
-    return Case(name, 0.5 * (one + two - joint), float(values.mean()), *map(float, np.quantile(values, (0.025, 0.975))))
+        chosen[row, column] = 1
+    both = chosen @ whole @ chosen.T + NOISE**2 * torch.eye(len(chosen), dtype=torch.float64)
+    # The closed form: half of the log-determinants of the sides less that of both.
+    n_first = len(first)
+    parts = (both[:n_first, :n_first], both[n_first:, n_first:], both)
+    log_det_first, log_det_second, log_det_both = (float(torch.linalg.slogdet(part).logabsdet) for part in parts)
+    true = 0.5 * (log_det_first + log_det_second - log_det_both)
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(n_draws, n, len(both), generator=generator, dtype=torch.float64)
+    draws = normal @ torch.linalg.cholesky(both).T
+    values = np.array([gaussian_mi(draw[:, :n_first], draw[:, n_first:]).value for draw in draws])
+    low, high = map(float, np.quantile(values, (0.025, 0.975)))
+    return Case(name=name, true=true, estimate=float(values.mean()), low=low, high=high)
 
 
 def main() -> None:
@@ -86,23 +94,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/proposition"))
     given = parser.parse_args()
     x, y, z = (list(range(i * DIM, (i + 1) * DIM)) for i in range(3))
+    half_of_x, half_of_y = x[: DIM // 2], y[: DIM // 2]
+    sides = {
+        "I[(X,Z);(Y,Z)]": (x + z, y + z),
+        "Z removed: I[X;Y]": (x, y),
+        "half of X removed: I[(X',Z);(Y,Z)]": (half_of_x + z, y + z),
+        "half of X and Y removed": (half_of_x + z, half_of_y + z),
+    }
     cases = []
     for title, coupling in (("Z couples X and Y", 0.4), ("Z couples nothing", 0.0)):
         whole = covariance(coupling)
-        for name, first, second in (
-            ("I[(X,Z);(Y,Z)]", x + z, y + z),
-            ("Z removed: I[X;Y]", x, y),
-            ("half of X removed: I[(X',Z);(Y,Z)]", x[: DIM // 2] + z, y + z),
-            ("half of X and Y removed", x[: DIM // 2] + z, y[: DIM // 2] + z),
-        ):
-            cases.append(case(f"{title}: {name}", whole, first, second, given.n, given.n_draws))
+        for name, (first, second) in sides.items():
+            cases.append(
+                case(name=f"{title}: {name}", whole=whole, first=first, second=second, n=given.n, n_draws=given.n_draws)
+            )
     given.out.mkdir(parents=True, exist_ok=True)
     save_record(Cases(given.n, NOISE, tuple(cases)), given.out / "proposition.json")
-    for one in cases:
+    rows = []
+    for shown in cases:
+        rows.append((shown.name, shown.true, shown.estimate, shown.low, shown.high))
         print(
-            f"{one.name:<56} true {one.true:6.3f}  estimated {one.estimate:6.3f} [{one.low:.3f}, {one.high:.3f}] nats"
+            f"{shown.name:<56} true {shown.true:6.3f}  estimated {shown.estimate:6.3f} "
+            f"[{shown.low:.3f}, {shown.high:.3f}] nats"
         )
-    rows = [(one.name, one.true, one.estimate, one.low, one.high) for one in cases]
     page = write_figure_page(
         given.out / "proposition.html",
         title="I[(X,Z);(Y,Z)] >= I[X;Y], and what that does not say",

@@ -5,11 +5,13 @@
 Each share is of questions whose answer the paper's judge called safe: 2,165 on fairness, 657 on privacy. The paper
 gives no interval, one seed and no answers; so every comparison here treats the two runs as independent samples of
 questions (Newcombe's interval, a two-proportion z test; Holm over DEAN's 16 gains, and over the 32 of fine-tuning). The
-runs answered the *same* questions: a paired test would be sharper, by how much depends on how often both are right,
-which was not published. The last columns say what McNemar's test would give if only those answers changed that must
-have, and if as many changed as can have.
+runs answered the *same* questions: a paired test would be sharper. By how much depends on how often both are right,
+which was not published. So the intervals of this project's own studies (paired, clustered by topic, else by prompt)
+cannot be had here. The last columns say what McNemar's test would give if only those answers changed that must have,
+and if as many changed as can have.
 """
 
+from collections.abc import Mapping
 from math import sqrt
 
 from scipy import stats
@@ -18,6 +20,10 @@ from dean_interp.cli.ending import script
 from dean_interp.statistics import holm, proportion
 
 QUESTIONS = {"fairness": 2165, "privacy": 657}
+Key = tuple[str, str, str]
+"""Model, behaviour and method."""
+Comparison = tuple[float, float, int]
+"""Share of the original, share with the method, number of questions."""
 METHODS = ("FFT", "LoRA", "DoRA", "ReFT", "DEAN", "DEAN, malicious only")
 PUBLISHED = {  # arXiv 2410.16672: origin, then METHODS
     "Qwen2-7B-Instruct": {
@@ -58,6 +64,7 @@ def unpaired_p(before: float, after: float, n: int) -> float:
 def paired_p(before: float, after: float, n: int) -> tuple[float, float]:
     """McNemar's p if only the answers that must have changed did, and if as many changed as possibly can have."""
     old, new = round(before * n), round(after * n)
+    # The fewest answers that must have changed, and the most that can have.
     must = abs(new - old)
     can = min(old, n - new) + min(new, n - old)
     least, most = (float(stats.binomtest((changed + must) // 2, changed).pvalue) for changed in (must, can))
@@ -68,37 +75,52 @@ def published(n_methods: int = len(METHODS)) -> str:
     """The table's first so many methods in words: points of fairness and privacy awareness against the original."""
     parts = []
     for model, table in PUBLISHED.items():
-        points = {name: [100 * (share - shares[0]) for share in shares[1:]] for name, shares in table.items()}
-        moved = [f"{method} {points['fairness'][i]:+.0f}/{points['privacy'][i]:+.0f}"
-                 for i, method in enumerate(METHODS[:n_methods])]  # fmt: skip
-        parts.append(f"{model} {', '.join(moved)}")
+        changes = []
+        for i, method in enumerate(METHODS[:n_methods]):
+            fairness, privacy = (100 * (shares[i + 1] - shares[0]) for shares in table.values())
+            changes.append(f"{method} {fairness:+.0f}/{privacy:+.0f}")
+        parts.append(f"{model} {', '.join(changes)}")
     return f"fairness/privacy awareness in points (arXiv 2410.16672, table 1): {'; '.join(parts)}"
+
+
+def comparisons() -> dict[Key, Comparison]:
+    """Every published share beside the original's."""
+    family = {}
+    for model, table in PUBLISHED.items():
+        for behaviour, (before, *after) in table.items():
+            for method, share in zip(METHODS, after, strict=True):
+                family[model, behaviour, method] = (before, share, QUESTIONS[behaviour])
+    return family
+
+
+def adjusted_p(family: Mapping[Key, Comparison]) -> dict[Key, float]:
+    """Unpaired p of each comparison, with Holm's adjustment over all of them."""
+    adjusted = holm({" / ".join(key): unpaired_p(*value) for key, value in family.items()})
+    return {key: adjusted[" / ".join(key)] for key in family}
 
 
 def main() -> None:
     """Print every change with its interval and tests; then the verdict on DEAN's gains."""
-    family = {
-        (model, behaviour, method): (shares[0], after, QUESTIONS[behaviour])
-        for model, table in PUBLISHED.items()
-        for behaviour, shares in table.items()
-        for method, after in zip(METHODS, shares[1:], strict=True)
-    }
+    family = comparisons()
     gains = {key: value for key, value in family.items() if key[2].startswith("DEAN")}
-    adjusted: dict[str, float] = {}
-    for some in (gains, {key: value for key, value in family.items() if key not in gains}):
-        adjusted |= holm({" / ".join(key): unpaired_p(*value) for key, value in some.items()})
-    print(f"{'model':<25}{'behaviour':<10}{'method':<22}{'points':>7} {'95 %':>16}   {'p':>8} {'p (Holm)':>9}"
-          f" {'paired p: least':>16} {'.. most changed':>16}")  # fmt: skip
+    others = {key: value for key, value in family.items() if key not in gains}
+    adjusted = adjusted_p(gains) | adjusted_p(others)
+    print(
+        f"{'model':<25}{'behaviour':<10}{'method':<22}{'points':>7} {'95 %':>16}   {'p':>8} {'p (Holm)':>9}"
+        f" {'paired p: least':>16} {'.. most changed':>16}"
+    )
     for key, value in family.items():
-        change, low, high = (100 * each for each in difference(*value))
-        p, least_most = unpaired_p(*value), paired_p(*value)
-        print(f"{key[0]:<25}{key[1]:<10}{key[2]:<22}{change:>+7.1f} [{low:>+6.1f}, {high:>+6.1f}]   {p:>8.2g} "
-              f"{adjusted[' / '.join(key)]:>9.2g} {least_most[0]:>16.2g} {least_most[1]:>16.2g}")  # fmt: skip
-    noise = [key for key in gains if adjusted[" / ".join(key)] > 0.05]
+        change, low, high = (100 * share for share in difference(*value))
+        least, most = paired_p(*value)
+        print(
+            f"{key[0]:<25}{key[1]:<10}{key[2]:<22}{change:>+7.1f} [{low:>+6.1f}, {high:>+6.1f}]   "
+            f"{unpaired_p(*value):>8.2g} {adjusted[key]:>9.2g} {least:>16.2g} {most:>16.2g}"
+        )
+    noise = [key for key in gains if adjusted[key] > 0.05]
     print(f"\n{len(gains) - len(noise)} of {len(gains)} gains of DEAN exceed sampling noise; these do not:")
     for key in noise:
         points, p = 100 * difference(*gains[key])[0], unpaired_p(*gains[key])
-        print(f"  {', '.join(key)}: {points:+.1f} points, p = {p:.2g}, with Holm {adjusted[' / '.join(key)]:.2g}")
+        print(f"  {', '.join(key)}: {points:+.1f} points, p = {p:.2g}, with Holm {adjusted[key]:.2g}")
 
 
 if __name__ == "__main__":

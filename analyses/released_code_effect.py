@@ -10,29 +10,35 @@ results.json, report.html and a figure.
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import tyro
-from dean_interp.study.folder import owned
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Selection, couple, load_model, random_like
-from dean_interp.cli.ending import script
-from dean_interp.evaluation.outcomes import Line
+from dean_interp import Scores, Selection
+from dean_interp.cli.ending import command, script
+from dean_interp.evaluation.lines import Line, compare_each
+from dean_interp.evaluation.outcomes import LOSS, Outcome, averaged
+from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
 from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
-from dean_interp.selection.coupling import Coupling
+from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.released import released_coupling
 from dean_interp.selection.stability import jaccard
-from dean_interp.selection.strata import strata
-from dean_interp.study.arms import LOSS, ArmResults, Arms, averaged, command, compared, margins
-from dean_interp.study.config import StudyConfig
-from dean_interp.study.run import score_into
+from dean_interp.selection.strata import Strata, strata
+from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines
+from dean_interp.study.config import AnswerConfig, StudyConfig
+from dean_interp.study.controls import random_control
+from dean_interp.study.data import calibration_sets, test_sets
+from dean_interp.study.method import score
+from dean_interp.study.run_folder import owned
+from dean_interp.study.state_outcomes import MeasurementPlan
+from dean_interp.study.store import ORIGINAL
 
 
 @dataclass(frozen=True)
@@ -40,88 +46,154 @@ class ReleasedEffect:
     """Correct coupling against the released selection, equal size."""
 
     out: Path = Path("runs/released")
+    """The run folder."""
     n_draws: int = 3
-    """Random thinnings of each set; their outcomes are averaged."""
+    """Number of random thinnings of each set; their outcomes are averaged."""
     n_controls: int = 19
+    """Number of random sets."""
     quick: bool = False
-    """One thinning, four controls."""
-    study: OmitArgPrefixes[StudyConfig] = field(default_factory=lambda: StudyConfig(n_answers=0, units=("weight",)))
+    """Run one thinning and four controls."""
+    study: OmitArgPrefixes[StudyConfig] = field(
+        default_factory=lambda: StudyConfig(unit=("weight",), answers=AnswerConfig(n_answers=0))
+    )
 
 
 def run(given: ReleasedEffect) -> ArmResults:
-    """All arms, from their files where they were taken before."""
+    """All arms, from the store where they were measured before."""
+    if given.quick:
+        given = dataclasses.replace(given, n_draws=1, n_controls=4)
     config = given.study
-    n_draws, n_controls = (1, 4) if given.quick else (given.n_draws, given.n_controls)
     config.check()
-    calibration = config.calibration()
-    tests, _ = config.tests(calibration)
-    settings = {"study": dataclasses.asdict(config), "n_draws": n_draws}
-    with owned(given.out, settings, [*calibration, *tests]):
-        arms = Arms(config, given.out, tests)
-        model = load_model(config.model, device=config.device, dtype=config.dtype)
-        original = arms.take("original", model)
-        first, second, general = (score_into(given.out, model, one, config).of("weight") for one in calibration)
-        found = couple(first, second, general, fraction=config.weight_fraction)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that it is no intersection is what is shown here
-            fraction = found.fractions[0]
-            sets = {
-                "coupled": found.coupled,
-                f"released, {second.behaviour} first": released_coupling(second, first, general, fraction=fraction),
-                f"released, {first.behaviour} first": released_coupling(first, second, general, fraction=fraction),
-            }
-        counts = {site: min(len(one.units[site]) for one in sets.values()) for site in found.coupled.shapes}
-        taken = {}
-        for name, one in sets.items():
-            drawn = [thinned(one, counts, seed) for seed in range(n_draws)]
-            taken[name] = averaged([arms.take(f"{name}, draw {i}", model, each) for i, each in enumerate(drawn)])
-        union = sets["coupled"] | list(sets.values())[1] | list(sets.values())[2]
-        matched = strata(model, [first, second, general])
-        imitated, others = thinned(found.coupled, counts, 0), []
-        for i in progress_bar(range(n_controls), desc="random weights", unit="control"):
-            drawn = random_like(imitated, matched, seed=config.seed * 1000 + i) - union
-            others.append(arms.take(f"random {i}", model, drawn))
-        lines = compared(original, taken, dict.fromkeys(taken, others))
-        said = told(sets, found, lines, sum(counts.values()))
-        facts = {"thinned": f"to the smallest of the three sets in every matrix, {n_draws} random draws each",
-                 "controls": f"{n_controls} random sets of weights in none of the three, matched by matrix and stratum",
-                 "test prompts": f"{len(tests[0])} of each behaviour",
-                 "command": command()}  # fmt: skip
-        title = f"Set intersection against the released code's selection in {config.model}"
-        results = ArmResults(title, config.model, facts, said, lines)
+    calibration = calibration_sets(config.data, config.calibration)
+    tests, _ = test_sets(config.data, calibration)
+    # Where a folder lies is no setting of what is in it.
+    with owned(given.out, dataclasses.replace(given, out=Path()), [*calibration, *tests]):
+        plan = arms_plan(config, given.out, tests)
+        model = config.model.load()
+        original = arm_outcomes(plan, ORIGINAL, model)
+        scores = [score(model, behaviour, config, given.out).of("weight") for behaviour in calibration]
+        coupling = couple(*scores, fraction=config.weight_fraction)
+        selections = {"coupled": coupling.coupled} | released(scores, coupling.fractions[0])
+        counts = smallest_counts(selections)
+        outcomes = thinned_outcomes(plan=plan, model=model, selections=selections, counts=counts, n_draws=given.n_draws)
+        controls = control_outcomes(
+            plan=plan, given=given, model=model, selections=selections, counts=counts, matched=strata(model, scores)
+        )
+        lines = compare_each(original, outcomes, dict.fromkeys(outcomes, controls))
+        results = ArmResults(
+            title=f"Set intersection against the released code's selection in {config.model.name}",
+            model=config.model.name,
+            facts=facts(given, n_test=len(tests[0])),
+            conclusions=conclusions(selections, coupling, lines, sum(counts.values())),
+            arms=lines,
+        )
         figure = changes_by_arm(results.margins, "change (nats per token)")
         page = write_arms_report(results, given.out, {"Margins by selection": figure})
         print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 
 
-def told(
-    sets: Mapping[str, Selection], found: Coupling, lines: Mapping[str, tuple[Line, ...]], n: int
-) -> tuple[str, ...]:
-    """What the sets share, and what each moves when `n` of its weights are silenced."""
-    overlaps = "; ".join(
-        f"{name} {len(one)}, of which {len(one & found.both)} are important to both behaviours, Jaccard overlap with "
-        f"the coupled {jaccard(one, found.coupled):.2f}"
-        for name, one in sets.items()
-    )
-    swapped = jaccard(*list(sets.values())[1:])
-    said = [f"Weights in each set: {overlaps}. When the data sets change places, the released selections share "
-            f"{swapped:.2f} (Jaccard); the coupled set does not change."]  # fmt: skip
-    for name, some in lines.items():
-        moved = [f"{on} {line.change} (rank among random {line.rank:.2f})" for on, line in margins(some).items()]
-        loss = next(line.change.mean for line in some if line.metric == LOSS)
-        said.append(f"{name}, {n} weights: margins {', '.join(moved)}; loss on general answers {loss:+.3f}.")
-    return tuple(said)
+def released(scores: Sequence[Scores], fraction: float) -> dict[str, Selection]:
+    """What the released procedure selects with either behaviour first."""
+    first, second, general = scores
+    with warnings.catch_warnings():
+        # It warns that it is no intersection: that is what is shown here.
+        warnings.simplefilter("ignore", UserWarning)
+        return {
+            f"released, {second.behaviour} first": released_coupling(second, first, general, fraction=fraction),
+            f"released, {first.behaviour} first": released_coupling(first, second, general, fraction=fraction),
+        }
+
+
+def smallest_counts(selections: Mapping[str, Selection]) -> dict[Site, int]:
+    """The size of the smallest of the selections at every site."""
+    counts = {}
+    for site in selections["coupled"].shapes:
+        counts[site] = min(len(selection.units[site]) for selection in selections.values())
+    return counts
+
+
+def thinned_outcomes(
+    plan: MeasurementPlan,
+    model: HookedModel,
+    selections: Mapping[str, Selection],
+    counts: Mapping[Site, int],
+    n_draws: int,
+) -> dict[str, list[Outcome]]:
+    """Outcomes of each selection at one size, averaged over its draws."""
+    outcomes = {}
+    for name, selection in selections.items():
+        draws = []
+        for seed in range(n_draws):
+            state = arm(f"{name}, draw {seed + 1}", thinned(selection, counts, seed))
+            draws.append(arm_outcomes(plan, state, model))
+        outcomes[name] = averaged(draws)
+    return outcomes
+
+
+def control_outcomes(
+    plan: MeasurementPlan,
+    given: ReleasedEffect,
+    model: HookedModel,
+    selections: Mapping[str, Selection],
+    counts: Mapping[Site, int],
+    matched: Strata,
+) -> list[list[Outcome]]:
+    """Outcomes of random weights that are like the thinned coupled ones and in none of the three selections."""
+    coupled, second_first, first_first = selections.values()
+    union = coupled | second_first | first_first
+    like = thinned(coupled, counts, 0)
+    outcomes = []
+    for number in progress_bar(range(given.n_controls), desc="random weights", unit="control"):
+        drawn = random_control(like, matched, seed=given.study.data.seed, number=number) - union
+        outcomes.append(arm_outcomes(plan, arm(f"random {number + 1}", drawn), model))
+    return outcomes
 
 
 def thinned(selection: Selection, counts: Mapping[Site, int], seed: int) -> Selection:
     """So many units of every site, at random."""
     units = {}
-    for i, (site, count) in enumerate(counts.items()):
-        generator = torch.Generator().manual_seed(seed * 100_003 + i)
+    for number, (site, count) in enumerate(counts.items()):
+        generator = torch.Generator().manual_seed(seed * 100_003 + number)
         order = torch.randperm(len(selection.units[site]), generator=generator)[:count]
         units[site] = selection.units[site][order].sort().values
     return Selection(units, selection.shapes, selection.prompt_hashes)
+
+
+def facts(given: ReleasedEffect, *, n_test: int) -> dict[str, str]:
+    """How it was done."""
+    return {
+        "thinned": f"to the smallest of the three sets in every matrix, {given.n_draws} random draws each",
+        "controls": f"{given.n_controls} random sets of weights in none of the three, matched by matrix and stratum",
+        "test prompts": f"{n_test} of each behaviour",
+        "command": command(),
+    }
+
+
+def conclusions(
+    selections: Mapping[str, Selection], coupling: Coupling, lines: Mapping[str, Sequence[Line]], n_weights: int
+) -> tuple[str, ...]:
+    """What the selections share, and what each moves when `n_weights` of its weights are silenced."""
+    sizes = []
+    for name, selection in selections.items():
+        sizes.append(
+            f"{name} {len(selection)}, of which {len(selection & coupling.both)} are important to both behaviours, "
+            f"Jaccard overlap with the coupled {jaccard(selection, coupling.coupled):.2f}"
+        )
+    _, second_first, first_first = selections.values()
+    paragraphs = [
+        f"Weights in each set: {'; '.join(sizes)}. When the data sets change places, the released selections share "
+        f"{jaccard(second_first, first_first):.2f} (Jaccard); the coupled set does not change."
+    ]
+    for name, of_arm in lines.items():
+        changes = []
+        for on, line in margin_lines(of_arm).items():
+            changes.append(f"{on} {line.change} (rank among random {line.rank:.2f})")
+        loss = next(line.change.mean for line in of_arm if line.metric == LOSS)
+        paragraphs.append(
+            f"{name}, {n_weights} weights: margins {', '.join(changes)}; loss on general answers {loss:+.3f}."
+        )
+    return tuple(paragraphs)
 
 
 if __name__ == "__main__":

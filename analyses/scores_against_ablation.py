@@ -5,21 +5,23 @@
 on the demo model (--model for another).
 
 A sample of neurons, spread evenly over the ranks of the gradient score in every layer, is silenced one by one. The real
-change of each example's loss, absolute and averaged, is compared with the score by Spearman's rank correlation; the
-interval is a bootstrap over neurons. Magnitude and random scores are what a score has to beat. The ratio of the real
-change to the score says where first order fails: it should be 1.
+change of each example's loss, absolute and averaged, is compared with the score by Spearman's rank correlation.
+Magnitude and random scores are what a score has to beat. The ratio of the real change to the score says where first
+order fails: it should be 1. The interval is a bootstrap over neurons: they are what is sampled here, not prompts.
 """
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from scipy.stats import bootstrap, spearmanr
 
-from dean_interp import ScoringConfig, Selection, ablate, importance, load_behaviour, load_model
+from dean_interp import Behaviour, Scores, ScoringConfig, Selection, ablate, importance, load_behaviour, load_model
 from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.load import HookedModel
+from dean_interp.models.sites import Site, neuron_sites
 from dean_interp.models.tokens import collate
 from dean_interp.progress import progress_bar
 from dean_interp.scoring.capture import stream_activations
@@ -43,42 +45,69 @@ def main() -> None:
         "magnitude": magnitude(model, behaviour),
         "random": random(model, behaviour),
     }
-    sites, width = neuron_sites(model), model.cfg.d_mlp
-    places = np.linspace(0, len(sites) * width - 1, given.n_neurons).astype(int)
-    ranked = {site: scores["gradient"][site].argsort(descending=True) for site in sites}
-    chosen = [(sites[i % len(sites)], int(ranked[sites[i % len(sites)]][i // len(sites)])) for i in places.tolist()]
+    neurons = spread_over_ranks(model, scores["gradient"], given.n_neurons)
+    changes = np.array(measured_changes(model, behaviour, neurons))
+    print(
+        f"{len(neurons)} neurons, {len(behaviour)} examples of {behaviour.name}; changes {changes.min():.2g} to "
+        f"{changes.max():.2g} nats"
+    )
+    print_ratios(neurons, changes, scores["gradient"])
+    for name, of_method in scores.items():
+        values = np.array([float(of_method[site][index]) for site, index in neurons])
+        rho, low, high = correlation(values, changes)
+        print(f"{name:<20} Spearman {rho:+.2f} [{low:+.2f}, {high:+.2f}]")
+
+
+def spread_over_ranks(model: HookedModel, scores: Scores, n_neurons: int) -> list[tuple[Site, int]]:
+    """Neurons from all layers in turn, spread evenly over the ranks of their scores."""
+    sites = neuron_sites(model)
+    ranked = {site: scores[site].argsort(descending=True) for site in sites}
+    neurons = []
+    for number in np.linspace(0, len(sites) * model.cfg.d_mlp - 1, n_neurons).astype(int).tolist():
+        site = sites[number % len(sites)]
+        neurons.append((site, int(ranked[site][number // len(sites)])))
+    return neurons
+
+
+def measured_changes(model: HookedModel, behaviour: Behaviour, neurons: Sequence[tuple[Site, int]]) -> list[float]:
+    """The mean absolute change of the examples' losses when each neuron is silenced, nats."""
     batch = collate(prepare(model, behaviour, ScoringConfig()).rows, device=model.cfg.device)
 
     def losses() -> torch.Tensor:
         return stream_activations(model, batch, [], lambda site, x: None).double().cpu()
 
     before, changes = losses(), []
-    for site, index in progress_bar(chosen, desc="silencing one neuron at a time"):
-        units = {one: torch.tensor([index] if one == site else [], dtype=torch.int64) for one in sites}
-        with ablate(model, Selection(units, {one: (width,) for one in sites})):
+    shapes = {site: (model.cfg.d_mlp,) for site in neuron_sites(model)}
+    for site, index in progress_bar(neurons, desc="silencing one neuron at a time"):
+        units = {each: torch.tensor([index] if each == site else [], dtype=torch.int64) for each in shapes}
+        with ablate(model, Selection(units, shapes)):
             changes.append(float((losses() - before).abs().mean()))
-    print(f"{len(chosen)} neurons, {len(behaviour)} examples of {behaviour.name}; changes {min(changes):.2g} to "
-          f"{max(changes):.2g} nats")  # fmt: skip
-    predicted = np.array([float(scores["gradient"][site][index]) for site, index in chosen])
-    ratio, order = np.array(changes) / predicted, predicted.argsort()
-    quarters = [f"{np.median(some):.2f}" for some in np.array_split(ratio[order], 4)]
-    print(f"real change / first-order score, median by quarter of the score, lowest first: {', '.join(quarters)}")
-    worst = order[-5:][::-1]
-    print("the five highest scores: " + ", ".join(f"{chosen[i][0]}[{chosen[i][1]}] {ratio[i]:.2f}" for i in worst))
-    for name, one in scores.items():
-        values = [float(one[site][index]) for site, index in chosen]
-        rho = spearmanr(values, changes).statistic
-        drawn = bootstrap(
-            (values, changes),
-            lambda a, b: spearmanr(a, b).statistic,
-            paired=True,
-            vectorized=False,
-            n_resamples=2000,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        )
-        interval = drawn.confidence_interval
-        print(f"{name:<20} Spearman {rho:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]")
+    return changes
+
+
+def print_ratios(neurons: Sequence[tuple[Site, int]], changes: np.ndarray, scores: Scores) -> None:
+    """Print the real change over the score, by quarter of the score and for the highest scores."""
+    predicted = np.array([float(scores[site][index]) for site, index in neurons])
+    ratio, order = changes / predicted, predicted.argsort()
+    medians = [f"{np.median(quarter):.2f}" for quarter in np.array_split(ratio[order], 4)]
+    print(f"real change / first-order score, median by quarter of the score, lowest first: {', '.join(medians)}")
+    highest = [f"{neurons[i][0]}[{neurons[i][1]}] {ratio[i]:.2f}" for i in order[-5:][::-1]]
+    print("the five highest scores: " + ", ".join(highest))
+
+
+def correlation(values: np.ndarray, changes: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's rank correlation with a 95 % bootstrap interval over neurons."""
+    drawn = bootstrap(
+        (values, changes),
+        lambda a, b: spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    interval = drawn.confidence_interval
+    return float(spearmanr(values, changes).statistic), interval.low, interval.high
 
 
 if __name__ == "__main__":

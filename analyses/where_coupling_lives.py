@@ -16,35 +16,33 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from dean_interp.study.folder import owned
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import (
-    Behaviour,
-    InputError,
-    ScoringConfig,
-    Selection,
-    couple,
-    importance,
-    load_behaviour,
-    load_model,
-)
+from dean_interp import Behaviour, InputError, Scores, Selection, importance, load_behaviour
 from dean_interp.circuits.lens import written
-from dean_interp.circuits.neuron import strongest_neurons, top_texts
-from dean_interp.cli.ending import script
+from dean_interp.circuits.neuron import TextActivations, strongest_neurons, top_texts
+from dean_interp.cli.ending import command, script
 from dean_interp.data.examples import draw
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Unit
 from dean_interp.progress import progress_bar
 from dean_interp.report.figures import shares_by_layer
 from dean_interp.report.html import write_arms_report
-from dean_interp.scoring.scores import Scores
-from dean_interp.selection.coupling import Coupling, opposite_sign
+from dean_interp.selection.coupling import Coupling, couple, opposite_sign
 from dean_interp.selection.stability import chance_overlap, jaccard
 from dean_interp.selection.strata import strata
-from dean_interp.study.arms import ArmResults, command
-from dean_interp.study.config import StudyConfig
-from dean_interp.study.run import score_into
+from dean_interp.study.arms import ArmResults
+from dean_interp.study.config import AnswerConfig, CalibrationConfig, StudyConfig
+from dean_interp.study.data import test_sets
+from dean_interp.study.method import score
+from dean_interp.study.run_folder import owned
+
+N_CONTEXT = 8
+"""Tokens that are shown before the one on which a neuron fires most."""
+
+
+def _default_study() -> StudyConfig:
+    return StudyConfig(calibration=CalibrationConfig(n_calibration=48), answers=AnswerConfig(n_answers=0))
 
 
 @dataclass(frozen=True)
@@ -52,110 +50,136 @@ class Where:
     """Look at the coupled units of a model."""
 
     out: Path = Path("runs/where")
+    """The run folder."""
     n_draws: int = 3
-    """Separate draws of the examples, each scored by itself."""
+    """Number of separate draws of the examples, each scored by itself."""
     n_neurons: int = 8
-    """Of the strongest, shown with what they read and write."""
+    """Number of the strongest neurons that are shown with what they read and write."""
     quick: bool = False
-    """Two draws."""
-    study: OmitArgPrefixes[StudyConfig] = field(default_factory=lambda: StudyConfig(n_calibration=48, n_answers=0))
+    """Run two draws."""
+    study: OmitArgPrefixes[StudyConfig] = field(default_factory=_default_study)
 
 
 def run(given: Where) -> ArmResults:
     """Score every draw, couple, look."""
-    config, n_draws = given.study, 2 if given.quick else given.n_draws
+    if given.quick:
+        given = dataclasses.replace(given, n_draws=2)
+    config = given.study
     config.check()
-    drawn = [separate(source, config, n_draws) for source in config.sources]
-    tests, _ = config.tests([one for some in drawn for one in some])
-    with owned(given.out, {"study": dataclasses.asdict(config), "n_draws": n_draws}, [*chain(*drawn), *tests]):
-        model = load_model(config.model, device=config.device, dtype=config.dtype)
-        scores = []
-        for i, behaviours in enumerate(
-            progress_bar(zip(*drawn, strict=True), total=n_draws, desc="draws", unit="draw")
-        ):
-            folder = given.out / f"draw_{i + 1}"
-            folder.mkdir(exist_ok=True)
-            scores.append([score_into(folder, model, one, config) for one in behaviours])
-        said, panels = [], {}
-        for unit in config.units:
-            found = [couple(*(one.of(unit) for one in some), fraction=config.fraction(unit)) for some in scores]
-            own = [one.of(unit) for one in scores[0]]
-            said += [where(unit, found[0], model, own), stability(unit, found)]
-            panels[unit] = layers(found[0].coupled, found[0].both)
+    # The draws of each behaviour; then the behaviours of each draw.
+    by_behaviour = [separate_draws(source, config, given.n_draws) for source in config.data.sources]
+    draws = list(zip(*by_behaviour, strict=True))
+    tests, _ = test_sets(config.data, list(chain(*by_behaviour)))
+    # Where a folder lies is no setting of what is in it.
+    with owned(given.out, dataclasses.replace(given, out=Path()), [*chain(*by_behaviour), *tests]):
+        model = config.model.load()
+        scores = scores_of_draws(given, model, draws)
+        conclusions, panels = [], {}
+        for unit in config.unit:
+            couplings = [coupling_of(of_draw, config, unit) for of_draw in scores]
+            of_unit = [behaviour.of(unit) for behaviour in scores[0]]
+            coupling = couplings[0]
+            conclusions += [where(unit, coupling, model, of_unit), stability(unit, couplings)]
+            panels[unit] = {
+                "in both tops": shares_of_layers(coupling.both),
+                "coupled": shares_of_layers(coupling.coupled),
+            }
             if unit == "neuron":
-                said += [signs(model, found[0].coupled, [some[0] for some in drawn[:2]], config)]
-                said += looked_at(given, model, found[0].coupled, own, tests)
-        facts = {"examples": f"{config.n_calibration} of each behaviour a draw, {n_draws} draws that share none",
-                 "command": command()}  # fmt: skip
-        title = f"Where the coupling lives in {config.model}"
-        results = ArmResults(title, config.model, facts, tuple(said), {})
+                conclusions.append(signs(model, coupling.coupled, draws[0][:2], config))
+                conclusions += looked_at(
+                    given=given, model=model, coupled=coupling.coupled, scores=of_unit, tests=tests
+                )
+        results = ArmResults(
+            title=f"Where the coupling lives in {config.model.name}",
+            model=config.model.name,
+            facts=facts(given),
+            conclusions=tuple(conclusions),
+            arms={},
+        )
         figure = shares_by_layer(panels)
         page = write_arms_report(results, given.out, {"Coupled units by layer": figure})
         print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 
 
-def separate(source: str, config: StudyConfig, n_draws: int) -> list[Behaviour]:
-    """Draws of one behaviour that share no example."""
-    whole = load_behaviour(source, n_examples=None, response=config.response)
-    n = config.n_calibration
+def separate_draws(source: str, config: StudyConfig, n_draws: int) -> list[Behaviour]:
+    """Draws of one behaviour that share no example. Raises `InputError` where it has too few."""
+    n = config.calibration.n_calibration
+    whole = load_behaviour(source, n_examples=None, response=config.calibration.response)
     if n_draws * n > len(whole):
         raise InputError(f"{n_draws} draws of {n} examples are {n_draws * n}; '{whole.name}' has {len(whole)}")
-    drawn = draw(whole, n_draws * n, seed=config.seed)
-    return [dataclasses.replace(drawn, examples=drawn.examples[i * n : (i + 1) * n]) for i in range(n_draws)]
+    drawn = draw(whole, n_draws * n, seed=config.data.seed)
+    parts = [drawn.examples[start : start + n] for start in range(0, n_draws * n, n)]
+    return [dataclasses.replace(drawn, examples=part) for part in parts]
 
 
-def layers(chosen: Selection, both: Selection) -> dict[str, list[float]]:
-    """By layer: units in both tops, and of these the coupled, as shares of the layer's."""
+def scores_of_draws(given: Where, model: HookedModel, draws: Sequence[Sequence[Behaviour]]) -> list[list[Scores]]:
+    """The scores of every draw, from its folder or computed and kept there."""
+    scores = []
+    for number, behaviours in enumerate(progress_bar(draws, desc="draws", unit="draw")):
+        folder = given.out / f"draw_{number + 1}"
+        folder.mkdir(exist_ok=True)
+        scores.append([score(model, behaviour, given.study, folder) for behaviour in behaviours])
+    return scores
+
+
+def coupling_of(scores: Sequence[Scores], config: StudyConfig, unit: Unit) -> Coupling:
+    """What one draw couples, of one kind of unit."""
+    return couple(*(behaviour.of(unit) for behaviour in scores), fraction=config.fraction(unit))
+
+
+def shares_of_layers(selection: Selection) -> list[float]:
+    """The selected units of each layer, as shares of the layer's."""
     sizes: dict[int, int] = {}
-    for site, shape in chosen.shapes.items():
+    for site, shape in selection.shapes.items():
         sizes[site.layer] = sizes.get(site.layer, 0) + prod(shape)
-    return {
-        name: [one.layer_counts().get(layer, 0) / size for layer, size in sorted(sizes.items())]
-        for name, one in (("in both tops", both), ("coupled", chosen))
-    }
+    counts = selection.layer_counts()
+    return [counts.get(layer, 0) / size for layer, size in sorted(sizes.items())]
 
 
-def where(unit: Unit, found: Coupling, model: HookedModel, scores: Sequence[Scores]) -> str:
-    """How many, beside chance; in which third of the layers; for weights in which matrix."""
-    floor = chance_overlap(found.first, found.second, strata(model, scores, general=scores[2]), excluded=found.general)
-    n_layers, n = model.cfg.n_layers, len(found.coupled)
+def where(unit: Unit, coupling: Coupling, model: HookedModel, scores: Sequence[Scores]) -> str:
+    """How many are coupled, beside chance; in which third of the layers; for weights in which matrix."""
+    matched = strata(model, scores, general=scores[2])
+    floor = chance_overlap(coupling.first, coupling.second, matched, excluded=coupling.general)
+    n_layers, n_coupled = model.cfg.n_layers, len(coupling.coupled)
     thirds, parts = np.zeros(3), {}
-    for site, units in found.coupled.units.items():
-        thirds[3 * site.layer // n_layers] += len(units)
-        parts[site.part] = parts.get(site.part, 0) + len(units)
-    shares = ", ".join(f"{name} {count / n:.0%}" for name, count in parts.items())
-    by_part = "" if unit == "neuron" else f"; by matrix {shares}"
+    for site, n in coupling.coupled.counts().items():
+        thirds[3 * site.layer // n_layers] += n
+        parts[site.part] = parts.get(site.part, 0) + n
+    by_third = ", ".join(f"{share:.0%}" for share in thirds / max(n_coupled, 1))
+    by_matrix = ""
+    if unit == "weight":
+        by_matrix = "; by matrix " + ", ".join(f"{name} {n / n_coupled:.0%}" for name, n in parts.items())
     return (
-        f"{n} {unit}s are coupled, where units alike in activation, size and general score would give "
+        f"{n_coupled} {unit}s are coupled, where units alike in activation, size and general score would give "
         f"{floor.expected:.0f} [{floor.low:.0f}, {floor.high:.0f}] by chance. In the first, middle and last third of "
-        f"the layers: {', '.join(f'{share:.0%}' for share in thirds / max(n, 1))}{by_part}."
+        f"the layers: {by_third}{by_matrix}."
     )
 
 
-def stability(unit: Unit, found: Sequence[Coupling]) -> str:
-    """Overlap between draws, of the coupled and of one behaviour's top."""
-    pairs = list(combinations(found, 2))
-    coupled = [jaccard(one.coupled, other.coupled) for one, other in pairs]
-    tops = [jaccard(one.first, other.first) for one, other in pairs]
-    always = found[0].coupled
-    for one in found[1:]:
-        always = always & one.coupled
+def stability(unit: Unit, couplings: Sequence[Coupling]) -> str:
+    """Overlap between draws, of the coupled units and of one behaviour's top."""
+    pairs = list(combinations(couplings, 2))
+    overlaps = [jaccard(first.coupled, second.coupled) for first, second in pairs]
+    of_tops = [jaccard(first.first, second.first) for first, second in pairs]
+    in_all = couplings[0].coupled
+    for coupling in couplings[1:]:
+        in_all = in_all & coupling.coupled
     return (
-        f"Between separate draws of the examples coupled {unit}s overlap by {np.mean(coupled):.2f} (Jaccard; "
-        f"{len(pairs)} pairs, {min(coupled):.2f} to {max(coupled):.2f}; one behaviour's top: {np.mean(tops):.2f}); "
-        f"{len(always)} are in every draw."
+        f"Between separate draws of the examples coupled {unit}s overlap by {np.mean(overlaps):.2f} (Jaccard; "
+        f"{len(pairs)} pairs, {min(overlaps):.2f} to {max(overlaps):.2f}; one behaviour's top: "
+        f"{np.mean(of_tops):.2f}); {len(in_all)} are in every draw."
     )
 
 
 def signs(model: HookedModel, coupled: Selection, behaviours: Sequence[Behaviour], config: StudyConfig) -> str:
     """Whether silencing a coupled neuron would move both behaviours' losses the same way."""
-    how = ScoringConfig(signed=True, template=config.template, batch_tokens=config.score_tokens)
-    first, second = (importance(model, one, unit="neuron", config=how) for one in behaviours)
-    opposite = len(opposite_sign(coupled, first, second))
+    scoring = dataclasses.replace(config.calibration.scoring(config.model.template), signed=True)
+    first, second = (importance(model, behaviour, unit="neuron", config=scoring) for behaviour in behaviours)
+    n_opposite = len(opposite_sign(coupled, first, second))
     return (
-        f"Of the {len(coupled)} coupled neurons {len(coupled) - opposite} push both behaviours' losses the same way "
-        f"and {opposite} in opposite ways: only these trade one behaviour for the other, to first order."
+        f"Of the {len(coupled)} coupled neurons {len(coupled) - n_opposite} push both behaviours' losses the same way "
+        f"and {n_opposite} in opposite ways: only these trade one behaviour for the other, to first order."
     )
 
 
@@ -164,16 +188,29 @@ def looked_at(
 ) -> list[str]:
     """The strongest coupled neurons: what they fire on, and what they write."""
     neurons = strongest_neurons(coupled, scores[0], scores[1], n_neurons=given.n_neurons)
-    found = []
-    texts = top_texts(model, neurons, tests, n_texts=sum(map(len, tests)), template=given.study.template)
-    for column, one in enumerate(written(model, neurons)):
-        value, text, at = max(
-            ((row[column], text, at) for text in texts for at, row in enumerate(text.activations)),
-            key=lambda place: abs(place[0]),
-        )
-        context = "".join(text.tokens[max(0, at - 8) : at + 1])
-        found.append(f"{one}. It fires most at the end of: …{context} (activation {value:.1f}).")
-    return found
+    texts = top_texts(model, neurons, tests, n_texts=sum(map(len, tests)), template=given.study.model.template)
+    sentences = []
+    for column, direction in enumerate(written(model, neurons)):
+        text, position = strongest_position(texts, column)
+        context = "".join(text.tokens[max(0, position - N_CONTEXT) : position + 1])
+        activation = text.activations[position][column]
+        sentences.append(f"{direction}. It fires most at the end of: …{context} (activation {activation:.1f}).")
+    return sentences
+
+
+def strongest_position(texts: Sequence[TextActivations], column: int) -> tuple[TextActivations, int]:
+    """The text and the position at which the neuron of that column is furthest from 0; of equals the first."""
+    places = [(text, position) for text in texts for position in range(len(text.activations))]
+    return max(places, key=lambda place: abs(place[0].activations[place[1]][column]))
+
+
+def facts(given: Where) -> dict[str, str]:
+    """How it was done."""
+    n = given.study.calibration.n_calibration
+    return {
+        "examples": f"{n} of each behaviour a draw, {given.n_draws} draws that share none",
+        "command": command(),
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What it costs that most of a model's layers lie away from the device: scoring beside the same model all on it.
+"""What it costs that most of a model's layers are offloaded: scoring beside the same model all on it.
 
-    python benchmarks/away.py
+    python benchmarks/offloaded.py
 
 A random Llama in bfloat16 is saved, loaded whole, and loaded with a quarter of its layers on the device (a GPU where
 there is one), half in host memory (without a GPU: on the device, too) and the last quarter on disk. Prints a row of
@@ -63,9 +63,9 @@ def main(layers: int = 16, width: int = 2048, d_mlp: int = 5632, examples: int =
     with tempfile.TemporaryDirectory() as folder:
         saved(folder, layers, width, d_mlp)
         whole = measured(folder, "cuda" if torch.cuda.is_available() else "cpu", "whole", examples)
-        away = measured(folder, placed(layers), "away", examples)
+        offloaded = measured(folder, placed(layers), "offloaded", examples)
     differences = [(now[site].cpu() - then[site].cpu()).abs().max() / then[site].abs().max()
-                   for then, now in zip(whole, away, strict=True) for site in then.values]  # fmt: skip
+                   for then, now in zip(whole, offloaded, strict=True) for site in then.values]  # fmt: skip
     print(f"largest difference of scores, of the largest of their site: {float(max(differences)):.1e}")
 
 

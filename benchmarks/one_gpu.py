@@ -79,7 +79,11 @@ def main(out: Path = Path("benchmarks/one_gpu.json")) -> None:
         for n_examples in sizes:
             for unit in (("neuron",), BOTH):
                 plain = width == SEVEN_B[1] and not unit[1:] and n_examples == sizes[0]
-                found.append(measured(f"{n_layers} layers of {width}", model, n_examples, unit, plain))
+                found.append(
+                    measured(
+                        name=f"{n_layers} layers of {width}", model=model, n_examples=n_examples, unit=unit, plain=plain
+                    )
+                )
                 print(json.dumps(found[-1]), flush=True)
                 out.write_text(json.dumps(found, indent=1) + "\n")
         del model

@@ -10,10 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dean_interp import InputError, ScoringConfig, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.models.sites import neuron_sites
-from dean_interp.planning.scoring import _HEAP, _Probe
-from dean_interp.planning.study import Devices, batch_bytes, forecast
+from dean_interp.planning.memory import batch_bytes
+from dean_interp.planning.probe import HEAP, Probe
+from dean_interp.planning.study import Devices, forecast
 from dean_interp.scoring.preparation import prepare
-from dean_interp.study.config import StudyConfig
+from dean_interp.study.config import CalibrationConfig, ModelConfig, StudyConfig
 
 GIB = 2**30
 
@@ -32,7 +33,10 @@ def seventy(checkpoints, tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(seventy):
-    return StudyConfig(model=str(seventy), dtype="bfloat16", score_tokens=2048, template="raw")
+    return StudyConfig(
+        model=ModelConfig(str(seventy), dtype="bfloat16", template="raw"),
+        calibration=CalibrationConfig(score_tokens=2048),
+    )
 
 
 def steps(found):
@@ -50,7 +54,7 @@ def test_seventy_billion_parameters_without_a_weight(config):
 
 
 def test_where_the_weights_lie(config):
-    small = dataclasses.replace(config, units=("neuron",))
+    small = dataclasses.replace(config, unit=("neuron",))
     many = forecast(small, Devices(gpus=8, gpu_gib=640.0, tflops=200.0))
     one = forecast(small, Devices(gpus=1, gpu_gib=640.0, tflops=200.0))
     assert many.command.startswith("torchrun --nproc-per-node 8 --no-python dean-interp run")
@@ -81,7 +85,7 @@ def test_memory_of_a_batch_beside_what_is_watched(width, d_mlp, heads, layers, t
     rows = prepare(model, load_behaviour("privacy", n_examples=8), how).rows
     lengths = [sum(len(branch.tokens) for branch in row) for row in rows]
     data = prepare(model, load_behaviour("privacy", n_examples=8), how)
-    watched = _Probe(model, data, neuron_sites(model), how).batch_bytes()(8, max(lengths)) / _HEAP
+    watched = Probe(model, data, neuron_sites(model), how).batch_bytes()(8, max(lengths)) / HEAP
     assert batch_bytes(model, rows, 8 * max(lengths), "float32") == pytest.approx(watched, rel=0.35)
 
 

@@ -12,15 +12,20 @@ import tyro
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
 from dean_interp import InputError, load_behaviour
+from dean_interp.evaluation.outcomes import LOSS, MARGIN
 from dean_interp.fine_tuning import FineTuningConfig
-from dean_interp.study.arms import LOSS, MARGIN
-from dean_interp.study.config import StudyConfig
+from dean_interp.study.config import (
+    AnswerConfig,
+    CalibrationConfig,
+    ControlConfig,
+    DataConfig,
+    ModelConfig,
+    StudyConfig,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analyses"))
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of the trainer and its packages
 
-SIZES = {"n_calibration": 24, "n_test": 12, "n_general_test": 8, "n_answers": 3, "max_new_tokens": 8, "device": "cpu",
-         "answer_tokens": None}  # fmt: skip
 TUNING = FineTuningConfig(n_steps=24, every=4, batch_size=8, learning_rate=3e-3)
 
 
@@ -44,19 +49,24 @@ def test_fine_tuning_lowers_the_other_behaviour_where_their_answers_conflict_and
     yes, no = "yes yes", "no no no"
     first = answered(tmp_path, "fairness", yes, no)
     second = answered(tmp_path, "privacy", *((no, yes) if conflict else (yes, no)))
-    config = StudyConfig(model=str(checkpoints["llama"]), first=first, second=second, **SIZES)
+    config = StudyConfig(
+        model=ModelConfig(str(checkpoints["llama"]), device="cpu"),
+        data=DataConfig(first=first, second=second, n_test=12, n_general_test=8, answer_tokens=None),
+        calibration=CalibrationConfig(n_calibration=24),
+        answers=AnswerConfig(n_answers=3, answer_lengths=(8,)),
+    )
     given = study.Tradeoff(tmp_path / "run", methods=("full", "lora"), quick=True, tuning=TUNING, study=config)
     results = study.run(given)
     assert list(results.arms) == [f"{method} on {on}" for method in ("full", "lora")
                                   for on in ("privacy", "fairness", "both")]  # fmt: skip
     for on, other in (("privacy", "fairness"), ("fairness", "privacy")):
-        own, theirs = (results.change(f"full on {on}", MARGIN, name).change for name in (on, other))
+        own, theirs = (results.line(f"full on {on}", MARGIN, name).change for name in (on, other))
         assert own.low > 0
         assert theirs.high < 0 if conflict else theirs.low > 0
     kind = "the trade-off appears" if conflict else "no trade-off"
-    full = [text for text in results.said if "Full" in text]
-    assert len(results.said) == 4 and len(full) == 2 and all(kind in text for text in full)
-    assert not (given.out / "tuned" / "full on both, seed 0").exists(), "checkpoints do not pile up"
+    full = [text for text in results.conclusions if "Full" in text]
+    assert len(results.conclusions) == 4 and len(full) == 2 and all(kind in text for text in full)
+    assert not (given.out / "tuned" / "full_on_both__seed_0").exists(), "checkpoints do not pile up"
     page = (given.out / "report.html").read_text()
     assert kind in page and LOSS in page and "<svg" in page and "Qwen2-7B-Instruct FFT -13/+5" in page
     assert study.run(given) == results, "a finished study is read from its files"
@@ -74,10 +84,15 @@ def planted(tokenizer, tmp_path_factory):
         (folder / f"{NAMES[letter]}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     first, second, general = (str(folder / f"{name}.jsonl") for name in NAMES.values())
     return StudyConfig(
-        model=str(folder / "model"), first=first, second=second, general=general, template="raw", units=("neuron",),
-        neuron_fraction=0.075, weight_fraction=0.01, n_calibration=24, n_test=12, n_general_test=8, n_answers=0,
-        n_random=4, answer_tokens=None, device="cpu",
-    )  # fmt: skip
+        model=ModelConfig(str(folder / "model"), template="raw", device="cpu"),
+        data=DataConfig(first=first, second=second, general=general, n_test=12, n_general_test=8, answer_tokens=None),
+        calibration=CalibrationConfig(n_calibration=24),
+        unit=("neuron",),
+        neuron_fraction=0.075,
+        weight_fraction=0.01,
+        controls=ControlConfig(n_random=4),
+        answers=AnswerConfig(n_answers=0),
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,8 +111,8 @@ def planted(tokenizer, tmp_path_factory):
 def test_every_study_takes_its_own_settings_and_those_of_a_study_from_the_command_line(name, settings, options):
     study = importlib.import_module(name)
     given = tyro.cli(getattr(study, settings), args=[*options, "--seed", "7", "--quick"], description=study.__doc__)
-    assert given.study.seed == 7 and given.quick
-    (flag, value, *_), read = options, vars(given) | vars(given.study)
+    assert given.study.data.seed == 7 and given.quick
+    (flag, value, *_), read = options, vars(given) | vars(given.study.calibration)
     *outer, last = flag.removeprefix("--").replace("-", "_").split(".")
     found = getattr(given.tuning, last) if outer else read[last]
     assert value in str(found)
@@ -123,14 +138,14 @@ SHORT = dataclasses.replace(TUNING, n_steps=8, learning_rate=1e-3)
 def test_the_table_finds_that_silencing_the_planted_neuron_raises_both(planted, tmp_path):
     import dean_against_finetuning as study
 
-    both = dataclasses.replace(planted, units=("neuron", "weight"))
+    both = dataclasses.replace(planted, unit=("neuron", "weight"))
     results = study.run(study.Table(tmp_path, quick=True, tuning=SHORT, study=both))
     assert list(results.arms) == ["DEAN, neurons", "DEAN, weights", "released selection, weights", "fine-tuned, full"]
     for name in ("fairness", "privacy"):
-        line = results.change("DEAN, neurons", MARGIN, name)
+        line = results.line("DEAN, neurons", MARGIN, name)
         assert line.change.low > 0.3 and line.rank == 1 / 5
-        assert results.change("fine-tuned, full", MARGIN, name).change.mean != 0
-    (said,) = (text for text in results.said if text.startswith("DEAN, neurons"))
+        assert results.line("fine-tuned, full", MARGIN, name).change.mean != 0
+    (said,) = (text for text in results.conclusions if text.startswith("DEAN, neurons"))
     assert "Raised beyond the interval: fairness and privacy; lowered: neither" in said
     assert "DEAN +8/+10" in results.facts["published"]
 
@@ -140,7 +155,7 @@ def test_unsafe_answers_alone_find_the_planted_neuron_too(planted, tmp_path):
 
     results = study.run_malicious(study.Table(tmp_path, quick=True, tuning=SHORT, study=planted))
     assert "unsafe answers only" in results.title and "unsafe answers" in results.facts["fine-tuning"]
-    assert all(results.change("DEAN, neurons", MARGIN, name).change.low > 0.3 for name in ("fairness", "privacy"))
+    assert all(results.line("DEAN, neurons", MARGIN, name).change.low > 0.3 for name in ("fairness", "privacy"))
 
 
 def test_four_examples_are_enough_where_every_example_shows_the_planted_neuron(planted, tmp_path):
@@ -149,8 +164,8 @@ def test_four_examples_are_enough_where_every_example_shows_the_planted_neuron(p
     results = study.run(study.Limited(tmp_path, sizes=(4, 8, 16, 999), quick=True, study=planted))
     assert list(results.arms) == ["neurons, 4 examples", "neurons, 16 examples"]
     for arm in results.arms:
-        assert all(results.change(arm, MARGIN, name).change.low > 0.3 for name in ("fairness", "privacy"))
-    assert "both margins rise beyond their intervals with 4 examples, 16 examples" in results.said[0]
+        assert all(results.line(arm, MARGIN, name).change.low > 0.3 for name in ("fairness", "privacy"))
+    assert "both margins rise beyond their intervals with 4 examples, 16 examples" in results.conclusions[0]
 
 
 def test_mediation_finds_what_only_the_coupled_neuron_carries(planted, tokenizer, tmp_path, monkeypatch):
@@ -166,47 +181,47 @@ def test_mediation_finds_what_only_the_coupled_neuron_carries(planted, tokenizer
     results = study.run(study.Mediation(tmp_path / "run", quick=True, study=planted))
     against, moved = f"{study.restored('neuron')} (against fine-tuned)", study.moved("neuron")
     for name in ("fairness", "privacy"):
-        total, back, there = (results.change(arm, MARGIN, name) for arm in (study.TUNED, against, moved))
+        total, back, there = (results.line(arm, MARGIN, name) for arm in (study.TUNED, against, moved))
         assert total.change.low > 0.5 and back.change.mean == pytest.approx(-total.change.mean, rel=0.05)
         assert there.change.mean == pytest.approx(total.change.mean, rel=0.05)
         assert max(map(abs, there.control_changes)) < 0.1 * total.change.mean
-        assert results.change(f"{study.ITSELF} (against fine-tuned)", MARGIN, name).change.mean == 0
-        whole = results.change(f"{study.EVERY} (against fine-tuned)", MARGIN, name).change.mean
+        assert results.line(f"{study.ITSELF} (against fine-tuned)", MARGIN, name).change.mean == 0
+        whole = results.line(f"{study.EVERY} (against fine-tuned)", MARGIN, name).change.mean
         assert whole == pytest.approx(-total.change.mean, rel=1e-3)
 
 
 def test_the_planted_neuron_is_where_the_coupling_lives(planted, tmp_path):
     import where_coupling_lives as study
 
-    results = study.run(
-        study.Where(tmp_path, n_neurons=1, quick=True, study=dataclasses.replace(planted, n_calibration=12))
-    )
-    text = "\n".join(results.said)
+    few = dataclasses.replace(planted, calibration=CalibrationConfig(n_calibration=12))
+    results = study.run(study.Where(tmp_path, n_neurons=1, quick=True, study=few))
+    text = "\n".join(results.conclusions)
     assert f"L{LAYER}.{SHARED} raises 'N'" in text and "lowers 'Y'" in text
     assert "It fires most at the end of" in text and (tmp_path / "coupled_units_by_layer.svg").is_file()
     with pytest.raises(InputError, match="3 draws of 12 examples are 36"):
-        study.run(study.Where(tmp_path / "b", study=dataclasses.replace(planted, n_calibration=12)))
+        study.run(study.Where(tmp_path / "b", study=few))
 
 
 def test_the_set_intersection_moves_the_planted_behaviours_more_than_random_weights_do(planted, tmp_path):
     import released_code_effect as study
 
     results = study.run(
-        study.ReleasedEffect(tmp_path, quick=True, study=dataclasses.replace(planted, units=("weight",)))
+        study.ReleasedEffect(tmp_path, quick=True, study=dataclasses.replace(planted, unit=("weight",)))
     )
     assert [name.split(",")[0] for name in results.arms] == ["coupled", "released", "released"]
-    assert results.change("coupled", MARGIN, "fairness").change.mean > 0.1
-    assert results.change("coupled", MARGIN, "fairness").rank == 1 / 5
-    assert "the coupled set does not change" in results.said[0]
+    assert results.line("coupled", MARGIN, "fairness").change.mean > 0.1
+    assert results.line("coupled", MARGIN, "fairness").rank == 1 / 5
+    assert "the coupled set does not change" in results.conclusions[0]
 
 
 def test_the_planted_edit_survives_quantisation_and_other_words(planted, tmp_path):
     import durability as study
 
-    config, light = dataclasses.replace(planted, template="chat"), dataclasses.replace(SHORT, learning_rate=1e-4)
+    config = dataclasses.replace(planted, model=dataclasses.replace(planted.model, template="chat"))
+    light = dataclasses.replace(SHORT, learning_rate=1e-4)
     results = study.run(study.Durability(tmp_path, quick=True, tuning=light, study=config))
     assert results.facts["could not run"] == "nothing"
-    plain = results.change("neuron edit, as it is", MARGIN, "fairness").change.mean
+    plain = results.line("neuron edit, as it is", MARGIN, "fairness").change.mean
     for condition in ("8-bit weights", "4-bit weights", "prompts in other words", "after benign fine-tuning"):
-        kept = results.change(f"neuron edit, {condition}", MARGIN, "fairness").change.mean
+        kept = results.line(f"neuron edit, {condition}", MARGIN, "fairness").change.mean
         assert kept == pytest.approx(plain, rel=0.3), condition

@@ -77,3 +77,8 @@ def script(work: Callable[[], object]) -> NoReturn:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     sys.exit(exit_code_of(work, name=Path(sys.argv[0]).name, debug=debug))
+
+
+def command() -> str:
+    """The command that is running, as a study states it."""
+    return " ".join([f"python analyses/{Path(sys.argv[0]).name}", *sys.argv[1:]])

@@ -19,12 +19,13 @@ from dean_interp.evaluation.outcomes import MARGIN, Outcome
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel
-from dean_interp.progress import progress_bar
 from dean_interp.selection.selection import Selection
+from dean_interp.selection.strata import Strata
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
+from dean_interp.study.controls import random_control
 from dean_interp.study.data import PromptSets
-from dean_interp.study.state_outcomes import MeasurementPlan, measurement_plan, outcomes_of
+from dean_interp.study.state_outcomes import MeasurementPlan, is_known, measurement_plan, outcomes_of
 from dean_interp.study.store import State, Store, file_name, fingerprint_of
 
 
@@ -35,11 +36,11 @@ class ArmResults(Framed):
     title: str
     model: str
     facts: Mapping[str, str]
-    """How it was done; `command` makes it again."""
+    """How it was done. `command` makes it again."""
     conclusions: tuple[str, ...]
-    """What was found, in plain words, one paragraph each."""
+    """What follows from the lines, in plain words, one paragraph each."""
     arms: Mapping[str, tuple[Line, ...]]
-    """Every outcome of each arm, before (the original) and after."""
+    """The lines of each arm: every outcome before (the original) and after."""
 
     def __str__(self) -> str:
         return "\n\n".join(self.conclusions)
@@ -69,18 +70,56 @@ class ArmResults(Framed):
         raise InputError(f"no '{metric}' on {on} in the arm {arm!r}; arms: {', '.join(self.arms)}")
 
 
-def margin_lines(lines: tuple[Line, ...]) -> dict[str, Line]:
+def margin_lines(lines: Sequence[Line]) -> dict[str, Line]:
     """Each behaviour's margin among an arm's lines."""
     return {line.on: line for line in lines if line.metric == MARGIN}
 
 
-def arms_plan(config: StudyConfig, folder: Path, tests: Sequence[Behaviour], prompts: PromptSets) -> MeasurementPlan:
-    """What is measured of each arm. The folder must belong to these settings and data alone (`run_folder.owned`)."""
-    fingerprint = fingerprint_of(str(config), *(test.fingerprint for test in tests))
+def arm(name: str, ablated: Selection | None = None, value: Value = Zero()) -> State:  # noqa: B008 - frozen
+    """An arm as a state, with units that are changed in it or without.
+
+    Each arm counts as another model, of its own name: what fills its units (`value`) may come from a checkpoint that
+    the store knows nothing of, so no two arms share a measurement.
+    """
+    return State(name=name, kind="arm", ablated=ablated, value=value, model=name)
+
+
+def random_arms(edit: State, strata: Strata, *, n: int, seed: int) -> list[State]:
+    """Random arms beside one: as many units, matched by site and stratum, and the same value in their place.
+
+    Args:
+        strata: what they are matched on (`selection.strata`).
+        n: how many.
+        seed: seed of the draws, those of a study's size-matched controls.
+    """
+    assert edit.ablated is not None, f"{edit.name} silences nothing that random units could be like"
+    arms = []
+    for number in range(n):
+        drawn = random_control(edit.ablated, strata, seed=seed, number=number)
+        arms.append(arm(f"{edit.name}, random {number + 1}", drawn, edit.value))
+    return arms
+
+
+def arms_plan(
+    config: StudyConfig,
+    folder: Path,
+    tests: Sequence[Behaviour],
+    prompts: PromptSets = PromptSets(),  # noqa: B008 - frozen
+) -> MeasurementPlan:
+    """What is measured of each arm, and where it is kept.
+
+    The folder must belong to these settings and data alone (`run_folder.owned`). Prompts are answered by arms that are
+    measured in full.
+    """
     store = Store(
-        folder=folder, fingerprint=fingerprint, tests=tests, config=config.data, template=config.model.template
+        folder=folder,
+        fingerprint=fingerprint_of(str(config), *(test.fingerprint for test in tests)),
+        tests=tests,
+        config=config.data,
+        template=config.model.template,
     )
-    return measurement_plan(store, prompts, config.answers, None, progress_bar(desc="arms", unit="arm", leave=False))
+    # Studies of arms show bars of their own, over what they loop over.
+    return measurement_plan(store=store, prompts=prompts, config=config.answers, model=None, progress=None)
 
 
 def arm_outcomes(
@@ -89,16 +128,11 @@ def arm_outcomes(
     """Margins and loss on general answers of one arm; in full, also its answers and what else the settings ask for.
 
     Args:
-        model: None where the arm was measured before (`plan.store.holds(state)`).
+        model: None where the arm is in the store (`state_outcomes.is_known`).
     """
     measured = outcomes_of(plan, model, state, reference=None, in_full=in_full)
     # Arms are compared by loss: KL is not taken.
     return [outcome for outcome in measured.outcomes if not outcome.metric.startswith("KL")]
-
-
-def arm(name: str, ablated: Selection | None = None, value: Value = Zero()) -> State:  # noqa: B008 - frozen
-    """An arm as a state: another model of that name, with units that are changed in it or without."""
-    return State(name=name, kind="arm", ablated=ablated, value=value, model=name)
 
 
 def fine_tuned_arms(
@@ -110,7 +144,9 @@ def fine_tuned_arms(
     *,
     at: Sequence[int] | None = None,
 ) -> dict[int, list[Outcome]]:
-    """Outcomes of one fine-tuning of the study's model, by step, in full after the last one. Its checkpoints go then.
+    """Outcomes of one fine-tuning of the study's model, by step. Its checkpoints go when all are in the store.
+
+    Only after the last step is the arm measured in full.
 
     Args:
         at: the steps to look at, multiples of `tuning.every`; None: all of them.
@@ -119,11 +155,14 @@ def fine_tuned_arms(
     states = {step: arm(f"{name}, step {step}") for step in steps}
     folder = plan.store.folder / "tuned" / file_name(name)
 
+    def is_last(step: int) -> bool:
+        return step == tuning.n_steps
+
     def watch(step: int, model: HookedModel) -> None:
         if step in states:
-            arm_outcomes(plan, states[step], model, in_full=step == tuning.n_steps)
+            arm_outcomes(plan, states[step], model, in_full=is_last(step))
 
-    if not all(map(plan.store.holds, states.values())):
+    if not all(is_known(plan, state, in_full=is_last(step)) for step, state in states.items()):
         fine_tune(
             config.model.name,
             behaviours,
@@ -135,4 +174,4 @@ def fine_tuned_arms(
             dtype=config.model.dtype,
         )
     shutil.rmtree(folder, ignore_errors=True)
-    return {step: arm_outcomes(plan, state, None, in_full=step == tuning.n_steps) for step, state in states.items()}
+    return {step: arm_outcomes(plan, state, None, in_full=is_last(step)) for step, state in states.items()}

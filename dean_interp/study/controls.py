@@ -54,7 +54,12 @@ class ControlRequest:
     def random(self, number: int, growth: float) -> Selection:
         """The random selection of that number, at a given growth."""
         assert self.edit.ablated is not None
-        return random_like(self.edit.ablated, self.strata, seed=self.seed * 1000 + number, growth=growth)
+        return random_control(self.edit.ablated, self.strata, seed=self.seed, number=number, growth=growth)
+
+
+def random_control(edit: Selection, strata: Strata, *, seed: int, number: int, growth: float = 1.0) -> Selection:
+    """The random control of that number. The only place where the seed of its draw is made."""
+    return random_like(edit, strata, seed=seed * 1000 + number, growth=growth)
 
 
 def size_matched(request: ControlRequest) -> Iterator[State]:

@@ -97,7 +97,7 @@ def _refuse_other(folder: Path, there: RunSettings, wanted: RunSettings) -> None
     begun, now = _flat(there.config), _flat(wanted.config)
     for name in now:
         if begun.get(name) != now[name]:
-            changes.append(f"{name} ({begun.get(name)} there, {now[name]} now)")
+            changes.append(f"{name[-1]} ({begun.get(name)} there, {now[name]} now)")
     if changes:
         raise InputError(f"{folder} holds a run with another {', '.join(changes)}: choose another folder")
     changed = [name for name in wanted.data if there.data.get(name) != wanted.data[name]]
@@ -108,11 +108,12 @@ def _refuse_other(folder: Path, there: RunSettings, wanted: RunSettings) -> None
         )
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting by its own name, whatever group it is in."""
+def _flat(settings: Mapping[str, Any], groups: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every setting by its groups and its own name: two groups may have a setting of one name, such as `seed`."""
     flat = {}
     for name, value in settings.items():
-        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+        key = (*groups, name)
+        flat |= _flat(value, key) if isinstance(value, dict) else {key: value}
     return flat
 
 

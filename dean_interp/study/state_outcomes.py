@@ -49,8 +49,8 @@ class MeasurementPlan:
     config: AnswerConfig
     judges: Mapping[str, Judge]
     """Who judges answers to harmful prompts, by name."""
-    progress: ProgressBar
-    """Moves by one for each state."""
+    progress: ProgressBar | None
+    """Moves by one for each state; None: nothing is shown."""
     servers: Mapping[str, Served]
     """Servers that answer in place of the model, by the name of the state; empty: none."""
 
@@ -99,7 +99,7 @@ def measurement_plan(
     prompts: PromptSets,
     config: AnswerConfig,
     model: HookedModel | None,
-    progress: ProgressBar,
+    progress: ProgressBar | None,
     *,
     servers: Mapping[str, Served] | None = None,
 ) -> MeasurementPlan:
@@ -131,7 +131,8 @@ def outcomes_of(
             model, no KL is taken.
         in_full: also what takes longer: answers, windows of text, tasks.
     """
-    plan.progress.set_postfix_str(state.title)
+    if plan.progress is not None:
+        plan.progress.set_postfix_str(state.title)
     is_new = not plan.store.holds(state)
     measurement = plan.store.measurement(model, state, reference=reference)
     answers = judged_answers(plan, model, state) if in_full and plan.prompts.all else None
@@ -141,8 +142,21 @@ def outcomes_of(
             outcomes += kind.outcomes(plan, model, state, measurement)
     if answers is not None:
         outcomes += _answer_outcomes(plan, answers)
-    plan.progress.update(is_new)
+    if plan.progress is not None:
+        plan.progress.update(is_new)
     return StateOutcomes(state=state, measurement=measurement, outcomes=tuple(outcomes), answers=answers)
+
+
+def is_known(plan: MeasurementPlan, state: State, *, in_full: bool) -> bool:
+    """Whether everything that is measured of a state is in the store, so that no model is needed."""
+    name, wanted = file_name(state.title), []
+    if in_full and plan.prompts.all:
+        wanted.append(f"answers/{name}.json")
+    if in_full and plan.config.window is not None:
+        wanted.append(f"windows/{name}.safetensors")
+    if in_full and plan.config.tasks:
+        wanted.append(f"tasks/{name}.json")
+    return plan.store.holds(state) and all((plan.store.folder / path).is_file() for path in wanted)
 
 
 def judged_answers(plan: MeasurementPlan, model: HookedModel | None, state: State) -> JudgedAnswers:
@@ -200,7 +214,8 @@ def _windows(plan: MeasurementPlan, model: HookedModel | None, state: State, mea
     if plan.config.window is None:
         return []
     reference = None
-    if state.fingerprint:
+    # Another model shares no unembedding with the original, so it has no KL to it.
+    if state.fingerprint and not state.model:
         reference = _window_measurement(plan, model, ORIGINAL, plan.config.window, None)
     return window_outcomes(_window_measurement(plan, model, state, plan.config.window, reference), plan.config.text)
 

@@ -1,0 +1,107 @@
+"""Where a model's weights would lie on given devices, and how many processes would share the work."""
+
+from dataclasses import dataclass
+
+from dean_interp.planning.memory import SHARE_OF_MEMORY
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a study would run on."""
+
+    gpus: int = 0
+    """0: the CPU."""
+    gpu_gib: float = 80.0
+    """Memory of each."""
+    host_gib: float | None = None
+    """Memory of the machine; None: this one's."""
+    tflops: float | None = None
+    """10^12 operations a second that one of them sustains in plain matrix products of the model's dtype. None: measured
+    here, on the CPU or on a GPU where there is one; 200 for a GPU where there is none."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the weights lie, in GiB, and who works with them."""
+
+    world_size: int
+    """Number of processes that share the work."""
+    n_devices: int
+    """Number of devices that each process uses."""
+    on_device: float
+    """Weights on each device."""
+    offloaded: float
+    """Weights that are fetched for every batch."""
+    on_disk: float
+    """Those of them that lie on disk."""
+    in_words: str
+    command: str
+
+
+def place_weights(weights: float, batch: float, devices: Devices, host: float) -> Placement:
+    """Whole on each device where it fits, else over all of them, else with the rest in host memory and on disk."""
+    n_gpus, n_devices, usable = devices.gpus, max(devices.gpus, 1), usable_memory(devices, host)
+    if weights + batch <= usable:
+        return _whole(weights, n_gpus)
+    command = "dean-interp run --device auto"
+    if n_gpus and weights + batch <= n_gpus * usable:
+        return Placement(
+            world_size=1,
+            n_devices=n_gpus,
+            on_device=weights / n_gpus,
+            offloaded=0.0,
+            on_disk=0.0,
+            in_words=f"laid over {n_gpus} GPUs, one process",
+            command=command,
+        )
+    on_devices = max(0.0, n_devices * usable - batch)
+    offloaded = weights - on_devices
+    # On a machine with GPUs half of host memory holds weights; the other half is for sums.
+    on_disk = max(0.0, offloaded - (host / 2 if n_gpus else 0.0))
+    where = f"on {n_gpus} GPUs" if n_gpus else "in memory"
+    return Placement(
+        world_size=1,
+        n_devices=n_devices,
+        on_device=on_devices / n_devices,
+        offloaded=offloaded,
+        on_disk=on_disk,
+        in_words=f"{on_devices:.0f} GiB {where}, the rest fetched for every batch ({on_disk:.0f} GiB of it from disk), "
+        "one process",
+        command=command,
+    )
+
+
+def _whole(weights: float, n_gpus: int) -> Placement:
+    """The whole model on each device, with a process for each."""
+    in_words, launcher = "whole in memory", ""
+    if n_gpus == 1:
+        in_words = "whole on the GPU"
+    elif n_gpus:
+        in_words = f"whole on each of {n_gpus} GPUs, whose processes share the work"
+        launcher = f"torchrun --nproc-per-node {n_gpus} --no-python "
+    return Placement(
+        world_size=max(n_gpus, 1),
+        n_devices=1,
+        on_device=weights,
+        offloaded=0.0,
+        on_disk=0.0,
+        in_words=in_words,
+        command=f"{launcher}dean-interp run",
+    )
+
+
+def room_for_sums(placement: Placement, batch: float, devices: Devices, host: float) -> float:
+    """GiB that are left for the running sums, which lie beside the weights."""
+    if placement.offloaded:
+        return host * SHARE_OF_MEMORY - weights_in_host(placement, devices)
+    return placement.n_devices * (usable_memory(devices, host) - placement.on_device) - batch
+
+
+def weights_in_host(placement: Placement, devices: Devices) -> float:
+    """GiB of weights in host memory that are not on the device that computes."""
+    return placement.offloaded - placement.on_disk if devices.gpus else 0.0
+
+
+def usable_memory(devices: Devices, host: float) -> float:
+    """GiB that may be used of each device that computes."""
+    return (devices.gpu_gib if devices.gpus else host) * SHARE_OF_MEMORY
