@@ -41,11 +41,11 @@ from dean_interp.study.arms import (
 )
 from dean_interp.study.conclusions import SIGNIFICANT, answers_in_words
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.data import StudyData, study_data
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned
 from dean_interp.study.state_outcomes import MeasurementPlan
 from dean_interp.study.store import ORIGINAL, State
+from dean_interp.study.study_data import StudyData, study_data
 
 RELEASED = "released selection, weights"
 

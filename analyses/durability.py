@@ -32,11 +32,12 @@ from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.selection.coupling import couple
 from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan
-from dean_interp.study.config import AnswerConfig, ModelConfig, StudyConfig
-from dean_interp.study.data import calibration_sets, test_sets
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned
+from dean_interp.study.settings import AnswerConfig, ModelConfig
 from dean_interp.study.state_outcomes import is_known
+from dean_interp.study.study_data import calibration_sets, test_sets
 
 PLAIN, TUNED = "as it is", "after benign fine-tuning"
 UNEDITED = "original"

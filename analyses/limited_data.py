@@ -31,11 +31,12 @@ from dean_interp.selection.stability import jaccard
 from dean_interp.selection.strata import strata
 from dean_interp.statistics import Interval
 from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines, random_arms
-from dean_interp.study.config import AnswerConfig, StudyConfig
-from dean_interp.study.data import test_sets
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned
+from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.store import ORIGINAL, State
+from dean_interp.study.study_data import test_sets
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,13 @@ from dean_interp.report.html import write_arms_report
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines, random_arms
-from dean_interp.study.config import AnswerConfig, StudyConfig
-from dean_interp.study.data import calibration_sets, test_sets
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned
+from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan
 from dean_interp.study.store import ORIGINAL
+from dean_interp.study.study_data import calibration_sets, test_sets
 
 TUNED, ITSELF, EVERY = "fine-tuned", "fine-tuned, its own values put back", "fine-tuned, every MLP neuron restored"
 

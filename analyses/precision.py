@@ -15,7 +15,7 @@ from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.sites import Unit
 from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.stability import half_overlap, jaccard
-from dean_interp.study.config import FRACTION
+from dean_interp.study.settings import FRACTION
 
 NAMES = ("fairness", "privacy", "general")
 UNITS: tuple[Unit, ...] = ("neuron", "weight")

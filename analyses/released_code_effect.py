@@ -32,13 +32,14 @@ from dean_interp.selection.released import released_coupling
 from dean_interp.selection.stability import jaccard
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines
-from dean_interp.study.config import AnswerConfig, StudyConfig
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import random_control
-from dean_interp.study.data import calibration_sets, test_sets
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned
+from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan
 from dean_interp.study.store import ORIGINAL
+from dean_interp.study.study_data import calibration_sets, test_sets
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from dean_interp.statistics import Interval
 from dean_interp.study.arms import ArmResults, arm_outcomes, arms_plan, fine_tuned_arms, margin_lines
 from dean_interp.study.conclusions import answers_in_words
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.data import calibration_sets, prompt_sets, test_sets
 from dean_interp.study.run_folder import owned
 from dean_interp.study.state_outcomes import MeasurementPlan, is_known
 from dean_interp.study.store import ORIGINAL
+from dean_interp.study.study_data import calibration_sets, prompt_sets, test_sets
 
 METHOD_NAMES = {"full": "Full fine-tuning", "lora": "LoRA", "dora": "DoRA"}
 Lines = Mapping[str, Sequence[Line]]

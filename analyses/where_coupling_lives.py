@@ -32,10 +32,11 @@ from dean_interp.selection.coupling import Coupling, couple, opposite_sign
 from dean_interp.selection.stability import chance_overlap, jaccard
 from dean_interp.selection.strata import strata
 from dean_interp.study.arms import ArmResults
-from dean_interp.study.config import AnswerConfig, CalibrationConfig, StudyConfig
-from dean_interp.study.data import test_sets
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned
+from dean_interp.study.settings import AnswerConfig, CalibrationConfig
+from dean_interp.study.study_data import test_sets
 
 N_CONTEXT = 8
 """Tokens that are shown before the one on which a neuron fires most."""

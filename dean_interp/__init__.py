@@ -39,20 +39,11 @@ if TYPE_CHECKING:
     from dean_interp.selection.random_sets import random_like
     from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
     from dean_interp.selection.strata import strata
-    from dean_interp.study.config import (
-        AnswerConfig,
-        CalibrationConfig,
-        ControlConfig,
-        DataConfig,
-        EvaluationConfig,
-        InformationConfig,
-        ModelConfig,
-        StudyConfig,
-        SweepConfig,
-    )
+    from dean_interp.study.config import EvaluationConfig, InformationConfig, StudyConfig, SweepConfig
     from dean_interp.study.evaluate import Evaluation, estimate_information, evaluate_edit
     from dean_interp.study.results import Results, load_results
     from dean_interp.study.run import run_study
+    from dean_interp.study.settings import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig
     from dean_interp.study.sweep import Sweep, run_sweep
     from dean_interp.study.verify import verify_run
 
@@ -127,15 +118,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AnswerConfig": "study.config",
+    "AnswerConfig": "study.settings",
     "Arm": "information.estimands",
     "Behaviour": "data.examples",
-    "CalibrationConfig": "study.config",
+    "CalibrationConfig": "study.settings",
     "Circuit": "circuits.graph",
     "CircuitPage": "report.circuit_page",
-    "ControlConfig": "study.config",
+    "ControlConfig": "study.settings",
     "Coupling": "selection.coupling",
-    "DataConfig": "study.config",
+    "DataConfig": "study.settings",
     "Edit": "editing.edit",
     "Evaluation": "study.evaluate",
     "EvaluationConfig": "study.config",
@@ -144,7 +135,7 @@ _MODULES = {
     "InputError": "errors",
     "Mean": "editing.values",
     "Measurement": "evaluation.measure",
-    "ModelConfig": "study.config",
+    "ModelConfig": "study.settings",
     "MutualInformation": "information.shifts",
     "MutualInformationConfig": "information.estimands",
     "NeuronPage": "report.neuron_page",

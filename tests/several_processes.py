@@ -22,15 +22,9 @@ from dean_interp.models import loss
 from dean_interp.models.generate import generate_to
 from dean_interp.scoring.methods import wanda
 from dean_interp.scoring.per_example import example_scores
-from dean_interp.study.config import (
-    AnswerConfig,
-    CalibrationConfig,
-    ControlConfig,
-    DataConfig,
-    ModelConfig,
-    StudyConfig,
-)
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.run import run_study
+from dean_interp.study.settings import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig
 
 ANSWER, UNITS = 12, ("neuron", "weight")
 CHOSEN = {Site(0, "neurons"): torch.tensor([1, 7]), Site(2, "out"): torch.tensor([3, 40, 77])}

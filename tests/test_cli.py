@@ -7,13 +7,13 @@ import pytest
 from dean_interp import InputError, load_behaviour
 from dean_interp.cli.main import main
 from dean_interp.data import readers
-from dean_interp.study import run
+from dean_interp.study import settings
 
 
 @pytest.fixture
 def no_model_is_read(monkeypatch):
     """Bad data must be found before a model is loaded."""
-    monkeypatch.setattr(run, "load_model", lambda *args, **options: pytest.fail("a model was loaded first"))
+    monkeypatch.setattr(settings, "load_model", lambda *args, **options: pytest.fail("a model was loaded first"))
 
 
 def one_line(capsys) -> str:

@@ -19,7 +19,7 @@ from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.generate import generate_to
 from dean_interp.models.load import native_tokenizer
 from dean_interp.study.answering import answers_of
-from dean_interp.study.config import AnswerConfig, DataConfig
+from dean_interp.study.settings import AnswerConfig, DataConfig
 from dean_interp.study.store import ORIGINAL, Store
 
 PROGRAM = shutil.which("llama-server")

@@ -16,23 +16,16 @@ from dean_interp.report.html import write_report, write_sweep_report
 from dean_interp.statistics import clustered_interval, standard_error
 from dean_interp.study import controls, state_outcomes
 from dean_interp.study.arms import arm, arm_outcomes, arms_plan
-from dean_interp.study.config import (
-    AnswerConfig,
-    CalibrationConfig,
-    ControlConfig,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    StudyConfig,
-    SweepConfig,
-)
+from dean_interp.study.config import EvaluationConfig, StudyConfig, SweepConfig
 from dean_interp.study.controls import RandomControl
-from dean_interp.study.data import PromptSets, study_data, test_sets
 from dean_interp.study.evaluate import evaluate_edit
 from dean_interp.study.measurement_file import load_measurement
+from dean_interp.study.pareto import halves
 from dean_interp.study.run import run_study
+from dean_interp.study.settings import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig
 from dean_interp.study.state_outcomes import MeasurementKind
-from dean_interp.study.sweep import halves, run_sweep
+from dean_interp.study.study_data import PromptSets, study_data, test_sets
+from dean_interp.study.sweep import run_sweep
 
 DATA = DataConfig(n_test=24, n_general_test=8, answer_tokens=6)
 CONTROLS = ControlConfig(n_random=2, n_equal_kl=1)

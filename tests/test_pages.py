@@ -36,18 +36,11 @@ from dean_interp.report.html import (
 )
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.study.arms import ArmResults
-from dean_interp.study.config import (
-    AnswerConfig,
-    CalibrationConfig,
-    ControlConfig,
-    DataConfig,
-    ModelConfig,
-    StudyConfig,
-    SweepConfig,
-)
-from dean_interp.study.data import test_sets
+from dean_interp.study.config import StudyConfig, SweepConfig
 from dean_interp.study.results import InformationResults
 from dean_interp.study.run import run_study
+from dean_interp.study.settings import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig
+from dean_interp.study.study_data import test_sets
 from dean_interp.study.sweep import run_sweep
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,10 @@ from dean_interp.report.study_figures import (
     information_per_layer,
     labels_by_state,
 )
-from dean_interp.study.config import AnswerConfig, ControlConfig, DataConfig, ModelConfig, StudyConfig
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import RANDOM_CONTROLS, RandomControl, size_matched
 from dean_interp.study.results import InformationResults, load_record, save_record
+from dean_interp.study.settings import AnswerConfig, ControlConfig, DataConfig, ModelConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.product]
 

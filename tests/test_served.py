@@ -13,8 +13,9 @@ from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.generate import _continue, generate_to
 from dean_interp.models.load import native_tokenizer
 from dean_interp.study.answering import answers_of
-from dean_interp.study.config import AnswerConfig, DataConfig, EvaluationConfig
+from dean_interp.study.config import EvaluationConfig
 from dean_interp.study.evaluate import servers_of
+from dean_interp.study.settings import AnswerConfig, DataConfig
 from dean_interp.study.store import ORIGINAL, State, Store
 
 EDIT = Selection({Site(1, "neurons"): torch.tensor([3, 5])}, {Site(1, "neurons"): (40,)})

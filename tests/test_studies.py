@@ -14,14 +14,8 @@ from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 from dean_interp import InputError, load_behaviour
 from dean_interp.evaluation.outcomes import LOSS, MARGIN
 from dean_interp.fine_tuning import FineTuningConfig
-from dean_interp.study.config import (
-    AnswerConfig,
-    CalibrationConfig,
-    ControlConfig,
-    DataConfig,
-    ModelConfig,
-    StudyConfig,
-)
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.settings import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analyses"))
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of the trainer and its packages

@@ -8,14 +8,15 @@ import torch
 from dean_interp import InputError, load_behaviour, load_scores, load_selection
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.report.html import write_report
-from dean_interp.study import config as settings
 from dean_interp.study import run as study
-from dean_interp.study.config import AnswerConfig, ControlConfig, DataConfig, ModelConfig, StudyConfig
-from dean_interp.study.data import calibration_sets, test_sets
+from dean_interp.study import settings
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.measurement_file import load_measurement
 from dean_interp.study.method import score
 from dean_interp.study.results import load_results
 from dean_interp.study.run_folder import owned
+from dean_interp.study.settings import AnswerConfig, ControlConfig, DataConfig, ModelConfig
+from dean_interp.study.study_data import calibration_sets, test_sets
 
 pytestmark = [pytest.mark.slow, pytest.mark.product]
 

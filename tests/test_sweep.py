@@ -13,11 +13,13 @@ from dean_interp.cli.main import main
 from dean_interp.report.html import options_of, write_sweep_report
 from dean_interp.report.page import INTERVALS
 from dean_interp.scoring.methods import wanda, wanda_from
-from dean_interp.study import config as settings_module
+from dean_interp.study import settings as settings_module
 from dean_interp.study import store
-from dean_interp.study.config import CalibrationConfig, ControlConfig, DataConfig, ModelConfig, SweepConfig
+from dean_interp.study.config import SweepConfig
 from dean_interp.study.controls import RANDOM_CONTROLS
-from dean_interp.study.sweep import halves, load_sweep, objectives, pareto_front, run_sweep
+from dean_interp.study.pareto import halves, objectives, pareto_front
+from dean_interp.study.settings import CalibrationConfig, ControlConfig, DataConfig, ModelConfig
+from dean_interp.study.sweep import load_sweep, run_sweep
 
 pytestmark = pytest.mark.slow
 

@@ -12,17 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from dean_interp.cli.main import main
 from dean_interp.study import verify
-from dean_interp.study.config import (
-    AnswerConfig,
-    CalibrationConfig,
-    ControlConfig,
-    DataConfig,
-    ModelConfig,
-    StudyConfig,
-)
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.run_folder import CHECKSUMS, note_checksums
+from dean_interp.study.settings import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig
 from dean_interp.study.verify import verify_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

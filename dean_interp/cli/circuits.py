@@ -18,7 +18,8 @@ from dean_interp.report.circuit_page import circuit_page
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import Selection, load_selection
-from dean_interp.study.config import DataConfig, ModelConfig, StudyConfig
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.settings import DataConfig, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.files import check_writable
 from dean_interp.models.load import HookedModel
 from dean_interp.selection.selection import load_selection
-from dean_interp.study.config import ModelConfig
+from dean_interp.study.settings import ModelConfig
 
 CHECKPOINT_STATES = {
     "base": "is the edit's base",

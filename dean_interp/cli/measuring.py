@@ -20,8 +20,9 @@ from dean_interp.models.load import model_fingerprint
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
-from dean_interp.study.config import AnswerConfig, DataConfig, EvaluationConfig, InformationConfig, ModelConfig
+from dean_interp.study.config import EvaluationConfig, InformationConfig
 from dean_interp.study.evaluate import estimate_information, evaluate_edit
+from dean_interp.study.settings import AnswerConfig, DataConfig, ModelConfig
 
 
 @dataclass(frozen=True)

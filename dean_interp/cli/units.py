@@ -25,7 +25,7 @@ from dean_interp.scoring.scores import KEPT_FRACTION, Scores, load_scores, refus
 from dean_interp.selection.coupling import couple, refuse_empty
 from dean_interp.selection.expression import select_each
 from dean_interp.selection.selection import Selection, Within, top_count, top_fraction
-from dean_interp.study.config import FRACTION, CalibrationConfig, DataConfig, ModelConfig
+from dean_interp.study.settings import FRACTION, CalibrationConfig, DataConfig, ModelConfig
 
 ScoringMethod = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]
 ONLY_UNIT: dict[ScoringMethod, Unit] = {

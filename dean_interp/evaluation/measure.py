@@ -4,8 +4,8 @@ The likelihood margin `log p(safe) - log p(unsafe)`, each per token, needs no ju
 answers the model finds likelier, and moves before any word of its own does.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -124,31 +124,39 @@ def measure(
             other examples.
     """
     refuse_scored(model, behaviours)
-    if len({behaviour.name for behaviour in behaviours}) < len(behaviours):
-        raise InputError(f"each behaviour needs a name of its own, got {[behaviour.name for behaviour in behaviours]}")
+    names = [behaviour.name for behaviour in behaviours]
+    if len(set(names)) < len(names):
+        raise InputError(f"each behaviour needs a name of its own, got {names}")
     known = original.behaviours if original else {}
-    if any(b.name in known and known[b.name].prompts != tuple(b.prompts) for b in behaviours):
-        raise InputError("`original` was measured on other examples; KL needs the same ones")
-    measured, found = {}, []
+    for behaviour in behaviours:
+        if behaviour.name in known and known[behaviour.name].prompts != tuple(behaviour.prompts):
+            raise InputError("`original` was measured on other examples; KL needs the same ones")
+    measured, recorded, examples = {}, [], []
     for behaviour in behaviours:
         encoded = encoded_answers(model, behaviour, template=template, answer_tokens=answer_tokens)
-        n = len(behaviour)
-        wanted = hooks_of(neurons) if neurons is not None and behaviour.paired else None
-        with (
-            end_activations(model, wanted, n_prompts=n, n_answers=2 * n)
-            if wanted is not None
-            else nullcontext() as recorded
-        ):
-            then = known[behaviour.name].final if behaviour.name in known else None
-            saved = unfinished.part(behaviour.name) if unfinished else None
-            tokens, n_tokens = _run(model, encoded, then, recorded, batch_tokens, behaviour.name, saved)
+        then = known[behaviour.name].final if behaviour.name in known else None
+        saved = unfinished.part(behaviour.name) if unfinished else None
+        # Activations are kept at the ends of a pair's prompt and of both its answers.
+        with _recording(model, behaviour, neurons) as activations:
+            tokens, n_tokens = _run(model, encoded, then, activations, batch_tokens, behaviour.name, saved)
         measured[behaviour.name] = _summary(behaviour, tokens, n_tokens)
-        if recorded is not None:
-            found.append(recorded)
-    owned = [
-        (behaviour.name, example) for behaviour in behaviours if behaviour.paired for example in behaviour.examples
-    ]
-    return Measurement(measured, activations_of(found, owned, neurons) if neurons is not None and found else None)
+        if activations is not None:
+            recorded.append(activations)
+            examples += [(behaviour.name, example) for example in behaviour.examples]
+    if neurons is None or not recorded:
+        return Measurement(measured)
+    return Measurement(measured, activations_of(recorded, examples, neurons))
+
+
+@contextmanager
+def _recording(model: HookedModel, behaviour: Behaviour, neurons: Selection | None) -> Iterator[EndActivations | None]:
+    """While open, the neurons' activations at text ends are kept in what is yielded; None where none are wanted."""
+    if neurons is None or not behaviour.paired:
+        yield None
+        return
+    n = len(behaviour)
+    with end_activations(model, hooks_of(neurons), n_prompts=n, n_answers=2 * n) as activations:
+        yield activations
 
 
 def encoded_answers(

@@ -31,7 +31,7 @@ DEFAULT_CONFIG = MutualInformationConfig()
 """`downstream_mi` with every default."""
 
 Changes = list[dict[str, float]]
-"""Of one control: for each config, the change at every place."""
+"""The change of one control at every place, for each config."""
 
 
 def mutual_information(
@@ -101,7 +101,7 @@ def mutual_informations(
     _log_memory(model, len(distinct(behaviours)), len(units), len(arms), answers=answers, residual=residual)
 
     def activations() -> Activations:
-        """Of the test prompts, in the model's present state."""
+        """Activations on the test prompts, in the model's present state."""
         return read_activations(model, behaviours, units, answers=answers, residual=residual, template=template)
 
     # what is fixed before the ablation
@@ -180,7 +180,7 @@ class _Store:
     path: Path | None
     """None: nothing is kept."""
     fingerprint: str
-    """Of everything that the changes depend on."""
+    """Hash of everything that the changes depend on."""
 
     def load(self) -> list[Changes]:
         if self.path is None or not self.path.is_file():

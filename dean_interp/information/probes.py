@@ -13,7 +13,7 @@ from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matric
 
 N_FOLDS = 5
 Folds = Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]
-"""Of each fold the examples that a probe is fitted on, and those that it is asked about."""
+"""For each fold, the examples that a probe is fitted on and those that it is asked about."""
 
 
 def v_information(

@@ -24,7 +24,7 @@ HEAP = 1.35
 _TIMED_TOKENS = 512
 
 
-class Probe:
+class PassProbe:
     """Passes that are watched. Every layer is added to the middle layer's sums: their cost without their memory."""
 
     def __init__(self, model: HookedModel, data: Prepared, sites: Sequence[Site], config: ScoringConfig) -> None:

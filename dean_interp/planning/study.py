@@ -32,7 +32,7 @@ from dean_interp.planning.scoring import halved, site_bytes
 from dean_interp.planning.work import Work, work_of
 from dean_interp.scoring.preparation import ScoringConfig, in_passes, prepare, scored_sites
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.data import study_data
+from dean_interp.study.study_data import study_data
 
 SHARE_OF_PRODUCTS = {"score": 0.15, "measure": 0.1, "answer": 0.08}
 """Share of a device's plain matrix products that each step sustains: as in the demo study on two busy cores."""

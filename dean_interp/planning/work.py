@@ -8,7 +8,7 @@ from dean_interp.evaluation.measure import encoded_answers
 from dean_interp.models.load import HookedModel
 from dean_interp.models.tokens import Row, batches, row_length, trees
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.data import StudyData
+from dean_interp.study.study_data import StudyData
 
 _EQUAL_KL_TRIES = 3
 """Sizes that an equal-KL control takes; the KL of the last one is its own."""

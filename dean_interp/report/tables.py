@@ -12,7 +12,7 @@ from dean_interp.statistics import Interval
 from dean_interp.study.controls import RANDOM_CONTROLS
 from dean_interp.study.results import StateResults, UnitResults
 
-Changes = Callable[[StateResults], Mapping[str, Interval]]
+ChangesOf = Callable[[StateResults], Mapping[str, Interval]]
 """Gives the changes of one state that a table shows, by the heading of their column."""
 
 
@@ -36,7 +36,7 @@ def margins(state: StateResults) -> Mapping[str, Interval]:
     return state.change
 
 
-def single_row(state: StateResults, label: str, changes: Changes = margins) -> StateRow:
+def single_row(state: StateResults, label: str, changes: ChangesOf = margins) -> StateRow:
     """The row of one state."""
     return StateRow(
         label=label,
@@ -48,7 +48,7 @@ def single_row(state: StateResults, label: str, changes: Changes = margins) -> S
     )
 
 
-def control_rows(states: Sequence[StateResults], changes: Changes = margins) -> list[StateRow]:
+def control_rows(states: Sequence[StateResults], changes: ChangesOf = margins) -> list[StateRow]:
     """One row for each kind of random control that is among the states."""
     rows = []
     for kind, control in RANDOM_CONTROLS.items():
@@ -58,7 +58,7 @@ def control_rows(states: Sequence[StateResults], changes: Changes = margins) -> 
     return rows
 
 
-def _group_row(group: Sequence[StateResults], label: str, changes: Changes) -> StateRow:
+def _group_row(group: Sequence[StateResults], label: str, changes: ChangesOf) -> StateRow:
     sizes = sorted({state.n_units for state in group})
     means: dict[str, list[float]] = {}
     for state in group:

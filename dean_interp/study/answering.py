@@ -12,14 +12,14 @@ from dean_interp.models.generate import generate, generate_to
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.resume import Unfinished
-from dean_interp.study.config import AnswerConfig
+from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.store import State, Store, file_name
 
 log = logging.getLogger(__name__)
 
 N_COMPARED, N_BEGIN = 8, 3
 """Prompts whose served answers are compared with the model's own, and by how many of their first new tokens."""
-Answers = dict[int, dict[str, list[str]]]
+AnswersByLength = dict[int, dict[str, list[str]]]
 """By length (new tokens) and by set."""
 
 
@@ -31,7 +31,7 @@ def answers_of(
     config: AnswerConfig,
     *,
     server: Served | None = None,
-) -> Answers:
+) -> AnswersByLength:
     """Greedy answers to the prompts of every set, at every length.
 
     Args:
@@ -42,39 +42,70 @@ def answers_of(
         InputError: prompts that were scored; a server that holds another checkpoint.
     """
     lengths = tuple(sorted(config.answer_lengths))
-    prompts = [prompt for behaviour in behaviours for prompt in behaviour.prompts]
-    path = f"answers/{file_name(state.title)}"
 
-    def make(unfinished: Unfinished) -> Answers:
+    def make(unfinished: Unfinished) -> AnswersByLength:
         assert model is not None, f"{state.title} did not answer"
         refuse_scored(model, behaviours)
         with state.applied(model):
             if server is None:
-                flat = generate_to(
-                    model,
-                    prompts,
-                    lengths=lengths,
-                    template=store.template,
-                    batch_size=config.answer_batch,
-                    label=f"answering: {state.title}",
-                    unfinished=unfinished,
-                )
-            else:
-                _refuse_other_checkpoint(server, store, model, prompts[:N_COMPARED], lengths)
-                flat = generate_served(
-                    server,
-                    native_tokenizer(model),
-                    prompts,
-                    lengths=lengths,
-                    template=store.template,
-                    replies=store.folder / f"{path}.replies.jsonl",
-                )
-        return {length: _by_set(behaviours, answers) for length, answers in flat.items()}
+                return _generated(store, model, state, behaviours, config, unfinished)
+            return _served(store, model, state, behaviours, lengths, server)
 
     depends_on = [behaviour.fingerprint for behaviour in behaviours]
     depends_on += [state.fingerprint, str(lengths), str(config.answer_batch)]
     depends_on += [server.base_url, str(server.model)] if server else []
-    return store.record(f"{path}.json", depends_on, Answers, make)
+    return store.record(f"{_path(state)}.json", depends_on, AnswersByLength, make)
+
+
+def _path(state: State) -> str:
+    return f"answers/{file_name(state.title)}"
+
+
+def _generated(
+    store: Store,
+    model: HookedModel,
+    state: State,
+    behaviours: Sequence[Behaviour],
+    config: AnswerConfig,
+    unfinished: Unfinished,
+) -> AnswersByLength:
+    """The model's own answers."""
+    answers = generate_to(
+        model,
+        _prompts(behaviours),
+        lengths=tuple(sorted(config.answer_lengths)),
+        template=store.template,
+        batch_size=config.answer_batch,
+        label=f"answering: {state.title}",
+        unfinished=unfinished,
+    )
+    return {length: _by_set(behaviours, given) for length, given in answers.items()}
+
+
+def _served(
+    store: Store,
+    model: HookedModel,
+    state: State,
+    behaviours: Sequence[Behaviour],
+    lengths: tuple[int, ...],
+    server: Served,
+) -> AnswersByLength:
+    """The answers of a server that holds the state as a checkpoint."""
+    prompts = _prompts(behaviours)
+    _refuse_other_checkpoint(server, store, model, prompts[:N_COMPARED], lengths)
+    answers = generate_served(
+        server,
+        native_tokenizer(model),
+        prompts,
+        lengths=lengths,
+        template=store.template,
+        replies=store.folder / f"{_path(state)}.replies.jsonl",
+    )
+    return {length: _by_set(behaviours, given) for length, given in answers.items()}
+
+
+def _prompts(behaviours: Sequence[Behaviour]) -> list[str]:
+    return [prompt for behaviour in behaviours for prompt in behaviour.prompts]
 
 
 def _by_set(behaviours: Sequence[Behaviour], answers: Sequence[str]) -> dict[str, list[str]]:

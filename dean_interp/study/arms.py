@@ -24,9 +24,9 @@ from dean_interp.selection.strata import Strata
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import random_control
-from dean_interp.study.data import PromptSets
 from dean_interp.study.state_outcomes import MeasurementPlan, is_known, measurement_plan, outcomes_of
 from dean_interp.study.store import State, Store, file_name, fingerprint_of
+from dean_interp.study.study_data import PromptSets
 
 
 @dataclass(frozen=True)

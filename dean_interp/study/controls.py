@@ -16,7 +16,7 @@ from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.random_sets import grow_to_kl, n_units_outside, random_like
 from dean_interp.selection.selection import Selection, strongest
 from dean_interp.selection.strata import Strata
-from dean_interp.study.config import ControlConfig
+from dean_interp.study.settings import ControlConfig
 from dean_interp.study.store import State, file_name
 
 log = logging.getLogger(__name__)

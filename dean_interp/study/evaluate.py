@@ -26,9 +26,8 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import strata
 from dean_interp.study.conclusions import state_results
-from dean_interp.study.config import AnswerConfig, ControlConfig, EvaluationConfig, InformationConfig
+from dean_interp.study.config import EvaluationConfig, InformationConfig
 from dean_interp.study.controls import ControlRequest
-from dean_interp.study.data import PromptSets, prompt_sets, scored_part, test_sets
 from dean_interp.study.method import (
     Comparison,
     compare_with_controls,
@@ -39,8 +38,10 @@ from dean_interp.study.method import (
 )
 from dean_interp.study.results import Design, Primary, StateResults, save_record
 from dean_interp.study.run_folder import locked
+from dean_interp.study.settings import AnswerConfig, ControlConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan
 from dean_interp.study.store import State, Store, fingerprint_of
+from dean_interp.study.study_data import PromptSets, prompt_sets, scored_part, test_sets
 
 
 @dataclass(frozen=True)

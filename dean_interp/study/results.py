@@ -231,7 +231,7 @@ class InformationResults:
     informations: tuple[MutualInformation, ...]
 
 
-Record = TypeVar("Record")
+ResultRecord = TypeVar("ResultRecord")
 
 
 def save_results(results: Results, path: Path) -> None:
@@ -249,7 +249,7 @@ def save_record(record: object, path: Path) -> None:
     write_bytes(path, TypeAdapter(type(record)).dump_json(record, indent=1) + b"\n")
 
 
-def load_record(kind: type[Record], path: Path, what: str) -> Record:
+def load_record(kind: type[ResultRecord], path: Path, what: str) -> ResultRecord:
     """A record from its file. Raises `InputError` where it is missing, damaged or something else than `what`."""
     if not path.is_file():
         raise InputError(f"no {what} in {path.parent}: {path.name} is missing")

@@ -24,9 +24,8 @@ from dean_interp.selection.selection import load_selection
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.statistics import Interval
 from dean_interp.study.conclusions import faults, headline, state_results
-from dean_interp.study.config import AnswerConfig, StudyConfig
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import ControlRequest, named_controls
-from dean_interp.study.data import PromptSets, StudyData, study_data, test_sets
 from dean_interp.study.method import (
     Comparison,
     compare_with_controls,
@@ -46,9 +45,11 @@ from dean_interp.study.results import (
     save_results,
 )
 from dean_interp.study.run_folder import Clock, note_checksums, owned
+from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.shown import shown_answers, shown_neurons, shown_texts
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
 from dean_interp.study.store import State, Store, fingerprint_of
+from dean_interp.study.study_data import PromptSets, StudyData, study_data, test_sets
 
 _N_NAMED = 4
 """Named controls that a unit has at most."""

@@ -12,10 +12,10 @@ from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import Coupling
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.data import StudyData
 from dean_interp.study.results import Answers, AnswerSet, StateAnswers
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes
 from dean_interp.study.store import fingerprint_of
+from dean_interp.study.study_data import StudyData
 
 N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32
 """Neurons, texts and examples behind them that the report shows."""

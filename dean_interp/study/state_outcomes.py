@@ -35,9 +35,9 @@ from dean_interp.models.load import HookedModel
 from dean_interp.progress import ProgressBar
 from dean_interp.resume import Unfinished
 from dean_interp.study.answering import answers_of
-from dean_interp.study.config import AnswerConfig
-from dean_interp.study.data import PromptSets, running_text
+from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.store import ORIGINAL, State, Store, file_name, fingerprint_of
+from dean_interp.study.study_data import PromptSets, running_text
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
 from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
-from dean_interp.study.config import DataConfig
 from dean_interp.study.measurement_file import load_activations, load_measurement, save_activations, save_measurement
+from dean_interp.study.settings import DataConfig
 
-Record = TypeVar("Record")
+KeptRecord = TypeVar("KeptRecord")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Store:
 
     folder: Path
     fingerprint: str
-    """Of model, data and settings (`fingerprint_of`): files of anything else are refused."""
+    """Hash of model, data and settings (`fingerprint_of`): files of anything else are refused."""
     tests: Sequence[Behaviour]
     """First, second and general."""
     config: DataConfig
@@ -152,11 +152,11 @@ class Store:
         self,
         path: str,
         depends_on: Sequence[str],
-        kind: type[Record] | Any,  # noqa: ANN401 - a class, or `list[Verdict]`
-        make: Callable[[Unfinished], Record],
+        kind: type[KeptRecord] | Any,  # noqa: ANN401 - a class, or `list[Verdict]`
+        make: Callable[[Unfinished], KeptRecord],
         *,
-        keep: Callable[[Record], bool] = lambda record: True,
-    ) -> Record:
+        keep: Callable[[KeptRecord], bool] = lambda record: True,
+    ) -> KeptRecord:
         """A record as JSON: from its file in the folder, else made and written there.
 
         Args:

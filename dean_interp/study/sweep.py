@@ -7,18 +7,15 @@ many edits looks good by luck where it was chosen; only the other half says how 
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import Bool
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.values import Mean, Scale, Value, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.lines import Line
-from dean_interp.evaluation.outcomes import LOSS, MARGIN, clusters_of, part_of
+from dean_interp.evaluation.outcomes import MARGIN, clusters_of
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
 from dean_interp.progress import progress_bar
@@ -27,21 +24,17 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import Strata, strata
-from dean_interp.statistics import Interval
 from dean_interp.study.conclusions import state_results
-from dean_interp.study.config import AnswerConfig, StudyConfig, SweepConfig, SweepMethod, factor_of
+from dean_interp.study.config import StudyConfig, SweepConfig, SweepMethod, factor_of
 from dean_interp.study.controls import ControlRequest
-from dean_interp.study.data import PromptSets, calibration_sets, test_sets
 from dean_interp.study.method import compare_with_controls, kl_to, original_of, score
+from dean_interp.study.pareto import front_of, halves_of, objectives, on_rows
 from dean_interp.study.results import StateResults, load_record, save_record
 from dean_interp.study.run_folder import Clock, owned
+from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
 from dean_interp.study.store import State, Store, fingerprint_of
-
-ABILITY = "ability"
-"""The third objective: minus the change of the loss on general text, nats per token."""
-Split = Mapping[str, Bool[np.ndarray, " example"]]
-"""For each test set, the examples that edits are chosen on."""
+from dean_interp.study.study_data import PromptSets, calibration_sets, test_sets
 
 
 @dataclass(frozen=True)
@@ -82,16 +75,6 @@ class Sweep:
     def objectives(self) -> list[str]:
         """Both behaviours and ability."""
         return list(objectives(self.points[0].chosen_on))
-
-
-def objectives(results: StateResults) -> dict[str, Interval]:
-    """The change of each behaviour's margin and of ability, nats per token. Larger is better."""
-    changes = dict(results.change)
-    for line in results.lines:
-        if line.metric == LOSS:
-            loss = line.change
-            changes[ABILITY] = Interval(-loss.mean, low=-loss.high, high=-loss.low, n_clusters=loss.n_clusters)
-    return changes
 
 
 def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
@@ -176,23 +159,6 @@ def margins_of(results: StateResults) -> list[Line]:
     return [line for line in results.lines if line.metric == MARGIN]
 
 
-def pareto_front(points: Sequence[Mapping[str, float]]) -> list[bool]:
-    """Which points no other dominates: none is at least as good in every objective and better in one."""
-    table = np.array([list(point.values()) for point in points])
-    on_front = []
-    for own in table:
-        dominates = (table >= own).all(axis=1) & (table > own).any(axis=1)
-        on_front.append(not dominates.any())
-    return on_front
-
-
-def halves(behaviour: Behaviour) -> Bool[np.ndarray, " example"]:
-    """True for the examples that edits are chosen on: every other topic (where there are none, every other prompt)."""
-    clusters = clusters_of(behaviour)
-    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-    return np.array([number[cluster] % 2 == 0 for cluster in clusters])
-
-
 def _sweep(
     config: SweepConfig,
     folder: Path,
@@ -206,51 +172,72 @@ def _sweep(
     tried = [each for each in config.combinations() if len(selections[each[:3]])]
     if not tried:
         raise InputError(f"no combination selects a unit: raise the fractions (tried {', '.join(empty)})")
+    parts = [behaviour.fingerprint for behaviour in (*tests, *scores)]
     store = Store(
         folder=folder,
-        fingerprint=fingerprint_of(
-            model_fingerprint(model), *(behaviour.fingerprint for behaviour in (*tests, *scores))
-        ),
+        fingerprint=fingerprint_of(model_fingerprint(model), *parts),
         tests=tests,
         config=config.data,
         template=config.model.template,
     )
-    chosen_on = {test.name: halves(test) for test in tests}
-    confirmed_on = {name: ~rows for name, rows in chosen_on.items()}
     with progress_bar(total=1 + len(tried), desc="edits", unit="edit") as progress:
         plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
         original = original_of(plan, model, in_full=False)
-        states, points = [], []
-        # Choose the front on one half of the topics.
+        edits = []
         for unit, method, fraction, text in tried:
             selection = selections[unit, method, fraction]
             name = f"{method} {fraction:g} x{text}"
             state = State(name, "edit", ablated=selection, value=_value(text, scores), unit=unit)
-            measured = outcomes_of(plan, model, state, reference=original.measurement, in_full=False)
-            states.append(state)
-            points.append(
-                Point(
-                    unit=unit,
-                    method=method,
-                    fraction=fraction,
-                    value=text,
-                    n_units=len(selection),
-                    chosen_on=state_results(_on(original, chosen_on), _on(measured, chosen_on)),
-                    confirmed_on=state_results(_on(original, confirmed_on), _on(measured, confirmed_on)),
-                )
-            )
-        means = []
-        for point in points:
-            means.append({name: change.mean for name, change in objectives(point.chosen_on).items()})
-        front = np.flatnonzero(pareto_front(means))
-        # Confirm it on the other, beside controls.
+            edits.append(_Edit(unit, method, fraction, text, state))
+        points = _points(plan, model, original, edits)
+        # Choose the front on one half of the topics, and confirm it on the other, beside controls.
+        front = front_of([point.chosen_on for point in points])
         progress.total += len(front) * (config.controls.n_random + config.controls.n_equal_kl)
         matched: dict[Unit, Strata] = {}
         for unit in config.unit:
             matched[unit] = strata(model, [behaviour.of(unit) for behaviour in scores])
-        for i in front:
-            points[i] = _confirmed(config, plan, model, original, points[i], states[i], matched, confirmed_on)
+        for number in front:
+            request = ControlRequest(
+                edit=edits[number].state,
+                strata=matched[edits[number].unit],
+                config=config.controls,
+                seed=config.data.seed,
+                kl=kl_to(plan, model, original),
+                folder=folder,
+            )
+            points[number] = _confirmed(plan, model, original, points[number], request)
     return Sweep(config, model_fingerprint(model), tuple(points), tuple(empty))
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """One combination that selects something."""
+
+    unit: Unit
+    method: SweepMethod
+    fraction: float
+    value: str
+    state: State
+
+
+def _points(plan: MeasurementPlan, model: HookedModel, original: StateOutcomes, edits: Sequence[_Edit]) -> list[Point]:
+    """Every edit, compared with the original on each half of the topics."""
+    chosen_on, confirmed_on = halves_of(plan.store.tests)
+    points = []
+    for edit in edits:
+        measured = outcomes_of(plan, model, edit.state, reference=original.measurement, in_full=False)
+        points.append(
+            Point(
+                unit=edit.unit,
+                method=edit.method,
+                fraction=edit.fraction,
+                value=edit.value,
+                n_units=edit.state.n_units,
+                chosen_on=state_results(on_rows(original, chosen_on), on_rows(measured, chosen_on)),
+                confirmed_on=state_results(on_rows(original, confirmed_on), on_rows(measured, confirmed_on)),
+            )
+        )
+    return points
 
 
 def _selections(
@@ -266,35 +253,15 @@ def _selections(
 
 
 def _confirmed(
-    config: SweepConfig,
-    plan: MeasurementPlan,
-    model: HookedModel,
-    original: StateOutcomes,
-    point: Point,
-    state: State,
-    matched: Mapping[Unit, Strata],
-    rows: Split,
+    plan: MeasurementPlan, model: HookedModel, original: StateOutcomes, point: Point, request: ControlRequest
 ) -> Point:
     """A point of the front on the confirming half, beside its controls."""
-    request = ControlRequest(
-        edit=state,
-        strata=matched[point.unit],
-        config=config.controls,
-        seed=config.data.seed,
-        kl=kl_to(plan, model, original),
-        folder=plan.store.folder,
-    )
+    _, rows = halves_of(plan.store.tests)
     comparison = compare_with_controls(
-        plan, model, _on(original, rows), state, request, part=lambda measured: _on(measured, rows)
+        plan, model, on_rows(original, rows), request.edit, request, part=lambda measured: on_rows(measured, rows)
     )
     edit, *controls = comparison.states
     return dataclasses.replace(point, on_front=True, confirmed_on=edit, controls=tuple(controls))
-
-
-def _on(measured: StateOutcomes, rows: Split) -> StateOutcomes:
-    """The outcomes on some of the test prompts."""
-    parts = tuple(part_of(outcome, rows[outcome.on]) for outcome in measured.outcomes)
-    return dataclasses.replace(measured, outcomes=parts)
 
 
 def _scored(

@@ -30,18 +30,18 @@ from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import load_selection
 from dean_interp.selection.stability import jaccard
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.data import StudyData, study_data
 from dean_interp.study.measurement_file import stored_log_probs
 from dean_interp.study.results import load_results, save_results
 from dean_interp.study.run import results_in
 from dean_interp.study.run_folder import CHECKSUMS, Clock, checksums, kept_files
 from dean_interp.study.store import State, file_name
+from dean_interp.study.study_data import StudyData, study_data
 
 _N_SAMPLE = 6
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Nats, and parts of the largest score: what other batches, threads and devices may change."""
 _TIED = 0.05
-"""Of a selection from new scores, which differs where units are nearly tied: 1 - Jaccard overlap."""
+"""How far a selection from new scores may be from the kept one, since nearly tied units change places (1 - Jaccard)."""
 _NEW = "new scores"
 
 Match = Literal["same", "within float noise", "different"]

@@ -24,7 +24,7 @@ class Agreement:
     """Answers on which both have a verdict; the rest is in none of the shares below."""
     n_missing: int
     share: float
-    """Of these answers, how many both judge alike."""
+    """Share of these answers that both judge alike."""
     kappa: float | None
     """Cohen's (1960) kappa: agreement beyond chance; None where both judges say one thing throughout."""
     first_harmless: float

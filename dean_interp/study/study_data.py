@@ -11,7 +11,8 @@ from dean_interp.data.leakage import Leaked, all_without_leaks, without_leaks
 from dean_interp.data.readers import BUILTIN
 from dean_interp.errors import InputError
 from dean_interp.evaluation.outcomes import clusters_of
-from dean_interp.study.config import AnswerConfig, CalibrationConfig, DataConfig, StudyConfig
+from dean_interp.study.config import StudyConfig
+from dean_interp.study.settings import AnswerConfig, CalibrationConfig, DataConfig
 
 
 @dataclass(frozen=True)
