@@ -1,6 +1,5 @@
 """One method: every command gives the same line for the same edit, and knows a new control or measurement at once."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -185,8 +184,7 @@ def test_what_a_design_detects_counts_topics_not_prompts():
     by_topic = detectable_changes([original], [[control]])[original.key]
     one_row_each = margins(np.zeros(4), "abcd"), margins(changes[::2], "abcd")
     assert by_topic == pytest.approx(detectable_changes([one_row_each[0]], [[one_row_each[1]]])[original.key])
-    as_prompts = margins(np.zeros(8), range(8)), margins(changes, range(8))
-    as_prompts = [dataclasses.replace(one, clusters=tuple(map(str, range(8)))) for one in as_prompts]
+    as_prompts = margins(np.zeros(8), "abcdefgh"), margins(changes, "abcdefgh")
     assert by_topic > 1.3 * detectable_changes([as_prompts[0]], [[as_prompts[1]]])[original.key]
 
 

@@ -15,7 +15,7 @@ from dean_interp import (
 )
 from dean_interp.circuits.neuron import strongest_neurons
 from dean_interp.selection.strata import strata
-from dean_interp.study.controls import named_controls
+from dean_interp.study.controls import named_selections
 
 pytestmark = pytest.mark.hooks
 
@@ -76,7 +76,7 @@ def test_matched_random_controls_leave_both_behaviours_unmoved(planted, scores, 
 
 def test_top_of_one_behaviour_moves_that_one_alone(planted, scores, found, tests):
     before, _ = margins(planted, tests)
-    controls = named_controls(found, *scores)
+    controls = named_selections(found, scores)
     assert ONLY_F in controls["fairness only"].units[Site(LAYER, "neurons")]
     with ablate(planted, controls["fairness only"]):
         after, _ = margins(planted, tests)

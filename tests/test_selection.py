@@ -18,7 +18,7 @@ from dean_interp import InputError, Scores, Selection, Site, couple, load_scores
 from dean_interp.selection.coupling import refuse_empty, smallest_coupling_fraction
 from dean_interp.selection.selection import load_selection, strongest, top_fraction
 from dean_interp.selection.strata import deciles, pooled_norm
-from dean_interp.study.controls import named_controls
+from dean_interp.study.controls import named_selections
 
 seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 SITES = (Site(0, "neurons"), Site(2, "neurons"))
@@ -434,7 +434,7 @@ def test_the_pooled_norm_is_the_root_mean_square_over_behaviours():
 def test_named_controls_keep_to_their_rule_and_to_the_coupled_sets_sizes(first, second, general, fraction):
     scores = score(*first), score(*second, name="privacy"), score(*general, name="general")
     found = couple(*scores, fraction=fraction)
-    controls = named_controls(found, *scores)
+    controls = named_selections(found, scores)
     allowed = {
         "fairness only": found.first - found.second - found.general,
         "privacy only": found.second - found.first - found.general,

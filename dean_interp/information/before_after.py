@@ -19,7 +19,7 @@ from dean_interp.information.sides import Sides, label_sides, neuron_sides, prob
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import rank_p_value
 
-Samples = Sequence[tuple[Int[Tensor, " row"], float]]
+Samples = Sequence[tuple[Int[Tensor, " _"], float]]
 
 
 class BeforeAfter:

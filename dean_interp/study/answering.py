@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -92,14 +93,16 @@ def _served(
 ) -> AnswersByLength:
     """The answers of a server that holds the state as a checkpoint."""
     prompts = _prompts(behaviours)
-    _refuse_other_checkpoint(server, store, model, prompts[:N_COMPARED], lengths)
+    # The replies that the comparison got are not asked for again.
+    replies = store.folder / f"{_path(state)}.replies.jsonl"
+    _refuse_other_checkpoint(server, store, model, prompts[:N_COMPARED], lengths, replies)
     answers = generate_served(
         server,
         native_tokenizer(model),
         prompts,
         lengths=lengths,
         template=store.template,
-        replies=store.folder / f"{_path(state)}.replies.jsonl",
+        replies=replies,
     )
     return {length: _by_set(behaviours, given) for length, given in answers.items()}
 
@@ -117,13 +120,18 @@ def _by_set(behaviours: Sequence[Behaviour], answers: Sequence[str]) -> dict[str
 
 
 def _refuse_other_checkpoint(
-    server: Served, store: Store, model: HookedModel, prompts: Sequence[str], lengths: tuple[int, ...]
+    server: Served,
+    store: Store,
+    model: HookedModel,
+    prompts: Sequence[str],
+    lengths: tuple[int, ...],
+    replies: Path,
 ) -> None:
     """Raise `InputError` where no served answer begins as the model's own: a wrong address shows nowhere else."""
     longest = max(lengths)
-    served = generate_served(server, native_tokenizer(model), prompts, lengths=lengths, template=store.template)[
-        longest
-    ]
+    served = generate_served(
+        server, native_tokenizer(model), prompts, lengths=lengths, template=store.template, replies=replies
+    )[longest]
     own = generate(model, prompts, max_new_tokens=min(N_BEGIN, longest), template=store.template)
     n_alike = 0
     for theirs, ours in zip(served, own, strict=True):

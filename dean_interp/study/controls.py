@@ -146,23 +146,23 @@ def is_random(kind: str) -> bool:
 
 
 def named_controls(request: ControlRequest, coupling: Coupling, scores: Sequence[Scores]) -> list[State]:
-    """Sets of about the coupled set's size at each site, chosen by other rules from the same scores.
-
-    `first only` and `second only`: the strongest of one behaviour's top that are in neither other top. `all three`: the
-    strongest, by general score, of the units in all three tops. `general only`: the strongest of general's top that are
-    in neither other. They are smaller where there are not enough, and left out where there are none.
-    """
+    """The named controls that hold a unit (`named_selections`), ablated as the edit is."""
     states = []
-    for name, selection in _named_selections(coupling, scores).items():
+    for name, selection in named_selections(coupling, scores).items():
         if len(selection):
             states.append(request.state(name, "named", selection, len(selection) / len(coupling.coupled)))
     return states
 
 
-def _named_selections(coupling: Coupling, scores: Sequence[Scores]) -> Mapping[str, Selection]:
+def named_selections(tops: Coupling, scores: Sequence[Scores]) -> Mapping[str, Selection]:
+    """Sets of about the coupled set's size at each site, chosen by other rules from the same scores.
+
+    `first only` and `second only`: the strongest of one behaviour's top that are in neither other top. `all three`: the
+    strongest, by general score, of the units in all three tops. `general only`: the strongest of general's top that are
+    in neither other. They are smaller where there are not enough units.
+    """
     first, second, general = scores
-    counts = coupling.coupled.counts()
-    tops = coupling
+    counts = tops.coupled.counts()
     return {
         f"{first.behaviour} only": strongest(first, tops.first - tops.second - tops.general, counts),
         f"{second.behaviour} only": strongest(second, tops.second - tops.first - tops.general, counts),
