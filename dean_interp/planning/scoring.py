@@ -1,24 +1,35 @@
 """What scoring will take, before it is run: memory, time, and the batches that fit.
 
-The model is there, so short passes are run and watched (`planning.probe`): how many bytes autograd keeps for rows of
-two lengths, and how long a batch takes. `planning.study` says the same of a whole study, of a model that is not there.
+A few short passes are run and watched: how many bytes they allocate for rows of two lengths, and how long they take.
+The memory of a row is linear in its length, plus attention's part, which grows with its square. Two lengths give both.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import psutil
 import torch
+from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import n_here, n_processes, on_rank0
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
-from dean_interp.models.sites import Unit
-from dean_interp.models.tokens import batches
-from dean_interp.planning.memory import GIB, SHARE_OF_MEMORY, free_memory, halved, held_memory, largest_sums
-from dean_interp.planning.probe import Probe, longest
+from dean_interp.models.matrices import home, shape
+from dean_interp.models.sites import Site, Unit
+from dean_interp.models.tokens import Row, batches, collate, row_length
+from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.importance import (
+    Prepared,
     ScoringConfig,
     batch_tokens_of,
     give_back,
@@ -27,50 +38,55 @@ from dean_interp.scoring.importance import (
     scored_sites,
     units_of,
 )
+from dean_interp.scoring.sums import N_GROUPS, Sums
 
+# A plan takes at most this share of the memory that is free.
+_SHARE = 0.8
+# Sizes of batches that are tried, where the wanted one does not fit.
 _BATCH_TOKENS = (8192, 4096, 2048, 1024, 512, 256, 1)
+# A pass is timed on at most so many tokens.
+_TIMED_TOKENS = 512
+# glibc keeps freed blocks of less than 32 MiB: the process grows by about this times what is in use.
+_HEAP = 1.35
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of scoring one behaviour. Bytes on the device that scores; seconds on this machine."""
+    """The cost of one scoring run, in bytes on the device that scores and in seconds on this machine."""
 
     batch_tokens: int
-    """Number of padded tokens a batch."""
     layers_per_pass: int
-    """Number of layers whose sums are held at once."""
     n_passes: int
-    """Passes of scoring: more than one where the sums of all layers do not fit beside a batch."""
     n_examples: int
     n_tokens: int
-    """Number of padded tokens that go through the model in each pass."""
+    """Padded tokens that go through the model in each pass."""
     held_bytes: int
-    """In use before scoring: on the CPU the whole process, on a GPU what torch has allocated."""
+    """Bytes in use before scoring: on the CPU by the whole process, on a GPU what torch has allocated."""
     sums_bytes: int
-    """Running sums of one pass."""
+    """Bytes of the running sums of one pass."""
     batch_bytes: int
-    """What the largest batch needs beside them."""
+    """Bytes that the largest batch needs beside the sums."""
     peak_bytes: int
-    """The most at once: in use, sums and a batch."""
     free_bytes: int
-    """What could still be allocated before scoring."""
+    """Bytes that could still be allocated before scoring."""
     seconds: float
 
     @property
     def fits(self) -> bool:
         """Whether the peak stays within what is free."""
-        return self.peak_bytes - self.held_bytes <= SHARE_OF_MEMORY * self.free_bytes
+        return self.peak_bytes - self.held_bytes <= _SHARE * self.free_bytes
 
     def apply(self, config: ScoringConfig) -> ScoringConfig:
         """The same settings with this plan's batches and passes."""
         return dataclasses.replace(config, batch_tokens=self.batch_tokens, layers_per_pass=self.layers_per_pass)
 
     def __str__(self) -> str:
+        gib = 2**30
         return (
             f"{self.n_examples} examples, {self.n_tokens} padded tokens in batches of {self.batch_tokens}; "
             f"{self.n_passes} pass(es) of {self.layers_per_pass} layers; about {self.seconds:.0f} s; "
-            f"peak {self.peak_bytes / GIB:.2f} GiB ({self.held_bytes / GIB:.2f} in use, {self.sums_bytes / GIB:.2f} "
-            f"sums, {self.batch_bytes / GIB:.2f} a batch; {self.free_bytes / GIB:.2f} free)"
+            f"peak {self.peak_bytes / gib:.2f} GiB ({self.held_bytes / gib:.2f} in use, {self.sums_bytes / gib:.2f} "
+            f"sums, {self.batch_bytes / gib:.2f} a batch; {self.free_bytes / gib:.2f} free)"
         )
 
 
@@ -84,76 +100,201 @@ def plan(
 ) -> Plan:
     """Predict what `importance` will take, and choose batches and layers a pass that fit.
 
-    Batches are `config.batch_tokens` where that fits and smaller where it does not; sums of all layers are held at once
-    where they fit, else as many layers' as do, in as many passes. Of several processes the first one plans for all.
+    Batches are `config.batch_tokens` where that fits and smaller where it does not. Sums of all layers are held at once
+    where they fit; else there are several passes over fewer layers each. Of several processes the first plans for all.
 
     Args:
-        free_bytes: memory that may be used beside what is held; None: what the device has free now.
+        free_bytes: memory that may be used beside what is held. None: what the device has free now.
 
     Raises:
         InputError: as `importance`, and where not even one example and one layer fit.
     """
-    return Plan(
-        **on_rank0(
-            lambda: dataclasses.asdict(
-                _planned(model=model, behaviour=behaviour, unit=units_of(unit), config=config, free_bytes=free_bytes)
-            )
-        )
-    )
+
+    def planned() -> dict[str, Any]:
+        return dataclasses.asdict(_plan_here(model, behaviour, units_of(unit), config, free_bytes=free_bytes))
+
+    return Plan(**on_rank0(planned))
 
 
-def _planned(
-    model: HookedModel, behaviour: Behaviour, unit: Sequence[Unit], config: ScoringConfig, free_bytes: int | None
+def _plan_here(
+    model: HookedModel, behaviour: Behaviour, units: Sequence[Unit], config: ScoringConfig, *, free_bytes: int | None
 ) -> Plan:
-    """The first plan that fits, of those with the most layers a pass and the largest batches."""
-    sites = scored_sites(model, unit, config)
+    """The plan of this process. The most layers a pass are tried first, and for these the largest batches."""
+    sites = scored_sites(model, units, config)
     data = prepare(model, behaviour, config)
     device = torch.device(model.cfg.device)
-    probe = Probe(model, data, sites, config)
-    bytes_of_batch = probe.batch_bytes()
+    probe = _Probe(model, data, sites, config)
+    batch_bytes = probe.batch_bytes()
     give_back()
-    free = free_bytes if free_bytes is not None else _free_for_each_process(device)
-    held = held_memory(device)
-    sums = largest = 0
-    for layers in halved(config.layers_per_pass or model.cfg.n_layers):
-        passes = in_passes(sites, layers)
-        sums = largest_sums(model, passes, len(behaviour), offloaded=False)
-        for batch_tokens in _batch_sizes(model, config):
+    if free_bytes is None:
+        # On the CPU the processes of one machine share its memory.
+        free_bytes = free_memory(device) // (n_here() if device.type == "cpu" else 1)
+    held_bytes = held_memory(device)
+    wanted = batch_tokens_of(model, config)
+    batch_sizes = [wanted, *(size for size in _BATCH_TOKENS if size < wanted)]
+    sums_bytes = largest_bytes = 0
+    for layers_per_pass in halved(config.layers_per_pass or model.cfg.n_layers):
+        passes = in_passes(sites, layers_per_pass)
+        sums_bytes = max(_pass_bytes(model, pass_sites, len(behaviour)) for pass_sites in passes)
+        for batch_tokens in batch_sizes:
             planned = batches(data.rows, batch_tokens=batch_tokens, together=data.rows_each)
-            sizes = [(len(batch), longest(batch)) for batch in planned]
-            largest = max(bytes_of_batch(n_rows, length) for n_rows, length in sizes)
-            if sums + largest > SHARE_OF_MEMORY * free:
+            sizes = [(len(rows), _longest(rows)) for rows in planned]
+            largest_bytes = max(batch_bytes(n_rows, length) for n_rows, length in sizes)
+            if sums_bytes + largest_bytes > _SHARE * free_bytes:
                 continue
             n_tokens = sum(n_rows * length for n_rows, length in sizes)
             seconds = len(passes) * n_tokens * probe.seconds_a_token(planned[0]) / n_processes()
             give_back()
             return Plan(
                 batch_tokens=batch_tokens,
-                layers_per_pass=layers,
+                layers_per_pass=layers_per_pass,
                 n_passes=len(passes),
                 n_examples=len(behaviour),
                 n_tokens=n_tokens,
-                held_bytes=held,
-                sums_bytes=sums,
-                batch_bytes=largest,
-                peak_bytes=held + sums + largest,
-                free_bytes=free,
+                held_bytes=held_bytes,
+                sums_bytes=sums_bytes,
+                batch_bytes=largest_bytes,
+                peak_bytes=held_bytes + sums_bytes + largest_bytes,
+                free_bytes=free_bytes,
                 seconds=seconds,
             )
     raise InputError(
-        f"one layer's sums ({sums / GIB:.2f} GiB) and one example ({largest / GIB:.2f} GiB) do not fit into "
-        f"{SHARE_OF_MEMORY:.0%} of the {free / GIB:.2f} GiB that are free: use a smaller dtype, max_tokens or "
-        "more memory"
+        f"one layer's sums ({sums_bytes / 2**30:.2f} GiB) and one example ({largest_bytes / 2**30:.2f} GiB) do not fit "
+        f"into {_SHARE:.0%} of the {free_bytes / 2**30:.2f} GiB that are free: use a smaller dtype, max_tokens or more "
+        "memory"
     )
 
 
-def _free_for_each_process(device: torch.device) -> int:
-    """Bytes that can still be allocated; the processes of one machine share its memory."""
-    n_sharing = n_here() if device.type == "cpu" else 1
-    return free_memory(device) // n_sharing
+def halved(n_layers: int) -> list[int]:
+    """Layers a pass to try: the most first, then each time half, down to one."""
+    return [n_layers >> k for k in range(n_layers.bit_length())]
 
 
-def _batch_sizes(model: HookedModel, config: ScoringConfig) -> list[int]:
-    """Tokens a batch that are tried: as many as are wanted, then fewer."""
-    wanted = batch_tokens_of(model, config)
-    return [wanted, *(n for n in _BATCH_TOKENS if n < wanted)]
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device; on the CPU what the machine and its container have left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes in use now: by torch on a GPU, by the process on the CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def _pass_bytes(model: HookedModel, sites: Sequence[Site], n_examples: int) -> int:
+    """Bytes of the sums of some sites on the device that computes. Those of offloaded weights lie in host memory."""
+    device = torch.device(model.cfg.device)
+    here = [site for site in sites if home(model, _matrix_of(site)).type == device.type]
+    return sum(site_bytes(model, site, n_examples) for site in here)
+
+
+def site_bytes(model: HookedModel, site: Site, n_examples: int) -> int:
+    """Bytes of a site's running sums in float32 (`Sums`). Neurons have one effect for each group of examples."""
+    n_in, n_out = shape(model, _matrix_of(site))
+    if site.unit == "weight":
+        return 4 * (n_in + n_in * n_out)
+    return 4 * (n_in + n_in * (1 + min(N_GROUPS, n_examples)))
+
+
+def _matrix_of(site: Site) -> Site:
+    """The matrix of a site: itself, or `out`, which reads the neurons."""
+    return site if site.unit == "weight" else Site(site.layer, "out")
+
+
+class _Probe:
+    """Passes that are watched. Every layer is folded into the middle layer's sums: their cost without their memory."""
+
+    def __init__(self, model: HookedModel, data: Prepared, sites: Sequence[Site], config: ScoringConfig) -> None:
+        self.model, self.data, self.sites, self.config = model, data, sites, config
+        self.middle = model.cfg.n_layers // 2
+        middle_sites = [site for site in sites if site.layer == self.middle]
+        self.sums = Sums(model, middle_sites, n_examples=len(data.rows), rows_each=data.rows_each, signed=config.signed)
+
+    def run(self, rows: Sequence[Row]) -> float:
+        """Seconds of one pass."""
+        began = time.perf_counter()
+        batch = collate(rows, device=self.model.cfg.device, padding=self.config.padding)
+        self.sums.begin(batch)
+
+        def add(site: Site, x: Tensor, gradient: Tensor) -> None:
+            self.sums.add(Site(self.middle, site.part), x, gradient)
+
+        losses = stream_gradients(self.model, batch, self.sites, add, signs=self.sums.signs())
+        # A GPU works on after a call returns; a copy to the CPU waits for it.
+        losses.cpu()
+        return time.perf_counter() - began
+
+    def peak(self, rows: Sequence[Row]) -> int:
+        """Bytes that one pass allocates at most at once, beside those that were in use."""
+        device = torch.device(self.model.cfg.device)
+        if device.type == "cuda":
+            in_use = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self.run(rows)
+            return torch.cuda.max_memory_allocated(device) - in_use
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        with _quiet(), torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
+            self.run(rows)
+        # On the CPU the profiler notes every allocation (positive) and release (negative).
+        profiler: Any = profile.profiler
+        memory_events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+        changes = sorted((event.start_ns(), event.nbytes()) for event in memory_events)
+        return max(itertools.accumulate((n_bytes for _, n_bytes in changes), initial=0))
+
+    def batch_bytes(self) -> Callable[[int, int], int]:
+        """A function that predicts the bytes of a batch of `n_rows` rows of `length` positions.
+
+        It is `fixed + n_rows * (linear * length + square * length**2)`, from the peaks of one example of the longest,
+        two of them, and one of the shortest.
+        """
+        each = self.data.rows_each
+        examples = [self.data.rows[start : start + each] for start in range(0, len(self.data.rows), each)]
+        examples.sort(key=_longest)
+        shortest, longest = examples[0], examples[-1]
+        short_length, long_length = _longest(shortest), _longest(longest)
+        # The first pass allocates what stays, so it is not measured.
+        self.run(shortest)
+        single, double = self.peak(longest), self.peak([*longest, *longest])
+        per_row = (double - single) / each
+        fixed = single - (double - single)
+        if short_length < long_length:
+            per_short_row = max(0.0, (self.peak(shortest) - fixed) / each)
+            lengths = np.array([[long_length, long_length**2], [short_length, short_length**2]], dtype=float)
+            linear, square = np.linalg.solve(lengths, np.array([per_row, per_short_row]))
+        else:
+            linear, square = per_row / long_length, 0.0
+        heap = _HEAP if torch.device(self.model.cfg.device).type == "cpu" else 1.0
+
+        def predict(n_rows: int, length: int) -> int:
+            return int(heap * (max(fixed, 0) + n_rows * (linear * length + square * length**2)))
+
+        return predict
+
+    def seconds_a_token(self, batch: Sequence[Row]) -> float:
+        """Seconds a padded token, from the largest part of a batch that has no more than `_TIMED_TOKENS`."""
+        each, length = self.data.rows_each, _longest(batch)
+        n_rows = min(len(batch), max(1, _TIMED_TOKENS // (length * each)) * each)
+        return min(self.run(batch[:n_rows]) for _ in range(2)) / (n_rows * length)
+
+
+def _longest(rows: Sequence[Row]) -> int:
+    return max(map(row_length, rows))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """While open, nothing appears on standard error: the profiler's lines are not for the user, errors are raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -19,7 +19,7 @@ from dean_interp.frames import Framed
 from dean_interp.models.load import DTYPES, HookedModel, load_model
 from dean_interp.models.matrices import shape, weight_sites
 from dean_interp.models.tokens import Row
-from dean_interp.planning.memory import GIB, batch_bytes, halved, largest_sums
+from dean_interp.planning.memory import GIB, batch_bytes
 from dean_interp.planning.placement import (
     Devices,
     Placement,
@@ -28,6 +28,7 @@ from dean_interp.planning.placement import (
     usable_memory,
     weights_in_host,
 )
+from dean_interp.planning.scoring import halved, site_bytes
 from dean_interp.planning.work import Work, work_of
 from dean_interp.scoring.importance import ScoringConfig, in_passes, prepare, scored_sites
 from dean_interp.study.config import StudyConfig
@@ -270,7 +271,10 @@ def _passes(model: HookedModel, config: StudyConfig, room: float) -> _Passes:
     n_examples = config.calibration.n_calibration
     for layers in halved(model.cfg.n_layers):
         passes = in_passes(sites, layers)
-        sums = largest_sums(model, passes, n_examples, offloaded=True) / GIB
+        sizes = []
+        for pass_sites in passes:
+            sizes.append(sum(site_bytes(model, site, n_examples) for site in pass_sites))
+        sums = max(sizes) / GIB
         if sums <= room or layers == 1:
             return _Passes(layers_per_pass=layers, n_passes=len(passes), sums=sums)
     raise AssertionError("a model has a layer")
