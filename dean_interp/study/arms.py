@@ -119,10 +119,8 @@ def arms_plan(
         config=config.data,
         template=config.model.template,
     )
-    # Studies of arms show bars of their own, over what they loop over.
-    return measurement_plan(
-        store=store, prompts=prompts, config=config.answers, model=None, progress=tqdm(disable=True)
-    )
+    progress = tqdm(desc="arms", unit="arm", leave=False)
+    return measurement_plan(store=store, prompts=prompts, config=config.answers, model=None, progress=progress)
 
 
 def arm_outcomes(
