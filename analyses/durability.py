@@ -113,7 +113,7 @@ def edited_checkpoints(given: Durability, calibration: Sequence[Behaviour]) -> d
             scores = [score(model, behaviour, config, given.out).of(unit) for behaviour in calibration]
             folder.parent.mkdir(exist_ok=True)
             edit = create_edit(model, couple(*scores, fraction=config.fraction(unit)).coupled)
-            export(edit, model, folder)
+            export(model, edit, folder)
         checkpoints[f"{unit} edit"] = str(folder)
     return checkpoints
 

@@ -25,7 +25,7 @@ from dean_interp.models.demo import demo_model_folder
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import neuron_sites
 from dean_interp.planning.memory import batch_bytes
-from dean_interp.planning.probe import HEAP, PassProbe
+from dean_interp.planning.scoring import _HEAP, _Probe
 from dean_interp.report.figures import to_svg
 from dean_interp.scoring.preparation import prepare
 
@@ -51,10 +51,10 @@ def row(model: HookedModel, n_examples: int) -> dict[str, Any]:
         began = perf_counter()
         importance(model, behaviour, unit=("neuron", "weight"), config=HOW)
         seconds.append(perf_counter() - began)
-    probe = PassProbe(model, data, neuron_sites(model), HOW)
+    probe = _Probe(model, data, neuron_sites(model), HOW)
     lengths = [sum(len(branch.tokens) for branch in one) for one in data.rows]
     n_rows = max(1, 512 // max(lengths))
-    watched = probe.batch_bytes()(n_rows, max(lengths)) / HEAP
+    watched = probe.batch_bytes()(n_rows, max(lengths)) / _HEAP
     rows = sorted(data.rows, key=lambda one: -sum(len(branch.tokens) for branch in one))[:n_rows]
     forecast = batch_bytes(model, rows, n_rows * max(lengths), "float32")
     return {"tokens": sum(lengths), "seconds": min(seconds), "watched": watched, "forecast": forecast}

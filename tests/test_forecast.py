@@ -11,7 +11,7 @@ from dean_interp import InputError, ScoringConfig, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.models.sites import neuron_sites
 from dean_interp.planning.memory import batch_bytes
-from dean_interp.planning.probe import HEAP, PassProbe
+from dean_interp.planning.scoring import _HEAP, _Probe
 from dean_interp.planning.study import Devices, forecast
 from dean_interp.scoring.preparation import prepare
 from dean_interp.study.config import StudyConfig
@@ -86,7 +86,7 @@ def test_memory_of_a_batch_beside_what_is_watched(width, d_mlp, heads, layers, t
     rows = prepare(model, load_behaviour("privacy", n_examples=8), how).rows
     lengths = [sum(len(branch.tokens) for branch in row) for row in rows]
     data = prepare(model, load_behaviour("privacy", n_examples=8), how)
-    watched = PassProbe(model, data, neuron_sites(model), how).batch_bytes()(8, max(lengths)) / HEAP
+    watched = _Probe(model, data, neuron_sites(model), how).batch_bytes()(8, max(lengths)) / _HEAP
     assert batch_bytes(model, rows, 8 * max(lengths), "float32") == pytest.approx(watched, rel=0.35)
 
 

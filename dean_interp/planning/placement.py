@@ -1,8 +1,12 @@
-"""Where a model's weights would lie on given devices, and how many processes would share the work."""
+"""Where a model's weights would lie on given devices, who would share the work, and what room is left for sums."""
 
 from dataclasses import dataclass
 
-from dean_interp.planning.memory import SHARE_OF_MEMORY
+from dean_interp.models.load import HookedModel
+from dean_interp.planning.memory import GIB, SHARE_OF_MEMORY
+from dean_interp.planning.scoring import halved, site_bytes
+from dean_interp.scoring.preparation import ScoringConfig, in_passes, scored_sites
+from dean_interp.study.config import StudyConfig
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,16 @@ class Placement:
     """Those of them that lie on disk."""
     in_words: str
     command: str
+
+
+@dataclass(frozen=True)
+class ScoringPasses:
+    """Scoring in as few passes as memory allows."""
+
+    layers_per_pass: int
+    n_passes: int
+    sums: float
+    """Running sums of one pass, GiB."""
 
 
 def place_weights(weights: float, batch: float, devices: Devices, host: float) -> Placement:
@@ -105,3 +119,18 @@ def weights_in_host(placement: Placement, devices: Devices) -> float:
 def usable_memory(devices: Devices, host: float) -> float:
     """GiB that may be used of each device that computes."""
     return (devices.gpu_gib if devices.gpus else host) * SHARE_OF_MEMORY
+
+
+def passes_that_fit(model: HookedModel, config: StudyConfig, room: float) -> ScoringPasses:
+    """The most layers a pass whose sums fit into that room (GiB)."""
+    sites = scored_sites(model, config.scored, ScoringConfig())
+    n_examples = config.calibration.n_calibration
+    for layers in halved(model.cfg.n_layers):
+        passes = in_passes(sites, layers)
+        sizes = []
+        for pass_sites in passes:
+            sizes.append(sum(site_bytes(model, site, n_examples) for site in pass_sites))
+        sums = max(sizes) / GIB
+        if sums <= room or layers == 1:
+            return ScoringPasses(layers_per_pass=layers, n_passes=len(passes), sums=sums)
+    raise AssertionError("a model has a layer")

@@ -23,14 +23,15 @@ from dean_interp.planning.memory import GIB, batch_bytes
 from dean_interp.planning.placement import (
     Devices,
     Placement,
+    ScoringPasses,
+    passes_that_fit,
     place_weights,
     room_for_sums,
     usable_memory,
     weights_in_host,
 )
-from dean_interp.planning.scoring import halved, site_bytes
 from dean_interp.planning.work import Work, work_of
-from dean_interp.scoring.preparation import ScoringConfig, in_passes, prepare, scored_sites
+from dean_interp.scoring.preparation import ScoringConfig, prepare
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.study_data import study_data
 
@@ -87,16 +88,6 @@ class Forecast(Framed):
         return "\n".join([head + self.placement, *lines, tail, f"start: {self.command}"])
 
 
-@dataclass(frozen=True)
-class _Passes:
-    """Scoring in as few passes as memory allows."""
-
-    layers_per_pass: int
-    n_passes: int
-    sums: float
-    """Running sums of one pass, GiB."""
-
-
 def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # noqa: B008 - frozen
     """What `run_study` would take with these settings, but for windows of text and tasks.
 
@@ -117,7 +108,7 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
     batch = _largest_batch(model=model, config=config, scored_rows=scored_rows, devices=devices, host=host)
     weights = _weights_gib(model, config)
     placement = place_weights(weights, batch, devices, host)
-    passes = _passes(model, config, room_for_sums(placement, batch, devices, host))
+    passes = passes_that_fit(model, config, room_for_sums(placement, batch, devices, host))
     # Time: the tokens of each step.
     work = work_of(model, config, data, scored_rows)
     tflops = devices.tflops or _products(model, config.model.dtype, gpu=devices.gpus > 0)
@@ -159,7 +150,13 @@ class _Pace:
 
 
 def _steps(
-    model: HookedModel, config: StudyConfig, devices: Devices, passes: _Passes, work: Work, pace: _Pace, batch: float
+    model: HookedModel,
+    config: StudyConfig,
+    devices: Devices,
+    passes: ScoringPasses,
+    work: Work,
+    pace: _Pace,
+    batch: float,
 ) -> list[StepCost]:
     """The cost of each step. `batch` is what the largest batch of scoring needs, GiB."""
     placement = pace.placement
@@ -195,7 +192,7 @@ def _steps(
 def _score_step(
     model: HookedModel,
     config: StudyConfig,
-    passes: _Passes,
+    passes: ScoringPasses,
     work: Work,
     pace: _Pace,
     *,
@@ -263,21 +260,6 @@ def _largest_batch(
             f"{usable:.0f} that may be used: score_tokens must be {int(score_tokens * usable / largest / 2)} or less"
         )
     return largest
-
-
-def _passes(model: HookedModel, config: StudyConfig, room: float) -> _Passes:
-    """The most layers a pass whose sums fit into that room (GiB)."""
-    sites = scored_sites(model, config.scored, ScoringConfig())
-    n_examples = config.calibration.n_calibration
-    for layers in halved(model.cfg.n_layers):
-        passes = in_passes(sites, layers)
-        sizes = []
-        for pass_sites in passes:
-            sizes.append(sum(site_bytes(model, site, n_examples) for site in pass_sites))
-        sums = max(sizes) / GIB
-        if sums <= room or layers == 1:
-            return _Passes(layers_per_pass=layers, n_passes=len(passes), sums=sums)
-    raise AssertionError("a model has a layer")
 
 
 def _products(model: HookedModel, dtype: str, *, gpu: bool) -> float:
