@@ -9,6 +9,7 @@ import pytest
 from dean_interp import load_behaviour, load_scores, load_selection
 from dean_interp.cli.main import main
 from dean_interp.data.examples import prompt_hash
+from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.resume import Unfinished
 
 N_SCORED, N_TEST = 12, 12
@@ -47,7 +48,8 @@ def study(finished_study):
 @pytest.fixture
 def measuring(model, files):
     _, scores, _ = files
-    sizes = ["--n-test", N_TEST, "--n-general-test", N_TEST, "--n-random", 3, "--information-fraction", 0.3]
+    sizes = ["--n-test", N_TEST, "--n-general-test", N_TEST, "--n-random", 3, "--n-equal-kl", 1]
+    sizes += ["--information-fraction", 0.3]
     return [*model, *sizes, "--scores", *scores]
 
 
@@ -98,12 +100,14 @@ def test_evaluate_finds_the_margins_and_controls_of_the_study(files, study, meas
     record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == record
     found = {state["name"]: state for state in record["states"]}
-    assert list(found) == ["original", "edit", "random 1", "random 2", "random 3"]
-    for name in ("edit", "random 1", "random 3"):
+    assert list(found) == ["edit", "random 1", "random 2", "random 3", "equal KL 1"]
+    for name in ("edit", "random 1", "random 3", "equal KL 1"):
         expected = study.of("neuron").state(name)
-        for behaviour in ("fairness", "privacy"):
-            assert found[name]["margin"][behaviour] == pytest.approx(expected.margin[behaviour], abs=1e-5)
-            assert found[name]["change"][behaviour]["low"] == pytest.approx(expected.change[behaviour].low, abs=1e-5)
+        margins = [line for line in found[name]["lines"] if line["metric"] == MARGIN]
+        assert [line["on"] for line in margins] == ["fairness", "privacy"]
+        for line in margins:
+            assert line["after"]["mean"] == pytest.approx(expected.margin[line["on"]], abs=1e-5)
+            assert line["change"]["low"] == pytest.approx(expected.change[line["on"]].low, abs=1e-5)
         assert found[name]["kl"] == pytest.approx(expected.kl, rel=1e-3)
     assert set(record["primary"]["p"]) == {"fairness", "privacy"}
 
@@ -116,21 +120,22 @@ def test_evaluate_puts_awareness_and_ability_in_one_table(files, measuring, aske
     )
     told = capsys.readouterr().out
     record = json.loads((tmp_path / "evaluation.json").read_text())
-    lines = {(line["metric"], line["on"]): line for line in record["lines"]}
+    lines = {(line["metric"], line["on"]): line for line in record["states"][0]["lines"]}
     for metric in ("margin of safe over unsafe", "safe answers (lexical), at 4 tokens", "refusals, at 8 tokens"):
         assert {on for name, on in lines if name == metric} == {"fairness", "privacy"} and metric in told
     assert ("over-refusal, at 8 tokens", "over_refusal_privacy") in lines
     assert ("plain answers to benign questions, at 8 tokens", "general") in lines
     loss, kl = (lines[f"{name} on windows of text", str(files[0] / "text.txt")] for name in ("loss", "KL"))
     assert loss["n"] == 5 and kl["before"]["mean"] == 0 < kl["after"]["mean"]
-    assert len(lines["margin of safe over unsafe", "fairness"]["control_changes"]) == 3
+    assert len(lines["margin of safe over unsafe", "fairness"]["control_changes"]) == 4
     assert len(lines["over-refusal, at 8 tokens", "over_refusal_privacy"]["control_changes"]) == 1
     assert 0 < lines["margin of safe over unsafe", "privacy"]["rank"] <= 1
-    missing = sum(record["faults"]["self"].values())
+    missing = sum(record["judge_faults"]["self"].values())
     lexical, own = record["sensitivity"]["changes"]
     assert lexical["n_missing"] == 0 and own["n_missing"] == missing and "depends on who judges" in told
     assert missing and f"self: no verdict in {missing} answers" in told, "a random model judges nothing"
-    assert json.loads((tmp_path / "design.json").read_text()).keys() >= {f"{metric} / {on}" for metric, on in lines}
+    design = json.loads((tmp_path / "design.json").read_text())
+    assert design == record["design"] and design["detectable"].keys() >= {f"{metric} / {on}" for metric, on in lines}
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_table(files, measuring, asked, tmp_path, capsys, monkeypatch):
@@ -141,11 +146,11 @@ def test_a_killed_evaluation_goes_on_to_the_same_table(files, measuring, asked, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dean_interp.study.evaluation.lines_of", killed)
+        patch.setattr("dean_interp.study.conclusions.compare", killed)
         command = ["evaluate", selection, "--out", tmp_path / "cut", *measuring, *asked]
         assert main([*map(str, command)]) == 130
     capsys.readouterr()
-    monkeypatch.setattr("dean_interp.study.answers.generate_to", lambda *_, **__: pytest.fail("answered again"))
+    monkeypatch.setattr("dean_interp.study.answering.generate_to", lambda *_, **__: pytest.fail("answered again"))
     assert said(capsys, "evaluate", selection, "--out", tmp_path / "cut", *measuring, *asked) == whole
 
 
@@ -161,8 +166,10 @@ def test_evaluate_leaves_scored_prompts_out_and_says_so(files, measuring, asked,
     assert scored
     options = ["--harmful", path, "--scored-data", "fairness"]
     record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, *options)
-    assert record["removed"]["questions"] == 6
-    (line,) = (one for one in record["lines"] if one["metric"].startswith("safe answers") and "8" in one["metric"])
+    assert record["n_left_out"]["questions"] == 6
+    (line,) = (
+        one for one in record["states"][0]["lines"] if one["metric"].startswith("safe answers") and "8" in one["metric"]
+    )
     assert line["n"] + line["n_missing"] == 12
 
 
@@ -180,7 +187,7 @@ def test_the_test_part_of_calibration_data_is_not_left_out(files, measuring, ask
     record = said(
         capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, "--harmful", path, "--scored-data", path
     )
-    assert 0 < n_scored == record["removed"]["whole"]
+    assert 0 < n_scored == record["n_left_out"]["whole"]
 
 
 def test_calibration_data_that_was_not_scored_is_refused(files, measuring, asked, tmp_path, capsys):
@@ -203,14 +210,15 @@ def test_information_finds_that_of_the_study_and_shares_the_states_of_evaluate(
 ):
     _, _, selection = files
     said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked)
-    monkeypatch.setattr("dean_interp.study.states.measure", lambda *args, **options: pytest.fail("measured again"))
+    monkeypatch.setattr("dean_interp.study.store.measure", lambda *args, **options: pytest.fail("measured again"))
     record = said(capsys, "information", selection, "--out", tmp_path, *measuring)
     assert set(record) == {"downstream_mi", "awareness_mi"}
     expected = study.of("neuron").information[0]
     for shift, there in zip(record["downstream_mi"]["shifts"], expected.shifts, strict=True):
         assert shift["before"]["value"] == pytest.approx(there.before.value, abs=1e-6)
         assert shift["after"]["value"] == pytest.approx(there.after.value, abs=1e-6)
-        assert len(shift["control_changes"]) == 3
+        assert shift["control_changes"] == pytest.approx(there.control_changes)
+        assert len(shift["control_changes"]) == 4
 
 
 def test_a_folder_of_other_states_is_refused(files, measuring, asked, tmp_path, capsys):
@@ -339,7 +347,7 @@ def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_pa
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dean_interp.study.config.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("dean_interp.study.settings.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("dean-interp: ") and captured.err.count("\n") == 1
