@@ -58,7 +58,8 @@ def test_the_primary_outcome_follows_from_the_states(finished_study, unit):
         assert p == pytest.approx((1 + beaten) / (len(controls) + 1))
     assert results.primary.p_larger == max(results.primary.p.values())
     assert not results.primary.reached, "4 controls cannot give p <= 0.05"
-    assert "was not reached" in results.headline and f"coupled {unit}s" in results.headline
+    units = f"{edit.n_units} coupled {unit}{'s' if edit.n_units > 1 else ''} "
+    assert "was not reached" in results.headline and f"Silencing {units}" in results.headline
 
 
 def test_changes_are_paired_differences_to_the_original(finished_study):
