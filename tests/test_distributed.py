@@ -66,7 +66,7 @@ def test_a_study_by_two_is_that_of_one_and_a_lost_process_costs_a_restart(start,
     for unit in ("neuron", "weight"):
         for a, b in zip(first.of(unit).states, second.of(unit).states, strict=True):
             assert a.name == b.name and a.kl == pytest.approx(b.kl, rel=1e-3)
-    assert first.spoken == second.spoken
+    assert first.answers == second.answers
     codes, said = start(2, "study", model, broken, 12)
     assert codes == [2, -9]
     assert "study (process 0): process 0 of 2 lost another one" in said and "start the same command again" in said

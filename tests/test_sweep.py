@@ -153,8 +153,9 @@ def test_the_report_shows_every_edit_and_the_command_says_the_headline(config, s
     text = write_sweep_report(sweep, tmp_path).read_text()
     assert all(f"<td>{point.name}</td>" in text for point in sweep.points) and text.count("<svg") == 1
     front = [point for point in sweep.points if point.on_front]
-    for kind in RANDOM_CONTROLS.values():
-        assert text.count(f"random, {kind.label}</td>") == len(front)
+    labels = [RANDOM_CONTROLS[name].label for name in ("random", "equal KL")]
+    n_drawn = [config.controls.n_random, config.controls.n_equal_kl]
+    assert [text.count(f"random, {label}</td>") for label in labels] == [len(front) if n else 0 for n in n_drawn]
     metrics = {line.metric for line in sweep.points[0].confirmed_on.lines}
     assert len(metrics) >= 3 and all(f"<h3>{metric} <span" in text for metric in metrics)
     assert text.count(INTERVALS) == 1

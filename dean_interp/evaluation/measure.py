@@ -124,13 +124,8 @@ def measure(
             other examples.
     """
     refuse_scored(model, behaviours)
-    names = [behaviour.name for behaviour in behaviours]
-    if len(set(names)) < len(names):
-        raise InputError(f"each behaviour needs a name of its own, got {names}")
     known = original.behaviours if original else {}
-    for behaviour in behaviours:
-        if behaviour.name in known and known[behaviour.name].prompts != tuple(behaviour.prompts):
-            raise InputError("`original` was measured on other examples; KL needs the same ones")
+    _check(behaviours, known)
     measured, recorded, examples = {}, [], []
     for behaviour in behaviours:
         encoded = encoded_answers(model, behaviour, template=template, answer_tokens=answer_tokens)
@@ -146,6 +141,15 @@ def measure(
     if neurons is None or not recorded:
         return Measurement(measured)
     return Measurement(measured, activations_of(recorded, examples, neurons))
+
+
+def _check(behaviours: Sequence[Behaviour], known: Mapping[str, BehaviourMeasurement]) -> None:
+    names = [behaviour.name for behaviour in behaviours]
+    if len(set(names)) < len(names):
+        raise InputError(f"each behaviour needs a name of its own, got {names}")
+    for behaviour in behaviours:
+        if behaviour.name in known and known[behaviour.name].prompts != tuple(behaviour.prompts):
+            raise InputError("`original` was measured on other examples; KL needs the same ones")
 
 
 @contextmanager
