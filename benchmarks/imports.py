@@ -17,7 +17,7 @@ REPEATS = 5
 PROGRAMS = {
     "import_transformer_lens": "import transformer_lens",
     "import_dean_interp": "import dean_interp",
-    "import_names": "from dean_interp import ablate, coupled, importance, load_behaviour, load_model, measure",
+    "import_names": "from dean_interp import ablate, couple, importance, load_behaviour, load_model, measure",
 }
 """What is timed, by its name in the results file."""
 
