@@ -21,7 +21,7 @@ bin = $(VENV)/bin
 pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST)
-in_parallel = --numprocesses $(WORKERS) --dist worksteal
+in_parallel = --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-all lint docs notebooks bench lock
 

@@ -5,7 +5,8 @@ import torch
 from planted_coupling import behaviour, planted_model
 
 from dean_interp import Behaviour, Example, ScoringConfig, Selection, Site, couple, importance, load_model, measure
-from dean_interp.evaluation.outcomes import likelihoods, lines_of
+from dean_interp.evaluation.lines import compare
+from dean_interp.evaluation.outcomes import likelihoods
 from dean_interp.study.arms import ArmResults
 
 
@@ -52,11 +53,11 @@ def test_measurements_lines_and_arms_agree_with_their_numbers(model):
     table = one.to_pandas()
     margins = table[table.behaviour == "fairness"].margin
     assert len(table) == 24 and margins.mean() == pytest.approx(float(one["fairness"].margin.mean()))
-    lines = tuple(lines_of(likelihoods(one, tests), likelihoods(one, tests)))
+    lines = tuple(compare(likelihoods(one, tests), likelihoods(one, tests)))
     arms = ArmResults("Nothing changes", "tiny", {}, ("Nothing.",), {"same": lines}).to_pandas()
     assert list(arms["metric"]) == [line.metric for line in lines] and set(arms.arm) == {"same"}
     assert (arms.change == 0).all()
-    assert ArmResults("t", "m", {}, ("a", "b"), {}).to_pandas().said.tolist() == ["a", "b"]
+    assert ArmResults("t", "m", {}, ("a", "b"), {}).to_pandas().conclusions.tolist() == ["a", "b"]
 
 
 def test_reprs_are_short_and_cells_escape_text(model, scores):
