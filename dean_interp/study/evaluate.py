@@ -27,13 +27,12 @@ from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import strata
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.config import EvaluationConfig, InformationConfig
-from dean_interp.study.controls import ControlRequest
 from dean_interp.study.method import (
     Comparison,
     compare_with_controls,
+    control_request,
     disjoint_neurons,
     information_before_and_under,
-    kl_to,
     original_of,
 )
 from dean_interp.study.results import Design, Primary, StateResults, save_record
@@ -194,14 +193,8 @@ def _compared(
     original = original_of(plan, model)
     request = None
     if scores:
-        request = ControlRequest(
-            edit=edit,
-            strata=strata(model, [behaviour.of(unit) for behaviour in scores]),
-            config=config.controls,
-            seed=config.data.seed,
-            kl=kl_to(plan, model, original),
-            folder=plan.store.folder,
-        )
+        matched = strata(model, [behaviour.of(unit) for behaviour in scores])
+        request = control_request(plan, model, original, edit, matched, config.controls)
     return compare_with_controls(plan, model, original, edit, request, note_design=note_design)
 
 

@@ -36,10 +36,12 @@ from dean_interp.scoring.preparation import scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.coupling import Coupling, couple, refuse_empty
 from dean_interp.selection.selection import Selection, top_fraction
+from dean_interp.selection.strata import Strata
 from dean_interp.study.conclusions import design_of, primary_outcome, state_results
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import ControlRequest, random_controls
 from dean_interp.study.results import Design, Primary, StateResults
+from dean_interp.study.settings import ControlConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, outcomes_of
 from dean_interp.study.store import ORIGINAL, State
 
@@ -92,14 +94,28 @@ def original_of(plan: MeasurementPlan, model: HookedModel, *, in_full: bool = Tr
     return outcomes_of(plan, model, ORIGINAL, reference=None, in_full=in_full)
 
 
-def kl_to(plan: MeasurementPlan, model: HookedModel, original: StateOutcomes) -> Callable[[State], float]:
-    """Step 4: the KL of a state to the original on general text, and nothing else of it (nats per token)."""
+def control_request(
+    plan: MeasurementPlan,
+    model: HookedModel,
+    original: StateOutcomes,
+    edit: State,
+    strata: Strata,
+    controls: ControlConfig,
+) -> ControlRequest:
+    """What controls of the edit are drawn for, with step 4: its KL to the original on general text (nats per token)."""
 
     def kl(state: State) -> float:
         general = plan.store.general(model, state, reference=original.measurement)
         return general[plan.store.tests[2].name].mean_kl
 
-    return kl
+    return ControlRequest(
+        edit=edit,
+        strata=strata,
+        config=controls,
+        seed=plan.store.config.seed,
+        kl=kl,
+        folder=plan.store.folder,
+    )
 
 
 def compare_with_controls(
@@ -115,7 +131,7 @@ def compare_with_controls(
     """Steps 3 to 8 for one edit.
 
     Args:
-        request: what its random controls are drawn for; None: without scores there are none.
+        request: what its random controls are drawn for (`control_request`); None: without scores there are none.
         part: leaves the part of the test prompts that counts; of the original, this part is handed in.
         note_design: is told what can be detected before the edit is measured.
     """

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
-from dean_interp.evaluation.lines import Line, lines_frame
+from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import read_json, write_bytes
 from dean_interp.frames import Framed
@@ -136,10 +136,6 @@ class UnitResults(Framed):
                 row |= {f"{name} change": change.mean, f"{name} low": change.low, f"{name} high": change.high}
             rows.append(row)
         return pd.DataFrame(rows)
-
-    def to_lines(self) -> pd.DataFrame:
-        """One row an outcome of the edit (`evaluation.lines.lines_frame`)."""
-        return lines_frame(self.edit.lines)
 
     @property
     def edit(self) -> StateResults:

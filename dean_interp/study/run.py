@@ -20,19 +20,19 @@ from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.chance import chance_of
 from dean_interp.selection.coupling import Coupling
-from dean_interp.selection.selection import load_selection
+from dean_interp.selection.selection import Selection, load_selection
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.statistics import Interval
 from dean_interp.study.conclusions import faults, headline, state_results
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.controls import ControlRequest, named_controls
+from dean_interp.study.controls import named_controls
 from dean_interp.study.method import (
     Comparison,
     compare_with_controls,
+    control_request,
     couple_or_refuse,
     disjoint_neurons,
     information_before_and_under,
-    kl_to,
     original_of,
     score,
 )
@@ -87,8 +87,9 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
         couplings[unit].coupled.save(folder / f"selection.{unit}.safetensors")
     with _progress(config, couplings, folder) as progress:
         neurons = disjoint_neurons(scores, config.information_fraction)
-        plan = _plan(folder, model, config, data, scores, progress)
+        plan = _plan(folder, model, config, data, scores, neurons, progress)
         original = original_of(plan, model)
+        unchanged = state_results(original, original)
         calibration = plan.store.calibration(model, data.calibration[:2])
         units, answering = [], [original]
         for unit, coupling in couplings.items():
@@ -96,11 +97,11 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
             matched = strata(model, own)
             comparison, named = _measured(plan, model, original, unit, coupling, own, matched, config)
             information = information_before_and_under(plan, comparison, neurons, calibration)
-            results = _unit_results(config, unit, coupling, own, matched, original, comparison, named)
+            results = _unit_results(config, unit, coupling, own, matched, comparison, named, unchanged)
             units.append(dataclasses.replace(results, information=information))
             answering += [measured for measured in (comparison.edit, *comparison.controls) if measured.answers]
             clock.lap(f"{unit}s: edit and controls")
-    units = _with_faults(model, units, couplings, state_results(original, original))
+    units = _with_faults(model, units, couplings, unchanged)
     texts = shown_texts(folder, model, config, data, couplings, scores)
     clock.lap("neuron views")
     results = Results(
@@ -108,7 +109,7 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
         model_fingerprint=model_fingerprint(model),
         n_layers=model.cfg.n_layers,
         d_mlp=model.cfg.d_mlp,
-        original=state_results(original, original),
+        original=unchanged,
         units=tuple(units),
         answers=shown_answers(plan, answering),
         neurons=tuple(neuron_scores(neuron, scores) for neuron in shown_neurons(couplings, scores)),
@@ -131,11 +132,12 @@ def _plan(
     config: StudyConfig,
     data: StudyData,
     scores: Sequence[Scores],
+    neurons: tuple[Selection, Selection],
     progress: ProgressBar,
 ) -> MeasurementPlan:
     """What is measured of each state of this study."""
     parts = [test.fingerprint for test in data.tests] + [behaviour.fingerprint for behaviour in scores]
-    first, second = disjoint_neurons(scores, config.information_fraction)
+    first, second = neurons
     store = Store(
         folder=folder,
         fingerprint=fingerprint_of(model_fingerprint(model), *parts),
@@ -159,14 +161,7 @@ def _measured(
 ) -> tuple[Comparison, list[StateResults]]:
     """The edit beside its random controls, and then the named ones."""
     edit = State("edit", "edit", ablated=coupling.coupled, unit=unit)
-    request = ControlRequest(
-        edit=edit,
-        strata=matched,
-        config=config.controls,
-        seed=config.data.seed,
-        kl=kl_to(plan, model, original),
-        folder=plan.store.folder,
-    )
+    request = control_request(plan, model, original, edit, matched, config.controls)
     comparison = compare_with_controls(plan, model, original, edit, request)
     named = []
     for state in named_controls(request, coupling, scores):
@@ -181,16 +176,15 @@ def _unit_results(
     coupling: Coupling,
     scores: Sequence[Scores],
     matched: Strata,
-    original: StateOutcomes,
     comparison: Comparison,
     named: Sequence[StateResults],
+    unchanged: StateResults,
 ) -> UnitResults:
     per_layer = [0] * (max(site.layer for site in coupling.coupled.shapes) + 1)
     for site, n in coupling.coupled.counts().items():
         per_layer[site.layer] += n
     edit, primary = comparison.states[0], comparison.primary
     assert primary is not None, "a study has random controls"
-    perplexity = state_results(original, original).perplexity
     return UnitResults(
         unit=unit,
         fractions=coupling.fractions,
@@ -202,7 +196,7 @@ def _unit_results(
         primary=primary,
         states=(*comparison.states, *named),
         information=(),
-        headline=headline(unit, edit, primary, perplexity),
+        headline=headline(unit, edit, primary, unchanged.perplexity),
     )
 
 

@@ -27,7 +27,7 @@ from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.config import StudyConfig, SweepConfig, SweepMethod, factor_of
 from dean_interp.study.controls import ControlRequest
-from dean_interp.study.method import compare_with_controls, kl_to, original_of, score
+from dean_interp.study.method import compare_with_controls, control_request, original_of, score
 from dean_interp.study.pareto import front_of, halves_of, objectives, on_rows
 from dean_interp.study.results import StateResults, load_record, save_record
 from dean_interp.study.run_folder import Clock, owned
@@ -197,14 +197,8 @@ def _sweep(
         for unit in config.unit:
             matched[unit] = strata(model, [behaviour.of(unit) for behaviour in scores])
         for number in front:
-            request = ControlRequest(
-                edit=edits[number].state,
-                strata=matched[edits[number].unit],
-                config=config.controls,
-                seed=config.data.seed,
-                kl=kl_to(plan, model, original),
-                folder=folder,
-            )
+            edit = edits[number]
+            request = control_request(plan, model, original, edit.state, matched[edit.unit], config.controls)
             points[number] = _confirmed(plan, model, original, points[number], request)
     return Sweep(config, model_fingerprint(model), tuple(points), tuple(empty))
 
