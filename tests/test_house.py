@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dean_interp"
+MAP = PACKAGE.parent / "docs" / "architecture.md"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
@@ -108,6 +109,18 @@ def docstrings_that_begin_with_of() -> set[str]:
     return offenders
 
 
+def files_that_the_map_of_rooms_names_wrongly_or_not_at_all() -> set[str]:
+    """Of each room that has a row in `docs/architecture.md`: modules that the row leaves out, or that are gone."""
+    offenders = set()
+    rows = re.findall(r"^\| `(\w+)/` \|(.*)$", MAP.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(rows) > 5
+    for room, row in rows:
+        named = set(re.findall(r"\w+\.py", row))
+        there = {path.name for path in (PACKAGE / room).glob("*.py")} - {"__init__.py"}
+        offenders |= {f"{room}/{name}" for name in named ^ there}
+    return offenders
+
+
 RULES = (
     two_files_of_one_name,
     two_public_types_of_one_name,
@@ -115,6 +128,7 @@ RULES = (
     long_functions,
     lines_laid_out_by_hand_outside_of_data_tables,
     docstrings_that_begin_with_of,
+    files_that_the_map_of_rooms_names_wrongly_or_not_at_all,
 )
 
 
