@@ -171,9 +171,20 @@ def encoded_answers(
         answers = [[one.answers["safe"], one.answers["unsafe"]] for one in behaviour.examples]
     else:
         answers = [[answer] for answer in behaviour.responses]
-    how = {"template": template, "answer_tokens": answer_tokens, "n_ctx": model.cfg.n_ctx}
     tokenizer = native_tokenizer(model)
-    return [encode(tokenizer, prompt, some, **how) for prompt, some in zip(behaviour.prompts, answers, strict=True)]
+    encoded = []
+    for prompt, its_answers in zip(behaviour.prompts, answers, strict=True):
+        encoded.append(
+            encode(
+                tokenizer,
+                prompt,
+                its_answers,
+                template=template,
+                answer_tokens=answer_tokens,
+                n_ctx=model.cfg.n_ctx,
+            )
+        )
+    return encoded
 
 
 @torch.inference_mode()
@@ -197,11 +208,14 @@ def _run(
         )
     log_prob, kl = torch.zeros(n_total), torch.zeros(n_total)
     final = torch.zeros(n_total, model.cfg.d_model)
-    rows = (trees if shares_prompts(model, encoded) else paths)(encoded)
+    rows = trees(encoded) if shares_prompts(model, encoded) else paths(encoded)
     sums = {"log_prob": log_prob, "kl": kl, "final": final}
-    sums |= recorded.sums if recorded is not None else {}
-    options = {"label": f"measuring {name}", "unfinished": unfinished, "sums": sums}
-    for batch in batched(model, rows, batch_tokens=batch_tokens, **options):
+    if recorded is not None:
+        sums |= recorded.sums
+    batches = batched(
+        model, rows, batch_tokens=batch_tokens, label=f"measuring {name}", unfinished=unfinished, sums=sums
+    )
+    for batch in batches:
         if recorded is not None:
             recorded.batch = batch
         place = _places(batch.answer.cpu(), starts)

@@ -164,7 +164,7 @@ def _store(
     """The store of an edit's states, the same for `evaluate_edit` and `estimate_information`."""
     parts = [behaviour.fingerprint for behaviour in (*tests, *scores)]
     neurons = None
-    if all("neuron" in behaviour.units for behaviour in scores) and scores:
+    if scores and all("neuron" in behaviour.units for behaviour in scores):
         first, second = disjoint_neurons(scores, config.information_fraction)
         neurons = first | second
     settings = (str(config.data), config.model.template, str(config.information_fraction))
