@@ -312,7 +312,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_an_unknown_name_lists_what_may_be_given():
     said = error_of("fairnes")
-    names = "fairness, privacy, general, over_refusal_fairness, over_refusal_privacy"
+    names = "fairness, privacy, general, over_refusal_fairness, over_refusal_privacy, register"
     assert said.startswith(f"no behaviour 'fairnes': give {names}, a .csv or .jsonl file")
 
 

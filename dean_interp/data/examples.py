@@ -120,8 +120,8 @@ def load_behaviour(
     """Examples of a behaviour, split and then drawn.
 
     Args:
-        name_or_path: `fairness`, `privacy`, `general`, `over_refusal_fairness` or `over_refusal_privacy` (built in;
-            the last two have a test split only), a `.csv` or `.jsonl` file, a folder written by
+        name_or_path: `fairness`, `privacy`, `general`, `over_refusal_fairness`, `over_refusal_privacy` or `register`
+            (built in; the last three have a test split only), a `.csv` or `.jsonl` file, a folder written by
             `Dataset.save_to_disk`, a `datasets.Dataset`, the `owner/name` of a data set on the Hugging Face hub, or a
             published one as `name:part`, `name:part@commit` or `name:part@path` (`sources`), which is then called
             `name_part`.

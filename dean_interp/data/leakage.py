@@ -71,6 +71,26 @@ def _without(test: Behaviour, calibration: "PromptIndex") -> tuple[Behaviour, Le
     return dataclasses.replace(test, examples=kept), leaked
 
 
+def near_groups(prompts: Sequence[str], *, threshold: float = NEAR) -> list[int]:
+    """The group of each prompt, by number: near duplicates are in one group, and their near duplicates with them.
+
+    A group's number is the place of its first prompt.
+    """
+    check_threshold(threshold)
+    keys = [normalised(prompt) for prompt in prompts]
+    index = PromptIndex(prompts, threshold)
+    group_of: dict[str, str] = {key: key for key in index.trigrams}
+    for key, earlier in index.near_pairs():
+        # Both groups become the one of the earlier prompt.
+        old, new = group_of[key], group_of[earlier]
+        group_of = {member: new if group == old else group for member, group in group_of.items()}
+    first_place = {key: place for place, key in reversed(list(enumerate(keys)))}
+    smallest: dict[str, int] = {}
+    for key, group in group_of.items():
+        smallest[group] = min(first_place[key], smallest.get(group, len(keys)))
+    return [smallest[group_of[key]] for key in keys]
+
+
 class PromptIndex:
     """The distinct prompts of a data set, normalised, in an index that finds exact and near duplicates."""
 
@@ -82,6 +102,17 @@ class PromptIndex:
     def n_near(self) -> int:
         """How many prompts have a near duplicate among those before them."""
         return self._lsh_and_n_near[1]
+
+    def near_pairs(self) -> list[tuple[str, str]]:
+        """Pairs of prompts that are near duplicates, the later one first."""
+        lsh = MinHashLSH(threshold=max(0.05, self.threshold - 0.1), num_perm=_N_HASHES)
+        pairs = []
+        for key, trigrams in self.trigrams.items():
+            for candidate in map(str, lsh.query(self._hashes[key])):
+                if _jaccard(trigrams, self.trigrams[candidate]) >= self.threshold:
+                    pairs.append((key, candidate))
+            lsh.insert(key, self._hashes[key])
+        return pairs
 
     def likeness(self, others: "PromptIndex") -> dict[str, Likeness | None]:
         """Whether each prompt of another data set is in this one: `exact`, `near` or None."""

@@ -21,7 +21,7 @@ from dean_interp.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BUILTIN = ("fairness", "privacy", "general", "over_refusal_fairness", "over_refusal_privacy")
+BUILTIN = ("fairness", "privacy", "general", "over_refusal_fairness", "over_refusal_privacy", "register")
 FILES = (".jsonl", ".json", ".csv", ".parquet")
 """Kinds of files that hold the records of a published data set."""
 ANSWER_KINDS = ("response", "safe", "unsafe")
