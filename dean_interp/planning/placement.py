@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dean_interp.models.load import HookedModel
 from dean_interp.planning.memory import GIB, SHARE_OF_MEMORY
 from dean_interp.planning.scoring import halved, site_bytes
-from dean_interp.scoring.preparation import ScoringConfig, in_passes, scored_sites
+from dean_interp.scoring.preparation import N_SPREAD_GROUPS, ScoringConfig, in_passes, scored_sites
 from dean_interp.study.config import StudyConfig
 
 
@@ -124,12 +124,12 @@ def usable_memory(devices: Devices, host: float) -> float:
 def passes_that_fit(model: HookedModel, config: StudyConfig, room: float) -> ScoringPasses:
     """The most layers a pass whose sums fit into that room (GiB)."""
     sites = scored_sites(model, config.scored, ScoringConfig())
-    n_examples = config.calibration.n_calibration
+    n_groups = min(N_SPREAD_GROUPS, config.calibration.n_calibration)
     for layers in halved(model.cfg.n_layers):
         passes = in_passes(sites, layers)
         sizes = []
         for pass_sites in passes:
-            sizes.append(sum(site_bytes(model, site, n_examples) for site in pass_sites))
+            sizes.append(sum(site_bytes(model, site, n_groups) for site in pass_sites))
         sums = max(sizes) / GIB
         if sums <= room or layers == 1:
             return ScoringPasses(layers_per_pass=layers, n_passes=len(passes), sums=sums)

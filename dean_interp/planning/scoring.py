@@ -38,7 +38,7 @@ from dean_interp.scoring.preparation import (
     scored_sites,
     units_of,
 )
-from dean_interp.scoring.sums import N_EXAMPLE_GROUPS, Sums
+from dean_interp.scoring.sums import Sums
 
 # A plan takes at most this share of the memory that is free.
 _SHARE = 0.8
@@ -135,7 +135,7 @@ def _plan_here(
     sums_bytes = largest_bytes = 0
     for layers_per_pass in halved(config.layers_per_pass or model.cfg.n_layers):
         passes = in_passes(sites, layers_per_pass)
-        sums_bytes = max(_pass_bytes(model, pass_sites, len(behaviour)) for pass_sites in passes)
+        sums_bytes = max(_pass_bytes(model, pass_sites, len(data.group_sizes)) for pass_sites in passes)
         for batch_tokens in batch_sizes:
             planned = batches(data.rows, batch_tokens=batch_tokens, together=data.rows_each)
             sizes = [(len(rows), _longest(rows)) for rows in planned]
@@ -186,19 +186,19 @@ def held_memory(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
-def _pass_bytes(model: HookedModel, sites: Sequence[Site], n_examples: int) -> int:
+def _pass_bytes(model: HookedModel, sites: Sequence[Site], n_groups: int) -> int:
     """Bytes of the sums of some sites on the device that computes. Those of offloaded weights lie in host memory."""
     device = torch.device(model.cfg.device)
     here = [site for site in sites if home(model, _matrix_of(site)).type == device.type]
-    return sum(site_bytes(model, site, n_examples) for site in here)
+    return sum(site_bytes(model, site, n_groups) for site in here)
 
 
-def site_bytes(model: HookedModel, site: Site, n_examples: int) -> int:
+def site_bytes(model: HookedModel, site: Site, n_groups: int) -> int:
     """Bytes of a site's running sums in float32 (`Sums`). Neurons have one effect for each group of examples."""
     n_in, n_out = shape(model, _matrix_of(site))
     if site.unit == "weight":
         return 4 * (n_in + n_in * n_out)
-    return 4 * (n_in + n_in * (1 + min(N_EXAMPLE_GROUPS, n_examples)))
+    return 4 * (n_in + n_in * (1 + n_groups))
 
 
 def _matrix_of(site: Site) -> Site:
@@ -213,7 +213,7 @@ class _Probe:
         self.model, self.data, self.sites, self.config = model, data, sites, config
         self.middle = model.cfg.n_layers // 2
         middle_sites = [site for site in sites if site.layer == self.middle]
-        self.sums = Sums(model, middle_sites, n_examples=len(data.rows), rows_each=data.rows_each, signed=config.signed)
+        self.sums = Sums(model, middle_sites, groups=data.groups, rows_each=data.rows_each, fold=config.fold)
 
     def run(self, rows: Sequence[Row]) -> float:
         """Seconds of one pass."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.models.load import HookedModel
@@ -29,15 +29,17 @@ def stream_gradients(
     *,
     signs: Float[Tensor, " answer"] | None = None,
     scale: float = 1.0,
+    targets: Callable[[Tensor, Batch], Tensor] | None = None,
 ) -> Float[Tensor, " answer"]:
     """Run one forward and one backward pass. `accumulate(site, x, gradient)` is called once a site, last first.
 
     At a site of neurons `x` is their activation and `gradient` its gradient; at a matrix `x` is what it reads and
     `gradient` that of what it writes. The gradient is that of the sum over answers of each one's mean cross-entropy
-    (nats) over its tokens, times its sign where there are `signs` (in the order of the answers' numbers), so an
-    answer's row holds the gradient of its own loss. Returns the losses in that order, without signs.
+    (nats) over its tokens, times its sign where there are `signs` (in the order of the answers' numbers; any number
+    will do), so an answer's row holds the gradient of its own loss. Returns the losses in that order, without signs.
 
-    `scale` multiplies the activations that the neurons pass on; `x` are the activations before that.
+    `scale` multiplies the activations that the neurons pass on; `x` are the activations before that. `targets` gives
+    other tokens than the answers' own to predict, from the logits at their places and the batch.
     """
     shape = batch.tokens.shape
 
@@ -63,7 +65,8 @@ def stream_gradients(
 
     hooks = _hooked(model, batch, sites, on_activation=on_activation, on_product=on_product)
     with torch.enable_grad(), frozen_parameters(model), hooks:
-        losses = _answer_losses(forward(model, batch)[0], batch)
+        logits = forward(model, batch)[0]
+        losses = _answer_losses(logits, batch, batch.target if targets is None else targets(logits.detach(), batch))
         signed = losses if signs is None else losses * signs
         signed.sum().backward()
     return losses.detach()
@@ -86,7 +89,25 @@ def stream_activations(
         return lambda x, product: accumulate(site, x.reshape(*shape, -1))
 
     with _hooked(model, batch, sites, on_activation=on_activation, on_product=on_product):
-        return _answer_losses(forward(model, batch)[0], batch)
+        return _answer_losses(forward(model, batch)[0], batch, batch.target)
+
+
+def sampled_targets(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Int[Tensor, " answer_token"]:
+    """A token drawn from the model's own prediction at each place of an answer.
+
+    The draws of an answer depend on its number alone, so they are the same whatever batch it is in.
+    """
+    uniform = torch.zeros(len(batch.answer), dtype=torch.float64)
+    answers = batch.answer.cpu()
+    for answer in answers.unique().tolist():
+        mine = answers == answer
+        uniform[mine] = torch.rand(
+            int(mine.sum()), generator=torch.Generator().manual_seed(answer), dtype=torch.float64
+        )
+    # The first token at which the cumulative probability passes the uniform number (inversion).
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    token = torch.searchsorted(cumulative, uniform.to(logits.device)[:, None])[:, 0]
+    return token.clamp(max=logits.shape[-1] - 1)
 
 
 def check_hook_gradients(model: HookedModel, batch: Batch, sites: Sequence[Site]) -> None:
@@ -131,7 +152,7 @@ def _effects_at_parameters(model: HookedModel, batch: Batch, sites: Sequence[Sit
     with torch.enable_grad(), frozen_parameters(model), answer_positions(model, batch):
         for stored, _ in parameters:
             stored.requires_grad_(True)
-        loss = _answer_losses(forward(model, batch)[0], batch).sum()
+        loss = _answer_losses(forward(model, batch)[0], batch, batch.target).sum()
         gradients = torch.autograd.grad(loss, [stored for stored, _ in parameters])
     effects = {}
     for site, (stored, as_matrix), gradient in zip(sites, parameters, gradients, strict=True):
@@ -147,8 +168,11 @@ def _parameter_behind(model: HookedModel, site: Site) -> tuple[torch.nn.Paramete
     return parameter(model, Site(site.layer, "out") if site.unit == "neuron" else site)
 
 
-def _answer_losses(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Float[Tensor, " answer"]:
-    nats = torch.nn.functional.cross_entropy(logits.float(), batch.target, reduction="none")
+def _answer_losses(
+    logits: Float[Tensor, "answer_token d_vocab"], batch: Batch, target: Int[Tensor, " answer_token"]
+) -> Float[Tensor, " answer"]:
+    """Each answer's mean cross-entropy over its tokens, nats."""
+    nats = torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
     answers, index, counts = torch.unique(batch.answer, return_inverse=True, return_counts=True)
     return torch.zeros(len(answers), device=nats.device).index_add(0, index, nats) / counts
 

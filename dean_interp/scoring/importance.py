@@ -24,7 +24,7 @@ from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.tokens import Batch, collate
 from dean_interp.resume import Unfinished
-from dean_interp.scoring.capture import check_hook_gradients, stream_gradients
+from dean_interp.scoring.capture import check_hook_gradients, sampled_targets, stream_gradients
 from dean_interp.scoring.preparation import (
     Prepared,
     ScoringConfig,
@@ -37,7 +37,7 @@ from dean_interp.scoring.preparation import (
     units_of,
 )
 from dean_interp.scoring.scores import Scores, Top, refuse_keep, thinned
-from dean_interp.scoring.sums import Sums, group_sizes
+from dean_interp.scoring.sums import Sums, folded
 
 log = logging.getLogger(__name__)
 
@@ -74,22 +74,28 @@ def importance(
     refuse_keep(keep)
     refuse_not_finite(model)
     data = prepare(model, behaviour, config)
-    # The hook points must hold what the weights read: their gradients are compared on one row.
-    first_row = collate(data.rows[:1], device=model.cfg.device)
-    check_hook_gradients(model, first_row, _sites_to_check(model, sites))
-    fingerprint = scores_fingerprint(model, behaviour, unit=units, config=config)
-    started = Unfinished(unfinished, f"{fingerprint} {config}") if unfinished else None
+    _check_hooks(model, data, sites)
+    key = scores_fingerprint(model, behaviour, unit=units, config=config)
+    started = Unfinished(unfinished, f"{key} {config}") if unfinished else None
+    step = fisher_step if config.target == "fisher" else gradient_step
+    label = f"scoring {behaviour.name}"
 
     # Each pass sums some layers' effects over all examples. Its sums become scores before the next pass begins.
     def passes() -> Iterator[Sums]:
         for number, pass_sites in enumerate(in_passes(sites, config.layers_per_pass)):
             part = started.part(str(number)) if started else None
-            yield run_pass(model, data, pass_sites, config, label=f"scoring {behaviour.name}", unfinished=part)
+            yield run_pass(model, data, pass_sites, config, label=label, unfinished=part, step=step)
 
     facts = facts_of(model, behaviour, config, method="importance", data=data)
-    scores = as_scores(model, behaviour, passes(), fingerprint=fingerprint, facts=facts, keep=keep)
+    scores = as_scores(model, behaviour, passes(), data=data, fingerprint=key, facts=facts, keep=keep)
     scored_prompts(model).update(behaviour.prompt_hashes)
     return scores
+
+
+def _check_hooks(model: HookedModel, data: Prepared, sites: Sequence[Site]) -> None:
+    """The hook points must hold what the weights read: their gradients are compared on one row."""
+    first_row = collate(data.rows[:1], device=model.cfg.device)
+    check_hook_gradients(model, first_row, _sites_to_check(model, sites))
 
 
 def _sites_to_check(model: HookedModel, sites: Sequence[Site]) -> list[Site]:
@@ -114,6 +120,18 @@ def gradient_step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums:
     sums.add_losses(stream_gradients(model, batch, sites, sums.add, signs=sums.signs()))
 
 
+def fisher_step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums: Sums) -> None:
+    """The same for damage: the log-probability of tokens that the model itself would say, summed over each answer.
+
+    Each answer token is drawn from the model's prediction at its place. Such log-probabilities have gradients of mean
+    zero that do not depend on each other, so the square of an answer's summed gradient is, on average, the sum of its
+    tokens' Fisher information (Martens 2020, section 5: the true Fisher, not that of the data's tokens).
+    """
+    n_tokens = torch.bincount(batch.answer.unique(return_inverse=True)[1]).float()
+    losses = stream_gradients(model, batch, sites, sums.add, signs=n_tokens, targets=sampled_targets)
+    sums.add_losses(losses)
+
+
 def run_pass(
     model: HookedModel,
     data: Prepared,
@@ -128,7 +146,7 @@ def run_pass(
 
     A batch that does not fit into memory is halved, and so are those after it; nothing that was added is lost.
     """
-    sums = Sums(model, sites, n_examples=data.n_examples, rows_each=data.rows_each, signed=config.signed)
+    sums = Sums(model, sites, groups=data.groups, rows_each=data.rows_each, fold=config.fold)
     most_tokens = batch_tokens_of(model, config)
     for batch in batched(
         model,
@@ -188,12 +206,15 @@ def as_scores(
     behaviour: Behaviour,
     passes: Iterable[Sums],
     *,
+    data: Prepared,
     fingerprint: str,
     facts: Mapping[str, Any],
     keep: float = 1.0,
 ) -> Scores:
-    """The means over examples, on the CPU. The sums are used up, those of a pass before the next one runs."""
-    n_examples = len(behaviour)
+    """The means over examples (squares: over answer tokens), on the CPU.
+
+    The sums are used up, those of a pass before the next one runs.
+    """
     loss = torch.zeros(0)
     values: dict[Site, Tensor | Top] = {}
     means: dict[Site, Tensor] = {}
@@ -202,17 +223,18 @@ def as_scores(
     for sums in passes:
         loss = sums.sums["loss"]
         n_positions = int(sums.sums["n_positions"])
+        n_counted = sum(data.answer_lengths) if sums.fold == "square" else data.n_examples
         for site in sums.sites:
             effect = sums.sums.pop(f"effect/{site}")
             if site.unit == "neuron":
-                sizes = group_sizes(n_examples).to(effect.device)
-                groups[site] = (effect / sizes[:, None]).cpu()
-                values[site] = (effect.sum(0) / n_examples).cpu()
+                groups[site] = (effect / data.group_sizes[:, None].to(effect.device)).cpu()
+                total = effect.square().sum(0) if sums.fold == "square" else effect.sum(0)
+                values[site] = (total / n_counted).cpu()
                 means[site] = (sums.sums.pop(f"sum/{site}") / n_positions).cpu()
             else:
                 # In place, since a second tensor of a matrix's size may not fit.
                 matrix = weight(model, site).detach().float()
-                effect.div_(n_examples).mul_(matrix if sums.signed else matrix.abs())
+                effect.div_(n_counted).mul_(folded(matrix, sums.fold))
                 values[site] = thinned(behaviour.name, site, effect, keep).cpu()
             norms[site] = (sums.sums.pop(f"square/{site}") / n_positions).sqrt().cpu()
         give_back()
@@ -222,6 +244,7 @@ def as_scores(
         activation_mean=dict(sorted(means.items())),
         activation_norm=dict(sorted(norms.items())),
         groups=dict(sorted(groups.items())),
+        clusters=dict(zip(data.group_names, data.group_sizes.tolist(), strict=False)),
         loss=loss,
         prompt_hashes=behaviour.prompt_hashes,
         fingerprint=fingerprint,

@@ -39,6 +39,8 @@ def integrated_gradients(
     if n_steps < 1:
         raise InputError(f"n_steps must be at least 1, got {n_steps}")
     refuse_not_finite(model)
+    if config.target == "fisher":
+        raise InputError("target='fisher' is for `importance`: a path has no Fisher information")
     data = prepare(model, behaviour, config)
     method = f"integrated_gradients ({n_steps} steps)"
     fingerprint = scores_fingerprint(model, behaviour, unit="neuron", config=config, method=method)
@@ -51,7 +53,7 @@ def integrated_gradients(
             yield run_pass(model, data, [site], config, label=f"integrating {site}", unfinished=part, step=step)
 
     facts = facts_of(model, behaviour, config, method=method, data=data)
-    scores = as_scores(model, behaviour, passes(), fingerprint=fingerprint, facts=facts)
+    scores = as_scores(model, behaviour, passes(), data=data, fingerprint=fingerprint, facts=facts)
     scored_prompts(model).update(behaviour.prompt_hashes)
     return scores
 

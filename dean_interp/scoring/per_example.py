@@ -19,9 +19,9 @@ from dean_interp.models.matrices import weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site
 from dean_interp.scoring.capture import stream_gradients
-from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, prepare
+from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, grouped, prepare
 from dean_interp.scoring.scores import Scores, Top
-from dean_interp.scoring.sums import Sums, group_sizes
+from dean_interp.scoring.sums import Sums, folded
 
 
 def example_scores(
@@ -61,12 +61,12 @@ def with_groups(
     tops = {site: value.indices for site, value in scores.values.items() if isinstance(value, Top)}
     if not tops:
         raise InputError("groups of weights are taken for the highest of each matrix: scores.kept() first")
-    sizes = group_sizes(len(behaviour))
+    groups, _ = grouped(behaviour, config)
+    sizes = torch.bincount(groups)
     sums = {site: torch.zeros(len(sizes), len(indices)) for site, indices in tops.items()}
 
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
-        counted = effect if scores.facts["signed"] else effect.abs()
-        sums[site].index_add_(0, examples % len(sizes), counted)
+        sums[site].index_add_(0, groups[examples], folded(effect, config.fold))
 
     _stream_effects(model, behaviour, tops, config=config, sums=sums, keep=keep)
     means = {site: total / sizes[:, None] for site, total in sums.items()}
@@ -90,7 +90,7 @@ def _stream_effects(
     data = prepare(model, behaviour, config)
     sites = [site for site, chosen in units.items() if len(chosen)]
     # Sums of no site: they only tell which examples a batch holds, and their signs.
-    batch_examples = Sums(model, [], n_examples=len(behaviour), rows_each=data.rows_each, signed=True)
+    batch_examples = Sums(model, [], groups=data.groups, rows_each=data.rows_each, fold="value")
 
     def add(site: Site, x: Tensor, gradient: Tensor) -> None:
         chosen = units[site].to(x.device)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
@@ -16,10 +18,14 @@ from dean_interp.models.load import HookedModel, model_fingerprint, native_token
 from dean_interp.models.matrices import weight_sites
 from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
 from dean_interp.models.tokens import Encoded, Padding, Row, Template, cut, encode, paths
+from dean_interp.scoring.sums import Fold
 
 log = logging.getLogger(__name__)
 
-Target = Literal["response", "margin"]
+Target = Literal["response", "margin", "fisher"]
+Grouping = Literal["spread", "cluster"]
+N_SPREAD_GROUPS = 16
+"""Into so many groups `spread` puts the examples, fewer where there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,15 @@ class ScoringConfig:
     """How prompt and answer become tokens (`models.tokens.encode`)."""
     target: Target = "response"
     """`response`: the cross-entropy of the scored answer. `margin`: that of the safe answer minus that of the unsafe
-    one, so a unit counts by how it moves `log p(safe) - log p(unsafe)`, for behaviours with both answers."""
+    one, so a unit counts by how it moves `log p(safe) - log p(unsafe)`, for behaviours with both answers. `fisher`: the
+    damage of a unit, the diagonal of the Fisher information per answer token (`scoring.damage`)."""
     signed: bool = False
     """Keep the sign of the mean effect. Units with a positive score raise the loss, so silencing them lowers it.
     Selections rank by size."""
+    groups: Grouping = "spread"
+    """The groups of examples whose own neuron scores are kept. `spread`: example `i` is in group `i % 16`. `cluster`:
+    one group for each topic (each prompt, where it has no topic), as intervals are clustered. For the target `fisher`
+    each example is a group."""
     modules: Modules = "mlp"
     """Which matrices' weights are scored: the MLPs', attention's `q k v o`, or all. Neurons are always the MLPs'."""
     max_tokens: int | None = None
@@ -45,6 +56,13 @@ class ScoringConfig:
     batches do not fit into its caches, 4096 elsewhere. `scoring.plan` finds what fits."""
     layers_per_pass: int | None = None
     """How many layers' sums are held at once. Fewer take more passes and give the same scores. None: all."""
+
+    @property
+    def fold(self) -> Fold:
+        """What of an example's effect is added up."""
+        if self.target == "fisher":
+            return "square"
+        return "value" if self.signed else "size"
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,20 @@ class Prepared:
     """How many answers were cut at `max_tokens`."""
     bos: bool
     """Whether texts begin with the tokenizer's BOS."""
+    groups: Int[Tensor, " example"]
+    """The group of each example, from 0 (`ScoringConfig.groups`)."""
+    group_names: tuple[str, ...]
+    """The topics (or prompts) that the groups are; empty where examples are spread."""
+
+    @property
+    def group_sizes(self) -> Int[Tensor, " group"]:
+        """Number of examples of each group."""
+        return torch.bincount(self.groups)
+
+    @property
+    def answer_lengths(self) -> list[int]:
+        """Number of tokens of each answer, in order."""
+        return [len(branch.tokens) for row in self.rows for branch in row if branch.answer >= 0]
 
     @property
     def n_examples(self) -> int:
@@ -85,12 +117,38 @@ def prepare(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> 
     bos = tokenizer.bos_token_id
     has_bos = bos is not None and all(tokens.prompt[:1] == (bos,) for tokens in encoded)
     rows_each = 2 if config.target == "margin" else 1
-    return Prepared(rows=paths(encoded), rows_each=rows_each, n_truncated=n_truncated, bos=has_bos)
+    groups, names = grouped(behaviour, config)
+    return Prepared(
+        rows=paths(encoded),
+        rows_each=rows_each,
+        n_truncated=n_truncated,
+        bos=has_bos,
+        groups=groups,
+        group_names=names,
+    )
+
+
+def grouped(behaviour: Behaviour, config: ScoringConfig) -> tuple[Int[Tensor, " example"], tuple[str, ...]]:
+    """The group of each example, and the names of the groups where they are clusters."""
+    n_examples = len(behaviour)
+    # The Fisher information is made of every example's own gradient.
+    if config.target == "fisher":
+        return torch.arange(n_examples), ()
+    if config.groups == "spread":
+        return torch.arange(n_examples) % min(N_SPREAD_GROUPS, n_examples), ()
+    number: dict[str, int] = {}
+    for example in behaviour.examples:
+        number.setdefault(example.cluster, len(number))
+    return torch.tensor([number[example.cluster] for example in behaviour.examples]), tuple(number)
 
 
 def _refuse_config(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> None:
     if config.target not in get_args(Target):
         raise InputError(f"target must be one of {get_args(Target)}, got {config.target!r}")
+    if config.groups not in get_args(Grouping):
+        raise InputError(f"groups must be one of {get_args(Grouping)}, got {config.groups!r}")
+    if config.target == "fisher" and config.signed:
+        raise InputError("target='fisher' adds up squares, which have no sign: leave signed=False")
     if config.target == "margin" and not behaviour.paired:
         raise InputError(f"target='margin' needs a safe and an unsafe answer to every prompt of '{behaviour.name}'")
     adapter = adapter_of(model)
@@ -160,6 +218,7 @@ def facts_of(
         "method": method,
         "target": config.target,
         "signed": config.signed,
+        "groups": config.groups,
         "modules": config.modules,
         "template": config.template,
         "response": behaviour.response,
@@ -171,5 +230,5 @@ def facts_of(
         "versions": versions(),
     }
     if data is not None:
-        facts |= {"n_truncated": data.n_truncated, "bos": data.bos}
+        facts |= {"n_truncated": data.n_truncated, "bos": data.bos, "answer_lengths": data.answer_lengths}
     return facts

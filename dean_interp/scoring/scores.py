@@ -1,7 +1,7 @@
 """The record of a scoring run, and its file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -16,7 +16,7 @@ from dean_interp.files import is_ascending, is_finite, raise_if_damaged, read_te
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site, Size, Unit, WrittenSite, coordinates, parse_site
 
-_FORMAT = "dean_interp.scores.2"
+_FORMAT = "dean_interp.scores.3"
 KEPT_FRACTION = 0.02
 """The fraction of each matrix's weights whose scores a file holds, unless more is asked for."""
 _PER_SITE = ("activation_mean", "activation_norm", "groups")
@@ -46,9 +46,8 @@ class Top:
 class Scores(Framed):
     """How much each unit matters to one behaviour: float32, one tensor a site, on the CPU.
 
-    `scores[Site(layer, "neurons")]` is ` d_mlp`; a matrix's scores are `(d_in, d_out)`: `(d_model, d_mlp)` for `gate`
-    and `in`, `(d_mlp, d_model)` for `out`. What a score measures, and its unit, depends on the method
-    (`scoring.methods`). Gradient methods give nats, since the loss is a mean cross-entropy.
+    `scores[Site(layer, "neurons")]` is ` d_mlp`; a matrix's scores are `(d_in, d_out)`, `(d_mlp, d_model)` for `out`.
+    What a score measures, and its unit, depends on the method (`scoring.methods`); gradient methods give nats.
     """
 
     behaviour: str
@@ -59,8 +58,8 @@ class Scores(Framed):
     """Root mean square over the same positions of each neuron's activation, or of what a matrix reads (` d_in`).
     Controls are matched on it."""
     groups: Mapping[Site, Float[Tensor, "group d_mlp"]]
-    """The neurons' scores on each of up to 16 groups of examples (example `i` is in group `i % 16`), each a mean over
-    its group. They show how stable a selection is without scoring again. Gradient methods only."""
+    """The neurons' scores on each group of examples (`ScoringConfig.groups`), each a mean over its group. They show how
+    stable a selection is without scoring again. Gradient methods only."""
     loss: Float[Tensor, " example"]
     """Mean cross-entropy over each example's answer tokens in nats; empty where a method needs no loss."""
     prompt_hashes: frozenset[str]
@@ -69,6 +68,8 @@ class Scores(Framed):
     """Hash of everything that the scores depend on: equal fingerprints mean equal scores."""
     facts: Mapping[str, Any]
     """Where they come from: method, target, model, data, template, truncated texts, versions."""
+    clusters: Mapping[str, int] = field(default_factory=dict)
+    """The topic (or prompt) of each group and its number of examples, in order; empty where examples are spread."""
 
     def __getitem__(self, site: Site) -> Float[Tensor, "..."]:
         """All scores of a site. Raises `InputError` where a file kept the highest only."""
@@ -92,8 +93,7 @@ class Scores(Framed):
             indices = value.indices if isinstance(value, Top) else torch.arange(value.numel())
             columns = coordinates(site, indices, self.shapes[site]) | {"score": self.at(site, indices).numpy()}
             tables.append(pd.DataFrame(columns))
-        table = pd.concat(tables, ignore_index=True)
-        return table.sort_values("score", key=abs, ascending=False, ignore_index=True)
+        return pd.concat(tables).sort_values("score", key=abs, ascending=False, ignore_index=True)
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -160,10 +160,7 @@ class Scores(Framed):
         return replace(self, values=values)
 
     def save(self, path: str | Path, *, keep: float = KEPT_FRACTION) -> None:
-        """Write a safetensors file; it appears whole or not at all.
-
-        `keep` is the top fraction of each matrix's weights that the file holds, 1 for all.
-        """
+        """Write a safetensors file, whole or not at all, with the top fraction `keep` of each matrix's weights."""
         tensors, tops = {"loss": self.loss}, {}
         for site, value in self.kept(keep).values.items():
             if isinstance(value, Top):
@@ -177,6 +174,7 @@ class Scores(Framed):
             "behaviour": self.behaviour,
             "fingerprint": self.fingerprint,
             "prompt_hashes": sorted(self.prompt_hashes),
+            "clusters": list(self.clusters.items()),
             "tops": tops,
             "facts": dict(self.facts),
         }
@@ -198,6 +196,7 @@ class _ScoresFile:
     behaviour: str
     fingerprint: str
     prompt_hashes: frozenset[str]
+    clusters: list[tuple[str, Size]]
     tops: dict[WrittenSite, _WrittenTop]
     facts: dict[str, Any]
 
@@ -206,12 +205,12 @@ def load_scores(path: str | Path) -> Scores:
     """Scores from their file. Raises `InputError` where it is missing, damaged, or something else."""
     tensors, written = read_tensors(path, _FORMAT, _ScoresFile)
     # A tensor's name is the field that it belongs to and its site: "values/L3.neurons".
-    fields: dict[str, dict[Site, Any]] = {field: {} for field in ("values", *_PER_SITE)}
+    fields: dict[str, dict[Site, Any]] = {kind: {} for kind in ("values", *_PER_SITE)}
     try:
         for name, tensor in tensors.items():
-            field, _, site = name.partition("/")
-            if field in fields:
-                fields[field][parse_site(site)] = tensor
+            kind, _, site = name.partition("/")
+            if kind in fields:
+                fields[kind][parse_site(site)] = tensor
         for site, top in written.tops.items():
             values, indices = tensors[f"values/{site}"], tensors[f"top/{site}"].long()
             fields["values"][site] = Top(top.shape, indices, values, top.threshold)
@@ -219,13 +218,12 @@ def load_scores(path: str | Path) -> Scores:
     except (KeyError, InputError) as error:
         raise InputError(f"{path} is damaged ({error} is missing or no site)") from error
     _raise_if_damaged(path, fields, loss)
+    in_order = {kind: dict(sorted(tensors.items())) for kind, tensors in fields.items()}
     return Scores(
+        **in_order,
         behaviour=written.behaviour,
-        values=dict(sorted(fields["values"].items())),
-        activation_mean=dict(sorted(fields["activation_mean"].items())),
-        activation_norm=dict(sorted(fields["activation_norm"].items())),
-        groups=dict(sorted(fields["groups"].items())),
         loss=loss,
+        clusters=dict(written.clusters),
         prompt_hashes=written.prompt_hashes,
         fingerprint=written.fingerprint,
         facts=written.facts,
@@ -270,8 +268,7 @@ def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"
     if not count:
         return torch.zeros(0, dtype=torch.int64)
     threshold = values.topk(count).values[-1]
-    above = (values > threshold).nonzero()[:, 0]
-    tied = (values == threshold).nonzero()[:, 0]
+    above, tied = (values > threshold).nonzero()[:, 0], (values == threshold).nonzero()[:, 0]
     return torch.cat([above, tied[: count - len(above)]]).sort().values
 
 
@@ -287,12 +284,12 @@ def _raise_if_damaged(path: str | Path, fields: Mapping[str, Mapping[Site, Any]]
             scores, n_axes = value.values, n_axes - 1
         is_whole = _is_scores(scores, n_axes)
         raise_if_damaged(path, not is_whole, f"a score of {site} is not finite, or its shape is another")
-    for field in _PER_SITE:
-        n_axes = 2 if field == "groups" else 1
-        for site, tensor in fields[field].items():
+    for kind in _PER_SITE:
+        n_axes = 2 if kind == "groups" else 1
+        for site, tensor in fields[kind].items():
             value = fields["values"].get(site)
             fits = value is not None and tensor.shape[-1:] == value.shape[:1] and _is_scores(tensor, n_axes)
-            raise_if_damaged(path, not fits, f"the {field} of {site} are not finite, or not of its units")
+            raise_if_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")
 
 
 def _is_scores(tensor: Tensor, n_axes: int) -> bool:

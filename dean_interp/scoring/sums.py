@@ -1,6 +1,7 @@
 """Running sums over examples: a scoring pass folds every pair of activations and gradients into them."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,36 +13,44 @@ from dean_interp.models.matrices import home, shape
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 
-N_EXAMPLE_GROUPS = 16
-"""Into so many groups of examples a neuron's score is divided, fewer where there are fewer examples."""
-
-
-def group_sizes(n_examples: int) -> Int[Tensor, " group"]:
-    """How many examples each group holds: example `i` is in group `i % 16`, and there are no empty groups."""
-    return torch.bincount(torch.arange(n_examples) % min(N_EXAMPLE_GROUPS, n_examples))
+Fold = Literal["value", "size", "square"]
+"""What of an example's effect is added up: its value, its absolute value, or its square."""
 
 
 class Sums:
     """Running sums of some sites, in float32, on the device of each site's matrix (`matrices.home`).
 
     Per neuron: activation * gradient by group of examples, activation, squared activation. Per weight: x' @ gradient,
-    and the square of what its matrix reads. Unsigned sums add up each example's absolute value, signed ones its value.
+    and the square of what its matrix reads. Of an example's effect the value, size or square is added up (`fold`); for
+    squares of neurons each example is a group, whose effect is kept with its sign.
     Hand every batch to `begin` before its pass, and its losses to `add_losses` after.
     """
 
     def __init__(
-        self, model: HookedModel, sites: Sequence[Site], *, n_examples: int, rows_each: int, signed: bool
+        self,
+        model: HookedModel,
+        sites: Sequence[Site],
+        *,
+        groups: Int[Tensor, " example"],
+        rows_each: int,
+        fold: Fold,
     ) -> None:
-        """`rows_each` rows of a batch that follow each other make one example (2: a safe and an unsafe answer)."""
-        self.sites, self.rows_each, self.signed = sites, rows_each, signed
-        self.n_groups = len(group_sizes(n_examples))
-        self.sums = {"loss": torch.zeros(n_examples), "n_positions": torch.zeros((), dtype=torch.int64)}
+        """Begin with zeros.
+
+        Args:
+            groups: the group of each example, from 0.
+            rows_each: so many rows of a batch that follow each other make one example (2: a safe and an unsafe answer).
+            fold: what of an example's effect is added up.
+        """
+        self.sites, self.rows_each, self.groups = sites, rows_each, groups
+        self.fold: Fold = fold
+        self.sums = {"loss": torch.zeros(len(groups)), "n_positions": torch.zeros((), dtype=torch.int64)}
         for site in sites:
             matrix = site if site.unit == "weight" else Site(site.layer, "out")
             n_in, n_out = shape(model, matrix)
             sizes: dict[str, tuple[int, ...]] = {"square": (n_in,), "effect": (n_in, n_out)}
             if site.unit == "neuron":
-                sizes |= {"sum": (n_in,), "effect": (self.n_groups, n_in)}
+                sizes |= {"sum": (n_in,), "effect": (int(groups.max()) + 1, n_in)}
             for kind, size in sizes.items():
                 self.sums[f"{kind}/{site}"] = torch.zeros(size, device=home(model, matrix))
 
@@ -71,10 +80,12 @@ class Sums:
     ) -> None:
         """Fold one batch's effects at a site of neurons in, with the activations that they come from."""
         total = self.sums[f"effect/{site}"]
-        groups = (self.examples % self.n_groups).to(total.device)
-        # The rows of an example are one effect, and its size is taken after they are added.
+        groups = self.groups[self.examples.cpu()].to(total.device)
+        # The rows of an example are one effect, whose size is taken after they are added.
         effect = effect.unflatten(0, (-1, self.rows_each)).sum(1)
-        effect = effect if self.signed else effect.abs()
+        # Squares are taken at the end: each example is a group of its own, and keeps its signed effect.
+        if self.fold == "size":
+            effect = effect.abs()
         total.index_add_(0, groups, effect.to(total.device))
         # Padding counts in neither the mean nor the norm of the activations.
         x = x * self.real.to(x.device)[..., None]
@@ -97,7 +108,7 @@ class Sums:
     def _add_weights(self, total: Tensor, x: Tensor, gradient: Tensor, real: Tensor) -> None:
         """Add each example's product x' @ gradient over its own positions to `total`."""
         here = total if total.device == x.device else torch.zeros(total.shape, device=x.device)
-        if self.signed:
+        if self.fold == "value":
             here.addmm_(x[real].T, gradient[real])
         else:
             # The only memory that a fold needs is taken before anything is added: running out loses nothing.
@@ -105,7 +116,8 @@ class Sums:
             for start in range(0, len(x), self.rows_each):
                 rows = slice(start, start + self.rows_each)
                 read, written = x[rows][real[rows]], gradient[rows][real[rows]]
-                here += torch.mm(read.T, written, out=product).abs_()
+                torch.mm(read.T, written, out=product)
+                here += product.square_() if self.fold == "square" else product.abs_()
         if here is not total:
             total += here.to(total.device)
 
@@ -117,6 +129,13 @@ class Sums:
                 f"the gradient of example {example} is not finite in layer {site.layer} ({site}): the model overflows "
                 "in this dtype; load it in float32 or bfloat16, or leave the example out"
             )
+
+
+def folded(effect: Float[Tensor, "example unit"], fold: Fold) -> Float[Tensor, "example unit"]:
+    """What of each example's effect is added up."""
+    if fold == "value":
+        return effect
+    return effect.square() if fold == "square" else effect.abs()
 
 
 def _signs(rows_each: int, device: torch.device) -> Tensor:

@@ -23,9 +23,8 @@ from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, versions
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.scoring.importance import importance
-from dean_interp.scoring.preparation import ScoringConfig, scores_fingerprint
+from dean_interp.scoring.preparation import N_SPREAD_GROUPS, ScoringConfig, scores_fingerprint
 from dean_interp.scoring.scores import Scores, Top, load_scores
-from dean_interp.scoring.sums import N_EXAMPLE_GROUPS
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import load_selection
 from dean_interp.selection.stability import jaccard
@@ -193,12 +192,12 @@ def _scoring(config: StudyConfig) -> ScoringConfig:
 def _first_group(scores: Scores) -> Scores:
     """The neuron scores of every 16th example, and their losses."""
     values = {site: groups[0] for site, groups in scores.groups.items()}
-    return replace(scores.of("neuron"), values=values, loss=scores.loss[::N_EXAMPLE_GROUPS])
+    return replace(scores.of("neuron"), values=values, loss=scores.loss[::N_SPREAD_GROUPS])
 
 
 def _again(model: HookedModel, config: StudyConfig, calibration: Sequence[Behaviour], *, full: bool) -> list[Scores]:
     """Scores of everything, or of the neurons on the first group of examples."""
-    some = calibration if full else [replace(one, examples=one.examples[::N_EXAMPLE_GROUPS]) for one in calibration]
+    some = calibration if full else [replace(one, examples=one.examples[::N_SPREAD_GROUPS]) for one in calibration]
     return [
         importance(
             model,
