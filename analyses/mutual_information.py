@@ -39,7 +39,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.progress import progress_bar
 from dean_interp.report.html import write_information_report
 from dean_interp.selection.coupling import couple
-from dean_interp.selection.random_sets import grow_to_kl
+from dean_interp.selection.size_at_kl import size_at_kl
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.controls import random_control
 from dean_interp.study.method import disjoint_neurons
@@ -131,9 +131,8 @@ def equal_kl_controls(model: HookedModel, edit: Selection, matched: Strata, n: i
         start, max_tries = 1.0, 8
         if number:
             start, max_tries = sorted(growth for growth, _ in found)[number // 2], 4
-        growth, _ = grow_to_kl(
-            lambda growth, number=number: drawn(number, growth),
-            kl,
+        growth, _ = size_at_kl(
+            lambda growth, number=number: kl(drawn(number, growth)),
             target,
             bounds=(1 / len(edit), LARGEST_GROWTH),
             start=start,

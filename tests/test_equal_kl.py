@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dean_interp import Selection, Site, random_like
-from dean_interp.selection.random_sets import grow_to_kl
+from dean_interp.selection.size_at_kl import size_at_kl
 from dean_interp.selection.strata import deciles
 
 seeded = settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -21,22 +21,16 @@ TARGET = 0.02
 class Ablated:
     """A model whose KL is a given function of the growth; it writes down what was tried."""
 
-    def __init__(self, kl, per_growth=10**6):
-        self.kl, self.per_growth, self.tried = kl, per_growth, {}
+    def __init__(self, kl):
+        self.kl, self.tried = kl, {}
 
-    def draw(self, growth):
+    def measured(self, growth):
         assert growth > 0, "a control of no units cannot be drawn"
-        self.tried[growth] = None
-        self.last = growth
-        return Selection({SITE: torch.tensor([round(growth * self.per_growth)])}, {SITE: (10**9,)})
-
-    def damage(self, selection):
-        assert selection.units[SITE].tolist() == [round(self.last * self.per_growth)], "the size that was just drawn"
-        self.tried[self.last] = self.kl(self.last)
-        return self.tried[self.last]
+        self.tried[growth] = self.kl(growth)
+        return self.tried[growth]
 
     def search(self, target=TARGET, smallest=0.01, largest=100.0, **options):
-        growth, inside = grow_to_kl(self.draw, self.damage, target, bounds=(smallest, largest), **options)
+        growth, inside = size_at_kl(self.measured, target, bounds=(smallest, largest), **options)
         assert growth in self.tried, "only a size that was measured is returned"
         return growth, inside
 
@@ -214,9 +208,8 @@ def edit(*units):
 
 def grown_to(selection, needed, seed=0):
     """The search over `random_like`, each unit doing equal damage: `needed` units reach the target."""
-    return grow_to_kl(
-        lambda growth: random_like(selection, STRATA, seed=seed, growth=growth),
-        lambda control: TARGET * len(control) / needed,
+    return size_at_kl(
+        lambda growth: TARGET * len(random_like(selection, STRATA, seed=seed, growth=growth)) / needed,
         TARGET,
         bounds=(1 / max(selection.counts().values()), 9.0),
     )

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dean_interp.editing.values import ActivationChange, Restore, Value, Zero, activation_change, new_weights
+from dean_interp.editing.values import ActivationChange, Multiply, Restore, Value, Zero, activation_change, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
@@ -24,6 +24,7 @@ from dean_interp.models.notes import AblatedWeights, WeightChange, notes
 from dean_interp.models.positions import token_positions
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import MATRICES, Modules, Site, neuron_sites
+from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
 
 Positions = Literal["all", "prompt", "response"]
@@ -79,6 +80,17 @@ def ablate(
         yield
     if watch.expects_change and not watch.changed:
         warnings.warn(f"the ablation of {selection} changed nothing", stacklevel=3)
+
+
+@contextmanager
+def gated(model: HookedModel, gates: Gates, *, positions: Positions = "all") -> Iterator[None]:
+    """Multiply every neuron by its gate in every forward pass and generation inside the `with` block.
+
+    It is `ablate` of the neurons that change, with the value `Multiply(gates)`: nested gates multiply, and an inner
+    ablation of the same neuron counts. Raises `InputError` as `ablate` does, also where no gate differs from 1.
+    """
+    with ablate(model, gates.selection, value=Multiply(gates), positions=positions):
+        yield
 
 
 def weights_that_make(model: HookedModel, selection: Selection, other: HookedModel) -> Selection:
@@ -169,13 +181,15 @@ def _silencer(
 
     def silence(activation: Tensor, hook: object) -> Tensor:
         columns = units.to(activation.device)
-        old = activation[..., columns]
+        # Gates of all neurons need no copy of the columns that they change.
+        is_whole = len(units) == activation.shape[-1]
+        old = activation if is_whole else activation[..., columns]
         new = change(old, _positions_in_texts(model, activation)).to(old)
         if positions != "all":
             new = torch.where(_is_ablated(model, activation, positions)[..., None], new, old)
         watch.expects_change = True
         watch.changed = watch.changed or bool((new != old).any())
-        return activation.index_copy(-1, columns, new)
+        return new if is_whole else activation.index_copy(-1, columns, new)
 
     return silence
 

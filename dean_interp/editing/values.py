@@ -21,6 +21,7 @@ from dean_interp.models.sites import Site, neuron_sites
 from dean_interp.scoring.capture import stream_activations
 from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, prepare
 from dean_interp.scoring.scores import Scores
+from dean_interp.selection.gates import Gates
 
 ActivationChange = Callable[[Float[Tensor, "batch pos unit"], Int[Tensor, "batch pos"]], Tensor]
 """Gives new activations of the chosen neurons from their activations and each position's place in its text."""
@@ -43,6 +44,13 @@ class Scale:
     """`alpha` times the neuron's activation, or the weight: 0 silences, 1 changes nothing, 2 doubles."""
 
     alpha: float
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """Each neuron's activation times its own gate (`selection.gates`). Nested gates multiply."""
+
+    gates: Gates
 
 
 @dataclass(frozen=True)
@@ -92,15 +100,20 @@ class Given:
     weights: Mapping[Site, Float[Tensor, " unit"]]
 
 
-Value = Zero | Mean | Scale | Noise | Resample | Project | Restore | Given
+Value = Zero | Mean | Scale | Multiply | Noise | Resample | Project | Restore | Given
 
 # Noise is drawn for this many positions of a text; later positions use the draws again from the first.
 _N_NOISE_DRAWS = 512
 
 
 def described(value: Value) -> str:
-    """The kind of a value, and its number where it has one: `Zero`, `Scale(0.5)`, `Mean`."""
-    return f"Scale({value.alpha})" if isinstance(value, Scale) else type(value).__name__
+    """The kind of a value, and what it holds where that is little: `Zero`, `Scale(0.5)`, `Mean`, `Multiply(a hash)`."""
+    match value:
+        case Scale(alpha):
+            return f"Scale({alpha})"
+        case Multiply(gates):
+            return f"Multiply({gates.fingerprint})"
+    return type(value).__name__
 
 
 def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> ActivationChange:
@@ -110,6 +123,9 @@ def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> 
             return lambda activation, position: torch.zeros_like(activation)
         case Scale(alpha):
             return lambda activation, position: alpha * activation
+        case Multiply(gates):
+            multiplier = _at_site(gates.multipliers, site, "the gates")[units]
+            return lambda activation, position: multiplier.to(activation) * activation
         case Mean(scores):
             mean = _at_site(scores.activation_mean, site, f"the scores of {scores.behaviour}")[units]
             return lambda activation, position: mean.to(activation).expand_as(activation)

@@ -13,8 +13,9 @@ from pathlib import Path
 from dean_interp.files import read_json, write_text
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import Coupling
-from dean_interp.selection.random_sets import grow_to_kl, n_units_outside, random_like
+from dean_interp.selection.random_sets import n_units_outside, random_like
 from dean_interp.selection.selection import Selection, strongest
+from dean_interp.selection.size_at_kl import size_at_kl
 from dean_interp.selection.strata import Strata
 from dean_interp.study.settings import ControlConfig
 from dean_interp.study.store import State, file_name
@@ -101,15 +102,11 @@ def _grown(request: ControlRequest, number: int, target: float, start: float) ->
     for attempt in range(N_DRAWS):
         draw = n_random + number + attempt * n_equal_kl
 
-        def grown(growth: float, draw: int = draw) -> Selection:
-            return request.random(draw, growth)
+        def kl(growth: float, draw: int = draw) -> float:
+            return request.kl(request.state(f"equal KL {number + 1}", "equal KL", request.random(draw, growth)))
 
-        def damage(selection: Selection) -> float:
-            return request.kl(request.state(f"equal KL {number + 1}", "equal KL", selection))
-
-        growth, is_inside = grow_to_kl(
-            grown, damage, target, bounds=(1 / len(edit), n_units_outside(edit) / len(edit)), start=start
-        )
+        bounds = 1 / len(edit), n_units_outside(edit) / len(edit)
+        growth, is_inside = size_at_kl(kl, target, bounds=bounds, start=start)
         if is_inside:
             return draw, growth
     log.warning("equal-KL control %d does not come within 10 %% of the edit's KL", number + 1)

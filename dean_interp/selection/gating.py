@@ -1,0 +1,180 @@
+"""Gates in closed form: raise both margins as much as possible for a given damage to other text.
+
+To first order the margins move by `sum of delta * gain`, to second order general text pays `1/2 * delta' F delta`
+(`selection.gains`). Of all changes that cost the same, the one that raises the sum of both margins most is
+
+    delta  proportional to  (F + D) ^ -1  (gain_1 / size_1 + gain_2 / size_2)
+
+where size_b is the mean absolute gain of behaviour b, so that neither behaviour drowns the other. F is known from a few
+hundred answers, in as many directions. D makes it a cost of every direction: the diagonal of F, plus a ridge that keeps
+neurons of little damage from being changed without limit. The inverse is taken by Woodbury's identity, one layer at a
+time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dean_interp.errors import InputError
+from dean_interp.models.sites import Site
+from dean_interp.selection.gains import Damage, Gains
+from dean_interp.selection.gates import Gates
+from dean_interp.selection.selection import Selection
+
+Cost = Literal["together", "alone"]
+PerNeuron = Mapping[Site, Float[Tensor, " d_mlp"]]
+
+
+@dataclass(frozen=True)
+class GatingConfig:
+    """How gains and damage become gates."""
+
+    cost: Cost = "together"
+    """What a change costs: what neurons do together (`together`: F and its diagonal), or each alone (`alone`: its
+    diagonal)."""
+    ridge: float = 0.1
+    """What is added to every neuron's own damage, in mean damages."""
+    count: int | None = None
+    """Number of neurons that change: those that raise the margins most at the given damage. Unset: all."""
+    agree: bool = False
+    """Change only neurons whose gains for both behaviours have the same sign."""
+    certainty: float = 0.0
+    """Shrink every gain towards 0 by so many standard errors, never past it. 0: gains as they are."""
+    silence_only: bool = False
+    """Only lower gates (at most to 0), never raise them."""
+
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range."""
+        if self.cost not in get_args(Cost):
+            raise InputError(f"cost must be one of {get_args(Cost)}, got {self.cost!r}")
+        for name in ("ridge", "certainty"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.count is not None and self.count < 1:
+            raise InputError(f"count must be at least 1, got {self.count}")
+
+
+def closed_form_gates(
+    first: Gains,
+    second: Gains,
+    damage: Damage,
+    *,
+    config: GatingConfig = GatingConfig(),
+) -> Gates:
+    """The direction in which gates raise both margins at the least damage.
+
+    Its size is such that neurons, each alone, cost 1 nat per token. Hand it to a search for the dose: `gates * dose`
+    changes `dose` times as much.
+
+    Raises:
+        InputError: a setting out of its range; gains or damage of another model.
+        NoNeuronError: no neuron that is left to change.
+    """
+    config.check()
+    if not sorted(first.mean) == sorted(second.mean) == sorted(damage.rows):
+        raise InputError("gains and damage must be of one model: their sites differ")
+    benefit = _benefit(first, second, config)
+    changes = _cheapest(benefit, damage, config)
+    # Fewer neurons are the best for a change of all of them; then their own best change is found.
+    if config.silence_only or config.count is not None:
+        kept = _kept(changes, benefit, config)
+        changes = _cheapest({site: benefit[site] * kept[site] for site in benefit}, damage, config, among=kept)
+    if config.silence_only:
+        changes = {site: change.clamp(max=0) for site, change in changes.items()}
+    gates = Gates({site: 1 + change for site, change in changes.items()}, first.prompt_hashes | second.prompt_hashes)
+    cost = damage.kl_alone(gates)
+    if not cost > 0:
+        raise NoNeuronError(
+            f"no neuron raises both {first.behaviour} and {second.behaviour}: every gain is 0 under these settings "
+            "(lower certainty, leave agree and silence_only off, or score more examples)"
+        )
+    return gates * cost**-0.5
+
+
+def _benefit(first: Gains, second: Gains, config: GatingConfig) -> dict[Site, Tensor]:
+    """The sum of both behaviours' gains, each in units of its mean size."""
+    benefit = {}
+    for site in sorted(first.mean):
+        of_first = shrunk(first, site, config.certainty) / first.size
+        of_second = shrunk(second, site, config.certainty) / second.size
+        total = of_first + of_second
+        benefit[site] = torch.where(of_first * of_second > 0, total, 0.0) if config.agree else total
+    return benefit
+
+
+def _cheapest(
+    benefit: PerNeuron,
+    damage: Damage,
+    config: GatingConfig,
+    *,
+    among: Mapping[Site, Bool[Tensor, " d_mlp"]] | None = None,
+) -> dict[Site, Tensor]:
+    """`(F + D)^-1 benefit`, or `D^-1 benefit`; of some neurons alone where `among` says which."""
+    diagonal = damage.diagonal
+    ridge = config.ridge * float(torch.cat(list(diagonal.values())).mean())
+    alone = {site: benefit[site] / (diagonal[site] + ridge).clamp(min=1e-30) for site in benefit}
+    if config.cost == "alone":
+        return alone
+    # Woodbury: (D + R'R/n)^-1 b = D^-1 b - D^-1 R' (n I + R D^-1 R')^-1 R D^-1 b, with R the rows of F.
+    n_answers = len(next(iter(damage.rows.values())))
+    inner = damage.n_tokens * torch.eye(n_answers, dtype=torch.float64)
+    along = torch.zeros(n_answers, dtype=torch.float64)
+    for site, rows in damage.rows.items():
+        rows = rows * among[site] if among else rows
+        inner += ((rows / (diagonal[site] + ridge).clamp(min=1e-30)) @ rows.T).double()
+        along += (rows @ alone[site]).double()
+    weights = torch.linalg.solve(inner, along).float()
+    changes = {}
+    for site, rows in damage.rows.items():
+        rows = rows * among[site] if among else rows
+        changes[site] = alone[site] - rows.T @ weights / (diagonal[site] + ridge).clamp(min=1e-30)
+    return changes
+
+
+def _kept(changes: PerNeuron, benefit: PerNeuron, config: GatingConfig) -> dict[Site, Bool[Tensor, " d_mlp"]]:
+    """The neurons that may change: those that are lowered, the `count` with the largest part in the rise, or both."""
+    gates = Gates({site: 1 + change for site, change in changes.items()})
+    if config.silence_only:
+        gates = gates.clipped(-float("inf"), 1.0)
+    if config.count is not None:
+        # A neuron's part in the rise is its change times its gains.
+        gates = gates.strongest(
+            config.count, by={site: change * benefit[site] for site, change in gates.changes.items()}
+        )
+    return {site: change != 0 for site, change in gates.changes.items()}
+
+
+def shrunk(gains: Gains, site: Site, certainty: float) -> Float[Tensor, " d_mlp"]:
+    """Gains moved towards 0 by `certainty` standard errors: their bound that is nearer to 0, or 0."""
+    size = (gains.mean[site].abs() - certainty * gains.error[site]).clamp(min=0)
+    return gains.mean[site].sign() * size
+
+
+class NoNeuronError(InputError):
+    """No neuron is left that raises both behaviours."""
+
+
+def signed_units(
+    first: Gains, second: Gains, *, first_sign: int, second_sign: int, certainty: float = 1.0
+) -> Selection:
+    """Neurons whose gains have the given signs, each beyond `certainty` standard errors.
+
+    `first_sign=-1, second_sign=-1` are the neurons that raise both margins when silenced, `1, 1` when amplified, and
+    opposite signs help one behaviour and hurt the other. Selections have set algebra: leave out what general text needs
+    by `signed_units(...) - top_fraction(general, 0.01)`.
+
+    Raises `InputError` for a sign that is not -1 or 1.
+    """
+    if first_sign not in (-1, 1) or second_sign not in (-1, 1):
+        raise InputError(f"a sign must be -1 or 1, got {first_sign} and {second_sign}")
+    units: dict[Site, Tensor] = {}
+    shapes: dict[Site, tuple[int, ...]] = {}
+    for site in first.mean:
+        in_first = first_sign * shrunk(first, site, certainty) > 0
+        in_second = second_sign * shrunk(second, site, certainty) > 0
+        units[site], shapes[site] = (in_first & in_second).nonzero()[:, 0], (len(in_first),)
+    return Selection(units, shapes, first.prompt_hashes | second.prompt_hashes)
