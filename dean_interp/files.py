@@ -137,6 +137,16 @@ def read_tensors(path: str | Path, file_format: str, facts: type[Record]) -> tup
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error
 
 
+def format_of(path: str | Path) -> str:
+    """The format that a file of `write_tensors` names; empty where there is none, or it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return str(TypeAdapter(dict[str, Any]).validate_json(metadata.get(_METADATA_KEY, "{}")).get("format"))
+    except (OSError, SafetensorError, ValidationError):
+        return ""
+
+
 def read_json(path: Path, kind: type[Record] | Any) -> Record:  # noqa: ANN401 - a class, or `dict[str, float]`
     """Read a JSON file as a record of the type `kind`.
 

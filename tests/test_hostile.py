@@ -32,10 +32,12 @@ from dean_interp import (
     load_selection,
     top_fraction,
 )
+from dean_interp.editing.apply import create_gates_edit
 from dean_interp.editing.checkpoint import checkpoint_state
 from dean_interp.editing.edit import compare, stack
 from dean_interp.files import read_json, write_tensors
 from dean_interp.resume import Unfinished
+from dean_interp.selection.gates import Gates
 from dean_interp.study.measurement_file import load_measurement
 from dean_interp.study.results import load_results
 from dean_interp.study.verify import _Begun
@@ -99,6 +101,8 @@ def altered_tensors(draw, tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
             found[name] = old.flip(0)
         case _:
             number = draw(st.sampled_from([-1, 2**31 - 1, math.nan, math.inf, 0]))
+            if old.dtype == torch.uint8:
+                number = draw(st.sampled_from([0, 1, 255]))
             if math.isfinite(number) or old.is_floating_point():
                 found[name] = torch.full_like(old, number)
     return found
@@ -135,6 +139,8 @@ def valid(llama, tmp_path_factory):
     chosen = Selection({Site(1, "neurons"): torch.tensor([3, 5])}, {Site(1, "neurons"): (40,)}, frozenset({"ab"}))
     chosen.save(folder / "selection")
     create_edit(llama, chosen).save(folder / "edit")
+    gates = Gates({Site(1, "neurons"): torch.tensor([0.0] + 39 * [0.9])}, frozenset({"ab"}))
+    create_gates_edit(llama, gates).save(folder / "gates edit")
     numbers = {f"{name}/a": torch.ones(3, 2) for name in ("log_prob", "kl")} | {"n_tokens/a": torch.ones(3, 2).long()}
     write_tensors(folder / "original.safetensors", "dean_interp.state.1", numbers, {"fingerprint": "x"})
     Unfinished(folder / "sums.unfinished", "x").keep({"sum": torch.ones(3)}, n_batches=2)
@@ -179,6 +185,14 @@ def used_edit(path: Path) -> None:
     edit.hooked()
 
 
+def used_gates_edit(path: Path) -> None:
+    edit = load_edit(path)
+    assert repr(edit) and len(edit.gates) <= len(edit) and compare(edit, edit) is not None
+    with pytest.raises(InputError, match="cannot be stacked"):
+        stack(edit, edit)
+    edit.hooked()
+
+
 def used_state(path: Path) -> None:
     load_measurement(path, [MEASURED], None, fingerprint="x").to_pandas()
 
@@ -188,6 +202,7 @@ READERS = {
     "scores": used_scores,
     "selection": used_selection,
     "edit": used_edit,
+    "gates edit": used_gates_edit,
     "original.safetensors": used_state,
     "sums.unfinished": lambda path: Unfinished(path, "x").restore({"sum": torch.zeros(3)}),
     "rows.jsonl": load_behaviour,
@@ -195,7 +210,7 @@ READERS = {
     "published.jsonl": lambda path: load_behaviour(f"beavertails:privacy@{path}", n_examples=None),
     "config.json": lambda path: read_json(path, _Begun),
 }
-TENSORS = ("scores", "selection", "edit", "original.safetensors", "sums.unfinished")
+TENSORS = ("scores", "selection", "edit", "gates edit", "original.safetensors", "sums.unfinished")
 
 
 @pytest.mark.parametrize("kind", READERS)

@@ -14,11 +14,13 @@ from dean_interp.cli.step_result import StepResult
 from dean_interp.editing.apply import create_edit
 from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, export, revert_edit_in_checkpoint, tensor_states
 from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit, stack
+from dean_interp.editing.values import Multiply
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.files import check_writable
 from dean_interp.models.load import HookedModel
-from dean_interp.selection.selection import load_selection
+from dean_interp.selection.gates import is_gates_file, load_gates
+from dean_interp.selection.selection import Selection, load_selection
 from dean_interp.study.settings import ModelConfig
 
 CHECKPOINT_STATES = {
@@ -48,10 +50,10 @@ class EditedModel:
 
 @dataclass(frozen=True)
 class CreateEdit:
-    """Make an edit file: what silencing the selected units would change in the checkpoint. It can be taken back."""
+    """Make an edit file: what silencing selected units, or gates, change in the checkpoint. It can be taken back."""
 
     selection: Positional[Path]
-    """Selection file, of neurons or weights."""
+    """Selection file, of neurons or weights; or gates file."""
     out: Path
     """Edit file to write."""
     replacement: OmitArgPrefixes[Replacement] = field(default_factory=Replacement)
@@ -172,8 +174,10 @@ def do_edit(step: EditStep) -> StepResult:
 
 def _create(action: CreateEdit) -> StepResult:
     check_writable(action.out)
-    selection = load_selection(action.selection)
-    value = action.replacement.load()
+    if is_gates_file(action.selection):
+        selection, value = _gating(action)
+    else:
+        selection, value = load_selection(action.selection), action.replacement.load()
     model = action.model.load()
     edit = create_edit(model, selection, value=value)
     held = [str(super_weight) for super_weight in held_super_weights(selection, super_weights(model))]
@@ -182,6 +186,14 @@ def _create(action: CreateEdit) -> StepResult:
     record = {"out": str(action.out), "bytes": size, "super_weights": held, **_record(edit)}
     warning = f"it changes super weights, which may break the model: {', '.join(held)}\n" if held else ""
     return StepResult(record, f"{_text(edit)}\n{warning}edit: {action.out.resolve()} ({size / 1000:.0f} kB)")
+
+
+def _gating(action: CreateEdit) -> tuple[Selection, Multiply]:
+    """The neurons that a gates file changes, and by how much."""
+    if action.replacement != Replacement():
+        raise InputError(f"{action.selection} holds gates, which say by how much: leave --value and --scores out")
+    gates = load_gates(action.selection)
+    return gates.selection, Multiply(gates)
 
 
 def _apply(action: ApplyEdit) -> StepResult:
@@ -233,8 +245,8 @@ def _export(action: ExportEdit) -> StepResult:
     check = export(action.model.load(), edit, action.out)
     text = (
         f"checkpoint: {action.out.resolve()}\n"
-        f"in plain transformers its logits differ from the hooked model's by at most {check['largest_difference']:.2g} "
-        f"(largest logit {check['largest_logit']:.3g}); it answers:\n"
+        f"in plain transformers its logits differ from the edit's in memory by at most "
+        f"{check['largest_difference']:.2g} (largest logit {check['largest_logit']:.3g}); it answers:\n"
         f"{check['answer']}"
     )
     return StepResult({"out": str(action.out), **check}, text)
@@ -243,7 +255,7 @@ def _export(action: ExportEdit) -> StepResult:
 def _record(edit: Edit) -> dict[str, Any]:
     tensors = {}
     for name, change in edit.changes.items():
-        tensors[name] = {"numbers": len(change.indices), "shape": list(change.shape), "base": change.base}
+        tensors[name] = {"numbers": len(change), "shape": list(change.shape), "base": change.base}
     facts = {name: fact for name, fact in edit.facts.items() if name != "prompt_hashes"}
     return {
         "numbers": len(edit),

@@ -7,34 +7,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.editing.ablation import refuse_foreign, weights_that_make
-from dean_interp.editing.edit import (
-    Edit,
-    EditState,
-    TensorChange,
-    entries,
-    joint_edit_state,
-    refuse_state,
-    tensor_hash,
-    tensor_state,
-)
-from dean_interp.editing.values import Mean, Restore, Scale, Value, Zero, described, new_weights
+from dean_interp.editing.edit import Edit, joint_edit_state, refuse_state
+from dean_interp.editing.row_scaling import RowScaling, row_scaling
+from dean_interp.editing.tensor_change import EditState, TensorChange, tensor_hash
+from dean_interp.editing.values import Mean, Multiply, Restore, Scale, Value, Zero, described, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, versions
 from dean_interp.models.matrices import bias, stored_name, weight
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
+from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
 
 
 def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero()) -> Edit:  # noqa: B008 - frozen
     """The edit that does to the weights what `ablate(model, selection, value=value)` does by hooks.
 
-    Neurons are silenced or scaled by their rows of `out`. Their means go into the bias of `out`.
+    Neurons are silenced, scaled or gated by their rows of `out`. Their means go into the bias of `out`.
 
     Raises:
         InputError: a value that weights cannot hold (noise, resampling, a projection), means without a bias to carry
-            them, a selection that is empty or of another model, a `HookedTransformer` (no checkpoint's tensors).
+            them, a gate that makes a weight too large for the checkpoint's number format, a selection that is empty or
+            of another model, a `HookedTransformer` (no checkpoint's tensors).
     """
     if not adapter_of(model).wraps_checkpoint:
         raise InputError("an edit is made from a checkpoint's own tensors: load the model without hooked_transformer")
@@ -43,12 +38,14 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
     refuse_foreign(model, selection)
     if isinstance(value, Restore):
         selection = weights_that_make(model, selection, value.other)
-    changes: dict[str, TensorChange] = {}
+    changes: dict[str, TensorChange | RowScaling] = {}
     for site, units in selection.units.items():
         if not len(units):
             continue
         if site.unit == "weight":
             changes |= _weight_change(model, site, units, new_weights(value, model, site, units))
+        elif isinstance(value, Multiply):
+            changes |= _row_scaling(model, site, units, value.gates)
         else:
             changes |= _neuron_changes(model, site, units, value)
     name = str(model.cfg.model_name)
@@ -63,6 +60,14 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
         "versions": versions(),
     }
     return Edit(changes, facts)
+
+
+def create_gates_edit(model: HookedModel, gates: Gates) -> Edit:
+    """The edit that does to the weights what `gated(model, gates)` does by hooks, rounded to the checkpoint's format.
+
+    Its file takes one bit a number that changes. Raises `InputError` as `create_edit` does.
+    """
+    return create_edit(model, gates.selection, value=Multiply(gates))
 
 
 def apply_edit(model: HookedModel, edit: Edit) -> None:
@@ -85,7 +90,7 @@ def edit_state(model: HookedModel, edit: Edit) -> EditState:
     """Whether a model is the edit's base, holds the edit, or is something else."""
     states = []
     for change in edit.changes.values():
-        states.append(tensor_state(_stored_view(model, change), change))
+        states.append(change.state(_stored_view(model, change)))
     return joint_edit_state(states)
 
 
@@ -95,12 +100,11 @@ def _write(model: HookedModel, edit: Edit, *, expected: EditState) -> None:
     refuse_state(edit_state(model, edit), expected, edit, str(model.cfg.model_name))
     with torch.no_grad():
         for change in edit.changes.values():
-            tensor = _stored_view(model, change)
-            values = change.new if expected == "base" else change.old
-            tensor[entries(change)] = values.to(tensor)
+            write = change.write if expected == "base" else change.undo
+            write(_stored_view(model, change))
 
 
-def _stored_view(model: HookedModel, change: TensorChange) -> Tensor:
+def _stored_view(model: HookedModel, change: TensorChange | RowScaling) -> Tensor:
     """The model's tensor in the checkpoint's layout, as a view that can be written to."""
     if change.is_bias:
         tensor = bias(model, change.site)
@@ -115,8 +119,8 @@ def _neuron_changes(model: HookedModel, site: Site, units: Tensor, value: Value)
     """The change of some neurons' rows of `out`, which are what they write, and for means of its bias."""
     if not isinstance(value, Zero | Scale | Mean):
         raise InputError(
-            f"weights cannot do what {type(value).__name__} does to neurons; Zero, Scale, Mean and "
-            "Restore can be written into a checkpoint"
+            f"weights cannot do what {type(value).__name__} does to neurons; Zero, Scale, Multiply, Mean "
+            "and Restore can be written into a checkpoint"
         )
     out = Site(site.layer, "out")
     rows = weight(model, out).detach()[units]
@@ -129,6 +133,18 @@ def _neuron_changes(model: HookedModel, site: Site, units: Tensor, value: Value)
         mean = value.scores.activation_mean[site][units].to(rows)
         changes |= _bias_change(model, out, mean @ rows)
     return changes
+
+
+def _row_scaling(model: HookedModel, site: Site, units: Tensor, gates: Gates) -> dict[str, RowScaling]:
+    """The change of some neurons' rows of `out` by gates."""
+    if site not in gates.multipliers:
+        raise InputError(f"the gates hold nothing for {site}")
+    out = Site(site.layer, "out")
+    name, is_transposed = stored_name(model, out)
+    matrix = weight(model, out).detach()
+    stored = matrix.t() if is_transposed else matrix
+    scaling = row_scaling(stored, out, units, gates.multipliers[site][units], is_transposed=is_transposed)
+    return {name: scaling}
 
 
 def _weight_change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[str, TensorChange]:

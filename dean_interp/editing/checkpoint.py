@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM
 
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
-from dean_interp.editing.edit import Edit, EditState, joint_edit_state, refuse_state, tensor_state
+from dean_interp.editing.edit import Edit, joint_edit_state, refuse_state
+from dean_interp.editing.tensor_change import EditState
 from dean_interp.errors import InputError
 from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.adapters import adapter_of
@@ -71,7 +72,7 @@ def tensor_states(folder: str | Path, edit: Edit) -> dict[str, EditState]:
     locations = _locations(Path(folder), edit)
     states: dict[str, EditState] = {}
     for name, location in progress_bar(locations.items(), desc="checking", unit="tensor", leave=False):
-        states[name] = tensor_state(_mapped(location), edit.changes[name])
+        states[name] = edit.changes[name].state(_mapped(location))
     return states
 
 
@@ -99,8 +100,9 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     This is for models that are no checkpoint folder (a GGUF file). The model itself is left as it was.
 
     Returns:
-        `largest_difference` of the logits to the hooked (or, for a changed bias, the edited) model's on a prompt, the
-        `largest_logit`, and the `answer` of a real generation.
+        `largest_difference` of the logits to the hooked model's on a prompt (or, for changed biases and products that
+        are rounded to half precision, to the edited model's), the `largest_logit`, and the `answer` of a real
+        generation.
 
     Raises:
         InputError: a `HookedTransformer`, a model that is not the edit's base, a folder that exists.
@@ -118,9 +120,8 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     try:
         with atomic_folder(out) as part:
             _save_checkpoint(model, part)
-            # Hooks do not change biases. Where the edit does, the edited model itself gives the expected logits.
-            changes_bias = any(change.is_bias for change in edit.changes.values())
-            edited_logits = _logits(model, prompt) if changes_bias else None
+            # Where hooks do not do quite the same, the edited model itself gives the expected logits.
+            edited_logits = None if edit.equals_hooks else _logits(model, prompt)
             revert_edit(model, edit)
             expected = _hooked_logits(model, edit, prompt) if edited_logits is None else edited_logits
             return _compared(part, model, prompt, expected, n_new_tokens=n_new_tokens)
@@ -202,9 +203,8 @@ def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState) -> 
             shutil.copyfile(folder / file, part / file)
         for name, location in locations.items():
             change = edit.changes[name]
-            values = change.new if expected == "base" else change.old
-            tensor = _mapped(location, folder=part, write=True).view(-1)
-            tensor[change.indices] = values.to(tensor.dtype)
+            write = change.write if expected == "base" else change.undo
+            write(_mapped(location, folder=part, write=True))
 
 
 def _files_to_copy(folder: Path) -> list[Path]:

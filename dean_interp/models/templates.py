@@ -1,8 +1,9 @@
 """How a prompt and its answers become token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
@@ -20,7 +21,7 @@ def token_ids(
         return tokenizer(prompt).input_ids, [tokenizer(answer).input_ids[1:] for answer in answers]
     text = prompt
     if template == "chat":
-        text = _render_chat(tokenizer, prompt)
+        text = rendered_chat(tokenizer, [{"role": "user", "content": prompt}])
     elif template == "raw":
         text = f"{prompt}\n"
     # A rendered chat has its special tokens already.
@@ -40,8 +41,21 @@ def n_common(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def _render_chat(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+def rendered_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
+    """What the chat template makes of messages, up to where the model's next words begin.
+
+    A message has a `role` (`system`, `user`, `assistant`) and a `content`. The text is a prompt for the template
+    `rendered`.
+
+    Raises `InputError` where there is no chat template, or it refuses the messages (some know no system message).
+    """
     if not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; use template='raw'")
-    messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    conversation = [dict(message) for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses messages by {roles}: {error}"
+        ) from error
