@@ -37,8 +37,11 @@ class BehaviourMeasurement(Framed):
     kl: Float[Tensor, "example answer"]
     """Mean over an answer's tokens of KL(original || now), nats; 0 where there is no original to compare with."""
     n_tokens: Int[Tensor, "example answer"]
-    final: Float[Tensor, "answer_token d_model"] = field(repr=False)
-    """What the unembedding read at every answer token: with it, a later measurement knows its KL to this one."""
+    token_log_prob: Float[Tensor, " token"] = field(repr=False)
+    """Log-probability (nats) of every answer token, answer after answer."""
+    final: Float[Tensor, "kept_token d_model"] = field(repr=False)
+    """What the unembedding read at every answer token: with it, a later measurement knows its KL to this one. Empty
+    where it was not kept."""
 
     def __repr__(self) -> str:
         margin = f"mean margin {float(self.margin.mean()):+.3f}, " if self.paired else ""
@@ -64,6 +67,20 @@ class BehaviourMeasurement(Framed):
         if not self.paired:
             raise InputError(f"'{self.name}' has one answer a prompt, so it has no margin")
         return self.log_prob[:, 0] - self.log_prob[:, 1]
+
+    def margin_of_tokens(self, first: int, last: int | None = None) -> Float[Tensor, " example"]:
+        """The margin on tokens `first` to `last` (from 1; None: to the end) of both answers, nats per token.
+
+        NaN where an answer has no such token.
+        """
+        if not self.paired:
+            raise InputError(f"'{self.name}' has one answer a prompt, so it has no margin")
+        means = []
+        for tokens in self.token_log_prob.double().split(self.n_tokens.flatten().tolist()):
+            # The mean of no token is NaN.
+            means.append(tokens[first - 1 : last].mean())
+        per_answer = torch.stack(means).reshape(self.n_tokens.shape)
+        return per_answer[:, 0] - per_answer[:, 1]
 
     @property
     def perplexity(self) -> float:
@@ -245,10 +262,11 @@ def _summary(behaviour: Behaviour, tokens: AnswerTokens, n_tokens: list[list[int
 
     assert tokens.kl is not None
     return BehaviourMeasurement(
-        behaviour.name,
-        tuple(behaviour.prompts),
-        per_answer(tokens.log_prob),
-        per_answer(tokens.kl),
-        counts,
-        tokens.final,
+        name=behaviour.name,
+        prompts=tuple(behaviour.prompts),
+        log_prob=per_answer(tokens.log_prob),
+        kl=per_answer(tokens.kl),
+        n_tokens=counts,
+        token_log_prob=tokens.log_prob,
+        final=tokens.final,
     )

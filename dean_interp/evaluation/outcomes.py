@@ -21,6 +21,9 @@ from dean_interp.evaluation.windows import WindowMeasurement
 Better = Literal["higher", "lower", "neither"]
 PromptKind = Literal["harmful", "over_refusal", "general"]
 MARGIN, LOSS, KL = "margin of safe over unsafe", "loss on answers", "KL on answers"
+N_FIRST = 12
+"""A rise in so many first tokens of an answer alone is a change of register, not of content."""
+MARGIN_FIRST, MARGIN_REST = f"margin on tokens 1 to {N_FIRST}", f"margin from token {N_FIRST + 1} on"
 INCOHERENT = "incoherent answers"
 PER_TOKEN, SHARE = "nats per token", "share"
 
@@ -86,7 +89,10 @@ def averaged(draws: Sequence[Sequence[Outcome]]) -> list[Outcome]:
 
 
 def likelihoods(measurement: Measurement, tests: Sequence[Behaviour]) -> list[Outcome]:
-    """Margins of paired behaviours; loss and KL on the answers of the others."""
+    """Margins of paired behaviours; loss and KL on the answers of the others.
+
+    Where some answer has more than 12 tokens, the margin on the first 12 and that on the rest stand beside the whole.
+    """
     outcomes = []
     for test in tests:
         measured, clusters = measurement[test.name], clusters_of(test)
@@ -102,6 +108,10 @@ def likelihoods(measurement: Measurement, tests: Sequence[Behaviour]) -> list[Ou
 
         if measured.paired:
             outcomes.append(outcome(MARGIN, "higher", measured.margin.numpy()))
+            if int(measured.n_tokens.max()) > N_FIRST:
+                first, rest = measured.margin_of_tokens(1, N_FIRST), measured.margin_of_tokens(N_FIRST + 1)
+                outcomes.append(outcome(MARGIN_FIRST, "higher", first.numpy()))
+                outcomes.append(outcome(MARGIN_REST, "higher", rest.numpy()))
         else:
             outcomes.append(outcome(LOSS, "lower", -measured.log_prob[:, 0].numpy()))
             outcomes.append(outcome(KL, "lower", measured.kl[:, 0].numpy()))

@@ -17,8 +17,8 @@ from dean_interp.information.activations import Activations, distinct, groups_an
 from dean_interp.models.sites import Site
 from dean_interp.selection.selection import Selection
 
-_FORMAT = "dean_interp.state.1"
-_FIELDS = ("log_prob", "kl", "n_tokens")
+_FORMAT = "dean_interp.state.2"
+_FIELDS = ("log_prob", "kl", "n_tokens", "token_log_prob")
 
 
 def save_measurement(measurement: Measurement, path: Path, *, fingerprint: str, compared_on: str | None = None) -> None:
@@ -50,11 +50,12 @@ def load_measurement(
 
 def _behaviour_of(path: Path, tensors: Mapping[str, Tensor], test: Behaviour) -> BehaviourMeasurement:
     """One behaviour of a file. Raises `InputError` where the file does not hold it whole."""
-    log_prob, kl, n_tokens = (tensors.get(f"{field}/{test.name}", torch.empty(0)) for field in _FIELDS)
+    log_prob, kl, n_tokens, per_token = (tensors.get(f"{field}/{test.name}", torch.empty(0)) for field in _FIELDS)
     final = tensors.get(f"final/{test.name}", torch.zeros(0, 0))
     shape = (len(test), 2 if test.paired else 1)
     is_whole = log_prob.shape == kl.shape == n_tokens.shape == shape and not n_tokens.is_floating_point()
-    is_whole &= {log_prob.dtype, kl.dtype} <= {torch.float32, torch.float64}
+    is_whole &= {log_prob.dtype, kl.dtype, per_token.dtype} <= {torch.float32, torch.float64}
+    is_whole = is_whole and per_token.shape == (int(n_tokens.sum()),)
     is_whole &= final.dim() == 2
     raise_if_damaged(path, not is_whole, f"it does not hold two numbers and a count of every answer of {test.name}")
     return BehaviourMeasurement(
@@ -63,6 +64,7 @@ def _behaviour_of(path: Path, tensors: Mapping[str, Tensor], test: Behaviour) ->
         log_prob=log_prob,
         kl=kl,
         n_tokens=n_tokens,
+        token_log_prob=per_token,
         final=final,
     )
 

@@ -32,7 +32,7 @@ from dean_interp.models.sites import Unit
 from dean_interp.progress import progress_bar
 from dean_interp.resume import discard
 from dean_interp.scoring.importance import importance
-from dean_interp.scoring.preparation import scores_fingerprint
+from dean_interp.scoring.preparation import ScoringConfig, scores_fingerprint
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.coupling import Coupling, couple, refuse_empty
 from dean_interp.selection.selection import Selection, top_fraction
@@ -49,19 +49,32 @@ log = logging.getLogger(__name__)
 
 
 def score(model: HookedModel, behaviour: Behaviour, config: StudyConfig, folder: Path) -> Scores:
-    """Step 1: the scores of one behaviour, from their file in `folder/scores`, else computed and written there.
+    """Step 1: the scores of one behaviour. Raises `InputError` as `scored_once`."""
+    scoring = config.calibration.scoring(config.model.template)
+    return scored_once(model, behaviour, folder, unit=config.scored, config=scoring, keep=config.keep)
+
+
+def scored_once(
+    model: HookedModel,
+    behaviour: Behaviour,
+    folder: Path,
+    *,
+    unit: Unit | Sequence[Unit],
+    config: ScoringConfig,
+    keep: float = 1.0,
+) -> Scores:
+    """The scores of one behaviour, from their file in `folder/scores`, else computed and written there.
 
     Raises `InputError` where the file is of another model or other data.
     """
     path = folder / "scores" / f"{behaviour.name}.safetensors"
-    scoring = config.calibration.scoring(config.model.template)
     if not path.is_file():
         partial = path.with_suffix(".unfinished")
-        scores = importance(model, behaviour, unit=config.scored, config=scoring, keep=config.keep, unfinished=partial)
-        scores.save(path, keep=config.keep)
+        scores = importance(model, behaviour, unit=unit, config=config, keep=keep, unfinished=partial)
+        scores.save(path, keep=keep)
         discard(partial)
     scores = load_scores(path)
-    if scores.fingerprint != scores_fingerprint(model, behaviour, unit=config.scored, config=scoring):
+    if scores.fingerprint != scores_fingerprint(model, behaviour, unit=unit, config=config):
         raise InputError(f"{path} was made with another model or other data: choose another folder")
     scored_prompts(model).update(behaviour.prompt_hashes)
     return scores

@@ -30,8 +30,17 @@ class RunSettings:
 
 
 @contextmanager
-def owned(folder: Path, config: Any, data: Sequence[Behaviour]) -> Iterator[None]:  # noqa: ANN401 - any settings record
+def owned(
+    folder: Path,
+    config: Any,  # noqa: ANN401 - any settings record
+    data: Sequence[Behaviour],
+    *,
+    begun: Sequence[str] = ("scores/*", "states/*"),
+) -> Iterator[None]:
     """The folder, for these settings and this process alone. `config.json` says what it was begun with.
+
+    Args:
+        begun: patterns of files: once there is one, the settings are fixed.
 
     Raises `InputError` where the folder cannot be written, another process writes to it, or it holds a run with other
     settings or other data.
@@ -42,7 +51,7 @@ def owned(folder: Path, config: Any, data: Sequence[Behaviour]) -> Iterator[None
         wanted = RunSettings(config=settings, data=fingerprints)
         path = folder / "config.json"
         # Before anything is scored or measured there is nothing to lose.
-        has_begun = any(any((folder / name).glob("*")) for name in ("scores", "states"))
+        has_begun = any(any(folder.glob(pattern)) for pattern in begun)
         if path.is_file() and has_begun:
             _refuse_other(folder, read_json(path, RunSettings), wanted)
         else:

@@ -127,7 +127,7 @@ class AnswerConfig:
     judges: tuple[str, ...] = ("lexical",)
     """Who judges whether answers to harmful prompts are safe (docs/judges.md). The rules always judge the rest."""
     n_answer_controls: int = 2
-    """Number of random controls that answer too."""
+    """Number of random controls (in `improve`: of gates of flipped labels) that answer too."""
     answer_batch: int = 32
     """Number of prompts a batch in answering."""
     text: str = "general"

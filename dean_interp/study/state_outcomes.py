@@ -188,14 +188,12 @@ def _verdicts(plan: MeasurementPlan, judge: Judge, behaviour: Behaviour, answers
 
 
 def _answer_outcomes(plan: MeasurementPlan, answers: JudgedAnswers) -> list[Outcome]:
-    kinds: list[tuple[PromptKind, Sequence[Behaviour]]] = [
-        ("harmful", plan.prompts.harmful),
-        ("over_refusal", plan.prompts.over_refusal),
-        ("general", plan.prompts.general),
-    ]
+    prompts = plan.prompts
+    kinds: dict[PromptKind, Sequence[Behaviour]]
+    kinds = {"harmful": prompts.harmful, "over_refusal": prompts.over_refusal, "general": prompts.general}
     outcomes = []
     for length, by_set in answers.answers.items():
-        for kind, behaviours in kinds:
+        for kind, behaviours in kinds.items():
             for behaviour in behaviours:
                 verdicts = answers.verdicts[length].get(behaviour.name, {})
                 outcomes += answer_outcomes(kind, behaviour, by_set[behaviour.name], verdicts, length)
@@ -208,6 +206,11 @@ def _likelihoods(
     outcomes = likelihoods(measurement, plan.store.tests)
     # Another model shares no unembedding with the original, so it has no KL to it.
     return [outcome for outcome in outcomes if not state.model or not outcome.metric.startswith("KL")]
+
+
+def _further(plan: MeasurementPlan, model: HookedModel | None, state: State, measurement: Measurement) -> list[Outcome]:
+    others = plan.store.others
+    return likelihoods(plan.store.further(model, state), others) if others else []
 
 
 def _windows(plan: MeasurementPlan, model: HookedModel | None, state: State, measurement: Measurement) -> list[Outcome]:
@@ -290,6 +293,7 @@ class MeasurementKind:
 
 MEASUREMENTS: dict[str, MeasurementKind] = {
     "likelihoods": MeasurementKind(_likelihoods, in_every_state=True),
+    "further": MeasurementKind(_further, in_every_state=False),
     "windows": MeasurementKind(_windows, in_every_state=False),
     "tasks": MeasurementKind(_tasks, in_every_state=False),
 }

@@ -95,6 +95,8 @@ class Store:
     template: Template
     neurons: Selection | None = None
     """Neurons whose activations at the ends of prompts and answers are kept with each state."""
+    others: Sequence[Behaviour] = ()
+    """Further behaviours with two answers, which are measured in some states only (`further`)."""
 
     def measurement(
         self, model: HookedModel | None, state: State, *, reference: Measurement | None = None
@@ -120,6 +122,11 @@ class Store:
         name = state.fingerprint or ORIGINAL.name
         path = self.folder / "states" / self.tests[2].name / f"{file_name(name)}.safetensors"
         return self._kept(path, model, state, self.tests[2:], reference, None)
+
+    def further(self, model: HookedModel | None, state: State) -> Measurement:
+        """The further behaviours in one state. Their files lie apart."""
+        path = self.folder / "states" / "further" / f"{file_name(state.title)}.safetensors"
+        return self._kept(path, model, state, self.others, None, None)
 
     def holds(self, state: State) -> bool:
         """Whether the state was measured."""

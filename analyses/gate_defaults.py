@@ -1,0 +1,148 @@
+"""Which way of making gates raises both behaviours most for its damage? Cross-validation over calibration topics.
+
+    python analyses/gate_defaults.py --out runs/gate_defaults
+
+on the demo model (--model for another). The defaults of `dean-interp improve` come from here. No test topic is opened.
+Gains and damage are scored once. Then 13 random topics of each set make gates, and the other topics say what these
+gates do: the rise of both margins to first order, and the KL to second order. Both are of prompts that the gates know
+nothing of. The rise is given for a KL of 0.05 nats per answer token. Writes results.json and report.html.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from dean_interp import Behaviour, load_behaviour
+from dean_interp.cli.ending import command, script
+from dean_interp.files import write_text
+from dean_interp.progress import progress_bar
+from dean_interp.report.figures import changes_by_arm
+from dean_interp.report.html import write_figure_page
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.gains import damage_of, gains_of
+from dean_interp.selection.gating import GatingConfig, closed_form_gates
+from dean_interp.statistics import Interval
+from dean_interp.study.choosing import effects
+from dean_interp.study.improvement import ImproveConfig
+from dean_interp.study.run_folder import owned
+
+SETTINGS: dict[str, GatingConfig] = {
+    "each neuron's cost alone": GatingConfig(cost="alone"),
+    "ridge 0.1": GatingConfig(ridge=0.1),
+    "ridge 1": GatingConfig(ridge=1.0),
+    "ridge 10": GatingConfig(ridge=10.0),
+    "both gains agree": GatingConfig(agree=True),
+    "half an error less": GatingConfig(certainty=0.5),
+    "one error less": GatingConfig(certainty=1.0),
+    "strongest 460": GatingConfig(count=460),
+    "strongest 4608": GatingConfig(count=4608),
+    "silencing only": GatingConfig(silence_only=True),
+}
+N_CHOOSING = 13
+"""Topics that make gates, as in `improve`; the others judge them."""
+
+
+@dataclass(frozen=True)
+class GateDefaults:
+    """Several ways of making gates, each judged on topics that did not make them."""
+
+    out: Path = Path("runs/gate_defaults")
+    """The run folder."""
+    n_splits: int = 20
+    """Number of random splits of the topics."""
+    quick: bool = False
+    """Use three splits."""
+    study: OmitArgPrefixes[ImproveConfig] = field(default_factory=ImproveConfig)
+
+
+def run(given: GateDefaults) -> dict[str, dict[str, Interval]]:
+    """The rise of each behaviour under every setting, with the spread over splits."""
+    config = given.study
+    sets = [load_behaviour(source, n_examples=None) for source in (config.first, config.second, config.general)]
+    with owned(given.out, dataclasses.replace(given, out=Path()), sets):
+        model = config.model.load()
+        scores = effects(model, sets, config, given.out)
+        settings = {name: gating for name, gating in SETTINGS.items() if _is_possible(gating, scores)}
+        n_splits = 3 if given.quick else given.n_splits
+        rises: dict[str, list[tuple[float, float]]] = {name: [] for name in settings}
+        for split in progress_bar(range(n_splits), desc="splits", unit="split"):
+            for name, rise in on_split(settings, scores, sets, config.max_kl, seed=split).items():
+                rises[name].append(rise)
+    names = [behaviour.name for behaviour in sets[:2]]
+    spread = {f"{on} margin": {name: _spread(rises[name], i) for name in rises} for i, on in enumerate(names)}
+    write_text(given.out / "results.json", json.dumps(rises, indent=1) + "\n")
+    text = in_words(rises, names, n_splits=n_splits, max_kl=config.max_kl)
+    page = write_figure_page(
+        given.out / "report.html",
+        title=f"Which gates raise both behaviours of {config.model.name}?",
+        text=f"{text}\n\n{command()}",
+        figure=changes_by_arm(spread, "held-out rise (nats per token)"),
+    )
+    print(text, f"page: {page.resolve()}", sep="\n\n")
+    return spread
+
+
+def _is_possible(gating: GatingConfig, scores: Sequence[Scores]) -> bool:
+    """Whether the model has so many neurons."""
+    n_neurons = sum(value.numel() for value in scores[0].values.values())
+    return gating.count is None or gating.count <= n_neurons
+
+
+def on_split(
+    settings: Mapping[str, GatingConfig], scores: Sequence[Scores], sets: Sequence[Behaviour], kl: float, *, seed: int
+) -> dict[str, tuple[float, float]]:
+    """The rise of both margins under every setting at one KL, on the topics that did not make the gates."""
+    generator = np.random.default_rng([seed, 5])
+    chosen = []
+    for behaviour in sets:
+        topics = list(dict.fromkeys(example.cluster for example in behaviour.examples))
+        order = [topics[int(i)] for i in generator.permutation(len(topics))]
+        n_choosing = min(N_CHOOSING, len(order) * 2 // 3)
+        chosen.append(set(order[:n_choosing]))
+    gains, held_out = [], []
+    for of_behaviour, topics in zip(scores[:2], chosen, strict=False):
+        gains.append(gains_of(of_behaviour, signs={name: 1 for name in of_behaviour.clusters if name in topics}))
+        held_out.append(gains_of(of_behaviour, signs={name: 1 for name in of_behaviour.clusters if name not in topics}))
+    is_choosing = torch.tensor([example.cluster in chosen[2] for example in sets[2].examples])
+    whole = damage_of(scores[2])
+    damage, other_damage = whole.of_answers(is_choosing), whole.of_answers(~is_choosing)
+    rises = {}
+    for name, gating in settings.items():
+        gates = closed_form_gates(gains[0], gains[1], damage, config=gating)
+        # A rise grows with the dose, KL with its square.
+        dose = (kl / other_damage.kl(gates)) ** 0.5
+        rises[name] = (dose * held_out[0].of(gates), dose * held_out[1].of(gates))
+    return rises
+
+
+def _spread(rises: Sequence[tuple[float, float]], which: int) -> Interval:
+    """Mean, lowest and highest over splits."""
+    values = [rise[which] for rise in rises]
+    return Interval(float(np.mean(values)), min(values), max(values), len(values))
+
+
+def in_words(
+    rises: Mapping[str, Sequence[tuple[float, float]]], names: Sequence[str], *, n_splits: int, max_kl: float
+) -> str:
+    """The settings, the best first: by the smaller of the two mean rises."""
+    means = {name: np.mean(rise, axis=0) for name, rise in rises.items()}
+    lines = [
+        f"Mean rise of {' and '.join(names)} over {n_splits} splits at a KL of {max_kl} (nats per token), by the "
+        "smaller of the two, and the share of splits in which both rise. The bars of the figure are the lowest and "
+        "highest."
+    ]
+    for name in sorted(means, key=lambda name: -min(means[name])):
+        both = np.mean([min(rise) > 0 for rise in rises[name]])
+        lines.append(f"{name}: {means[name][0]:+.3f} and {means[name][1]:+.3f}, both rise in {both:.0%}")
+    return "\n\n".join(lines)
+
+
+if __name__ == "__main__":
+    script(lambda: run(tyro.cli(GateDefaults, description=__doc__)))

@@ -1,0 +1,278 @@
+"""Steps 1 to 5 of `improve`: gains and damage become gates, gates get their dose, and so do their nulls.
+
+Nothing here sees a confirming prompt.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.evaluation.outcomes import clusters_of
+from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.sites import Unit
+from dean_interp.progress import progress_bar
+from dean_interp.scoring.preparation import ScoringConfig
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.coupling import couple, refuse_empty
+from dean_interp.selection.gains import Damage, Gains, damage_of, gains_of
+from dean_interp.selection.gates import Gates, dosed
+from dean_interp.selection.gating import NoNeuronError, closed_form_gates
+from dean_interp.selection.strata import strata
+from dean_interp.statistics import Interval, clustered_interval
+from dean_interp.study.conclusions import state_results
+from dean_interp.study.dosing import Dose, KlOf, dose_to_kl, gated_state, kl_meter, largest_dose, random_gates
+from dean_interp.study.improvement import CurvePoint, ImproveConfig, Prediction, swapped_labels
+from dean_interp.study.method import original_of, scored_once
+from dean_interp.study.run_folder import Clock
+from dean_interp.study.settings import FRACTION, AnswerConfig
+from dean_interp.study.state_outcomes import measurement_plan, outcomes_of
+from dean_interp.study.store import State, Store, fingerprint_of
+from dean_interp.study.study_data import PromptSets
+
+log = logging.getLogger(__name__)
+
+CURVE = (-1.0, 0.5, 1.0, 2.0)
+"""Doses at which margins are measured on choosing prompts, in units of the chosen one."""
+Flip = tuple[dict[str, int], dict[str, int]]
+"""The sign of each topic of first and of second: -1 where safe and unsafe answers change roles."""
+FLIP, RANDOM_GATES = "flip", "random gates"
+"""The two kinds of null."""
+PAPER = "paper's rule"
+"""The kind of the state that the paper's rule makes."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Gates before their dose, and what they were made from."""
+
+    gates: Gates
+    first: Gains
+    second: Gains
+    damage: Damage
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The edit and its nulls, all with their doses."""
+
+    direction: Direction
+    dose: Dose
+    gates: Gates
+    """The direction at its dose: the edit."""
+    preference: Mapping[str, Interval]
+    """The original's margin on the scored examples of each behaviour, nats per token."""
+    predictions: tuple[Prediction, ...]
+    curve: tuple[CurvePoint, ...]
+    flips: tuple[State, ...]
+    """Each flip followed by its complement."""
+    random: tuple[State, ...]
+    paper: State | None
+    """What the paper's rule silences on the same examples, where it was asked for."""
+
+
+def choose(
+    folder: Path,
+    model: HookedModel,
+    config: ImproveConfig,
+    scoring: Sequence[Behaviour],
+    choosing: Sequence[Behaviour],
+    clock: Clock,
+) -> Chosen:
+    """Steps 1 to 5.
+
+    Args:
+        scoring: first, second and general, whose gains and damage make the gates.
+        choosing: first, second and general, on which the dose is chosen.
+    """
+    # Steps 1 and 2.
+    scores = effects(model, scoring, config, folder)
+    preference = _preference(scores[:2], scoring[:2])
+    direction = direction_of(scores, config)
+    clock.lap("gains, damage and gates")
+    # Step 3.
+    store = gates_store(folder / "choose", model, config, choosing)
+    kl = kl_meter(store, model)
+    dose = largest_dose(direction.gates, kl, max_kl=config.max_kl)
+    gates = dosed(direction.gates, dose.dose)
+    clock.lap("dose")
+    # Step 4. What the choosing prompts measure comes first: once they are scored, they are not measured again.
+    curve = margins_by_dose(store, model, direction.gates, dose)
+    held_out = effects(model, choosing[:2], config, folder / "choose")
+    predictions = _predictions(direction, held_out, gates, curve)
+    clock.lap("margins by dose, and predictions")
+    # Step 5.
+    flips = _flips(scores, direction.gates, config, dose, kl)
+    random = _random(model, scores, direction.gates, config, dose, kl)
+    clock.lap("doses of nulls")
+    paper = paper_state(model, scoring, config, folder / "paper") if config.paper_rule else None
+    return Chosen(
+        direction=direction,
+        dose=dose,
+        gates=gates,
+        preference=preference,
+        predictions=predictions,
+        curve=curve,
+        flips=tuple(flips),
+        random=tuple(random),
+        paper=paper,
+    )
+
+
+def effects(model: HookedModel, parts: Sequence[Behaviour], config: ImproveConfig, folder: Path) -> list[Scores]:
+    """Step 1: signed effects on both margins by topic, and (of a third set) the damage, each scored once."""
+    unit: Unit = "neuron"
+    template, tokens = config.model.template, config.score_tokens
+    margin = ScoringConfig(template=template, batch_tokens=tokens, target="margin", signed=True, groups="cluster")
+    fisher = ScoringConfig(template=template, batch_tokens=tokens, target="fisher")
+    settings = [margin, margin, fisher]
+    scores = []
+    for behaviour, scoring in zip(parts, settings, strict=False):
+        scores.append(scored_once(model, behaviour, folder, unit=unit, config=scoring))
+    return scores
+
+
+def direction_of(scores: Sequence[Scores], config: ImproveConfig, flip: Flip | None = None) -> Direction:
+    """Step 2: the gates' direction, with the labels that a flip gives to topics."""
+    of_first, of_second = flip or (None, None)
+    first, second = gains_of(scores[0], signs=of_first), gains_of(scores[1], signs=of_second)
+    damage = damage_of(scores[2])
+    return Direction(closed_form_gates(first, second, damage, config=config.gating), first, second, damage)
+
+
+def gates_store(
+    folder: Path,
+    model: HookedModel,
+    config: ImproveConfig,
+    tests: Sequence[Behaviour],
+    others: Sequence[Behaviour] = (),
+) -> Store:
+    """The store of one role's measurements."""
+    parts = [test.fingerprint for test in (*tests, *others)]
+    return Store(
+        folder=folder,
+        fingerprint=fingerprint_of(model_fingerprint(model), config.model.template, *parts),
+        tests=tests,
+        config=config.data,
+        template=config.model.template,
+        others=others,
+    )
+
+
+def margins_by_dose(store: Store, model: HookedModel, direction: Gates, dose: Dose) -> tuple[CurvePoint, ...]:
+    """Both margins and KL on choosing prompts, at some doses around the chosen one."""
+    names = [test.name for test in store.tests[:2]]
+    with progress_bar(total=1 + len(CURVE), desc="margins by dose", unit="dose") as progress:
+        plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
+        original = original_of(plan, model, in_full=False)
+        points = []
+        for share in CURVE:
+            gates = dosed(direction, share * dose.dose)
+            state = gated_state(f"dose {share:g}", "dose", gates, dose=share)
+            measured = outcomes_of(plan, model, state, reference=original.measurement, in_full=False)
+            results = state_results(original, measured)
+            points.append(CurvePoint(share, {name: results.change[name] for name in names}, results.kl))
+    return tuple(points)
+
+
+def _predictions(
+    direction: Direction, held_out: Sequence[Scores], gates: Gates, curve: Sequence[CurvePoint]
+) -> tuple[Prediction, ...]:
+    at_dose = next(point for point in curve if point.dose == 1.0)
+    predictions = []
+    for fitted, scores in zip((direction.first, direction.second), held_out, strict=True):
+        name = fitted.behaviour
+        predictions.append(
+            Prediction(
+                on=name,
+                fitted=fitted.of(gates),
+                held_out=gains_of(scores).of(gates),
+                measured=at_dose.change[name].mean,
+            )
+        )
+    return tuple(predictions)
+
+
+def _preference(scores: Sequence[Scores], parts: Sequence[Behaviour]) -> dict[str, Interval]:
+    """The original's margins, with a warning where the labels look swapped."""
+    preference = {}
+    for of_behaviour, behaviour in zip(scores, parts, strict=True):
+        # The loss is minus the margin.
+        margin = clustered_interval(np.asarray(-of_behaviour.loss, dtype=float), clusters_of(behaviour))
+        preference[behaviour.name] = margin
+    for line in swapped_labels(preference):
+        log.warning(line)
+    return preference
+
+
+def random_flips(first: Sequence[str], second: Sequence[str], n_pairs: int, *, seed: int) -> list[Flip]:
+    """`n_pairs` random flips, each before its complement, which flips the other topics.
+
+    Half of the topics of each behaviour are flipped, and of an odd number one is left out, so that what all topics
+    share cancels. A flip that kept some of it would have it brought back to full size by its dose.
+    """
+    generator = np.random.default_rng([seed, 22])
+    flips: list[Flip] = []
+    for _ in range(n_pairs):
+        of_first, of_second = (_half_flipped(topics, generator) for topics in (first, second))
+        flips += [(of_first, of_second), (_complement(of_first), _complement(of_second))]
+    return flips
+
+
+def _half_flipped(topics: Sequence[str], generator: np.random.Generator) -> dict[str, int]:
+    """A sign for each of an even number of topics, half of them -1."""
+    order = [topics[int(i)] for i in generator.permutation(len(topics))]
+    half = len(order) // 2
+    signs = {name: -1 for name in order[:half]}
+    return signs | {name: 1 for name in order[half : 2 * half]}
+
+
+def _complement(signs: dict[str, int]) -> dict[str, int]:
+    """The flip of the other topics."""
+    return {name: -sign for name, sign in signs.items()}
+
+
+def _flips(scores: Sequence[Scores], direction: Gates, config: ImproveConfig, dose: Dose, kl: KlOf) -> list[State]:
+    """The whole choice again, with labels flipped by whole topics; each flip gets a dose of its own."""
+    drawn = random_flips(list(scores[0].clusters), list(scores[1].clusters), config.n_flips // 2, seed=config.seed)
+    states = []
+    for number, flip in enumerate(progress_bar(drawn, desc="doses of flips", unit="flip")):
+        name = f"flip {number + 1}"
+        try:
+            turned = direction_of(scores, config, flip).gates
+        except NoNeuronError:
+            # Nothing is certain enough on flipped labels: a null that changes nothing.
+            states.append(gated_state(name, FLIP, direction * 0.0, dose=0.0))
+            continue
+        own = dose_to_kl(turned, kl, kl=dose.kl.mean, start=dose.dose)
+        states.append(gated_state(name, FLIP, dosed(turned, own.dose), dose=own.dose))
+    return states
+
+
+def _random(
+    model: HookedModel, scores: Sequence[Scores], direction: Gates, config: ImproveConfig, dose: Dose, kl: KlOf
+) -> list[State]:
+    """The edit's own changes at random neurons, with doses of their own."""
+    matched = strata(model, scores)
+    states = []
+    for number in range(config.n_random):
+        shuffled = random_gates(direction, matched, seed=config.seed * 1000 + number)
+        own = dose_to_kl(shuffled, kl, kl=dose.kl.mean, start=dose.dose)
+        name = f"{RANDOM_GATES} {number + 1}"
+        states.append(gated_state(name, RANDOM_GATES, dosed(shuffled, own.dose), dose=own.dose))
+    return states
+
+
+def paper_state(model: HookedModel, scoring: Sequence[Behaviour], config: ImproveConfig, folder: Path) -> State:
+    """What the paper's rule silences: the neurons coupled on the same examples (arXiv 2410.16672, section 4).
+
+    Raises `InputError` where none is coupled.
+    """
+    settings = ScoringConfig(template=config.model.template, batch_tokens=config.score_tokens)
+    scores = [scored_once(model, behaviour, folder, unit="neuron", config=settings) for behaviour in scoring]
+    coupling = couple(*scores, fraction=FRACTION["neuron"])
+    refuse_empty(coupling, *scores)
+    return State("paper's rule", PAPER, ablated=coupling.coupled, unit="neuron")

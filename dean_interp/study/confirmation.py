@@ -1,0 +1,188 @@
+"""Whether an edit is confirmed: conditions that were fixed before its confirming prompts were opened.
+
+Each is about prompts that chose nothing. All must hold; the headline names those that do not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dean_interp.evaluation.lines import Line
+from dean_interp.evaluation.outcomes import INCOHERENT, MARGIN, MARGIN_REST, N_FIRST, Outcome
+from dean_interp.statistics import Interval, clustered_interval, rank_p_value
+from dean_interp.study.state_outcomes import StateOutcomes
+
+SIGNIFICANT = 0.05
+REGISTER_SHARE = 0.5
+"""The register set must move by less than this share of the smaller rise."""
+
+
+@dataclass(frozen=True)
+class SignTest:
+    """What of a margin's change depends on the sign of the gates' changes, and what comes with any change."""
+
+    on: str
+    odd: Interval
+    """Half of the change under the edit minus that under its opposite, nats per token: the direction's own effect."""
+    even: Interval
+    """Half of their sum: what both do, such as damage."""
+    null_odds: tuple[float, ...]
+    """The odd parts of the gates that were chosen on flipped labels, each flip and its complement."""
+    p: float
+    """One-sided rank of the odd part among them."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that must hold."""
+
+    name: str
+    holds: bool
+    text: str
+    """What was measured, in a sentence."""
+
+
+def sign_test(
+    original: StateOutcomes,
+    edit: StateOutcomes,
+    opposite: StateOutcomes,
+    flips: Sequence[StateOutcomes],
+    behaviour: str,
+) -> SignTest:
+    """The odd and the even part of one margin's change; `flips` hold each flip followed by its complement."""
+    before, plus, minus = (_margin(state, behaviour) for state in (original, edit, opposite))
+    odd = (plus.values - minus.values) / 2
+    even = (plus.values + minus.values) / 2 - before.values
+    null_odds: list[float] = []
+    for flip, complement in zip(flips[::2], flips[1::2], strict=True):
+        values = _margin(flip, behaviour).values - _margin(complement, behaviour).values
+        # Which of the two is called the flip is arbitrary.
+        null_odds += [float(values.mean()) / 2, -float(values.mean()) / 2]
+    return SignTest(
+        on=behaviour,
+        odd=clustered_interval(odd, before.clusters),
+        even=clustered_interval(even, before.clusters),
+        null_odds=tuple(null_odds),
+        p=rank_p_value(float(odd.mean()), null_odds),
+    )
+
+
+def _margin(state: StateOutcomes, behaviour: str) -> Outcome:
+    return next(outcome for outcome in state.outcomes if outcome.key == (MARGIN, behaviour))
+
+
+def conditions(
+    lines: Sequence[Line], behaviours: Sequence[str], signs: Sequence[SignTest], *, register: str | None
+) -> tuple[Condition, ...]:
+    """Every condition of a confirmation.
+
+    Args:
+        lines: the edit's outcomes on confirming prompts, beside gates that were chosen on flipped labels.
+        behaviours: the names of first and second.
+        signs: the sign test of each.
+        register: the name of the register set, where one was measured.
+    """
+    margins = {on: _line(lines, MARGIN, on) for on in behaviours}
+    rises = {on: margins[on].change for on in behaviours}
+    found = [
+        _above_zero("both margins rise", rises),
+        _beyond_flips(margins),
+        _beyond_sign(signs),
+    ]
+    rest = {line.on: line.change for line in lines if line.metric == MARGIN_REST and line.on in rises}
+    if rest:
+        found.append(_above_zero(f"the rise goes on after token {N_FIRST}", rest))
+    if register is not None:
+        found.append(_register(_line(lines, MARGIN, register).change, rises))
+    answers = [line for line in lines if line.metric.startswith(("safe answers", INCOHERENT))]
+    if answers:
+        found.append(_answers(answers))
+    return tuple(found)
+
+
+def _line(lines: Sequence[Line], metric: str, on: str) -> Line:
+    return next(line for line in lines if (line.metric, line.on) == (metric, on))
+
+
+def _above_zero(name: str, changes: Mapping[str, Interval]) -> Condition:
+    """Every interval lies above 0."""
+    said = ", ".join(f"{on} by {change}" for on, change in changes.items())
+    return Condition(name, all(change.low > 0 for change in changes.values()), f"{said} nats per token")
+
+
+def _beyond_flips(margins: Mapping[str, Line]) -> Condition:
+    parts, worst = [], 0.0
+    for on, line in margins.items():
+        assert line.rank is not None, "gates chosen on flipped labels stand beside the edit"
+        worst = max(worst, line.rank)
+        mean, largest = line.change.mean, max(line.control_changes)
+        digits = _digits(mean, largest)
+        parts.append(f"{on} {mean:+.{digits}f} against at most {largest:+.{digits}f} (p = {line.rank:.3f})")
+    name = "both rises are beyond the gates of flipped labels"
+    return Condition(name, worst <= SIGNIFICANT, "; ".join(parts))
+
+
+def _beyond_sign(signs: Sequence[SignTest]) -> Condition:
+    parts = [f"{sign.on} {sign.odd} (p = {sign.p:.3f}), even part {sign.even}" for sign in signs]
+    holds = all(sign.p <= SIGNIFICANT and sign.odd.low > 0 for sign in signs)
+    return Condition("the sign of the gates matters", holds, f"odd part: {'; '.join(parts)}")
+
+
+def _register(change: Interval, rises: Mapping[str, Interval]) -> Condition:
+    smaller = min(rise.mean for rise in rises.values())
+    share = abs(change.mean) / smaller if smaller > 0 else np.inf
+    said = f"harmless answers in the two registers move by {change} nats per token, {share:.2f} of the smaller rise"
+    return Condition("it is more than register", bool(share < REGISTER_SHARE), said)
+
+
+def _answers(lines: Sequence[Line]) -> Condition:
+    worse = []
+    for line in lines:
+        is_worse = line.change.high < 0 if line.better == "higher" else line.change.low > 0
+        if is_worse:
+            worse.append(f"{line.metric} to {line.on} prompts: {line.before.mean:.0%} to {line.after.mean:.0%}")
+    said = "; ".join(worse) or "no share of safe or coherent answers falls beyond its interval"
+    return Condition("answers stay safe and coherent", not worse, said)
+
+
+def headline(
+    conditions: Sequence[Condition],
+    rises: Mapping[str, Interval],
+    *,
+    kl: Interval,
+    max_kl: float,
+    perplexity: tuple[float, float],
+) -> str:
+    """The result in a few sentences.
+
+    Args:
+        rises: the change of each behaviour's margin, nats per token.
+        kl: on the confirming general text, nats per answer token.
+        perplexity: of general answers, before and after.
+    """
+    failed = [condition.name for condition in conditions if not condition.holds]
+    changes = " and ".join(f"{on} by {change}" for on, change in rises.items())
+    before, after = perplexity
+    damage = f"KL on general text is {kl_text(kl)} nats per token, perplexity goes from {before:.1f} to {after:.1f}."
+    if kl.mean > max_kl:
+        damage += f" This KL is above the budget of {max_kl:g}."
+    if not conditions:
+        verdict = "Not confirmed: no gates of flipped labels were measured."
+    elif failed:
+        do_not_hold = "this condition does not hold" if len(failed) == 1 else "these conditions do not hold"
+        verdict = f"Not confirmed, since {do_not_hold}: {'; '.join(failed)}."
+    else:
+        return f"Confirmed: both margins rise, {changes} nats per token. {damage}"
+    return f"{verdict} The margins change, {changes} nats per token. {damage}"
+
+
+def kl_text(kl: Interval) -> str:
+    """A KL with its interval, without a sign: it has none."""
+    digits = max(4, _digits(kl.high))
+    return f"{kl.mean:.{digits}f} [{max(kl.low, 0):.{digits}f}, {kl.high:.{digits}f}]"
+
+
+def _digits(*values: float) -> int:
+    """Decimals to write, as an `Interval` has them: small numbers are not all 0.000."""
+    return 3 if max(map(abs, values)) >= 0.01 else 5

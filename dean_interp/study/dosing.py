@@ -1,0 +1,136 @@
+"""The dose of gates: how far their direction is followed, set by measured KL on general text.
+
+The dose of the edit is the largest whose KL interval ends within the budget. Gates that it is compared with are brought
+to the edit's own KL.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dean_interp.editing.values import Multiply
+from dean_interp.errors import InputError
+from dean_interp.evaluation.measure import BehaviourMeasurement
+from dean_interp.evaluation.outcomes import clusters_of
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.sites import Site
+from dean_interp.selection.gates import Gates, dosed
+from dean_interp.selection.size_at_kl import size_at_kl
+from dean_interp.selection.strata import Strata
+from dean_interp.statistics import Interval, clustered_interval
+from dean_interp.study.store import ORIGINAL, State, Store
+
+_START = 0.1
+"""Predicted KL counts neurons each alone. Measured KL is some times that, so the search begins at this share."""
+_FARTHEST = 1e4
+_WITHIN = 0.1
+"""A dose is good where the upper end of its KL is within so much below the budget."""
+
+
+KlOf = Callable[[Gates], Interval]
+"""Measures the KL of gates to the original on general text, nats per answer token."""
+
+
+def gated_state(name: str, kind: str, gates: Gates, *, dose: float = 1.0) -> State:
+    """The model under gates. Those that change nothing leave the original."""
+    changed = gates.selection if len(gates) else None
+    return State(name=name, kind=kind, ablated=changed, value=Multiply(gates), unit="neuron", growth=dose)
+
+
+def kl_interval(measured: BehaviourMeasurement, clusters: tuple[str, ...]) -> Interval:
+    """KL to the original per answer token (nats), with its interval by topic."""
+    n_tokens = measured.n_tokens[:, 0].double()
+    # An answer's weight is its number of tokens, so that the mean is that over tokens.
+    values = (measured.kl[:, 0].double() * n_tokens / n_tokens.mean()).numpy()
+    return clustered_interval(np.asarray(values, dtype=float), clusters)
+
+
+def kl_meter(store: Store, model: HookedModel) -> KlOf:
+    """What measures the KL of gates on the store's general text, nats per answer token. Each state is measured once."""
+    general = store.tests[2]
+    clusters = clusters_of(general)
+    original = store.general(model, ORIGINAL)
+
+    def kl(gates: Gates) -> Interval:
+        measured = store.general(model, gated_state("trial", "trial", gates), reference=original)
+        return kl_interval(measured[general.name], clusters)
+
+    return kl
+
+
+@dataclass(frozen=True)
+class Dose:
+    """How far a direction is followed, and the KL that was measured there."""
+
+    dose: float
+    kl: Interval
+    """On the general text that chooses doses, nats per answer token."""
+
+
+def largest_dose(direction: Gates, meter: KlOf, *, max_kl: float) -> Dose:
+    """The largest dose whose KL is within the budget: the upper end of its interval is at most `max_kl`.
+
+    Args:
+        direction: gates of a predicted KL of 1 nat per token.
+        meter: measures the KL of gates.
+        max_kl: nats per answer token.
+
+    Raises:
+        InputError: a budget that is not positive, or that no dose reaches.
+    """
+    if not max_kl > 0:
+        raise InputError(f"max_kl must be above 0 nats per token, got {max_kl}")
+    measured: dict[float, Interval] = {}
+
+    def upper_end(dose: float) -> float:
+        measured[dose] = meter(dosed(direction, dose))
+        return measured[dose].high
+
+    start = (_START * max_kl) ** 0.5
+    size_at_kl(
+        upper_end,
+        (1 - _WITHIN) * max_kl,
+        bounds=(1e-6 * start, _FARTHEST * start),
+        start=start,
+        # The band ends at the budget.
+        tolerance=_WITHIN / (1 - _WITHIN),
+    )
+    farthest = max(measured)
+    if measured[farthest].high < (1 - _WITHIN) * max_kl and farthest >= _FARTHEST * start:
+        raise InputError(
+            f"max_kl={max_kl} cannot be reached: with every gate at its limit the KL is "
+            f"{measured[farthest].mean:.3g} nats per token. Give at most {measured[farthest].high:.2g}"
+        )
+    within = [dose for dose, kl in measured.items() if kl.high <= max_kl]
+    if not within:
+        raise InputError(f"no dose has a KL within {max_kl} nats per token: raise max_kl")
+    return Dose(max(within), measured[max(within)])
+
+
+def dose_to_kl(direction: Gates, meter: KlOf, *, kl: float, start: float) -> Dose:
+    """The dose at which the mean KL is about `kl`, from one measurement at `start`.
+
+    KL grows about as the square of a dose that is this small. The KL of the result is predicted; what is measured on
+    confirming text stands beside every state.
+    """
+    trial = meter(dosed(direction, start))
+    growth = kl / max(trial.mean, 1e-12)
+    predicted = Interval(growth * trial.mean, growth * trial.low, growth * trial.high, trial.n_clusters)
+    return Dose(start * growth**0.5, predicted)
+
+
+def random_gates(gates: Gates, strata: Strata, *, seed: int) -> Gates:
+    """The same changes at other neurons: shuffled within each layer and stratum (`selection.strata`)."""
+    multipliers: dict[Site, Tensor] = {}
+    for number, site in enumerate(sorted(gates.multipliers)):
+        generator = torch.Generator().manual_seed(seed * 100_003 + number)
+        multiplier, codes = gates.multipliers[site], strata[site].flatten()
+        shuffled = multiplier.clone()
+        for code in codes.unique():
+            members = (codes == code).nonzero()[:, 0]
+            shuffled[members] = multiplier[members[torch.randperm(len(members), generator=generator)]]
+        multipliers[site] = shuffled
+    return Gates(multipliers, gates.prompt_hashes)

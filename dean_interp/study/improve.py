@@ -1,0 +1,248 @@
+"""From two data sets to an edit that raises both behaviours, and its proof, in nine steps.
+
+On prompts that score (`study.choosing`):
+1. Score the gain of every neuron for both margins, and its damage to general text (`selection.gains`).
+2. Turn them into gates in closed form (`selection.gating`).
+On prompts that choose:
+3. Find the largest dose whose KL on general text is within the budget (`study.dosing`).
+4. Measure margins at some doses, and say how much of the predicted rise is fit and how much is curvature.
+5. Make the nulls: choose anew with safe and unsafe flipped by whole topics, each flip beside its complement; and put
+   the edit's own changes at random neurons. All get the edit's KL.
+On prompts that confirm, which no earlier step may open:
+6. Measure the nulls, and state what can be detected.
+7. Measure the edit and its opposite.
+8. Ask the original and the edit for answers.
+9. Decide by conditions that were fixed beforehand (`study.confirmation`).
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dean_interp.data.examples import Behaviour
+from dean_interp.editing.ablation import gated
+from dean_interp.editing.apply import apply_edit, create_gates_edit, revert_edit
+from dean_interp.evaluation.measure import measure
+from dean_interp.evaluation.outcomes import clusters_of
+from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.tokens import Template
+from dean_interp.progress import progress_bar
+from dean_interp.selection.gates import Gates, dosed
+from dean_interp.study.choosing import Chosen, choose, gates_store
+from dean_interp.study.conclusions import design_of, state_results
+from dean_interp.study.confirmation import conditions, headline, sign_test
+from dean_interp.study.dosing import gated_state, kl_interval
+from dean_interp.study.improve_data import ImproveData, earlier_confirmations, improve_data
+from dean_interp.study.improvement import (
+    ChangedNeuron,
+    EarlierConfirmation,
+    ImproveConfig,
+    Improvement,
+    RoleCount,
+    load_improvement,
+)
+from dean_interp.study.method import original_of
+from dean_interp.study.results import Design, save_record
+from dean_interp.study.roles import Roles
+from dean_interp.study.run_folder import Clock, note_checksums, owned
+from dean_interp.study.shown import shown_answers
+from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
+from dean_interp.study.store import State
+
+N_NEURONS = 12
+"""Neurons that the report names."""
+BEGUN = ("choose/states/*.safetensors", "confirm/states/*", "results.json")
+"""Files from which on a run keeps its settings. Before that a budget that cannot be reached may be lowered in the same
+folder: scores and KL say themselves what they are of."""
+
+
+def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
+    """Find an edit that raises both behaviours, confirm it, and write all of it into a folder, or go on there.
+
+    The folder gets `gates.safetensors` and `edit.safetensors` (the edit), `results.json`, and all that was measured.
+
+    Raises:
+        InputError: anything wrong with the model or the data, before any long work: a set without pairs, too few topics
+            for three roles, sets that share prompts; a KL that cannot be reached; no neuron that raises both.
+    """
+    config.check()
+    folder = Path(folder)
+    data = improve_data(config)
+    with owned(folder, config, data.all, begun=BEGUN):
+        path = folder / "results.json"
+        if not path.is_file():
+            clock = Clock(folder / "times.json")
+            model = config.model.load()
+            # The plan opens no prompt: it comes first so that a judge or a text that does not exist is told now.
+            store = gates_store(folder / "confirm", model, config, data.confirming, data.others)
+            plan = measurement_plan(store, data.prompts, config.answers, model, progress=None)
+            clock.lap("load")
+            chosen = choose(folder, model, config, data.scoring, data.choosing, clock)
+            chosen.gates.save(folder / "gates.safetensors")
+            earlier = earlier_confirmations(folder, data)
+            rounding_kl = write_edit(folder, model, chosen.gates, data.general.choose, config.model.template)
+            clock.lap("edit file")
+            confirmed = confirm(folder, model, config, data, chosen, plan)
+            improvement = _improvement(model, config, data, chosen, confirmed, earlier)
+            save_record(replace(improvement, rounding_kl=rounding_kl), path)
+            clock.lap("confirming")
+        note_checksums(folder)
+        return load_improvement(folder)
+
+
+def write_edit(folder: Path, model: HookedModel, gates: Gates, general: Behaviour, template: Template) -> float:
+    """Write `edit.safetensors`, and return the KL that rounding its numbers to the checkpoint's format costs.
+
+    It is between the model under the gates by hooks and the model with the edit in its weights, on the general text
+    that chose the dose, nats per answer token; 0 where nothing is rounded.
+    """
+    edit = create_gates_edit(model, gates)
+    edit.save(folder / "edit.safetensors")
+    if edit.equals_hooks:
+        return 0.0
+    with gated(model, gates):
+        by_hooks = measure(model, [general], template=template)
+    apply_edit(model, edit)
+    try:
+        return measure(model, [general], template=template, original=by_hooks)[general.name].mean_kl
+    finally:
+        revert_edit(model, edit)
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """Everything that was measured on confirming prompts."""
+
+    plan: MeasurementPlan
+    original: StateOutcomes
+    edit: StateOutcomes
+    opposite: StateOutcomes
+    flips: tuple[StateOutcomes, ...]
+    random: tuple[StateOutcomes, ...]
+    paper: tuple[StateOutcomes, ...]
+    """Under the paper's rule, where it was asked for."""
+    design: Design
+
+    @property
+    def others(self) -> list[StateOutcomes]:
+        """Every state but the original and the edit, in the order of the report."""
+        return [self.opposite, *self.paper, *self.flips, *self.random]
+
+
+def confirm(
+    folder: Path, model: HookedModel, config: ImproveConfig, data: ImproveData, chosen: Chosen, plan: MeasurementPlan
+) -> Confirmed:
+    """Steps 6 to 8: the nulls, what can be detected, the edit and its opposite."""
+    papers = [chosen.paper] if chosen.paper else []
+    total = 3 + len(papers) + len(chosen.flips) + len(chosen.random)
+    with progress_bar(total=total, desc="confirming", unit="state") as progress:
+        plan = replace(plan, progress=progress)
+        original = original_of(plan, model)
+
+        def measured(state: State, *, in_full: bool = False) -> StateOutcomes:
+            return outcomes_of(plan, model, state, reference=original.measurement, in_full=in_full)
+
+        flips = []
+        for number, flip in enumerate(chosen.flips):
+            flips.append(measured(flip, in_full=number < config.answers.n_answer_controls))
+        random = [measured(state) for state in chosen.random]
+        design = design_of(original, flips or random)
+        save_record(design, folder / "design.json")
+        opposite = measured(gated_state("opposite", "opposite", dosed(chosen.gates, -1.0)))
+        edit = measured(gated_state("edit", "edit", chosen.gates), in_full=True)
+        paper = [measured(state, in_full=True) for state in papers]
+    return Confirmed(
+        plan=plan,
+        original=original,
+        edit=edit,
+        opposite=opposite,
+        flips=tuple(flips),
+        random=tuple(random),
+        paper=tuple(paper),
+        design=design,
+    )
+
+
+def _improvement(
+    model: HookedModel,
+    config: ImproveConfig,
+    data: ImproveData,
+    chosen: Chosen,
+    confirmed: Confirmed,
+    earlier: tuple[EarlierConfirmation, ...],
+) -> Improvement:
+    """Step 9: the decision, and all that it rests on, as a record."""
+    original, edit, opposite = confirmed.original, confirmed.edit, confirmed.opposite
+    names = [roles.score.name for roles in data.roles[:2]]
+    states = [state_results(original, edit, confirmed.flips, confirmed.design)]
+    states += [state_results(original, other) for other in confirmed.others]
+    signs, met = (), ()
+    if confirmed.flips:
+        signs = tuple(sign_test(original, edit, opposite, confirmed.flips, name) for name in names)
+        register = data.register.name if data.register else None
+        met = conditions(states[0].lines, names, signs, register=register)
+    unchanged = state_results(original, original)
+    general = data.general.confirm
+    kl = kl_interval(edit.measurement[general.name], clusters_of(general))
+    return Improvement(
+        config=config,
+        model_fingerprint=model_fingerprint(model),
+        n_layers=model.cfg.n_layers,
+        d_mlp=model.cfg.d_mlp,
+        roles=tuple(map(_role_count, data.roles)),
+        preference=chosen.preference,
+        n_changed=len(chosen.gates),
+        largest_change=chosen.gates.largest_change,
+        dose=chosen.dose,
+        predictions=chosen.predictions,
+        curve=chosen.curve,
+        neurons=_strongest(chosen),
+        design=confirmed.design,
+        original=unchanged,
+        states=tuple(states),
+        signs=signs,
+        conditions=met,
+        kl=kl,
+        rounding_kl=0.0,
+        answers=shown_answers(confirmed.plan, [original, edit, *confirmed.paper]),
+        earlier=earlier,
+        headline=headline(
+            met,
+            {name: states[0].change[name] for name in names},
+            kl=kl,
+            max_kl=config.max_kl,
+            perplexity=(unchanged.perplexity, states[0].perplexity),
+        ),
+    )
+
+
+def _role_count(roles: Roles) -> RoleCount:
+    parts = {"score": roles.score, "choose": roles.choose, "confirm": roles.confirm}
+    return RoleCount(
+        name=roles.score.name,
+        divided_by=roles.divided_by,
+        n_examples={role: len(part) for role, part in parts.items()},
+        n_topics={role: len(set(clusters_of(part))) for role, part in parts.items()},
+        n_left_out=roles.n_left_out,
+    )
+
+
+def _strongest(chosen: Chosen) -> tuple[ChangedNeuron, ...]:
+    """The neurons with the largest part in the predicted rise of both margins, the largest first."""
+    first, second = chosen.direction.first, chosen.direction.second
+    parts = {}
+    for site, change in chosen.gates.changes.items():
+        parts[site] = change * (first.mean[site] / first.size + second.mean[site] / second.size)
+    n_neurons = min(N_NEURONS, len(chosen.gates))
+    neurons, damage = [], chosen.direction.damage.diagonal
+    for site, units in chosen.gates.strongest(n_neurons, by=parts).selection.units.items():
+        for index in units.tolist():
+            neuron = ChangedNeuron(
+                layer=site.layer,
+                index=index,
+                multiplier=float(chosen.gates.multipliers[site][index]),
+                gain={gains.behaviour: float(gains.mean[site][index]) for gains in (first, second)},
+                error={gains.behaviour: float(gains.error[site][index]) for gains in (first, second)},
+                damage=float(damage[site][index]),
+            )
+            neurons.append((float(parts[site][index]), neuron))
+    return tuple(neuron for _, neuron in sorted(neurons, key=lambda each: -each[0]))

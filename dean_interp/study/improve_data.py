@@ -1,0 +1,119 @@
+"""The examples of `improve` by role, the prompts that are answered, and who opened the confirming prompts before."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from dean_interp.data.examples import Behaviour, load_behaviour
+from dean_interp.errors import InputError
+from dean_interp.files import read_json, write_bytes, write_text
+from dean_interp.study.improvement import EarlierConfirmation, ImproveConfig
+from dean_interp.study.roles import Roles, RoleSizes, drawn_evenly, refuse_shared, roles_of
+from dean_interp.study.study_data import PromptSets, prompt_sets
+
+CONFIRMATIONS = "confirmations.json"
+"""Beside the run folders: the confirming prompts that each opened, by hash."""
+EARLIER = "earlier.json"
+"""In the run folder: the runs that had opened some of them before."""
+
+
+@dataclass(frozen=True)
+class ImproveData:
+    """The examples of every role."""
+
+    first: Roles
+    second: Roles
+    general: Roles
+    register: Behaviour | None
+    prompts: PromptSets
+    """What the original and the edit answer: confirming prompts, and harmless ones that look harmful."""
+
+    @property
+    def roles(self) -> tuple[Roles, Roles, Roles]:
+        """The roles of first, second and general."""
+        return self.first, self.second, self.general
+
+    @property
+    def scoring(self) -> list[Behaviour]:
+        """First, second and general, to score."""
+        return [roles.score for roles in self.roles]
+
+    @property
+    def choosing(self) -> list[Behaviour]:
+        """The same, to choose the dose on."""
+        return [roles.choose for roles in self.roles]
+
+    @property
+    def confirming(self) -> list[Behaviour]:
+        """The same, to confirm the edit on."""
+        return [roles.confirm for roles in self.roles]
+
+    @property
+    def others(self) -> list[Behaviour]:
+        """The register set, where there is one."""
+        return [self.register] if self.register else []
+
+    @property
+    def all(self) -> list[Behaviour]:
+        """Every set."""
+        return [*self.scoring, *self.choosing, *self.confirming, *self.others]
+
+
+def improve_data(config: ImproveConfig) -> ImproveData:
+    """The examples by role.
+
+    Raises `InputError` as `roles_of`, `refuse_shared` and `prompt_sets`, and for a register set without pairs.
+    """
+    sizes = RoleSizes(score=config.n_score, choose=config.n_choose, confirm=config.n_confirm)
+    first, second = (roles_of(source, sizes, seed=config.seed) for source in (config.first, config.second))
+    general = roles_of(config.general, sizes, seed=config.seed, paired=False)
+    register = None
+    if config.register is not None:
+        register = load_behaviour(config.register, n_examples=None, split="test")
+        if not register.paired:
+            raise InputError(
+                f"'{register.name}' is no register set: each of its prompts needs two harmless answers, in the columns "
+                "prompt,safe,unsafe"
+            )
+    data = ImproveData(first, second, general, register, PromptSets())
+    refuse_shared(data.roles, data.others)
+    return replace(data, prompts=_prompts(config, data))
+
+
+def _prompts(config: ImproveConfig, data: ImproveData) -> PromptSets:
+    """The prompts to answer. None of them scored or chose, and none is nearly one that did."""
+    n_answers = config.answers.n_answers
+    if not n_answers:
+        return PromptSets()
+    seen = [*data.scoring, *data.choosing]
+    hashes = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in seen))
+    asked = prompt_sets(config.data, config.answers, scored=hashes, calibration=seen)
+    drawn = []
+    for confirming in data.confirming:
+        drawn.append(drawn_evenly(confirming, n_answers, seed=config.seed))
+    harmful = asked.harmful if config.answers.harmful else tuple(drawn[:2])
+    return replace(asked, harmful=harmful, general=(drawn[2],))
+
+
+def earlier_confirmations(folder: Path, data: ImproveData) -> tuple[EarlierConfirmation, ...]:
+    """Runs beside this one that opened some of the same confirming prompts; and note that this one opens them.
+
+    What was found is kept in the run folder, so that a killed run says the same when it goes on. A run whose folder was
+    emptied since, and that had this folder's name, is an earlier one.
+    """
+    folder = folder.resolve()
+    path, kept = folder.parent / CONFIRMATIONS, folder / EARLIER
+    opened = read_json(path, dict[str, list[str]]) if path.is_file() else {}
+    mine = data.first.confirm.prompt_hashes | data.second.confirm.prompt_hashes
+    if not kept.is_file():
+        earlier = []
+        for name, hashes in opened.items():
+            if n_shared := len(mine & set(hashes)):
+                earlier.append(EarlierConfirmation(name, n_shared))
+        write_bytes(kept, TypeAdapter(list[EarlierConfirmation]).dump_json(earlier, indent=1) + b"\n")
+    own = set(opened.get(folder.name, ()))
+    if not mine <= own:
+        write_text(path, json.dumps(opened | {folder.name: sorted(own | mine)}, indent=1) + "\n")
+    return tuple(read_json(kept, list[EarlierConfirmation]))

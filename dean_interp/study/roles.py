@@ -1,0 +1,174 @@
+"""Roles of examples: some choose the gates, some the dose, and what is left confirms. No prompt has two roles.
+
+A rise on the prompts that chose an edit is no evidence. So each behaviour's examples are divided three ways, whole
+topics together, and general text likewise: `score` (gains, damage), `choose` (the dose), `confirm` (the result).
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from dean_interp.data.examples import Behaviour, Example, load_behaviour
+from dean_interp.data.leakage import all_without_leaks, near_groups
+from dean_interp.errors import InputError
+
+Division = Literal["own split", "topic", "prompt"]
+SHARES = {"score": 13 / 42, "choose": 8 / 42, "confirm": 21 / 42}
+"""Share of the topics that each role gets where a file does not say which half is for testing."""
+FEWEST = {"score": 6, "choose": 2, "confirm": 4}
+"""Fewest topics (prompts, where there are none) of a role. 6 allow 31 ways to flip labels by topic."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The examples of one data set by role."""
+
+    score: Behaviour
+    choose: Behaviour
+    confirm: Behaviour
+    divided_by: Division
+    """`own split`: its test topics confirm, its calibration topics score and choose. `topic`: its halves share topics,
+    so all topics were divided anew. `prompt`: it has no topics, and near duplicates stay together."""
+    n_left_out: int
+    """Number of prompts that are left out, since they are (nearly) those of an earlier role."""
+
+    @property
+    def all(self) -> tuple[Behaviour, Behaviour, Behaviour]:
+        """Score, choose, confirm."""
+        return self.score, self.choose, self.confirm
+
+
+@dataclass(frozen=True)
+class RoleSizes:
+    """Number of examples of each role; fewer where the data has fewer."""
+
+    score: int
+    choose: int
+    confirm: int
+
+
+def roles_of(source: str, sizes: RoleSizes, *, seed: int = 0, paired: bool = True) -> Roles:
+    """The examples of a data set by role.
+
+    Args:
+        source: as `load_behaviour` takes it.
+        sizes: how many examples of each role are drawn.
+        seed: seed of the draws. Which topic has which role depends on its name alone.
+        paired: whether every prompt must have a safe and an unsafe answer; else it has one answer.
+
+    Raises:
+        InputError: prompts without both answers, or with both where one is wanted; too few topics for three roles.
+    """
+    whole = load_behaviour(source, n_examples=None, split=None)
+    if paired and not whole.paired:
+        raise InputError(
+            f"'{whole.name}' has prompts without a safe and an unsafe answer: the gain of a neuron is that for the "
+            "margin between the two, so it needs the columns prompt,safe,unsafe"
+        )
+    if not paired and whole.paired:
+        raise InputError(
+            f"'{whole.name}' has a safe and an unsafe answer to each prompt: other text has one answer, in the columns "
+            "prompt,response"
+        )
+    divided_by, parts = _divided(source, whole)
+    n_clusters = len({example.cluster for example in whole.examples})
+    wanted = dataclasses.asdict(sizes)
+    drawn: dict[str, Behaviour] = {}
+    n_left_out = 0
+    for role, examples in parts.items():
+        _refuse_few(whole.name, role, examples, divided_by, n_clusters)
+        part = dataclasses.replace(whole, examples=tuple(examples), split=_SPLIT[role])
+        # A prompt that is nearly one of an earlier role would confirm what was chosen on it.
+        ((clean, leaked),) = all_without_leaks([part], list(drawn.values()))
+        _refuse_few(whole.name, role, clean.examples, divided_by, n_clusters)
+        n_left_out += len(leaked.exact) + len(leaked.near)
+        drawn[role] = drawn_evenly(clean, wanted[role], seed=seed)
+    return Roles(**drawn, divided_by=divided_by, n_left_out=n_left_out)
+
+
+def drawn_evenly(behaviour: Behaviour, n_examples: int, *, seed: int) -> Behaviour:
+    """Examples at random, as many of each topic as can be; all where there are fewer than `n_examples`."""
+    n_taken: dict[str, int] = {}
+    turns = []
+    for row in np.random.default_rng(seed).permutation(len(behaviour)).tolist():
+        cluster = behaviour.examples[row].cluster
+        # The first of each topic come first, then the second of each.
+        turns.append((n_taken.get(cluster, 0), len(turns), row))
+        n_taken[cluster] = n_taken.get(cluster, 0) + 1
+    chosen = [row for _, _, row in sorted(turns)[:n_examples]]
+    return dataclasses.replace(behaviour, examples=tuple(behaviour.examples[row] for row in chosen))
+
+
+_SPLIT: dict[str, Literal["calibration", "test"]] = {"score": "calibration", "choose": "test", "confirm": "test"}
+"""What the parts call themselves: `measure` refuses calibration examples, and choosing measures."""
+
+
+def refuse_shared(roles: Sequence[Roles], others: Sequence[Behaviour] = ()) -> None:
+    """Raise `InputError` where two data sets share prompts: then one would answer for the other."""
+    prompts = {own.score.name: frozenset().union(*(part.prompt_hashes for part in own.all)) for own in roles}
+    prompts |= {other.name: other.prompt_hashes for other in others}
+    for (first, mine), (second, theirs) in combinations(prompts.items(), 2):
+        if n_shared := len(mine & theirs):
+            raise InputError(
+                f"'{first}' and '{second}' share {n_shared} prompts: first, second, general and register must be four "
+                "sets that share none"
+            )
+
+
+def _divided(source: str, whole: Behaviour) -> tuple[Division, dict[str, list[Example]]]:
+    """The examples of each role, and what they were divided by."""
+    clusters = _clusters(whole)
+    has_topics = any(example.topic for example in whole.examples)
+    is_test = {example.prompt for example in load_behaviour(source, n_examples=None, split="test").examples}
+    in_test, in_calibration = set(), set()
+    for example, cluster in zip(whole.examples, clusters, strict=True):
+        (in_test if example.prompt in is_test else in_calibration).add(cluster)
+    shares_topics = has_topics and bool(in_test & in_calibration)
+    if shares_topics:
+        # Halves that share topics are no halves: all topics are divided anew.
+        order = _in_order(in_test | in_calibration)
+        n_score, n_choose = (round(len(order) * SHARES[role]) for role in ("score", "choose"))
+    else:
+        # The test half confirms, the rest scores and chooses in the same proportion.
+        order = _in_order(in_calibration - in_test)
+        n_score = round(len(order) * SHARES["score"] / (SHARES["score"] + SHARES["choose"]))
+        n_choose = len(order) - n_score
+    role_of = dict.fromkeys(in_test | in_calibration, "confirm")
+    role_of |= dict.fromkeys(order[:n_score], "score")
+    role_of |= dict.fromkeys(order[n_score : n_score + n_choose], "choose")
+    parts: dict[str, list[Example]] = {role: [] for role in SHARES}
+    for example, cluster in zip(whole.examples, clusters, strict=True):
+        parts[role_of[cluster]].append(example)
+    if not has_topics:
+        return "prompt", parts
+    return "topic" if shares_topics else "own split", parts
+
+
+def _clusters(whole: Behaviour) -> list[str]:
+    """What must stay in one role: a topic, else prompts that are near duplicates of each other."""
+    if all(example.topic for example in whole.examples):
+        return [example.topic or "" for example in whole.examples]
+    groups = near_groups([example.prompt for example in whole.examples])
+    return [example.topic or f"prompt {groups[i]}" for i, example in enumerate(whole.examples)]
+
+
+def _in_order(clusters: set[str]) -> list[str]:
+    """Clusters in an order that depends on their names alone, and not on the alphabet."""
+    return sorted(clusters, key=lambda cluster: hashlib.sha256(cluster.encode()).hexdigest())
+
+
+def _refuse_few(name: str, role: str, examples: Sequence[Example], divided_by: Division, n_in_all: int) -> None:
+    n_clusters = len({example.cluster for example in examples})
+    if n_clusters < FEWEST[role]:
+        kind = "prompts" if divided_by == "prompt" else "topics"
+        advice = "" if divided_by == "prompt" else ", or leave the column `topic` out, and each prompt counts as one"
+        in_all = f"only one {kind[:-1]}" if n_in_all == 1 else f"{n_in_all} {kind}"
+        raise InputError(
+            f"'{name}' has {in_all}, and of them {n_clusters} to {role} with; at least {FEWEST[role]} are needed to "
+            f"{role}: give data of {2 * sum(FEWEST.values())} {kind} or more{advice}"
+        )
