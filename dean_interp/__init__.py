@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from dean_interp.circuits.graph import Circuit
     from dean_interp.circuits.trace import trace_circuit
     from dean_interp.data.examples import Behaviour, Example, load_behaviour
-    from dean_interp.editing.ablation import ablate
-    from dean_interp.editing.apply import apply_edit, create_edit, revert_edit
+    from dean_interp.editing.ablation import ablate, gated
+    from dean_interp.editing.apply import apply_edit, create_edit, create_gates_edit, revert_edit
     from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, revert_edit_in_checkpoint
     from dean_interp.editing.edit import Edit, load_edit
     from dean_interp.editing.patching import patch_activations
@@ -36,11 +36,16 @@ if TYPE_CHECKING:
     from dean_interp.scoring.scores import Scores, load_scores
     from dean_interp.selection.coupling import Coupling, couple
     from dean_interp.selection.expression import select
+    from dean_interp.selection.gains import Gains, damage_of, gains_of
+    from dean_interp.selection.gates import Gates, load_gates
+    from dean_interp.selection.gating import GatingConfig, closed_form_gates
     from dean_interp.selection.random_sets import random_like
     from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
     from dean_interp.selection.strata import strata
     from dean_interp.study.config import EvaluationConfig, InformationConfig, StudyConfig, SweepConfig
     from dean_interp.study.evaluate import Evaluation, estimate_information, evaluate_edit
+    from dean_interp.study.improve import run_improve
+    from dean_interp.study.improvement import ImproveConfig, Improvement
     from dean_interp.study.results import Results, load_results
     from dean_interp.study.run import run_study
     from dean_interp.study.settings import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig
@@ -63,6 +68,11 @@ __all__ = [
     "Evaluation",
     "EvaluationConfig",
     "Example",
+    "Gains",
+    "Gates",
+    "GatingConfig",
+    "ImproveConfig",
+    "Improvement",
     "InformationConfig",
     "InputError",
     "Mean",
@@ -85,14 +95,20 @@ __all__ = [
     "apply_edit",
     "apply_edit_to_checkpoint",
     "circuit_page",
+    "closed_form_gates",
     "couple",
     "create_edit",
+    "create_gates_edit",
+    "damage_of",
     "estimate_information",
     "evaluate_edit",
+    "gains_of",
+    "gated",
     "generate",
     "importance",
     "load_behaviour",
     "load_edit",
+    "load_gates",
     "load_model",
     "load_results",
     "load_scores",
@@ -105,6 +121,7 @@ __all__ = [
     "random_like",
     "revert_edit",
     "revert_edit_in_checkpoint",
+    "run_improve",
     "run_study",
     "run_sweep",
     "select",
@@ -131,6 +148,11 @@ _MODULES = {
     "Evaluation": "study.evaluate",
     "EvaluationConfig": "study.config",
     "Example": "data.examples",
+    "Gains": "selection.gains",
+    "Gates": "selection.gates",
+    "GatingConfig": "selection.gating",
+    "ImproveConfig": "study.improvement",
+    "Improvement": "study.improvement",
     "InformationConfig": "study.config",
     "InputError": "errors",
     "Mean": "editing.values",
@@ -153,14 +175,20 @@ _MODULES = {
     "apply_edit": "editing.apply",
     "apply_edit_to_checkpoint": "editing.checkpoint",
     "circuit_page": "report.circuit_page",
+    "closed_form_gates": "selection.gating",
     "couple": "selection.coupling",
     "create_edit": "editing.apply",
+    "create_gates_edit": "editing.apply",
+    "damage_of": "selection.gains",
     "estimate_information": "study.evaluate",
     "evaluate_edit": "study.evaluate",
+    "gains_of": "selection.gains",
+    "gated": "editing.ablation",
     "generate": "models.generate",
     "importance": "scoring.importance",
     "load_behaviour": "data.examples",
     "load_edit": "editing.edit",
+    "load_gates": "selection.gates",
     "load_model": "models.load",
     "load_results": "study.results",
     "load_scores": "scoring.scores",
@@ -173,6 +201,7 @@ _MODULES = {
     "random_like": "selection.random_sets",
     "revert_edit": "editing.apply",
     "revert_edit_in_checkpoint": "editing.checkpoint",
+    "run_improve": "study.improve",
     "run_study": "study.run",
     "run_sweep": "study.sweep",
     "select": "selection.expression",

@@ -29,7 +29,7 @@ COMMANDS = sorted(EXAMPLES)
 @pytest.fixture
 def step_that(monkeypatch):
     """Put something in the place of what a step does."""
-    return lambda does: monkeypatch.setattr(main, "do", lambda step: does())
+    return lambda does: monkeypatch.setattr(main, "do", lambda step, talk: does())
 
 
 def fails(error: BaseException):

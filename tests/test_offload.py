@@ -66,7 +66,7 @@ def test_what_is_away_is_the_same_model(both):
 )
 def test_scores_are_equal(both, how):
     whole, away = both
-    one = load_behaviour("privacy", n_examples=12)
+    one = load_behaviour("privacy", n_examples=4)
     first, second = (importance(model, one, unit=UNITS, config=how) for model in both)
     assert second.fingerprint == first.fingerprint
     for site in first.values:

@@ -30,10 +30,10 @@ seeded = settings(max_examples=60, deadline=None, derandomize=True, database=Non
 def config(checkpoints):
     return SweepConfig(
         model=ModelConfig(str(checkpoints["llama-gqa"]), device="cpu"),
-        data=DataConfig(n_test=24, n_general_test=24),
+        data=DataConfig(n_test=20, n_general_test=12),
         calibration=CalibrationConfig(n_calibration=12),
-        neuron_fractions=(0.075, 0.15),
-        weight_fractions=(0.01, 0.03),
+        neuron_fractions=(0.15,),
+        weight_fractions=(0.03,),
         methods=("importance", "wanda", "random"),
         values=("0", "0.5", "mean"),
         controls=ControlConfig(n_random=2, n_equal_kl=0),

@@ -6,8 +6,8 @@ from dean_interp.cli.ending import EXIT_CODES
 
 EXAMPLES = {
     "": (
+        "dean-interp improve --first fairness --second privacy --out runs/improve",
         "dean-interp run --out runs/demo",
-        "dean-interp report runs/demo --json",
         "dean-interp data show privacy",
     ),
     "data": (
@@ -57,9 +57,9 @@ EXAMPLES = {
         "dean-interp edit revert edit.safetensors path/to/edited --out path/to/original",
     ),
     "edit create": (
-        "dean-interp edit create coupled.safetensors --out edit.safetensors",
         "dean-interp edit create coupled.safetensors --value 0.5 --model path/to/checkpoint --out edit.safetensors",
         "dean-interp edit create coupled.safetensors --value mean --scores general.safetensors --out edit.safetensors",
+        "dean-interp edit create gates.safetensors --model path/to/checkpoint --out edit.safetensors",
     ),
     "edit show": ("dean-interp edit show edit.safetensors",),
     "edit apply": ("dean-interp edit apply edit.safetensors path/to/checkpoint --out path/to/edited",),
@@ -68,6 +68,11 @@ EXAMPLES = {
     "edit diff": ("dean-interp edit diff one.safetensors two.safetensors",),
     "edit stack": ("dean-interp edit stack one.safetensors two.safetensors --out both.safetensors",),
     "edit export": ("dean-interp edit export edit.safetensors --model model.gguf --out path/to/edited",),
+    "chat": (
+        "dean-interp chat --edit gates.safetensors",
+        "dean-interp chat --edit edit.safetensors --model path/to/checkpoint --dose 0.5 --system 'Answer briefly.'",
+        "dean-interp chat --edit coupled.safetensors --answer-length 64 --out transcript.json",
+    ),
     "neuron": (
         "dean-interp neuron L17.1042",
         "dean-interp neuron L17.1042 --run runs/demo",
@@ -76,6 +81,12 @@ EXAMPLES = {
     "circuit": (
         "dean-interp circuit runs/demo/selection.neuron.safetensors --behaviour privacy",
         "dean-interp circuit coupled.safetensors --behaviour mine.csv --example 3 --n-targets 5 --out circuit.html",
+    ),
+    "improve": (
+        "dean-interp improve --first fairness --second privacy --out runs/improve",
+        "dean-interp improve --first mine.csv --second privacy --model Qwen/Qwen2.5-0.5B-Instruct --max-kl 0.1 "
+        "--out runs/mine",
+        "dean-interp improve --count 500 --silence-only --n-answers 0 --out runs/silenced",
     ),
     "sweep": (
         "dean-interp sweep --out runs/sweep",

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from dean_interp.cli.ending import exit_code_of
 from dean_interp.cli.help_examples import after_help
 from dean_interp.cli.steps import Command, do
-from dean_interp.cli.terminal import colours_where_wanted
+from dean_interp.cli.terminal import Talk, colours_where_wanted
 
 # `--json` and `--debug` may stand after the step, and no switch has a twin `--no-...`.
 _CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)
@@ -27,12 +27,13 @@ def _command(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("dean_interp").setLevel(logging.INFO)
     command = parsed(arguments)
-    # Libraries print, too: stdout is for the result alone.
+    talk = Talk(sys.stdin, sys.stdout, json=command.json)
+    # Libraries print, too: stdout is for the result alone, and for steps that talk with their user.
     with redirect_stdout(sys.stderr):
-        result = do(command.step)
+        result = do(command.step, talk)
     if command.json:
         print(to_json(result.record, indent=1, inf_nan_mode="null").decode())  # noqa: T201 - the result
-    else:
+    elif result.text:
         print(result.text)  # noqa: T201 - the result
     if not result.holds:
         raise SystemExit(1)

@@ -11,6 +11,6 @@ class StepResult:
     record: dict[str, Any]
     """What `--json` prints."""
     text: str
-    """What is printed without it."""
+    """What is printed without it; empty where the step has said all while it ran."""
     holds: bool = True
     """Whether what the step verified is as it should be. False ends the command with exit code 1."""

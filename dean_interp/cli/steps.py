@@ -5,9 +5,11 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, subcommand
 
+from dean_interp.cli.chat import ChatWithEdit, do_chat
 from dean_interp.cli.circuits import ShowCircuit, ShowNeuron, do_circuit, do_neuron
 from dean_interp.cli.data import DataStep, do_data
 from dean_interp.cli.edits import EditStep, do_edit
+from dean_interp.cli.improving import ImproveEdit, do_improve
 from dean_interp.cli.measuring import (
     AblateUnits,
     EstimateInformation,
@@ -29,6 +31,7 @@ from dean_interp.cli.studies import (
     do_sweep,
     do_verify,
 )
+from dean_interp.cli.terminal import Talk
 from dean_interp.cli.units import CoupleUnits, ScoreUnits, do_couple, do_score
 
 Step = (
@@ -40,8 +43,10 @@ Step = (
     | Annotated[EvaluateEdit, subcommand("evaluate")]
     | Annotated[EstimateInformation, subcommand("information")]
     | Annotated[EditStep, subcommand("edit")]
+    | Annotated[ChatWithEdit, subcommand("chat")]
     | Annotated[ShowNeuron, subcommand("neuron")]
     | Annotated[ShowCircuit, subcommand("circuit")]
+    | Annotated[ImproveEdit, subcommand("improve")]
     | Annotated[RunSweep, subcommand("sweep")]
     | Annotated[RunStudy, subcommand("run")]
     | Annotated[VerifyRun, subcommand("verify")]
@@ -51,7 +56,11 @@ Step = (
 
 @dataclass(frozen=True)
 class Command:
-    """Find, silence and measure the units that two behaviours share. `run` does it all, the others one step each."""
+    """Find, change and measure the units behind two behaviours.
+
+    `improve` finds an edit that raises both and confirms it. `run` does the whole study of the paper's method. The
+    others do one step each.
+    """
 
     step: OmitArgPrefixes[Step]
     json: bool = False
@@ -60,8 +69,11 @@ class Command:
     """Print the traceback of an error, too."""
 
 
-def do(step: Step) -> StepResult:
-    """Do one step. Raises `InputError` for what its user can put right."""
+def do(step: Step, talk: Talk) -> StepResult:
+    """Do one step. `talk` is for steps that talk with their user while they run.
+
+    Raises `InputError` for what their user can put right.
+    """
     match step:
         case DataStep():
             return do_data(step)
@@ -79,10 +91,14 @@ def do(step: Step) -> StepResult:
             return do_information(step)
         case EditStep():
             return do_edit(step)
+        case ChatWithEdit():
+            return do_chat(step, talk)
         case ShowNeuron():
             return do_neuron(step)
         case ShowCircuit():
             return do_circuit(step)
+        case ImproveEdit():
+            return do_improve(step)
         case RunSweep():
             return do_sweep(step)
         case RunStudy():

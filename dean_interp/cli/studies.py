@@ -10,7 +10,9 @@ from dean_interp.cli.step_result import StepResult
 from dean_interp.errors import InputError
 from dean_interp.planning.study import Devices, forecast
 from dean_interp.report.html import write_comparison, write_report, write_sweep_report
+from dean_interp.report.improve_page import write_improve_report
 from dean_interp.study.config import StudyConfig, SweepConfig
+from dean_interp.study.improvement import is_improvement, load_improvement, refuse_improvement
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.sweep import run_sweep, sweep_headline
@@ -103,6 +105,7 @@ def do_sweep(step: RunSweep) -> StepResult:
 
 def do_verify(step: VerifyRun) -> StepResult:
     """Verify a finished run."""
+    refuse_improvement(step.run, "verify")
     verification = verify_run(step.run, full=step.full)
     record = {"holds": verification.holds, **dataclasses.asdict(verification)}
     return StepResult(record, str(verification), verification.holds)
@@ -115,10 +118,15 @@ def do_report(step: WriteReport) -> StepResult:
     if len(step.folders) == 1 and step.out is None:
         report = _write_report(step.folders[0])
     else:
+        for folder in step.folders:
+            refuse_improvement(folder, "a page that compares runs")
         runs = {str(folder): load_results(folder / "results.json") for folder in step.folders}
         report = write_comparison(runs, step.out or step.folders[0] / "comparison.html")
     return StepResult({"report": str(report)}, f"report: {report.resolve()}")
 
 
 def _write_report(folder: Path) -> Path:
+    """The page of a run folder: of an improvement, or of a study."""
+    if is_improvement(folder):
+        return write_improve_report(load_improvement(folder), folder)
     return write_report(load_results(folder / "results.json"), folder)

@@ -1,6 +1,7 @@
 """Figures of a study and of a sweep: each function takes a part of the results and returns a matplotlib `Figure`."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,46 +44,64 @@ def effect_against_controls(results: UnitResults) -> Figure:
     first, second = results.edit.change
     with styled():
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-        axes = figure.subplots()
-        axes.axhline(0, color="0.8", linewidth=1)
-        axes.axvline(0, color="0.8", linewidth=1)
+        axes = plane_of_changes(figure, first, second)
         marks = itertools.cycle(_CONTROL_MARKS)
         for (kind, control), (colour, marker) in zip(RANDOM_CONTROLS.items(), marks, strict=False):
             states = [state for state in results.states if state.kind == kind]
             if states:
-                _mark(axes, states, colour=colour, marker=marker, label=f"random, {control.label}")
+                label = f"random, {control.label}"
+                mark_states(axes, states, (first, second), colour=colour, marker=marker, label=label)
         named = [state for state in results.states if state.kind == "named"]
-        _mark(axes, named, colour=GREEN, marker="^", label=None)
+        mark_states(axes, named, (first, second), colour=GREEN, marker="^", label=None)
         for i, state in enumerate(named):
             x, y = (change.mean for change in state.change.values())
             # Two are often close: names stand above and below in turn.
             offset = (6, 5 - 12 * (i % 2))
             axes.annotate(state.name, (x, y), offset, textcoords="offset points", color=GREEN, fontsize=9)
-        across, along = results.edit.change[first], results.edit.change[second]
-        axes.errorbar(
-            across.mean,
-            along.mean,
-            xerr=error_of(across),
-            yerr=error_of(along),
-            fmt="D",
-            color=EDIT,
-            capsize=3,
-            label=f"coupled {results.unit}s silenced (95 %)",
-        )
-        axes.set_xlabel(f"change of the {first} margin (nats per token)")
-        axes.set_ylabel(f"change of the {second} margin (nats per token)")
+        mark_edit(axes, results.edit, (first, second), label=f"coupled {results.unit}s silenced (95 %)")
         axes.legend(frameon=False, fontsize=9, loc="best")
     return figure
 
 
-def _mark(axes: Axes, states: list[StateResults], *, colour: str, marker: str, label: str | None) -> None:
+def plane_of_changes(figure: Figure, first: str, second: str) -> Axes:
+    """Axes of the change of one behaviour's margin against that of another. Up and right is safer."""
+    axes = figure.subplots()
+    axes.axhline(0, color="0.8", linewidth=1)
+    axes.axvline(0, color="0.8", linewidth=1)
+    axes.set_xlabel(f"change of the {first} margin (nats per token)")
+    axes.set_ylabel(f"change of the {second} margin (nats per token)")
+    return axes
+
+
+def mark_states(
+    axes: Axes,
+    states: Sequence[StateResults],
+    behaviours: tuple[str, str],
+    *,
+    colour: str,
+    marker: str,
+    label: str | None,
+) -> None:
     """One mark a state, at its change of both margins."""
-    x, y = [], []
-    for state in states:
-        first, second = state.change.values()
-        x.append(first.mean)
-        y.append(second.mean)
+    first, second = behaviours
+    x = [state.change[first].mean for state in states]
+    y = [state.change[second].mean for state in states]
     axes.plot(x, y, marker, color=colour, alpha=0.8, linestyle="", label=label)
+
+
+def mark_edit(axes: Axes, edit: StateResults, behaviours: tuple[str, str], *, label: str) -> None:
+    """The edit, at its change of both margins, with its intervals."""
+    across, along = (edit.change[name] for name in behaviours)
+    axes.errorbar(
+        across.mean,
+        along.mean,
+        xerr=error_of(across),
+        yerr=error_of(along),
+        fmt="D",
+        color=EDIT,
+        capsize=3,
+        label=label,
+    )
 
 
 def coupled_per_layer(results: UnitResults) -> Figure:

@@ -54,11 +54,12 @@ def control_rows(states: Sequence[StateResults], changes: ChangesOf = margins) -
     for kind, control in RANDOM_CONTROLS.items():
         group = [state for state in states if state.kind == kind]
         if group:
-            rows.append(_group_row(group, f"{len(group)} random, {control.label}", changes))
+            rows.append(group_row(group, f"{len(group)} random, {control.label}", changes))
     return rows
 
 
-def _group_row(group: Sequence[StateResults], label: str, changes: ChangesOf) -> StateRow:
+def group_row(group: Sequence[StateResults], label: str, changes: ChangesOf = margins) -> StateRow:
+    """The row of several states: the mean of each change, with the lowest and the highest."""
     sizes = sorted({state.n_units for state in group})
     means: dict[str, list[float]] = {}
     for state in group:

@@ -1,0 +1,53 @@
+"""`dean-interp improve`: from two data sets to an edit that raises both behaviours, with its proof."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes
+
+from dean_interp.cli.step_result import StepResult
+from dean_interp.report.improve_page import next_commands, write_improve_report
+from dean_interp.study.improve import run_improve
+from dean_interp.study.improvement import ImproveConfig, Improvement
+
+
+@dataclass(frozen=True)
+class ImproveEdit:
+    """Find an edit that raises both behaviours within a budget of damage, and confirm it on prompts that chose nothing.
+
+    A killed run goes on where it was. The exit code is 0 where the run finished: "not confirmed" is a result, too.
+    """
+
+    improve: OmitArgPrefixes[ImproveConfig] = field(default_factory=ImproveConfig)
+    out: Path = Path("runs/improve")
+    """Run folder; `report.html` appears in it."""
+
+
+def do_improve(step: ImproveEdit) -> StepResult:
+    """Find and confirm the edit, and write its page."""
+    improvement = run_improve(step.improve, step.out)
+    report = write_improve_report(improvement, step.out)
+    files = {"gates": step.out / "gates.safetensors", "results": step.out / "results.json", "report": report}
+    following = next_commands(improvement, step.out)
+    record = {
+        "confirmed": improvement.confirmed,
+        "headline": improvement.headline,
+        "faults": list(improvement.faults),
+        "conditions": [dataclasses.asdict(condition) for condition in improvement.conditions],
+        **{name: str(path) for name, path in files.items()},
+        "next": following,
+    }
+    return StepResult(record, _text(improvement, files, following))
+
+
+def _text(improvement: Improvement, files: Mapping[str, Path], following: Mapping[str, str]) -> str:
+    lines = [improvement.headline, ""]
+    lines += [f"fault: {fault}" for fault in improvement.faults]
+    for condition in improvement.conditions:
+        verdict = "holds" if condition.holds else "does not hold"
+        lines.append(f"{verdict:<13}  {condition.name}: {condition.text}")
+    lines += ["", *(f"{name}: {path.resolve()}" for name, path in files.items()), ""]
+    lines += [f"{what}: {command}" for what, command in following.items()]
+    return "\n".join(lines)

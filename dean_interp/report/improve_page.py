@@ -1,0 +1,94 @@
+"""The page of an improvement: did both margins rise, at what damage, beside which nulls; and what can be done next."""
+
+import shlex
+from pathlib import Path
+
+from dean_interp.files import write_text
+from dean_interp.report.figures import to_svg
+from dean_interp.report.html import options_of
+from dean_interp.report.improve_figures import effect_against_nulls, margins_and_kl_by_dose
+from dean_interp.report.page import rendered
+from dean_interp.report.tables import StateRow, group_row, line_groups, single_row
+from dean_interp.study.choosing import FLIP, PAPER, RANDOM_GATES
+from dean_interp.study.confirmation import kl_text
+from dean_interp.study.improvement import ChangedNeuron, ImproveConfig, Improvement
+from dean_interp.study.settings import ModelConfig
+
+EDIT_FILE = "edit.safetensors"
+"""The edit in a run folder, as checkpoints take it."""
+N_SHOWN = 6
+"""Answers of each set that are seen without a click: the first ones."""
+DIVIDED_BY = {
+    "own split": "its own split: its test topics confirm, its calibration topics score and choose",
+    "topic": "topic: its halves share topics, so all topics were divided anew",
+    "prompt": "prompt: it has no topics, and near duplicates stay together",
+}
+"""What examples were divided by, in words (`study.roles.Roles.divided_by`)."""
+
+
+def write_improve_report(improvement: Improvement, folder: Path) -> Path:
+    """Write `report.html` into the run folder of an improvement and return its path."""
+    page = rendered(
+        "improve.html.j2",
+        improvement=improvement,
+        config=improvement.config,
+        behaviours=improvement.behaviours,
+        rows=_rows(improvement),
+        n_flips=len(improvement.of_kind(FLIP)),
+        effect=to_svg(effect_against_nulls(improvement), "Change of both margins under the edit and its nulls"),
+        doses=to_svg(margins_and_kl_by_dose(improvement), "Margins and KL by dose"),
+        dose_kl=kl_text(improvement.dose.kl),
+        neurons=[(neuron, _look_at(improvement, neuron)) for neuron in improvement.neurons],
+        n_shown=N_SHOWN,
+        lines=line_groups(improvement.edit.lines),
+        divided_by=DIVIDED_BY,
+        next_commands=next_commands(improvement, folder),
+        apply_command=shlex.join(
+            ["dean-interp", "edit", "apply", str(folder / EDIT_FILE), "CHECKPOINT", "--out", str(folder / "edited")]
+        ),
+        command=run_command(improvement, folder),
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def next_commands(improvement: Improvement, folder: Path) -> dict[str, str]:
+    """What a person wants to do with the edit, and the command that does it."""
+    edit, edited = str(folder / EDIT_FILE), str(folder / "edited")
+    model = ["--model", improvement.config.model.name]
+    commands = {
+        "chat with it": ["chat", *model, "--edit", edit],
+        "write it into a checkpoint": ["edit", "export", edit, *model, "--out", edited],
+        "take it back": ["edit", "revert", edit, edited, "--out", str(folder / "reverted")],
+    }
+    return {what: shlex.join(["dean-interp", *words]) for what, words in commands.items()}
+
+
+def run_command(improvement: Improvement, folder: Path) -> str:
+    """The command that makes this improvement."""
+    options = options_of(improvement.config, ImproveConfig())
+    return shlex.join(["dean-interp", "improve", *options, "--out", str(folder)])
+
+
+def _look_at(improvement: Improvement, neuron: ChangedNeuron) -> str:
+    """The command that shows one neuron on the sets of this improvement."""
+    config, default = improvement.config, ImproveConfig()
+    words = ["dean-interp", "neuron", f"L{neuron.layer}.{neuron.index}", *options_of(config.model, ModelConfig())]
+    sources = config.data.sources
+    if sources != default.data.sources:
+        words += ["--behaviours", *sources]
+    return shlex.join(words)
+
+
+def _rows(improvement: Improvement) -> list[StateRow]:
+    """The edit, its opposite, and each kind of null as a group."""
+    rows = [single_row(improvement.edit, "the edit")]
+    rows += [single_row(state, "its opposite") for state in improvement.of_kind("opposite")]
+    for state in improvement.of_kind(PAPER):
+        rows.append(single_row(state, f"the paper's rule: {state.n_units} neurons silenced"))
+    for kind, label in ((FLIP, "gates of flipped labels"), (RANDOM_GATES, "random gates")):
+        group = improvement.of_kind(kind)
+        if group:
+            rows.append(group_row(group, f"{len(group)} {label}"))
+    return rows
