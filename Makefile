@@ -16,6 +16,7 @@ PYTEST ?=
 # Tests run in so many processes, of one thread each: as many as there are cores.
 WORKERS ?= 2
 RUN ?= runs/demo
+STUDY ?= runs/study
 
 bin = $(VENV)/bin
 pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
@@ -23,11 +24,15 @@ pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LO
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST)
 in_parallel = --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-all lint docs notebooks bench lock
+.PHONY: demo study test test-all lint docs notebooks bench lock
 
-# Runs the whole study on the demo model and ends with runs/demo/report.html.
+# Finds an edit that raises both behaviours of the demo model, and proves it beside the paper's rule: runs/demo/report.html.
 demo: $(VENV)/.run
-	$(bin)/dean-interp run --out $(RUN)
+	$(bin)/dean-interp improve --paper-rule --out $(RUN)
+
+# Runs the whole study of the paper's rule on the demo model, neurons and weights: runs/study/report.html.
+study: $(VENV)/.run
+	$(bin)/dean-interp run --out $(STUDY)
 
 # Proves the product in minutes: lint, every fast test, and of the slow ones those marked `product` (the real model's golden
 # values, planted answers, one kill of a whole study), and the quickstart notebook.
