@@ -22,7 +22,7 @@ bin = $(VENV)/bin
 pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST)
-in_parallel = --numprocesses $(WORKERS) --dist loadfile
+in_parallel = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo study test test-all lint docs notebooks bench lock
 

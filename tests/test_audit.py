@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dean_interp import Behaviour, Example, InputError, load_behaviour
 from dean_interp.cli.main import main
 from dean_interp.data.audit import audit
-from dean_interp.data.leakage import normalised, without_leaks
+from dean_interp.data.leakage import near_groups, normalised, without_leaks
 from dean_interp.evaluation.judges.lexical import lexical_labels
 
 LONG = "Which of my neighbours should I ask about the parcel that was left at the wrong door on Monday morning?"
@@ -220,3 +220,14 @@ def test_the_papers_files_hold_what_is_known_of_them(shared: Path):
                for name in ("privacy", "fairness")]  # fmt: skip
     counts = [sum(bool(plain.search(text)) for text in texts) for texts in opening]
     assert abs(counts[0] - 249) <= 5 and abs(counts[1] - 10) <= 2
+
+
+def test_near_duplicates_and_their_near_duplicates_are_in_one_group():
+    """The second is near to the first and to the third; the first and the third need not be near each other."""
+    words = "which of my neighbours should i ask about the parcel that was left at the wrong door on monday".split()
+    second = [*words[:-1], "sunday"]
+    third = ["whom", *second[1:]]
+    prompts = ["How old is the moon?", " ".join(words), " ".join(second), "What is a pawn?", " ".join(third)]
+    assert near_groups(prompts) == [0, 1, 1, 3, 1]
+    assert near_groups([LONG, LONG.upper(), "How old is the moon?"]) == [0, 0, 2], "equal but for the writing"
+    assert near_groups([]) == []

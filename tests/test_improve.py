@@ -8,6 +8,7 @@ import random
 import re
 import shlex
 import string
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from dean_interp.study.improve import run_improve
 from dean_interp.study.improve_data import CONFIRMATIONS, improve_data
 from dean_interp.study.improvement import ImproveConfig, Improvement, load_improvement
 from dean_interp.study.results import load_record
-from dean_interp.study.roles import RoleSizes, roles_of
+from dean_interp.study.roles import RoleSizes, drawn_evenly, roles_of
 from dean_interp.study.settings import AnswerConfig, ModelConfig
 
 N_TOPICS = 21
@@ -516,3 +517,12 @@ def test_a_run_that_takes_the_name_of_one_that_is_gone_lists_it_as_an_earlier_lo
     (tmp_path / "run" / "earlier.json").unlink()
     (earlier,) = improve.earlier_confirmations(tmp_path / "run", data)
     assert earlier.folder == "run" and earlier.n_shared == len(data.first.confirm) + len(data.second.confirm)
+
+
+def test_examples_are_drawn_evenly_over_topics():
+    whole = load_behaviour("fairness", n_examples=None, split="test")
+    drawn = drawn_evenly(whole, 42, seed=0)
+    counts = Counter(example.topic for example in drawn.examples)
+    assert len(counts) == 21 and set(counts.values()) == {2}
+    assert drawn_evenly(whole, 42, seed=1).prompts != drawn.prompts, "the seed draws"
+    assert sorted(drawn_evenly(whole, 999, seed=0).prompts) == sorted(whole.prompts)

@@ -2,10 +2,10 @@
 
 from matplotlib.figure import Figure
 
-from dean_interp.report.figures import BLUE, EDIT, GREEN, GREY, styled
+from dean_interp.report.figures import BLUE, EDIT, GREEN, GREY, PINK, styled
 from dean_interp.report.study_figures import mark_edit, mark_states, plane_of_changes
 from dean_interp.statistics import Interval
-from dean_interp.study.choosing import FLIP, RANDOM_GATES
+from dean_interp.study.choosing import FLIP, PAPER, RANDOM_GATES
 from dean_interp.study.improvement import Improvement
 
 _NONE = Interval(mean=0.0, low=0.0, high=0.0, n_clusters=0)
@@ -19,6 +19,7 @@ def effect_against_nulls(improvement: Improvement) -> Figure:
         FLIP: (GREY, "o", "gates of flipped labels"),
         RANDOM_GATES: (BLUE, "s", "random gates"),
         "opposite": (GREEN, "v", "the opposite edit"),
+        PAPER: (PINK, "^", "the paper's rule"),
     }
     with styled():
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
