@@ -251,3 +251,17 @@ def test_scores_by_topic_come_back_from_their_file(scores, tmp_path):
 def test_preference_is_minus_the_loss(behaviour, scores, margins):
     interval = clustered_interval(-scores.loss.double().numpy(), [example.cluster for example in behaviour.examples])
     assert interval.mean == pytest.approx(margins(), abs=1e-4)
+
+
+def test_the_gains_of_the_register_set_are_subtracted():
+    first, second = made_up([1.0, 1.0], [1.0, 1.0])
+    register, _ = made_up([0.0, 4.0], [0.0, 0.0])
+    damage = Damage({SITE: torch.eye(2)}, torch.tensor([1, 0]))
+    plain = closed_form_gates(first, second, damage).changes[SITE]
+    assert plain[1] == pytest.approx(float(plain[0])), "both neurons raise both margins alike"
+    config = GatingConfig(against_register=1.0)
+    change = closed_form_gates(first, second, damage, register=register, config=config).changes[SITE]
+    # (1 + 1) and (1 + 1 - 4 / 2): the second raises the tone as much as the behaviours
+    assert change[0] > 0 and abs(float(change[1])) < 1e-6
+    with pytest.raises(InputError, match="give them"):
+        closed_form_gates(first, second, damage, config=config)

@@ -121,7 +121,7 @@ def load_behaviour(
 
     Args:
         name_or_path: `fairness`, `privacy`, `general`, `over_refusal_fairness`, `over_refusal_privacy` or `register`
-            (built in; the last three have a test split only), a `.csv` or `.jsonl` file, a folder written by
+            (built in; over-refusal has a test split only), a `.csv` or `.jsonl` file, a folder written by
             `Dataset.save_to_disk`, a `datasets.Dataset`, the `owner/name` of a data set on the Hugging Face hub, or a
             published one as `name:part`, `name:part@commit` or `name:part@path` (`sources`), which is then called
             `name_part`.

@@ -46,12 +46,15 @@ class GatingConfig:
     """Shrink every gain towards 0 by so many standard errors, never past it. 0: gains as they are."""
     silence_only: bool = False
     """Only lower gates (at most to 0), never raise them."""
+    against_register: float = 0.0
+    """Weight of the gains for the register set, which are subtracted from those for the behaviours, so that gates leave
+    alone what raises the tone of safe answers only. 0: the register set chooses nothing."""
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
         if self.cost not in get_args(Cost):
             raise InputError(f"cost must be one of {get_args(Cost)}, got {self.cost!r}")
-        for name in ("ridge", "certainty"):
+        for name in ("ridge", "certainty", "against_register"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.count is not None and self.count < 1:
@@ -63,6 +66,7 @@ def closed_form_gates(
     second: Gains,
     damage: Damage,
     *,
+    register: Gains | None = None,
     config: GatingConfig = GatingConfig(),
 ) -> Gates:
     """The direction in which gates raise both margins at the least damage.
@@ -70,14 +74,22 @@ def closed_form_gates(
     Its size is such that neurons, each alone, cost 1 nat per token. Hand it to a search for the dose: `gates * dose`
     changes `dose` times as much.
 
+    Args:
+        first: gains for one behaviour.
+        second: gains for the other.
+        damage: what changes cost.
+        register: gains for harmless answers in the registers of safe and unsafe ones (`GatingConfig.against_register`).
+        config: how these become gates.
+
     Raises:
-        InputError: a setting out of its range; gains or damage of another model.
+        InputError: a setting out of its range; gains or damage of another model; no gains for the register set, where
+            they are to be subtracted.
         NoNeuronError: no neuron that is left to change.
     """
     config.check()
     if not sorted(first.mean) == sorted(second.mean) == sorted(damage.rows):
         raise InputError("gains and damage must be of one model: their sites differ")
-    benefit = _benefit(first, second, config)
+    benefit = _benefit(first, second, register, config)
     changes = _cheapest(benefit, damage, config)
     # Fewer neurons are the best for a change of all of them; then their own best change is found.
     if config.silence_only or config.count is not None:
@@ -95,13 +107,17 @@ def closed_form_gates(
     return gates * cost**-0.5
 
 
-def _benefit(first: Gains, second: Gains, config: GatingConfig) -> dict[Site, Tensor]:
-    """The sum of both behaviours' gains, each in units of its mean size."""
+def _benefit(first: Gains, second: Gains, register: Gains | None, config: GatingConfig) -> dict[Site, Tensor]:
+    """The sum of both behaviours' gains, less those for the register set, each in units of its mean size."""
     benefit = {}
+    if config.against_register and register is None:
+        raise InputError("against_register subtracts the gains for a register set: give them (register=...), or 0")
     for site in sorted(first.mean):
         of_first = shrunk(first, site, config.certainty) / first.size
         of_second = shrunk(second, site, config.certainty) / second.size
         total = of_first + of_second
+        if register is not None:
+            total = total - config.against_register * register.mean[site] / register.size
         benefit[site] = torch.where(of_first * of_second > 0, total, 0.0) if config.agree else total
     return benefit
 

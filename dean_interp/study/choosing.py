@@ -85,7 +85,8 @@ def choose(
     """Steps 1 to 5.
 
     Args:
-        scoring: first, second and general, whose gains and damage make the gates.
+        scoring: first, second and general, whose gains and damage make the gates; and the register set, where its
+            gains are subtracted.
         choosing: first, second and general, on which the dose is chosen.
     """
     # Steps 1 and 2.
@@ -123,12 +124,12 @@ def choose(
 
 
 def effects(model: HookedModel, parts: Sequence[Behaviour], config: ImproveConfig, folder: Path) -> list[Scores]:
-    """Step 1: signed effects on both margins by topic, and (of a third set) the damage, each scored once."""
+    """Step 1: signed effects on both margins by topic, the damage of a third set, effects on the margin of a fourth."""
     unit: Unit = "neuron"
     template, tokens = config.model.template, config.score_tokens
     margin = ScoringConfig(template=template, batch_tokens=tokens, target="margin", signed=True, groups="cluster")
     fisher = ScoringConfig(template=template, batch_tokens=tokens, target="fisher")
-    settings = [margin, margin, fisher]
+    settings = [margin, margin, fisher, margin]
     scores = []
     for behaviour, scoring in zip(parts, settings, strict=False):
         scores.append(scored_once(model, behaviour, folder, unit=unit, config=scoring))
@@ -140,7 +141,9 @@ def direction_of(scores: Sequence[Scores], config: ImproveConfig, flip: Flip | N
     of_first, of_second = flip or (None, None)
     first, second = gains_of(scores[0], signs=of_first), gains_of(scores[1], signs=of_second)
     damage = damage_of(scores[2])
-    return Direction(closed_form_gates(first, second, damage, config=config.gating), first, second, damage)
+    register = gains_of(scores[3]) if len(scores) > 3 else None
+    gates = closed_form_gates(first, second, damage, register=register, config=config.gating)
+    return Direction(gates, first, second, damage)
 
 
 def gates_store(
@@ -256,7 +259,7 @@ def _random(
     model: HookedModel, scores: Sequence[Scores], direction: Gates, config: ImproveConfig, dose: Dose, kl: KlOf
 ) -> list[State]:
     """The edit's own changes at random neurons, with doses of their own."""
-    matched = strata(model, scores)
+    matched = strata(model, scores[:3])
     states = []
     for number in range(config.n_random):
         shuffled = random_gates(direction, matched, seed=config.seed * 1000 + number)
@@ -272,7 +275,7 @@ def paper_state(model: HookedModel, scoring: Sequence[Behaviour], config: Improv
     Raises `InputError` where none is coupled.
     """
     settings = ScoringConfig(template=config.model.template, batch_tokens=config.score_tokens)
-    scores = [scored_once(model, behaviour, folder, unit="neuron", config=settings) for behaviour in scoring]
+    scores = [scored_once(model, behaviour, folder, unit="neuron", config=settings) for behaviour in scoring[:3]]
     coupling = couple(*scores, fraction=FRACTION["neuron"])
     refuse_empty(coupling, *scores)
     return State("paper's rule", PAPER, ablated=coupling.coupled, unit="neuron")

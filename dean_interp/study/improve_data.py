@@ -27,6 +27,8 @@ class ImproveData:
     second: Roles
     general: Roles
     register: Behaviour | None
+    register_scored: Behaviour | None
+    """Its calibration half, where its gains are subtracted."""
     prompts: PromptSets
     """What the original and the edit answer: confirming prompts, and harmless ones that look harmful."""
 
@@ -37,8 +39,9 @@ class ImproveData:
 
     @property
     def scoring(self) -> list[Behaviour]:
-        """First, second and general, to score."""
-        return [roles.score for roles in self.roles]
+        """First, second and general, to score; and the register set, where its gains are subtracted."""
+        tone = [self.register_scored] if self.register_scored else []
+        return [*(roles.score for roles in self.roles), *tone]
 
     @property
     def choosing(self) -> list[Behaviour]:
@@ -77,9 +80,26 @@ def improve_data(config: ImproveConfig) -> ImproveData:
                 f"'{register.name}' is no register set: each of its prompts needs two harmless answers, in the columns "
                 "prompt,safe,unsafe"
             )
-    data = ImproveData(first, second, general, register, PromptSets())
+    register_scored = None
+    if config.gating.against_register:
+        register_scored = _register_to_score(config, register)
+    data = ImproveData(first, second, general, register, register_scored, PromptSets())
     refuse_shared(data.roles, data.others)
     return replace(data, prompts=_prompts(config, data))
+
+
+def _register_to_score(config: ImproveConfig, register: Behaviour | None) -> Behaviour:
+    """The calibration half of the register set. Raises `InputError` where it shares topics with the confirming half."""
+    if config.register is None or register is None:
+        raise InputError("against_register subtracts the gains for the register set, and register is None")
+    half = load_behaviour(config.register, n_examples=None)
+    shared = {example.cluster for example in half.examples} & {example.cluster for example in register.examples}
+    if shared:
+        raise InputError(
+            f"both halves of '{register.name}' hold the topic {min(shared)!r}: what confirms would have been scored. "
+            "Give each topic one split (the column `split`: calibration or test), or against_register=0"
+        )
+    return half
 
 
 def _prompts(config: ImproveConfig, data: ImproveData) -> PromptSets:
