@@ -263,5 +263,4 @@ def test_the_gains_of_the_register_set_are_subtracted():
     change = closed_form_gates(first, second, damage, register=register, config=config).changes[SITE]
     # (1 + 1) and (1 + 1 - 4 / 2): the second raises the tone as much as the behaviours
     assert change[0] > 0 and abs(float(change[1])) < 1e-6
-    with pytest.raises(InputError, match="give them"):
-        closed_form_gates(first, second, damage, config=config)
+    assert torch.equal(closed_form_gates(first, second, damage, config=config).changes[SITE], plain), "there is none"

@@ -46,9 +46,9 @@ class GatingConfig:
     """Shrink every gain towards 0 by so many standard errors, never past it. 0: gains as they are."""
     silence_only: bool = False
     """Only lower gates (at most to 0), never raise them."""
-    against_register: float = 0.0
-    """Weight of the gains for the register set, which are subtracted from those for the behaviours, so that gates leave
-    alone what raises the tone of safe answers only. 0: the register set chooses nothing."""
+    against_register: float = 1.25
+    """Weight of the gains for the register set, where there is one. They are subtracted from those for the behaviours,
+    so that gates leave alone what raises the tone of safe answers only. 0: the register set chooses nothing."""
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
@@ -82,8 +82,7 @@ def closed_form_gates(
         config: how these become gates.
 
     Raises:
-        InputError: a setting out of its range; gains or damage of another model; no gains for the register set, where
-            they are to be subtracted.
+        InputError: a setting out of its range; gains or damage of another model.
         NoNeuronError: no neuron that is left to change.
     """
     config.check()
@@ -110,8 +109,6 @@ def closed_form_gates(
 def _benefit(first: Gains, second: Gains, register: Gains | None, config: GatingConfig) -> dict[Site, Tensor]:
     """The sum of both behaviours' gains, less those for the register set, each in units of its mean size."""
     benefit = {}
-    if config.against_register and register is None:
-        raise InputError("against_register subtracts the gains for a register set: give them (register=...), or 0")
     for site in sorted(first.mean):
         of_first = shrunk(first, site, config.certainty) / first.size
         of_second = shrunk(second, site, config.certainty) / second.size

@@ -81,18 +81,16 @@ def improve_data(config: ImproveConfig) -> ImproveData:
                 "prompt,safe,unsafe"
             )
     register_scored = None
-    if config.gating.against_register:
-        register_scored = _register_to_score(config, register)
+    if config.register is not None and register is not None and config.gating.against_register:
+        register_scored = _register_to_score(config.register, register)
     data = ImproveData(first, second, general, register, register_scored, PromptSets())
     refuse_shared(data.roles, data.others)
     return replace(data, prompts=_prompts(config, data))
 
 
-def _register_to_score(config: ImproveConfig, register: Behaviour | None) -> Behaviour:
+def _register_to_score(source: str, register: Behaviour) -> Behaviour:
     """The calibration half of the register set. Raises `InputError` where it shares topics with the confirming half."""
-    if config.register is None or register is None:
-        raise InputError("against_register subtracts the gains for the register set, and register is None")
-    half = load_behaviour(config.register, n_examples=None)
+    half = load_behaviour(source, n_examples=None)
     shared = {example.cluster for example in half.examples} & {example.cluster for example in register.examples}
     if shared:
         raise InputError(
