@@ -32,7 +32,7 @@ def config(checkpoints):
         model=ModelConfig(str(checkpoints["llama-gqa"]), device="cpu"),
         data=DataConfig(n_test=20, n_general_test=12),
         calibration=CalibrationConfig(n_calibration=12),
-        neuron_fractions=(0.15,),
+        neuron_fractions=(0.075,),
         weight_fractions=(0.03,),
         methods=("importance", "wanda", "random"),
         values=("0", "0.5", "mean"),

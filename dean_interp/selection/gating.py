@@ -114,7 +114,9 @@ def _benefit(first: Gains, second: Gains, register: Gains | None, config: Gating
         of_second = shrunk(second, site, config.certainty) / second.size
         total = of_first + of_second
         if register is not None:
-            total = total - config.against_register * register.mean[site] / register.size
+            # A neuron that does nothing for either behaviour is not changed for the register's sake.
+            is_useful = (of_first != 0) | (of_second != 0)
+            total = total - is_useful * config.against_register * register.mean[site] / register.size
         benefit[site] = torch.where(of_first * of_second > 0, total, 0.0) if config.agree else total
     return benefit
 

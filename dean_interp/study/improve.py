@@ -15,6 +15,7 @@ On prompts that confirm, which no earlier step may open:
 9. Decide by conditions that were fixed beforehand (`study.confirmation`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from dean_interp.progress import progress_bar
 from dean_interp.selection.gates import Gates, dosed
 from dean_interp.study.choosing import Chosen, choose, gates_store
 from dean_interp.study.conclusions import design_of, state_results
-from dean_interp.study.confirmation import conditions, headline, sign_test
+from dean_interp.study.confirmation import Condition, SignTest, conditions, headline, sign_test
 from dean_interp.study.dosing import gated_state, kl_interval
 from dean_interp.study.improve_data import ImproveData, earlier_confirmations, improve_data
 from dean_interp.study.improvement import (
@@ -41,7 +42,7 @@ from dean_interp.study.improvement import (
     load_improvement,
 )
 from dean_interp.study.method import original_of
-from dean_interp.study.results import Design, save_record
+from dean_interp.study.results import Design, StateResults, save_record
 from dean_interp.study.roles import Roles
 from dean_interp.study.run_folder import Clock, note_checksums, owned
 from dean_interp.study.shown import shown_answers
@@ -171,15 +172,11 @@ def _improvement(
     earlier: tuple[EarlierConfirmation, ...],
 ) -> Improvement:
     """Step 9: the decision, and all that it rests on, as a record."""
-    original, edit, opposite = confirmed.original, confirmed.edit, confirmed.opposite
+    original, edit = confirmed.original, confirmed.edit
     names = [roles.score.name for roles in data.roles[:2]]
     states = [state_results(original, edit, confirmed.flips, confirmed.design)]
     states += [state_results(original, other) for other in confirmed.others]
-    signs, met = (), ()
-    if confirmed.flips:
-        signs = tuple(sign_test(original, edit, opposite, confirmed.flips, name) for name in names)
-        register = data.register.name if data.register else None
-        met = conditions(states[0].lines, names, signs, register=register)
+    signs, met = _decided(confirmed, states[0], names, data)
     unchanged = state_results(original, original)
     general = data.general.confirm
     kl = kl_interval(edit.measurement[general.name], clusters_of(general))
@@ -213,6 +210,19 @@ def _improvement(
             perplexity=(unchanged.perplexity, states[0].perplexity),
         ),
     )
+
+
+def _decided(
+    confirmed: Confirmed, edit: StateResults, names: Sequence[str], data: ImproveData
+) -> tuple[tuple[SignTest, ...], tuple[Condition, ...]]:
+    """The sign tests and the conditions; none without flips, since then nothing is confirmed."""
+    if not confirmed.flips:
+        return (), ()
+    signs = []
+    for name in names:
+        signs.append(sign_test(confirmed.original, confirmed.edit, confirmed.opposite, confirmed.flips, name))
+    register = data.register.name if data.register else None
+    return tuple(signs), conditions(edit.lines, names, signs, register=register)
 
 
 def _role_count(roles: Roles) -> RoleCount:

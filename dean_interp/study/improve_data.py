@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from dean_interp.data.examples import Behaviour, load_behaviour
+from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_bytes, write_text
 from dean_interp.study.improvement import EarlierConfirmation, ImproveConfig
-from dean_interp.study.roles import Roles, RoleSizes, drawn_evenly, refuse_shared, roles_of
+from dean_interp.study.roles import Roles, RoleSizes, drawn_evenly, halves_of, refuse_shared, roles_of
 from dean_interp.study.study_data import PromptSets, prompt_sets
 
 CONFIRMATIONS = "confirmations.json"
@@ -72,32 +72,19 @@ def improve_data(config: ImproveConfig) -> ImproveData:
     sizes = RoleSizes(score=config.n_score, choose=config.n_choose, confirm=config.n_confirm)
     first, second = (roles_of(source, sizes, seed=config.seed) for source in (config.first, config.second))
     general = roles_of(config.general, sizes, seed=config.seed, paired=False)
-    register = None
+    register = register_scored = None
     if config.register is not None:
-        register = load_behaviour(config.register, n_examples=None, split="test")
+        register_scored, register = halves_of(config.register)
         if not register.paired:
             raise InputError(
                 f"'{register.name}' is no register set: each of its prompts needs two harmless answers, in the columns "
                 "prompt,safe,unsafe"
             )
-    register_scored = None
-    if config.register is not None and register is not None and config.gating.against_register:
-        register_scored = _register_to_score(config.register, register)
+    if not config.gating.against_register:
+        register_scored = None
     data = ImproveData(first, second, general, register, register_scored, PromptSets())
     refuse_shared(data.roles, data.others)
     return replace(data, prompts=_prompts(config, data))
-
-
-def _register_to_score(source: str, register: Behaviour) -> Behaviour:
-    """The calibration half of the register set. Raises `InputError` where it shares topics with the confirming half."""
-    half = load_behaviour(source, n_examples=None)
-    shared = {example.cluster for example in half.examples} & {example.cluster for example in register.examples}
-    if shared:
-        raise InputError(
-            f"both halves of '{register.name}' hold the topic {min(shared)!r}: what confirms would have been scored. "
-            "Give each topic one split (the column `split`: calibration or test), or against_register=0"
-        )
-    return half
 
 
 def _prompts(config: ImproveConfig, data: ImproveData) -> PromptSets:

@@ -91,6 +91,20 @@ def roles_of(source: str, sizes: RoleSizes, *, seed: int = 0, paired: bool = Tru
     return Roles(**drawn, divided_by=divided_by, n_left_out=n_left_out)
 
 
+def halves_of(source: str) -> tuple[Behaviour | None, Behaviour]:
+    """The examples of a data set that may be scored, and those that confirm, divided as by `roles_of`.
+
+    The first is None where fewer than two of its topics (prompts, where there are none) may be scored.
+    """
+    whole = load_behaviour(source, n_examples=None, split=None)
+    _, parts = _divided(source, whole)
+    confirm = dataclasses.replace(whole, examples=tuple(parts["confirm"]), split="test")
+    scored = tuple(parts["score"] + parts["choose"])
+    if len({example.cluster for example in scored}) < 2:
+        return None, confirm
+    return dataclasses.replace(whole, examples=scored, split="calibration"), confirm
+
+
 def drawn_evenly(behaviour: Behaviour, n_examples: int, *, seed: int) -> Behaviour:
     """Examples at random, as many of each topic as can be; all where there are fewer than `n_examples`."""
     n_taken: dict[str, int] = {}
