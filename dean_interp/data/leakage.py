@@ -80,7 +80,7 @@ def near_groups(prompts: Sequence[str], *, threshold: float = NEAR) -> list[int]
     keys = [normalised(prompt) for prompt in prompts]
     index = PromptIndex(prompts, threshold)
     group_of: dict[str, str] = {key: key for key in index.trigrams}
-    for key, earlier in index.near_pairs():
+    for key, earlier in index.near_pairs:
         # Both groups become the one of the earlier prompt.
         old, new = group_of[key], group_of[earlier]
         group_of = {member: new if group == old else group for member, group in group_of.items()}
@@ -101,29 +101,23 @@ class PromptIndex:
     @cached_property
     def n_near(self) -> int:
         """How many prompts have a near duplicate among those before them."""
-        return self._lsh_and_n_near[1]
+        return len({later for later, _ in self.near_pairs})
 
+    @property
     def near_pairs(self) -> list[tuple[str, str]]:
         """Pairs of prompts that are near duplicates, the later one first."""
-        lsh = MinHashLSH(threshold=max(0.05, self.threshold - 0.1), num_perm=_N_HASHES)
-        pairs = []
-        for key, trigrams in self.trigrams.items():
-            for candidate in map(str, lsh.query(self._hashes[key])):
-                if _jaccard(trigrams, self.trigrams[candidate]) >= self.threshold:
-                    pairs.append((key, candidate))
-            lsh.insert(key, self._hashes[key])
-        return pairs
+        return self._lsh_and_near_pairs[1]
 
     def likeness(self, others: "PromptIndex") -> dict[str, Likeness | None]:
         """Whether each prompt of another data set is in this one: `exact`, `near` or None."""
         result: dict[str, Likeness | None] = dict.fromkeys(others.trigrams)
         if not self.trigrams:
             return result
-        lsh, _ = self._lsh_and_n_near
+        lsh, _ = self._lsh_and_near_pairs
         for key in others.trigrams:
             if key in self.trigrams:
                 result[key] = "exact"
-            elif self._has_near(lsh, others, key):
+            elif self._near(lsh, others, key):
                 result[key] = "near"
         return result
 
@@ -132,21 +126,21 @@ class PromptIndex:
         return {key: _min_hash(trigrams) for key, trigrams in self.trigrams.items()}
 
     @cached_property
-    def _lsh_and_n_near(self) -> tuple[MinHashLSH, int]:
+    def _lsh_and_near_pairs(self) -> tuple[MinHashLSH, list[tuple[str, str]]]:
         # the index answers with candidates: below the threshold, so that few pairs at the threshold are missed
         lsh = MinHashLSH(threshold=max(0.05, self.threshold - 0.1), num_perm=_N_HASHES)
-        n_near = 0
+        pairs = []
         for key in self.trigrams:
             # each prompt is looked for before it is inserted: among those before it
-            n_near += self._has_near(lsh, self, key)
+            pairs += [(key, earlier) for earlier in self._near(lsh, self, key)]
             lsh.insert(key, self._hashes[key])
-        return lsh, n_near
+        return lsh, pairs
 
-    def _has_near(self, lsh: MinHashLSH, others: "PromptIndex", key: str) -> bool:
-        """Whether the prompt `key` of `others` has a near duplicate among those inserted; candidates are checked."""
+    def _near(self, lsh: MinHashLSH, others: "PromptIndex", key: str) -> list[str]:
+        """The inserted prompts that are near duplicates of the prompt `key` of `others`; candidates are checked."""
+        candidates = map(str, lsh.query(others._hashes[key]))
         trigrams = others.trigrams[key]
-        candidates = lsh.query(others._hashes[key])
-        return any(_jaccard(trigrams, self.trigrams[str(candidate)]) >= self.threshold for candidate in candidates)
+        return [each for each in candidates if _jaccard(trigrams, self.trigrams[each]) >= self.threshold]
 
 
 def normalised(text: str) -> str:

@@ -1,6 +1,7 @@
 """The examples of `improve` by role, the prompts that are answered, and who opened the confirming prompts before."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,12 +46,12 @@ class ImproveData:
 
     @property
     def choosing(self) -> list[Behaviour]:
-        """The same, to choose the dose on."""
+        """First, second and general, to choose the dose on."""
         return [roles.choose for roles in self.roles]
 
     @property
     def confirming(self) -> list[Behaviour]:
-        """The same, to confirm the edit on."""
+        """First, second and general, to confirm the edit on."""
         return [roles.confirm for roles in self.roles]
 
     @property
@@ -83,8 +84,15 @@ def improve_data(config: ImproveConfig) -> ImproveData:
     if not config.gating.against_register:
         register_scored = None
     data = ImproveData(first, second, general, register, register_scored, PromptSets())
-    refuse_shared(data.roles, data.others)
+    # Both halves of the register set: the one that is scored must not be measured as another set's.
+    halves = [half for half in (register_scored, register) if half]
+    refuse_shared(data.roles, [_joined(halves)] if halves else [])
     return replace(data, prompts=_prompts(config, data))
+
+
+def _joined(halves: Sequence[Behaviour]) -> Behaviour:
+    """The halves of one data set as one."""
+    return replace(halves[0], examples=tuple(example for half in halves for example in half.examples))
 
 
 def _prompts(config: ImproveConfig, data: ImproveData) -> PromptSets:
