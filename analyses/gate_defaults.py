@@ -3,9 +3,10 @@
     python analyses/gate_defaults.py --out runs/gate_defaults
 
 on the demo model (--model for another). The defaults of `dean-interp improve` come from here. No test topic is opened.
-Gains and damage are scored once. Then 13 random topics of each set make gates, and the other topics say what these
-gates do: the rise of both margins to first order, and the KL to second order. Both are of prompts that the gates know
-nothing of. The rise is given for a KL of 0.05 nats per answer token. Writes results.json and report.html.
+Gains and damage are scored once. Then 13 random topics of each set (5 of the register set's) make gates, and the other
+topics say what these gates do: the change of both margins and of the register set to first order, and the KL to second
+order. All are of prompts that the gates know nothing of. Changes are given for a KL of 0.05 nats per answer token.
+Writes results.json and report.html.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Behaviour, load_behaviour
 from dean_interp.cli.ending import command, script
+from dean_interp.errors import InputError
 from dean_interp.files import write_text
 from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
@@ -31,9 +33,15 @@ from dean_interp.selection.gating import GatingConfig, closed_form_gates
 from dean_interp.statistics import Interval
 from dean_interp.study.choosing import effects
 from dean_interp.study.improvement import ImproveConfig
+from dean_interp.study.roles import halves_of
 from dean_interp.study.run_folder import owned
 
 SETTINGS: dict[str, GatingConfig] = {
+    "register left alone": GatingConfig(against_register=0.0),
+    "against register 0.5": GatingConfig(against_register=0.5),
+    "against register 1": GatingConfig(against_register=1.0),
+    "against register 1.25": GatingConfig(against_register=1.25),
+    "against register 1.5": GatingConfig(against_register=1.5),
     "each neuron's cost alone": GatingConfig(cost="alone"),
     "ridge 0.1": GatingConfig(ridge=0.1),
     "ridge 1": GatingConfig(ridge=1.0),
@@ -46,7 +54,9 @@ SETTINGS: dict[str, GatingConfig] = {
     "silencing only": GatingConfig(silence_only=True),
 }
 N_CHOOSING = 13
-"""Topics that make gates, as in `improve`; the others judge them."""
+"""Topics that make gates, as in `improve`, or two thirds where there are fewer; the others judge them."""
+Changes = tuple[float, float, float]
+"""Of both margins, and of the register set; nats per token."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +73,30 @@ class GateDefaults:
 
 
 def run(given: GateDefaults) -> dict[str, dict[str, Interval]]:
-    """The rise of each behaviour under every setting, with the spread over splits."""
+    """The change of each margin under every setting, with the spread over splits."""
     config = given.study
+    if config.register is None:
+        raise InputError("a register set is needed: what every setting does to it is compared")
     sets = [load_behaviour(source, n_examples=None) for source in (config.first, config.second, config.general)]
+    sets.append(halves_of(config.register)[0])
     with owned(given.out, dataclasses.replace(given, out=Path()), sets):
         model = config.model.load()
         scores = effects(model, sets, config, given.out)
         settings = {name: gating for name, gating in SETTINGS.items() if _is_possible(gating, scores)}
         n_splits = 3 if given.quick else given.n_splits
-        rises: dict[str, list[tuple[float, float]]] = {name: [] for name in settings}
+        changes: dict[str, list[Changes]] = {name: [] for name in settings}
         for split in progress_bar(range(n_splits), desc="splits", unit="split"):
-            for name, rise in on_split(settings, scores, sets, config.max_kl, seed=split).items():
-                rises[name].append(rise)
-    names = [behaviour.name for behaviour in sets[:2]]
-    spread = {f"{on} margin": {name: _spread(rises[name], i) for name in rises} for i, on in enumerate(names)}
-    write_text(given.out / "results.json", json.dumps(rises, indent=1) + "\n")
-    text = in_words(rises, names, n_splits=n_splits, max_kl=config.max_kl)
+            for name, change in on_split(settings, scores, sets, config.max_kl, seed=split).items():
+                changes[name].append(change)
+    names = [sets[i].name for i in (0, 1, 3)]
+    spread = {f"{on} margin": {name: _spread(changes[name], i) for name in changes} for i, on in enumerate(names)}
+    write_text(given.out / "results.json", json.dumps(changes, indent=1) + "\n")
+    text = in_words(changes, names, n_splits=n_splits, max_kl=config.max_kl)
     page = write_figure_page(
         given.out / "report.html",
         title=f"Which gates raise both behaviours of {config.model.name}?",
         text=f"{text}\n\n{command()}",
-        figure=changes_by_arm(spread, "held-out rise (nats per token)"),
+        figure=changes_by_arm(spread, "held-out change (nats per token)"),
     )
     print(text, f"page: {page.resolve()}", sep="\n\n")
     return spread
@@ -97,8 +110,8 @@ def _is_possible(gating: GatingConfig, scores: Sequence[Scores]) -> bool:
 
 def on_split(
     settings: Mapping[str, GatingConfig], scores: Sequence[Scores], sets: Sequence[Behaviour], kl: float, *, seed: int
-) -> dict[str, tuple[float, float]]:
-    """The rise of both margins under every setting at one KL, on the topics that did not make the gates."""
+) -> dict[str, Changes]:
+    """The change of every margin under every setting at one KL, on the topics that did not make the gates."""
     generator = np.random.default_rng([seed, 5])
     chosen = []
     for behaviour in sets:
@@ -107,40 +120,45 @@ def on_split(
         n_choosing = min(N_CHOOSING, len(order) * 2 // 3)
         chosen.append(set(order[:n_choosing]))
     gains, held_out = [], []
-    for of_behaviour, topics in zip(scores[:2], chosen, strict=False):
+    for number in (0, 1, 3):
+        of_behaviour, topics = scores[number], chosen[number]
         gains.append(gains_of(of_behaviour, signs={name: 1 for name in of_behaviour.clusters if name in topics}))
         held_out.append(gains_of(of_behaviour, signs={name: 1 for name in of_behaviour.clusters if name not in topics}))
     is_choosing = torch.tensor([example.cluster in chosen[2] for example in sets[2].examples])
     whole = damage_of(scores[2])
     damage, other_damage = whole.of_answers(is_choosing), whole.of_answers(~is_choosing)
-    rises = {}
+    first, second, register = gains
+    changes: dict[str, Changes] = {}
     for name, gating in settings.items():
-        gates = closed_form_gates(gains[0], gains[1], damage, config=gating)
-        # A rise grows with the dose, KL with its square.
+        gates = closed_form_gates(first, second, damage, register=register, config=gating)
+        # A change grows with the dose, KL with its square.
         dose = (kl / other_damage.kl(gates)) ** 0.5
-        rises[name] = (dose * held_out[0].of(gates), dose * held_out[1].of(gates))
-    return rises
+        on_first, on_second, on_register = (dose * each.of(gates) for each in held_out)
+        changes[name] = (on_first, on_second, on_register)
+    return changes
 
 
-def _spread(rises: Sequence[tuple[float, float]], which: int) -> Interval:
+def _spread(changes: Sequence[Changes], which: int) -> Interval:
     """Mean, lowest and highest over splits."""
-    values = [rise[which] for rise in rises]
+    values = [change[which] for change in changes]
     return Interval(float(np.mean(values)), min(values), max(values), len(values))
 
 
-def in_words(
-    rises: Mapping[str, Sequence[tuple[float, float]]], names: Sequence[str], *, n_splits: int, max_kl: float
-) -> str:
+def in_words(changes: Mapping[str, Sequence[Changes]], names: Sequence[str], *, n_splits: int, max_kl: float) -> str:
     """The settings, the best first: by the smaller of the two mean rises."""
-    means = {name: np.mean(rise, axis=0) for name, rise in rises.items()}
+    means = {name: np.mean(change, axis=0) for name, change in changes.items()}
+    first, second, register = names
     lines = [
-        f"Mean rise of {' and '.join(names)} over {n_splits} splits at a KL of {max_kl} (nats per token), by the "
-        "smaller of the two, and the share of splits in which both rise. The bars of the figure are the lowest and "
-        "highest."
+        f"Mean change of {first}, {second} and {register} over {n_splits} splits at a KL of {max_kl} nats per token. "
+        "The best stand first, by the smaller of the first two changes. Beside them: the share of splits in which "
+        f"{first} and {second} both rise. The bars of the figure are the lowest and highest."
     ]
-    for name in sorted(means, key=lambda name: -min(means[name])):
-        both = np.mean([min(rise) > 0 for rise in rises[name]])
-        lines.append(f"{name}: {means[name][0]:+.3f} and {means[name][1]:+.3f}, both rise in {both:.0%}")
+    for name in sorted(means, key=lambda name: -min(means[name][:2])):
+        both = np.mean([min(change[:2]) > 0 for change in changes[name]])
+        rises = " and ".join(f"{mean:+.3f}" for mean in means[name][:2])
+        moved = means[name][2]
+        share = f"{moved / min(means[name][:2]):.2f} of the smaller rise"
+        lines.append(f"{name}: {rises}, both rise in {both:.0%}; {register} {moved:+.3f}, {share}")
     return "\n\n".join(lines)
 
 

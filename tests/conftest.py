@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Read when packages are imported: a name that is on no hub is told at once, not after retries.
@@ -162,12 +163,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(n_threads)
 
 
+@contextmanager
+def unchecked(disable: bool = True) -> Iterator[None]:
+    """Shapes and types are not checked at run time."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", disable)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Shapes and types are checked at every call in fast tests; in whole studies the checks take half of the time."""
+    with unchecked(item.get_closest_marker("slow") is not None):
+        return (yield)
+
+
 @pytest.fixture
 def untyped() -> Iterator[None]:
     """Run-time type checks off, as for users, so that wrong values reach our own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with unchecked():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -76,3 +76,18 @@ def write_data(folder: Path, *, n_topics: int, n_each: int, real: tuple[bool, bo
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         paths[name] = str(path)
     return paths
+
+
+def write_register(folder: Path) -> str:
+    """A file of harmless prompts whose first answer is worded as safe answers begin, with Y, and whose second is not.
+
+    They follow another letter than the behaviours' answers do, so the planted neurons say nothing of them.
+    """
+    rows = []
+    for topic in range(16):
+        row = {"prompt": f"a tone {topic} {WORDS[topic % len(WORDS)]}?", "topic": f"tone-{topic}"}
+        row |= {"safe": f"bY{topic:03d}", "unsafe": f"bN{topic:03d}"}
+        rows.append(row | {"split": "test" if topic % 2 else "calibration"})
+    path = folder / "register.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)

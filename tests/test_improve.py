@@ -16,9 +16,10 @@ import torch
 from browser import needs_browser, opened
 from test_pages import ATTACKS, refuse_markup
 
-from dean_interp import load_behaviour, load_model
+from dean_interp import InputError, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.data.examples import prompt_hash
+from dean_interp.information.estimands import HEADLINES
 from dean_interp.models.load import native_tokenizer
 from dean_interp.report.improve_page import write_improve_report
 from dean_interp.report.page import INTERVALS, interval, signed
@@ -526,3 +527,24 @@ def test_examples_are_drawn_evenly_over_topics():
     assert len(counts) == 21 and set(counts.values()) == {2}
     assert drawn_evenly(whole, 42, seed=1).prompts != drawn.prompts, "the seed draws"
     assert sorted(drawn_evenly(whole, 999, seed=0).prompts) == sorted(whole.prompts)
+
+
+def test_the_papers_rule_stands_beside_the_edit_with_mutual_information_under_both(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(settings.FRACTION, "neuron", 0.1751)
+    asked = dataclasses.replace(config, paper_rule=True, n_flips=2, n_random=1, answers=AnswerConfig(n_answers=0))
+    improvement = run_improve(asked, tmp_path / "run")
+    assert list(improvement.information) == ["edit", "paper's rule"]
+    for informations in improvement.information.values():
+        assert [each.estimand for each in informations] == list(HEADLINES)
+        for shift in informations[0].shifts:
+            assert len(shift.control_changes) == 3, "two flips and one random null"
+    edit, paper = (found[0].shifts[0] for found in improvement.information.values())
+    assert edit.before.value == paper.before.value and min(edit.n_units) > 0, "the same neurons before either"
+    page = write_improve_report(improvement, tmp_path / "run").read_text()
+    assert "read before its gate" in page and "Paper&#39;s rule: the largest standardised fall" in page
+
+
+def test_too_few_prompts_for_mutual_information_are_refused_first(config, tmp_path):
+    few = dataclasses.replace(config, paper_rule=True, n_confirm=6)
+    with pytest.raises(InputError, match="12 distinct prompts are too few for k=5 components a side: at least 24"):
+        run_improve(few, tmp_path / "run")

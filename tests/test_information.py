@@ -3,10 +3,13 @@ import torch
 from hooked import as_hooked_transformer
 from units import some_neurons
 
-from dean_interp import Behaviour, Example, InputError, Selection, Site, load_model, mutual_information
-from dean_interp.information.activations import Activations
+from dean_interp import Behaviour, Example, InputError, Selection, Site, gated, load_model, mutual_information
+from dean_interp.editing.apply import apply_edit, create_gates_edit, revert_edit
+from dean_interp.information.activations import Activations, read_activations
 from dean_interp.information.before_after import BeforeAfter
 from dean_interp.information.estimands import Arm, MutualInformationConfig
+from dean_interp.models.sites import neuron_sites
+from dean_interp.selection.gates import Gates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SITE = Site(0, "neurons")
@@ -158,3 +161,47 @@ def test_unknown_estimands_and_scored_prompts_are_refused(llama, untyped):
     calibration = Behaviour("fairness", behaviours()[0].examples, split="calibration")
     with pytest.raises(InputError, match="calibration split"):
         mutual_information(llama, [calibration, behaviours()[1]], **options)
+
+
+def random_gates(model, *, n_zero=5):
+    """Gates between 0 and 2 at every neuron, some of them 0."""
+    generator = torch.Generator().manual_seed(3)
+    multipliers = {}
+    for site in neuron_sites(model):
+        multiplier = 2 * torch.rand(model.cfg.d_mlp, generator=generator)
+        multiplier[:n_zero] = 0
+        multipliers[site] = multiplier
+    return Gates(multipliers)
+
+
+def test_the_activation_of_a_gated_neuron_is_taken_before_its_gate(llama):
+    """It is what the neuron is where the gates are in the weights: there they scale what a neuron writes."""
+    gates = random_gates(llama)
+    every = Selection({site: torch.arange(llama.cfg.d_mlp) for site in gates.multipliers}, gates.selection.shapes)
+    with gated(llama, gates):
+        under = read_activations(llama, behaviours(), every, answers=True).before(gates)
+    edit = create_gates_edit(llama, gates)
+    apply_edit(llama, edit)
+    expected = read_activations(llama, behaviours(), every, answers=True)
+    revert_edit(llama, edit)
+    for site, gate in gates.multipliers.items():
+        for found, wanted in ((under.values, expected.values), (under.answers, expected.answers)):
+            torch.testing.assert_close(found[site][..., gate > 0], wanted[site][..., gate > 0], rtol=1e-4, atol=1e-5)
+            assert (found[site][..., gate == 0] == 0).all()
+
+
+def test_gates_that_silence_give_what_the_silenced_neurons_give(llama):
+    first, second, silenced = some_neurons(llama, 8), some_neurons(llama, 8, seed=1), some_neurons(llama, 4, seed=2)
+    multipliers = {site: torch.ones(shape) for site, shape in silenced.shapes.items()}
+    for site, units in silenced.units.items():
+        multipliers[site][units] = 0
+    options = {
+        "first_neurons": first,
+        "second_neurons": second,
+        "config": MutualInformationConfig(k=2, n_shuffles=19, n_subsamples=2),
+    }
+    found = []
+    for ablated in (silenced, Gates(multipliers)):
+        found.append(mutual_information(llama, behaviours(16), ablated=ablated, controls=[ablated], **options))
+    assert found[0].shifts == found[1].shifts
+    assert any(shift.change for shift in found[0].shifts)

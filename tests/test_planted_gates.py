@@ -14,6 +14,7 @@ from planted_gates import (
     OPPOSED,
     planted_model,
     write_data,
+    write_register,
 )
 
 from dean_interp import AnswerConfig, ModelConfig, ScoringConfig, Site, importance, load_behaviour, load_model
@@ -41,9 +42,8 @@ def config_of(folder, data, **changes):
         first=data["first"],
         second=data["second"],
         general=data["general"],
-        register=None,
         answers=AnswerConfig(n_answers=0),
-        **(settings | changes),
+        **({"register": None} | settings | changes),
     )
 
 
@@ -103,11 +103,15 @@ def test_the_study_of_defaults_judges_every_setting_on_topics_that_did_not_make_
     import gate_defaults as study
 
     data = write_data(tmp_path, n_topics=32, n_each=2, real=(True, True))
-    spread = study.run(study.GateDefaults(tmp_path / "run", quick=True, study=config_of(folder, data)))
-    assert set(spread) == {"first margin", "second margin"}
-    for rises in spread.values():
+    config = config_of(folder, data, register=write_register(tmp_path))
+    spread = study.run(study.GateDefaults(tmp_path / "run", quick=True, study=config))
+    assert set(spread) == {"first margin", "second margin", "register margin"}
+    for on in ("first margin", "second margin"):
+        rises = spread[on]
         assert "strongest 460" not in rises, "the model has 40 neurons"
         assert rises["ridge 1"].low > 0 and rises["ridge 1"].mean >= rises["each neuron's cost alone"].mean * 0.95
+    moved = {name: change.mean for name, change in spread["register margin"].items()}
+    assert moved["against register 0.5"] < moved["register left alone"], "what is subtracted stays away on new topics"
     assert "both rise in 100%" in (tmp_path / "run" / "report.html").read_text()
 
 

@@ -15,6 +15,7 @@ from dean_interp.models.loss import answer_positions, batched, forward, shares_p
 from dean_interp.models.sites import Site, residual_hook
 from dean_interp.models.tokens import Branch, Row, Template, encode, paths, trees
 from dean_interp.resume import Unfinished
+from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
 
 
@@ -42,6 +43,18 @@ class Activations:
     def answer_columns(self, site: Site, neurons: Selection) -> Float[Tensor, "row unit"]:
         """The same at the ends of answers: rows are prompt by prompt, safe before unsafe."""
         return self.answers[site][:, :, self._is_among(site, neurons)].flatten(0, 1).double()
+
+    def before(self, gates: Gates) -> "Activations":
+        """The activations as they were before these gates multiplied them; 0 where the gate is 0."""
+        values, answers = {}, {}
+        for site, units in self.units.units.items():
+            gate = gates.multipliers[site][units]
+            undo = torch.where(gate == 0, 0.0, 1 / gate)
+            if site in self.values:
+                values[site] = self.values[site] * undo
+            if site in self.answers:
+                answers[site] = self.answers[site] * undo
+        return replace(self, values=values, answers=answers)
 
     def _is_among(self, site: Site, neurons: Selection) -> Tensor:
         return torch.isin(self.units.units[site], neurons.units[site])

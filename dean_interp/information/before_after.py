@@ -48,6 +48,7 @@ class BeforeAfter:
 
     def changes(self, arm: Arm, after: Activations) -> dict[str, float]:
         """The change of the excess at every place, by `variant|place`; the same procedure for the edit and controls."""
+        after = arm.compared(after)
         changes = {}
         for place, sides in self._sides_of(arm):
             _, _, before = self._before(sides)
@@ -58,6 +59,7 @@ class BeforeAfter:
 
     def information(self, after: Activations, controls: Sequence[Mapping[str, float]]) -> MutualInformation:
         """The edit's estimates from its activations, beside the controls' `changes`."""
+        after = self.edit.compared(after)
         shifts = []
         for place, sides in self._sides_of(self.edit):
             control_changes = [changes[_key(place, sides)] for changes in controls]
@@ -214,9 +216,9 @@ def _places(estimand: Estimand, before: Activations, edit: Arm) -> list[Place]:
 
 
 def _reaches(estimand: Estimand, edit: Arm, place: Place) -> bool:
-    """Whether something that is silenced can change the activations of the last layer of the place."""
+    """Whether something that is changed can change the activations of the last layer of the place."""
     last = place.layers[-1]
-    for site, units in edit.ablated.units.items():
+    for site, units in edit.changed.units.items():
         if not len(units):
             continue
         # a layer's own neurons stand after its attention, gate and in, and before its out

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_text
 from dean_interp.information.activations import Activations, distinct, read_activations
@@ -23,6 +22,7 @@ from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.tokens import Template
 from dean_interp.progress import progress_bar
+from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -40,21 +40,21 @@ def mutual_information(
     *,
     first_neurons: Selection,
     second_neurons: Selection,
-    ablated: Selection,
+    ablated: Selection | Gates,
     config: MutualInformationConfig = DEFAULT_CONFIG,
-    controls: Sequence[Selection | Arm] = (),
+    controls: Sequence[Selection | Gates | Arm] = (),
     calibration: Sequence[Behaviour] = (),
     template: Template = "chat",
     folder: str | Path | None = None,
 ) -> MutualInformation:
-    """Estimate the mutual information before and while `ablated` is silenced, and rank its change among controls.
+    """Estimate the mutual information before and under an ablation, and rank its change among controls.
 
     Args:
         behaviours: first, second, and any others whose prompts are pooled (the test splits). A prompt that stands twice
             counts once.
         first_neurons: neurons of the first behaviour. Silenced ones are left out (see `Arm.neurons`).
         second_neurons: neurons of the second behaviour.
-        ablated: neurons or weights.
+        ablated: neurons or weights that are silenced, or gates.
         config: the estimand, `MutualInformationConfig("awareness_mi")` for instance, and how it is estimated.
         controls: matched random ablations (`random_like`), 99 or more for p = 0.01. For `subset_mi` each is an `Arm`
             with neurons of its own (`random_arm_like`).
@@ -87,7 +87,7 @@ def mutual_informations(
     configs: Sequence[MutualInformationConfig],
     *,
     edit: Arm,
-    controls: Sequence[Selection | Arm] = (),
+    controls: Sequence[Selection | Gates | Arm] = (),
     calibration: Sequence[Behaviour] = (),
     template: Template = "chat",
     folder: str | Path | None = None,
@@ -116,7 +116,7 @@ def mutual_informations(
     store = _store(folder, model, data=data, configs=configs, arms=[edit, *arms], template=template)
     control_changes = _control_changes(model, arms, estimands, activations=activations, store=store)
     # the edit
-    with ablate(model, edit.ablated):
+    with edit.applied(model):
         after = activations()
     informations = []
     for i, estimand in enumerate(estimands):
@@ -124,7 +124,7 @@ def mutual_informations(
     return tuple(informations)
 
 
-def _as_arm(control: Selection | Arm, edit: Arm) -> Arm:
+def _as_arm(control: Selection | Gates | Arm, edit: Arm) -> Arm:
     """A control of ablated units alone compares the edit's neurons."""
     return control if isinstance(control, Arm) else Arm(control, edit.first_neurons, edit.second_neurons)
 
@@ -160,7 +160,7 @@ def _control_changes(
     if not arms:
         return done
     for arm in progress_bar(arms[len(done) :], initial=len(done), total=len(arms), desc="controls", unit="control"):
-        with ablate(model, arm.ablated):
+        with arm.applied(model):
             after = activations()
         done.append([estimand.changes(arm, after) for estimand in estimands])
         store.save(done)
@@ -222,7 +222,7 @@ def _check(
 ) -> None:
     scored: set[str] = set()
     for arm in arms:
-        for selection in (arm.first_neurons, arm.second_neurons, arm.ablated):
+        for selection in (arm.first_neurons, arm.second_neurons, arm.changed):
             scored |= selection.prompt_hashes
     refuse_scored(model, behaviours, also=frozenset(scored))
     _check_behaviours(behaviours, calibration)
@@ -257,7 +257,7 @@ def _check_neurons(neurons: Selection, name: str) -> None:
 
 def _check_overlap(arm: Arm) -> None:
     both = arm.first_neurons & arm.second_neurons
-    if arm.ablated.shapes != both.shapes or len(arm.ablated - both):
+    if arm.changed.shapes != both.shapes or len(arm.changed - both):
         raise InputError(
             "subset_mi silences neurons of both behaviours; choose first_neurons and second_neurons that hold `ablated`"
         )

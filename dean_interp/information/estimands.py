@@ -13,10 +13,15 @@ the same change under matched random ablations. Two behaviours' prompts pooled d
 alone; a shuffle within topics keeps that part. The first two estimands answer "did the mutual information fall?".
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dean_interp.editing.ablation import ablate, gated
 from dean_interp.errors import InputError
+from dean_interp.information.activations import Activations
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.selection.gates import Gates
 from dean_interp.selection.random_sets import random_like, split_like
 from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import Strata
@@ -100,12 +105,33 @@ class MutualInformationConfig:
 class Arm:
     """One ablation and the neurons whose activations are compared under it: the edit, or a control.
 
-    Controls compare the edit's neurons, but for those of `subset_mi`, which have neurons of their own.
+    Controls compare the edit's neurons, but for those of `subset_mi`, which have neurons of their own. What the
+    ablation itself does to a neuron is not compared: a silenced neuron is left out, and the activation of a gated one
+    is taken before its gate.
     """
 
-    ablated: Selection
+    ablated: Selection | Gates
+    """Units that are silenced, or gates."""
     first_neurons: Selection
     second_neurons: Selection
+
+    @property
+    def changed(self) -> Selection:
+        """The units that the ablation changes."""
+        return self.ablated.selection if isinstance(self.ablated, Gates) else self.ablated
+
+    @property
+    def silenced(self) -> Selection:
+        """The units of which nothing is left."""
+        return self.ablated.silenced if isinstance(self.ablated, Gates) else self.ablated
+
+    def applied(self, model: HookedModel) -> AbstractContextManager[object]:
+        """While open, the model is under the ablation."""
+        return gated(model, self.ablated) if isinstance(self.ablated, Gates) else ablate(model, self.ablated)
+
+    def compared(self, activations: Activations) -> Activations:
+        """Activations under the ablation, each without what its own gate did to it."""
+        return activations.before(self.ablated) if isinstance(self.ablated, Gates) else activations
 
     def neurons(self, estimand: Estimand) -> tuple[Selection, Selection]:
         """The neurons on each side: without those that are silenced, but for `subset_mi`, which is about them."""
@@ -115,7 +141,7 @@ class Arm:
 
     def _without_silenced(self, neurons: Selection) -> Selection:
         # silenced weights are no neurons: nothing is left out for them
-        return neurons - self.ablated if neurons.shapes == self.ablated.shapes else neurons
+        return neurons - self.silenced if neurons.shapes == self.silenced.shapes else neurons
 
 
 def random_arm_like(arm: Arm, strata: Strata, *, seed: int) -> Arm:
@@ -125,7 +151,7 @@ def random_arm_like(arm: Arm, strata: Strata, *, seed: int) -> Arm:
     are silenced as the arm silences.
     """
     both = arm.first_neurons & arm.second_neurons
-    silenced = both & arm.ablated
+    silenced = both & arm.silenced
     parts = [silenced, both - silenced, arm.first_neurons - both, arm.second_neurons - both]
     drawn = random_like(arm.first_neurons | arm.second_neurons, strata, seed=seed)
     ablated, shared, first, second = split_like(drawn, parts, strata, seed=seed)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_type_hints
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from dean_interp.files import write_text
 from dean_interp.information.estimands import HEADLINES
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.report.figures import changes_by_arm, to_svg
 from dean_interp.report.page import rendered
 from dean_interp.report.study_figures import (
@@ -41,7 +42,7 @@ def write_report(results: Results, folder: Path) -> Path:
         lines={kind.unit: line_groups(kind.edit.lines) for kind in results.units},
         n_controls={kind.unit: _n_random_controls(kind) for kind in results.units},
         least_stable=STABLE_PROBABILITY,
-        headlines=HEADLINES,
+        information=[shown_information(f"{kind.unit}s", kind.information) for kind in results.units],
         figures={kind.unit: _figures(kind) for kind in results.units},
         labels=to_svg(labels_by_state(answers), "Labels of the answers") if answers else "",
         neuron_view=activations_view(results) if results.neurons else "",
@@ -201,10 +202,26 @@ def _figures(results: UnitResults) -> dict[str, str]:
         "layers": to_svg(coupled_per_layer(results), f"Coupled {units} per layer"),
         "chance": to_svg(coupling_against_chance(results), f"Coupled {units} between floor and ceiling"),
     }
-    for information in results.information:
-        figure = information_per_layer(information)
-        figures[information.estimand] = to_svg(figure, f"{information.estimand} per layer, {units}")
     return figures
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownInformation:
+    """Mutual information before and under one ablation, as a page shows it."""
+
+    title: str
+    """What is ablated."""
+    estimates: list[tuple[MutualInformation, str]]
+    """Each estimand with its figure per layer, as SVG."""
+
+
+def shown_information(title: str, informations: Sequence[MutualInformation]) -> ShownInformation:
+    """Estimands before and under one ablation, with their figures."""
+    estimates = []
+    for information in informations:
+        figure = to_svg(information_per_layer(information), f"{information.estimand} per layer, {title}")
+        estimates.append((information, figure))
+    return ShownInformation(title, estimates)
 
 
 def _n_random_controls(results: UnitResults) -> int:

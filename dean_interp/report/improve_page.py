@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dean_interp.files import write_text
 from dean_interp.report.figures import to_svg
-from dean_interp.report.html import options_of
+from dean_interp.report.html import ShownInformation, options_of, shown_information
 from dean_interp.report.improve_figures import effect_against_nulls, margins_and_kl_by_dose
 from dean_interp.report.page import rendered
 from dean_interp.report.tables import StateRow, group_row, line_groups, single_row
@@ -40,6 +40,8 @@ def write_improve_report(improvement: Improvement, folder: Path) -> Path:
         dose_kl=kl_text(improvement.dose.kl),
         neurons=[(neuron, _look_at(improvement, neuron)) for neuron in improvement.neurons],
         n_shown=N_SHOWN,
+        information=_information(improvement),
+        n_nulls=sum(len(improvement.of_kind(kind)) for kind in (FLIP, RANDOM_GATES)),
         lines=line_groups(improvement.edit.lines),
         divided_by=DIVIDED_BY,
         next_commands=next_commands(improvement, folder),
@@ -79,6 +81,12 @@ def _look_at(improvement: Improvement, neuron: ChangedNeuron) -> str:
     if sources != default.data.sources:
         words += ["--behaviours", *sources]
     return shlex.join(words)
+
+
+def _information(improvement: Improvement) -> list[ShownInformation]:
+    """Under the edit and under the paper's rule; empty where it was not estimated."""
+    titles = {improvement.edit.name: "the edit"}
+    return [shown_information(titles.get(name, name), found) for name, found in improvement.information.items()]
 
 
 def _rows(improvement: Improvement) -> list[StateRow]:

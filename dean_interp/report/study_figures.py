@@ -134,7 +134,7 @@ def coupling_against_chance(results: UnitResults) -> Figure:
 
 
 def information_per_layer(information: MutualInformation, variant: str | None = None) -> Figure:
-    """One number of an estimand per layer before and after, and its change beside the random controls'."""
+    """One number of an estimand per layer before and after, and its change beside the controls'."""
     variant = information.variants[0] if variant is None else variant
     layers = [shift for shift in information.of(variant) if not shift.is_joint]
     x = [shift.layers[0] for shift in layers]
@@ -150,7 +150,7 @@ def information_per_layer(information: MutualInformation, variant: str | None = 
         below.axhline(0, color="0.8", linewidth=1)
         controls = np.array([shift.control_changes for shift in layers]).T
         if len(controls):
-            label = f"range of {len(controls)} random controls"
+            label = f"range of {len(controls)} controls"
             below.fill_between(x, controls.min(0), controls.max(0), color=GREY, alpha=0.35, linewidth=0, label=label)
         change = [shift.change for shift in layers]
         below_change = [shift.change - shift.low for shift in layers]
@@ -161,7 +161,7 @@ def information_per_layer(information: MutualInformation, variant: str | None = 
             yerr=[below_change, above_change],
             fmt="D-",
             color=EDIT,
-            label="the edit (95 %)",
+            label="this ablation (95 %)",
             markersize=4,
             capsize=2,
         )

@@ -94,6 +94,12 @@ class Gates(Framed):
         return Selection(units, shapes, self.prompt_hashes)
 
     @property
+    def silenced(self) -> Selection:
+        """The neurons whose gate is 0."""
+        units = {site: (multiplier == 0).nonzero()[:, 0] for site, multiplier in self.multipliers.items()}
+        return replace(self.selection, units=units)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the sites and their multipliers, its first 16 digits."""
         digest = hashlib.sha256()

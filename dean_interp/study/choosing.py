@@ -21,21 +21,22 @@ from dean_interp.selection.coupling import couple, refuse_empty
 from dean_interp.selection.gains import Damage, Gains, damage_of, gains_of
 from dean_interp.selection.gates import Gates, dosed
 from dean_interp.selection.gating import NoNeuronError, closed_form_gates
+from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import strata
 from dean_interp.statistics import Interval, clustered_interval
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.dosing import Dose, KlOf, dose_to_kl, gated_state, kl_meter, largest_dose, random_gates
 from dean_interp.study.improvement import CurvePoint, ImproveConfig, Prediction, swapped_labels
-from dean_interp.study.method import original_of, scored_once
+from dean_interp.study.method import disjoint_neurons, original_of, scored_once
 from dean_interp.study.run_folder import Clock
-from dean_interp.study.settings import FRACTION, AnswerConfig
+from dean_interp.study.settings import FRACTION, INFORMATION_FRACTION, AnswerConfig
 from dean_interp.study.state_outcomes import measurement_plan, outcomes_of
 from dean_interp.study.store import State, Store, fingerprint_of
 from dean_interp.study.study_data import PromptSets
 
 log = logging.getLogger(__name__)
 
-CURVE = (-1.0, 0.5, 1.0, 2.0)
+CURVE = (0.5, 1.0, 2.0)
 """Doses at which margins are measured on choosing prompts, in units of the chosen one."""
 Flip = tuple[dict[str, int], dict[str, int]]
 """The sign of each topic of first and of second: -1 where safe and unsafe answers change roles."""
@@ -56,6 +57,16 @@ class Direction:
 
 
 @dataclass(frozen=True)
+class PaperRule:
+    """What the paper's rule selects on the same examples."""
+
+    state: State
+    """The model with the coupled neurons silenced."""
+    neurons: tuple[Selection, Selection]
+    """The neurons of first and of second between which mutual information is estimated."""
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The edit and its nulls, all with their doses."""
 
@@ -70,8 +81,8 @@ class Chosen:
     flips: tuple[State, ...]
     """Each flip followed by its complement."""
     random: tuple[State, ...]
-    paper: State | None
-    """What the paper's rule silences on the same examples, where it was asked for."""
+    paper: PaperRule | None
+    """Where it was asked for."""
 
 
 def choose(
@@ -109,7 +120,7 @@ def choose(
     flips = _flips(scores, direction.gates, config, dose, kl)
     random = _random(model, scores, direction.gates, config, dose, kl)
     clock.lap("doses of nulls")
-    paper = paper_state(model, scoring, config, folder / "paper") if config.paper_rule else None
+    paper = paper_rule(model, scoring, config, folder / "paper") if config.paper_rule else None
     return Chosen(
         direction=direction,
         dose=dose,
@@ -241,7 +252,8 @@ def _complement(signs: dict[str, int]) -> dict[str, int]:
 def _flips(scores: Sequence[Scores], direction: Gates, config: ImproveConfig, dose: Dose, kl: KlOf) -> list[State]:
     """The whole choice again, with labels flipped by whole topics; each flip gets a dose of its own."""
     drawn = random_flips(list(scores[0].clusters), list(scores[1].clusters), config.n_flips // 2, seed=config.seed)
-    states = []
+    # The last null's dose is near the next one's: the less is left to predict.
+    states, start = [], dose.dose
     for number, flip in enumerate(progress_bar(drawn, desc="doses of flips", unit="flip")):
         name = f"flip {number + 1}"
         try:
@@ -250,8 +262,9 @@ def _flips(scores: Sequence[Scores], direction: Gates, config: ImproveConfig, do
             # Nothing is certain enough on flipped labels: a null that changes nothing.
             states.append(gated_state(name, FLIP, direction * 0.0, dose=0.0))
             continue
-        own = dose_to_kl(turned, kl, kl=dose.kl.mean, start=dose.dose)
+        own = dose_to_kl(turned, kl, kl=dose.kl.mean, start=start)
         states.append(gated_state(name, FLIP, dosed(turned, own.dose), dose=own.dose))
+        start = own.dose
     return states
 
 
@@ -260,17 +273,18 @@ def _random(
 ) -> list[State]:
     """The edit's own changes at random neurons, with doses of their own."""
     matched = strata(model, scores[:3])
-    states = []
+    states, start = [], dose.dose
     for number in range(config.n_random):
         shuffled = random_gates(direction, matched, seed=config.seed * 1000 + number)
-        own = dose_to_kl(shuffled, kl, kl=dose.kl.mean, start=dose.dose)
+        own = dose_to_kl(shuffled, kl, kl=dose.kl.mean, start=start)
         name = f"{RANDOM_GATES} {number + 1}"
         states.append(gated_state(name, RANDOM_GATES, dosed(shuffled, own.dose), dose=own.dose))
+        start = own.dose
     return states
 
 
-def paper_state(model: HookedModel, scoring: Sequence[Behaviour], config: ImproveConfig, folder: Path) -> State:
-    """What the paper's rule silences: the neurons coupled on the same examples (arXiv 2410.16672, section 4).
+def paper_rule(model: HookedModel, scoring: Sequence[Behaviour], config: ImproveConfig, folder: Path) -> PaperRule:
+    """The paper's rule silences the neurons that are coupled on the same examples (arXiv 2410.16672, section 4).
 
     Raises `InputError` where none is coupled.
     """
@@ -278,4 +292,5 @@ def paper_state(model: HookedModel, scoring: Sequence[Behaviour], config: Improv
     scores = [scored_once(model, behaviour, folder, unit="neuron", config=settings) for behaviour in scoring[:3]]
     coupling = couple(*scores, fraction=FRACTION["neuron"])
     refuse_empty(coupling, *scores)
-    return State("paper's rule", PAPER, ablated=coupling.coupled, unit="neuron")
+    state = State("paper's rule", PAPER, ablated=coupling.coupled, unit="neuron")
+    return PaperRule(state, disjoint_neurons(scores, INFORMATION_FRACTION))

@@ -11,6 +11,7 @@ from dean_interp.scoring.scores import KEPT_FRACTION
 from dean_interp.selection.coupling import Fraction, each_fraction
 from dean_interp.study.settings import (
     FRACTION,
+    INFORMATION_FRACTION,
     AnswerConfig,
     CalibrationConfig,
     ControlConfig,
@@ -37,7 +38,7 @@ class StudyConfig:
     general."""
     weight_fraction: Fraction = FRACTION["weight"]
     """Top fraction of each MLP matrix's weights that counts as important, in the same form."""
-    information_fraction: float = 0.05
+    information_fraction: float = INFORMATION_FRACTION
     """Mutual information is estimated between this top fraction of the neurons of each behaviour. Neurons in both tops
     are left out."""
     controls: ControlConfig = field(default_factory=ControlConfig)
@@ -76,7 +77,7 @@ class EvaluationConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    information_fraction: float = 0.05
+    information_fraction: float = INFORMATION_FRACTION
     """Activations of this top fraction of the neurons of each behaviour are kept, so that `information` can be run in
     the same folder. Neurons in both tops are left out."""
     controls: ControlConfig = field(default_factory=ControlConfig)
@@ -106,7 +107,7 @@ class InformationConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    information_fraction: float = 0.05
+    information_fraction: float = INFORMATION_FRACTION
     """Mutual information is estimated between this top fraction of the neurons of each behaviour. Neurons in both tops
     are left out."""
     controls: ControlConfig = field(default_factory=ControlConfig)

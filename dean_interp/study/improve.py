@@ -1,4 +1,4 @@
-"""From two data sets to an edit that raises both behaviours, and its proof, in nine steps.
+"""From two data sets to an edit that raises both behaviours, and its proof, in ten steps.
 
 On prompts that score (`study.choosing`):
 1. Score the gain of every neuron for both margins, and its damage to general text (`selection.gains`).
@@ -12,7 +12,8 @@ On prompts that confirm, which no earlier step may open:
 6. Measure the nulls, and state what can be detected.
 7. Measure the edit and its opposite.
 8. Ask the original and the edit for answers.
-9. Decide by conditions that were fixed beforehand (`study.confirmation`).
+9. Where the paper's rule stands beside the edit: estimate mutual information before and under both.
+10. Decide by conditions that were fixed beforehand (`study.confirmation`).
 """
 
 from collections.abc import Sequence
@@ -24,9 +25,11 @@ from dean_interp.editing.ablation import gated
 from dean_interp.editing.apply import apply_edit, create_gates_edit, revert_edit
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import clusters_of
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.tokens import Template
 from dean_interp.progress import progress_bar
+from dean_interp.resume import Unfinished
 from dean_interp.selection.gates import Gates, dosed
 from dean_interp.study.choosing import Chosen, choose, gates_store
 from dean_interp.study.conclusions import design_of, state_results
@@ -41,13 +44,13 @@ from dean_interp.study.improvement import (
     RoleCount,
     load_improvement,
 )
-from dean_interp.study.method import original_of
+from dean_interp.study.method import information_before_and_under, original_of
 from dean_interp.study.results import Design, StateResults, save_record
 from dean_interp.study.roles import Roles
 from dean_interp.study.run_folder import Clock, note_checksums, owned
 from dean_interp.study.shown import shown_answers
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
-from dean_interp.study.store import State
+from dean_interp.study.store import State, file_name
 
 N_NEURONS = 12
 """Neurons that the report names."""
@@ -83,9 +86,11 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
             rounding_kl = write_edit(folder, model, chosen.gates, data.general.choose, config.model.template)
             clock.lap("edit file")
             confirmed = confirm(folder, model, config, data, chosen, plan)
-            improvement = _improvement(model, config, data, chosen, confirmed, earlier)
-            save_record(replace(improvement, rounding_kl=rounding_kl), path)
             clock.lap("confirming")
+            information = information_of(chosen, confirmed)
+            clock.lap("mutual information")
+            improvement = _improvement(model, config, data, chosen, confirmed, earlier)
+            save_record(replace(improvement, rounding_kl=rounding_kl, information=information), path)
         note_checksums(folder)
         return load_improvement(folder)
 
@@ -133,7 +138,10 @@ def confirm(
     folder: Path, model: HookedModel, config: ImproveConfig, data: ImproveData, chosen: Chosen, plan: MeasurementPlan
 ) -> Confirmed:
     """Steps 6 to 8: the nulls, what can be detected, the edit and its opposite."""
-    papers = [chosen.paper] if chosen.paper else []
+    papers = [chosen.paper.state] if chosen.paper else []
+    if chosen.paper:
+        first, second = chosen.paper.neurons
+        plan = replace(plan, store=replace(plan.store, neurons=first | second))
     total = 3 + len(papers) + len(chosen.flips) + len(chosen.random)
     with progress_bar(total=total, desc="confirming", unit="state") as progress:
         plan = replace(plan, progress=progress)
@@ -163,6 +171,27 @@ def confirm(
     )
 
 
+def information_of(chosen: Chosen, confirmed: Confirmed) -> dict[str, tuple[MutualInformation, ...]]:
+    """Step 9: mutual information before and under the edit and the paper's rule, both beside the same nulls.
+
+    It is between the neurons that are important to one behaviour alone by the paper's scores. Empty without the rule.
+    """
+    if chosen.paper is None:
+        return {}
+    neurons, plan, original = chosen.paper.neurons, confirmed.plan, confirmed.original
+    nulls = [*confirmed.flips, *confirmed.random]
+    found = {}
+    for edit in (confirmed.edit, *confirmed.paper):
+
+        def make(_: Unfinished, edit: StateOutcomes = edit) -> tuple[MutualInformation, ...]:
+            return information_before_and_under(plan, original, edit, nulls, neurons)
+
+        path = f"information/{file_name(edit.state.name)}.json"
+        depends_on = [each.state.fingerprint for each in (edit, *nulls)] + [each.fingerprint for each in neurons]
+        found[edit.state.name] = plan.store.record(path, depends_on, tuple[MutualInformation, ...], make)
+    return found
+
+
 def _improvement(
     model: HookedModel,
     config: ImproveConfig,
@@ -171,7 +200,7 @@ def _improvement(
     confirmed: Confirmed,
     earlier: tuple[EarlierConfirmation, ...],
 ) -> Improvement:
-    """Step 9: the decision, and all that it rests on, as a record."""
+    """Step 10: the decision, and all that it rests on, as a record."""
     original, edit = confirmed.original, confirmed.edit
     names = [roles.score.name for roles in data.roles[:2]]
     states = [state_results(original, edit, confirmed.flips, confirmed.design)]
@@ -200,6 +229,7 @@ def _improvement(
         conditions=met,
         kl=kl,
         rounding_kl=0.0,
+        information={},
         answers=shown_answers(confirmed.plan, [original, edit, *confirmed.paper]),
         earlier=earlier,
         headline=headline(

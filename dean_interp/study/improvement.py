@@ -13,6 +13,7 @@ from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import read_json
 from dean_interp.frames import Framed
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.selection.gating import GatingConfig
 from dean_interp.statistics import Interval
 from dean_interp.study.conclusions import faults
@@ -52,10 +53,11 @@ class ImproveConfig:
     n_flips: int = 20
     """Number of nulls that choose gates anew with safe and unsafe exchanged in random topics; they come in pairs. Below
     20, p cannot reach 0.05. 0: none, and nothing is confirmed."""
-    n_random: int = 5
+    n_random: int = 2
     """Number of nulls that put the edit's own changes at random neurons."""
     paper_rule: bool = False
-    """Also silence what the paper's rule selects on the same examples, and measure it beside the edit."""
+    """Also silence what the paper's rule selects on the same examples, measure it beside the edit, and estimate the
+    mutual information of the two behaviours' neurons under both."""
     answers: AnswerConfig = field(default_factory=lambda: AnswerConfig(n_answers=24, n_answer_controls=0))
     score_tokens: int = 512
     """Number of padded tokens a batch in scoring."""
@@ -200,6 +202,8 @@ class Improvement(Framed):
     """On the confirming general text, nats per answer token."""
     rounding_kl: float
     """KL between the gates by hooks and the edit in the weights, whose numbers are rounded; nats per answer token."""
+    information: Mapping[str, tuple[MutualInformation, ...]]
+    """Both headline estimands under the edit and under the paper's rule, by the name of the state; empty without it."""
     answers: Answers | None
     earlier: tuple[EarlierConfirmation, ...]
     headline: str

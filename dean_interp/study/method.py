@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.editing.values import Multiply
 from dean_interp.errors import InputError
 from dean_interp.information.activations import Activations
 from dean_interp.information.before_after import BeforeAfter
@@ -202,31 +203,38 @@ def disjoint_neurons(scores: Sequence[Scores], fraction: float) -> tuple[Selecti
 
 def information_before_and_under(
     plan: MeasurementPlan,
-    comparison: Comparison,
+    original: StateOutcomes,
+    edit: StateOutcomes,
+    controls: Sequence[StateOutcomes],
     neurons: tuple[Selection, Selection],
-    calibration: Activations | None,
+    calibration: Activations | None = None,
 ) -> tuple[MutualInformation, ...]:
     """Step 9: both headline estimands before and under the edit, beside the same under every random control.
 
     Args:
         neurons: the neurons of first and second between which it is estimated (`disjoint_neurons`).
-        calibration: activations on calibration answers, which probes are fitted on.
+        calibration: activations on calibration answers, which probes are fitted on. None: each probe is fitted on the
+            half of the test topics that a prompt does not belong to.
     """
-    before = comparison.original.measurement.activations
+    before = original.measurement.activations
     assert before is not None, "the store keeps activations of these neurons"
     behaviours = [test.name for test in plan.store.tests[:2]]
-    edit, edited = _under(comparison.edit, neurons)
+    arm, edited = _under(edit, neurons)
+    compared = [_under(control, neurons) for control in controls]
     results = []
     for estimand in progress_bar(HEADLINES, desc="mutual information", leave=False):
         config = MutualInformationConfig(estimand, seed=plan.store.config.seed)
-        estimates = BeforeAfter(config, before, edit, behaviours, calibration)
-        changes = [estimates.changes(*_under(control, neurons)) for control in comparison.controls]
+        estimates = BeforeAfter(config, before, arm, behaviours, calibration)
+        changes = [estimates.changes(*control) for control in compared]
         results.append(estimates.information(edited, changes))
     return tuple(results)
 
 
 def _under(measured: StateOutcomes, neurons: tuple[Selection, Selection]) -> tuple[Arm, Activations]:
     """One ablation as the estimands take it, and the activations under it."""
-    activations = measured.measurement.activations
-    assert activations is not None and measured.state.ablated is not None
-    return Arm(measured.state.ablated, *neurons), activations
+    activations, state = measured.measurement.activations, measured.state
+    assert activations is not None
+    if isinstance(state.value, Multiply):
+        return Arm(state.value.gates, *neurons), activations
+    assert state.ablated is not None
+    return Arm(state.ablated, *neurons), activations

@@ -20,6 +20,8 @@ from dean_interp.scoring.preparation import ScoringConfig
 
 FRACTION = {"neuron": 0.01, "weight": 1e-4}
 """Default top fraction of each layer's neurons, and of each MLP matrix's weights."""
+INFORMATION_FRACTION = 0.05
+"""Default top fraction of the neurons of each behaviour that mutual information is estimated between."""
 
 
 @dataclass(frozen=True)
