@@ -29,7 +29,8 @@ from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_figure_page
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gains import damage_of, gains_of
-from dean_interp.selection.gating import GatingConfig, closed_form_gates
+from dean_interp.selection.gating import GatingConfig
+from dean_interp.selection.iterated import gates_of_scores
 from dean_interp.statistics import Interval
 from dean_interp.study.choosing import effects
 from dean_interp.study.improvement import ImproveConfig
@@ -52,6 +53,9 @@ SETTINGS: dict[str, GatingConfig] = {
     "strongest 460": GatingConfig(count=460),
     "strongest 4608": GatingConfig(count=4608),
     "silencing only": GatingConfig(silence_only=True),
+    "proximal steps, 4 folds": GatingConfig(folds=4),
+    "proximal steps, 4 folds, sparsity 0.02": GatingConfig(folds=4, sparsity=0.02),
+    "proximal steps, 4 folds, sparsity 0.1": GatingConfig(folds=4, sparsity=0.1),
 }
 N_CHOOSING = 13
 """Topics that make gates, as in `improve`, or two thirds where there are fewer; the others judge them."""
@@ -119,18 +123,18 @@ def on_split(
         order = [topics[int(i)] for i in generator.permutation(len(topics))]
         n_choosing = min(N_CHOOSING, len(order) * 2 // 3)
         chosen.append(set(order[:n_choosing]))
-    gains, held_out = [], []
+    signs, held_out = [], []
     for number in (0, 1, 3):
         of_behaviour, topics = scores[number], chosen[number]
-        gains.append(gains_of(of_behaviour, signs={name: 1 for name in of_behaviour.clusters if name in topics}))
+        signs.append({name: 1 for name in of_behaviour.clusters if name in topics})
         held_out.append(gains_of(of_behaviour, signs={name: 1 for name in of_behaviour.clusters if name not in topics}))
+    register = gains_of(scores[3], signs=signs[2])
     is_choosing = torch.tensor([example.cluster in chosen[2] for example in sets[2].examples])
     whole = damage_of(scores[2])
     damage, other_damage = whole.of_answers(is_choosing), whole.of_answers(~is_choosing)
-    first, second, register = gains
     changes: dict[str, Changes] = {}
     for name, gating in settings.items():
-        gates = closed_form_gates(first, second, damage, register=register, config=gating)
+        gates = gates_of_scores(*scores[:2], damage, signs=(signs[0], signs[1]), register=register, config=gating)
         # A change grows with the dose, KL with its square.
         dose = (kl / other_damage.kl(gates)) ** 0.5
         on_first, on_second, on_register = (dose * each.of(gates) for each in held_out)

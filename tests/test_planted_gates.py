@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from planted_gates import (
     GENERAL,
     HELPS_BOTH,
@@ -17,9 +18,19 @@ from planted_gates import (
     write_register,
 )
 
-from dean_interp import AnswerConfig, ModelConfig, ScoringConfig, Site, importance, load_behaviour, load_model
+from dean_interp import (
+    AnswerConfig,
+    InputError,
+    ModelConfig,
+    ScoringConfig,
+    Site,
+    importance,
+    load_behaviour,
+    load_model,
+)
 from dean_interp.selection.gains import damage_of, gains_of
-from dean_interp.selection.gating import closed_form_gates, signed_units
+from dean_interp.selection.gating import GatingConfig, benefit_of, closed_form_gates, signed_units
+from dean_interp.selection.iterated import climb, gates_of_scores
 from dean_interp.study.improve import run_improve
 from dean_interp.study.improvement import ImproveConfig
 
@@ -48,17 +59,23 @@ def config_of(folder, data, **changes):
 
 
 @pytest.fixture(scope="module")
-def gains(folder, tmp_path_factory):
-    """Gains of both behaviours and damage, on the calibration half."""
+def effects(folder, tmp_path_factory):
+    """Scores of both margins by topic, and of the damage to general text, on the calibration half."""
     data = write_data(tmp_path_factory.mktemp("data"), n_topics=32, n_each=2, real=(True, True))
     model = load_model(folder, device="cpu")
     margin = ScoringConfig(template="raw", target="margin", signed=True, groups="cluster")
-    effects = []
-    for name in ("first", "second"):
-        effects.append(gains_of(importance(model, load_behaviour(data[name], n_examples=None), config=margin)))
-    general = load_behaviour(data["general"], n_examples=None)
     fisher = ScoringConfig(template="raw", target="fisher")
-    return *effects, damage_of(importance(model, general, config=fisher))
+    scores = []
+    for name, config in (("first", margin), ("second", margin), ("general", fisher)):
+        scores.append(importance(model, load_behaviour(data[name], n_examples=None), config=config))
+    return scores
+
+
+@pytest.fixture(scope="module")
+def gains(effects):
+    """Gains of both behaviours and damage."""
+    first, second, general = effects
+    return gains_of(first), gains_of(second), damage_of(general)
 
 
 def test_every_planted_unit_is_found_with_its_sign(gains):
@@ -83,6 +100,40 @@ def test_gates_turn_the_planted_units_the_right_way_and_spare_general_text(gains
     assert damage.diagonal[SITE].argmax() == GENERAL
     assert abs(float(change[GENERAL])) < 0.05 * float(change.abs().max())
     assert abs(float(change[OPPOSED])) < 0.2 * float(change[HELPS_BOTH]), "what it gives to one it takes from the other"
+
+
+def test_proximal_steps_end_in_the_closed_form_and_a_threshold_leaves_neurons_alone(effects):
+    first, second, general = effects
+    benefit = benefit_of(gains_of(first), gains_of(second), None, GatingConfig())
+    damage = damage_of(general)
+    *_, last = climb(benefit, damage, GatingConfig(folds=2))
+    closed = closed_form_gates(gains_of(first), gains_of(second), damage).changes[SITE]
+    assert torch.nn.functional.cosine_similarity(last[SITE], closed, dim=0) > 0.999
+    *_, sparse = climb(benefit, damage, GatingConfig(folds=2, sparsity=0.3))
+    assert 0 < int((sparse[SITE] != 0).sum()) < len(closed) / 2
+
+
+def test_folds_stop_the_steps_and_turn_the_planted_units_the_right_way(effects):
+    first, second, general = effects
+    config = GatingConfig(folds=4, sparsity=0.05)
+    gates = gates_of_scores(first, second, damage_of(general), config=config)
+    change = gates.changes[SITE]
+    assert change[HELPS_BOTH] > 0 > change[HURTS_BOTH] and change[HELPS_FIRST] > 0 and change[HELPS_SECOND] > 0
+    with pytest.raises(InputError, match="9 folds need 18 topics or more; 'first' has 16 to score"):
+        gates_of_scores(first, second, damage_of(general), config=GatingConfig(folds=9))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"folds": 1}, "folds must be 0 or at least 2, got 1"),
+        ({"folds": 3, "count": 5}, "folds go with cost 'together', without count and silence_only"),
+        ({"sparsity": 0.1}, "sparsity is for proximal steps: give folds, too"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        GatingConfig(**wrong).check()
 
 
 @pytest.mark.slow

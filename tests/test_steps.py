@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def study(finished_study):
     return finished_study[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def measuring(model, files):
     _, scores, _ = files
     sizes = ["--n-test", N_TEST, "--n-general-test", N_TEST, "--n-random", 3, "--n-equal-kl", 1]
@@ -53,12 +54,20 @@ def measuring(model, files):
     return [*model, *sizes, "--scores", *scores]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def asked(files):
     """Short answers, and text of a few windows."""
     text = files[0] / "text.txt"
     text.write_text("A pawn that reaches the last rank becomes a queen. " * 20)
     return ["--n-answers", 12, "--answer-lengths", 4, 8, "--n-answer-controls", 1, "--text", text, "--window", 200]
+
+
+@pytest.fixture(scope="module")
+def evaluated(files, measuring, asked, tmp_path_factory):
+    """The folder of an evaluation that ran without interruption. Tests leave it as they found it."""
+    folder = tmp_path_factory.mktemp("evaluated") / "whole"
+    assert main([*map(str, ["evaluate", files[2], "--out", folder, *measuring, *asked])]) == 0
+    return folder
 
 
 def test_couple_gives_the_selection_and_the_sizes_of_the_study(files, study, tmp_path, capsys):
@@ -95,10 +104,8 @@ def test_couple_takes_an_expression_over_any_number_of_behaviours(files, tmp_pat
     assert "2 score files need an --expression" in capsys.readouterr().err
 
 
-def test_evaluate_finds_the_margins_and_controls_of_the_study(files, study, measuring, asked, tmp_path, capsys):
-    _, _, selection = files
-    record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked)
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == record
+def test_evaluate_finds_the_margins_and_controls_of_the_study(study, evaluated):
+    record = json.loads((evaluated / "evaluation.json").read_text())
     found = {state["name"]: state for state in record["states"]}
     assert list(found) == ["edit", "random 1", "random 2", "random 3", "equal KL 1"]
     for name in ("edit", "random 1", "random 3", "equal KL 1"):
@@ -138,9 +145,11 @@ def test_evaluate_puts_awareness_and_ability_in_one_table(files, measuring, aske
     assert design == record["design"] and design["detectable"].keys() >= {f"{metric} / {on}" for metric, on in lines}
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_table(files, measuring, asked, tmp_path, capsys, monkeypatch):
+def test_a_killed_evaluation_goes_on_to_the_same_table(
+    files, evaluated, measuring, asked, tmp_path, capsys, monkeypatch
+):
     _, _, selection = files
-    whole = said(capsys, "evaluate", selection, "--out", tmp_path / "whole", *measuring, *asked)
+    whole = json.loads((evaluated / "evaluation.json").read_text())
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -166,6 +175,7 @@ def test_evaluate_leaves_scored_prompts_out_and_says_so(files, measuring, asked,
     assert scored
     options = ["--harmful", path, "--scored-data", "fairness"]
     record = said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked, *options)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == record
     assert record["n_left_out"]["questions"] == 6
     (line,) = (
         one for one in record["states"][0]["lines"] if one["metric"].startswith("safe answers") and "8" in one["metric"]
@@ -206,12 +216,12 @@ def test_evaluate_without_scores_has_no_controls_and_says_how_to_get_them(files,
 
 
 def test_information_finds_that_of_the_study_and_shares_the_states_of_evaluate(
-    files, study, measuring, asked, tmp_path, capsys, monkeypatch
+    files, study, evaluated, measuring, tmp_path, capsys, monkeypatch
 ):
     _, _, selection = files
-    said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked)
+    shutil.copytree(evaluated, tmp_path / "again")
     monkeypatch.setattr("dean_interp.study.store.measure", lambda *args, **options: pytest.fail("measured again"))
-    record = said(capsys, "information", selection, "--out", tmp_path, *measuring)
+    record = said(capsys, "information", selection, "--out", tmp_path / "again", *measuring)
     assert set(record) == {"downstream_mi", "awareness_mi"}
     expected = study.of("neuron").information[0]
     for shift, there in zip(record["downstream_mi"]["shifts"], expected.shifts, strict=True):
@@ -221,10 +231,9 @@ def test_information_finds_that_of_the_study_and_shares_the_states_of_evaluate(
         assert len(shift["control_changes"]) == 4
 
 
-def test_a_folder_of_other_states_is_refused(files, measuring, asked, tmp_path, capsys):
+def test_a_folder_of_other_states_is_refused(files, evaluated, measuring, asked, capsys):
     _, _, selection = files
-    said(capsys, "evaluate", selection, "--out", tmp_path, *measuring, *asked)
-    command = ["evaluate", selection, "--out", tmp_path, *measuring, *asked, "--answer-tokens", 3]
+    command = ["evaluate", selection, "--out", evaluated, *measuring, *asked, "--answer-tokens", 3]
     assert main([*map(str, command)]) == 2
     assert "is of another model, other data or other units: choose another folder" in capsys.readouterr().err
 

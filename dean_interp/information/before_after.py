@@ -57,13 +57,19 @@ class BeforeAfter:
             changes[_key(place, sides)] = value - _mean(null) - before
         return changes
 
-    def information(self, after: Activations, controls: Sequence[Mapping[str, float]]) -> MutualInformation:
-        """The edit's estimates from its activations, beside the controls' `changes`."""
-        after = self.edit.compared(after)
+    def information(
+        self, after: Activations, controls: Sequence[Mapping[str, float]], *, arm: Arm | None = None
+    ) -> MutualInformation:
+        """The edit's estimates from its activations, beside the controls' `changes`; or those of another ablation."""
+        edit = arm or self.edit
+        after = edit.compared(after)
         shifts = []
-        for place, sides in self._sides_of(self.edit):
+        for place, sides in self._sides_of(edit):
             control_changes = [changes[_key(place, sides)] for changes in controls]
-            shifts.append(self._shift(place, sides, after, control_changes))
+            shift = self._shift(place, sides, after, control_changes)
+            if not _reaches(self.config.estimand, edit, place):
+                shift = replace(shift, flags=(*shift.flags, "nothing that is changed lies upstream"))
+            shifts.append(shift)
         layers, p_values = {}, {}
         for variant in dict.fromkeys(shift.variant for shift in shifts):
             single = [shift for shift in shifts if shift.variant == variant and not shift.is_joint]
@@ -160,18 +166,16 @@ class BeforeAfter:
             high=change + half_width,
             control_changes=tuple(control_changes),
             p=p,
-            flags=self._flags(place, sides, level, n=len(x), n_dims=x.shape[1] + y.shape[1]),
+            flags=self._flags(sides, level, n=len(x), n_dims=x.shape[1] + y.shape[1]),
         )
 
-    def _flags(self, place: Place, sides: Sides, level: Level, *, n: int, n_dims: int) -> tuple[str, ...]:
+    def _flags(self, sides: Sides, level: Level, *, n: int, n_dims: int) -> tuple[str, ...]:
         """What is doubtful about the value before the ablation, or about its change."""
         flags = list(sides.flags)
         estimator = self.config.estimator
         wanted = PER_DIMENSION * n_dims
         if estimator in ("gaussian_mi", "copula_mi") and n // sides.block < wanted:
             flags.append(f"fewer than {wanted} prompts for {n_dims} dimensions")
-        if not _reaches(self.config.estimand, self.edit, place):
-            flags.append("nothing that is silenced lies upstream")
         if estimator not in ("nhsic", "rbf_cka") and level.value > np.log(n):
             flags.append("above ln n")
         return tuple(flags)

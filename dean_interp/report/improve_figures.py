@@ -5,8 +5,9 @@ from matplotlib.figure import Figure
 from dean_interp.report.figures import BLUE, EDIT, GREEN, GREY, PINK, styled
 from dean_interp.report.study_figures import mark_edit, mark_states, plane_of_changes
 from dean_interp.statistics import Interval
-from dean_interp.study.choosing import FLIP, PAPER, RANDOM_GATES
+from dean_interp.study.choosing import FLIP, RANDOM_GATES
 from dean_interp.study.improvement import Improvement
+from dean_interp.study.paper_rule import PAPER
 
 _NONE = Interval(mean=0.0, low=0.0, high=0.0, n_clusters=0)
 """No change."""

@@ -9,9 +9,10 @@ from dean_interp.report.html import ShownInformation, options_of, shown_informat
 from dean_interp.report.improve_figures import effect_against_nulls, margins_and_kl_by_dose
 from dean_interp.report.page import rendered
 from dean_interp.report.tables import StateRow, group_row, line_groups, single_row
-from dean_interp.study.choosing import FLIP, PAPER, RANDOM_GATES
+from dean_interp.study.choosing import FLIP, RANDOM_GATES
 from dean_interp.study.confirmation import kl_text
 from dean_interp.study.improvement import ChangedNeuron, ImproveConfig, Improvement
+from dean_interp.study.paper_rule import PAPER
 from dean_interp.study.settings import ModelConfig
 
 EDIT_FILE = "edit.safetensors"
@@ -35,6 +36,7 @@ def write_improve_report(improvement: Improvement, folder: Path) -> Path:
         behaviours=improvement.behaviours,
         rows=_rows(improvement),
         n_flips=len(improvement.of_kind(FLIP)),
+        subtracts_register=bool(improvement.config.register and improvement.config.gating.against_register),
         effect=to_svg(effect_against_nulls(improvement), "Change of both margins under the edit and its nulls"),
         doses=to_svg(margins_and_kl_by_dose(improvement), "Margins and KL by dose"),
         dose_kl=kl_text(improvement.dose.kl),

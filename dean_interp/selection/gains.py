@@ -49,6 +49,12 @@ class Damage:
         """What each neuron costs alone: F_ii, nats per token."""
         return {site: rows.square().sum(0) / self.n_tokens for site, rows in self.rows.items()}
 
+    def own_costs(self, ridge: float) -> dict[Site, Float[Tensor, " d_mlp"]]:
+        """What each neuron costs alone, plus `ridge` mean damages; never 0."""
+        diagonal = self.diagonal
+        added = ridge * float(torch.cat(list(diagonal.values())).mean())
+        return {site: (own + added).clamp(min=1e-30) for site, own in diagonal.items()}
+
     def kl(self, gates: Gates) -> float:
         """`1/2 * delta' F delta`, nats per token. Too small for gates that were chosen by this very estimate."""
         along = sum(self.rows[site].double() @ change.double() for site, change in gates.changes.items())

@@ -42,6 +42,11 @@ class GatingConfig:
     """Number of neurons that change: those that raise the margins most at the given damage. Unset: all."""
     agree: bool = False
     """Change only neurons whose gains for both behaviours have the same sign."""
+    folds: int = 0
+    """Climb in proximal steps, and stop where so many folds of topics say that left-out topics rise most
+    (`selection.iterated`). 0: the closed form, which goes all the way."""
+    sparsity: float = 0.0
+    """With folds: leave neurons alone that pull less than this share of the strongest."""
     certainty: float = 0.0
     """Shrink every gain towards 0 by so many standard errors, never past it. 0: gains as they are."""
     silence_only: bool = False
@@ -54,11 +59,17 @@ class GatingConfig:
         """Raise `InputError` where a setting is out of its range."""
         if self.cost not in get_args(Cost):
             raise InputError(f"cost must be one of {get_args(Cost)}, got {self.cost!r}")
-        for name in ("ridge", "certainty", "against_register"):
+        for name in ("ridge", "certainty", "against_register", "sparsity"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.count is not None and self.count < 1:
             raise InputError(f"count must be at least 1, got {self.count}")
+        if self.folds < 0 or self.folds == 1:
+            raise InputError(f"folds must be 0 or at least 2, got {self.folds}")
+        if self.folds and (self.cost == "alone" or self.count is not None or self.silence_only):
+            raise InputError("folds go with cost 'together', without count and silence_only")
+        if self.sparsity and not self.folds:
+            raise InputError("sparsity is for proximal steps: give folds, too")
 
 
 def closed_form_gates(
@@ -88,7 +99,7 @@ def closed_form_gates(
     config.check()
     if not sorted(first.mean) == sorted(second.mean) == sorted(damage.rows):
         raise InputError("gains and damage must be of one model: their sites differ")
-    benefit = _benefit(first, second, register, config)
+    benefit = benefit_of(first, second, register, config)
     changes = _cheapest(benefit, damage, config)
     # Fewer neurons are the best for a change of all of them; then their own best change is found.
     if config.silence_only or config.count is not None:
@@ -96,17 +107,28 @@ def closed_form_gates(
         changes = _cheapest({site: benefit[site] * kept[site] for site in benefit}, damage, config, among=kept)
     if config.silence_only:
         changes = {site: change.clamp(max=0) for site, change in changes.items()}
-    gates = Gates({site: 1 + change for site, change in changes.items()}, first.prompt_hashes | second.prompt_hashes)
+    prompt_hashes = first.prompt_hashes | second.prompt_hashes
+    return gates_of_cost_one(changes, damage, (first.behaviour, second.behaviour), prompt_hashes)
+
+
+def gates_of_cost_one(
+    changes: PerNeuron, damage: Damage, behaviours: tuple[str, str], prompt_hashes: frozenset[str]
+) -> Gates:
+    """Gates in the direction of some changes that cost 1 nat per token, each neuron alone.
+
+    Raises `NoNeuronError` where nothing changes.
+    """
+    gates = Gates({site: 1 + change for site, change in changes.items()}, prompt_hashes)
     cost = damage.kl_alone(gates)
     if not cost > 0:
         raise NoNeuronError(
-            f"no neuron raises both {first.behaviour} and {second.behaviour}: every gain is 0 under these settings "
+            f"no neuron raises both {behaviours[0]} and {behaviours[1]}: every gain is 0 under these settings "
             "(lower certainty, leave agree and silence_only off, or score more examples)"
         )
     return gates * cost**-0.5
 
 
-def _benefit(first: Gains, second: Gains, register: Gains | None, config: GatingConfig) -> dict[Site, Tensor]:
+def benefit_of(first: Gains, second: Gains, register: Gains | None, config: GatingConfig) -> dict[Site, Tensor]:
     """The sum of both behaviours' gains, less those for the register set, each in units of its mean size."""
     benefit = {}
     for site in sorted(first.mean):
@@ -129,9 +151,8 @@ def _cheapest(
     among: Mapping[Site, Bool[Tensor, " d_mlp"]] | None = None,
 ) -> dict[Site, Tensor]:
     """`(F + D)^-1 benefit`, or `D^-1 benefit`; of some neurons alone where `among` says which."""
-    diagonal = damage.diagonal
-    ridge = config.ridge * float(torch.cat(list(diagonal.values())).mean())
-    alone = {site: benefit[site] / (diagonal[site] + ridge).clamp(min=1e-30) for site in benefit}
+    own = damage.own_costs(config.ridge)
+    alone = {site: benefit[site] / own[site] for site in benefit}
     if config.cost == "alone":
         return alone
     # Woodbury: (D + R'R/n)^-1 b = D^-1 b - D^-1 R' (n I + R D^-1 R')^-1 R D^-1 b, with R the rows of F.
@@ -140,13 +161,13 @@ def _cheapest(
     along = torch.zeros(n_answers, dtype=torch.float64)
     for site, rows in damage.rows.items():
         rows = rows * among[site] if among else rows
-        inner += ((rows / (diagonal[site] + ridge).clamp(min=1e-30)) @ rows.T).double()
+        inner += ((rows / own[site]) @ rows.T).double()
         along += (rows @ alone[site]).double()
     weights = torch.linalg.solve(inner, along).float()
     changes = {}
     for site, rows in damage.rows.items():
         rows = rows * among[site] if among else rows
-        changes[site] = alone[site] - rows.T @ weights / (diagonal[site] + ridge).clamp(min=1e-30)
+        changes[site] = alone[site] - rows.T @ weights / own[site]
     return changes
 
 

@@ -17,19 +17,19 @@ from dean_interp.models.sites import Unit
 from dean_interp.progress import progress_bar
 from dean_interp.scoring.preparation import ScoringConfig
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.coupling import couple, refuse_empty
 from dean_interp.selection.gains import Damage, Gains, damage_of, gains_of
 from dean_interp.selection.gates import Gates, dosed
-from dean_interp.selection.gating import NoNeuronError, closed_form_gates
-from dean_interp.selection.selection import Selection
+from dean_interp.selection.gating import NoNeuronError
+from dean_interp.selection.iterated import gates_of_scores
 from dean_interp.selection.strata import strata
 from dean_interp.statistics import Interval, clustered_interval
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.dosing import Dose, KlOf, dose_to_kl, gated_state, kl_meter, largest_dose, random_gates
 from dean_interp.study.improvement import CurvePoint, ImproveConfig, Prediction, swapped_labels
-from dean_interp.study.method import disjoint_neurons, original_of, scored_once
+from dean_interp.study.method import original_of, scored_once
+from dean_interp.study.paper_rule import PaperRule, paper_rule
 from dean_interp.study.run_folder import Clock
-from dean_interp.study.settings import FRACTION, INFORMATION_FRACTION, AnswerConfig
+from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import measurement_plan, outcomes_of
 from dean_interp.study.store import State, Store, fingerprint_of
 from dean_interp.study.study_data import PromptSets
@@ -42,8 +42,6 @@ Flip = tuple[dict[str, int], dict[str, int]]
 """The sign of each topic of first and of second: -1 where safe and unsafe answers change roles."""
 FLIP, RANDOM_GATES = "flip", "random gates"
 """The two kinds of null."""
-PAPER = "paper's rule"
-"""The kind of the state that the paper's rule makes."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,6 @@ class Direction:
     first: Gains
     second: Gains
     damage: Damage
-
-
-@dataclass(frozen=True)
-class PaperRule:
-    """What the paper's rule selects on the same examples."""
-
-    state: State
-    """The model with the coupled neurons silenced."""
-    neurons: tuple[Selection, Selection]
-    """The neurons of first and of second between which mutual information is estimated."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +141,8 @@ def direction_of(scores: Sequence[Scores], config: ImproveConfig, flip: Flip | N
     first, second = gains_of(scores[0], signs=of_first), gains_of(scores[1], signs=of_second)
     damage = damage_of(scores[2])
     register = gains_of(scores[3]) if len(scores) > 3 else None
-    gates = closed_form_gates(first, second, damage, register=register, config=config.gating)
+    signs = (of_first, of_second)
+    gates = gates_of_scores(scores[0], scores[1], damage, signs=signs, register=register, config=config.gating)
     return Direction(gates, first, second, damage)
 
 
@@ -281,16 +270,3 @@ def _random(
         states.append(gated_state(name, RANDOM_GATES, dosed(shuffled, own.dose), dose=own.dose))
         start = own.dose
     return states
-
-
-def paper_rule(model: HookedModel, scoring: Sequence[Behaviour], config: ImproveConfig, folder: Path) -> PaperRule:
-    """The paper's rule silences the neurons that are coupled on the same examples (arXiv 2410.16672, section 4).
-
-    Raises `InputError` where none is coupled.
-    """
-    settings = ScoringConfig(template=config.model.template, batch_tokens=config.score_tokens)
-    scores = [scored_once(model, behaviour, folder, unit="neuron", config=settings) for behaviour in scoring[:3]]
-    coupling = couple(*scores, fraction=FRACTION["neuron"])
-    refuse_empty(coupling, *scores)
-    state = State("paper's rule", PAPER, ablated=coupling.coupled, unit="neuron")
-    return PaperRule(state, disjoint_neurons(scores, INFORMATION_FRACTION))

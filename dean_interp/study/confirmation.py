@@ -124,7 +124,11 @@ def _beyond_flips(margins: Mapping[str, Line]) -> Condition:
 
 
 def _beyond_sign(signs: Sequence[SignTest]) -> Condition:
-    parts = [f"{sign.on} {sign.odd} (p = {sign.p:.3f}), even part {sign.even}" for sign in signs]
+    parts = []
+    for sign in signs:
+        largest = max(sign.null_odds)
+        against = f"against at most {largest:+.{_digits(largest)}f} (p = {sign.p:.3f})"
+        parts.append(f"{sign.on} {sign.odd} {against}, even part {sign.even}")
     holds = all(sign.p <= SIGNIFICANT and sign.odd.low > 0 for sign in signs)
     return Condition("the sign of the gates matters", holds, f"odd part: {'; '.join(parts)}")
 

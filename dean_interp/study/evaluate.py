@@ -138,8 +138,8 @@ def estimate_information(
         plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
         comparison = _compared(plan, model, selection, scores, config)
         neurons = disjoint_neurons(scores, config.information_fraction)
-        information = information_before_and_under(
-            plan, comparison.original, comparison.edit, comparison.controls, neurons
+        (information,) = information_before_and_under(
+            plan, comparison.original, [comparison.edit], comparison.controls, neurons
         )
         write_text(folder / "information.json", _by_estimand(information))
     return information

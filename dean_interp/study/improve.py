@@ -50,7 +50,7 @@ from dean_interp.study.roles import Roles
 from dean_interp.study.run_folder import Clock, note_checksums, owned
 from dean_interp.study.shown import shown_answers
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
-from dean_interp.study.store import State, file_name
+from dean_interp.study.store import State
 
 N_NEURONS = 12
 """Neurons that the report names."""
@@ -178,18 +178,15 @@ def information_of(chosen: Chosen, confirmed: Confirmed) -> dict[str, tuple[Mutu
     """
     if chosen.paper is None:
         return {}
-    neurons, plan, original = chosen.paper.neurons, confirmed.plan, confirmed.original
-    nulls = [*confirmed.flips, *confirmed.random]
-    found = {}
-    for edit in (confirmed.edit, *confirmed.paper):
+    neurons, plan = chosen.paper.neurons, confirmed.plan
+    edits, nulls = [confirmed.edit, *confirmed.paper], [*confirmed.flips, *confirmed.random]
 
-        def make(_: Unfinished, edit: StateOutcomes = edit) -> tuple[MutualInformation, ...]:
-            return information_before_and_under(plan, original, edit, nulls, neurons)
+    def make(_: Unfinished) -> list[tuple[MutualInformation, ...]]:
+        return information_before_and_under(plan, confirmed.original, edits, nulls, neurons)
 
-        path = f"information/{file_name(edit.state.name)}.json"
-        depends_on = [each.state.fingerprint for each in (edit, *nulls)] + [each.fingerprint for each in neurons]
-        found[edit.state.name] = plan.store.record(path, depends_on, tuple[MutualInformation, ...], make)
-    return found
+    depends_on = [each.state.fingerprint for each in (*edits, *nulls)] + [each.fingerprint for each in neurons]
+    found = plan.store.record("information.json", depends_on, list[tuple[MutualInformation, ...]], make)
+    return {edit.state.name: of_edit for edit, of_edit in zip(edits, found, strict=True)}
 
 
 def _improvement(

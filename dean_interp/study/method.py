@@ -204,14 +204,15 @@ def disjoint_neurons(scores: Sequence[Scores], fraction: float) -> tuple[Selecti
 def information_before_and_under(
     plan: MeasurementPlan,
     original: StateOutcomes,
-    edit: StateOutcomes,
+    edits: Sequence[StateOutcomes],
     controls: Sequence[StateOutcomes],
     neurons: tuple[Selection, Selection],
     calibration: Activations | None = None,
-) -> tuple[MutualInformation, ...]:
-    """Step 9: both headline estimands before and under the edit, beside the same under every random control.
+) -> list[tuple[MutualInformation, ...]]:
+    """Step 9: both headline estimands before and under each edit, beside the same under every random control.
 
     Args:
+        edits: mostly one; several share the controls. Places that the first cannot reach are not joined to one.
         neurons: the neurons of first and second between which it is estimated (`disjoint_neurons`).
         calibration: activations on calibration answers, which probes are fitted on. None: each probe is fitted on the
             half of the test topics that a prompt does not belong to.
@@ -219,15 +220,16 @@ def information_before_and_under(
     before = original.measurement.activations
     assert before is not None, "the store keeps activations of these neurons"
     behaviours = [test.name for test in plan.store.tests[:2]]
-    arm, edited = _under(edit, neurons)
+    arms = [_under(edit, neurons) for edit in edits]
     compared = [_under(control, neurons) for control in controls]
-    results = []
+    results: list[list[MutualInformation]] = [[] for _ in edits]
     for estimand in progress_bar(HEADLINES, desc="mutual information", leave=False):
         config = MutualInformationConfig(estimand, seed=plan.store.config.seed)
-        estimates = BeforeAfter(config, before, arm, behaviours, calibration)
+        estimates = BeforeAfter(config, before, arms[0][0], behaviours, calibration)
         changes = [estimates.changes(*control) for control in compared]
-        results.append(estimates.information(edited, changes))
-    return tuple(results)
+        for of_edit, (arm, edited) in zip(results, arms, strict=True):
+            of_edit.append(estimates.information(edited, changes, arm=arm))
+    return [tuple(of_edit) for of_edit in results]
 
 
 def _under(measured: StateOutcomes, neurons: tuple[Selection, Selection]) -> tuple[Arm, Activations]:

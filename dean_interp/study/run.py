@@ -96,8 +96,8 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
             own = [behaviour.of(unit) for behaviour in scores]
             matched = strata(model, own)
             comparison, named = _measured(plan, model, original, unit, coupling, own, matched, config)
-            information = information_before_and_under(
-                plan, original, comparison.edit, comparison.controls, neurons, calibration
+            (information,) = information_before_and_under(
+                plan, original, [comparison.edit], comparison.controls, neurons, calibration
             )
             results = _unit_results(config, unit, coupling, own, matched, comparison, named, unchanged)
             units.append(dataclasses.replace(results, information=information))
