@@ -28,6 +28,7 @@ from dean_interp import (
     load_behaviour,
     load_model,
 )
+from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.selection.gains import damage_of, gains_of
 from dean_interp.selection.gating import GatingConfig, benefit_of, closed_form_gates, signed_units
 from dean_interp.selection.iterated import climb, gates_of_scores
@@ -164,6 +165,27 @@ def test_the_study_of_defaults_judges_every_setting_on_topics_that_did_not_make_
     moved = {name: change.mean for name, change in spread["register margin"].items()}
     assert moved["against register 0.5"] < moved["register left alone"], "what is subtracted stays away on new topics"
     assert "both rise in 100%" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_study_of_draws_measures_each_on_prompts_that_no_draw_holds_and_on_other_data(folder, tmp_path):
+    import gate_draws as study
+
+    data = write_data(tmp_path, n_topics=32, n_each=2, real=(True, True))
+    (tmp_path / "other").mkdir()
+    other = Path(write_data(tmp_path / "other", n_topics=16, n_each=2, real=(True, True), seed=5)["first"])
+    other = other.rename(other.with_name("elsewhere.jsonl"))
+    config = config_of(folder, data, register=write_register(tmp_path))
+    given = study.GateDraws(tmp_path / "run", quick=True, also=(str(other),), study=config)
+    results = study.run(given)
+    assert list(results.arms) == ["draw 1", "draw 2"]
+    for draw in results.arms:
+        for on in ("first", "second", "elsewhere"):
+            assert results.line(draw, MARGIN, on).change.low > 0
+    changes = [results.line(draw, MARGIN, "first").change.mean for draw in results.arms]
+    assert changes[0] != changes[1], "other topics make other gates"
+    assert "elsewhere: margin of safe over unsafe rises beyond its interval in 2 of 2 draws" in str(results)
+    assert study.run(given) == results
 
 
 @pytest.mark.long
