@@ -544,6 +544,12 @@ def test_the_papers_rule_stands_beside_the_edit_with_mutual_information_under_bo
     assert "read before its gate" in page and "Paper&#39;s rule: the largest standardised fall" in page
 
 
+def test_too_few_topics_for_the_folds_are_refused_first(config, tmp_path):
+    many = dataclasses.replace(config, gating=GatingConfig(folds=7))
+    with pytest.raises(InputError, match="7 folds need 14 topics or more; 'one' has"):
+        run_improve(many, tmp_path / "run")
+
+
 def test_too_few_prompts_for_mutual_information_are_refused_first(config, tmp_path):
     few = dataclasses.replace(config, paper_rule=True, n_confirm=6)
     with pytest.raises(InputError, match="12 distinct prompts are too few for k=5 components a side: at least 24"):

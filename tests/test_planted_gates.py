@@ -120,7 +120,7 @@ def test_folds_stop_the_steps_and_turn_the_planted_units_the_right_way(effects):
     gates = gates_of_scores(first, second, damage_of(general), config=config)
     change = gates.changes[SITE]
     assert change[HELPS_BOTH] > 0 > change[HURTS_BOTH] and change[HELPS_FIRST] > 0 and change[HELPS_SECOND] > 0
-    with pytest.raises(InputError, match="9 folds need 18 topics or more; 'first' has 16 to score"):
+    with pytest.raises(InputError, match="9 folds need 18 topics or more; 'first' has 16"):
         gates_of_scores(first, second, damage_of(general), config=GatingConfig(folds=9))
 
 

@@ -81,9 +81,8 @@ def iterated_gates(
         values += [_value(changes, held_out, damage) for changes in climb(chosen, damage, config)]
     # All topics climb as far as the folds said.
     n_reached = int(values.argmax())
-    benefit = benefit_of(
-        *(gains_of(each, signs=topics) for each, topics in zip(scores, counted, strict=True)), register, config
-    )
+    gains = [gains_of(each, signs=topics) for each, topics in zip(scores, counted, strict=True)]
+    benefit = benefit_of(gains[0], gains[1], register, config)
     changes = list(climb(benefit, damage, config))[n_reached]
     return gates_of_cost_one(changes, damage, (first.behaviour, second.behaviour), _prompt_hashes(scores))
 
@@ -121,12 +120,15 @@ def _counted(scores: Scores, signs: Signs | None) -> dict[str, int]:
     return dict(signs) if signs is not None else dict.fromkeys(scores.clusters, 1)
 
 
+def refuse_few_topics(behaviour: str, n_topics: int, config: GatingConfig) -> None:
+    """Raise `InputError` where a behaviour has fewer than two topics a fold."""
+    if n_topics < 2 * config.folds:
+        raise InputError(f"{config.folds} folds need {2 * config.folds} topics or more; '{behaviour}' has {n_topics}")
+
+
 def _folds(behaviour: str, topics: Sequence[str], config: GatingConfig) -> list[list[str]]:
     """The topics in so many random parts."""
-    if len(topics) < 2 * config.folds:
-        raise InputError(
-            f"{config.folds} folds need {2 * config.folds} topics or more; '{behaviour}' has {len(topics)} to score"
-        )
+    refuse_few_topics(behaviour, len(topics), config)
     order = np.random.default_rng(0).permutation(len(topics))
     return [[topics[int(i)] for i in part] for part in np.array_split(order, config.folds)]
 

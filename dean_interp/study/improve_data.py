@@ -9,10 +9,12 @@ from pydantic import TypeAdapter
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
+from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.files import read_json, write_bytes, write_text
 from dean_interp.information.activations import distinct
 from dean_interp.information.before_after import refuse_few
 from dean_interp.information.estimands import HEADLINES, MutualInformationConfig
+from dean_interp.selection.iterated import refuse_few_topics
 from dean_interp.study.improvement import EarlierConfirmation, ImproveConfig
 from dean_interp.study.roles import Roles, RoleSizes, drawn_evenly, halves_of, refuse_shared, roles_of
 from dean_interp.study.study_data import PromptSets, prompt_sets
@@ -71,8 +73,8 @@ class ImproveData:
 def improve_data(config: ImproveConfig) -> ImproveData:
     """The examples by role.
 
-    Raises `InputError` as `roles_of`, `refuse_shared` and `prompt_sets`, for a register set without pairs, and for too
-    few confirming prompts to estimate mutual information on, where the paper's rule asks for it.
+    Raises `InputError` as `roles_of`, `refuse_shared` and `prompt_sets`, for a register set without pairs, too few
+    topics for the folds, and too few confirming prompts for the mutual information that the paper's rule asks for.
     """
     sizes = RoleSizes(score=config.n_score, choose=config.n_choose, confirm=config.n_confirm)
     first, second = (roles_of(source, sizes, seed=config.seed) for source in (config.first, config.second))
@@ -91,6 +93,10 @@ def improve_data(config: ImproveConfig) -> ImproveData:
     # Both halves of the register set: the one that is scored must not be measured as another set's.
     halves = [half for half in (register_scored, register) if half]
     refuse_shared(data.roles, [_joined(halves)] if halves else [])
+    for roles in (first, second):
+        n_topics = len(set(clusters_of(roles.score)))
+        # Flips leave one topic out where their number is odd.
+        refuse_few_topics(roles.score.name, n_topics - n_topics % 2, config.gating)
     if config.paper_rule:
         for estimand in HEADLINES:
             refuse_few(MutualInformationConfig(estimand), len(distinct(data.confirming[:2])))
