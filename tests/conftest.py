@@ -28,7 +28,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+N_THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+torch.set_num_threads(N_THREADS)
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS = 24, 40, 3, 4
 CHAT = (
@@ -174,7 +175,12 @@ def unchecked(disable: bool = True) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Shapes and types are checked at every call in fast tests; in whole studies the checks take half of the time."""
+    """Shapes and types are checked at every call in fast tests; in whole studies the checks take half of the time.
+
+    Threads are set again, since packages that tests import raise their number (dcor's), and then two test processes of
+    two threads each wait for each other on two cores, five times as long.
+    """
+    torch.set_num_threads(N_THREADS)
     with unchecked(item.get_closest_marker("slow") is not None):
         return (yield)
 
