@@ -15,6 +15,8 @@ from dean_interp.cli.main import main
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.resume import Unfinished
 from dean_interp.study.run_folder import locked
+from dean_interp.study.settings import DataConfig
+from dean_interp.study.store import ORIGINAL, Store
 
 pytestmark = pytest.mark.slow
 
@@ -292,3 +294,17 @@ def test_two_runs_in_one_folder_are_refused(run, folder, inputs, tmp_path):
         refused = run(command("run", folder, inputs, tmp_path))
     assert refused.code == 2 and f"another run is writing to {tmp_path}" in refused.error
     assert content(tmp_path) == {}, "it wrote nothing"
+
+
+def test_what_a_kill_right_after_saving_left_is_cleared_by_the_next_run(llama, tmp_path):
+    sets = [load_behaviour(name, n_examples=3, split="test") for name in ("fairness", "privacy", "general")]
+    store = Store(folder=tmp_path, fingerprint="x", tests=sets, config=DataConfig(), template="chat")
+    left = []
+    for _ in range(2):
+        store.measurement(llama, ORIGINAL)
+        assert store.record("answers/a.json", [], int, lambda _: 3) == 3
+        assert not list(tmp_path.rglob("*.unfinished"))
+        for file in [*tmp_path.rglob("*.safetensors"), tmp_path / "answers" / "a.json"]:
+            left.append(file.with_suffix(".unfinished"))
+            Unfinished(left[-1], "y").keep({"sum": torch.ones(2)}, n_batches=1)
+    assert len(left) == 2 * 3

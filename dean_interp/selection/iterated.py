@@ -25,7 +25,7 @@ from dean_interp.selection.gates import Gates
 from dean_interp.selection.gating import GatingConfig, PerNeuron, benefit_of, closed_form_gates, gates_of_cost_one
 
 Signs = Mapping[str, int]
-Rows = Mapping[Site, Float[Tensor, "answer d_mlp"]]
+PerAnswer = Mapping[Site, Float[Tensor, "answer d_mlp"]]
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Numbers of steps that folds choose among."""
 
@@ -104,12 +104,12 @@ def climb(benefit: PerNeuron, damage: Damage, config: GatingConfig) -> Iterator[
             yield {site: each / root[site] for site, each in reached.items()}
 
 
-def _along(rows: Rows, values: PerNeuron) -> Float[Tensor, " answer"]:
+def _along(rows: PerAnswer, values: PerNeuron) -> Float[Tensor, " answer"]:
     """Every answer's row times the values, summed over sites."""
     return torch.stack([rows[site] @ values[site] for site in rows]).sum(0)
 
 
-def _largest_eigenvalue(rows: Rows, n_tokens: int) -> float:
+def _largest_eigenvalue(rows: PerAnswer, n_tokens: int) -> float:
     """Of `G`: that of its Gram matrix, one row and column an answer."""
     gram = torch.stack([each @ each.T for each in rows.values()]).sum(0)
     return float(torch.linalg.eigvalsh(gram.double())[-1]) / n_tokens

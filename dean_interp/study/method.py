@@ -69,11 +69,12 @@ def scored_once(
     Raises `InputError` where the file is of another model or other data.
     """
     path = folder / "scores" / f"{behaviour.name}.safetensors"
+    partial = path.with_suffix(".unfinished")
     if not path.is_file():
-        partial = path.with_suffix(".unfinished")
         scores = importance(model, behaviour, unit=unit, config=config, keep=keep, unfinished=partial)
         scores.save(path, keep=keep)
-        discard(partial)
+    # A run that was killed right after it saved left this, too.
+    discard(partial)
     scores = load_scores(path)
     if scores.fingerprint != scores_fingerprint(model, behaviour, unit=unit, config=config):
         raise InputError(f"{path} was made with another model or other data: choose another folder")

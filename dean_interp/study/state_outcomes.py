@@ -234,16 +234,16 @@ def _window_measurement(
     path = plan.store.folder / "windows" / f"{file_name(state.title)}.safetensors"
     texts = running_text(plan.config.text)
     key = fingerprint_of(plan.store.fingerprint, state.fingerprint, str(window), *texts)
+    unfinished = Unfinished(path.with_suffix(".unfinished"), key)
     if not path.is_file():
         assert model is not None, f"{state.title} was not measured"
-        unfinished = Unfinished(path.with_suffix(".unfinished"), key)
         with state.applied(model):
             measured = window_loss(model, texts, window=window, original=reference, unfinished=unfinished)
         # Only the original is compared with later.
         final = measured.final if not state.fingerprint else torch.zeros(0, 0)
         tensors = {"loss": measured.loss, "kl": measured.kl, "final": final}
         write_tensors(path, _WINDOWS, tensors, {"fingerprint": key})
-        unfinished.discard()
+    unfinished.discard()
     tensors, facts = read_tensors(path, _WINDOWS, _WindowFacts)
     if facts.fingerprint != key:
         raise InputError(f"{path} is of another model, other text or other units: choose another folder")

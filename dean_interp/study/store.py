@@ -139,8 +139,8 @@ class Store:
         if self.neurons is None or not all(behaviour.paired for behaviour in behaviours):
             return None
         path = self.folder / "states" / "calibration" / "activations.safetensors"
+        unfinished = Unfinished(path.with_suffix(".unfinished"), self.fingerprint)
         if not path.is_file():
-            unfinished = Unfinished(path.with_suffix(".unfinished"), self.fingerprint)
             activations = read_activations(
                 model,
                 behaviours,
@@ -152,7 +152,7 @@ class Store:
                 unfinished=unfinished,
             )
             save_activations(activations, path, fingerprint=self.fingerprint)
-            unfinished.discard()
+        unfinished.discard()
         return load_activations(path, behaviours, self.neurons, fingerprint=self.fingerprint)
 
     def record(
@@ -178,14 +178,14 @@ class Store:
         """
         file = self.folder / path
         fingerprint = fingerprint_of(self.fingerprint, *depends_on)
+        unfinished = Unfinished(file.with_suffix(".unfinished"), fingerprint)
         if not file.is_file():
-            unfinished = Unfinished(file.with_suffix(".unfinished"), fingerprint)
             made = make(unfinished)
             if not keep(made):
                 return made
             content = TypeAdapter(kind).dump_python(made, mode="json")
             write_text(file, json.dumps({"fingerprint": fingerprint, "content": content}, indent=1) + "\n")
-            unfinished.discard()
+        unfinished.discard()
         kept = read_json(file, _Kept)
         if kept.fingerprint != fingerprint:
             raise InputError(f"{file} is of another model, other data, lengths or units: choose another folder")
@@ -204,9 +204,9 @@ class Store:
         neurons: Selection | None,
     ) -> Measurement:
         fingerprint = f"{self.fingerprint} {state.fingerprint or 'nothing'}"
+        unfinished = Unfinished(path.with_suffix(".unfinished"), fingerprint)
         if not path.is_file():
             assert model is not None, f"{state.title} was not measured"
-            unfinished = Unfinished(path.with_suffix(".unfinished"), fingerprint)
             with state.applied(model):
                 measurement = measure(
                     model,
@@ -223,7 +223,8 @@ class Store:
             is_reference = not state.fingerprint and general in measurement.behaviours
             compared_on = general if is_reference else None
             save_measurement(measurement, path, fingerprint=fingerprint, compared_on=compared_on)
-            unfinished.discard()
+        # Also where a run was killed right after it saved.
+        unfinished.discard()
         return load_measurement(path, tests, neurons, fingerprint=fingerprint)
 
 
