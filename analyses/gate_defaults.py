@@ -79,10 +79,11 @@ class GateDefaults:
 def run(given: GateDefaults) -> dict[str, dict[str, Interval]]:
     """The change of each margin under every setting, with the spread over splits."""
     config = given.study
-    if config.register is None:
-        raise InputError("a register set is needed: what every setting does to it is compared")
+    register = halves_of(config.register)[0] if config.register else None
+    if register is None:
+        raise InputError("a register set with calibration topics is needed: what every setting does to it is compared")
     sets = [load_behaviour(source, n_examples=None) for source in (config.first, config.second, config.general)]
-    sets.append(halves_of(config.register)[0])
+    sets.append(register)
     with owned(given.out, dataclasses.replace(given, out=Path()), sets):
         model = config.model.load()
         scores = effects(model, sets, config, given.out)
@@ -107,9 +108,15 @@ def run(given: GateDefaults) -> dict[str, dict[str, Interval]]:
 
 
 def _is_possible(gating: GatingConfig, scores: Sequence[Scores]) -> bool:
-    """Whether the model has so many neurons."""
+    """Whether the model has so many neurons, and the sets have topics enough for the folds."""
     n_neurons = sum(value.numel() for value in scores[0].values.values())
-    return gating.count is None or gating.count <= n_neurons
+    n_topics = min(n_choosing(len(of_behaviour.clusters)) for of_behaviour in scores[:2])
+    return (gating.count is None or gating.count <= n_neurons) and 2 * gating.folds <= n_topics
+
+
+def n_choosing(n_topics: int) -> int:
+    """Number of topics of a set that make gates."""
+    return min(N_CHOOSING, n_topics * 2 // 3)
 
 
 def on_split(
@@ -121,13 +128,13 @@ def on_split(
     for behaviour in sets:
         topics = list(dict.fromkeys(example.cluster for example in behaviour.examples))
         order = [topics[int(i)] for i in generator.permutation(len(topics))]
-        n_choosing = min(N_CHOOSING, len(order) * 2 // 3)
-        chosen.append(set(order[:n_choosing]))
+        chosen.append(set(order[: n_choosing(len(order))]))
     signs, held_out = [], []
     for number in (0, 1, 3):
         of_behaviour, topics = scores[number], chosen[number]
         signs.append({name: 1 for name in of_behaviour.clusters if name in topics})
-        held_out.append(gains_of(of_behaviour, signs={name: 1 for name in of_behaviour.clusters if name not in topics}))
+        others = {name: 1 for name in of_behaviour.clusters if name not in topics}
+        held_out.append(gains_of(of_behaviour, signs=others))
     register = gains_of(scores[3], signs=signs[2])
     is_choosing = torch.tensor([example.cluster in chosen[2] for example in sets[2].examples])
     whole = damage_of(scores[2])

@@ -169,8 +169,10 @@ def unchecked(disable: bool = True) -> Iterator[None]:
     """Shapes and types are not checked at run time."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", disable)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.hookimpl(wrapper=True)

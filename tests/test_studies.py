@@ -49,17 +49,17 @@ def test_fine_tuning_lowers_the_other_behaviour_where_their_answers_conflict_and
         calibration=CalibrationConfig(n_calibration=24),
         answers=AnswerConfig(n_answers=3, answer_lengths=(8,)),
     )
-    methods = ("full", "lora") if conflict else ("full",)
-    given = study.Tradeoff(tmp_path / "run", methods=methods, quick=True, tuning=TUNING, study=config)
+    given = study.Tradeoff(tmp_path / "run", methods=("full", "lora"), quick=True, tuning=TUNING, study=config)
     results = study.run(given)
-    assert list(results.arms) == [f"{method} on {on}" for method in methods for on in ("privacy", "fairness", "both")]
+    assert list(results.arms) == [f"{method} on {on}" for method in ("full", "lora")
+                                  for on in ("privacy", "fairness", "both")]  # fmt: skip
     for on, other in (("privacy", "fairness"), ("fairness", "privacy")):
         own, theirs = (results.line(f"full on {on}", MARGIN, name).change for name in (on, other))
         assert own.low > 0
         assert theirs.high < 0 if conflict else theirs.low > 0
     kind = "the trade-off appears" if conflict else "no trade-off"
     full = [text for text in results.conclusions if "Full" in text]
-    assert len(results.conclusions) == 2 * len(methods) and len(full) == 2 and all(kind in text for text in full)
+    assert len(results.conclusions) == 4 and len(full) == 2 and all(kind in text for text in full)
     assert not (given.out / "tuned" / "full_on_both__seed_0").exists(), "checkpoints do not pile up"
     page = (given.out / "report.html").read_text()
     assert kind in page and LOSS in page and "<svg" in page and "Qwen2-7B-Instruct FFT -13/+5" in page

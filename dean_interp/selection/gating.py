@@ -107,22 +107,19 @@ def closed_form_gates(
         changes = _cheapest({site: benefit[site] * kept[site] for site in benefit}, damage, config, among=kept)
     if config.silence_only:
         changes = {site: change.clamp(max=0) for site, change in changes.items()}
-    prompt_hashes = first.prompt_hashes | second.prompt_hashes
-    return gates_of_cost_one(changes, damage, (first.behaviour, second.behaviour), prompt_hashes)
+    return gates_of_cost_one(changes, damage, first, second)
 
 
-def gates_of_cost_one(
-    changes: PerNeuron, damage: Damage, behaviours: tuple[str, str], prompt_hashes: frozenset[str]
-) -> Gates:
-    """Gates in the direction of some changes that cost 1 nat per token, each neuron alone.
+def gates_of_cost_one(changes: PerNeuron, damage: Damage, first: Gains, second: Gains) -> Gates:
+    """Gates in the direction of changes that these gains chose. They cost 1 nat per token, each neuron alone.
 
     Raises `NoNeuronError` where nothing changes.
     """
-    gates = Gates({site: 1 + change for site, change in changes.items()}, prompt_hashes)
+    gates = Gates({site: 1 + change for site, change in changes.items()}, first.prompt_hashes | second.prompt_hashes)
     cost = damage.kl_alone(gates)
     if not cost > 0:
         raise NoNeuronError(
-            f"no neuron raises both {behaviours[0]} and {behaviours[1]}: every gain is 0 under these settings "
+            f"no neuron raises both {first.behaviour} and {second.behaviour}: every gain is 0 under these settings "
             "(lower certainty, leave agree and silence_only off, or score more examples)"
         )
     return gates * cost**-0.5

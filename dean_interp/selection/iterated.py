@@ -11,6 +11,7 @@ number of steps is the one whose gates raise the margins of a left-out fold most
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -39,23 +40,7 @@ def gates_of_scores(
     register: Gains | None = None,
     config: GatingConfig,
 ) -> Gates:
-    """The direction of the gates: by proximal steps where `config.folds` asks for them, else in closed form."""
-    if config.folds:
-        return iterated_gates(first, second, damage, signs=signs, register=register, config=config)
-    gains = (gains_of(first, signs=signs[0]), gains_of(second, signs=signs[1]))
-    return closed_form_gates(*gains, damage, register=register, config=config)
-
-
-def iterated_gates(
-    first: Scores,
-    second: Scores,
-    damage: Damage,
-    *,
-    signs: tuple[Signs | None, Signs | None] = (None, None),
-    register: Gains | None = None,
-    config: GatingConfig,
-) -> Gates:
-    """The direction that proximal steps reach where folds of topics stop them.
+    """The direction of the gates: as far as folds of topics let the steps go, or without folds in closed form.
 
     Args:
         first: scores of one behaviour's margin by topic, as `gains_of` takes them.
@@ -63,15 +48,31 @@ def iterated_gates(
         damage: what changes cost.
         signs: the topics that count, as `gains_of` takes them.
         register: gains for harmless answers in the two registers, which no fold leaves out.
-        config: how these become gates; `folds` of 2 or more.
+        config: how these become gates.
 
     Raises:
         InputError: a setting out of its range; a behaviour with fewer topics than two a fold.
         NoNeuronError: no neuron that is left to change.
     """
     config.check()
-    scores = (first, second)
-    counted = [_counted(each, of_each) for each, of_each in zip(scores, signs, strict=True)]
+    of_first, of_second = gains_of(first, signs=signs[0]), gains_of(second, signs=signs[1])
+    if not config.folds:
+        return closed_form_gates(of_first, of_second, damage, register=register, config=config)
+    counted = (_counted(first, signs[0]), _counted(second, signs[1]))
+    n_reached = _reached_by_folds((first, second), counted, damage, register, config)
+    # All topics climb as far as the folds said.
+    stages = climb(benefit_of(of_first, of_second, register, config), damage, config)
+    return gates_of_cost_one(next(islice(stages, n_reached, None)), damage, of_first, of_second)
+
+
+def _reached_by_folds(
+    scores: Sequence[Scores],
+    counted: Sequence[Signs],
+    damage: Damage,
+    register: Gains | None,
+    config: GatingConfig,
+) -> int:
+    """The place in `STEPS` whose gates raise the margins of left-out folds most."""
     folds = [_folds(each.behaviour, list(topics), config) for each, topics in zip(scores, counted, strict=True)]
     values = np.zeros(len(STEPS))
     for number in range(config.folds):
@@ -79,12 +80,7 @@ def iterated_gates(
         chosen = _benefit(scores, counted, left_out, register, config, inside=False)
         held_out = _benefit(scores, counted, left_out, register, config, inside=True)
         values += [_value(changes, held_out, damage) for changes in climb(chosen, damage, config)]
-    # All topics climb as far as the folds said.
-    n_reached = int(values.argmax())
-    gains = [gains_of(each, signs=topics) for each, topics in zip(scores, counted, strict=True)]
-    benefit = benefit_of(gains[0], gains[1], register, config)
-    changes = list(climb(benefit, damage, config))[n_reached]
-    return gates_of_cost_one(changes, damage, (first.behaviour, second.behaviour), _prompt_hashes(scores))
+    return int(values.argmax())
 
 
 def climb(benefit: PerNeuron, damage: Damage, config: GatingConfig) -> Iterator[dict[Site, Tensor]]:
@@ -156,7 +152,3 @@ def _value(changes: PerNeuron, held_out: PerNeuron, damage: Damage) -> float:
     cost = damage.kl(gates) + damage.kl_alone(gates)
     rise = sum(float(held_out[site].double() @ change.double()) for site, change in changes.items())
     return rise / cost**0.5 if cost > 0 else 0.0
-
-
-def _prompt_hashes(scores: Sequence[Scores]) -> frozenset[str]:
-    return frozenset().union(*(each.prompt_hashes for each in scores))
