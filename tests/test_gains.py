@@ -24,10 +24,12 @@ from dean_interp import (
 from dean_interp.editing.ablation import gated
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import neuron_sites
-from dean_interp.scoring.per_example import example_scores
+from dean_interp.scoring.per_example import example_scores, with_groups
+from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gains import Damage, Gains, damage_of, gains_of
 from dean_interp.selection.gates import Gates
-from dean_interp.selection.gating import GatingConfig, closed_form_gates, signed_units
+from dean_interp.selection.gating import GatingConfig, closed_form_gates
+from dean_interp.selection.signed import signed_units
 from dean_interp.statistics import clustered_interval, standard_error
 
 MARGIN = ScoringConfig(target="margin", signed=True, groups="cluster")
@@ -218,14 +220,62 @@ def test_gates_go_the_way_of_both_gains_and_settings_do_what_they_say():
         closed_form_gates(*gains, damage, config=GatingConfig(ridge=-1.0))
 
 
+def signed_scores(name, gains, *, error):
+    """Scores of the margin on two topics of one size, whose mean gains have one standard error."""
+    mean = -torch.tensor(gains)
+    groups = torch.stack([mean - error, mean + error])
+    facts = {"method": "gradient", "target": "margin", "signed": True, "groups": "cluster"}
+    return Scores(
+        behaviour=name,
+        values={SITE: mean},
+        activation_mean={},
+        activation_norm={},
+        groups={SITE: groups},
+        loss=torch.zeros(2),
+        prompt_hashes=frozenset(),
+        fingerprint=name,
+        facts=facts,
+        clusters={"one": 1, "two": 1},
+    )
+
+
 def test_signed_units_are_sets_by_the_signs_of_both_gains():
-    gains = made_up([1.0, -1.0, 2.0, 0.1], [1.0, -1.0, -1.9, 0.1], error=0.5)
+    first = signed_scores("first", [1.0, -1.0, 2.0, 0.1], error=0.5)
+    second = signed_scores("second", [1.0, -1.0, -1.9, 0.1], error=0.5)
     by_signs = {}
     for signs in ((1, 1), (-1, -1), (1, -1), (-1, 1)):
-        by_signs[signs] = signed_units(*gains, first_sign=signs[0], second_sign=signs[1]).units[SITE].tolist()
+        by_signs[signs] = signed_units(first, second, first_sign=signs[0], second_sign=signs[1]).units[SITE].tolist()
     assert by_signs == {(1, 1): [0], (-1, -1): [1], (1, -1): [2], (-1, 1): []}
+    certain = signed_units(first, second, first_sign=1, second_sign=1, certainty=0.1)
+    assert certain.units[SITE].tolist() == [0, 3], "a gain of 0.1 is 0.2 standard errors"
     with pytest.raises(InputError, match="a sign must be"):
-        signed_units(*gains, first_sign=0, second_sign=1)
+        signed_units(first, second, first_sign=0, second_sign=1)
+
+
+def margins_anew(model, parts):
+    """Mean margins on prompts that were scored, too."""
+    scored_prompts(model).clear()
+    measured = measure(model, parts)
+    return {part.name: float(measured[part.name].margin.mean()) for part in parts}
+
+
+def test_signed_weights_move_both_margins_the_way_their_signs_say(llama):
+    parts = [load_behaviour(name, n_examples=8, split="test") for name in ("fairness", "privacy")]
+    scores = []
+    for part in parts:
+        of_weights = importance(llama, part, unit="weight", config=MARGIN).kept(0.05)
+        with pytest.raises(InputError, match="with_groups"):
+            signed_units(of_weights, of_weights, first_sign=1, second_sign=1)
+        scores.append(with_groups(llama, of_weights, part, config=MARGIN))
+    before = margins_anew(llama, parts)
+    for sign in (-1, 1):
+        units = signed_units(*scores, first_sign=sign, second_sign=sign)
+        assert 0 < len(units) < sum(scores[0].n_kept(site) for site in units.units)
+        # A small step along one sign alone is what the first order says.
+        with ablate(llama, units, value=Scale(0.98)):
+            after = margins_anew(llama, parts)
+        for name, margin in after.items():
+            assert (margin - before[name]) * sign < 0
 
 
 def test_scores_of_another_kind_are_refused(llama, scores):

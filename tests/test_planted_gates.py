@@ -30,8 +30,9 @@ from dean_interp import (
 )
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.selection.gains import damage_of, gains_of
-from dean_interp.selection.gating import GatingConfig, benefit_of, closed_form_gates, signed_units
+from dean_interp.selection.gating import GatingConfig, benefit_of, closed_form_gates
 from dean_interp.selection.iterated import climb, gates_of_scores
+from dean_interp.selection.signed import signed_units
 from dean_interp.study.improve import run_improve
 from dean_interp.study.improvement import ImproveConfig
 
@@ -79,11 +80,11 @@ def gains(effects):
     return gains_of(first), gains_of(second), damage_of(general)
 
 
-def test_every_planted_unit_is_found_with_its_sign(gains):
+def test_every_planted_unit_is_found_with_its_sign(effects, gains):
     first, second, _ = gains
     found = {}
     for signs in ((1, 1), (-1, -1), (1, -1)):
-        units = signed_units(first, second, first_sign=signs[0], second_sign=signs[1])
+        units = signed_units(*effects[:2], first_sign=signs[0], second_sign=signs[1])
         # Random neurons have gains, too: the planted ones are the largest.
         sizes = (first.mean[SITE].abs() + second.mean[SITE].abs())[units.units[SITE]]
         found[signs] = int(units.units[SITE][sizes.argmax()])

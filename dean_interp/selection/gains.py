@@ -113,18 +113,47 @@ def gains_of(scores: Scores, *, signs: Mapping[str, int] | None = None) -> Gains
     Raises:
         InputError: other scores, topics that were not scored, or fewer than two topics.
     """
+    refuse_other_scores(scores)
+    sizes, _ = _topics(scores, signs)
+    mean, error = {}, {}
+    for site in scores.groups:
+        if site.unit == "neuron":
+            mean[site], error[site] = gains_at(scores, site, signs=signs)
+    return Gains(scores.behaviour, mean, error, int((sizes > 0).sum()), scores.prompt_hashes)
+
+
+def gains_at(
+    scores: Scores, site: Site, *, signs: Mapping[str, int] | None = None
+) -> tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]:
+    """The gain of each grouped unit of a site and its standard error, nats per token. Errors as of `gains_of`."""
+    # The loss is minus the margin, so scores are minus gains.
+    return _mean_and_error(-scores.groups[site], *_topics(scores, signs))
+
+
+def refuse_other_scores(scores: Scores) -> None:
+    """Raise `InputError` for scores that are not of the margin, with their sign, by topic."""
     facts = scores.facts
     if (facts.get("target"), facts.get("signed"), facts.get("groups")) != ("margin", True, "cluster"):
         raise InputError(
             f"gains are made from scores of the margin, with their sign, by topic; those of '{scores.behaviour}' are "
             "others: ScoringConfig(target='margin', signed=True, groups='cluster')"
         )
+
+
+def towards_zero(mean: Float[Tensor, " unit"], by: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+    """Numbers moved towards 0, never past it."""
+    return mean.sign() * (mean.abs() - by).clamp(min=0)
+
+
+def _topics(
+    scores: Scores, signs: Mapping[str, int] | None
+) -> tuple[Float[Tensor, " cluster"], Float[Tensor, " cluster"]]:
+    """The number of examples of each topic that counts (0: it does not), and its sign."""
     names = list(scores.clusters)
     sign_of = dict.fromkeys(names, 1) if signs is None else signs
     unknown = {*sign_of} - {*names}
     if unknown:
         raise InputError(f"'{scores.behaviour}' was scored on no topic {min(unknown)!r}")
-    # A topic's weight is its number of examples.
     sizes, sign_of_topic = torch.zeros(len(names)), torch.zeros(len(names))
     for number, name in enumerate(names):
         if name in sign_of:
@@ -132,12 +161,7 @@ def gains_of(scores: Scores, *, signs: Mapping[str, int] | None = None) -> Gains
     n_clusters = int((sizes > 0).sum())
     if n_clusters < 2:
         raise InputError(f"gains of '{scores.behaviour}' need examples of at least two topics, got {n_clusters}")
-    mean, error = {}, {}
-    for site, groups in scores.groups.items():
-        if site.unit == "neuron":
-            # The loss is minus the margin, so scores are minus gains.
-            mean[site], error[site] = _mean_and_error(-groups, sizes, sign_of_topic)
-    return Gains(scores.behaviour, mean, error, n_clusters, scores.prompt_hashes)
+    return sizes, sign_of_topic
 
 
 def _mean_and_error(

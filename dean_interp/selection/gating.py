@@ -21,9 +21,8 @@ from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site
-from dean_interp.selection.gains import Damage, Gains
+from dean_interp.selection.gains import Damage, Gains, towards_zero
 from dean_interp.selection.gates import Gates
-from dean_interp.selection.selection import Selection
 
 Cost = Literal["together", "alone"]
 PerNeuron = Mapping[Site, Float[Tensor, " d_mlp"]]
@@ -183,31 +182,8 @@ def _kept(changes: PerNeuron, benefit: PerNeuron, config: GatingConfig) -> dict[
 
 def shrunk(gains: Gains, site: Site, certainty: float) -> Float[Tensor, " d_mlp"]:
     """Gains moved towards 0 by `certainty` standard errors: their bound that is nearer to 0, or 0."""
-    size = (gains.mean[site].abs() - certainty * gains.error[site]).clamp(min=0)
-    return gains.mean[site].sign() * size
+    return towards_zero(gains.mean[site], certainty * gains.error[site])
 
 
 class NoNeuronError(InputError):
     """No neuron is left that raises both behaviours."""
-
-
-def signed_units(
-    first: Gains, second: Gains, *, first_sign: int, second_sign: int, certainty: float = 1.0
-) -> Selection:
-    """Neurons whose gains have the given signs, each beyond `certainty` standard errors.
-
-    `first_sign=-1, second_sign=-1` are the neurons that raise both margins when silenced, `1, 1` when amplified, and
-    opposite signs help one behaviour and hurt the other. Selections have set algebra: leave out what general text needs
-    by `signed_units(...) - top_fraction(general, 0.01)`.
-
-    Raises `InputError` for a sign that is not -1 or 1.
-    """
-    if first_sign not in (-1, 1) or second_sign not in (-1, 1):
-        raise InputError(f"a sign must be -1 or 1, got {first_sign} and {second_sign}")
-    units: dict[Site, Tensor] = {}
-    shapes: dict[Site, tuple[int, ...]] = {}
-    for site in first.mean:
-        in_first = first_sign * shrunk(first, site, certainty) > 0
-        in_second = second_sign * shrunk(second, site, certainty) > 0
-        units[site], shapes[site] = (in_first & in_second).nonzero()[:, 0], (len(in_first),)
-    return Selection(units, shapes, first.prompt_hashes | second.prompt_hashes)
