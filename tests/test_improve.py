@@ -106,6 +106,15 @@ def finished(config, tmp_path_factory) -> tuple[Path, Improvement]:
     return folder, load_improvement(folder)
 
 
+def test_the_report_links_the_page_of_the_strongest_neuron(finished):
+    folder, improvement = finished
+    name = improvement.neurons[0].name
+    assert f'<a href="neurons/{name}.html">{name}</a>' in (folder / "report.html").read_text()
+    page = (folder / "neurons" / f"{name}.html").read_text()
+    assert name in page and "silenced" in page
+    assert [path.name for path in (folder / "neurons").iterdir()] == [f"{name}.html"]
+
+
 def last_line(capsys) -> str:
     said = capsys.readouterr()
     assert not said.out

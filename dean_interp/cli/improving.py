@@ -8,9 +8,16 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp.cli.step_result import StepResult
-from dean_interp.report.improve_page import next_commands, write_improve_report
+from dean_interp.data.examples import draw
+from dean_interp.models.sites import Site
+from dean_interp.report.improve_page import look_at, neuron_page_of, next_commands, write_improve_report
+from dean_interp.report.neuron_page import neuron_page
 from dean_interp.study.improve import run_improve
+from dean_interp.study.improve_data import improve_data
 from dean_interp.study.improvement import ImproveConfig, Improvement
+
+N_EXAMPLES, N_TOKENS = 12, 12
+"""Confirming examples of each set, and first tokens of their answers, on which the strongest neuron is shown."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,9 @@ class ImproveEdit:
 
 
 def do_improve(step: ImproveEdit) -> StepResult:
-    """Find and confirm the edit, and write its page."""
+    """Find and confirm the edit, and write its page and that of its strongest neuron."""
     improvement = run_improve(step.improve, step.out)
+    _write_strongest_neuron(improvement, step.out)
     report = write_improve_report(improvement, step.out)
     files = {"gates": step.out / "gates.safetensors", "results": step.out / "results.json", "report": report}
     following = next_commands(improvement, step.out)
@@ -40,6 +48,25 @@ def do_improve(step: ImproveEdit) -> StepResult:
         "next": following,
     }
     return StepResult(record, _text(improvement, files, following))
+
+
+def _write_strongest_neuron(improvement: Improvement, folder: Path) -> None:
+    """Write the page of the neuron with the largest part in the predicted rise, where it is not written yet."""
+    neuron = improvement.neurons[0]
+    path = neuron_page_of(neuron, folder)
+    if path.is_file():
+        return
+    config = improvement.config
+    examples = [draw(part, min(N_EXAMPLES, len(part))) for part in improve_data(config).confirming]
+    page = neuron_page(
+        config.model.load(),
+        Site(neuron.layer, "neurons"),
+        neuron.index,
+        examples,
+        template=config.model.template,
+        answer_tokens=N_TOKENS,
+    )
+    dataclasses.replace(page, command=look_at(improvement, neuron, folder)).save(path)
 
 
 def _text(improvement: Improvement, files: Mapping[str, Path], following: Mapping[str, str]) -> str:

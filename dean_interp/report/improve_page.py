@@ -40,7 +40,7 @@ def write_improve_report(improvement: Improvement, folder: Path) -> Path:
         effect=to_svg(effect_against_nulls(improvement), "Change of both margins under the edit and its nulls"),
         doses=to_svg(margins_and_kl_by_dose(improvement), "Margins and KL by dose"),
         dose_kl=kl_text(improvement.dose.kl),
-        neurons=[(neuron, _look_at(improvement, neuron)) for neuron in improvement.neurons],
+        neurons=_neurons(improvement, folder),
         n_shown=N_SHOWN,
         information=_information(improvement),
         n_nulls=sum(len(improvement.of_kind(kind)) for kind in (FLIP, RANDOM_GATES)),
@@ -75,14 +75,29 @@ def run_command(improvement: Improvement, folder: Path) -> str:
     return shlex.join(["dean-interp", "improve", *options, "--out", str(folder)])
 
 
-def _look_at(improvement: Improvement, neuron: ChangedNeuron) -> str:
+def neuron_page_of(neuron: ChangedNeuron, folder: Path) -> Path:
+    """Where the page of a neuron lies in the run folder of an improvement."""
+    return folder / "neurons" / f"{neuron.name}.html"
+
+
+def look_at(improvement: Improvement, neuron: ChangedNeuron, folder: Path) -> str:
     """The command that shows one neuron on the sets of this improvement."""
     config, default = improvement.config, ImproveConfig()
-    words = ["dean-interp", "neuron", f"L{neuron.layer}.{neuron.index}", *options_of(config.model, ModelConfig())]
+    words = ["dean-interp", "neuron", neuron.name, *options_of(config.model, ModelConfig())]
     sources = config.data.sources
     if sources != default.data.sources:
         words += ["--behaviours", *sources]
-    return shlex.join(words)
+    return shlex.join([*words, "--out", str(neuron_page_of(neuron, folder))])
+
+
+def _neurons(improvement: Improvement, folder: Path) -> list[tuple[ChangedNeuron, str | None, str]]:
+    """The strongest neurons, each with its page where that is written (from the run folder on), and its command."""
+    rows = []
+    for neuron in improvement.neurons:
+        page = neuron_page_of(neuron, folder)
+        link = page.relative_to(folder).as_posix() if page.is_file() else None
+        rows.append((neuron, link, look_at(improvement, neuron, folder)))
+    return rows
 
 
 def _information(improvement: Improvement) -> list[ShownInformation]:

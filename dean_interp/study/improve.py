@@ -16,7 +16,7 @@ On prompts that confirm, which no earlier step may open:
 10. Decide by conditions that were fixed beforehand (`study.confirmation`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,8 +89,17 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
             clock.lap("confirming")
             information = information_of(chosen, confirmed)
             clock.lap("mutual information")
-            improvement = _improvement(model, config, data, chosen, confirmed, earlier)
-            save_record(replace(improvement, rounding_kl=rounding_kl, information=information), path)
+            improvement = _improvement(
+                model,
+                config,
+                data,
+                chosen,
+                confirmed,
+                earlier=earlier,
+                rounding_kl=rounding_kl,
+                information=information,
+            )
+            save_record(improvement, path)
         note_checksums(folder)
         return load_improvement(folder)
 
@@ -195,7 +204,10 @@ def _improvement(
     data: ImproveData,
     chosen: Chosen,
     confirmed: Confirmed,
+    *,
     earlier: tuple[EarlierConfirmation, ...],
+    rounding_kl: float,
+    information: Mapping[str, tuple[MutualInformation, ...]],
 ) -> Improvement:
     """Step 10: the decision, and all that it rests on, as a record."""
     original, edit = confirmed.original, confirmed.edit
@@ -225,8 +237,8 @@ def _improvement(
         signs=signs,
         conditions=met,
         kl=kl,
-        rounding_kl=0.0,
-        information={},
+        rounding_kl=rounding_kl,
+        information=information,
         answers=shown_answers(confirmed.plan, [original, edit, *confirmed.paper]),
         earlier=earlier,
         headline=headline(

@@ -160,6 +160,11 @@ class ChangedNeuron:
     damage: float
     """What it costs alone, nats per token for a change of 1."""
 
+    @property
+    def name(self) -> str:
+        """Layer and index: L17.1042."""
+        return f"L{self.layer}.{self.index}"
+
 
 @dataclass(frozen=True)
 class EarlierConfirmation:
