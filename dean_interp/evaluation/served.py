@@ -5,7 +5,6 @@ A server may fill in what a request leaves open from the checkpoint's generation
 """
 
 import logging
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

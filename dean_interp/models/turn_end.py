@@ -1,4 +1,4 @@
-"""Which tokens end an answer: the tokenizer's end of text, those of the generation settings, the template's end of turn.
+"""Which tokens end an answer: the tokenizer's end of text, those of the settings, and the template's end of turn.
 
 A chat template closes an assistant's turn with a token of its own (`<|im_end|>`, `<end_of_turn>`, `<|eot_id|>`,
 `<|end|>`) that many checkpoints name in no setting. It is found by rendering a conversation.
@@ -50,9 +50,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return last[0]
 
 
-def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool = False
-) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool = False) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
 
 
