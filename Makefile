@@ -18,13 +18,17 @@ WORKERS ?= 2
 RUN ?= runs/demo
 STUDY ?= runs/study
 
+# What is laid over the environment to try the newest versions, e.g. NEWEST="transformers==5.24.0"
+NEWEST ?= transformers transformer_lens
+
 bin = $(VENV)/bin
+newest = $(VENV)/newest
 pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST)
 in_parallel = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo study test test-all lint docs notebooks bench lock
+.PHONY: demo study test test-all test-newest lint docs notebooks bench lock
 
 # Finds an edit that raises both behaviours of the demo model, and proves it beside the paper's rule: runs/demo/report.html.
 demo: $(VENV)/.run
@@ -40,10 +44,20 @@ test: lint
 	$(pytest) $(in_parallel) -m "(not slow or product) and not (long or timing)" notebooks/quickstart.ipynb tests
 	$(pytest) -m "timing and not (slow or long)" tests
 
-# Proves everything but what is run by hand (`pytest -m long`): lint, every test and every notebook.
+# Proves everything but what is run by hand (`pytest -m long`): lint, every test and every notebook, and the hooks anew on
+# the newest versions.
 test-all: lint
 	$(pytest) $(in_parallel) -m "not (long or timing)"
 	$(pytest) -m "timing and not long" tests
+	$(MAKE) test-newest
+
+# Proves loading, answering and ablation on the newest transformers and TransformerLens that the index has, laid over the
+# environment, whatever versions that holds.
+test-newest: $(VENV)/.test
+	rm -rf $(newest)
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(newest) $(NEWEST)
+	PYTHONPATH=$(abspath $(newest)) $(pytest) $(in_parallel) -m "hooks and not (slow or long or timing)" \
+		tests/test_models.py tests/test_greedy.py tests/test_ablation.py tests/test_gates.py tests/test_measure.py
 
 # Checks style, layout, the contracts between rooms, and types.
 lint: $(VENV)/.test

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dean_interp import InputError, Selection, Site, ablate, load_model
 from dean_interp.evaluation.harness import TaskResult, run_harness
+from dean_interp.models.notes import notes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
@@ -92,6 +93,20 @@ def recorded(monkeypatch) -> list[dict]:
 
     monkeypatch.setattr(module, "simple_evaluate", run)
     return kept
+
+
+def test_a_task_is_answered_greedily_whatever_the_settings_of_the_checkpoint_say(llama, tasks, monkeypatch):
+    kept = recorded(monkeypatch)
+    run_harness(llama, ["local_written"], folder=tasks)
+    settings = llama.original_model.generation_config
+    for field, value in {"repetition_penalty": 1.9, "num_beams": 3, "suppress_tokens": list(range(4, 120)),
+                         "num_return_sequences": 2, "cache_implementation": "static"}.items():  # fmt: skip
+        monkeypatch.setattr(settings, field, value)
+    run_harness(llama, ["local_written"], folder=tasks)
+    monkeypatch.setattr(notes(llama), "cache_is_right", False)
+    run_harness(llama, ["local_written"], folder=tasks)
+    answers = [[sample["resps"] for sample in samples["local_written"]] for samples in kept]
+    assert answers[0] == answers[1] == answers[2] and llama.original_model.generation_config is settings
 
 
 def test_the_adapter_agrees_with_the_harness_on_the_plain_model(tiny, checkpoints, tasks, request, monkeypatch):

@@ -81,6 +81,32 @@ def test_its_answers_are_those_of_the_model(llama, prompts):
     assert all(found[9][i].startswith(found[4][i].rstrip("\ufffd")) for i in range(len(prompts)))
 
 
+def test_a_request_leaves_nothing_to_the_settings_of_the_checkpoint(llama, prompts, caplog):
+    tokenizer, ends = native_tokenizer(llama), [1, 9]
+    with served(llama) as (url, bodies, _):
+        found = generate_served(Served(url), tokenizer, prompts[:1], lengths=(5,), ends=ends)
+    (body,) = bodies
+    given = {"temperature": 0, "top_p": 1, "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0,
+             "repetition_penalty": 1, "repeat_penalty": 1, "ignore_eos": False}  # fmt: skip
+    assert {name: body[name] for name in given} == given
+    assert body["stop_token_ids"] == ends and body["stop"] == ["<eos>"], (
+        "a letter is no mark, and stops as a token only"
+    )
+    # a server that takes OpenAI's parameters alone
+    openai = {"model", "prompt", "max_tokens", "stop", "temperature", "top_p", "presence_penalty", "frequency_penalty"}
+    refused = (400, '{"error": {"message": "Unrecognized request argument supplied: repetition_penalty"}}')
+    with served(llama, fails=lambda n: refused if set(bodies[n]) - openai else None) as (url, bodies, _):
+        assert generate_served(Served(url), tokenizer, prompts[:1], lengths=(5,), ends=ends) == found
+    assert len(bodies) == 2 and "takes OpenAI's parameters only" in caplog.text
+
+
+def test_a_server_that_writes_the_end_of_a_turn_out_and_goes_on_is_cut_there(llama, prompts):
+    said = json.dumps({"object": "text_completion", "choices": [{"index": 0, "text": "No.<eos><|user|>And you?"}]})
+    with served(llama, fails=lambda n: (200, said)) as (url, *_):
+        found = generate_served(Served(url), native_tokenizer(llama), prompts[:1], lengths=(2, 9))
+    assert found == {2: ["No"], 9: ["No."]}
+
+
 def test_failures_that_pass_are_retried_and_those_that_stay_keep_the_other_answers(
     llama, prompts, tmp_path, monkeypatch
 ):

@@ -21,6 +21,7 @@ from dean_interp.distributed import gather, shard
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.generate import cache_is_right
+from dean_interp.models.greedy import greedy_settings, without_its_settings
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.notes import TokenPositions
 from dean_interp.models.positions import at_positions, while_generating
@@ -176,13 +177,19 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
             with at_positions(model, TokenPositions(position, torch.zeros_like(inps, dtype=torch.bool))):
                 return super()._model_call(inps, *args, **options)
 
-        def _model_generate(self, context: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
-            cached = cache_is_right(model)
-            if not cached:
-                options["use_cache"] = False
-            n_prompt = options["attention_mask"].sum(1)
-            with while_generating(model, n_prompt, context.shape[1], cached=cached):
-                return super()._model_generate(context, *args, **options)
+        def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:  # noqa: ANN401
+            # Greedy, or as the task says; of the checkpoint's own settings only what ends a turn. `HFLM` leaves the
+            # others to transformers, which takes them from the checkpoint.
+            cached, tokenizer = cache_is_right(model), self.tokenizer
+            settings = greedy_settings(adapter_of(model).end_tokens(tokenizer), tokenizer.pad_token_id, cached=cached)
+            settings.update(**_sampled(options), max_length=max_length, return_dict_in_generate=False)
+            stopping = huggingface.stop_sequences_criteria(tokenizer, stop, context.shape[1], context.shape[0])
+            real = options["attention_mask"]
+            positions = while_generating(model, real.sum(1), context.shape[1], cached=cached)
+            with positions, without_its_settings(self.model):
+                return self.model.generate(
+                    context, generation_config=settings, attention_mask=real, stopping_criteria=stopping
+                )
 
     return HookedLM(
         pretrained=model.original_model,
@@ -191,3 +198,12 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
         batch_size=batch_size,
         max_length=model.cfg.n_ctx,
     )
+
+
+def _sampled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's own settings of generation, which sample where it sets a temperature and does not say otherwise."""
+    settings = {name: value for name, value in options.items() if name != "attention_mask"}
+    temperature = settings.pop("temperature", 0.0)
+    if settings.setdefault("do_sample", temperature > 0):
+        settings["temperature"] = temperature or 1.0
+    return settings

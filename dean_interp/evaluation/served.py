@@ -1,10 +1,12 @@
 """Answers of a checkpoint that a server holds (vLLM, or another with OpenAI's completions), for generation at scale.
 
 Prompts are sent as the very tokens that `models.generate` would feed, so no server's chat template comes in between.
+A server may fill in what a request leaves open from the checkpoint's generation settings: so it leaves nothing open.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,13 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.server import NOT_A_COMPLETION, Replies, connect, kind_of, without_key
 from dean_interp.models.generate import refuse_nothing_to_answer
 from dean_interp.models.tokens import Template, encode
+from dean_interp.models.turn_end import end_tokens, markers
 from dean_interp.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+_MOST_STOPS = 4  # strings that OpenAI's `stop` takes
+_REFUSED = (400, 422)  # statuses of a request that has something the server does not take
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,13 @@ def generate_served(
     *,
     lengths: Sequence[int],
     template: Template = "chat",
+    ends: Sequence[int] | None = None,
     replies: Path | None = None,
 ) -> dict[int, list[str]]:
     """Greedy answers of several lengths (new tokens), as `models.generate.generate_to` gives them.
 
     Args:
+        ends: the tokens that end an answer; None: those that the tokenizer and its chat template name.
         tokenizer: the checkpoint's own; the longest answer is cut into the shorter ones by its tokens.
         replies: a JSON lines file that gets each answer as it comes; what is in it is not asked again.
 
@@ -55,11 +65,14 @@ def generate_served(
             prompts to the end: those are counted by kind, the other answers are kept.
     """
     refuse_nothing_to_answer(prompts, lengths, served.concurrency)
+    ends = end_tokens(tokenizer) if ends is None else ends
+    stops = [tokenizer.decode([token]) for token in ends if token in markers(tokenizer)]
     requests = []
     for prompt in prompts:
         token_ids = list(encode(tokenizer, prompt, [], template=template).prompt)
-        requests.append({"prompt": token_ids, "temperature": 0, "max_tokens": max(lengths)})
-    longest = on_rank0(lambda: _answers(served, requests, replies))
+        requests.append(_greedy_request(token_ids, max(lengths), ends, stops))
+    whole = on_rank0(lambda: _answers(served, requests, replies))
+    longest = [_up_to(stops, answer) for answer in whole]
     # a greedy answer begins as every longer one does: shorter ones are cut out of the longest
     tokens = [tokenizer(answer, add_special_tokens=False).input_ids for answer in longest]
     answers = {}
@@ -67,6 +80,43 @@ def generate_served(
         answers[length] = [str(tokenizer.decode(ids[:length], skip_special_tokens=True)) for ids in tokens]
     answers[max(lengths)] = list(longest)
     return answers
+
+
+def _greedy_request(
+    prompt: Sequence[int], max_tokens: int, ends: Sequence[int], stops: Sequence[str]
+) -> dict[str, Any]:
+    """All that decides what comes next: OpenAI's own parameters, and in `extra_body` those of vLLM and llama.cpp."""
+    request: dict[str, Any] = {"prompt": list(prompt), "max_tokens": max_tokens}
+    request |= {"temperature": 0, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    if stops:
+        request["stop"] = list(stops[:_MOST_STOPS])
+    extra: dict[str, Any] = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "min_p": 0.0}
+    request["extra_body"] = extra | {"stop_token_ids": list(ends), "ignore_eos": False}
+    return request
+
+
+def _up_to(stops: Sequence[str], answer: str) -> str:
+    """The answer up to where a turn ends, for servers that write special tokens out and go on."""
+    for stop in stops:
+        answer = answer.partition(stop)[0]
+    return answer
+
+
+def _completion(client: Any, failures: tuple[type[Exception], ...], request: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """What the server says; where it refuses the parameters that are not OpenAI's, to the request without them."""
+    try:
+        return client.completions.create(**request)
+    except failures as error:
+        if getattr(error, "status_code", None) not in _REFUSED:
+            raise
+    plain = {name: value for name, value in request.items() if name != "extra_body"}
+    completion = client.completions.create(**plain)
+    log.warning(
+        "%s takes OpenAI's parameters only: a repetition penalty of the checkpoint's settings may hold there, and what "
+        "ends a turn is the server's choice",
+        client.base_url,
+    )
+    return completion
 
 
 def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path | None) -> list[str]:
@@ -85,7 +135,7 @@ def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path |
         if known is not None:
             return known
         try:
-            text = client.completions.create(**request).choices[0].text
+            text = _completion(client, failures, request).choices[0].text
         except failures as error:
             faults[kind_of(error)] += 1
             return None

@@ -18,8 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from dean_interp.errors import InputError
 from dean_interp.models import offload
+from dean_interp.models.greedy import CACHE, greedy_settings, without_its_settings
 from dean_interp.models.hooked_model import HookedModel, is_hooked_transformer
 from dean_interp.models.sites import MATRICES, Site
+from dean_interp.models.turn_end import end_tokens
 
 OnProduct = Callable[[Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]], Tensor | None]
 """Takes what a matrix reads and what it writes; a tensor that it returns takes the place of what is written."""
@@ -165,11 +167,9 @@ class BridgeAdapter:
             handle.remove()
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Those of the checkpoint's generation settings."""
-        ends = self.model.original_model.generation_config.eos_token_id
-        if ends is None:
-            return []
-        return [ends] if isinstance(ends, int) else list(ends)
+        """Those of the checkpoint's generation settings among them."""
+        settings = self.model.original_model.generation_config
+        return end_tokens(tokenizer, None if settings is None else settings.eos_token_id)
 
     def generate(
         self,
@@ -181,19 +181,14 @@ class BridgeAdapter:
         cached: bool,
         cache: Any,  # noqa: ANN401
     ) -> tuple[Int[Tensor, "row all_pos"], Any]:
-        """By `transformers`' own `generate`."""
+        """By `transformers`' own `generate`, with settings of ours."""
         padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        output = self.model.original_model.generate(
-            tokens,
-            attention_mask=real,
-            past_key_values=cache,
-            use_cache=cached,
-            pad_token_id=padding,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            return_dict_in_generate=True,
-        )
-        return output.sequences, output.past_key_values
+        settings = greedy_settings(self.end_tokens(tokenizer), padding, cached=cached)
+        settings.max_new_tokens = max_new_tokens
+        plain, kept = self.model.original_model, {} if cache is None else {CACHE: cache}
+        with without_its_settings(plain):
+            output = plain.generate(tokens, generation_config=settings, attention_mask=real, **kept)
+        return output.sequences, getattr(output, CACHE)
 
     def _component(self, site: Site) -> Any:  # noqa: ANN401 - a module of transformers
         return getattr(owner_of(self.model, site), site.part).original_component

@@ -9,6 +9,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.notes import notes
 
 
@@ -34,6 +35,7 @@ def bridge_to(
             name, hf_model=model, tokenizer=bridge_tokenizer, device=device, trust_remote_code=trust_remote_code
         )
     bridge.cfg.device = device
+    hand_over_cache(bridge)
     notes(bridge).tokenizer = tokenizer
     return bridge
 

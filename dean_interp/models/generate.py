@@ -13,11 +13,14 @@ from dean_interp.distributed import all_reduce_max, shard
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.attention import fused_attention
+from dean_interp.models.greedy import CACHE
 from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.load import native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
 from dean_interp.models.tokens import Template, encode
+from dean_interp.models.turn_end import markers
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
 
@@ -142,11 +145,12 @@ def _batches(encoded: Sequence[Sequence[int]], size: int, *, equal_length: bool)
 
 
 def _continue(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Int[Tensor, "row new"]:
-    """New tokens of one batch on the CPU; end-of-text and what follows it are left as they come."""
+    """New tokens of one batch on the CPU, up to where a turn ends."""
     adapter, tokenizer = adapter_of(model), native_tokenizer(model)
     tokens, real = _padded_left(prompts, model.cfg.device)
     n_padded, n_prompt = tokens.shape[1], real.sum(1)
     ends = torch.tensor(adapter.end_tokens(tokenizer), dtype=torch.long, device=tokens.device)
+    no_text = ends[torch.isin(ends, torch.tensor(sorted(markers(tokenizer)), device=ends.device))]
     answers = torch.full((len(tokens), max_new_tokens), _NOTHING)
     # The prompts that are not answered to their end yet, as rows of `answers`; `tokens`, `real` and `cache` are theirs.
     rows = torch.arange(len(tokens), device=tokens.device)
@@ -166,9 +170,12 @@ def _continue(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_toke
                 cache=cache,
             )
         new = tokens[:, n_padded + n_done :]
-        answers[rows.cpu(), n_done : n_done + new.shape[1]] = new.cpu()
+        # Padding behind an end is no part of the answer, nor is an end that is no text.
+        is_end = torch.isin(new, ends)
+        unsaid = ((is_end.cumsum(1) - is_end.long()) > 0) | torch.isin(new, no_text)
+        answers[rows.cpu(), n_done : n_done + new.shape[1]] = new.masked_fill(unsaid, _NOTHING).cpu()
         # Rows that have ended leave the batch and its cache.
-        going = (~torch.isin(new, ends).any(1)).nonzero()[:, 0]
+        going = (~is_end.any(1)).nonzero()[:, 0]
         real = torch.cat([real, torch.ones_like(new)], 1)[going]
         rows, tokens = rows[going], tokens[going]
         if cache is not None and len(going) < len(new):
@@ -192,7 +199,7 @@ def _padded_left(
 def cache_is_right(model: HookedModel) -> bool:
     """Whether one cached step gives the logits of the uncached pass; asked once a model.
 
-    From transformers 5.24 on a bridge's cache stays empty and generation turns into fluent garbage without an error.
+    A cache that stays empty turns generation into fluent garbage without an error.
     """
     noted = notes(model)
     if noted.cache_is_right is None:
@@ -205,6 +212,7 @@ def cache_is_right(model: HookedModel) -> bool:
 @torch.inference_mode()
 def _cached_step_equals_uncached(model: HookedModel, *, tolerance: float = 0.05) -> bool:
     """Within `tolerance` of the logits' spread."""
+    hand_over_cache(model)  # a bridge that was brought has none yet
     tokens = torch.arange(1, 9, device=model.cfg.device)[None] % model.cfg.d_vocab
     n_prompt = torch.tensor([tokens.shape[1] - 1])
     with while_generating(model, n_prompt, int(n_prompt), cached=False):
@@ -213,5 +221,5 @@ def _cached_step_equals_uncached(model: HookedModel, *, tolerance: float = 0.05)
         _, cache = model(tokens[:, :-1], return_type="logits_and_cache", use_cache=True)
         if cache is None:
             return False
-        step, _ = model(tokens[:, -1:], return_type="logits_and_cache", past_key_values=cache)
+        step, _ = model(tokens[:, -1:], return_type="logits_and_cache", **{CACHE: cache})
     return bool((step[0, -1].float() - full).abs().max() <= tolerance * full.std())

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from dean_interp.models.adapters import AsMatrix, OnProduct, as_it_is, owner_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.sites import MATRICES, Site
+from dean_interp.models.turn_end import end_tokens
 
 
 def _heads_write(stored: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "d_model _"]:
@@ -111,9 +112,8 @@ class HookedTransformerAdapter:
             yield
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """The tokenizer's end of text."""
-        end: Any = tokenizer.eos_token_id
-        return [] if end is None else [end]
+        """The tokenizer's end of text and the template's end of turn: no generation settings came with the weights."""
+        return end_tokens(tokenizer)
 
     def generate(
         self,
@@ -126,6 +126,7 @@ class HookedTransformerAdapter:
         cache: Any,  # noqa: ANN401
     ) -> tuple[Int[Tensor, "row all_pos"], Any]:
         """By TransformerLens' own `generate`, in one call."""
+        ends = self.end_tokens(tokenizer)
         output = self.model.generate(
             tokens,
             max_new_tokens=max_new_tokens,
@@ -134,8 +135,8 @@ class HookedTransformerAdapter:
             prepend_bos=False,
             return_type="tokens",
             verbose=False,
-            stop_at_eos=tokenizer.eos_token_id is not None,
-            eos_token_id=tokenizer.eos_token_id,
+            stop_at_eos=bool(ends),
+            eos_token_id=ends,
         )
         return output, None
 

@@ -9,6 +9,7 @@ import numpy as np
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.served import Served, generate_served
+from dean_interp.models.adapters import adapter_of
 from dean_interp.models.generate import generate, generate_to
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.scored_prompts import refuse_scored
@@ -102,6 +103,7 @@ def _served(
         prompts,
         lengths=lengths,
         template=store.template,
+        ends=adapter_of(model).end_tokens(native_tokenizer(model)),
         replies=replies,
     )
     return {length: _by_set(behaviours, given) for length, given in answers.items()}
@@ -128,9 +130,15 @@ def _refuse_other_checkpoint(
     replies: Path,
 ) -> None:
     """Raise `InputError` where no served answer begins as the model's own: a wrong address shows nowhere else."""
-    longest = max(lengths)
+    longest, tokenizer = max(lengths), native_tokenizer(model)
     served = generate_served(
-        server, native_tokenizer(model), prompts, lengths=lengths, template=store.template, replies=replies
+        server,
+        tokenizer,
+        prompts,
+        lengths=lengths,
+        template=store.template,
+        ends=adapter_of(model).end_tokens(tokenizer),
+        replies=replies,
     )[longest]
     own = generate(model, prompts, max_new_tokens=min(N_BEGIN, longest), template=store.template)
     n_alike = 0
