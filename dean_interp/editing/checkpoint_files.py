@@ -32,7 +32,7 @@ from dean_interp.files import read_json
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OF_ONE_RANK = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-"""A file of a checkpoint that several ranks saved; where there is one `transformers` reads these, and nothing beside."""
+"""A file of a checkpoint that several ranks saved; where there is one `transformers` reads these, and nothing else."""
 _FORMS_OF_WEIGHTS = frozenset(
     ".safetensors .bin .pt .pth .ckpt .gguf .ggml .onnx .onnx_data .data .msgpack .h5 .hdf5 .keras .pb .tflite .ot "
     ".npz .npy .distcp .mlmodel .pte .engine .pdparams .params .nemo .task .litertlm .pkl .pickle".split()
