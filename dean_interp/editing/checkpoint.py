@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedModel
 
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
@@ -24,7 +23,8 @@ from dean_interp.errors import InputError
 from dean_interp.files import atomic_folder
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, native_tokenizer
-from dean_interp.models.matrices import stored_names
+from dean_interp.models.notes import notes
+from dean_interp.models.plain import save_model
 from dean_interp.models.tokens import Template, encode
 from dean_interp.progress import progress_bar
 
@@ -88,6 +88,9 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     adapter = adapter_of(model)
     if not adapter.wraps_checkpoint:
         raise InputError(f"a {adapter.kind}'s tensors are no checkpoint's: load the model without hooked_transformer")
+    plain = notes(model).plain
+    if plain is None:
+        raise InputError("this bridge was not made by load_model: give load_model the folder or the transformers model")
     _refuse_existing(out)
     refuse_state(edit_state(model, edit), "base", edit, str(model.cfg.model_name))
     prompt = torch.tensor([encode(native_tokenizer(model), _PROMPT, [], template=_template(model)).prompt])
@@ -95,39 +98,33 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     apply_edit(model, edit)
     try:
         with atomic_folder(out) as part:
-            _save_checkpoint(model, part)
+            save_model(plain, part)
+            native_tokenizer(model).save_pretrained(part)
             # Where hooks do not do quite the same, the edited model itself gives the expected logits.
             edited_logits = None if edit.equals_hooks else _logits(model, prompt)
             revert_edit(model, edit)
             expected = _hooked_logits(model, edit, prompt) if edited_logits is None else edited_logits
-            return _compared(part, model, prompt, expected, n_new_tokens=n_new_tokens)
+            return _compared(part, type(plain), model, prompt, expected, n_new_tokens=n_new_tokens)
     finally:
         if edit_state(model, edit) == "edited":
             revert_edit(model, edit)
 
 
-def _save_checkpoint(model: HookedModel, folder: Path) -> None:
-    """Write a bridge's parameters, config and tokenizer into a folder, as `save_pretrained` would."""
-    names = stored_names(model)
-    tensors = {}
-    for parameter in model.original_model.parameters():
-        tensors[names[id(parameter)]] = parameter.detach().cpu().contiguous()
-    save_torch_state_dict(tensors, folder, safe_serialization=True)
-    model.original_model.config.save_pretrained(folder)
-    if model.original_model.generation_config is not None:
-        model.original_model.generation_config.save_pretrained(folder)
-    native_tokenizer(model).save_pretrained(folder)
-
-
 def _compared(
-    folder: Path, model: HookedModel, prompt: Tensor, expected: Tensor, *, n_new_tokens: int
+    folder: Path,
+    plain_class: type[PreTrainedModel],
+    model: HookedModel,
+    prompt: Tensor,
+    expected: Tensor,
+    *,
+    n_new_tokens: int,
 ) -> dict[str, float | str]:
     """Load the written folder in plain `transformers`, compare its logits with `expected`, and generate.
 
     Raises `RuntimeError` where the logits differ by more than rounding, or the next token does.
     """
     dtype = next(model.parameters()).dtype
-    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    plain: Any = plain_class.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     plain.to(prompt.device).eval()
     with torch.inference_mode():
         logits = plain(prompt).logits.float()

@@ -19,13 +19,13 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import (
-    ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
 )
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from dean_interp.errors import InputError
 from dean_interp.files import read_json
@@ -114,11 +114,10 @@ def weight_files(folder: Path) -> WeightFiles:
     if outside:
         raise InputError(f"{index} is damaged: it names {min(outside)!r:.60}, which is no file in its folder")
     # Unlike `Path.is_file`, `os.path.isfile` does not raise for a name that no file can have.
-    missing = [name for name in names if not os.path.isfile(index.parent / name)]
+    missing = [name for name in names if not os.path.isfile(folder / name)]
     if missing:
         raise InputError(f"{folder} has no {missing[0]!r:.60}, which {index.name} names: the checkpoint is incomplete")
-    shards = tuple(Path(chosen).parent / name for name in names)
-    return WeightFiles(shards, Path(chosen), weight_map)
+    return WeightFiles(tuple(map(Path, names)), Path(chosen), weight_map)
 
 
 def _chosen_file(folder: Path) -> str:
@@ -126,7 +125,7 @@ def _chosen_file(folder: Path) -> str:
     config = folder / CONFIG_NAME
     named = read_json(config, _Config).transformers_weights if config.is_file() else None
     if named is not None:
-        is_inside = (folder / named).resolve().parent.is_relative_to(folder.resolve())
+        is_inside = not Path(named).is_absolute() and ".." not in Path(named).parts
         if not named.endswith((".safetensors", ".safetensors.index.json")) or not is_inside:
             raise InputError(f"{config} names the weights {named!r:.60}, which is no safetensors file in its folder")
         if not os.path.isfile(folder / named):
