@@ -68,7 +68,7 @@ def stored_name(model: HookedModel, site: Site) -> tuple[str, bool]:
     Raises `InputError` where the checkpoint keeps it in one tensor with others, and the bridge computes with a part.
     """
     stored, as_matrix = parameter(model, site)
-    if any(part.weight is stored for part, _ in parts_of_joint_tensors(model.original_model)):
+    if any(part.weight is stored for part in parts_of_joint_tensors(model.original_model)):
         raise InputError(
             f"the checkpoint of {model.cfg.model_name} keeps '{site.part}' of layer {site.layer} in one tensor with "
             "other matrices, into which no edit is written: ablate it by hooks, or edit neurons"

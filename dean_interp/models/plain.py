@@ -6,7 +6,7 @@ checkpoint. So the tree is copied before it is bridged. The copy holds the same 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,14 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
         settings.to_json_file(folder / GENERATION_CONFIG_NAME)
 
 
-def parts_of_joint_tensors(model: nn.Module) -> Iterator[tuple[nn.Linear, nn.Linear]]:
-    """What a bridge split off joint tensors of a checkpoint: each part, and the same part split off again."""
+def parts_of_joint_tensors(model: nn.Module) -> Iterator[nn.Linear]:
+    """What a bridge split off joint tensors of the checkpoint inside it, and computes with."""
+    for _, _, parts in _joint_components(model):
+        yield from parts
+
+
+def _joint_components(model: nn.Module) -> Iterator[tuple[nn.Module, Callable, list[nn.Linear]]]:
+    """By component of a bridge: the module with the joint tensor, what splits it, and the parts that it made."""
     component: Any
     for component in model.modules():
         if hasattr(component, "split_qkv_matrix"):
@@ -57,9 +63,7 @@ def parts_of_joint_tensors(model: nn.Module) -> Iterator[tuple[nn.Linear, nn.Lin
             names, split = ("gate", "in"), component.split_gate_up_matrix
         else:
             continue
-        again = split(component.original_component)
-        for name, fresh in zip(names, again, strict=True):
-            yield getattr(component, name).original_component, fresh
+        yield component.original_component, split, [getattr(component, name).original_component for name in names]
 
 
 def _refuse_stale(model: PreTrainedModel, twin: nn.Module, prefix: str, keep_vars: bool) -> None:
@@ -70,9 +74,17 @@ def _refuse_stale(model: PreTrainedModel, twin: nn.Module, prefix: str, keep_var
             "parameters of the model were exchanged after load_model wrapped it: it cannot be saved as the checkpoint "
             "that it came from"
         )
-    for part, fresh in parts_of_joint_tensors(model):
-        if not torch.equal(part.weight, fresh.weight):
+    for joint, split, parts in _joint_components(model):
+        # A joint tensor that is away (offloaded) cannot be split again.
+        if any(parameter.is_meta for parameter in joint.parameters()):
+            continue
+        again = split(joint)
+        if not all(map(_are_equal, parts, again)):
             raise InputError(
                 "matrices that the bridge split off a joint tensor of the checkpoint were changed, and the joint "
                 "tensor was not: what was changed would be lost, so change the joint tensor before load_model"
             )
+
+
+def _are_equal(part: nn.Linear, fresh: nn.Linear) -> bool:
+    return all(map(torch.equal, part.parameters(), fresh.parameters()))
