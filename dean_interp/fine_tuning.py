@@ -21,6 +21,7 @@ from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError
 from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain
+from dean_interp.models.plain import save_model
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.tokens import Template, encode
 
@@ -113,7 +114,7 @@ def fine_tune(
     callbacks = [_watcher(show, config.every)] if watch else []
     _train(trained, rows, config, folder / "trainer", callbacks)
     with atomic_folder(folder / "model") as part:
-        _merged(trained, config).save_pretrained(part)
+        save_model(_merged(trained, config), part)
         tokenizer.save_pretrained(part)
     shutil.rmtree(folder / "trainer")
     return folder / "model"

@@ -4,59 +4,33 @@ The model is not loaded: files are mapped into memory, so a checkpoint of 70 bil
 almost no memory. The new folder appears whole, by one rename, or not at all. The old one is never written to.
 """
 
-import json
 import logging
-import os
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from huggingface_hub import save_torch_state_dict
-from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedModel
 
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
+from dean_interp.editing.checkpoint_files import all_files, unread_weights, weight_files
 from dean_interp.editing.edit import Edit, joint_edit_state, refuse_state
+from dean_interp.editing.matching import places_of
 from dean_interp.editing.tensor_change import EditState
 from dean_interp.errors import InputError
-from dean_interp.files import atomic_folder, read_json
+from dean_interp.files import atomic_folder
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, native_tokenizer
-from dean_interp.models.matrices import stored_names
+from dean_interp.models.notes import notes
+from dean_interp.models.plain import save_model
 from dean_interp.models.tokens import Template, encode
 from dean_interp.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_INDEX = "model.safetensors.index.json"
-_OTHER_FORMS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _PROMPT = "What should I keep in mind when I share a flat?"
-
-
-@dataclass(frozen=True)
-class _Location:
-    """Where a tensor lies in a checkpoint's files: its bytes are `start` to `end` of `file`."""
-
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class _Index:
-    """The part of a sharded checkpoint's index that is read."""
-
-    weight_map: dict[str, str]
 
 
 def checkpoint_state(folder: str | Path, edit: Edit) -> EditState:
@@ -69,15 +43,17 @@ def checkpoint_state(folder: str | Path, edit: Edit) -> EditState:
 
 def tensor_states(folder: str | Path, edit: Edit) -> dict[str, EditState]:
     """The state of each tensor that the edit changes, by its name. Raises `InputError` as `checkpoint_state` does."""
-    locations = _locations(Path(folder), edit)
+    places = places_of(Path(folder), edit)
     states: dict[str, EditState] = {}
-    for name, location in progress_bar(locations.items(), desc="checking", unit="tensor", leave=False):
-        states[name] = edit.changes[name].state(_mapped(location))
+    for name, place in progress_bar(places.items(), desc="checking", unit="tensor", leave=False):
+        states[name] = edit.changes[name].state(place.mapped(Path(folder)))
     return states
 
 
 def apply_edit_to_checkpoint(folder: str | Path, edit: Edit, out: str | Path) -> None:
-    """Write an edited copy of a checkpoint to a new folder. Weights in other forms (`.bin`, `.gguf`) are left out.
+    """Write an edited copy of a checkpoint to a new folder: the weights that `transformers` loads are edited.
+
+    Other weights in the folder (in another format, in subfolders, adapters) are left out; a warning names them.
 
     Raises:
         InputError: before anything is written, where the checkpoint is not the edit's base or holds the edit already,
@@ -112,6 +88,9 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     adapter = adapter_of(model)
     if not adapter.wraps_checkpoint:
         raise InputError(f"a {adapter.kind}'s tensors are no checkpoint's: load the model without hooked_transformer")
+    plain = notes(model).plain
+    if plain is None:
+        raise InputError("this bridge was not made by load_model: give load_model the folder or the transformers model")
     _refuse_existing(out)
     refuse_state(edit_state(model, edit), "base", edit, str(model.cfg.model_name))
     prompt = torch.tensor([encode(native_tokenizer(model), _PROMPT, [], template=_template(model)).prompt])
@@ -119,39 +98,33 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     apply_edit(model, edit)
     try:
         with atomic_folder(out) as part:
-            _save_checkpoint(model, part)
+            save_model(plain, part)
+            native_tokenizer(model).save_pretrained(part)
             # Where hooks do not do quite the same, the edited model itself gives the expected logits.
             edited_logits = None if edit.equals_hooks else _logits(model, prompt)
             revert_edit(model, edit)
             expected = _hooked_logits(model, edit, prompt) if edited_logits is None else edited_logits
-            return _compared(part, model, prompt, expected, n_new_tokens=n_new_tokens)
+            return _compared(part, type(plain), model, prompt, expected, n_new_tokens=n_new_tokens)
     finally:
         if edit_state(model, edit) == "edited":
             revert_edit(model, edit)
 
 
-def _save_checkpoint(model: HookedModel, folder: Path) -> None:
-    """Write a bridge's parameters, config and tokenizer into a folder, as `save_pretrained` would."""
-    names = stored_names(model)
-    tensors = {}
-    for parameter in model.original_model.parameters():
-        tensors[names[id(parameter)]] = parameter.detach().cpu().contiguous()
-    save_torch_state_dict(tensors, folder, safe_serialization=True)
-    model.original_model.config.save_pretrained(folder)
-    if model.original_model.generation_config is not None:
-        model.original_model.generation_config.save_pretrained(folder)
-    native_tokenizer(model).save_pretrained(folder)
-
-
 def _compared(
-    folder: Path, model: HookedModel, prompt: Tensor, expected: Tensor, *, n_new_tokens: int
+    folder: Path,
+    plain_class: type[PreTrainedModel],
+    model: HookedModel,
+    prompt: Tensor,
+    expected: Tensor,
+    *,
+    n_new_tokens: int,
 ) -> dict[str, float | str]:
     """Load the written folder in plain `transformers`, compare its logits with `expected`, and generate.
 
     Raises `RuntimeError` where the logits differ by more than rounding, or the next token does.
     """
     dtype = next(model.parameters()).dtype
-    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    plain: Any = plain_class.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     plain.to(prompt.device).eval()
     with torch.inference_mode():
         logits = plain(prompt).logits.float()
@@ -194,29 +167,29 @@ def _template(model: HookedModel) -> Template:
 def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState) -> None:
     """Copy a folder whose state is `expected`, and write the edit's other values into the copy."""
     _refuse_existing(out)
-    locations = _locations(folder, edit)
+    places = places_of(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
     with atomic_folder(out) as part:
         for file in progress_bar(_files_to_copy(folder), desc=f"copying {folder.name}", unit="file", leave=False):
             (part / file).parent.mkdir(parents=True, exist_ok=True)
-            # Links, as in the hub's cache, are followed.
+            # Links, as in the hub's cache, are followed: the copy holds files.
             shutil.copyfile(folder / file, part / file)
-        for name, location in locations.items():
+        for name, place in places.items():
             change = edit.changes[name]
             write = change.write if expected == "base" else change.undo
-            write(_mapped(location, folder=part, write=True))
+            write(place.mapped(part, write=True))
 
 
 def _files_to_copy(folder: Path) -> list[Path]:
-    """Every file of a checkpoint but the same weights in other forms, which would not be edited."""
-    files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    unedited = [file for file in files if file.suffix in _OTHER_FORMS]
-    if unedited:
+    """Every file of a checkpoint but weights that are not loaded, which would carry the unedited model along."""
+    unread = unread_weights(folder, weight_files(folder))
+    if unread:
         log.warning(
-            "left out, since they hold weights in a form that edits are not written into: %s",
-            ", ".join(map(str, unedited)),
+            "left out, since they hold weights that are not loaded from %s and so are not edited: %s",
+            folder,
+            ", ".join(map(str, unread)),
         )
-    return [file for file in files if file not in unedited]
+    return [file for file in all_files(folder) if file not in unread]
 
 
 def _refuse_existing(out: Path) -> None:
@@ -224,74 +197,3 @@ def _refuse_existing(out: Path) -> None:
         raise InputError(f"{out} exists: an edited checkpoint is written to a new folder, and the old one is kept")
     if not out.absolute().parent.is_dir():
         raise InputError(f"no folder {out.absolute().parent} to write {out.name} in")
-
-
-def _locations(folder: Path, edit: Edit) -> dict[str, _Location]:
-    """Where each tensor of an edit lies in a checkpoint, by the edit's name of it."""
-    stored = _stored_tensors(folder)
-    locations = {}
-    for name, change in edit.changes.items():
-        matches = [name] if name in stored else _names_but_for_prefix(name, stored)
-        if len(matches) != 1:
-            raise InputError(f"{folder} has no tensor {name}, which this edit of {edit.facts['model']} changes")
-        location = stored[matches[0]]
-        if location.shape != change.shape:
-            raise InputError(f"{name} is {location.shape} in {folder}, and {change.shape} in the edit's base")
-        locations[name] = location
-    return locations
-
-
-def _names_but_for_prefix(name: str, stored: Iterable[str]) -> list[str]:
-    """Some checkpoints leave out, or add, the name of the model's body in front of a tensor's name."""
-    return [other for other in stored if name.endswith(f".{other}") or other.endswith(f".{name}")]
-
-
-def _stored_tensors(folder: Path) -> Mapping[str, _Location]:
-    """Every tensor in a folder's safetensors files, by its name there."""
-    locations = {}
-    for file in _safetensors_files(folder):
-        # `safe_open` checks that the header fits the file.
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged ({error})") from error
-        # A file begins with the length of its header (8 bytes), then the header; offsets count from the header's end.
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] in _DTYPES:
-                start, end = (8 + length + offset for offset in entry["data_offsets"])
-                dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-                locations[name] = _Location(file=file, dtype=dtype, shape=shape, start=start, end=end)
-    return locations
-
-
-def _safetensors_files(folder: Path) -> list[Path]:
-    """The checkpoint's files: those that its index names, or the one file of a small checkpoint."""
-    if not folder.is_dir():
-        raise InputError(f"no checkpoint folder {folder}")
-    index = folder / _INDEX
-    names = set(read_json(index, _Index).weight_map.values()) if index.is_file() else {"model.safetensors"}
-    outside = [name for name in names if name != Path(name).name or name == ".."]
-    if outside:
-        raise InputError(f"{index} is damaged: it names {min(outside)!r:.60}, which is no file in its folder")
-    files = [folder / name for name in sorted(names)]
-    # Unlike `Path.is_file`, `os.path.isfile` does not raise for a name that no file can have.
-    missing = [file.name for file in files if not os.path.isfile(file)]
-    if missing:
-        raise InputError(
-            f"{folder} has no {missing[0]:.60}: edits are written into safetensors checkpoints (save_pretrained)"
-        )
-    return files
-
-
-def _mapped(location: _Location, *, folder: Path | None = None, write: bool = False) -> Float[Tensor, "..."]:
-    """A tensor of a checkpoint file, read (and written) where it lies. `folder` holds a copy of the file."""
-    file = (folder or location.file.parent) / location.file.name
-    # Mode "c": torch wants memory that it could write to, and the file stays as it is.
-    mode = "r+" if write else "c"
-    n_bytes = location.end - location.start
-    mapped = np.memmap(file, dtype=np.uint8, mode=mode, offset=location.start, shape=(n_bytes,))
-    return torch.from_numpy(mapped).view(location.dtype).reshape(location.shape)

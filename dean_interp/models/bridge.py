@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.notes import notes
+from dean_interp.models.plain import plain_twin
 
 
 def bridge_to(
@@ -19,7 +20,7 @@ def bridge_to(
     """The model behind a bridge. Attention becomes eager, or attention hooks and masks would not be honoured.
 
     Args:
-        model: it is wrapped, not copied.
+        model: it is wrapped, not copied. Its `save_pretrained` still saves the model that it was.
         tokenizer: the checkpoint's own; the bridge gets a copy, and the model's notes keep this one.
         name: a folder or a name on the hub, from which TransformerLens reads the configuration.
         trust_remote_code: whether TransformerLens may run code that comes with the checkpoint.
@@ -30,13 +31,17 @@ def bridge_to(
     bridge_tokenizer = copy.deepcopy(tokenizer)
     bridge_tokenizer.init_kwargs |= {"add_bos_token": True, "name_or_path": tokenizer.name_or_path}
     device = _input_device(model)
-    with _without_mixed_device_map(model):
+    twin = plain_twin(model)
+    with _without_mixed_device_map(model), _without_processor():
         bridge = TransformerBridge.boot_transformers(
             name, hf_model=model, tokenizer=bridge_tokenizer, device=device, trust_remote_code=trust_remote_code
         )
     bridge.cfg.device = device
     hand_over_cache(bridge)
     notes(bridge).tokenizer = tokenizer
+    notes(bridge).plain = twin
+    # The caller may hold the model and save it later; its own method would save the bridge's tree of modules.
+    setattr(model, "save_pretrained", twin.save_pretrained)  # noqa: B010 - it is a method in its class
     return bridge
 
 
@@ -63,3 +68,21 @@ def _without_mixed_device_map(model: Any) -> Iterator[None]:  # noqa: ANN401 - w
     finally:
         if is_mixed:
             model.hf_device_map = device_map
+
+
+@contextmanager
+def _without_processor() -> Iterator[None]:
+    """While open, no processor of images is loaded for a multimodal model: only its text is worked with here.
+
+    Where the processor cannot be loaded TransformerLens runs `pip install torchvision`, which may exchange torch.
+    """
+    loader = AutoProcessor.__dict__["from_pretrained"]
+    setattr(AutoProcessor, "from_pretrained", _no_processor)  # noqa: B010 - it is a method in its class
+    try:
+        yield
+    finally:
+        setattr(AutoProcessor, "from_pretrained", loader)  # noqa: B010
+
+
+def _no_processor(*_: object, **__: object) -> None:
+    """Takes what `AutoProcessor.from_pretrained` takes."""

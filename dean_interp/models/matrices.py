@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import OnProduct, adapter_of
 from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.plain import parts_of_joint_tensors
 from dean_interp.models.sites import MATRICES, Modules, Site
 
 
@@ -62,8 +63,16 @@ def home(model: HookedModel, site: Site) -> torch.device:
 
 
 def stored_name(model: HookedModel, site: Site) -> tuple[str, bool]:
-    """What the checkpoint inside a model calls a matrix, and whether it stores the transpose of `(d_in, d_out)`."""
+    """What the checkpoint inside a model calls a matrix, and whether it stores the transpose of `(d_in, d_out)`.
+
+    Raises `InputError` where the checkpoint keeps it in one tensor with others, and the bridge computes with a part.
+    """
     stored, as_matrix = parameter(model, site)
+    if any(part.weight is stored for part in parts_of_joint_tensors(model.original_model)):
+        raise InputError(
+            f"the checkpoint of {model.cfg.model_name} keeps '{site.part}' of layer {site.layer} in one tensor with "
+            "other matrices, into which no edit is written: ablate it by hooks, or edit neurons"
+        )
     return stored_names(model)[id(stored)], as_matrix is torch.t
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.sites import Site
@@ -41,6 +41,8 @@ class ModelNotes:
 
     tokenizer: PreTrainedTokenizerBase | None = None
     """The checkpoint's own tokenizer (`load.native_tokenizer`); None before it is loaded."""
+    plain: PreTrainedModel | None = None
+    """The model as it was before it was wrapped, with the same parameters (`plain`); None where others wrapped it."""
     scored_prompts: set[str] = field(default_factory=set)
     """Hashes of the prompts that the model was scored on, or is now edited by (`scored_prompts`)."""
     token_positions: TokenPositions | None = None
