@@ -211,7 +211,8 @@ def _places(estimand: Estimand, before: Activations, edit: Arm) -> list[Place]:
     """Every layer by itself, and those that the ablation can reach as one."""
     if estimand == "paper_nhsic":
         return [Place(f"layer {layer}", (layer,)) for layer in sorted(before.residual)]
-    layers = sorted(site.layer for site in before.values)
+    # Where no layer has a neuron to compare, every layer says so.
+    layers = sorted(site.layer for site in before.values or before.units.units)
     places = [Place(f"layer {layer}", (layer,)) for layer in layers]
     reached = [place.layers[0] for place in places if _reaches(estimand, edit, place)] or layers
     if len(reached) > 1:
