@@ -238,6 +238,8 @@ def _largest_fall(shifts: Sequence[Shift]) -> tuple[int, float | None]:
 
     With controls the fall is standardised; without, it is the largest as it stands.
     """
+    # A layer without an estimate cannot have fallen; where no layer has one, the record says so (`not_estimated`).
+    shifts = [shift for shift in shifts if shift.is_estimated] or shifts
     changes = [shift.change for shift in shifts]
     control_changes = list(zip(*(shift.control_changes for shift in shifts), strict=True))
     if not control_changes:

@@ -115,8 +115,8 @@ class MutualInformation(Framed):
         lines = []
         for variant in self.variants:
             name = self._title(variant)
-            if reason := self.not_estimated(variant):
-                lines.append(f"{name}: not estimated, since {reason}")
+            if self.not_estimated(variant):
+                lines.append(self._missing(variant))
                 continue
             lines.append(f"{name}: {self.units} above the null, before -> after, change [95 %], p among controls")
             lines += [_line(shift) for shift in self.of(variant)]
@@ -147,8 +147,8 @@ class MutualInformation(Framed):
         """One sentence a number: the largest fall in any layer, beside the controls."""
         sentences = []
         for variant in self.variants:
-            if reason := self.not_estimated(variant):
-                sentences.append(f"{self._title(variant)}: not estimated, since {reason}.")
+            if self.not_estimated(variant):
+                sentences.append(self._missing(variant))
                 continue
             layer, p = self.largest_fall_layer[variant], self.largest_fall_p[variant]
             shift = next(shift for shift in self.of(variant) if shift.layers == (layer,))
@@ -186,6 +186,14 @@ class MutualInformation(Framed):
         if not any(sum(shift.n_units) for shift in shifts):
             return "no neuron that is left is in the top of one behaviour alone (take another fraction of neurons)"
         return "every layer has a side without neurons, or whose neurons are the same on every prompt"
+
+    @property
+    def missing(self) -> list[str]:
+        """One sentence for each number that could not be estimated in any layer."""
+        return [self._missing(variant) for variant in self.variants if self.not_estimated(variant)]
+
+    def _missing(self, variant: str) -> str:
+        return f"{self._title(variant)}: not estimated, since {self.not_estimated(variant)}."
 
     @property
     def layers(self) -> list[Shift]:

@@ -26,7 +26,7 @@ from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.config import StudyConfig, SweepConfig, SweepMethod, factor_of
-from dean_interp.study.controls import ControlRequest
+from dean_interp.study.controls import ControlRequest, refuse_without_controls
 from dean_interp.study.method import compare_with_controls, control_request, original_of, score
 from dean_interp.study.pareto import front_of, halves_of, objectives, on_rows
 from dean_interp.study.results import StateResults, load_record, save_record
@@ -172,6 +172,9 @@ def _sweep(
     tried = [each for each in config.combinations() if len(selections[each[:3]])]
     if not tried:
         raise InputError(f"no combination selects a unit: raise the fractions (tried {', '.join(empty)})")
+    # Any of them may be on the front, and then needs controls.
+    for selection in selections.values():
+        refuse_without_controls(selection)
     parts = [behaviour.fingerprint for behaviour in (*tests, *scores)]
     store = Store(
         folder=folder,
