@@ -26,7 +26,7 @@ from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
 from dean_interp.editing.edit import Edit, joint_edit_state, refuse_state
 from dean_interp.editing.tensor_change import EditState
 from dean_interp.errors import InputError
-from dean_interp.files import atomic_folder, read_json
+from dean_interp.files import atomic_folder, read_json, refuse_unreadable
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import stored_names
@@ -250,6 +250,7 @@ def _stored_tensors(folder: Path) -> Mapping[str, _Location]:
     """Every tensor in a folder's safetensors files, by its name there."""
     locations = {}
     for file in _safetensors_files(folder):
+        refuse_unreadable(file)
         # `safe_open` checks that the header fits the file.
         try:
             with safe_open(file, framework="pt"):

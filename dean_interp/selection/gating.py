@@ -133,8 +133,8 @@ def benefit_of(first: Gains, second: Gains, register: Gains | None, config: Gati
     for gains in (first, second):
         if not gains.size > 0:
             raise NoNeuronError(
-                f"no neuron moves the margin of {gains.behaviour}: every gain is 0, as where its safe and unsafe answers "
-                "are the same, or where the neurons do nothing"
+                f"no neuron moves the margin of {gains.behaviour}: every gain is 0, as where its safe and unsafe "
+                "answers are the same, or where the neurons do nothing"
             )
     benefit = {}
     for site in sorted(first.mean):

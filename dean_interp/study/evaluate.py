@@ -93,7 +93,8 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
 
     Raises:
         InputError: an empty selection, or one so large that no control is; a setting out of its range; other than three
-            or no scores; a judge, a task or a set that does not exist; a folder that another run writes to, or that holds measurements of something else.
+            or no scores; a judge, a task or a set that does not exist; a folder that another run writes to, or that
+            holds measurements of something else.
     """
     config.check()
     _refuse_selection(selection, scores)
