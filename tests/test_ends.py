@@ -5,18 +5,12 @@ in `KINDS`; until then the test fails and says so.
 """
 
 import dataclasses
-import functools
-import io
-import json
 import os
-import shutil
-import sys
 import types
 import typing
 from pathlib import Path
 
 import pytest
-import torch
 from tyro.conf import Positional
 
 from dean_interp import ScoringConfig, create_edit, importance, load_behaviour
@@ -24,8 +18,6 @@ from dean_interp.cli import edits, main
 from dean_interp.cli.help_examples import EXAMPLES
 from dean_interp.cli.steps import Step
 from dean_interp.errors import InputError
-from dean_interp.models import demo
-from dean_interp.models.load import load_model
 from dean_interp.selection.selection import top_fraction
 from dean_interp.study import settings
 

@@ -31,6 +31,7 @@ from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import stored_names
 from dean_interp.models.tokens import Template, encode
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class _Index:
 def checkpoint_state(folder: str | Path, edit: Edit) -> EditState:
     """Whether a checkpoint folder is the edit's base, holds the edit, or is something else.
 
-    Raises `InputError` where the folder has no safetensors files, or lacks a tensor that the edit changes.
+    Raises `InputError` where the folder has no safetensors files, or lacks a tensor of the edit.
     """
     return joint_edit_state(list(tensor_states(folder, edit).values()))
 
@@ -94,6 +95,7 @@ def revert_edit_in_checkpoint(folder: str | Path, edit: Edit, out: str | Path) -
     _write_copy(Path(folder), edit, Path(out), expected="edited")
 
 
+@own_torch_settings()
 def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int = 24) -> dict[str, float | str]:
     """Write a model in memory with the edit as a checkpoint folder, load it in plain `transformers`, and compare.
 
@@ -112,7 +114,7 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     adapter = adapter_of(model)
     if not adapter.wraps_checkpoint:
         raise InputError(f"a {adapter.kind}'s tensors are no checkpoint's: load the model without hooked_transformer")
-    _refuse_existing(out)
+    refuse_existing(out)
     refuse_state(edit_state(model, edit), "base", edit, str(model.cfg.model_name))
     prompt = torch.tensor([encode(native_tokenizer(model), _PROMPT, [], template=_template(model)).prompt])
     prompt = prompt.to(model.cfg.device)
@@ -193,7 +195,7 @@ def _template(model: HookedModel) -> Template:
 
 def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState) -> None:
     """Copy a folder whose state is `expected`, and write the edit's other values into the copy."""
-    _refuse_existing(out)
+    refuse_existing(out)
     locations = _locations(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
     with atomic_folder(out) as part:
@@ -212,14 +214,13 @@ def _files_to_copy(folder: Path) -> list[Path]:
     files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     unedited = [file for file in files if file.suffix in _OTHER_FORMS]
     if unedited:
-        log.warning(
-            "left out, since they hold weights in a form that edits are not written into: %s",
-            ", ".join(map(str, unedited)),
-        )
+        names = ", ".join(map(str, unedited))
+        log.warning("left out, since they hold weights in a form that edits are not written into: %s", names)
     return [file for file in files if file not in unedited]
 
 
-def _refuse_existing(out: Path) -> None:
+def refuse_existing(out: Path) -> None:
+    """Raise `InputError` where an edited checkpoint cannot be written: its folder exists, or has none to lie in."""
     if out.exists():
         raise InputError(f"{out} exists: an edited checkpoint is written to a new folder, and the old one is kept")
     if not out.absolute().parent.is_dir():

@@ -24,6 +24,7 @@ from dean_interp.models.hooked_model import HookedModel, hooked_transformer_clas
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import named_values
 from dean_interp.models.supported import refuse_architecture, refuse_without_neurons, unknown_model
+from dean_interp.models.torch_settings import own_torch_settings
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ Dtype = str | torch.dtype
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+@own_torch_settings()
 def load_model(
     name_or_folder_or_object: "str | Path | PreTrainedModel | HookedModel",
     *,
@@ -83,6 +85,7 @@ def load_model(
     return model.eval()
 
 
+@own_torch_settings()
 def load_plain(
     name: str | Path,
     *,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gains import Damage, Gains
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
@@ -72,6 +73,7 @@ class GatingConfig:
             raise InputError("sparsity is for proximal steps: give folds, too")
 
 
+@own_torch_settings()
 def closed_form_gates(
     first: Gains,
     second: Gains,

@@ -21,6 +21,7 @@ from dean_interp.files import write_text
 from dean_interp.frames import Framed
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
@@ -83,6 +84,7 @@ class Evaluation(Framed):
         return "\n".join([lines_table(self.lines), *_primary_in_words(self), *_judges_in_words(self)])
 
 
+@own_torch_settings()
 def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: EvaluationConfig, folder: Path) -> Evaluation:
     """Measure an edit beside its controls into a folder, or go on with what is there.
 
@@ -120,6 +122,7 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
     return evaluation
 
 
+@own_torch_settings()
 def estimate_information(
     selection: Selection, scores: Sequence[Scores], config: InformationConfig, folder: Path
 ) -> tuple[MutualInformation, ...]:

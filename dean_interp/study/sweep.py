@@ -18,6 +18,7 @@ from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN, clusters_of
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import progress_bar
 from dean_interp.scoring.methods import random, wanda_from
 from dean_interp.scoring.scores import Scores
@@ -77,6 +78,7 @@ class Sweep:
         return list(objectives(self.points[0].chosen_on))
 
 
+@own_torch_settings()
 def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
     """Run a sweep into a folder, or go on with the one that is there. Killed, it loses no more than a batch.
 
