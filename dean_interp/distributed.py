@@ -38,11 +38,18 @@ def process_group() -> Iterator[None]:
     """
     global _is_open
     is_ours = not dist.is_initialized()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and is_ours:
+    if os.environ.get("WORLD_SIZE", "1") == "1" and is_ours:
         yield
         return
     if is_ours:
-        _initialise()
+        try:
+            _initialise()
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"WORLD_SIZE={os.environ.get('WORLD_SIZE')} asks for several processes, and they did not meet "
+                f"({reason}): start them with torchrun, or unset it"
+            ) from error
     _is_open = True
     try:
         yield

@@ -1,8 +1,18 @@
 """The one error for what a caller can put right: bad names, bad files, bad fractions."""
 
+from collections.abc import Mapping
+
 
 class InputError(ValueError):
     """Something was asked for that cannot be done as given.
 
     The text is one line that says what was given and what is allowed. The command line prints it and exits with 2.
     """
+
+
+def refuse_below(settings: object, least: Mapping[str, float]) -> None:
+    """Raise `InputError` where one of these settings is below its least value, or no number; None is unset."""
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= smallest:
+            raise InputError(f"{name} must be at least {smallest}, got {value}")

@@ -21,6 +21,7 @@ from torch import Tensor
 from dean_interp.distributed import on_rank0, write_on_rank0
 from dean_interp.errors import InputError
 
+_POINTERS = {b"version https://git-lfs.github.com/spec/": "git lfs pull", b"/annex/objects/": "git annex get"}
 _METADATA_KEY = "dean_interp"
 Record = TypeVar("Record")
 
@@ -122,6 +123,7 @@ def read_tensors(path: str | Path, file_format: str, facts: type[Record]) -> tup
     what = file_format.split(".")[1]
     if not Path(path).is_file():
         raise InputError(f"no {what} file {path}")
+    refuse_unreadable(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -135,6 +137,18 @@ def read_tensors(path: str | Path, file_format: str, facts: type[Record]) -> tup
         raise InputError(f"{path} is damaged or not a {what} file ({_first_error(error)})") from error
     except (SafetensorError, KeyError) as error:
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error
+
+
+def refuse_unreadable(path: str | Path) -> None:
+    """Raise `InputError` where a file cannot be opened, or a pointer stands in its place, as before `git lfs pull`."""
+    try:
+        with Path(path).open("rb") as file:
+            beginning = file.read(64)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    for pointer, command in _POINTERS.items():
+        if beginning.startswith(pointer):
+            raise InputError(f"{path} is a pointer in place of the file: fetch the file itself ({command})")
 
 
 def format_of(path: str | Path) -> str:
@@ -152,6 +166,7 @@ def read_json(path: Path, kind: type[Record] | Any) -> Record:  # noqa: ANN401 -
 
     Raises `InputError` where the file cannot be read, is damaged, or holds something else.
     """
+    refuse_unreadable(path)
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except OSError as error:

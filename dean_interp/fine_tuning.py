@@ -24,6 +24,7 @@ from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain
 from dean_interp.models.plain import save_model
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.tokens import Template, encode
+from dean_interp.models.torch_settings import own_torch_settings
 
 FineTuningMethod = Literal["full", "lora", "dora"]
 Watch = Callable[[int, HookedModel], None]
@@ -68,6 +69,7 @@ class FineTuningConfig:
             raise InputError(f"method {self.method!r} needs the package peft: pip install 'dean_interp[tuning]'")
 
 
+@own_torch_settings()
 def fine_tune(
     name: str | Path,
     behaviours: Sequence[Behaviour],

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.data.examples import Example
+from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Encoded, Template, collate, encode, paths
@@ -81,6 +82,8 @@ class AnswerPair:
 
 def answer_pair(model: HookedModel, example: Example, template: Template, answer_tokens: int | None) -> AnswerPair:
     """The pair of an example that has both answers, of each its first `answer_tokens` tokens (None: all)."""
+    if answer_tokens is not None and answer_tokens < 1:
+        raise InputError(f"answer_tokens must be at least 1, got {answer_tokens}")
     answers = [example.answers["safe"], example.answers["unsafe"]]
     encoded = encode(
         native_tokenizer(model),

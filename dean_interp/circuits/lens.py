@@ -12,6 +12,7 @@ from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import weight
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
+from dean_interp.models.torch_settings import own_torch_settings
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Written:
         return f"L{self.layer}.{self.index} raises {raised}; lowers {lowered}"
 
 
+@own_torch_settings()
 @torch.inference_mode()
 def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8) -> list[Written]:
     """The `n_tokens` tokens that each neuron raises and lowers most, in logits for an activation of 1.

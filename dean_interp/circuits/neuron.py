@@ -15,6 +15,7 @@ from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Encoded, Template, encode, paths
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
@@ -76,6 +77,7 @@ def neuron_scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores:
     return NeuronScores(site.layer, index, score, rank)
 
 
+@own_torch_settings()
 @torch.inference_mode()
 def top_texts(
     model: HookedModel,

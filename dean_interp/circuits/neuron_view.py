@@ -19,6 +19,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import neuron_sites
 from dean_interp.models.tokens import Template
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 
@@ -51,6 +52,7 @@ class NeuronView:
     clustered by topic, else by prompt."""
 
 
+@own_torch_settings()
 def view_neuron(
     model: HookedModel,
     neuron: Neuron,

@@ -18,10 +18,12 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.tokens import Template
+from dean_interp.models.torch_settings import own_torch_settings, refuse_without_gradients
 from dean_interp.progress import progress_bar
 from dean_interp.selection.selection import Selection
 
 
+@own_torch_settings()
 def trace_circuit(
     model: HookedModel,
     selection: Selection,
@@ -52,6 +54,7 @@ def trace_circuit(
         InputError: weights instead of neurons, an empty selection, an example without both answers, a number below 1.
     """
     _check(model, selection, example, {"n_targets": n_targets, "n_sources": n_sources, "n_checked": n_checked})
+    refuse_without_gradients(model, str(model.cfg.model_name))
     pair = answer_pair(model, example, template, answer_tokens)
     with kept_pass(pair) as kept:
         margin = float(kept.margin.detach())

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from dean_interp.circuits.neuron import parse_neuron
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below
 from dean_interp.files import check_writable, read_json
 from dean_interp.report.circuit_page import circuit_page
 from dean_interp.report.neuron_page import neuron_page
@@ -76,6 +76,7 @@ class ShowCircuit:
 
 def do_circuit(step: ShowCircuit) -> StepResult:
     """Trace the circuit and write its page. Raises `InputError` for what can be put right."""
+    refuse_below(step, {"n_targets": 1, "n_sources": 1, "n_checked": 1, "answer_tokens": 1, "seed": 0})
     check_writable(step.out)
     selection = load_selection(step.selection)
     examples = load_behaviour(step.behaviour, n_examples=None, split="test").examples
@@ -104,19 +105,24 @@ def do_circuit(step: ShowCircuit) -> StepResult:
 
 def do_neuron(step: ShowNeuron) -> StepResult:
     """Look at the neuron and write its page. Raises `InputError` for what can be put right."""
+    refuse_below(step, {"n_test": 1, "n_texts": 1, "answer_tokens": 1, "seed": 0})
     site, index = parse_neuron(step.neuron)
     command = _command("neuron", step.neuron, step, ShowNeuron(step.neuron))
     if step.run:
         step = _with_run(step, step.run)
     out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
     check_writable(out)
+    # What can be wrong is read before the model is.
+    examples = [load_behaviour(name, n_examples=step.n_test, seed=step.seed, split="test") for name in step.behaviours]
+    scores = [load_scores(path) for path in step.scores]
+    selections = _neuron_selections(step)
     page = neuron_page(
         step.model.load(),
         site,
         index,
-        [load_behaviour(name, n_examples=step.n_test, seed=step.seed, split="test") for name in step.behaviours],
-        scores=[load_scores(path) for path in step.scores],
-        selections=_neuron_selections(step),
+        examples,
+        scores=scores,
+        selections=selections,
         n_texts=step.n_texts,
         template=step.model.template,
         answer_tokens=step.answer_tokens,

@@ -12,7 +12,13 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 from dean_interp.cli.replacement import Replacement
 from dean_interp.cli.step_result import StepResult
 from dean_interp.editing.apply import create_edit
-from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, export, revert_edit_in_checkpoint, tensor_states
+from dean_interp.editing.checkpoint import (
+    apply_edit_to_checkpoint,
+    export,
+    refuse_existing,
+    revert_edit_in_checkpoint,
+    tensor_states,
+)
 from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit, stack
 from dean_interp.editing.values import Multiply
 from dean_interp.errors import InputError
@@ -242,6 +248,7 @@ def _stack(action: StackEdits) -> StepResult:
 
 def _export(action: ExportEdit) -> StepResult:
     edit = load_edit(action.edit)
+    refuse_existing(action.out)
     check = export(action.model.load(), edit, action.out)
     text = (
         f"checkpoint: {action.out.resolve()}\n"

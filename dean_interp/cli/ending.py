@@ -5,8 +5,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
+
+import torch
 
 from dean_interp.cli.terminal import fit_for_reader
 from dean_interp.distributed import process_group, rank, world_size
@@ -34,21 +37,41 @@ def exit_code_of(work: Callable[[], object], *, name: str, debug: bool) -> int:
                 try:
                     work()
                 finally:
-                    # A closed pipe shows here, and not after the last line of Python.
-                    sys.stdout.flush()
+                    # A closed pipe or a full disk shows here, and not after the last line of Python.
+                    _flush_stdout()
         return 0
     except BrokenPipeError:
-        # What is left in both streams is written once more when Python exits, so it must go nowhere.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
+        _drop_output(sys.stdout, sys.stderr)
         return 141
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exception(error)
         code, message = _code_and_message(error)
-        sys.stderr.write(f"{name}: {_one_line(message)}\n")
+        # Whoever closed stderr wants to read nothing; where its disk is full nothing can be said.
+        with suppress(OSError, AttributeError):
+            sys.stderr.write(f"{name}: {_one_line(message)}\n")
         return code
+
+
+def _flush_stdout() -> None:
+    # A process that was started without a standard output has None.
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output(sys.stdout)
+        raise InputError(f"cannot write the result to standard output: {error.strerror}") from error
+
+
+def _drop_output(*streams: TextIO | None) -> None:
+    """What is left in the streams is written once more when Python exits, so it must go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())
 
 
 def _code_and_message(error: BaseException) -> tuple[int, str]:
@@ -57,6 +80,11 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
             return 2, str(error)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EROFS | errno.EFBIG):
             return 2, f"cannot write {error.filename or 'a file'}: {error.strerror}; what was finished is kept"
+        # A file or folder that the user's system does not give: its name and the system's reason say what to change.
+        case OSError(filename=str() | bytes() | Path()) if error.strerror:
+            return 2, f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
+        case MemoryError() | torch.OutOfMemoryError():
+            return 2, "out of memory: take smaller batches, another --device, or a smaller --dtype"
         case KeyboardInterrupt():
             return 130, "interrupted; what was written is kept, and the same command goes on from there"
         case _:

@@ -75,6 +75,9 @@ def _text(improvement: Improvement, files: Mapping[str, Path], following: Mappin
     for condition in improvement.conditions:
         verdict = "holds" if condition.holds else "does not hold"
         lines.append(f"{verdict:<13}  {condition.name}: {condition.text}")
+    for name, informations in improvement.information.items():
+        for information in informations:
+            lines += [f"{name}: {sentence}" for sentence in information.missing]
     lines += ["", *(f"{name}: {path.resolve()}" for name, path in files.items()), ""]
     lines += [f"{what}: {command}" for what, command in following.items()]
     return "\n".join(lines)

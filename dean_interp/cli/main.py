@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from dean_interp.cli.ending import exit_code_of
 from dean_interp.cli.help_examples import after_help
 from dean_interp.cli.steps import Command, do
-from dean_interp.cli.terminal import Talk, colours_where_wanted
+from dean_interp.cli.terminal import Talk, colours_where_wanted, has_every_character
 
 # `--json` and `--debug` may stand after the step, and no switch has a twin `--no-...`.
 _CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)
@@ -32,7 +32,9 @@ def _command(arguments: Sequence[str]) -> None:
     with redirect_stdout(sys.stderr):
         result = do(command.step, talk)
     if command.json:
-        print(to_json(result.record, indent=1, inf_nan_mode="null").decode())  # noqa: T201 - the result
+        ascii_alone = not has_every_character(sys.stdout)
+        text = to_json(result.record, indent=1, inf_nan_mode="null", ensure_ascii=ascii_alone).decode()
+        print(text)  # noqa: T201 - the result
     elif result.text:
         print(result.text)  # noqa: T201 - the result
     if not result.holds:

@@ -13,6 +13,7 @@ from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
 from dean_interp.editing.ablation import Positions, ablate
 from dean_interp.editing.values import Mean, described
+from dean_interp.errors import refuse_below
 from dean_interp.evaluation.judges.lexical import LexicalJudge, lexical_labels
 from dean_interp.files import check_writable, read_json, write_text
 from dean_interp.models.generate import generate
@@ -85,6 +86,7 @@ class EstimateInformation:
 
 def do_ablate(step: AblateUnits) -> StepResult:
     """Answer all prompts twice, and judge the answers."""
+    refuse_below(step, {"n_prompts": 1, "answer_length": 1, "answer_batch": 1, "seed": 0})
     selection = load_selection(step.selection)
     if step.out:
         check_writable(step.out)

@@ -89,6 +89,9 @@ def do_run(step: RunStudy) -> StepResult:
     report = _write_report(step.out)
     headlines = {unit_results.unit: unit_results.headline for unit_results in results.units}
     lines = [f"{unit}s: {headline}" for unit, headline in headlines.items()]
+    for unit_results in results.units:
+        for information in unit_results.information:
+            lines += [f"{unit_results.unit}s: {sentence}" for sentence in information.missing]
     record = {"results": str(step.out / "results.json"), "report": str(report), "headlines": headlines}
     return StepResult(record, "\n".join([*lines, f"report: {report.resolve()}"]))
 

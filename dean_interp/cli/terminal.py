@@ -1,11 +1,12 @@
 """What a command writes beside its result, fit for its reader: a terminal, or a log file. And talk with its user."""
 
+import codecs
 import io
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,40 @@ from dean_interp.progress import style_of_transformers_bars
 
 @contextmanager
 def fit_for_reader() -> Iterator[None]:
-    """Libraries draw their bars as we draw ours (`progress`). Of several processes the first one speaks."""
-    with style_of_transformers_bars(), nullcontext() if is_rank0() else redirect_stdout(io.StringIO()):
+    """Inside, standard output and error take every text, and libraries draw their bars as we draw ours (`progress`).
+
+    Of several processes the first one speaks. A stream that was closed before the process began is none; a buffer that
+    nobody reads takes its place.
+    """
+    with ExitStack() as stack:
+        for stream in (sys.stdout, sys.stderr):
+            stack.enter_context(_any_character(stream))
+        if sys.stdout is None or not is_rank0():
+            stack.enter_context(redirect_stdout(io.StringIO()))
+        if sys.stderr is None:
+            stack.enter_context(redirect_stderr(io.StringIO()))
+        stack.enter_context(style_of_transformers_bars())
         yield
+
+
+@contextmanager
+def _any_character(stream: object) -> Iterator[None]:
+    """Inside, characters that the stream's encoding (Windows' cp1252, say) does not have are written by number."""
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    errors = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)
+
+
+def has_every_character(stream: object) -> bool:
+    """Whether the stream's encoding has every character."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return codecs.lookup(encoding).name.startswith("utf")
 
 
 @contextmanager

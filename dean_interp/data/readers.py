@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dean_interp.errors import InputError
+from dean_interp.files import refuse_unreadable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,6 +137,7 @@ def _existing(path: Path) -> Path:
     # unlike `Path.is_file`, this raises nothing for a name that no file can have
     if not os.path.isfile(path):
         raise InputError(f"no file {path}")
+    refuse_unreadable(path)
     return path
 
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dean_interp.editing.reusable import reusable
 from dean_interp.editing.values import ActivationChange, Multiply, Restore, Value, Zero, activation_change, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
@@ -30,6 +31,7 @@ from dean_interp.selection.selection import Selection
 Positions = Literal["all", "prompt", "response"]
 
 
+@reusable
 @contextmanager
 def ablate(
     model: HookedModel,
@@ -40,8 +42,9 @@ def ablate(
 ) -> Iterator[None]:
     """Silence the selected units in every forward pass and generation inside the `with` block.
 
-    Ablations nest; where two change the same unit the inner one counts. An ablation of weights costs a product with the
-    rows and columns that it touches, not a second product with the whole matrix.
+    Ablations nest, and one can be opened again, also inside itself. Where two change the same unit the inner one
+    counts. An ablation of weights costs a product with the rows and columns that it touches, not a second product with
+    the whole matrix.
 
     Args:
         selection: neurons or weights of this model.
@@ -79,9 +82,10 @@ def ablate(
     with _noted(model, inner, selection.prompt_hashes), model.hooks(fwd_hooks=silencers), on_products(model, removers):
         yield
     if watch.expects_change and not watch.changed:
-        warnings.warn(f"the ablation of {selection} changed nothing", stacklevel=3)
+        warnings.warn(f"the ablation of {selection} changed nothing", stacklevel=4)
 
 
+@reusable
 @contextmanager
 def gated(model: HookedModel, gates: Gates, *, positions: Positions = "all") -> Iterator[None]:
     """Multiply every neuron by its gate in every forward pass and generation inside the `with` block.

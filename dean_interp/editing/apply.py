@@ -17,10 +17,12 @@ from dean_interp.models.load import HookedModel, versions
 from dean_interp.models.matrices import bias, stored_name, weight
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
 
 
+@own_torch_settings()
 def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero()) -> Edit:  # noqa: B008 - frozen
     """The edit that does to the weights what `ablate(model, selection, value=value)` does by hooks.
 
@@ -62,6 +64,7 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
     return Edit(changes, facts)
 
 
+@own_torch_settings()
 def create_gates_edit(model: HookedModel, gates: Gates) -> Edit:
     """The edit that does to the weights what `gated(model, gates)` does by hooks, rounded to the checkpoint's format.
 
@@ -70,6 +73,7 @@ def create_gates_edit(model: HookedModel, gates: Gates) -> Edit:
     return create_edit(model, gates.selection, value=Multiply(gates))
 
 
+@own_torch_settings()
 def apply_edit(model: HookedModel, edit: Edit) -> None:
     """Write an edit into a model in memory: a bridge, or a `HookedTransformer` of the same raw weights.
 
@@ -78,6 +82,7 @@ def apply_edit(model: HookedModel, edit: Edit) -> None:
     _write(model, edit, expected="base")
 
 
+@own_torch_settings()
 def revert_edit(model: HookedModel, edit: Edit) -> None:
     """Take an edit out of a model again, bit by bit.
 

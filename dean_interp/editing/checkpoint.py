@@ -26,6 +26,7 @@ from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.plain import save_model
 from dean_interp.models.tokens import Template, encode
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ _PROMPT = "What should I keep in mind when I share a flat?"
 def checkpoint_state(folder: str | Path, edit: Edit) -> EditState:
     """Whether a checkpoint folder is the edit's base, holds the edit, or is something else.
 
-    Raises `InputError` where the folder has no safetensors files, or lacks a tensor that the edit changes.
+    Raises `InputError` where the folder has no safetensors files, or lacks a tensor of the edit.
     """
     return joint_edit_state(list(tensor_states(folder, edit).values()))
 
@@ -70,6 +71,7 @@ def revert_edit_in_checkpoint(folder: str | Path, edit: Edit, out: str | Path) -
     _write_copy(Path(folder), edit, Path(out), expected="edited")
 
 
+@own_torch_settings()
 def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int = 24) -> dict[str, float | str]:
     """Write a model in memory with the edit as a checkpoint folder, load it in plain `transformers`, and compare.
 
@@ -91,7 +93,7 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     plain = notes(model).plain
     if plain is None:
         raise InputError("this bridge was not made by load_model: give load_model the folder or the transformers model")
-    _refuse_existing(out)
+    refuse_existing(out)
     refuse_state(edit_state(model, edit), "base", edit, str(model.cfg.model_name))
     prompt = torch.tensor([encode(native_tokenizer(model), _PROMPT, [], template=_template(model)).prompt])
     prompt = prompt.to(model.cfg.device)
@@ -166,7 +168,7 @@ def _template(model: HookedModel) -> Template:
 
 def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState) -> None:
     """Copy a folder whose state is `expected`, and write the edit's other values into the copy."""
-    _refuse_existing(out)
+    refuse_existing(out)
     places = places_of(folder, edit)
     refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
     with atomic_folder(out) as part:
@@ -192,7 +194,8 @@ def _files_to_copy(folder: Path) -> list[Path]:
     return [file for file in all_files(folder) if file not in unread]
 
 
-def _refuse_existing(out: Path) -> None:
+def refuse_existing(out: Path) -> None:
+    """Raise `InputError` where an edited checkpoint cannot be written: its folder exists, or has none to lie in."""
     if out.exists():
         raise InputError(f"{out} exists: an edited checkpoint is written to a new folder, and the old one is kept")
     if not out.absolute().parent.is_dir():

@@ -28,7 +28,7 @@ from transformers.utils import (
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from dean_interp.errors import InputError
-from dean_interp.files import read_json
+from dean_interp.files import read_json, refuse_unreadable
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OF_ONE_RANK = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
@@ -150,6 +150,7 @@ def stored_tensors(folder: Path, weights: WeightFiles) -> dict[str, list[TensorP
     places: dict[str, list[TensorPlace]] = defaultdict(list)
     for file in weights.files:
         path = folder / file
+        refuse_unreadable(path)
         # `safe_open` checks that the header fits the file.
         try:
             with safe_open(path, framework="pt"):

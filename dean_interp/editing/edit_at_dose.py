@@ -16,9 +16,10 @@ from torch import Tensor
 from dean_interp.editing.ablation import ablate, refuse_foreign
 from dean_interp.editing.apply import edit_state
 from dean_interp.editing.edit import Edit, load_edit, refuse_state
+from dean_interp.editing.reusable import reusable
 from dean_interp.editing.values import Given, Multiply, Scale, Value, Zero
 from dean_interp.errors import InputError
-from dean_interp.files import format_of
+from dean_interp.files import format_of, refuse_unreadable
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.matrices import weight
 from dean_interp.models.sites import Site
@@ -47,6 +48,7 @@ def load_any_edit(path: str | Path) -> AnyEdit:
         return _READERS[kind](path)
     if not Path(path).is_file():
         raise InputError(f"no file {path}: give a gates file, a selection file or an edit file")
+    refuse_unreadable(path)
     raise InputError(f"{path} is not a gates file, a selection file or an edit file, or it is damaged")
 
 
@@ -68,6 +70,7 @@ def refuse_other_base(model: HookedModel, edit: AnyEdit) -> None:
         refuse_state(edit_state(model, edit), "base", edit, str(model.cfg.model_name))
 
 
+@reusable
 @contextmanager
 def at_dose(model: HookedModel, edit: AnyEdit, dose: float) -> Iterator[None]:
     """While open, the model has the edit at a dose, by hooks alone.

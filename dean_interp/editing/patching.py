@@ -15,9 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.editing.ablation import refuse_foreign
+from dean_interp.editing.reusable import reusable
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.selection import Selection
 
 Tokens = Int[Tensor, "batch pos"]
@@ -33,6 +35,7 @@ def neuron_cache(
     return _run(model, _neuron_sites(model, selection), tokens)[1]
 
 
+@reusable
 @contextmanager
 def patch_activations(
     model: HookedModel,
@@ -120,6 +123,7 @@ class Patching:
         return (self.clean - self.noised) / (self.clean - self.corrupted)
 
 
+@own_torch_settings()
 @torch.inference_mode()
 def patching(
     model: HookedModel,

@@ -14,6 +14,7 @@ from torch import Tensor
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import on_products, weight
 from dean_interp.models.sites import Site
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.selection import Selection
 
 PERPLEXITY_LIMIT = 1.2
@@ -40,6 +41,7 @@ class SuperWeight:
         return f"L{self.layer}.out[{self.neuron}, {self.channel}]"
 
 
+@own_torch_settings()
 @torch.inference_mode()
 def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
     """Weights of `out` that one huge activation turns into one huge output, at most one a layer.

@@ -22,6 +22,7 @@ from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import AnswerTokens, answer_log_probs, batched, shares_prompts
 from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.tokens import Encoded, Template, encode, paths, trees
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
 
@@ -112,6 +113,7 @@ class Measurement(Framed):
         return pd.concat([one.to_pandas() for one in self.behaviours.values()], ignore_index=True)
 
 
+@own_torch_settings()
 def measure(
     model: HookedModel,
     behaviours: Sequence[Behaviour],
@@ -184,6 +186,8 @@ def encoded_answers(
     model: HookedModel, behaviour: Behaviour, *, template: Template, answer_tokens: int | None
 ) -> list[Encoded]:
     """What is measured of a behaviour: each prompt with its two answers, or its one."""
+    if answer_tokens is not None and answer_tokens < 1:
+        raise InputError(f"answer_tokens must be at least 1, got {answer_tokens}")
     if behaviour.paired:
         answers = [[one.answers["safe"], one.answers["unsafe"]] for one in behaviour.examples]
     else:

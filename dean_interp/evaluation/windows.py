@@ -16,6 +16,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_log_probs, batched
 from dean_interp.models.tokens import Encoded, paths
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
 
 
@@ -51,6 +52,7 @@ def window_texts(model: HookedModel, texts: Sequence[str], window: int) -> list[
     return [Encoded((ids[start],), (tuple(ids[start + 1 : start + window]),)) for start in starts]
 
 
+@own_torch_settings()
 @torch.inference_mode()
 def window_loss(
     model: HookedModel,

@@ -14,6 +14,7 @@ from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.loss import answer_positions, batched, forward, shares_prompts
 from dean_interp.models.sites import Site, residual_hook
 from dean_interp.models.tokens import Branch, Row, Template, encode, paths, trees
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
@@ -60,6 +61,7 @@ class Activations:
         return torch.isin(self.units.units[site], neurons.units[site])
 
 
+@own_torch_settings()
 def read_activations(
     model: HookedModel,
     behaviours: Sequence[Behaviour],

@@ -211,7 +211,8 @@ def _places(estimand: Estimand, before: Activations, edit: Arm) -> list[Place]:
     """Every layer by itself, and those that the ablation can reach as one."""
     if estimand == "paper_nhsic":
         return [Place(f"layer {layer}", (layer,)) for layer in sorted(before.residual)]
-    layers = sorted(site.layer for site in before.values)
+    # Where no layer has a neuron to compare, every layer says so.
+    layers = sorted(site.layer for site in before.values or before.units.units)
     places = [Place(f"layer {layer}", (layer,)) for layer in layers]
     reached = [place.layers[0] for place in places if _reaches(estimand, edit, place)] or layers
     if len(reached) > 1:
@@ -237,6 +238,8 @@ def _largest_fall(shifts: Sequence[Shift]) -> tuple[int, float | None]:
 
     With controls the fall is standardised; without, it is the largest as it stands.
     """
+    # A layer without an estimate cannot have fallen; where no layer has one, the record says so (`not_estimated`).
+    shifts = [shift for shift in shifts if shift.is_estimated] or shifts
     changes = [shift.change for shift in shifts]
     control_changes = list(zip(*(shift.control_changes for shift in shifts), strict=True))
     if not control_changes:

@@ -21,6 +21,7 @@ from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.tokens import Template
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import progress_bar
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
@@ -81,6 +82,7 @@ def mutual_information(
     return information
 
 
+@own_torch_settings()
 def mutual_informations(
     model: HookedModel,
     behaviours: Sequence[Behaviour],

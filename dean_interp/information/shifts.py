@@ -10,6 +10,10 @@ from dean_interp.frames import Framed
 from dean_interp.information.estimands import Estimand, MutualInformationConfig
 from dean_interp.information.estimate import Units
 
+NO_NEURONS = "a side without neurons"
+DEAD = "a side without neurons or variance"
+"""Flags of an estimate that is 0 because there was nothing to estimate."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -59,6 +63,11 @@ class Shift:
     flags: tuple[str, ...]
 
     @property
+    def is_estimated(self) -> bool:
+        """Whether both sides held something that could inform."""
+        return not {NO_NEURONS, DEAD} & {*self.flags}
+
+    @property
     def is_joint(self) -> bool:
         """Whether several layers are taken as one."""
         return len(self.layers) > 1
@@ -106,6 +115,9 @@ class MutualInformation(Framed):
         lines = []
         for variant in self.variants:
             name = self._title(variant)
+            if self.not_estimated(variant):
+                lines.append(self._missing(variant))
+                continue
             lines.append(f"{name}: {self.units} above the null, before -> after, change [95 %], p among controls")
             lines += [_line(shift) for shift in self.of(variant)]
             layer, p = self.largest_fall_layer[variant], self.largest_fall_p[variant]
@@ -135,6 +147,9 @@ class MutualInformation(Framed):
         """One sentence a number: the largest fall in any layer, beside the controls."""
         sentences = []
         for variant in self.variants:
+            if self.not_estimated(variant):
+                sentences.append(self._missing(variant))
+                continue
             layer, p = self.largest_fall_layer[variant], self.largest_fall_p[variant]
             shift = next(shift for shift in self.of(variant) if shift.layers == (layer,))
             rank = "there are no controls"
@@ -162,6 +177,23 @@ class MutualInformation(Framed):
         if variant not in self.variants:
             raise InputError(f"{self.estimand} has the variants {self.variants}, got {variant!r}")
         return [shift for shift in self.shifts if shift.variant == variant]
+
+    def not_estimated(self, variant: str) -> str:
+        """Why this number could not be estimated in any layer; empty where it could in one."""
+        shifts = self.of(variant)
+        if any(shift.is_estimated for shift in shifts):
+            return ""
+        if not any(sum(shift.n_units) for shift in shifts):
+            return "no neuron that is left is in the top of one behaviour alone (take another fraction of neurons)"
+        return "every layer has a side without neurons, or whose neurons are the same on every prompt"
+
+    @property
+    def missing(self) -> list[str]:
+        """One sentence for each number that could not be estimated in any layer."""
+        return [self._missing(variant) for variant in self.variants if self.not_estimated(variant)]
+
+    def _missing(self, variant: str) -> str:
+        return f"{self._title(variant)}: not estimated, since {self.not_estimated(variant)}."
 
     @property
     def layers(self) -> list[Shift]:

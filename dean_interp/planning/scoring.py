@@ -27,6 +27,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import home, shape
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.tokens import Row, batches, collate, row_length
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.importance import give_back
 from dean_interp.scoring.preparation import (
@@ -90,6 +91,7 @@ class Plan:
         )
 
 
+@own_torch_settings()
 def plan(
     model: HookedModel,
     behaviour: Behaviour,
@@ -106,8 +108,7 @@ def plan(
     Args:
         free_bytes: memory that may be used beside what is held. None: what the device has free now.
 
-    Raises:
-        InputError: as `importance`, and where not even one example and one layer fit.
+    Raises `InputError` as `importance`, and where not even one example and one layer fit.
     """
 
     def planned() -> dict[str, Any]:
@@ -254,8 +255,7 @@ class _Probe:
         """
         each = self.data.rows_each
         examples = [self.data.rows[start : start + each] for start in range(0, len(self.data.rows), each)]
-        examples.sort(key=_longest)
-        shortest, longest = examples[0], examples[-1]
+        shortest, longest = min(examples, key=_longest), max(examples, key=_longest)
         short_length, long_length = _longest(shortest), _longest(longest)
         # The first pass allocates what stays, so it is not measured.
         self.run(shortest)

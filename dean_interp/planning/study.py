@@ -96,7 +96,8 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
             small for one batch.
     """
     config.check()
-    if devices.gpus < 0 or min(devices.gpu_gib, devices.host_gib or 1, devices.tflops or 1) <= 0:
+    given = [devices.gpu_gib, devices.host_gib, devices.tflops]
+    if devices.gpus < 0 or not all(value > 0 for value in given if value is not None):
         raise InputError(f"gpus must be at least 0, memory and tflops above 0, got {devices}")
     data = study_data(config)
     model = load_model(config.model.name, device="meta", dtype=config.model.dtype)

@@ -165,8 +165,9 @@ def _nodes(circuit: Circuit) -> list[Node | None]:
 def _drawn_edges(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
     """The edges as the template draws them: the largest last, on top of the others."""
     # effects on the margin and on activations have different units: each kind is sized by its own largest
-    largest_outward = max((abs(edge.predicted) for edge in circuit.outward), default=1.0)
-    largest_inward = max((abs(edge.predicted) for edge in circuit.inward), default=1.0)
+    # A set of dead neurons does nothing: all its edges are 0.
+    largest_outward = max((abs(edge.predicted) for edge in circuit.outward), default=0.0) or 1.0
+    largest_inward = max((abs(edge.predicted) for edge in circuit.inward), default=0.0) or 1.0
     drawn = []
     for edge in sorted(circuit.edges, key=lambda edge: abs(edge.predicted)):
         (x, y), (to_x, to_y) = layout.point(edge.source), layout.point(edge.target)

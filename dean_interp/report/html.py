@@ -212,14 +212,16 @@ class ShownInformation:
     title: str
     """What is ablated."""
     estimates: list[tuple[MutualInformation, str]]
-    """Each estimand with its figure per layer, as SVG."""
+    """Each estimand with its figure per layer, as SVG; empty where it could not be estimated."""
 
 
 def shown_information(title: str, informations: Sequence[MutualInformation]) -> ShownInformation:
     """Estimands before and under one ablation, with their figures."""
     estimates = []
     for information in informations:
-        figure = to_svg(information_per_layer(information), f"{information.estimand} per layer, {title}")
+        figure = ""
+        if not information.not_estimated(information.variants[0]):
+            figure = to_svg(information_per_layer(information), f"{information.estimand} per layer, {title}")
         estimates.append((information, figure))
     return ShownInformation(title, estimates)
 

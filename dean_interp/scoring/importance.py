@@ -23,6 +23,7 @@ from dean_interp.models.matrices import parameter, weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.tokens import Batch, collate
+from dean_interp.models.torch_settings import own_torch_settings, refuse_without_gradients
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.capture import check_hook_gradients, sampled_targets, stream_gradients
 from dean_interp.scoring.preparation import (
@@ -42,6 +43,7 @@ from dean_interp.scoring.sums import Sums, folded
 log = logging.getLogger(__name__)
 
 
+@own_torch_settings()
 def importance(
     model: HookedModel,
     behaviour: Behaviour,
@@ -73,6 +75,7 @@ def importance(
     sites = scored_sites(model, units, config)
     refuse_keep(keep)
     refuse_not_finite(model)
+    refuse_without_gradients(model, str(model.cfg.model_name))
     data = prepare(model, behaviour, config)
     _check_hooks(model, data, sites)
     key = scores_fingerprint(model, behaviour, unit=units, config=config)

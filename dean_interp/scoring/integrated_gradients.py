@@ -13,6 +13,7 @@ from dean_interp.models.load import HookedModel, refuse_not_finite
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, neuron_sites
 from dean_interp.models.tokens import Batch
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.capture import stream_activations, stream_gradients
 from dean_interp.scoring.importance import PassStep, as_scores, run_pass
@@ -21,6 +22,7 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.scoring.sums import Sums
 
 
+@own_torch_settings()
 def integrated_gradients(
     model: HookedModel,
     behaviour: Behaviour,

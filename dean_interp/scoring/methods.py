@@ -23,6 +23,7 @@ from dean_interp.models.matrices import home, shape, weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, Unit, neuron_sites
 from dean_interp.models.tokens import Batch
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.capture import stream_activations
 from dean_interp.scoring.preparation import (
@@ -40,6 +41,7 @@ from dean_interp.scoring.scores import Scores
 _DEFAULT = ScoringConfig()
 
 
+@own_torch_settings()
 def wanda(
     model: HookedModel, behaviour: Behaviour, *, config: ScoringConfig = _DEFAULT, unfinished: Path | None = None
 ) -> Scores:
@@ -74,6 +76,7 @@ def wanda(
     )
 
 
+@own_torch_settings()
 def wanda_from(model: HookedModel, scores: Scores) -> Scores:
     """Wanda from the gradient scores of weights, which hold what every matrix reads: no further pass is run.
 
@@ -100,6 +103,7 @@ def _sizes(model: HookedModel, site: Site) -> Tensor:
     return weight(model, site).detach().float().abs().cpu()
 
 
+@own_torch_settings()
 def activation_contrast(
     model: HookedModel, behaviour: Behaviour, *, config: ScoringConfig = _DEFAULT, unfinished: Path | None = None
 ) -> Scores:
@@ -174,6 +178,7 @@ def _cohens_d(
     return (mean[0] - mean[1]) / variance.sqrt().clamp(min=1e-12)
 
 
+@own_torch_settings()
 def magnitude(
     model: HookedModel,
     behaviour: Behaviour,
@@ -194,6 +199,7 @@ def magnitude(
     return _without_data(model, behaviour, unit=unit, config=config, method="magnitude", score=size)
 
 
+@own_torch_settings()
 def random(
     model: HookedModel,
     behaviour: Behaviour,

@@ -18,6 +18,7 @@ from dean_interp.models.loss import batched
 from dean_interp.models.matrices import weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, grouped, prepare
 from dean_interp.scoring.scores import Scores, Top
@@ -45,6 +46,7 @@ def example_scores(
     return effects
 
 
+@own_torch_settings()
 def with_groups(
     model: HookedModel,
     scores: Scores,

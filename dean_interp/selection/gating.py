@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gains import Damage, Gains, towards_zero
 from dean_interp.selection.gates import Gates
 
@@ -71,6 +72,7 @@ class GatingConfig:
             raise InputError("sparsity is for proximal steps: give folds, too")
 
 
+@own_torch_settings()
 def closed_form_gates(
     first: Gains,
     second: Gains,
@@ -125,13 +127,23 @@ def gates_of_cost_one(changes: PerNeuron, damage: Damage, first: Gains, second: 
 
 
 def benefit_of(first: Gains, second: Gains, register: Gains | None, config: GatingConfig) -> dict[Site, Tensor]:
-    """The sum of both behaviours' gains, less those for the register set, each in units of its mean size."""
+    """The sum of both behaviours' gains, less those for the register set, each in units of its mean size.
+
+    Raises `NoNeuronError` where no neuron moves the margin of a behaviour.
+    """
+    for gains in (first, second):
+        if not gains.size > 0:
+            raise NoNeuronError(
+                f"no neuron moves the margin of {gains.behaviour}: every gain is 0, as where its safe and unsafe "
+                "answers are the same, or where the neurons do nothing"
+            )
     benefit = {}
     for site in sorted(first.mean):
         of_first = shrunk(first, site, config.certainty) / first.size
         of_second = shrunk(second, site, config.certainty) / second.size
         total = of_first + of_second
-        if register is not None:
+        # A register set that no neuron tells apart has nothing to subtract.
+        if register is not None and register.size > 0:
             # A neuron that does nothing for either behaviour is not changed for the register's sake.
             is_useful = (of_first != 0) | (of_second != 0)
             total = total - is_useful * config.against_register * register.mean[site] / register.size

@@ -37,7 +37,9 @@ def size_at_kl(
         size = min(max(size, bounds[0]), bounds[1])
         if size in tried:
             break
-        tried[size] = kl(size)
+        found = kl(size)
+        # A change so large that the model overflows has no KL: it is too large.
+        tried[size] = math.inf if math.isnan(found) else found
         if target <= tried[size] <= (1 + tolerance) * target:
             return size, True
         size = _next_size(tried, target * (1 + tolerance / 2))

@@ -16,12 +16,14 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import weight
 from dean_interp.models.sites import Site
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.scores import Scores, Top
 
 N_DECILES = 10
 Strata = Mapping[Site, Int16[Tensor, "..."]]
 
 
+@own_torch_settings()
 def strata(
     model: HookedModel, scores: Sequence[Scores], *, general: Scores | None = None
 ) -> dict[Site, Int16[Tensor, "..."]]:

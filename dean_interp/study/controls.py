@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_text
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import Coupling
@@ -61,6 +62,16 @@ class ControlRequest:
 def random_control(edit: Selection, strata: Strata, *, seed: int, number: int, growth: float = 1.0) -> Selection:
     """The random control of that number. The only place where the seed of its draw is made."""
     return random_like(edit, strata, seed=seed * 1000 + number, growth=growth)
+
+
+def refuse_without_controls(edit: Selection) -> None:
+    """Raise `InputError` where the layers of an edit hold too few other units for a random control of its size."""
+    n_outside = n_units_outside(edit)
+    if len(edit) > n_outside:
+        raise InputError(
+            f"the edit holds {len(edit)} units and leaves {n_outside} others where they are, too few for a random "
+            "control of its size: take a smaller fraction"
+        )
 
 
 def size_matched(request: ControlRequest) -> Iterator[State]:

@@ -21,12 +21,14 @@ from dean_interp.files import write_text
 from dean_interp.frames import Framed
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import strata
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.config import EvaluationConfig, InformationConfig
+from dean_interp.study.controls import refuse_without_controls
 from dean_interp.study.method import (
     Comparison,
     compare_with_controls,
@@ -82,6 +84,7 @@ class Evaluation(Framed):
         return "\n".join([lines_table(self.lines), *_primary_in_words(self), *_judges_in_words(self)])
 
 
+@own_torch_settings()
 def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: EvaluationConfig, folder: Path) -> Evaluation:
     """Measure an edit beside its controls into a folder, or go on with what is there.
 
@@ -91,10 +94,12 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
         folder: gets `evaluation.json`, `design.json` and what was measured.
 
     Raises:
-        InputError: a setting out of its range; other than three or no scores; a judge, a task or a set that does not
-            exist; a folder that another run writes to, or that holds measurements of something else.
+        InputError: an empty selection, or one so large that no control is; a setting out of its range; other than three
+            or no scores; a judge, a task or a set that does not exist; a folder that another run writes to, or that
+            holds measurements of something else.
     """
     config.check()
+    _refuse_selection(selection, scores)
     if len(scores) not in (0, 3):
         raise InputError(f"scores must be those of first, second and general, or none; got {len(scores)}")
     tests, _ = test_sets(config.data)
@@ -117,6 +122,7 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
     return evaluation
 
 
+@own_torch_settings()
 def estimate_information(
     selection: Selection, scores: Sequence[Scores], config: InformationConfig, folder: Path
 ) -> tuple[MutualInformation, ...]:
@@ -126,6 +132,7 @@ def estimate_information(
     it may be the folder of an evaluation with the same settings, whose states are taken.
     """
     config.check()
+    _refuse_selection(selection, scores)
     if len(scores) != 3:
         raise InputError(
             "information needs the scores of first, second and general: it is estimated between the top neurons of "
@@ -143,6 +150,13 @@ def estimate_information(
         )
         write_text(folder / "information.json", _by_estimand(information))
     return information
+
+
+def _refuse_selection(selection: Selection, scores: Sequence[Scores]) -> None:
+    if not len(selection):
+        raise InputError("the selection is empty: there is nothing to ablate")
+    if scores:
+        refuse_without_controls(selection)
 
 
 def _by_estimand(information: Sequence[MutualInformation]) -> str:

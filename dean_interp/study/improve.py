@@ -28,6 +28,7 @@ from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.tokens import Template
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
 from dean_interp.selection.gates import Gates, dosed
@@ -59,6 +60,7 @@ BEGUN = ("choose/states/*.safetensors", "confirm/states/*", "results.json")
 folder: scores and KL say themselves what they are of."""
 
 
+@own_torch_settings()
 def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
     """Find an edit that raises both behaviours, confirm it, and write all of it into a folder, or go on there.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from dean_interp.data.sources import behaviour_name
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import read_json
@@ -70,9 +70,7 @@ class ImproveConfig:
         """Raise `InputError` where a setting is out of its range."""
         self.gating.check()
         least = {"n_score": 6, "n_choose": 2, "n_confirm": 4, "n_flips": 0, "n_random": 0, "score_tokens": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise InputError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        refuse_below(self, least)
         if self.n_flips % 2:
             raise InputError(f"n_flips must be even, since each flip stands beside its complement; got {self.n_flips}")
         if not 0 < self.max_kl < math.inf:

@@ -42,7 +42,8 @@ def load_measurement(
     """The measurement of `tests` that `save_measurement` wrote. Raises `InputError` where it is of something else."""
     tensors = _read(path, fingerprint)
     behaviours = {test.name: _behaviour_of(path, tensors, test) for test in tests}
-    if neurons is None or not any(name.startswith("reads/") for name in tensors):
+    # Where no neuron is to be kept the file holds no tensor of one, and the activations are there: of none.
+    if neurons is None or (len(neurons) and not any(name.startswith("reads/") for name in tensors)):
         return Measurement(behaviours)
     examples = [(test.name, example) for test in tests if test.paired for example in test.examples]
     return Measurement(behaviours, _activations_of(path, tensors, neurons, examples))

@@ -40,7 +40,7 @@ from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.selection.strata import Strata
 from dean_interp.study.conclusions import design_of, primary_outcome, state_results
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.controls import ControlRequest, random_controls
+from dean_interp.study.controls import ControlRequest, random_controls, refuse_without_controls
 from dean_interp.study.results import Design, Primary, StateResults
 from dean_interp.study.settings import ControlConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, outcomes_of
@@ -83,10 +83,14 @@ def scored_once(
 
 
 def couple_or_refuse(scores: Sequence[Scores], config: StudyConfig, unit: Unit) -> Coupling:
-    """Step 2: the coupled units. Raises `InputError` where there is none, before anything is measured."""
+    """Step 2: the coupled units.
+
+    Raises `InputError` where there is none, or so many that no control is as large, before anything is measured.
+    """
     own = [behaviour.of(unit) for behaviour in scores]
     coupling = couple(*own, fraction=config.fraction(unit))
     refuse_empty(coupling, *own)
+    refuse_without_controls(coupling.coupled)
     return coupling
 
 

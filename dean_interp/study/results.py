@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import pandas as pd
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from dean_interp.circuits.neuron import NeuronScores, TextActivations
 from dean_interp.errors import InputError
@@ -242,7 +243,9 @@ def load_results(path: Path) -> Results:
 
 def save_record(record: object, path: Path) -> None:
     """Write a frozen record as JSON; the file appears whole or not at all. Equal records give equal bytes."""
-    write_bytes(path, TypeAdapter(type(record)).dump_json(record, indent=1) + b"\n")
+    content = TypeAdapter(type(record)).dump_python(record, mode="json")
+    # JSON has no infinite number (a perplexity may be one): as text it is read back as the same number.
+    write_bytes(path, to_json(content, indent=1, inf_nan_mode="strings") + b"\n")
 
 
 def load_record(kind: type[ResultRecord], path: Path, what: str) -> ResultRecord:

@@ -16,6 +16,7 @@ from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.sites import Unit
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.chance import chance_of
@@ -55,6 +56,7 @@ _N_NAMED = 4
 """Named controls that a unit has at most."""
 
 
+@own_torch_settings()
 def run_study(config: StudyConfig, folder: str | Path) -> Results:
     """Run a study into a folder, or go on with the one that is there.
 

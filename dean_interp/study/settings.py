@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from dean_interp.data.examples import ResponseKind
 from dean_interp.data.sources import behaviour_name
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
 from dean_interp.models.sites import Unit
@@ -67,7 +67,7 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
-        _at_least(self, {"n_test": 12, "n_general_test": 1, "answer_tokens": 1, "measure_tokens": 1})
+        refuse_below(self, {"n_test": 12, "n_general_test": 1, "answer_tokens": 1, "measure_tokens": 1, "seed": 0})
         if len({behaviour_name(source) for source in self.sources}) < 3:
             raise InputError(f"first, second and general must be three different behaviours, got {self.sources}")
 
@@ -93,7 +93,7 @@ class CalibrationConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
-        _at_least(self, {"n_calibration": 1, "score_tokens": 1, "layers_per_pass": 1})
+        refuse_below(self, {"n_calibration": 1, "score_tokens": 1, "layers_per_pass": 1})
 
     def scoring(self, template: Template) -> ScoringConfig:
         """How a study scores."""
@@ -111,7 +111,7 @@ class ControlConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
-        _at_least(self, {"n_random": 1, "n_equal_kl": 0})
+        refuse_below(self, {"n_random": 1, "n_equal_kl": 0})
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class AnswerConfig:
 
     def check(self, controls: ControlConfig) -> None:
         """Raise `InputError` where a setting is out of its range, or more controls shall answer than there are."""
-        _at_least(self, {"n_answers": 0, "n_answer_controls": 0, "answer_batch": 1, "window": 2, "task_limit": 1})
+        refuse_below(self, {"n_answers": 0, "n_answer_controls": 0, "answer_batch": 1, "window": 2, "task_limit": 1})
         if self.n_answers and (not self.answer_lengths or min(self.answer_lengths) < 1):
             raise InputError(f"answer_lengths must be at least 1, got {self.answer_lengths}")
         n_controls = controls.n_random + controls.n_equal_kl
@@ -166,10 +166,3 @@ def check_fractions(name: str, given: float | tuple[float, ...]) -> None:
     values = given if isinstance(given, tuple) else (given,)
     if not all(0 < value <= 1 for value in values):
         raise InputError(f"{name} must be in (0, 1], got {given}")
-
-
-def _at_least(group: object, least: dict[str, int]) -> None:
-    for name, smallest in least.items():
-        value = getattr(group, name)
-        if value is not None and value < smallest:
-            raise InputError(f"{name} must be at least {smallest}, got {value}")

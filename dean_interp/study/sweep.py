@@ -18,6 +18,7 @@ from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN, clusters_of
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import progress_bar
 from dean_interp.scoring.methods import random, wanda_from
 from dean_interp.scoring.scores import Scores
@@ -26,7 +27,7 @@ from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.config import StudyConfig, SweepConfig, SweepMethod, factor_of
-from dean_interp.study.controls import ControlRequest
+from dean_interp.study.controls import ControlRequest, refuse_without_controls
 from dean_interp.study.method import compare_with_controls, control_request, original_of, score
 from dean_interp.study.pareto import front_of, halves_of, objectives, on_rows
 from dean_interp.study.results import StateResults, load_record, save_record
@@ -77,6 +78,7 @@ class Sweep:
         return list(objectives(self.points[0].chosen_on))
 
 
+@own_torch_settings()
 def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
     """Run a sweep into a folder, or go on with the one that is there. Killed, it loses no more than a batch.
 
@@ -172,6 +174,9 @@ def _sweep(
     tried = [each for each in config.combinations() if len(selections[each[:3]])]
     if not tried:
         raise InputError(f"no combination selects a unit: raise the fractions (tried {', '.join(empty)})")
+    # Any of them may be on the front, and then needs controls.
+    for selection in selections.values():
+        refuse_without_controls(selection)
     parts = [behaviour.fingerprint for behaviour in (*tests, *scores)]
     store = Store(
         folder=folder,

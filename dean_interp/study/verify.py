@@ -22,6 +22,7 @@ from dean_interp.files import read_json
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel, load_model, model_fingerprint, versions
 from dean_interp.models.scored_prompts import measuring_scored_prompts
+from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.importance import importance
 from dean_interp.scoring.preparation import N_SPREAD_GROUPS, ScoringConfig, scores_fingerprint
 from dean_interp.scoring.scores import Scores, Top, load_scores
@@ -84,6 +85,7 @@ class Verification(Framed):
         return "\n".join([*lines, *([f"other versions: {self.versions}"] if self.versions else []), tail])
 
 
+@own_torch_settings()
 def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     """Compare a finished run with what its settings give now.
 
