@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dean_interp.data.examples import ResponseKind
-from dean_interp.data.sources import behaviour_name
+from dean_interp.data.sources import names_fault
 from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
@@ -68,8 +68,10 @@ class DataConfig:
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
         _at_least(self, {"n_test": 12, "n_general_test": 1, "answer_tokens": 1, "measure_tokens": 1})
-        if len({behaviour_name(source) for source in self.sources}) < 3:
+        if len(set(self.sources)) < 3:
             raise InputError(f"first, second and general must be three different behaviours, got {self.sources}")
+        if fault := names_fault(self.sources):
+            raise InputError(f"first, second and general must be three different behaviours: {fault}")
 
     @property
     def sources(self) -> tuple[str, str, str]:
