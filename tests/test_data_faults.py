@@ -140,8 +140,6 @@ def test_two_files_of_one_name_or_one_file_under_two_names_are_refused(tmp_path)
     for answers in (AnswerConfig(harmful=(first, second)), AnswerConfig(over_refusal=(first, "other/privacy.jsonl"))):
         with pytest.raises(InputError, match="each set of prompts needs a name of its own"):
             prompt_sets(DataConfig(), answers, scored=frozenset())
-    with pytest.raises(InputError, match="each set of prompts is answered once"):
-        prompt_sets(DataConfig(), AnswerConfig(harmful=("privacy",), over_refusal=("privacy",)), scored=frozenset())
 
 
 @pytest.mark.parametrize("other", ALIKE[1:])

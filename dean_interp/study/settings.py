@@ -12,6 +12,7 @@ from tyro.conf import arg
 from dean_interp.data.examples import ResponseKind
 from dean_interp.data.sources import names_fault
 from dean_interp.errors import InputError
+from dean_interp.evaluation.judges.make import refuse_login
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
 from dean_interp.models.sites import Unit
@@ -150,6 +151,8 @@ class AnswerConfig:
         _at_least(self, {"n_answers": 0, "n_answer_controls": 0, "answer_batch": 1, "window": 2, "task_limit": 1})
         if self.n_answers and (not self.answer_lengths or min(self.answer_lengths) < 1):
             raise InputError(f"answer_lengths must be at least 1, got {self.answer_lengths}")
+        for judge in self.judges:
+            refuse_login(judge)
         n_controls = controls.n_random + controls.n_equal_kl
         if self.n_answers and self.n_answer_controls > n_controls:
             raise InputError(

@@ -130,8 +130,6 @@ def prompt_sets(
         return PromptSets()
     # answers are kept and shown by the names of their sets
     asked = [*(answers.harmful or (data.first, data.second)), *answers.over_refusal, data.general]
-    if len(set(asked)) < len(asked):
-        raise InputError(f"each set of prompts is answered once: harmful, over_refusal and general name {asked}")
     if fault := names_fault(list(dict.fromkeys((*data.sources, *asked)))):
         raise InputError(f"each set of prompts needs a name of its own: {fault}")
     n_left_out: dict[str, int] = {}
