@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judges.server import Failures, Replies, connect, hint_of
+from dean_interp.evaluation.judges.server import Failures, Replies, connect, hint_of, key_of
 from dean_interp.evaluation.judges.server_words import NOT_A_COMPLETION, ServerReply, failed, text_reply
 from dean_interp.models.generate import refuse_nothing_to_answer
 from dean_interp.models.tokens import Template, encode
@@ -103,7 +103,7 @@ def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path |
 
 
 def _reply(client: Any, failures: Failures, request: Mapping[str, Any]) -> ServerReply:  # noqa: ANN401 - openai's
-    key = str(client.api_key)
+    key = key_of(client, request["model"])
     try:
         return text_reply(client.completions.create(**request), key)
     except failures as error:
@@ -117,8 +117,8 @@ def _model_name(served: Served, client: Any, failures: Failures) -> str:  # noqa
     try:
         return str(next(iter(client.models.list())).id)
     except (*failures, *NOT_A_COMPLETION, StopIteration) as error:
-        reply = failed(error, str(client.api_key))
-        hint = hint_of(client, failures, reply, served.key_variable)
+        reply = failed(error, key_of(client, None))
+        hint = hint_of(client, failures, reply, served.key_variable, served.model)
         raise InputError(f"{served.base_url} does not say which model it serves ({reply.failure}){hint}") from error
 
 
@@ -131,7 +131,7 @@ def refuse_silent_server(served: Served) -> None:
         # the prompt is a token, as those of answers are
         reply = _reply(client, failures, {"model": name, "prompt": [1], "temperature": 0, "max_tokens": 1})
         if reply.text is None:
-            hint = hint_of(client, failures, reply, served.key_variable)
+            hint = hint_of(client, failures, reply, served.key_variable, name)
             raise InputError(f"{served.base_url} does not answer as {name!r}: {reply.failure}{hint}")
 
     on_rank0(ask)

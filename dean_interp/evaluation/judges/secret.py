@@ -13,16 +13,16 @@ from urllib.parse import quote
 
 LEAST_LENGTH = 12
 """Characters of the shortest key that is taken for a secret."""
-LEAST_BITS = 36
+LEAST_BITS = 40
 """How hard to guess a key is that is taken for a secret."""
 # a letter of a word, written in one case or with a capital, says little (Shannon 1951); one of a random run much
-_BITS_OF_WORD, _BITS_OF_DIGIT, _BITS_OF_RUN, _BITS_OF_MARK = 1.5, 3.3, 5.0, 4.0
+_BITS_OF_WORD, _BITS_OF_DIGIT, _BITS_OF_RUN, _BITS_OF_MARK, _BITS_OF_PATH_MARK = 1.5, 3.3, 5.0, 4.0, 1.0
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _LOGIN = re.compile(r"(?<=://)[^/\s@]*@|(?<=[?&])[\w-]*(key|token|secret|password)=[^&\s#]*", re.IGNORECASE)
 
 
 def is_secret(key: str) -> bool:
-    """Whether a key can be a secret: long enough, and no word, number or repetition."""
+    """Whether a key can be a secret: long enough, and no word, path or repetition."""
     return len(key) >= LEAST_LENGTH and not re.search(r"\s", key) and _bits(key) > LEAST_BITS
 
 
@@ -51,7 +51,7 @@ def _bits(key: str) -> float:
 
 def _bits_of_run(run: str) -> float:
     if not run.isalnum():
-        return _BITS_OF_MARK
+        return _BITS_OF_PATH_MARK if run in "/." else _BITS_OF_MARK
     if _WORD.fullmatch(run):
         return _BITS_OF_WORD * len(run)
     return (_BITS_OF_DIGIT if run.isdecimal() else _BITS_OF_RUN) * len(run)

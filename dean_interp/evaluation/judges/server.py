@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -89,7 +90,7 @@ class ServerJudge:
     def _refuse(self, reply: ServerReply) -> None:
         if reply.text is not None:
             return
-        hint = hint_of(self.client, self.failures, reply, self.key_variable)
+        hint = hint_of(self.client, self.failures, reply, self.key_variable, self.model)
         if reply.fault == THOUGHT_ALONE:
             hint = f"; it thinks for longer than the {self.form.max_new_tokens} tokens of '{self.form.name}': switch "
             hint += "its thinking off on the server"
@@ -123,7 +124,7 @@ class ServerJudge:
         return self.form.verdict(reply.text)
 
     def _reply(self, request: Mapping[str, Any]) -> ServerReply:
-        key = str(self.client.api_key)
+        key = key_of(self.client, self.model)
         try:
             return chat_reply(self._completion(request), key)
         except self.failures as error:
@@ -198,18 +199,23 @@ def refuse_address(base_url: str, key_variable: str = "OPENAI_API_KEY") -> None:
         raise InputError(f"base_url must begin with http:// or https://, got {without_login(base_url)!r}")
 
 
-def hint_of(client: Any, failures: Failures, reply: ServerReply, key_variable: str) -> str:  # noqa: ANN401 - openai's
-    """What may help where a server gave no reply: its models, the end of its address, where the key is read."""
-    address = str(client.base_url).rstrip("/")
+def key_of(client: Any, model: str | None) -> str:  # noqa: ANN401 - a class of openai's
+    """The key as what it is cut out for; nothing where it is the model's name, which is no secret."""
+    return "" if client.api_key == model else str(client.api_key)
+
+
+def hint_of(client: Any, failures: Failures, reply: ServerReply, key_variable: str, model: str | None) -> str:  # noqa: ANN401
+    """What may help where a server gave no reply: where the key is read, its models, the end of its address."""
     fault = str(reply.fault)
     if fault.endswith((" 401", " 403")):
         return f"; the key is read from {key_variable}"
     if "Connection" in fault:
         return "; is the server running there?"
     models = served_models(client, failures)
-    if models:
+    if models and (model not in models or fault.endswith((" 400", " 404", " 200"))):
         return f"; it serves {', '.join(models)}"
-    return "" if address.endswith("/v1") else f"; should the address end in /v1 ({address}/v1)?"
+    address = str(client.base_url).rstrip("/")
+    return "" if models or re.search(r"/v\d+$", address) else f"; should the address end in /v1 ({address}/v1)?"
 
 
 def served_models(client: Any, failures: Failures) -> list[str]:  # noqa: ANN401 - a class of openai's

@@ -86,7 +86,8 @@ def no_completion(completion: object, key: str, otherwise: str) -> ServerReply:
         return ServerReply(None, fault, _one_line(completion, key))
     if error := getattr(completion, "error", None):
         return ServerReply(None, "an error with status 200", _one_line(error, key))
-    return ServerReply(None, otherwise)
+    said = completion.to_dict() if hasattr(completion, "to_dict") else completion
+    return ServerReply(None, otherwise, _one_line(said, key))
 
 
 def _joined(content: object) -> str:
@@ -107,4 +108,6 @@ def _one_line(said: object, key: str) -> str:
         if inner is None:
             break
         said = inner
-    return " ".join(without_secret(str(said), key).split())[:_LONGEST]
+    # an empty object says nothing
+    words = str(said) if said else ""
+    return " ".join(without_secret(words, key).split())[:_LONGEST]
