@@ -1,4 +1,4 @@
-"""What servers say in place of a verdict is understood or refused before the long part; keys that are secrets stay so."""
+"""What servers say in place of a verdict is understood or refused before the long part; a secret key stays secret."""
 
 import base64
 import json
@@ -10,7 +10,6 @@ from test_judges import completion, one, server
 
 from dean_interp import InputError
 from dean_interp.evaluation.judges import JSON, ServerJudge, Verdict, make_judge
-from dean_interp.evaluation.judges.make import refuse_useless
 from dean_interp.evaluation.judges.secret import is_secret, without_login, without_secret
 from dean_interp.study import run, settings
 from dean_interp.study.settings import AnswerConfig
@@ -19,10 +18,20 @@ SECRETS = [
     "sk-proj-Ab12Cd34Ef56Gh78",
     "d41d8cd98f00b204e9800998ecf8427e",
     "AbCdEfGhIjKlMnOpQrSt",
-    "p/x+9Q==8ZkL0mN2rT4v",
+    "p/x+9Q=8ZkL0mN2rT4v",
 ]
-WORDS = ["EMPTY", "I", "test", "not-needed", "ollama", "internationalization", "Non-discriminatory", "x" * 40,
-         "/home/me/models/key.txt", "we never share that", "dummy-key-for-local", "1234", "yes-or-no-yes-or-no-yes-or-no"]  # fmt: skip
+WORDS = [
+    "EMPTY",
+    "I",
+    "1234",
+    "not-needed",
+    "internationalization",
+    "Non-discriminatory",
+    "x" * 40,
+    "/home/me/models/key.txt",
+    "we never share that",
+    "dummy-key-for-local",
+]
 
 
 def message(**fields: object) -> tuple[int, str]:
@@ -109,7 +118,7 @@ def test_an_address_without_v1_gets_the_hint_and_one_that_is_not_there_too():
     with server(lambda n, _: (404, "404 page not found")) as served:
         root = served.url.removesuffix("/v1")
         with pytest.raises(InputError, match=rf"'404 page not found'; should the address end in /v1 \({root}/v1\)\?"):
-            refuse_useless(f"json:m@{root}")
+            ServerJudge("m", root, max_retries=0).refuse_silent()
     with pytest.raises(InputError, match="refused'; is the server running there"):
         ServerJudge("m", served.url, max_retries=0).refuse_silent()
 
@@ -144,8 +153,8 @@ def test_judges_are_asked_before_a_model_is_loaded(study_config, tmp_path, monke
     config = replace(study_config, answers=answers)
     with pytest.raises(InputError, match="silent"):
         run.run_study(config, tmp_path / "run")
-    missing = AnswerConfig(n_answers=2, n_answer_controls=0, judges=("chat:nowhere/at-all",))
-    with pytest.raises(InputError, match="cannot load the model 'nowhere/at-all'"):
+    missing = AnswerConfig(n_answers=2, n_answer_controls=0, judges=(f"chat:{tmp_path}",))
+    with pytest.raises(InputError, match="cannot load the model"):
         run.run_study(replace(study_config, answers=missing), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
