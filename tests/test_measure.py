@@ -110,6 +110,10 @@ def test_what_was_scored_is_never_measured(checkpoints):
     with pytest.raises(InputError, match="3 of the 3 prompts of 'fairness' were scored"):
         measure(model, [scored])
     measure(model, [fresh])
+    # nor what differs from it by a blank, a case, or how its letters are encoded
+    for other in ("fairness asks much? ", "Fairness asks\u00a0much", "fairn\u200bess asks much?"):
+        with pytest.raises(InputError, match="1 of the 1 prompts of 'alike' were scored"):
+            measure(model, [Behaviour("alike", (Example(other, {"response": "Yes."}),))])
     # an edit brings what it was scored on into any model, for as long as it is in place
     from dean_interp import top_fraction
 

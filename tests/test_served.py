@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dean_interp import InputError, Selection, Site, ablate, load_behaviour, load_model
-from dean_interp.evaluation.served import Served, generate_served
+from dean_interp.evaluation.served import Served, generate_served, refuse_silent_server
 from dean_interp.models.generate import _continue, generate_to
 from dean_interp.models.load import native_tokenizer
 from dean_interp.study.answering import answers_of
@@ -171,6 +171,46 @@ def test_a_server_of_another_checkpoint_is_refused_before_the_rest_is_asked(llam
     ):
         answered(tmp_path, llama, test, Served(url), ORIGINAL)
     assert len(bodies) == 8
+
+
+def test_a_servers_own_words_stand_in_the_error_and_its_key_does_not(llama, prompts, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-9f8Ge7Dc6Ba5x4Zy3w2V")
+    said = json.dumps({"detail": "context of 16 tokens exceeded by Bearer sk-9f8Ge7Dc6Ba5x4Zy3w2V"})
+    words = r"failed on 5 of 5 prompts \(BadRequestError 400 5: 'context of 16 tokens exceeded by Bearer \[key\]'\)"
+    with served(llama, fails=lambda _: (400, said)) as (url, *_), pytest.raises(InputError, match=words):
+        generate_served(Served(url), native_tokenizer(llama), prompts, lengths=(5,))
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "never", "e", "international", "own"])
+def test_a_key_that_is_a_word_stays_in_answers(llama, prompts, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    said = f"{key} is what one {key}s internationally."
+    reply = json.dumps({"choices": [{"index": 0, "text": said}]})
+    with served(llama, fails=lambda _: (200, reply)) as (url, *_):
+        given = generate_served(Served(url), native_tokenizer(llama), prompts, lengths=(90,))
+    assert given[90] == [said] * len(prompts)
+
+
+@torch.inference_mode()
+def test_a_server_is_asked_once_for_one_token_and_refused_with_its_words(llama):
+    with served(llama) as (url, bodies, _):
+        refuse_silent_server(Served(url))
+        assert [(body["model"], body["max_tokens"], body["prompt"]) for body in bodies] == [("own", 1, [1])]
+    broken = {"error": {"message": "the tokenizer is not loaded"}}
+    with served(llama, fails=lambda _: (200, json.dumps(broken))) as (url, *_):
+        with pytest.raises(InputError, match="error with status 200: 'the tokenizer is not loaded'; it serves own"):
+            refuse_silent_server(Served(url, "another"))
+    with pytest.raises(InputError, match=r"does not say which model it serves \(APIConnectionError: '.*refused'\); is"):
+        refuse_silent_server(Served(url, max_retries=0))
+
+
+def test_addresses_with_a_login_are_refused_before_they_stand_in_a_file():
+    for address in ("http://me:pass@host/v1", "http://host/v1?api_key=pass"):
+        with pytest.raises(InputError, match="no user, password or query") as refused:
+            EvaluationConfig(answers_from=(address, "http://b/v1")).check()
+        assert "pass@" not in str(refused.value) and "=pass" not in str(refused.value)
+        with pytest.raises(InputError, match="no user, password or query"):
+            EvaluationConfig(answers=AnswerConfig(judges=(f"json:m@{address}",))).check()
 
 
 def test_each_state_has_its_address():

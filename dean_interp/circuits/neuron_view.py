@@ -134,7 +134,7 @@ def _effect_alone(
 ) -> list[Line]:
     """What silencing the neuron alone changes on the examples that may be measured; nothing where there are none."""
     scored = scored_prompts(model)
-    tests = [each for each in examples if each.split != "calibration" and not each.prompt_hashes & scored]
+    tests = [each for each in examples if each.split != "calibration" and not each.prompts_among(scored)]
     if not tests:
         return []
     site, index = neuron

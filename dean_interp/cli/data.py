@@ -13,7 +13,7 @@ from dean_interp.cli.step_result import StepResult
 from dean_interp.data.audit import audit
 from dean_interp.data.examples import Example, load_behaviour
 from dean_interp.data.leakage import NEAR
-from dean_interp.data.sources import licence_of
+from dean_interp.data.sources import licence_of, names_fault
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.lexical import lexical_labels
 from dean_interp.files import check_writable, write_text
@@ -62,6 +62,8 @@ def do_data(step: DataStep) -> StepResult:
 def _audit(action: AuditData) -> StepResult:
     if not action.sets:
         raise InputError("name at least one data set")
+    if fault := names_fault(action.sets):
+        raise InputError(f"each data set needs a name of its own: {fault}")
     if action.out:
         check_writable(action.out)
     behaviours = [load_behaviour(name, n_examples=None, split=None) for name in action.sets]

@@ -136,7 +136,7 @@ def audit(
     check_threshold(threshold)
     names = [behaviour.name for behaviour in behaviours]
     if len(set(names)) < len(names):
-        raise InputError(f"each data set needs a name of its own, got {names}")
+        raise InputError(f"each data set needs a name of its own (load_behaviour has name=...), got {names}")
     indices = [PromptIndex(behaviour.prompts, threshold) for behaviour in behaviours]
     sets = []
     for behaviour, prompts in zip(behaviours, indices, strict=True):

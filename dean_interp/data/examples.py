@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from dean_interp.data.readers import Split, read_rows, split_by_hash
+from dean_interp.data.prompt_text import is_among, prompt_hash
+from dean_interp.data.readers import Split, read_rows, splits_of
 from dean_interp.data.sources import behaviour_name, load_named, named_source
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
@@ -98,8 +99,12 @@ class Behaviour(Framed):
 
     @property
     def prompt_hashes(self) -> frozenset[str]:
-        """The hash of every prompt. Scores keep them, so that nothing that was scored is ever measured."""
+        """The hash of every prompt, in its normal form. Scores keep them: nothing that was scored is ever measured."""
         return frozenset(map(prompt_hash, self.prompts))
+
+    def prompts_among(self, hashes: Set[str]) -> set[str]:
+        """The prompts that the hashes hold, as they stand here (`prompt_text.is_among`)."""
+        return {prompt for prompt in set(self.prompts) if is_among(prompt, hashes)}
 
     @property
     def fingerprint(self) -> str:
@@ -116,6 +121,7 @@ def load_behaviour(
     seed: int = 0,
     split: Split | None = "calibration",
     response: ResponseKind = "safe",
+    name: str | None = None,
 ) -> Behaviour:
     """Examples of a behaviour, split and then drawn.
 
@@ -129,8 +135,10 @@ def load_behaviour(
         seed: seed for the draw, which is `numpy.random.default_rng(seed).permutation(n_rows)[:n_examples]`, as in the
             released code.
         split: `calibration` is for scoring and `test` for measuring; no prompt is in both. Rows with a `split` field
-            keep it; other files are halved by a hash of the prompt. `None` takes the whole file.
+            keep it; other files are halved by a hash of the prompt (`readers.splits_of`). `None` takes the whole file.
         response: which answer of a pair is scored. Data with one answer a prompt has no choice to make.
+        name: what the behaviour is called in tables and files; None: after its source. Of several data sets in memory
+            each needs one.
 
     Raises:
         InputError: no such source, a bad row (by file and line), an empty split, or more asked for than there is.
@@ -142,24 +150,18 @@ def load_behaviour(
     if n_examples is not None and n_examples < 1:
         raise InputError(f"n_examples must be at least 1, got {n_examples}")
     published = named_source(name_or_path)
-    name = behaviour_name(name_or_path)
+    name = name or behaviour_name(name_or_path)
     try:
         rows = load_named(published, response) if published else read_rows(name_or_path)
     except OSError as error:
         raise InputError(f"cannot read {name_or_path}: {error.strerror or error}") from error
     if split is not None:
-        # a row keeps its own split; else a hash of the prompt decides, so that one prompt is on one side
-        rows = [row for row in rows if (row.split or split_by_hash(row.prompt)) == split]
+        rows = [row for row, half in zip(rows, splits_of(rows), strict=True) if half == split]
     if not rows:
         raise InputError(f"{_part_name(name, split)} has no examples")
     examples = tuple(Example(row.prompt, row.answers, row.topic) for row in rows)
     whole = Behaviour(name=name, examples=examples, response=response, split=split)
     return whole if n_examples is None else draw(whole, n_examples, seed=seed)
-
-
-def prompt_hash(prompt: str) -> str:
-    """The first 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def draw(behaviour: Behaviour, n_examples: int, *, seed: int = 0) -> Behaviour:

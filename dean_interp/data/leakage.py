@@ -1,12 +1,12 @@
 """Near duplicates of prompts, and test sets without the prompts that calibration holds too.
 
-Prompts are compared by their letters and digits in lower case (`exact`), and by the Jaccard similarity of their word
-trigrams (`near`). Candidates for the latter come from MinHash (Broder 1997; `datasketch`), and each is checked by its
-true similarity, so nothing is counted that is not near; of pairs at the threshold a few are missed.
+Prompts are compared by their letters and digits in lower case (`exact`; `prompt_text.normalised`), and by the Jaccard
+similarity of their word trigrams (`near`). Candidates for the latter come from MinHash (Broder 1997; `datasketch`), and
+each is checked by its true similarity, so nothing is counted that is not near; of pairs at the threshold a few are
+missed.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from typing import Literal
 from datasketch import MinHash, MinHashLSH
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.data.prompt_text import normalised
 from dean_interp.errors import InputError
 
 NEAR = 0.7
@@ -141,11 +142,6 @@ class PromptIndex:
         candidates = map(str, lsh.query(others._hashes[key]))
         trigrams = others.trigrams[key]
         return [each for each in candidates if _jaccard(trigrams, self.trigrams[each]) >= self.threshold]
-
-
-def normalised(text: str) -> str:
-    """Lower case, letters and digits alone, one space between words; a text without any is only stripped."""
-    return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
 
 
 def check_threshold(threshold: float) -> None:

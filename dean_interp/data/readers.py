@@ -4,18 +4,16 @@ Columns: `prompt` with either `response`, or `safe` and `unsafe`. Prompts that a
 every row, or `question` (`questions`) beside whatever else. `topic` and `split` are optional.
 """
 
-import csv
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from io import StringIO
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dean_interp.data.prompt_text import normalised
+from dean_interp.data.text_files import Unreadable, all_records, csv_columns_and_records, jsonl_records, misnamed
 from dean_interp.errors import InputError
 from dean_interp.files import refuse_unreadable
 
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 BUILTIN = ("fairness", "privacy", "general", "over_refusal_fairness", "over_refusal_privacy", "register")
 FILES = (".jsonl", ".json", ".csv", ".parquet")
 """Kinds of files that hold the records of a published data set."""
+_OTHER_FILES = (".json", ".ndjson", ".tsv", ".txt", ".parquet", ".arrow", ".xls", ".xlsx", ".gz", ".zip")
 ANSWER_KINDS = ("response", "safe", "unsafe")
 # names of a column that stands in place of `prompt`: no answers belong to it
 _QUESTIONS = ("question", "questions")
@@ -38,13 +37,6 @@ Split = Literal["calibration", "test"]
 
 
 @dataclass(frozen=True)
-class _Unreadable:
-    """Stands in place of a record that could not be read."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class DataRow:
     """One row of a file or data set: the prompt, its answers by kind, and its topic and split where it has them."""
 
@@ -52,6 +44,25 @@ class DataRow:
     answers: Mapping[str, str]
     topic: str | None = None
     split: str | None = None
+
+
+def splits_of(rows: Sequence[DataRow]) -> list[str]:
+    """The half of the data that each row belongs to: its own, else by a hash of the prompt.
+
+    Prompts that are one (`normalised`) are on one side: a row without a split follows one that has it, and of several
+    spellings the first in the alphabet decides, so that the order of rows does not.
+    """
+    given: dict[str, str] = {}
+    spelling: dict[str, str] = {}
+    forms = [normalised(row.prompt) for row in rows]
+    for form, row in zip(forms, rows, strict=True):
+        spelling[form] = min(row.prompt, spelling.get(form, row.prompt))
+        if row.split:
+            given[form] = row.split
+    halves = []
+    for form, row in zip(forms, rows, strict=True):
+        halves.append(row.split or given.get(form) or split_by_hash(spelling[form]))
+    return halves
 
 
 def split_by_hash(text: str) -> Split:
@@ -79,7 +90,12 @@ def read_rows(source: "str | Path | Dataset") -> list[DataRow]:
     if path.suffix.lower() == ".csv":
         return _parse(str(path), _csv_records(_existing(path)), "line")
     if path.suffix.lower() == ".jsonl":
-        return _parse(str(path), _jsonl_records(_existing(path)), "line")
+        return _parse(str(path), jsonl_records(_existing(path)), "line")
+    # a file that is there is never looked for on the hub
+    if os.path.isfile(path):
+        raise InputError(f"the file {path} is there, but only .csv and .jsonl files are read: save it as one of them")
+    if path.suffix.lower() in _OTHER_FILES and not os.path.isdir(path):
+        raise InputError(f"no file {path}; and of files only .csv and .jsonl are read")
     if os.path.isdir(path) or str(source).count("/") == 1:
         return _parse(str(source), enumerate(_hugging_face(path, str(source)), 1), "row")
     raise InputError(
@@ -98,6 +114,8 @@ def read_records(path: Path, *, split: str) -> Iterable[Any]:
         raise InputError(f"a file of rows is one of {', '.join(FILES)} or a saved folder, got {path}")
     try:
         return _records_in_folder(path, split) if path.is_dir() else _records_in_file(path)
+    except InputError:
+        raise
     # whatever a reader raises, the user needs one line that names the file
     except Exception as error:
         raise InputError(f"cannot read {path}: {first_line(error)}") from error
@@ -118,50 +136,30 @@ def _records_in_folder(path: Path, split: str) -> "Dataset":
 
 
 def _records_in_file(path: Path) -> Iterable[Any]:
-    kind = path.suffix.lower()
-    if kind == ".parquet":
+    if path.suffix.lower() == ".parquet":
         from pyarrow import parquet
 
         return parquet.read_table(path).to_pylist()
-    # line ends inside a field stay as written
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        text = file.read()
-    if kind == ".csv":
-        return list(csv.DictReader(StringIO(text, newline=""), strict=True))
-    if kind == ".json":
-        return json.loads(text)
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return all_records(path)
 
 
 def _existing(path: Path) -> Path:
     # unlike `Path.is_file`, this raises nothing for a name that no file can have
     if not os.path.isfile(path):
-        raise InputError(f"no file {path}")
+        raise InputError(f"{path} is a folder, not a file" if os.path.isdir(path) else f"no file {path}")
     refuse_unreadable(path)
     return path
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Each record with the line that it starts on; blank lines are skipped, and counted."""
-    end, columns = 0, None
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            for fields in reader:
-                # a quoted field may run over several lines
-                start, end = end + 1, reader.line_num
-                if columns is None:
-                    columns = fields
-                    if not _can_hold_examples(columns):
-                        raise InputError(f"{path}: line {start}: {_COLUMNS}, got {columns}")
-                elif len(fields) > len(columns):
-                    yield start, _Unreadable("has more fields than columns")
-                elif fields:
-                    yield start, dict(zip_longest(columns, fields))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: line {end + 1}: {error}") from error
-    if columns is None:
-        raise InputError(f"{path}: line 1: {_COLUMNS}, got []")
+    """Each record with the line that it starts on. Raises `InputError` where the columns can hold no examples."""
+    numbered = csv_columns_and_records(path)
+    start, columns = next(numbered, (1, []))
+    if not _can_hold_examples(columns):
+        raise InputError(f"{path}: line {start}: {_COLUMNS}, got {columns}")
+    if fault := misnamed(columns):
+        raise InputError(f"{path}: line {start}: {fault}")
+    yield from numbered
 
 
 def _can_hold_examples(columns: Sequence[str]) -> bool:
@@ -170,21 +168,6 @@ def _can_hold_examples(columns: Sequence[str]) -> bool:
     if set(_QUESTIONS) & set(columns):
         return True
     return "prompt" in columns and set(columns) <= _COLUMNS_WITHOUT_ANSWERS
-
-
-def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
-    line = 0
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            for line, text in enumerate(file, 1):
-                if not text.strip():
-                    continue
-                try:
-                    yield line, json.loads(text)
-                except (ValueError, RecursionError) as error:
-                    yield line, _Unreadable(f"is not JSON ({getattr(error, 'msg', error)})")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: line {line + 1}: {error}") from error
 
 
 def _hugging_face(path: Path, name: str) -> "Dataset":
@@ -205,7 +188,10 @@ def _one_split(loaded: object, name: str) -> "Dataset":
     if isinstance(loaded, datasets.DatasetDict):
         raise InputError(f"{name} holds several splits ({', '.join(map(str, loaded))}): give one of them as a Dataset")
     if not isinstance(loaded, datasets.Dataset):
-        raise InputError(f"a behaviour is a name, a file or a datasets.Dataset, got {type(loaded).__name__}")
+        raise InputError(
+            f"a behaviour is a name, a file or a datasets.Dataset, got {type(loaded).__name__} "
+            "(datasets.Dataset.from_pandas and .from_list make one)"
+        )
     return loaded
 
 
@@ -223,8 +209,8 @@ def _parse(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[D
             continue
         answers = {kind: record[kind] for kind in ANSWER_KINDS if record.get(kind)}
         row = DataRow(record["prompt"], answers, record.get("topic") or None, record.get("split") or None)
-        # what is scored must never be measured
-        if row.split and split_of_prompt.setdefault(row.prompt, row.split) != row.split:
+        # what is scored must never be measured, nor what differs from it by a blank
+        if row.split and split_of_prompt.setdefault(normalised(row.prompt), row.split) != row.split:
             faults.append(f"{unit} {number}: the prompt is in both splits")
         rows.append(row)
     if faults:
@@ -245,11 +231,11 @@ def _as_prompt(record: Any) -> Any:  # noqa: ANN401 - whatever a line held
 
 def _fault(record: object, prompts_alone: bool) -> str | None:
     """What is wrong with a record of a file, which may hold prompts alone; None where nothing is."""
-    if isinstance(record, _Unreadable):
+    if isinstance(record, Unreadable):
         return record.reason
     if not isinstance(record, Mapping):
         return f"is not an object with a prompt, got {type(record).__name__}"
-    return _text_fault(record) or _answer_fault(record, prompts_alone)
+    return _text_fault(record) or _answer_fault(record, prompts_alone) or misnamed(record)
 
 
 def _text_fault(record: Mapping[str, Any]) -> str | None:
@@ -259,6 +245,8 @@ def _text_fault(record: Mapping[str, Any]) -> str | None:
             return f"{field} must be text, got {type(value).__name__}"
         if value and any("\ud800" <= letter <= "\udfff" for letter in value):
             return f"{field} holds half a surrogate pair, which is no character"
+        if value and "\0" in value:
+            return f"{field} holds a NUL, which no text does"
     if not (record.get("prompt") or "").strip():
         return "prompt is missing or blank"
     return None

@@ -9,9 +9,10 @@ the paper's authors (`paper_csvs`).
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,19 @@ def behaviour_name(source: Any) -> str:  # noqa: ANN401 - whatever `load_behavio
     """What `load_behaviour` calls the behaviour of a source; a published set is called `name_part`."""
     asked = named_source(source)
     return f"{asked.name}_{asked.part}" if asked else source_name(source)
+
+
+def names_fault(sources: Sequence[str]) -> str | None:
+    """What is wrong where two sources are one file, or would have one name in files and tables; None where nothing is.
+
+    Names that differ in case alone are one, as they are to some file systems.
+    """
+    for first, second in combinations(sources, 2):
+        if os.path.isfile(first) and os.path.isfile(second) and os.path.samefile(first, second):
+            return f"{first} and {second} are one file"
+        if behaviour_name(first).lower() == behaviour_name(second).lower():
+            return f"{first} and {second} would both be called '{behaviour_name(second)}': rename one of them"
+    return None
 
 
 def load_named(asked: PublishedName, response: str = "safe") -> list[DataRow]:

@@ -165,7 +165,7 @@ def measure(
 def _check(behaviours: Sequence[Behaviour], known: Mapping[str, BehaviourMeasurement]) -> None:
     names = [behaviour.name for behaviour in behaviours]
     if len(set(names)) < len(names):
-        raise InputError(f"each behaviour needs a name of its own, got {names}")
+        raise InputError(f"each behaviour needs a name of its own (load_behaviour(..., name=...)), got {names}")
     for behaviour in behaviours:
         if behaviour.name in known and known[behaviour.name].prompts != tuple(behaviour.prompts):
             raise InputError("`original` was measured on other examples; KL needs the same ones")

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judges.server import NOT_A_COMPLETION, Replies, connect, kind_of, without_key
+from dean_interp.evaluation.judges.server import Failures, Replies, connect, hint_of, key_of
+from dean_interp.evaluation.judges.server_words import NOT_A_COMPLETION, ServerReply, failed, text_reply
 from dean_interp.models.generate import refuse_nothing_to_answer
 from dean_interp.models.tokens import Template, encode
 from dean_interp.models.turn_end import end_tokens, markers
@@ -102,7 +103,7 @@ def _up_to(stops: Sequence[str], answer: str) -> str:
     return answer
 
 
-def _completion(client: Any, failures: tuple[type[Exception], ...], request: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _completion(client: Any, failures: Failures, request: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """What the server says; where it refuses the parameters that are not OpenAI's, to the request without them."""
     try:
         return client.completions.create(**request)
@@ -122,40 +123,65 @@ def _completion(client: Any, failures: tuple[type[Exception], ...], request: Map
 def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path | None) -> list[str]:
     """The answers to all requests. Raises `InputError` where the server failed on some."""
     client, failures = connect(served.base_url, served.key_variable, served.timeout, served.max_retries)
-    try:
-        name = served.model or next(iter(client.models.list())).id
-    except (*failures, StopIteration) as error:
-        raise InputError(f"{served.base_url} does not say which model it serves ({kind_of(error)})") from error
+    name = _model_name(served, client, failures)
     kept = Replies(served.base_url, replies)
-    faults = Counter[str]()
+    faults, words = Counter[str](), dict[str, str]()
 
     def answer(request: dict[str, Any]) -> str | None:
         request = {"model": name, **request}
         known = kept.get(request)
         if known is not None:
             return known
-        try:
-            text = _completion(client, failures, request).choices[0].text
-        except failures as error:
-            faults[kind_of(error)] += 1
+        reply = _reply(client, failures, request)
+        if reply.text is None:
+            faults[str(reply.fault)] += 1
+            words.setdefault(str(reply.fault), f": {reply.words!r}" if reply.words else "")
             return None
-        except NOT_A_COMPLETION:
-            text = None
-        # an empty answer is one: the model may end at once
-        if not isinstance(text, str):
-            faults["not a completion"] += 1
-            return None
-        text = without_key(client, text)
-        kept.keep(request, text)
-        return text
+        kept.keep(request, reply.text)
+        return reply.text
 
     with ThreadPoolExecutor(served.concurrency) as pool:
         arriving = pool.map(answer, requests)
         answers = list(progress_bar(arriving, total=len(requests), desc=f"answers from {name}", unit="answer"))
     if faults:
-        counted = ", ".join(f"{kind} {n}" for kind, n in faults.items())
+        counted = ", ".join(f"{kind} {n}{words[kind]}" for kind, n in faults.items())
         raise InputError(
             f"{served.base_url} failed on {faults.total()} of {len(requests)} prompts ({counted}); the other answers "
             "are kept: start again"
         )
     return [text for text in answers if text is not None]
+
+
+def _reply(client: Any, failures: Failures, request: Mapping[str, Any]) -> ServerReply:  # noqa: ANN401 - openai's
+    key = key_of(client, request["model"])
+    try:
+        return text_reply(_completion(client, failures, request), key)
+    except failures as error:
+        return failed(error, key)
+
+
+def _model_name(served: Served, client: Any, failures: Failures) -> str:  # noqa: ANN401 - a class of openai's
+    """What the server calls its model. Raises `InputError` where it lists none."""
+    if served.model:
+        return served.model
+    try:
+        return str(next(iter(client.models.list())).id)
+    except (*failures, *NOT_A_COMPLETION, StopIteration) as error:
+        reply = failed(error, key_of(client, None))
+        hint = hint_of(client, failures, reply, served.key_variable, served.model)
+        raise InputError(f"{served.base_url} does not say which model it serves ({reply.failure}){hint}") from error
+
+
+def refuse_silent_server(served: Served) -> None:
+    """Ask for one token, before anything long. Raises `InputError`, with the server's words, where none comes."""
+
+    def ask() -> None:
+        client, failures = connect(served.base_url, served.key_variable, served.timeout, served.max_retries)
+        name = _model_name(served, client, failures)
+        # the prompt is a token, as those of answers are
+        reply = _reply(client, failures, {"model": name, "prompt": [1], "temperature": 0, "max_tokens": 1})
+        if reply.text is None:
+            hint = hint_of(client, failures, reply, served.key_variable, name)
+            raise InputError(f"{served.base_url} does not answer as {name!r}: {reply.failure}{hint}")
+
+    on_rank0(ask)

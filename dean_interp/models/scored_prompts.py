@@ -46,9 +46,9 @@ def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour], *, also: 
                 f"'{behaviour.name}' is a calibration split, which is for scoring: load it with split='test' (or "
                 "split=None for a file that is all test) to measure"
             )
-        shared = behaviour.prompt_hashes & scored
+        shared = behaviour.prompts_among(scored)
         if shared:
             raise InputError(
-                f"{len(shared)} of the {len(behaviour.prompt_hashes)} prompts of '{behaviour.name}' were scored: "
-                "measure on prompts that were not (split='test')"
+                f"{len(shared)} of the {len(set(behaviour.prompts))} prompts of '{behaviour.name}' were scored (by "
+                "their letters and digits): measure on prompts that were not (split='test')"
             )

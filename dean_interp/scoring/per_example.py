@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.data.prompt_text import hashes_of, is_among
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
@@ -58,7 +59,9 @@ def with_groups(
 
     Raises `InputError` where these are not the scores of this behaviour, or were kept whole (too many to group).
     """
-    if behaviour.prompt_hashes != scores.prompt_hashes:
+    all_hashes = frozenset[str]().union(*map(hashes_of, behaviour.prompts))
+    is_scored = all(is_among(prompt, scores.prompt_hashes) for prompt in behaviour.prompts)
+    if not is_scored or scores.prompt_hashes - all_hashes:
         raise InputError(f"these are scores of other examples than the {len(behaviour)} of '{behaviour.name}' given")
     tops = {site: value.indices for site, value in scores.values.items() if isinstance(value, Top)}
     if not tops:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dean_interp.errors import InputError
+from dean_interp.evaluation.judges.server import refuse_address
 from dean_interp.models.sites import Unit
 from dean_interp.scoring.scores import KEPT_FRACTION
 from dean_interp.selection.coupling import Fraction, each_fraction
@@ -99,6 +100,8 @@ class EvaluationConfig:
                 "answers_from must be two addresses, of the original and of the edited checkpoint, got "
                 f"{len(self.answers_from)}"
             )
+        for address in self.answers_from:
+            refuse_address(address)
 
 
 @dataclass(frozen=True)

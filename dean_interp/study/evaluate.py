@@ -37,6 +37,7 @@ from dean_interp.study.method import (
     information_before_and_under,
     original_of,
 )
+from dean_interp.study.preflight import refuse_silent
 from dean_interp.study.results import Design, Primary, StateResults, save_record
 from dean_interp.study.run_folder import locked
 from dean_interp.study.settings import AnswerConfig, ControlConfig
@@ -105,6 +106,8 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
     tests, _ = test_sets(config.data)
     calibration = [scored_part(source, selection.prompt_hashes) for source in config.scored_data]
     prompts = prompt_sets(config.data, config.answers, scored=selection.prompt_hashes, calibration=calibration)
+    if not (folder / "evaluation.json").is_file():
+        refuse_silent(config.answers, servers_of(config).values())
     with locked(folder), _progress(config.controls, scores) as progress:
         model = config.model.load()
         store = _store(folder, model, tests, scores, config)

@@ -46,6 +46,7 @@ from dean_interp.study.improvement import (
     load_improvement,
 )
 from dean_interp.study.method import information_before_and_under, original_of
+from dean_interp.study.preflight import refuse_silent
 from dean_interp.study.results import Design, StateResults, save_record
 from dean_interp.study.roles import Roles
 from dean_interp.study.run_folder import Clock, note_checksums, owned
@@ -73,6 +74,8 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
     config.check()
     folder = Path(folder)
     data = improve_data(config)
+    if not (folder / "results.json").is_file():
+        refuse_silent(config.answers)
     with owned(folder, config, data.all, begun=BEGUN):
         path = folder / "results.json"
         if not path.is_file():

@@ -132,11 +132,12 @@ def earlier_confirmations(folder: Path, data: ImproveData) -> tuple[EarlierConfi
     folder = folder.resolve()
     path, kept = folder.parent / CONFIRMATIONS, folder / EARLIER
     opened = read_json(path, dict[str, list[str]]) if path.is_file() else {}
-    mine = data.first.confirm.prompt_hashes | data.second.confirm.prompt_hashes
+    confirming = (data.first.confirm, data.second.confirm)
+    mine = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in confirming))
     if not kept.is_file():
         earlier = []
         for name, hashes in opened.items():
-            if n_shared := len(mine & set(hashes)):
+            if n_shared := sum(len(behaviour.prompts_among(set(hashes))) for behaviour in confirming):
                 earlier.append(EarlierConfirmation(name, n_shared))
         write_bytes(kept, TypeAdapter(list[EarlierConfirmation]).dump_json(earlier, indent=1) + b"\n")
     own = set(opened.get(folder.name, ()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dean_interp.data.sources import behaviour_name
+from dean_interp.data.sources import names_fault
 from dean_interp.errors import InputError, refuse_below
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN
@@ -76,8 +76,10 @@ class ImproveConfig:
         if not 0 < self.max_kl < math.inf:
             raise InputError(f"max_kl must be above 0 and finite, in nats per token, got {self.max_kl}")
         self.data.check()
-        if self.register is not None and behaviour_name(self.register) in map(behaviour_name, self.data.sources):
+        if self.register in self.data.sources:
             raise InputError(f"register must be a set of its own, got {self.register!r}, which is another one's too")
+        if self.register is not None and (fault := names_fault((*self.data.sources, self.register))):
+            raise InputError(f"register must be a set of its own: {fault}")
         if self.answers.n_answer_controls > self.n_flips:
             raise InputError(
                 f"n_answer_controls must be at most n_flips ({self.n_flips}), got {self.answers.n_answer_controls}"

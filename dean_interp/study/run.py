@@ -37,6 +37,7 @@ from dean_interp.study.method import (
     original_of,
     score,
 )
+from dean_interp.study.preflight import refuse_silent, refuse_unfit_self
 from dean_interp.study.results import (
     Results,
     StateResults,
@@ -62,11 +63,13 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
 
     Raises:
         InputError: anything wrong with the model, the data or the fractions, before any long work; a folder that holds
-            another study, cannot be written, or is being written; no coupled unit.
+            another study, cannot be written, or is being written; no coupled unit; a judge that does not answer.
     """
     config.check()
     folder = Path(folder)
     data = study_data(config)
+    if not (folder / "results.json").is_file():
+        refuse_silent(config.answers)
     with owned(folder, config, data.all):
         path = folder / "results.json"
         if not path.is_file():
@@ -80,6 +83,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
 
 def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: StudyData, clock: Clock) -> Results:
     """The results of a study whose files are in the folder. What is not there yet is made and written there."""
+    refuse_unfit_self(config.answers, model)
     scores = [score(model, behaviour, config, folder) for behaviour in data.calibration]
     clock.lap("score")
     # An empty selection is refused before anything is measured.

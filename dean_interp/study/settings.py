@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dean_interp.data.examples import ResponseKind
-from dean_interp.data.sources import behaviour_name
+from dean_interp.data.sources import names_fault
 from dean_interp.errors import InputError, refuse_below
+from dean_interp.evaluation.judges.make import refuse_login
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
 from dean_interp.models.sites import Unit
@@ -68,8 +69,10 @@ class DataConfig:
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
         refuse_below(self, {"n_test": 12, "n_general_test": 1, "answer_tokens": 1, "measure_tokens": 1, "seed": 0})
-        if len({behaviour_name(source) for source in self.sources}) < 3:
+        if len(set(self.sources)) < 3:
             raise InputError(f"first, second and general must be three different behaviours, got {self.sources}")
+        if fault := names_fault(self.sources):
+            raise InputError(f"first, second and general must be three different behaviours: {fault}")
 
     @property
     def sources(self) -> tuple[str, str, str]:
@@ -148,6 +151,8 @@ class AnswerConfig:
         refuse_below(self, {"n_answers": 0, "n_answer_controls": 0, "answer_batch": 1, "window": 2, "task_limit": 1})
         if self.n_answers and (not self.answer_lengths or min(self.answer_lengths) < 1):
             raise InputError(f"answer_lengths must be at least 1, got {self.answer_lengths}")
+        for judge in self.judges:
+            refuse_login(judge)
         n_controls = controls.n_random + controls.n_equal_kl
         if self.n_answers and self.n_answer_controls > n_controls:
             raise InputError(

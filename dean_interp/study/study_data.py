@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from dean_interp.data.examples import Behaviour, draw, load_behaviour, prompt_hash
+from dean_interp.data.examples import Behaviour, draw, load_behaviour
 from dean_interp.data.leakage import Leaked, all_without_leaks, without_leaks
+from dean_interp.data.prompt_text import is_among
 from dean_interp.data.readers import BUILTIN
+from dean_interp.data.sources import names_fault
+from dean_interp.data.text_files import decoded
 from dean_interp.errors import InputError
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.study.config import StudyConfig
@@ -117,14 +120,18 @@ def prompt_sets(
     """The prompts to answer, drawn from those that were not scored.
 
     Args:
-        scored: hashes of scored prompts (`data.examples.prompt_hash`).
+        scored: hashes of scored prompts (`data.prompt_text.prompt_hash`).
         calibration: what was scored; near duplicates of it are left out, too.
 
     Raises:
-        InputError: a set whose prompts were all scored.
+        InputError: a set whose prompts were all scored; two sets of one name.
     """
     if not answers.n_answers:
         return PromptSets()
+    # answers are kept and shown by the names of their sets
+    asked = [*(answers.harmful or (data.first, data.second)), *answers.over_refusal, data.general]
+    if fault := names_fault(list(dict.fromkeys((*data.sources, *asked)))):
+        raise InputError(f"each set of prompts needs a name of its own: {fault}")
     n_left_out: dict[str, int] = {}
 
     def drawn(source: str) -> Behaviour:
@@ -145,7 +152,7 @@ def prompt_sets(
 
 def without_scored(behaviour: Behaviour, scored: frozenset[str]) -> Behaviour:
     """The behaviour without prompts that were scored. Raises `InputError` where none is left."""
-    kept = tuple(example for example in behaviour.examples if prompt_hash(example.prompt) not in scored)
+    kept = tuple(example for example in behaviour.examples if not is_among(example.prompt, scored))
     if not kept:
         raise InputError(f"all {len(behaviour)} prompts of '{behaviour.name}' were scored: measure on others")
     return dataclasses.replace(behaviour, examples=kept)
@@ -154,7 +161,7 @@ def without_scored(behaviour: Behaviour, scored: frozenset[str]) -> Behaviour:
 def scored_part(source: str, scored: frozenset[str]) -> Behaviour:
     """The rows of a data set that were scored. Raises `InputError` where none was."""
     whole = load_behaviour(source, n_examples=None, split=None)
-    kept = tuple(example for example in whole.examples if prompt_hash(example.prompt) in scored)
+    kept = tuple(example for example in whole.examples if is_among(example.prompt, scored))
     if not kept:
         raise InputError(f"scored_data is data that units were scored on, and no prompt of '{whole.name}' was")
     return dataclasses.replace(whole, examples=kept)
@@ -166,10 +173,10 @@ def running_text(source: str) -> list[str]:
     Raises `InputError` where there is no such file or behaviour.
     """
     path = Path(source)
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         if not path.is_file():
             raise InputError(f"no file {path}")
-        return [path.read_text(encoding="utf-8")]
+        return [decoded(path)]
     whole = load_behaviour(source, n_examples=None, split="test" if source in BUILTIN else None)
     texts = []
     for example in whole.examples:

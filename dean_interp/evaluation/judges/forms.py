@@ -54,6 +54,14 @@ def as_data(text: str, special: Sequence[str] = ()) -> str:
     return text
 
 
+def without_thought(text: str) -> str | None:
+    """A reply without the thought before it; None where it ends inside of its thought."""
+    _, closed, behind = text.rpartition("</think>")
+    if closed:
+        return behind
+    return None if behind.lstrip().startswith("<think>") else text
+
+
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Special and added tokens and their ids. Added runs of blanks are no markup, and an unknown word is a word."""
     special = dict(zip(map(str, tokenizer.all_special_tokens), tokenizer.all_special_ids, strict=True))

@@ -11,7 +11,8 @@ from dean_interp.evaluation.judges.forms import JSON, LLAMA_GUARD, MD_JUDGE, MD_
 from dean_interp.evaluation.judges.lexical import LexicalJudge
 from dean_interp.evaluation.judges.prompted import PromptedJudge
 from dean_interp.evaluation.judges.protocol import LABELS, Judge, Label
-from dean_interp.evaluation.judges.server import ServerJudge
+from dean_interp.evaluation.judges.secret import without_login
+from dean_interp.evaluation.judges.server import ServerJudge, refuse_address
 from dean_interp.models.load import HookedModel, load_model
 
 _FORMS: dict[str, Form] = {
@@ -22,6 +23,8 @@ _FORMS: dict[str, Form] = {
     "json": JSON,
     "server": QUESTION,
 }
+# the first address ends the model's name, so that a login in it stays in the address
+_ON_SERVER = re.compile(r"(.+?)@(https?://.+)")
 _ALLOWED = (
     "lexical, self (the studied model), md-judge:MODEL, md-judge-0.2:MODEL, llama-guard:MODEL, chat:MODEL, json:MODEL, "
     "classifier:MODEL (or classifier:MODEL?class=label,...), server:MODEL@http://... (any of the forms before, too, on "
@@ -45,7 +48,7 @@ def make_judge(text: str, model: HookedModel | None = None, *, cache: Path | Non
         InputError: no such judge, or it cannot be loaded.
     """
     kind, _, rest = text.partition(":")
-    on_server = re.fullmatch(r"(.+)@(https?://.+)", rest)
+    on_server = _ON_SERVER.fullmatch(rest)
     if kind == "lexical" and not rest:
         return LexicalJudge()
     if kind == "self" and not rest:
@@ -61,7 +64,29 @@ def make_judge(text: str, model: HookedModel | None = None, *, cache: Path | Non
         name, _, classes = rest.partition("?")
         labels = _labels_by_class(classes) if classes else SAFE_AND_UNSAFE
         return ClassifierJudge(name, labels=labels)
-    raise InputError(f"no judge {text!r}: give {_ALLOWED}")
+    raise InputError(f"no judge {without_login(text)!r}: give {_ALLOWED}")
+
+
+def refuse_useless(text: str) -> None:
+    """Raise `InputError` where the judge that `text` names could not judge; `self` is told with the model alone.
+
+    A server is asked once. Of a model only the shape is looked at, so that it takes no memory while others work.
+    """
+    kind, _, rest = text.partition(":")
+    if text == "self":
+        return
+    if kind in _FORMS and kind != "server" and rest and not _ON_SERVER.fullmatch(rest):
+        PromptedJudge(load_model(rest, device="meta"), _FORMS[kind])
+        return
+    judge = make_judge(text)
+    if isinstance(judge, ServerJudge):
+        judge.refuse_silent()
+
+
+def refuse_login(text: str) -> None:
+    """Raise `InputError` where a judge's address holds a user, a password or a query: it would stand in files."""
+    if on_server := _ON_SERVER.fullmatch(text):
+        refuse_address(on_server[2])
 
 
 def _labels_by_class(classes: str) -> dict[str, Label]:

@@ -1,12 +1,15 @@
 """A judge behind an OpenAI-compatible server (vLLM, llama.cpp, a hosted one), through the `openai` package.
 
 Failures are retried with backoff, then counted; replies are cached by content, so a second call asks nothing. The key
-comes from an environment variable and goes nowhere but to the server; a reply that repeats it is kept without it.
+comes from an environment variable and goes nowhere but to the server; a reply that repeats it is kept without it, where
+it can be a secret (`secret`).
 """
 
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -18,10 +21,14 @@ from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.forms import QUESTION, Form, Messages, as_data
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
+from dean_interp.evaluation.judges.secret import without_login
+from dean_interp.evaluation.judges.server_words import NOT_A_COMPLETION, THOUGHT_ALONE, ServerReply, chat_reply, failed
 from dean_interp.progress import progress_bar
 
-NOT_A_COMPLETION = (AttributeError, IndexError, TypeError, KeyError)
-"""Errors of reading a page or an object that is no completion."""
+log = logging.getLogger(__name__)
+
+Failures = tuple[type[Exception], ...]
+_TRIAL = ("Which colour is the sky?", "It is blue by day.")
 
 
 class ServerJudge:
@@ -61,6 +68,10 @@ class ServerJudge:
         self.concurrency = concurrency
         self.name = f"{form.name} by {model} on a server"
         self.replies = Replies(base_url, cache)
+        self.key_variable = key_variable
+        # what the number of new tokens is called: servers that refuse the first name are asked by the second
+        self.limit = "max_tokens"
+        self.told: set[str] = set()
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer; where the server failed to the end, the fault names the failure."""
@@ -72,37 +83,69 @@ class ServerJudge:
         records = on_rank0(lambda: self._ask_all(conversations))
         return [Verdict(**record) for record in records]
 
+    def refuse_silent(self) -> None:
+        """Ask once, before anything long. Raises `InputError`, with the server's words, where no answer comes."""
+        on_rank0(lambda: self._refuse(self._reply(self._request(self.form.messages(*_TRIAL)))))
+
+    def _refuse(self, reply: ServerReply) -> None:
+        if reply.text is not None:
+            return
+        hint = hint_of(self.client, self.failures, reply, self.key_variable, self.model)
+        if reply.fault == THOUGHT_ALONE:
+            hint = f"; it thinks for longer than the {self.form.max_new_tokens} tokens of '{self.form.name}': switch "
+            hint += "its thinking off on the server"
+        raise InputError(f"{self.replies.base_url} does not answer as judge {self.model!r}: {reply.failure}{hint}")
+
     def _ask_all(self, conversations: Sequence[Messages]) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(self.concurrency) as pool:
             verdicts = pool.map(self._ask, conversations)
             shown = progress_bar(verdicts, total=len(conversations), desc="judging", leave=False)
             return [asdict(verdict) for verdict in shown]
 
-    def _ask(self, messages: Messages) -> Verdict:
-        request: dict[str, Any] = {
+    def _request(self, messages: Messages) -> dict[str, Any]:
+        return {
             "model": self.model,
             "messages": messages,
             "temperature": 0,
             "max_tokens": self.form.max_new_tokens,
         }
+
+    def _ask(self, messages: Messages) -> Verdict:
+        request = self._request(messages)
         known = self.replies.get(request)
         if known is not None:
             return self.form.verdict(known)
-        try:
-            choice = self.client.chat.completions.create(**request).choices[0]
-            reply, reason = choice.message.content, choice.finish_reason
-        except self.failures as error:
-            return Verdict(None, "", kind_of(error))
-        except NOT_A_COMPLETION:
-            return Verdict(None, "", "not a chat completion")
-        if not isinstance(reply, str) or not reply.strip():
-            return Verdict(None, "", "empty")
-        if reason == "content_filter":
-            return Verdict(None, "", "cut by the server's content filter")
+        reply = self._reply(request)
+        if reply.text is None:
+            self._tell(reply)
+            return Verdict(None, "", reply.fault)
         # only a whole reply is kept: what failed is asked again by the next call
-        reply = without_key(self.client, reply)
-        self.replies.keep(request, reply)
-        return self.form.verdict(reply)
+        self.replies.keep(request, reply.text)
+        return self.form.verdict(reply.text)
+
+    def _reply(self, request: Mapping[str, Any]) -> ServerReply:
+        key = key_of(self.client, self.model)
+        try:
+            return chat_reply(self._completion(request), key)
+        except self.failures as error:
+            return failed(error, key)
+
+    def _completion(self, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - whatever the server sends
+        asked = {name: value for name, value in request.items() if name != "max_tokens"}
+        limit = self.limit
+        try:
+            return self.client.chat.completions.create(**asked, **{limit: request["max_tokens"]})
+        except self.failures as error:
+            if limit != "max_tokens" or not _refuses_max_tokens(error):
+                raise
+        self.limit = "max_completion_tokens"
+        return self.client.chat.completions.create(**asked, max_completion_tokens=request["max_tokens"])
+
+    def _tell(self, reply: ServerReply) -> None:
+        """Log the server's words, once for each kind of failure."""
+        if reply.words and reply.fault not in self.told:
+            self.told.add(str(reply.fault))
+            log.warning("%s gave no verdict: %s", self.name, reply.failure)
 
 
 class Replies:
@@ -131,39 +174,61 @@ class Replies:
         return hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
 
 
-def connect(
-    base_url: str, key_variable: str, timeout: float, max_retries: int
-) -> tuple[Any, tuple[type[Exception], ...]]:
+def connect(base_url: str, key_variable: str, timeout: float, max_retries: int) -> tuple[Any, Failures]:
     """A client of an OpenAI-compatible server, and what it raises where the server fails. Nothing is asked yet.
 
     Raises `InputError` where the package `openai` is missing, the address is none, or a number is out of range.
     """
     if timeout <= 0 or max_retries < 0:
         raise InputError(f"timeout must be above 0 and max_retries at least 0, got {timeout} and {max_retries}")
-    if not base_url.startswith(("http://", "https://")):
-        raise InputError(f"base_url must begin with http:// or https://, got {base_url!r}")
-    # addresses stand in results
-    if "@" in base_url or "?" in base_url:
-        raise InputError(f"base_url must hold no user, password or query: put the key into {key_variable}")
+    refuse_address(base_url, key_variable)
     try:
         import openai
     except ImportError as error:
         raise InputError("a server is asked by the package openai: pip install 'dean_interp[judges]'") from error
-    key = os.environ.get(key_variable) or "none"
+    key = os.environ.get(key_variable, "").strip() or "none"
     client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
     return client, (openai.OpenAIError, ValueError)
 
 
-def kind_of(error: Exception) -> str:
-    """The kind of a failure alone: the server's own words may repeat the key."""
-    name = type(error).__name__
-    status = getattr(error, "status_code", None)
-    return f"{name} {status}" if status else name
+def refuse_address(base_url: str, key_variable: str = "OPENAI_API_KEY") -> None:
+    """Raise `InputError` where an address is none, or holds what must stand in no file: addresses stand in results."""
+    if "@" in base_url or "?" in base_url:
+        raise InputError(f"base_url must hold no user, password or query: put the key into {key_variable}")
+    if not base_url.startswith(("http://", "https://")):
+        raise InputError(f"base_url must begin with http:// or https://, got {without_login(base_url)!r}")
 
 
-def without_key(client: Any, reply: str) -> str:  # noqa: ANN401 - a class of openai's
-    """A reply without the key that it may repeat."""
-    return reply if client.api_key == "none" else reply.replace(client.api_key, "[key]")
+def key_of(client: Any, model: str | None) -> str:  # noqa: ANN401 - a class of openai's
+    """The key as what it is cut out for; nothing where it is the model's name, which is no secret."""
+    return "" if client.api_key == model else str(client.api_key)
+
+
+def hint_of(client: Any, failures: Failures, reply: ServerReply, key_variable: str, model: str | None) -> str:  # noqa: ANN401
+    """What may help where a server gave no reply: where the key is read, its models, the end of its address."""
+    fault = str(reply.fault)
+    if fault.endswith((" 401", " 403")):
+        return f"; the key is read from {key_variable}"
+    if "Connection" in fault:
+        return "; is the server running there?"
+    models = served_models(client, failures)
+    if models and (model not in models or fault.endswith((" 400", " 404", " 200"))):
+        return f"; it serves {', '.join(models)}"
+    address = str(client.base_url).rstrip("/")
+    return "" if models or re.search(r"/v\d+$", address) else f"; should the address end in /v1 ({address}/v1)?"
+
+
+def served_models(client: Any, failures: Failures) -> list[str]:  # noqa: ANN401 - a class of openai's
+    """The names of the models that a server lists; none where it lists none."""
+    try:
+        return [str(model.id) for model in client.models.list()]
+    except (*failures, *NOT_A_COMPLETION):
+        return []
+
+
+def _refuses_max_tokens(error: Exception) -> bool:
+    refused = getattr(error, "status_code", None) in (400, 422)
+    return refused and "max_tokens" in f"{error} {getattr(error, 'body', '')}"
 
 
 def _append_line(path: Path, line: str) -> None:

@@ -1,0 +1,149 @@
+"""Text files as records: what is wrong with a file is said by its true line.
+
+A byte that is not UTF-8, a NUL, a file of another kind under this name, a column or a key that is there twice: none of
+these can be read as it was meant, so none is read.
+"""
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from dean_interp.errors import InputError
+
+COLUMN_NAMES = ("prompt", "response", "safe", "unsafe", "topic", "split", "question", "questions")
+"""Columns that mean something."""
+_FIRST_BYTES = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive or a spreadsheet", b"PAR1": "Parquet",
+                b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands in place of a record that could not be read."""
+
+    reason: str
+    """What a list of bad rows says of it."""
+    cause: str
+    """What the reader said."""
+
+
+def decoded(path: Path) -> str:
+    """The text of a UTF-8 file, its line ends as written. Raises `InputError` where it is none, with the line."""
+    content = path.read_bytes()
+    for first_bytes, kind in _FIRST_BYTES.items():
+        if content.startswith(first_bytes):
+            raise InputError(f"{path}: line 1: this is {kind}, not UTF-8 text: save it as UTF-8 text")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = _line_after(error.object[: error.start].decode("latin-1"))
+        byte = error.object[error.start]
+        raise InputError(f"{path}: line {line}: the byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from error
+    if "\0" in text:
+        line = _line_after(text[: text.index("\0")])
+        raise InputError(f"{path}: line {line}: holds a NUL, which no text does (UTF-16?): save the file as UTF-8")
+    return text
+
+
+def csv_columns_and_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """The columns first, then each record, with the line that it starts on; blank lines are skipped, and counted.
+
+    Raises `InputError` where the file is no CSV, or has a column twice.
+    """
+    end, columns = 0, None
+    reader = csv.reader(StringIO(decoded(path), newline=""), strict=True)
+    try:
+        for fields in reader:
+            # a quoted field may run over several lines
+            start, end = end + 1, reader.line_num
+            if columns is None:
+                columns = fields
+                if fault := _column_twice(columns):
+                    raise InputError(f"{path}: line {start}: {fault}")
+                yield start, columns
+            elif len(fields) > len(columns):
+                yield start, Unreadable("has more fields than columns", "more fields than columns")
+            elif fields:
+                yield start, dict(zip_longest(columns, fields))
+    except csv.Error as error:
+        raise InputError(f"{path}: line {end + 1}: {error}") from error
+
+
+def jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Each record with its line; blank lines are skipped, and counted."""
+    text = decoded(path)
+    for line, written in enumerate(StringIO(text, newline=None), 1):
+        if not written.strip():
+            continue
+        try:
+            yield line, json.loads(written, object_pairs_hook=_once_each)
+        except InputError as error:
+            yield line, Unreadable(str(error), str(error))
+        except (ValueError, RecursionError) as error:
+            if written.strip() == "[":
+                raise InputError(f"{path}: line {line}: a JSON array begins; one object a line is read") from error
+            cause = str(getattr(error, "msg", error))
+            yield line, Unreadable(f"is not JSON ({cause})", cause)
+
+
+def all_records(path: Path) -> list[Any]:
+    """The records of a .csv, .json or .jsonl file as they stand. Raises `InputError` where one cannot be read."""
+    kind = path.suffix.lower()
+    if kind == ".json":
+        try:
+            return json.loads(decoded(path), object_pairs_hook=_once_each)
+        except (InputError, ValueError, RecursionError) as error:
+            raise InputError(f"cannot read {path}: {error}") from error
+    numbered = csv_columns_and_records(path) if kind == ".csv" else jsonl_records(path)
+    if kind == ".csv":
+        next(numbered, None)
+    records = []
+    for line, record in numbered:
+        if isinstance(record, Unreadable):
+            raise InputError(f"cannot read {path}: {record.cause} (line {line})")
+        records.append(record)
+    return records
+
+
+def misnamed(names: Iterable[object]) -> str | None:
+    """What is wrong where a name is nearly that of a column (` topic`, `Split`): it would mean nothing, in silence."""
+    for name in names:
+        if isinstance(name, str) and name not in COLUMN_NAMES and _meant(name) in COLUMN_NAMES[:6]:
+            return f"the column {name!r} must be written {_meant(name)!r}"
+    return None
+
+
+def _meant(name: str) -> str:
+    """The column that a name means, whatever its case and blanks."""
+    plain = name.strip().lower()
+    return plain if plain in COLUMN_NAMES else name
+
+
+def _column_twice(columns: Sequence[str]) -> str | None:
+    # columns without a name come from commas at the end of lines
+    counts = Counter(_meant(name) for name in columns if name.strip())
+    twice = [name for name, n in counts.items() if n > 1]
+    if not twice:
+        return None
+    written = ", ".join(repr(name) for name in columns if _meant(name) == twice[0])
+    return f"has the column {twice[0]!r} twice ({written})"
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises `InputError` where it has a key twice: one of the values would be lost."""
+    counts = Counter(name for name, _ in pairs)
+    twice = [name for name, n in counts.items() if n > 1]
+    if twice:
+        raise InputError(f"has {twice[0][:100]!r} twice")
+    return dict(pairs)
+
+
+def _line_after(text: str) -> int:
+    """The number of the line that goes on where the text ends."""
+    return 1 + len(re.findall(r"\r\n|\r|\n", text))
