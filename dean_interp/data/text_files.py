@@ -19,8 +19,13 @@ from dean_interp.errors import InputError
 
 COLUMN_NAMES = ("prompt", "response", "safe", "unsafe", "topic", "split", "question", "questions")
 """Columns that mean something."""
-_FIRST_BYTES = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive or a spreadsheet", b"PAR1": "Parquet",
-                b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # fmt: skip
+_FIRST_BYTES = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 @dataclass(frozen=True)
