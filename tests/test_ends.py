@@ -5,12 +5,18 @@ in `KINDS`; until then the test fails and says so.
 """
 
 import dataclasses
+import io
+import json
 import os
+import random
+import shutil
+import sys
 import types
 import typing
 from pathlib import Path
 
 import pytest
+import torch
 from tyro.conf import Positional
 
 from dean_interp import ScoringConfig, create_edit, importance, load_behaviour
@@ -18,6 +24,8 @@ from dean_interp.cli import edits, main
 from dean_interp.cli.help_examples import EXAMPLES
 from dean_interp.cli.steps import Step
 from dean_interp.errors import InputError
+from dean_interp.models import demo
+from dean_interp.models.load import load_model
 from dean_interp.selection.selection import top_fraction
 from dean_interp.study import settings
 
@@ -40,6 +48,13 @@ KINDS = {name: "data" for name in DATA.split()} | {
     **dict.fromkeys("prompts system expression neuron value values judges tasks answers_from".split(), "words"),
 }
 """What each option that takes a text or a path names; `words` are no names of anything on the disk."""
+N_OF = {
+    (("couple",), "scores"): 3,
+    (("evaluate",), "scores"): 3,
+    (("information",), "scores"): 3,
+    (("edit", "stack"), "edits"): 2,
+}
+"""How many a command needs, where it is more than one."""
 ANY_NUMBER = {"dose"}
 """Options to which -1 is a number like any other."""
 
@@ -119,21 +134,31 @@ def _commands(steps=Step, before=()):
 COMMANDS = _commands()
 
 
+def _written(path, word, *, paired=True):
+    """A small set whose prompts no other set shares, nor nearly."""
+    draw = random.Random(word)
+    rows = []
+    for i in range(200):
+        prompt = " ".join(draw.choice("bcdfgklmnprst") + draw.choice("aeiou") + f"{word}{draw.randrange(999)}"
+                          for _ in range(7))  # fmt: skip
+        rows.append(f"{prompt},yes {i},no {i}" if paired else f"{prompt},answer {i}")
+    path.write_text("\n".join(["prompt,safe,unsafe" if paired else "prompt,response", *rows]) + "\n")
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory, checkpoints, llama):
-    """One good thing of each kind."""
+    """One good thing of each kind, and of each option that has one of its own."""
     folder = tmp_path_factory.mktemp("good")
-    data = folder / "mine.csv"
-    rows = "".join(f"question {i}?,yes {i},no {i}\n" for i in range(60))
-    data.write_text(f"prompt,safe,unsafe\n{rows}")
-    behaviour = load_behaviour(data, n_examples=4)
-    scores = importance(llama, behaviour, config=ScoringConfig(batch_tokens=512))
+    sets = {name: _written(folder / f"{name}.csv", name) for name in ("first", "second", "mine")}
+    sets["general"] = _written(folder / "general.csv", "general", paired=False)
+    scores = importance(llama, load_behaviour(sets["mine"], n_examples=4), config=ScoringConfig(batch_tokens=512))
     scores.save(folder / "scores.safetensors")
     selection = top_fraction(scores, 0.1)
     selection.save(folder / "selection.safetensors")
     create_edit(llama, selection).save(folder / "edit.safetensors")
-    return {
-        "data": str(data),
+    return sets | {
+        "data": sets["mine"],
         "scores": str(folder / "scores.safetensors"),
         "selection": str(folder / "selection.safetensors"),
         "edit": str(folder / "edit.safetensors"),
@@ -208,10 +233,14 @@ def arguments(words, good, tmp_path, **replaced):
         if option.name in replaced:
             line += option.words(*replaced[option.name])
         elif option.name == "out":
-            line += option.words(str(tmp_path / "out" / "new"))
+            line += option.words(str(tmp_path / "new"))
         elif option.is_required:
-            n = 2 if option.name == "edits" else 3 if (words, option.name) == (("couple",), "scores") else 1
-            line += option.words(*[good[option.kind]] * n)
+            line += option.words(*[good[option.kind]] * N_OF.get((words, option.name), 1))
+        # the built-in sets are large, and what is compared with them takes its time
+        elif option.kind == "data" and option.name in good:
+            line += option.words(good[option.name])
+        elif option.name in ("over_refusal", "register"):
+            line += option.words(*["None"] * (option.name == "register"))
     return line
 
 
@@ -243,16 +272,13 @@ def test_a_wrong_file_ends_in_one_line_before_a_model_is_read(
     monkeypatch.chdir(tmp_path)
     suffixes = SUFFIXES.get(option.kind, (".safetensors",))
     wrong = [f"{path}{suffix}" for path in bad.values() for suffix in suffixes]
-    wrong += [good["data"]] if option.kind != "data" else [good["scores"]]
+    wrong.append(good["scores" if option.kind == "data" else "data"])
     for path in wrong:
-        # a command that needs something beside what is wrong has it
-        beside = {"scores": [path] * 3} if (words, option.name) == (("information",), "scores") else {}
-        if words == ("edit", "create") and option.name == "scores":
-            beside = {"value": ["mean"]}
-        if words == ("chat",) or words[0] == "edit" or words[0] in ("ablate", "circuit", "neuron"):
-            beside |= {}
-        n = 3 if (words, option.name) in ((("couple",), "scores"), (("evaluate",), "scores")) else 1
-        line = ended(capsys, arguments(words, good, tmp_path, **({option.name: [path] * n} | beside)))
+        replaced = {option.name: [path] * N_OF.get((words, option.name), 1)}
+        # what is read only with another option has it
+        if option.name == "scores" and any(other.name == "value" for other in COMMANDS[words]):
+            replaced["value"] = ["mean"]
+        line = ended(capsys, arguments(words, good, tmp_path, **replaced))
         assert READ not in line, (words, option.name, path)
 
 
@@ -282,3 +308,178 @@ def test_a_negative_number_and_nan_are_refused_before_a_model_is_read(
     for number in ("-1", "nan") if float in option.kinds_of_value else ("-1",):
         line = ended(capsys, arguments(words, good, tmp_path, **{option.name: [number]}))
         assert READ not in line, (words, option.name, number)
+
+
+MODELS = {
+    "missing": lambda folder, good: "gone/here",
+    "a folder that is empty": lambda folder, good: folder,
+    "a GGUF that is none": lambda folder, good: _file(folder / "noise.gguf", bytes(range(256))),
+    "a GGUF that is empty": lambda folder, good: _file(folder / "empty.gguf", b""),
+    "a GGUF that is a pointer": lambda folder, good: _file(folder / "lfs.gguf", LFS),
+    "a GGUF that is a folder": lambda folder, good: _folder(folder / "folder.gguf"),
+    "settings that are no JSON": lambda folder, good: _file(_copy(folder, good) / "config.json", b"{").parent,
+    "settings of another kind": lambda folder, good: _file(_copy(folder, good) / "config.json", b"[1]").parent,
+    "an unknown kind of model": lambda folder, good: (
+        _file(_copy(folder, good) / "config.json", b'{"model_type": "nobody"}').parent
+    ),
+    "weights that are a pointer": lambda folder, good: _file(_copy(folder, good) / "model.safetensors", LFS).parent,
+    "weights that are noise": lambda folder, good: _file(_copy(folder, good) / "model.safetensors", b"xyz" * 99).parent,
+    "no tokenizer": lambda folder, good: _without(_copy(folder, good), "tokenizer"),
+    "a tokenizer that is noise": lambda folder, good: _file(_copy(folder, good) / "tokenizer.json", b"{").parent,
+    "no weights": lambda folder, good: _without(_copy(folder, good), "model"),
+    "a long name": lambda folder, good: "x" * 300,
+    "a name with a line end": lambda folder, good: "a\nb",
+}
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def _file(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def _folder(path):
+    path.mkdir()
+    return path
+
+
+def _copy(folder, good):
+    return Path(shutil.copytree(good["model"], folder / "copy"))
+
+
+def _without(folder, name):
+    for path in folder.glob(f"{name}*"):
+        path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("wrong", MODELS)
+def test_a_wrong_model_ends_in_one_line(wrong, good, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DEAN_INTERP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    name = str(MODELS[wrong](tmp_path, good))
+    ended(capsys, arguments(("score",), good, tmp_path, model=[name]))
+    # whatever takes a model takes it through the same door
+    if wrong != "missing":
+        return
+    for words, options in COMMANDS.items():
+        if any(option.name == "model" for option in options) and words != ("edit", "export"):
+            beside = {"scores": [good["scores"]] * 3} if words == ("information",) else {}
+            line = ended(capsys, arguments(words, good, tmp_path / words[-1], model=[name], **beside))
+            assert "cannot load the model 'gone/here'" in line
+
+
+@pytest.mark.parametrize(
+    "device", ["cudaa", "cuda:99", "mps:3", "", "xla", "privateuseone", {"model.norm": "cuda:99"}, {"": 77}]
+)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device, tmp_path):
+    with pytest.raises(InputError, match=r"device '.*' is not there: take 'cpu', or another that is") as told:
+        load_model(tmp_path / "gone", device=device)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_meta_and_disk_are_devices(good):
+    assert next(load_model(good["model"], device="meta").parameters()).is_meta
+
+
+@pytest.mark.parametrize("place", ["a file", "nowhere"])
+def test_a_cache_folder_that_cannot_be_written_is_named_with_the_variable_that_names_it(
+    place, good, tmp_path, monkeypatch, capsys
+):
+    cache = good["data"] if place == "a file" else "/proc/nowhere"
+    monkeypatch.setenv("DEAN_INTERP_CACHE", cache)
+    gguf = _file(tmp_path / "tiny.gguf", b"GGUF")
+    line = ended(capsys, arguments(("score",), good, tmp_path, model=[str(gguf)]))
+    assert f"cannot write to the cache folder {cache}" in line and "DEAN_INTERP_CACHE" in line
+
+
+def test_a_user_without_a_home_is_told_which_variable_names_a_cache(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("DEAN_INTERP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(InputError, match="name one by DEAN_INTERP_CACHE"):
+        demo.cache_folder()
+
+
+def test_an_empty_variable_names_no_folder(monkeypatch):
+    monkeypatch.setenv("DEAN_INTERP_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert demo.cache_folder() == Path.home() / ".cache" / "dean_interp"
+    monkeypatch.setenv("DEAN_INTERP_CACHE", "~/mine")
+    assert demo.cache_folder() == Path.home() / "mine"
+
+
+@pytest.fixture
+def emoji(tmp_path):
+    path = tmp_path / "emoji.csv"
+    path.write_text("prompt,safe,unsafe\n\U0001f642 d\u00e9j\u00e0,a,b\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "cp932", "utf-8"])
+def test_what_a_stream_cannot_print_is_written_by_its_number(encoding, emoji, monkeypatch):
+    for more in ([], ["--json"]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main.main(["data", "show", emoji, *more]) == 0
+        said = stream.buffer.getvalue().decode(encoding)
+        if more:
+            assert json.loads(said)["examples"][0]["prompt"] == "\U0001f642 d\u00e9j\u00e0"
+        else:
+            assert said.startswith("\U0001f642" if encoding == "utf-8" else r"\U0001f642")
+        assert stream.errors == "strict"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_an_error_is_said_on_a_stream_that_cannot_print_it(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert main.main(["data", "show", "\U0001f642.csv"]) == 2
+    stream.flush()
+    assert stream.buffer.getvalue().decode(encoding) == "dean-interp: no file \\U0001f642.csv" + os.linesep
+
+
+def test_streams_that_were_closed_before_the_process_began_are_none(emoji, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main.main(["data", "show", emoji]) == 0
+    assert main.main(["data", "show", "gone.csv"]) == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_result_that_finds_a_full_disk_ends_in_one_line(emoji, monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main.main(["data", "show", emoji]) == 2
+    said = capsys.readouterr().err
+    assert said == "dean-interp: cannot write the result to standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("size", ["two", "2", "-1", ""])
+def test_a_number_of_processes_that_torchrun_did_not_start_ends_in_one_line(size, emoji, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    line = ended(capsys, ["data", "show", emoji])
+    assert f"WORLD_SIZE={size} asks for several processes" in line and "torchrun" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b"), "cannot use /a/b: Permission denied"),
+        (OSError(36, "File name too long", b"/a/\xff"), r"cannot use /a/\udcff: File name too long"),
+        (FileNotFoundError(2, "No usable temporary directory", "/tmp"), "cannot use /tmp: No usable temporary"),
+        (MemoryError(), "out of memory: take smaller batches"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory: take smaller batches"),
+    ],
+)
+def test_what_the_system_refuses_is_no_fault_of_the_program(error, said, monkeypatch, capsys):
+    def refused(step, talk):
+        raise error
+
+    monkeypatch.setattr(main, "do", refused)
+    assert said in ended(capsys, ["data", "show", "privacy"])

@@ -4,10 +4,11 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dean_interp import (
     InputError,
+    MutualInformationConfig,
     ScoringConfig,
     ablate,
     apply_edit,
@@ -83,7 +84,7 @@ SETTINGS = {
     "another device by default": lambda: default_device("meta"),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "deterministic algorithms": deterministic,
-    "anomaly mode": torch.autograd.set_detect_anomaly,
+    "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True),
 }
 
 
@@ -120,7 +121,12 @@ def everything(folder, data):
     page = neuron_page(model, Site(0, "neurons"), 3, [test])
     halves = [Selection({site: units[i::2] for site, units in neurons.units.items()}, neurons.shapes) for i in (0, 1)]
     information = mutual_information(
-        model, [test, other], first_neurons=halves[0], second_neurons=halves[1], ablated=weights
+        model,
+        [test, other],
+        first_neurons=halves[0],
+        second_neurons=halves[1],
+        ablated=weights,
+        config=MutualInformationConfig(k=2, n_shuffles=9, n_null=9, n_subsamples=4),
     )
     numbers = [value.float().flatten() for value in scores.of("neuron").values.values()]
     numbers += [margin.double().flatten() for margin in margins]
@@ -154,7 +160,7 @@ def test_settings_are_put_back_after_an_error():
 def test_a_model_made_inside_inference_mode_is_refused_by_name(checkpoints, data):
     folder = checkpoints["gpt2"]
     with torch.inference_mode():
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation="eager")
     hooked = load_model(model, tokenizer=AutoTokenizer.from_pretrained(folder))
     with pytest.raises(InputError, match=r"was made inside torch.inference_mode.*make it outside"):
         importance(hooked, data[0][0], config=CONFIG)
@@ -173,6 +179,7 @@ def _contexts(model):
     }
 
 
+@pytest.mark.filterwarnings("ignore:the ablation of .* changed nothing")
 @pytest.mark.parametrize("name", ["ablate", "gated", "at_dose", "patch_activations"])
 def test_a_context_opens_again_and_inside_itself(name, llama):
     tokens = torch.tensor([[9, 8, 4]])

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import Behaviour, ResponseKind, load_behaviour
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below
 from dean_interp.files import check_writable
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Modules, Unit
@@ -97,6 +97,7 @@ class CoupleUnits:
 
 def do_score(step: ScoreUnits) -> StepResult:
     """Score the units and write the file, or say what that will take."""
+    refuse_below(step, {"n_calibration": 1, "max_tokens": 1, "score_tokens": 1, "seed": 0})
     check_writable(step.out)
     refuse_keep(step.keep)
     _refuse_method(step)
