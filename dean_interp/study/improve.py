@@ -17,7 +17,6 @@ On prompts that confirm, which no earlier step may open:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
@@ -29,13 +28,13 @@ from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
-from dean_interp.progress import progress_bar
-from dean_interp.resume import Unfinished
-from dean_interp.selection.gates import Gates, dosed
+from dean_interp.selection.gates import Gates
+from dean_interp.statistics import Interval
 from dean_interp.study.choosing import Chosen, choose, gates_store
-from dean_interp.study.conclusions import design_of, state_results
+from dean_interp.study.conclusions import state_results
 from dean_interp.study.confirmation import Condition, SignTest, conditions, headline, sign_test
-from dean_interp.study.dosing import gated_state, kl_interval
+from dean_interp.study.confirming import Confirmed, confirm, information_of
+from dean_interp.study.dosing import kl_interval
 from dean_interp.study.improve_data import ImproveData, earlier_confirmations, improve_data
 from dean_interp.study.improvement import (
     ChangedNeuron,
@@ -45,14 +44,12 @@ from dean_interp.study.improvement import (
     RoleCount,
     load_improvement,
 )
-from dean_interp.study.method import information_before_and_under, original_of
 from dean_interp.study.preflight import refuse_silent
-from dean_interp.study.results import Design, StateResults, save_record
+from dean_interp.study.results import StateResults, save_record
 from dean_interp.study.roles import Roles
 from dean_interp.study.run_folder import Clock, note_checksums, owned
 from dean_interp.study.shown import shown_answers
-from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
-from dean_interp.study.store import State
+from dean_interp.study.state_outcomes import measurement_plan
 
 N_NEURONS = 12
 """Neurons that the report names."""
@@ -90,7 +87,7 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
             earlier = earlier_confirmations(folder, data)
             rounding_kl = write_edit(folder, model, chosen.gates, data.general.choose, config.model.template)
             clock.lap("edit file")
-            confirmed = confirm(folder, model, config, data, chosen, plan)
+            confirmed = confirm(folder, model, config, chosen, plan)
             clock.lap("confirming")
             information = information_of(chosen, confirmed)
             clock.lap("mutual information")
@@ -126,81 +123,6 @@ def write_edit(folder: Path, model: HookedModel, gates: Gates, general: Behaviou
         return measure(model, [general], template=template, original=by_hooks)[general.name].mean_kl
     finally:
         revert_edit(model, edit)
-
-
-@dataclass(frozen=True)
-class Confirmed:
-    """Everything that was measured on confirming prompts."""
-
-    plan: MeasurementPlan
-    original: StateOutcomes
-    edit: StateOutcomes
-    opposite: StateOutcomes
-    flips: tuple[StateOutcomes, ...]
-    random: tuple[StateOutcomes, ...]
-    paper: tuple[StateOutcomes, ...]
-    """Under the paper's rule, where it was asked for."""
-    design: Design
-
-    @property
-    def others(self) -> list[StateOutcomes]:
-        """Every state but the original and the edit, in the order of the report."""
-        return [self.opposite, *self.paper, *self.flips, *self.random]
-
-
-def confirm(
-    folder: Path, model: HookedModel, config: ImproveConfig, data: ImproveData, chosen: Chosen, plan: MeasurementPlan
-) -> Confirmed:
-    """Steps 6 to 8: the nulls, what can be detected, the edit and its opposite."""
-    papers = [chosen.paper.state] if chosen.paper else []
-    if chosen.paper:
-        first, second = chosen.paper.neurons
-        plan = replace(plan, store=replace(plan.store, neurons=first | second))
-    total = 3 + len(papers) + len(chosen.flips) + len(chosen.random)
-    with progress_bar(total=total, desc="confirming", unit="state") as progress:
-        plan = replace(plan, progress=progress)
-        original = original_of(plan, model)
-
-        def measured(state: State, *, in_full: bool = False) -> StateOutcomes:
-            return outcomes_of(plan, model, state, reference=original.measurement, in_full=in_full)
-
-        flips = []
-        for number, flip in enumerate(chosen.flips):
-            flips.append(measured(flip, in_full=number < config.answers.n_answer_controls))
-        random = [measured(state) for state in chosen.random]
-        design = design_of(original, flips or random)
-        save_record(design, folder / "design.json")
-        opposite = measured(gated_state("opposite", "opposite", dosed(chosen.gates, -1.0)))
-        edit = measured(gated_state("edit", "edit", chosen.gates), in_full=True)
-        paper = [measured(state, in_full=True) for state in papers]
-    return Confirmed(
-        plan=plan,
-        original=original,
-        edit=edit,
-        opposite=opposite,
-        flips=tuple(flips),
-        random=tuple(random),
-        paper=tuple(paper),
-        design=design,
-    )
-
-
-def information_of(chosen: Chosen, confirmed: Confirmed) -> dict[str, tuple[MutualInformation, ...]]:
-    """Step 9: mutual information before and under the edit and the paper's rule, both beside the same nulls.
-
-    It is between the neurons that are important to one behaviour alone by the paper's scores. Empty without the rule.
-    """
-    if chosen.paper is None:
-        return {}
-    neurons, plan = chosen.paper.neurons, confirmed.plan
-    edits, nulls = [confirmed.edit, *confirmed.paper], [*confirmed.flips, *confirmed.random]
-
-    def make(_: Unfinished) -> list[tuple[MutualInformation, ...]]:
-        return information_before_and_under(plan, confirmed.original, edits, nulls, neurons)
-
-    depends_on = [each.state.fingerprint for each in (*edits, *nulls)] + [each.fingerprint for each in neurons]
-    found = plan.store.record("information.json", depends_on, list[tuple[MutualInformation, ...]], make)
-    return {edit.state.name: of_edit for edit, of_edit in zip(edits, found, strict=True)}
 
 
 def _improvement(
@@ -246,14 +168,21 @@ def _improvement(
         information=information,
         answers=shown_answers(confirmed.plan, [original, edit, *confirmed.paper]),
         earlier=earlier,
-        headline=headline(
-            met,
-            {name: states[0].change[name] for name in names},
-            kl=kl,
-            max_kl=config.max_kl,
-            perplexity=(unchanged.perplexity, states[0].perplexity),
-        ),
+        headline=_headline(config, names, unchanged, states[0], met, kl),
     )
+
+
+def _headline(
+    config: ImproveConfig,
+    names: Sequence[str],
+    unchanged: StateResults,
+    edit: StateResults,
+    met: Sequence[Condition],
+    kl: Interval,
+) -> str:
+    change = {name: edit.change[name] for name in names}
+    perplexity = (unchanged.perplexity, edit.perplexity)
+    return headline(met, change, kl=kl, max_kl=config.max_kl, perplexity=perplexity)
 
 
 def _decided(

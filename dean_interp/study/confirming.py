@@ -1,0 +1,93 @@
+"""Steps 6 to 9 of `improve`: the edit and its nulls on prompts that chose nothing."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dean_interp.information.shifts import MutualInformation
+from dean_interp.models.load import HookedModel
+from dean_interp.progress import progress_bar
+from dean_interp.resume import Unfinished
+from dean_interp.selection.gates import dosed
+from dean_interp.study.choosing import Chosen
+from dean_interp.study.conclusions import design_of
+from dean_interp.study.dosing import gated_state
+from dean_interp.study.improvement import ImproveConfig
+from dean_interp.study.method import information_before_and_under, original_of
+from dean_interp.study.results import Design, save_record
+from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, outcomes_of
+from dean_interp.study.store import State
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """Everything that was measured on confirming prompts."""
+
+    plan: MeasurementPlan
+    original: StateOutcomes
+    edit: StateOutcomes
+    opposite: StateOutcomes
+    flips: tuple[StateOutcomes, ...]
+    random: tuple[StateOutcomes, ...]
+    paper: tuple[StateOutcomes, ...]
+    """Under the paper's rule, where it was asked for."""
+    design: Design
+
+    @property
+    def others(self) -> list[StateOutcomes]:
+        """Every state but the original and the edit, in the order of the report."""
+        return [self.opposite, *self.paper, *self.flips, *self.random]
+
+
+def confirm(
+    folder: Path, model: HookedModel, config: ImproveConfig, chosen: Chosen, plan: MeasurementPlan
+) -> Confirmed:
+    """Steps 6 to 8: the nulls, what can be detected, the edit and its opposite."""
+    papers = [chosen.paper.state] if chosen.paper else []
+    if chosen.paper:
+        first, second = chosen.paper.neurons
+        plan = replace(plan, store=replace(plan.store, neurons=first | second))
+    total = 3 + len(papers) + len(chosen.flips) + len(chosen.random)
+    with progress_bar(total=total, desc="confirming", unit="state") as progress:
+        plan = replace(plan, progress=progress)
+        original = original_of(plan, model)
+
+        def measured(state: State, *, in_full: bool = False) -> StateOutcomes:
+            return outcomes_of(plan, model, state, reference=original.measurement, in_full=in_full)
+
+        flips = []
+        for number, flip in enumerate(chosen.flips):
+            flips.append(measured(flip, in_full=number < config.answers.n_answer_controls))
+        random = [measured(state) for state in chosen.random]
+        design = design_of(original, flips or random)
+        save_record(design, folder / "design.json")
+        opposite = measured(gated_state("opposite", "opposite", dosed(chosen.gates, -1.0)))
+        edit = measured(gated_state("edit", "edit", chosen.gates), in_full=True)
+        paper = [measured(state, in_full=True) for state in papers]
+    return Confirmed(
+        plan=plan,
+        original=original,
+        edit=edit,
+        opposite=opposite,
+        flips=tuple(flips),
+        random=tuple(random),
+        paper=tuple(paper),
+        design=design,
+    )
+
+
+def information_of(chosen: Chosen, confirmed: Confirmed) -> dict[str, tuple[MutualInformation, ...]]:
+    """Step 9: mutual information before and under the edit and the paper's rule, both beside the same nulls.
+
+    It is between the neurons that are important to one behaviour alone by the paper's scores. Empty without the rule.
+    """
+    if chosen.paper is None:
+        return {}
+    neurons, plan = chosen.paper.neurons, confirmed.plan
+    edits, nulls = [confirmed.edit, *confirmed.paper], [*confirmed.flips, *confirmed.random]
+
+    def make(_: Unfinished) -> list[tuple[MutualInformation, ...]]:
+        return information_before_and_under(plan, confirmed.original, edits, nulls, neurons)
+
+    depends_on = [each.state.fingerprint for each in (*edits, *nulls)] + [each.fingerprint for each in neurons]
+    found = plan.store.record("information.json", depends_on, list[tuple[MutualInformation, ...]], make)
+    return {edit.state.name: of_edit for edit, of_edit in zip(edits, found, strict=True)}
