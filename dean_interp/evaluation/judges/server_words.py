@@ -86,7 +86,8 @@ def no_completion(completion: object, key: str, otherwise: str) -> ServerReply:
         return ServerReply(None, fault, _one_line(completion, key))
     if error := getattr(completion, "error", None):
         return ServerReply(None, "an error with status 200", _one_line(error, key))
-    said = completion.to_dict() if hasattr(completion, "to_dict") else completion
+    dumped = getattr(completion, "to_dict", None)
+    said = dumped() if dumped else completion
     return ServerReply(None, otherwise, _one_line(said, key))
 
 
