@@ -28,7 +28,7 @@ from dean_interp.editing.tensor_change import EditState
 from dean_interp.errors import InputError
 from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.adapters import adapter_of
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel, loaded_tokenizer, native_tokenizer
 from dean_interp.models.matrices import stored_names
 from dean_interp.models.tokens import Template, encode
 from dean_interp.progress import progress_bar
@@ -140,7 +140,7 @@ def _save_checkpoint(model: HookedModel, folder: Path) -> None:
     model.original_model.config.save_pretrained(folder)
     if model.original_model.generation_config is not None:
         model.original_model.generation_config.save_pretrained(folder)
-    native_tokenizer(model).save_pretrained(folder)
+    loaded_tokenizer(model).save_pretrained(folder)
 
 
 def _compared(

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dean_interp.errors import InputError
 from dean_interp.models.bridge import bridge_to
+from dean_interp.models.chat_settings import ChatSettings, Thinking, with_settings
 from dean_interp.models.demo import DEMO_MODEL, cache_folder, convert_gguf, demo_model_folder
 from dean_interp.models.hooked_model import HookedModel, hooked_transformer_class, is_hooked_model
 from dean_interp.models.notes import notes
@@ -39,6 +40,8 @@ def load_model(
     hooked_transformer: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
+    date: str | None = None,
+    thinking: Thinking | None = None,
 ) -> HookedModel:
     """A TransformerLens model, in evaluation mode, with raw weights.
 
@@ -55,12 +58,18 @@ def load_model(
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
+        date: the day that the chat template writes into prompts, where it writes one, such as `2026-11-28`. `None`: that
+            of today, for as long as the model is in memory. A model in memory keeps its own.
+        thinking: `on` or `off`, for chat templates with a switch for it, or that begin a thought. `None`: as the
+            template has it.
 
     Raises:
-        InputError: unknown or unreachable name, unknown dtype, encoder-only, encoder-decoder or mixture-of-experts
+        InputError: unknown or unreachable name, a template without a switch for thinking, unknown dtype, encoder-only, encoder-decoder or mixture-of-experts
             model, no tokenizer; before any weight is read wherever the configuration tells.
     """
     dtype = _torch_dtype(dtype)
+    chat = ChatSettings(date, thinking)
+    chat.check()
     source = name_or_folder_or_object
     model: HookedModel
     if is_hooked_model(source):
@@ -79,6 +88,9 @@ def load_model(
     refuse_without_neurons(model)
     if tokenizer is not None:
         notes(model).tokenizer = tokenizer
+    if tokenizer is not None or chat != ChatSettings():
+        notes(model).chat, notes(model).chat_tokenizer = chat, None
+        native_tokenizer(model)
     return model.eval()
 
 
@@ -124,11 +136,20 @@ def load_plain(
 
 
 def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer. TransformerLens makes every tokenizer prepend a BOS, which most never saw.
+    """The checkpoint's own tokenizer, whose chat template keeps to one day and to what was said of thinking.
 
-    For a model that `load_model` did not make, it is loaded by the name that the model's tokenizer carries; where that
-    leads nowhere the model's own is taken, with a warning.
+    TransformerLens makes every tokenizer prepend a BOS, which most checkpoints never saw. For a model that `load_model`
+    did not make, it is loaded by the name that the model's tokenizer carries; where that leads nowhere the model's own
+    is taken, with a warning.
     """
+    noted = notes(model)
+    if noted.chat_tokenizer is None:
+        noted.chat_tokenizer, noted.chat = with_settings(loaded_tokenizer(model), noted.chat)
+    return noted.chat_tokenizer
+
+
+def loaded_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer as the checkpoint has it, for folders that are to hold it, too. Warns as `native_tokenizer`."""
     tokenizer = notes(model).tokenizer
     if tokenizer is None:
         try:
@@ -138,6 +159,20 @@ def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
             tokenizer = model.tokenizer
         notes(model).tokenizer = tokenizer
     return tokenizer
+
+
+def chat_settings(model: HookedModel) -> ChatSettings:
+    """What the model's prompts depend on beside their words: the day, where the chat template writes one, and thinking."""
+    native_tokenizer(model)
+    return notes(model).chat
+
+
+def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of what `load_model` takes by name. Raises `InputError` where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(_local_folder(str(name)))
+    except (OSError, ValueError) as error:
+        raise unknown_model(str(name), error) from error
 
 
 def model_fingerprint(model: HookedModel) -> str:
