@@ -20,6 +20,7 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError
 from dean_interp.files import atomic_folder, read_json
+from dean_interp.models.chat_settings import ChatSettings, with_settings
 from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.tokens import Template, encode
@@ -103,7 +104,9 @@ def fine_tune(
     if (folder / "model").is_dir():
         return folder / "model"
     model, tokenizer = load_plain(name, device=device, dtype=dtype)
-    rows = [row for behaviour in behaviours for row in _rows(tokenizer, behaviour, template)]
+    # The folder gets the tokenizer as it was; what is learned is of one day.
+    dated, _ = with_settings(tokenizer, ChatSettings())
+    rows = [row for behaviour in behaviours for row in _rows(dated, behaviour, template)]
     trained = model if config.method == "full" else _with_adapters(model, config)
 
     def show(step: int, trained_so_far: Any) -> None:  # noqa: ANN401 - a class of peft's

@@ -24,6 +24,7 @@ from dean_interp.models.generate import cache_is_right
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.notes import TokenPositions
 from dean_interp.models.positions import at_positions, while_generating
+from dean_interp.models.templates import appended, rendered_chat
 from dean_interp.progress import redraws
 from dean_interp.statistics import Interval, clustered_interval
 
@@ -156,9 +157,30 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
     from lm_eval.models import huggingface
 
     harness: Any = huggingface.HFLM
+    last = appended(native_tokenizer(model))
 
     class HookedLM(harness):
         """HFLM on the model inside a bridge."""
+
+        # a chat is rendered as everywhere else, and no text that something may follow ends in a token of its own
+
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            return rendered_chat(self.tokenizer, chat_history, generation_prompt=add_generation_prompt)
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None
+        ) -> list[int]:
+            ids = super().tok_encode(string, add_special_tokens=add_special_tokens)
+            is_added = len(ids) > len(super().tok_encode(string, add_special_tokens=False))
+            kept = ids[: len(ids) - len(last)] if is_added else ids
+            return kept[-left_truncate_len:] if left_truncate_len else kept
+
+        def tok_batch_encode(self, strings: list[str], **options: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+            ids, real = super().tok_batch_encode(strings, **options)
+            # padding is on the left
+            is_added = bool(last) and ids[:, -len(last) :].tolist() == [last] * len(ids)
+            n_kept = ids.shape[1] - len(last) if is_added else ids.shape[1]
+            return ids[:, :n_kept], real[:, :n_kept]
 
         # each rank computes its shard of the requests; in a log file the harness' bars, which redraw, are off
 

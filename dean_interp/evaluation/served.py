@@ -16,6 +16,7 @@ from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.server import NOT_A_COMPLETION, Replies, connect, kind_of, without_key
 from dean_interp.models.generate import refuse_nothing_to_answer
+from dean_interp.models.thoughts import begun_thought, decoded
 from dean_interp.models.tokens import Template, encode
 from dean_interp.progress import progress_bar
 
@@ -64,9 +65,10 @@ def generate_served(
     tokens = [tokenizer(answer, add_special_tokens=False).input_ids for answer in longest]
     answers = {}
     for length in lengths:
-        answers[length] = [str(tokenizer.decode(ids[:length], skip_special_tokens=True)) for ids in tokens]
+        answers[length] = [decoded(tokenizer, ids[:length]) for ids in tokens]
     answers[max(lengths)] = list(longest)
-    return answers
+    begun = [begun_thought(tokenizer, request["prompt"]) for request in requests]
+    return {length: list(map(str.__add__, begun, given)) for length, given in answers.items()}
 
 
 def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path | None) -> list[str]:

@@ -22,8 +22,7 @@ from dean_interp.models.thoughts import MARKS, opened_thought
 
 Thinking = Literal["on", "off"]
 _SWITCHES = ("enable_thinking", "thinking", "reasoning")
-_DIRECTIVES = ("a", "A", "w", "d", "-d", "e", "b", "B", "m", "-m", "y", "Y", "j", "-j", "U", "W", "G", "V", "u", "F", "D",
-               "H", "-H", "I", "-I", "p", "M", "-M", "S", "-S", "T", "R", "f", "z", "Z", "c", "x", "X")  # fmt: skip
+_DIRECTIVES = (*"aAbBcdDeFfGHIjmMpRSTuUVwWxXyYzZ", "-d", "-m", "-j", "-H", "-I", "-M", "-S")
 # A doubled per cent sign is put aside first, and put back last.
 _ASIDE = "\x00"
 
@@ -53,7 +52,7 @@ class ChatSettings:
 
 
 def today() -> str:
-    """This day, as a setting."""
+    """The day of today, as a setting."""
     return datetime.date.today().isoformat()
 
 

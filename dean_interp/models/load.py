@@ -58,14 +58,15 @@ def load_model(
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
-        date: the day that the chat template writes into prompts, where it writes one, such as `2026-11-28`. `None`: that
-            of today, for as long as the model is in memory. A model in memory keeps its own.
+        date: the day that the chat template writes into prompts, where it writes one, such as `2026-11-28`. `None`:
+            that of today, for as long as the model is in memory. A model in memory keeps its own.
         thinking: `on` or `off`, for chat templates with a switch for it, or that begin a thought. `None`: as the
             template has it.
 
     Raises:
-        InputError: unknown or unreachable name, a template without a switch for thinking, unknown dtype, encoder-only, encoder-decoder or mixture-of-experts
-            model, no tokenizer; before any weight is read wherever the configuration tells.
+        InputError: unknown or unreachable name, unknown dtype, a chat template without a switch for thinking, where
+            one is asked for, encoder-only, encoder-decoder or mixture-of-experts model, no tokenizer; before any weight
+            is read wherever the configuration tells.
     """
     dtype = _torch_dtype(dtype)
     chat = ChatSettings(date, thinking)
@@ -162,7 +163,7 @@ def loaded_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
 
 
 def chat_settings(model: HookedModel) -> ChatSettings:
-    """What the model's prompts depend on beside their words: the day, where the chat template writes one, and thinking."""
+    """What the model's chats depend on beside their words: the day, where the template writes one, and thinking."""
     native_tokenizer(model)
     return notes(model).chat
 

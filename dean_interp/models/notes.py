@@ -42,7 +42,7 @@ class ModelNotes:
 
     tokenizer: PreTrainedTokenizerBase | None = None
     """The checkpoint's own tokenizer, as it was loaded; None before it is."""
-    chat: ChatSettings = ChatSettings()
+    chat: ChatSettings = field(default_factory=ChatSettings)
     """What its chat template is told beside the messages."""
     chat_tokenizer: PreTrainedTokenizerBase | None = None
     """The same tokenizer with a chat template that keeps to `chat` (`load.native_tokenizer`); None before it is asked

@@ -69,11 +69,10 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = T
     return _before(tokenizer, text, plain) + plain
 
 
-def n_appended(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens a tokenizer puts behind every text by itself."""
+def appended(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that a tokenizer puts behind every text by itself."""
     text = "text"
-    plain = list(tokenizer(text, add_special_tokens=False).input_ids)
-    return len(tokenizer(text).input_ids) - len(plain) - len(_before(tokenizer, text, plain))
+    return list(tokenizer(text).input_ids)[len(text_ids(tokenizer, text)) :]
 
 
 def _before(tokenizer: PreTrainedTokenizerBase, text: str, plain: Sequence[int]) -> list[int]:
@@ -129,10 +128,12 @@ def rendered_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, gen
             roles = ", ".join(message["role"] for message in messages)
             faults.append(f"refuses messages by {roles}: {error}")
             continue
-        fault = _repeated(shown, probe) or _left_out(shown, probe) or _left_out(text, messages)
-        if fault is None:
+        is_shown = [_all_stand_in(shown, probe), _all_stand_in(text, messages)]
+        n_times = max(shown.count(message["content"]) for message in probe)
+        if all(is_shown) and n_times == 1:
             return text
-        faults.append(fault)
+        fault = f"shows {n_times} times" if all(is_shown) else "leaves out or changes"
+        faults.append(f"{fault} what was said: {messages[-1]['content'][:40]!r}")
     raise InputError(f"the chat template of {tokenizer.name_or_path!r} {faults[0]}")
 
 
@@ -164,8 +165,8 @@ def _probe(number: int) -> str:
     return f'Is <b>No. {number}</b> "fair" & right:\n1. Zoë\'s {{x}}, 2. 東京 [{number}]?'
 
 
-def _left_out(text: str, messages: Messages) -> str | None:
-    """What of the messages does not stand in the text, in their order. Blanks around a content may be taken away."""
+def _all_stand_in(text: str, messages: Messages) -> bool:
+    """Whether all messages stand in the text, in their order. Blanks around a content may be taken away."""
     start = 0
     for message in messages:
         content = message["content"].strip()
@@ -174,17 +175,9 @@ def _left_out(text: str, messages: Messages) -> str | None:
             content = (behind_thought(content) or "").strip()
         at = text.find(content, start)
         if at < 0:
-            return f"leaves out or changes what the {message['role']} said: {message['content'][:40]!r}"
+            return False
         start = at + len(content)
-    return None
-
-
-def _repeated(text: str, messages: Messages) -> str | None:
-    for message in messages:
-        n_times = text.count(message["content"])
-        if n_times > 1:
-            return f"repeats what the {message['role']} said {n_times} times"
-    return None
+    return True
 
 
 def _warn_of_clock(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,7 +1,7 @@
 """Where a thinking model's thought ends and its answer begins.
 
-A thought stands between two marks. Some chat templates write the first one themselves, so that an answer begins inside a
-thought; some tokenizers hold the marks as special tokens, which decoding leaves out: both are put back, so that an
+A thought stands between two marks. Some chat templates write the first one themselves, so that an answer begins inside
+a thought; some tokenizers hold the marks as special tokens, which decoding leaves out: both are put back, so that an
 answer's text alone says where its thought ends.
 """
 
@@ -17,6 +17,9 @@ MARKS = (
     ("<seed:think>", "</seed:think>"),
 )
 """What begins and what ends a thought: Qwen, DeepSeek, SmolLM and most others; Mistral; Cohere; EXAONE; Seed."""
+
+# tokens at a prompt's end that hold the longest mark, even where a token is a byte
+_N_LAST = 32
 
 
 def behind_thought(answer: str) -> str | None:
@@ -40,7 +43,12 @@ def opened_thought(rendered: str) -> str:
     return ""
 
 
-def decoded(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+def begun_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
+    """What stands before an answer's own words where its prompt ends in the beginning of a thought; else nothing."""
+    return opened_thought(str(tokenizer.decode(list(prompt[-_N_LAST:]), skip_special_tokens=False)))
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     """The text of an answer without special tokens, but for the marks of a thought."""
     marks = {mark for pair in MARKS for mark in pair} & set(map(str, tokenizer.all_special_tokens))
     mark_of = {tokenizer.convert_tokens_to_ids(mark): mark for mark in marks}

@@ -99,7 +99,13 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
     if devices.gpus < 0 or min(devices.gpu_gib, devices.host_gib or 1, devices.tflops or 1) <= 0:
         raise InputError(f"gpus must be at least 0, memory and tflops above 0, got {devices}")
     data = study_data(config)
-    model = load_model(config.model.name, device="meta", dtype=config.model.dtype)
+    model = load_model(
+        config.model.name,
+        device="meta",
+        dtype=config.model.dtype,
+        date=config.model.date,
+        thinking=config.model.thinking,
+    )
     scored_rows = []
     for behaviour in data.calibration:
         scored_rows.append(prepare(model, behaviour, ScoringConfig(template=config.model.template)).rows)

@@ -31,6 +31,7 @@ from dean_interp.models.tokens import Template
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
 from dean_interp.selection.gates import Gates, dosed
+from dean_interp.study import day
 from dean_interp.study.choosing import Chosen, choose, gates_store
 from dean_interp.study.conclusions import design_of, state_results
 from dean_interp.study.confirmation import Condition, SignTest, conditions, headline, sign_test
@@ -70,6 +71,7 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
     """
     config.check()
     folder = Path(folder)
+    config = replace(config, model=day.of_run(config.model, folder))
     data = improve_data(config)
     with owned(folder, config, data.all, begun=BEGUN):
         path = folder / "results.json"

@@ -12,6 +12,7 @@ from tyro.conf import arg
 from dean_interp.data.examples import ResponseKind
 from dean_interp.data.sources import behaviour_name
 from dean_interp.errors import InputError
+from dean_interp.models.chat_settings import Thinking
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
 from dean_interp.models.sites import Unit
@@ -36,10 +37,17 @@ class ModelConfig:
     """Where the model runs. Unset: CUDA where there is one, else the CPU."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Number format of the weights."""
+    date: str | None = None
+    """Day that the chat template writes into prompts, where it writes one (2026-11-28). Unset: that of the folder that
+    is gone on with, else of today."""
+    thinking: Thinking | None = None
+    """Whether a model that can think before it answers shall do so. Unset: as its chat template has it."""
 
     def load(self) -> HookedModel:
         """Load the model. Raises `InputError` as `load_model` does, and for weights that are not finite."""
-        model = load_model(self.name, device=self.device, dtype=self.dtype)
+        if self.template != "chat" and (self.date or self.thinking):
+            raise InputError(f"date and thinking are for the template 'chat', got the template {self.template!r}")
+        model = load_model(self.name, device=self.device, dtype=self.dtype, date=self.date, thinking=self.thinking)
         refuse_not_finite(model)
         return model
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from dean_interp.evaluation.judges.protocol import Label, Verdict
+from dean_interp.evaluation.judges.protocol import IN_THOUGHT, Label, Verdict
+from dean_interp.models.thoughts import behind_thought
 
 Messages = list[dict[str, str]]
 _MARKERS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<BEGIN", "<END", "[REASONING]", "[RESULT]", "<|", "|>", "<｜",
@@ -35,10 +36,13 @@ class Form:
     """What stands before and after the one message, for a checkpoint that was trained so and has no chat template."""
 
     def verdict(self, reply: str) -> Verdict:
-        """The verdict that the judge's reply holds."""
-        if not reply.strip():
+        """The verdict that the judge's reply holds, behind the judge's thought."""
+        said = behind_thought(reply)
+        if said is None:
+            return Verdict(None, reply, IN_THOUGHT)
+        if not said.strip():
             return Verdict(None, reply, "empty")
-        label = self.read(reply)
+        label = self.read(said)
         return Verdict(label, reply, None if label else "unparsed")
 
 
