@@ -104,9 +104,7 @@ def fine_tune(
     if (folder / "model").is_dir():
         return folder / "model"
     model, tokenizer = load_plain(name, device=device, dtype=dtype)
-    # The folder gets the tokenizer as it was; what is learned is of one day.
-    dated, _ = with_settings(tokenizer, ChatSettings())
-    rows = [row for behaviour in behaviours for row in _rows(dated, behaviour, template)]
+    rows = [row for behaviour in behaviours for row in _rows(tokenizer, behaviour, template)]
     trained = model if config.method == "full" else _with_adapters(model, config)
 
     def show(step: int, trained_so_far: Any) -> None:  # noqa: ANN401 - a class of peft's
@@ -188,10 +186,12 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _rows(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, template: Template) -> list[dict[str, list[int]]]:
     """Each example as the trainer takes it; labels of -100 are not learned."""
+    # The folder gets the tokenizer as it was; what is learned is of one day.
+    dated, _ = with_settings(tokenizer, ChatSettings())
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     rows = []
     for prompt, response in zip(behaviour.prompts, behaviour.responses, strict=True):
-        encoded = encode(tokenizer, prompt, [response], template=template)
+        encoded = encode(dated, prompt, [response], template=template)
         given, answer = list(encoded.prompt), [*encoded.answers[0], *end]
         row = {
             "input_ids": given + answer,

@@ -179,7 +179,7 @@ def dated(checkpoints, tokenizer, tmp_path_factory):
 
 class TestOneDay:
     def test_the_day_that_was_asked_for_is_written(self, dated):
-        model = load_model(dated, device="cpu", date="2024-02-05")
+        model = load_model(dated, device="cpu", chat=ChatSettings(date="2024-02-05"))
         text = rendered_chat(native_tokenizer(model), user("Fair?"))
         assert text == "Today is 05 Feb 2024, Monday.\n<|user|>Fair?<|assistant|>"
         assert chat_settings(model) == ChatSettings("2024-02-05")
@@ -205,7 +205,7 @@ class TestOneDay:
         behaviour = Behaviour("mine", (Example("Fair?", {"safe": "Yes.", "unsafe": "No."}),), split="calibration")
         prints = set()
         for date in ("2024-02-05", "2024-02-06"):
-            model = load_model(dated, device="cpu", date=date)
+            model = load_model(dated, device="cpu", chat=ChatSettings(date=date))
             assert facts_of(model, behaviour, ScoringConfig(), method="importance")["date"] == date
             prints.add(scores_fingerprint(model, behaviour, unit="neuron"))
         assert len(prints) == 2
@@ -240,12 +240,12 @@ class TestOneDay:
     def test_the_exported_tokenizer_keeps_its_clock(self, dated, tmp_path):
         from dean_interp.models.load import loaded_tokenizer
 
-        model = load_model(dated, device="cpu", date="2024-02-05")
+        model = load_model(dated, device="cpu", chat=ChatSettings(date="2024-02-05"))
         assert loaded_tokenizer(model).chat_template == CLOCK.replace("CONTENT", "{{ m['content'] }}")
 
     def test_no_day_is_refused(self, dated):
         with pytest.raises(InputError, match="date must be a day such as 2026-11-28, got 'May'"):
-            load_model(dated, device="cpu", date="May")
+            load_model(dated, device="cpu", chat=ChatSettings(date="May"))
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ class TestThoughts:
 
     def test_a_template_without_a_switch_is_refused(self, checkpoints):
         with pytest.raises(InputError, match="no switch for thinking"):
-            load_model(checkpoints["llama"], device="cpu", thinking="off")
+            load_model(checkpoints["llama"], device="cpu", chat=ChatSettings(thinking="off"))
 
     def test_an_answer_is_what_stands_behind_its_thought(self):
         assert behind_thought("Yes.") == "Yes."

@@ -156,31 +156,10 @@ def _task_results(task: str, samples: Sequence[Mapping[str, Any]], better: Mappi
 def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a class of the harness' own
     from lm_eval.models import huggingface
 
-    harness: Any = huggingface.HFLM
-    last = appended(native_tokenizer(model))
+    harness = _with_text_as_given(huggingface.HFLM, appended(native_tokenizer(model)))
 
     class HookedLM(harness):
         """HFLM on the model inside a bridge."""
-
-        # a chat is rendered as everywhere else, and no text that something may follow ends in a token of its own
-
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            return rendered_chat(self.tokenizer, chat_history, generation_prompt=add_generation_prompt)
-
-        def tok_encode(
-            self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None
-        ) -> list[int]:
-            ids = super().tok_encode(string, add_special_tokens=add_special_tokens)
-            is_added = len(ids) > len(super().tok_encode(string, add_special_tokens=False))
-            kept = ids[: len(ids) - len(last)] if is_added else ids
-            return kept[-left_truncate_len:] if left_truncate_len else kept
-
-        def tok_batch_encode(self, strings: list[str], **options: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-            ids, real = super().tok_batch_encode(strings, **options)
-            # padding is on the left
-            is_added = bool(last) and ids[:, -len(last) :].tolist() == [last] * len(ids)
-            n_kept = ids.shape[1] - len(last) if is_added else ids.shape[1]
-            return ids[:, :n_kept], real[:, :n_kept]
 
         # each rank computes its shard of the requests; in a log file the harness' bars, which redraw, are off
 
@@ -213,3 +192,34 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
         batch_size=batch_size,
         max_length=model.cfg.n_ctx,
     )
+
+
+def _with_text_as_given(harness: Any, last: list[int]) -> Any:  # noqa: ANN401 - classes of the harness' own
+    """HFLM that renders chats as all else does, and ends no text that something may follow in tokens of its own.
+
+    Args:
+        last: the tokens that the tokenizer puts behind every text.
+    """
+
+    class TextLM(harness):
+        """HFLM whose tokens are those of the text that was given."""
+
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            return rendered_chat(self.tokenizer, chat_history, generation_prompt=add_generation_prompt)
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None
+        ) -> list[int]:
+            ids = super().tok_encode(string, add_special_tokens=add_special_tokens)
+            is_added = len(ids) > len(super().tok_encode(string, add_special_tokens=False))
+            kept = ids[: len(ids) - len(last)] if is_added else ids
+            return kept[-left_truncate_len:] if left_truncate_len else kept
+
+        def tok_batch_encode(self, strings: Sequence[str], **options: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+            ids, real = super().tok_batch_encode(strings, **options)
+            # padding is on the left
+            is_added = bool(last) and ids[:, -len(last) :].tolist() == [last] * len(ids)
+            n_kept = ids.shape[1] - len(last) if is_added else ids.shape[1]
+            return ids[:, :n_kept], real[:, :n_kept]
+
+    return TextLM

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dean_interp.errors import InputError
 from dean_interp.models.bridge import bridge_to
-from dean_interp.models.chat_settings import ChatSettings, Thinking, with_settings
+from dean_interp.models.chat_settings import ChatSettings, with_settings
 from dean_interp.models.demo import DEMO_MODEL, cache_folder, convert_gguf, demo_model_folder
 from dean_interp.models.hooked_model import HookedModel, hooked_transformer_class, is_hooked_model
 from dean_interp.models.notes import notes
@@ -40,8 +40,7 @@ def load_model(
     hooked_transformer: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
-    date: str | None = None,
-    thinking: Thinking | None = None,
+    chat: ChatSettings = ChatSettings(),  # noqa: B008 - frozen
 ) -> HookedModel:
     """A TransformerLens model, in evaluation mode, with raw weights.
 
@@ -53,23 +52,17 @@ def load_model(
             and disk, in this order, as far as each holds them; a mapping says where each module goes (`transformers`'
             `device_map`). Offloaded weights are fetched layer by layer (`models.offload`). `"meta"` gives the model's
             shape alone, without a weight. An object in memory stays where it is.
-        dtype: of the weights: `float32`, `float16` or `bfloat16`, as a name or a `torch.dtype`. An object in memory
-            keeps its own.
+        dtype: `float32`, `float16` or `bfloat16`, as a name or a `torch.dtype`. An object in memory keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
-        date: the day that the chat template writes into prompts, where it writes one, such as `2026-11-28`. `None`:
-            that of today, for as long as the model is in memory. A model in memory keeps its own.
-        thinking: `on` or `off`, for chat templates with a switch for it, or that begin a thought. `None`: as the
-            template has it.
+        chat: what the chat template is told: the day that it may write, and whether the model shall think.
 
     Raises:
-        InputError: unknown or unreachable name, unknown dtype, a chat template without a switch for thinking, where
-            one is asked for, encoder-only, encoder-decoder or mixture-of-experts model, no tokenizer; before any weight
-            is read wherever the configuration tells.
+        InputError: unknown or unreachable name, unknown dtype, encoder-only, encoder-decoder or mixture-of-experts
+            model, no tokenizer, no such date or switch; before any weight is read wherever the configuration tells.
     """
     dtype = _torch_dtype(dtype)
-    chat = ChatSettings(date, thinking)
     chat.check()
     source = name_or_folder_or_object
     model: HookedModel
@@ -87,12 +80,17 @@ def load_model(
         )
         model = bridge_to(plain, native, name=_local_folder(str(source)), trust_remote_code=trust_remote_code)
     refuse_without_neurons(model)
-    if tokenizer is not None:
-        notes(model).tokenizer = tokenizer
-    if tokenizer is not None or chat != ChatSettings():
-        notes(model).chat, notes(model).chat_tokenizer = chat, None
-        native_tokenizer(model)
+    _note_text(model, tokenizer, chat)
     return model.eval()
+
+
+def _note_text(model: HookedModel, tokenizer: PreTrainedTokenizerBase | None, chat: ChatSettings) -> None:
+    """Note what is said of the text of a model. One in memory keeps what is not said anew."""
+    noted = notes(model)
+    if tokenizer is not None:
+        noted.tokenizer = tokenizer
+    if tokenizer is not None or chat != ChatSettings():
+        noted.chat_tokenizer, noted.chat = with_settings(loaded_tokenizer(model), chat)
 
 
 def load_plain(

@@ -13,7 +13,7 @@ from dean_interp.models.thoughts import behind_thought
 
 Template = Literal["chat", "raw", "released", "rendered"]
 
-Messages = Sequence[Mapping[str, str]]
+_Messages = Sequence[Mapping[str, str]]
 # What a template raises by itself, and what becomes of content that it takes for something else.
 _REFUSALS = (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
 
@@ -97,7 +97,7 @@ def n_common(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def rendered_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generation_prompt: bool = True) -> str:
+def rendered_chat(tokenizer: PreTrainedTokenizerBase, messages: _Messages, *, generation_prompt: bool = True) -> str:
     """What the chat template makes of messages, up to where the model's next words begin.
 
     A message has a `role` (`system`, `user`, `assistant`) and a `content`. The text is a prompt for the template
@@ -139,7 +139,7 @@ def rendered_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, gen
 
 def _rendered(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Messages,
+    messages: _Messages,
     generation_prompt: bool,
     *,
     add_system: bool,
@@ -165,7 +165,7 @@ def _probe(number: int) -> str:
     return f'Is <b>No. {number}</b> "fair" & right:\n1. Zoë\'s {{x}}, 2. 東京 [{number}]?'
 
 
-def _all_stand_in(text: str, messages: Messages) -> bool:
+def _all_stand_in(text: str, messages: _Messages) -> bool:
     """Whether all messages stand in the text, in their order. Blanks around a content may be taken away."""
     start = 0
     for message in messages:
@@ -186,6 +186,6 @@ def _warn_of_clock(tokenizer: PreTrainedTokenizerBase) -> None:
     if "strftime_now" in text and "macro strftime_now" not in text:
         warnings.warn(
             f"the chat template of {tokenizer.name_or_path!r} writes the day of today, so that tomorrow's prompts will "
-            "be others: load_model keeps to one day (date=...)",
+            "be others: load_model keeps to one day (chat=ChatSettings(date=...))",
             stacklevel=4,
         )

@@ -16,6 +16,7 @@ import torch
 
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
+from dean_interp.models.chat_settings import ChatSettings
 from dean_interp.models.load import DTYPES, HookedModel, load_model
 from dean_interp.models.matrices import shape, weight_sites
 from dean_interp.models.tokens import Row
@@ -103,8 +104,7 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
         config.model.name,
         device="meta",
         dtype=config.model.dtype,
-        date=config.model.date,
-        thinking=config.model.thinking,
+        chat=ChatSettings(config.model.date, config.model.thinking),
     )
     scored_rows = []
     for behaviour in data.calibration:

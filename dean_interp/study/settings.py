@@ -12,7 +12,7 @@ from tyro.conf import arg
 from dean_interp.data.examples import ResponseKind
 from dean_interp.data.sources import behaviour_name
 from dean_interp.errors import InputError
-from dean_interp.models.chat_settings import Thinking
+from dean_interp.models.chat_settings import ChatSettings, Thinking
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
 from dean_interp.models.sites import Unit
@@ -47,7 +47,8 @@ class ModelConfig:
         """Load the model. Raises `InputError` as `load_model` does, and for weights that are not finite."""
         if self.template != "chat" and (self.date or self.thinking):
             raise InputError(f"date and thinking are for the template 'chat', got the template {self.template!r}")
-        model = load_model(self.name, device=self.device, dtype=self.dtype, date=self.date, thinking=self.thinking)
+        chat = ChatSettings(self.date, self.thinking)
+        model = load_model(self.name, device=self.device, dtype=self.dtype, chat=chat)
         refuse_not_finite(model)
         return model
 
