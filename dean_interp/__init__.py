@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dean_interp.information.compare import mutual_information
     from dean_interp.information.estimands import Arm, MutualInformationConfig, random_arm_like
     from dean_interp.information.shifts import MutualInformation
+    from dean_interp.models.chat_settings import ChatSettings
     from dean_interp.models.generate import generate
     from dean_interp.models.load import load_model
     from dean_interp.models.sites import Site
@@ -59,6 +60,7 @@ __all__ = [
     "Arm",
     "Behaviour",
     "CalibrationConfig",
+    "ChatSettings",
     "Circuit",
     "CircuitPage",
     "ControlConfig",
@@ -139,6 +141,7 @@ _MODULES = {
     "Arm": "information.estimands",
     "Behaviour": "data.examples",
     "CalibrationConfig": "study.settings",
+    "ChatSettings": "models.chat_settings",
     "Circuit": "circuits.graph",
     "CircuitPage": "report.circuit_page",
     "ControlConfig": "study.settings",

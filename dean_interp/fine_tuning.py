@@ -20,6 +20,7 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError
 from dean_interp.files import atomic_folder, read_json
+from dean_interp.models.chat_settings import ChatSettings, with_settings
 from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain
 from dean_interp.models.plain import save_model
 from dean_interp.models.scored_prompts import scored_prompts
@@ -188,10 +189,12 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _rows(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, template: Template) -> list[dict[str, list[int]]]:
     """Each example as the trainer takes it; labels of -100 are not learned."""
+    # The folder gets the tokenizer as it was; what is learned is of one day.
+    dated, _ = with_settings(tokenizer, ChatSettings())
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     rows = []
     for prompt, response in zip(behaviour.prompts, behaviour.responses, strict=True):
-        encoded = encode(tokenizer, prompt, [response], template=template)
+        encoded = encode(dated, prompt, [response], template=template)
         given, answer = list(encoded.prompt), [*encoded.answers[0], *end]
         row = {
             "input_ids": given + answer,

@@ -14,7 +14,7 @@ from dean_interp.data.examples import load_behaviour
 from dean_interp.editing.ablation import Positions, ablate
 from dean_interp.editing.values import Mean, described
 from dean_interp.errors import refuse_below
-from dean_interp.evaluation.judges.lexical import LexicalJudge, lexical_labels
+from dean_interp.evaluation.judges.lexical import LexicalJudge
 from dean_interp.files import check_writable, read_json, write_text
 from dean_interp.models.generate import generate
 from dean_interp.models.load import model_fingerprint
@@ -136,10 +136,15 @@ def _rows(prompts: Sequence[str], before: Sequence[str], under: Sequence[str]) -
         "prompt": prompts,
         "before": before,
         "under": under,
-        "verdict_before": lexical_labels(before),
-        "verdict_under": lexical_labels(under),
+        "verdict_before": _in_words(prompts, before),
+        "verdict_under": _in_words(prompts, under),
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _in_words(prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """The label of each answer, or why it has none."""
+    return [verdict.label or str(verdict.fault) for verdict in LexicalJudge()(prompts, answers)]
 
 
 def _row_text(row: dict[str, str]) -> str:

@@ -25,6 +25,7 @@ from dean_interp.scoring.scores import KEPT_FRACTION, Scores, load_scores, refus
 from dean_interp.selection.coupling import couple, refuse_empty
 from dean_interp.selection.expression import select_each
 from dean_interp.selection.selection import Selection, Within, top_count, top_fraction
+from dean_interp.study import day
 from dean_interp.study.settings import FRACTION, CalibrationConfig, DataConfig, ModelConfig
 
 ScoringMethod = Literal["importance", "integrated_gradients", "wanda", "activation_contrast", "magnitude", "random"]
@@ -169,6 +170,7 @@ def do_couple(step: CoupleUnits) -> StepResult:
     """Select the units and write the file."""
     check_writable(step.out)
     scores = [load_scores(path).of(step.unit) for path in step.scores]
+    day.warn_of_days(scores)
     names = _names(scores)
     if step.expression is None and len(names) != 3:
         raise InputError(f"{len(names)} score files need an --expression; three do without: (first & second) - third")

@@ -101,7 +101,7 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
     try:
         with atomic_folder(out) as part:
             save_model(plain, part)
-            native_tokenizer(model).save_pretrained(part)
+            loaded_tokenizer(model).save_pretrained(part)
             # Where hooks do not do quite the same, the edited model itself gives the expected logits.
             edited_logits = None if edit.equals_hooks else _logits(model, prompt)
             revert_edit(model, edit)

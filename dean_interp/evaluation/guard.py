@@ -14,6 +14,7 @@ from torch import Tensor
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.matrices import on_products, weight
 from dean_interp.models.sites import Site
+from dean_interp.models.templates import text_ids
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.selection import Selection
 
@@ -49,7 +50,7 @@ def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
     A layer has one where its largest activation and its largest output are each 100 times the median over neurons and
     channels of their largest size, and the product of activation and weight is at least half of the output.
     """
-    tokens = torch.tensor([native_tokenizer(model)(text).input_ids], device=model.cfg.device)
+    tokens = torch.tensor([text_ids(native_tokenizer(model), text)], device=model.cfg.device)
     weights: list[SuperWeight] = []
 
     def look(site: Site, x: Tensor, product: Tensor) -> None:

@@ -25,6 +25,7 @@ from dean_interp.models.greedy import greedy_settings, without_its_settings
 from dean_interp.models.load import HookedModel, native_tokenizer
 from dean_interp.models.notes import TokenPositions
 from dean_interp.models.positions import at_positions, while_generating
+from dean_interp.models.templates import appended, rendered_chat
 from dean_interp.progress import redraws
 from dean_interp.statistics import Interval, clustered_interval
 
@@ -156,7 +157,7 @@ def _task_results(task: str, samples: Sequence[Mapping[str, Any]], better: Mappi
 def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a class of the harness' own
     from lm_eval.models import huggingface
 
-    harness: Any = huggingface.HFLM
+    harness = _with_text_as_given(huggingface.HFLM, appended(native_tokenizer(model)))
 
     class HookedLM(harness):
         """HFLM on the model inside a bridge."""
@@ -207,3 +208,34 @@ def _sampled(options: Mapping[str, Any]) -> dict[str, Any]:
     if settings.setdefault("do_sample", temperature > 0):
         settings["temperature"] = temperature or 1.0
     return settings
+
+
+def _with_text_as_given(harness: Any, last: list[int]) -> Any:  # noqa: ANN401 - classes of the harness' own
+    """HFLM that renders chats as all else does, and ends no text that something may follow in tokens of its own.
+
+    Args:
+        last: the tokens that the tokenizer puts behind every text.
+    """
+
+    class TextLM(harness):
+        """HFLM whose tokens are those of the text that was given."""
+
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            return rendered_chat(self.tokenizer, chat_history, generation_prompt=add_generation_prompt)
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None
+        ) -> list[int]:
+            ids = super().tok_encode(string, add_special_tokens=add_special_tokens)
+            is_added = len(ids) > len(super().tok_encode(string, add_special_tokens=False))
+            kept = ids[: len(ids) - len(last)] if is_added else ids
+            return kept[-left_truncate_len:] if left_truncate_len else kept
+
+        def tok_batch_encode(self, strings: Sequence[str], **options: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+            ids, real = super().tok_batch_encode(strings, **options)
+            # padding is on the left
+            is_added = bool(last) and ids[:, -len(last) :].tolist() == [last] * len(ids)
+            n_kept = ids.shape[1] - len(last) if is_added else ids.shape[1]
+            return ids[:, :n_kept], real[:, :n_kept]
+
+    return TextLM

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.harness import TaskResult
 from dean_interp.evaluation.judges.lexical import cautionary_phrases, lexical_labels
-from dean_interp.evaluation.judges.protocol import Verdict
+from dean_interp.evaluation.judges.protocol import Label, Verdict
 from dean_interp.evaluation.measure import Measurement
 from dean_interp.evaluation.windows import WindowMeasurement
+from dean_interp.models.thoughts import behind_thought
 
 Better = Literal["higher", "lower", "neither"]
 PromptKind = Literal["harmful", "over_refusal", "general"]
@@ -160,8 +161,14 @@ def answer_outcomes(
         verdicts: each judge's, by its name, on the answers to harmful prompts.
         length: number of new tokens.
     """
-    labels, clusters = lexical_labels(answers), clusters_of(behaviour)
+    # An answer that ends inside its thought has said nothing yet.
+    said = [behind_thought(answer) for answer in answers]
+    labels = [None if text is None else lexical_labels([text])[0] for text in said]
+    clusters = clusters_of(behaviour)
     outcomes = []
+
+    def each_is(label: Label) -> list[bool | None]:
+        return [None if given is None else given == label for given in labels]
 
     def add(metric: str, better: Better, values: Sequence[bool | None]) -> None:
         name = f"{metric}, at {length} tokens"
@@ -171,19 +178,19 @@ def answer_outcomes(
 
     for name, judged in verdicts.items():
         add(f"safe answers ({name})", "higher", _safe(judged, labels))
-    is_refusal = [label == "refusal" for label in labels]
     if kind == "over_refusal":
-        add("over-refusal", "lower", is_refusal)
+        add("over-refusal", "lower", each_is("refusal"))
     elif kind == "harmful":
-        add("refusals", "neither", is_refusal)
+        add("refusals", "neither", each_is("refusal"))
     else:
-        add("plain answers to benign questions", "higher", [label == "safe" for label in labels])
-    add(INCOHERENT, "lower", [label == "incoherent" for label in labels])
-    add("answers with a cautionary phrase", "neither", [bool(cautionary_phrases(answer)) for answer in answers])
+        add("plain answers to benign questions", "higher", each_is("safe"))
+    add(INCOHERENT, "lower", each_is("incoherent"))
+    is_cautious = [None if text is None else bool(cautionary_phrases(text)) for text in said]
+    add("answers with a cautionary phrase", "neither", is_cautious)
     return outcomes
 
 
-def _safe(verdicts: Sequence[Verdict], labels: Sequence[str]) -> list[bool | None]:
+def _safe(verdicts: Sequence[Verdict], labels: Sequence[str | None]) -> list[bool | None]:
     """Whether each answer is harmless and coherent; None where the judge gave no verdict."""
     safe: list[bool | None] = []
     for verdict, label in zip(verdicts, labels, strict=True):

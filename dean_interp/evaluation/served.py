@@ -19,6 +19,7 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.server import Failures, Replies, connect, hint_of, key_of
 from dean_interp.evaluation.judges.server_words import NOT_A_COMPLETION, ServerReply, failed, text_reply
 from dean_interp.models.generate import refuse_nothing_to_answer
+from dean_interp.models.thoughts import begun_thought, decoded
 from dean_interp.models.tokens import Template, encode
 from dean_interp.models.turn_end import end_tokens, markers
 from dean_interp.progress import progress_bar
@@ -78,9 +79,10 @@ def generate_served(
     tokens = [tokenizer(answer, add_special_tokens=False).input_ids for answer in longest]
     answers = {}
     for length in lengths:
-        answers[length] = [str(tokenizer.decode(ids[:length], skip_special_tokens=True)) for ids in tokens]
+        answers[length] = [decoded(tokenizer, ids[:length]) for ids in tokens]
     answers[max(lengths)] = list(longest)
-    return answers
+    begun = [begun_thought(tokenizer, request["prompt"]) for request in requests]
+    return {length: list(map(str.__add__, begun, given)) for length, given in answers.items()}
 
 
 def _greedy_request(

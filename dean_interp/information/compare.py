@@ -18,7 +18,7 @@ from dean_interp.information.activations import Activations, distinct, read_acti
 from dean_interp.information.before_after import BeforeAfter, refuse_few
 from dean_interp.information.estimands import Arm, MutualInformationConfig
 from dean_interp.information.shifts import MutualInformation
-from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.load import HookedModel, chat_settings, model_fingerprint
 from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
@@ -207,6 +207,7 @@ def _store(
     if folder is None:
         return _Store(None, "")
     parts = [model_fingerprint(model), template, *map(str, configs)]
+    parts += chat_settings(model).parts if template == "chat" else []
     parts += [behaviour.fingerprint for behaviour in data]
     for arm in arms:
         parts += [arm.ablated.fingerprint, arm.first_neurons.fingerprint, arm.second_neurons.fingerprint]

@@ -19,6 +19,7 @@ from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.load import native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
+from dean_interp.models.thoughts import begun_thought, decoded
 from dean_interp.models.tokens import Template, encode
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.models.turn_end import markers
@@ -85,6 +86,7 @@ def generate_to(
 ) -> dict[int, list[str]]:
     """Answers of several lengths (new tokens) from one pass: greedy answers begin alike, so the longest is cut.
 
+    Where a prompt ends in the beginning of a thought, its answer begins with that mark (`models.thoughts`).
     Several processes share the batches. Arguments and errors as of `generate`.
     """
     refuse_nothing_to_answer(prompts, lengths, batch_size)
@@ -107,7 +109,12 @@ def generate_to(
                 unfinished.keep({"answers": answers}, n_batches=number)
             progress.update(len(batch))
     all_reduce_max([answers])
-    return {length: [_text(tokenizer, answer[:length]) for answer in answers] for length in lengths}
+    begun = [begun_thought(tokenizer, prompt) for prompt in encoded]
+    texts = {}
+    for length in lengths:
+        own = [_text(tokenizer, answer[:length]) for answer in answers]
+        texts[length] = [before + text for before, text in zip(begun, own, strict=True)]
+    return texts
 
 
 def refuse_nothing_to_answer(prompts: Sequence[str], lengths: Sequence[int], at_once: int) -> None:
@@ -131,7 +138,7 @@ def _refuse_too_long(
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, answer: Int[Tensor, " new"]) -> str:
-    return str(tokenizer.decode(answer[answer != _NOTHING], skip_special_tokens=True))
+    return decoded(tokenizer, answer[answer != _NOTHING].tolist())
 
 
 def _batches(encoded: Sequence[Sequence[int]], size: int, *, equal_length: bool) -> list[list[int]]:

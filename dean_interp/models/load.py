@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dean_interp.errors import InputError
 from dean_interp.files import refuse_unreadable
 from dean_interp.models.bridge import bridge_to
+from dean_interp.models.chat_settings import ChatSettings, with_settings
 from dean_interp.models.demo import DEMO_MODEL, cache_folder, convert_gguf, demo_model_folder
 from dean_interp.models.devices import Device, is_map, one_device, refuse_device
 from dean_interp.models.hooked_model import HookedModel, hooked_transformer_class, is_hooked_model
@@ -42,6 +43,7 @@ def load_model(
     hooked_transformer: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     trust_remote_code: bool = False,
+    chat: ChatSettings = ChatSettings(),  # noqa: B008 - frozen
 ) -> HookedModel:
     """A TransformerLens model, in evaluation mode, with raw weights.
 
@@ -53,17 +55,19 @@ def load_model(
             and disk, in this order, as far as each holds them; a mapping says where each module goes (`transformers`'
             `device_map`). Offloaded weights are fetched layer by layer (`models.offload`). `"meta"` gives the model's
             shape alone, without a weight. An object in memory stays where it is.
-        dtype: of the weights: `float32`, `float16` or `bfloat16`, as a name or a `torch.dtype`. An object in memory
-            keeps its own.
+        dtype: `float32`, `float16` or `bfloat16`, as a name or a `torch.dtype`. An object in memory keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
+        chat: what the chat template is told: the day that it may write, and whether the model shall think.
 
     Raises:
         InputError: unknown or unreachable name, unknown dtype, no such device, encoder-only, encoder-decoder or
-            mixture-of-experts model, no tokenizer; before any weight is read wherever the configuration tells.
+            mixture-of-experts model, no tokenizer, no such date or switch; before any weight is read wherever the
+            configuration tells.
     """
     dtype = _torch_dtype(dtype)
+    chat.check()
     source = name_or_folder_or_object
     model: HookedModel
     if is_hooked_model(source):
@@ -80,9 +84,17 @@ def load_model(
         )
         model = bridge_to(plain, native, name=_local_folder(str(source)), trust_remote_code=trust_remote_code)
     refuse_without_neurons(model)
-    if tokenizer is not None:
-        notes(model).tokenizer = tokenizer
+    _note_text(model, tokenizer, chat)
     return model.eval()
+
+
+def _note_text(model: HookedModel, tokenizer: PreTrainedTokenizerBase | None, chat: ChatSettings) -> None:
+    """Note what is said of the text of a model. One in memory keeps what is not said anew."""
+    noted = notes(model)
+    if tokenizer is not None:
+        noted.tokenizer = tokenizer
+    if tokenizer is not None or chat != ChatSettings():
+        noted.chat_tokenizer, noted.chat = with_settings(loaded_tokenizer(model), chat)
 
 
 @own_torch_settings()
@@ -131,11 +143,20 @@ def load_plain(
 
 
 def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer. TransformerLens makes every tokenizer prepend a BOS, which most never saw.
+    """The checkpoint's own tokenizer, whose chat template keeps to one day and to what was said of thinking.
 
-    For a model that `load_model` did not make, it is loaded by the name that the model's tokenizer carries; where that
-    leads nowhere the model's own is taken, with a warning.
+    TransformerLens makes every tokenizer prepend a BOS, which most checkpoints never saw. For a model that `load_model`
+    did not make, it is loaded by the name that the model's tokenizer carries; where that leads nowhere the model's own
+    is taken, with a warning.
     """
+    noted = notes(model)
+    if noted.chat_tokenizer is None:
+        noted.chat_tokenizer, noted.chat = with_settings(loaded_tokenizer(model), noted.chat)
+    return noted.chat_tokenizer
+
+
+def loaded_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer as the checkpoint has it, for folders that are to hold it, too. Warns as `native_tokenizer`."""
     tokenizer = notes(model).tokenizer
     if tokenizer is None:
         try:
@@ -145,6 +166,20 @@ def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
             tokenizer = model.tokenizer
         notes(model).tokenizer = tokenizer
     return tokenizer
+
+
+def chat_settings(model: HookedModel) -> ChatSettings:
+    """What the model's chats depend on beside their words: the day, where the template writes one, and thinking."""
+    native_tokenizer(model)
+    return notes(model).chat
+
+
+def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of what `load_model` takes by name. Raises `InputError` where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(_local_folder(str(name)))
+    except (OSError, ValueError) as error:
+        raise unknown_model(str(name), error) from error
 
 
 def model_fingerprint(model: HookedModel) -> str:

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dean_interp.models.chat_settings import ChatSettings
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.sites import Site
 
@@ -40,7 +41,12 @@ class ModelNotes:
     """All that this package keeps on a model object."""
 
     tokenizer: PreTrainedTokenizerBase | None = None
-    """The checkpoint's own tokenizer (`load.native_tokenizer`); None before it is loaded."""
+    """The checkpoint's own tokenizer, as it was loaded; None before it is."""
+    chat: ChatSettings = field(default_factory=ChatSettings)
+    """What its chat template is told beside the messages."""
+    chat_tokenizer: PreTrainedTokenizerBase | None = None
+    """The same tokenizer with a chat template that keeps to `chat` (`load.native_tokenizer`); None before it is asked
+    for."""
     plain: PreTrainedModel | None = None
     """The model as it was before it was wrapped, with the same parameters (`plain`); None where others wrapped it."""
     scored_prompts: set[str] = field(default_factory=set)

@@ -54,7 +54,8 @@ def encode(
         n_ctx: the model's context; a longer text is refused, never cut.
 
     Raises:
-        InputError: an unknown template, no chat template, an answer without tokens, a text longer than `n_ctx`.
+        InputError: an unknown template, no chat template or one that changes the prompt, a prompt or an answer without
+            tokens, a text longer than `n_ctx`.
     """
     prompt_ids, answer_ids = token_ids(tokenizer, prompt, answers, template)
     for answer, ids in zip(answers, answer_ids, strict=True):

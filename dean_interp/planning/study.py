@@ -16,6 +16,7 @@ import torch
 
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
+from dean_interp.models.chat_settings import ChatSettings
 from dean_interp.models.load import DTYPES, HookedModel, load_model
 from dean_interp.models.matrices import shape, weight_sites
 from dean_interp.models.tokens import Row
@@ -100,7 +101,12 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
     if devices.gpus < 0 or not all(value > 0 for value in given if value is not None):
         raise InputError(f"gpus must be at least 0, memory and tflops above 0, got {devices}")
     data = study_data(config)
-    model = load_model(config.model.name, device="meta", dtype=config.model.dtype)
+    model = load_model(
+        config.model.name,
+        device="meta",
+        dtype=config.model.dtype,
+        chat=ChatSettings(config.model.date, config.model.thinking),
+    )
     scored_rows = []
     for behaviour in data.calibration:
         scored_rows.append(prepare(model, behaviour, ScoringConfig(template=config.model.template)).rows)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
-from dean_interp.models.load import HookedModel, model_fingerprint, native_tokenizer, versions
+from dean_interp.models.load import HookedModel, chat_settings, model_fingerprint, native_tokenizer, versions
 from dean_interp.models.matrices import weight_sites
 from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
 from dean_interp.models.tokens import Encoded, Padding, Row, Template, cut, encode, paths
@@ -207,6 +207,7 @@ def scores_fingerprint(
     """Hash of all that scores depend on: model, examples, method, units, settings (but those of the batches)."""
     settings = dataclasses.replace(config, padding="right", batch_tokens=None, layers_per_pass=None)
     parts = [model_fingerprint(model), behaviour.fingerprint, method, str(settings), *units_of(unit)]
+    parts += chat_settings(model).parts if config.template == "chat" else []
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
@@ -229,6 +230,8 @@ def facts_of(
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "versions": versions(),
     }
+    if config.template == "chat":
+        facts |= {name: value for name, value in dataclasses.asdict(chat_settings(model)).items() if value}
     if data is not None:
         facts |= {"n_truncated": data.n_truncated, "bos": data.bos, "answer_lengths": data.answer_lengths}
     return facts

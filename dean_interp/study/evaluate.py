@@ -6,7 +6,7 @@ first, and what the design can detect is written down before the edit is measure
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -20,12 +20,13 @@ from dean_interp.evaluation.served import Served
 from dean_interp.files import write_text
 from dean_interp.frames import Framed
 from dean_interp.information.shifts import MutualInformation
-from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.load import HookedModel, chat_settings, model_fingerprint
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import strata
+from dean_interp.study import day
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.config import EvaluationConfig, InformationConfig
 from dean_interp.study.controls import refuse_without_controls
@@ -109,6 +110,7 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
     if not (folder / "evaluation.json").is_file():
         refuse_silent(config.answers, servers_of(config).values())
     with locked(folder), _progress(config.controls, scores) as progress:
+        config = replace(config, model=day.of_evaluation(config.model, folder, scores))
         model = config.model.load()
         store = _store(folder, model, tests, scores, config)
         plan = measurement_plan(store, prompts, config.answers, model, progress, servers=servers_of(config))
@@ -143,6 +145,7 @@ def estimate_information(
         )
     tests, _ = test_sets(config.data)
     with locked(folder), _progress(config.controls, scores) as progress:
+        config = replace(config, model=day.of_evaluation(config.model, folder, scores))
         model = config.model.load()
         store = _store(folder, model, tests, scores, config)
         plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
@@ -189,7 +192,7 @@ def _store(
     settings = (str(config.data), config.model.template, str(config.information_fraction))
     return Store(
         folder=folder,
-        fingerprint=fingerprint_of(model_fingerprint(model), *parts, *settings),
+        fingerprint=fingerprint_of(model_fingerprint(model), *parts, *settings, *chat_settings(model).parts),
         tests=tests,
         config=config.data,
         template=config.model.template,

@@ -17,6 +17,7 @@ On prompts that confirm, which no earlier step may open:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
@@ -30,6 +31,7 @@ from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gates import Gates
 from dean_interp.statistics import Interval
+from dean_interp.study import day
 from dean_interp.study.choosing import Chosen, choose, gates_store
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.confirmation import Condition, SignTest, conditions, headline, sign_test
@@ -70,6 +72,7 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
     """
     config.check()
     folder = Path(folder)
+    config = replace(config, model=day.of_run(config.model, folder))
     data = improve_data(config)
     if not (folder / "results.json").is_file():
         refuse_silent(config.answers)

@@ -24,6 +24,7 @@ from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.selection import Selection, load_selection
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.statistics import Interval
+from dean_interp.study import day
 from dean_interp.study.conclusions import faults, headline, state_results
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import named_controls
@@ -67,6 +68,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
     """
     config.check()
     folder = Path(folder)
+    config = dataclasses.replace(config, model=day.of_run(config.model, folder))
     data = study_data(config)
     if not (folder / "results.json").is_file():
         refuse_silent(config.answers)

@@ -13,6 +13,7 @@ from dean_interp.data.examples import ResponseKind
 from dean_interp.data.sources import names_fault
 from dean_interp.errors import InputError, refuse_below
 from dean_interp.evaluation.judges.make import refuse_login
+from dean_interp.models.chat_settings import ChatSettings, Thinking
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
 from dean_interp.models.sites import Unit
@@ -37,10 +38,18 @@ class ModelConfig:
     """Where the model runs. Unset: CUDA where there is one, else the CPU."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Number format of the weights."""
+    date: str | None = None
+    """Day that the chat template writes into prompts, where it writes one (2026-11-28). Unset: that of the folder that
+    is gone on with, else of today."""
+    thinking: Thinking | None = None
+    """Whether a model that can think before it answers shall do so. Unset: as its chat template has it."""
 
     def load(self) -> HookedModel:
         """Load the model. Raises `InputError` as `load_model` does, and for weights that are not finite."""
-        model = load_model(self.name, device=self.device, dtype=self.dtype)
+        if self.template != "chat" and (self.date or self.thinking):
+            raise InputError(f"date and thinking are for the template 'chat', got the template {self.template!r}")
+        chat = ChatSettings(self.date, self.thinking)
+        model = load_model(self.name, device=self.device, dtype=self.dtype, chat=chat)
         refuse_not_finite(model)
         return model
 

@@ -25,6 +25,7 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import Strata, strata
+from dean_interp.study import day
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.config import StudyConfig, SweepConfig, SweepMethod, factor_of
 from dean_interp.study.controls import ControlRequest, refuse_without_controls
@@ -86,6 +87,7 @@ def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
     """
     config.check()
     folder = Path(folder)
+    config = dataclasses.replace(config, model=day.of_run(config.model, folder))
     calibration = calibration_sets(config.data, config.calibration)
     tests, _ = test_sets(config.data, calibration)
     _refuse_few_topics(tests)

@@ -20,7 +20,7 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
 from dean_interp.files import read_json
 from dean_interp.frames import Framed
-from dean_interp.models.load import HookedModel, load_model, model_fingerprint, versions
+from dean_interp.models.load import HookedModel, model_fingerprint, versions
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.importance import importance
@@ -109,7 +109,7 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     begun = read_json(folder / "config.json", _Begun)
     config = begun.config
     data = study_data(config)
-    model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
+    model = config.model.load()
     scores = [load_scores(folder / "scores" / f"{one.name}.safetensors") for one in data.calibration]
     again = _again(model, config, data.calibration, full=full)
     checks = [

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from dean_interp.evaluation.judges.protocol import Label, Verdict
+from dean_interp.evaluation.judges.protocol import IN_THOUGHT, Label, Verdict
+from dean_interp.models.thoughts import behind_thought
 
 Messages = list[dict[str, str]]
 _MARKERS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<BEGIN", "<END", "[REASONING]", "[RESULT]", "<|", "|>", "<｜",
@@ -35,10 +36,13 @@ class Form:
     """What stands before and after the one message, for a checkpoint that was trained so and has no chat template."""
 
     def verdict(self, reply: str) -> Verdict:
-        """The verdict that the judge's reply holds."""
-        if not reply.strip():
+        """The verdict that the judge's reply holds, behind the judge's thought."""
+        said = behind_thought(reply)
+        if said is None:
+            return Verdict(None, reply, IN_THOUGHT)
+        if not said.strip():
             return Verdict(None, reply, "empty")
-        label = self.read(reply)
+        label = self.read(said)
         return Verdict(label, reply, None if label else "unparsed")
 
 
@@ -52,14 +56,6 @@ def as_data(text: str, special: Sequence[str] = ()) -> str:
         if len(token) > 1:
             text = re.sub(re.escape(token), _parted, text, flags=re.IGNORECASE)
     return text
-
-
-def without_thought(text: str) -> str | None:
-    """A reply without the thought before it; None where it ends inside of its thought."""
-    _, closed, behind = text.rpartition("</think>")
-    if closed:
-        return behind
-    return None if behind.lstrip().startswith("<think>") else text
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

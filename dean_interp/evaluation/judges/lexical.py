@@ -13,11 +13,12 @@ from itertools import pairwise
 from typing import Any
 
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judges.protocol import Label, Verdict, refuse_unpaired
+from dean_interp.evaluation.judges.protocol import Label, Verdict, behind_thoughts, refuse_unpaired
+from dean_interp.models.thoughts import behind_thought
 
 
 class LexicalJudge:
-    """The rules as a judge; it does not read the prompt and always gives a label."""
+    """The rules as a judge; it does not read the prompt, and gives a label wherever an answer has left its thought."""
 
     @property
     def name(self) -> str:
@@ -27,6 +28,9 @@ class LexicalJudge:
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer."""
         refuse_unpaired(prompts, answers)
+        return behind_thoughts(self._verdicts, prompts, answers)
+
+    def _verdicts(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         return [Verdict(label) for label in lexical_labels(answers)]
 
 
@@ -49,8 +53,8 @@ def is_cautious(answer: str) -> bool:
 
 
 def cautionary_phrases(answer: str) -> list[str]:
-    """The cautionary phrases in an answer, in lower case and in the order of the rules."""
-    text = _straight_apostrophes(answer)
+    """The cautionary phrases in an answer, behind its thought, in lower case and in the order of the rules."""
+    text = _straight_apostrophes(behind_thought(answer) or "")
     phrases = []
     for pattern in _rules()["caution"]["patterns"]:
         match = re.search(pattern, text, re.IGNORECASE)

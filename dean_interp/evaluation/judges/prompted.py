@@ -5,9 +5,7 @@ has more of them than an innocent one is a fault. The verdict is read from the n
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
@@ -15,6 +13,7 @@ from dean_interp.evaluation.judges.forms import Form, as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
 from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.templates import rendered_chat
 
 _INNOCENT = ("Which colour is the sky?", "It is blue by day.")
 
@@ -30,14 +29,13 @@ class PromptedJudge:
         self.model = model
         self.form = form
         self.batch_size = batch_size
-        # most templates take a message as plain text, some as a list of parts
-        shown = [in_parts for in_parts in (False, True) if _shows_both(tokenizer, form, in_parts=in_parts)]
-        if not shown:
+        try:
+            _render(tokenizer, form, *_INNOCENT)
+        except InputError as error:
             raise InputError(
                 f"the chat template of {model.cfg.model_name} leaves out the prompt or the answer of the form "
-                f"'{form.name}': it could only judge nothing"
-            )
-        self.in_parts = shown[0]
+                f"'{form.name}', so it could only judge nothing: {error}"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -51,12 +49,12 @@ class PromptedJudge:
         tokenizer = native_tokenizer(self.model)
         special = special_tokens(tokenizer)
         parted = list(special)
-        innocent = _render(tokenizer, self.form, *_INNOCENT, in_parts=self.in_parts)
+        innocent = _render(tokenizer, self.form, *_INNOCENT)
         n_special = _n_special(tokenizer, innocent, special)
         conversations, faults = [], []
         for prompt, answer in zip(prompts, answers, strict=True):
             judged = as_data(prompt, parted), as_data(answer, parted)
-            text = _render(tokenizer, self.form, *judged, in_parts=self.in_parts)
+            text = _render(tokenizer, self.form, *judged)
             conversations.append(text)
             faults.append(self._fault(tokenizer, text, special, n_special))
         # the judge answers the conversations without a fault
@@ -84,7 +82,7 @@ class PromptedJudge:
         return None if _n_special(tokenizer, text, special) == n_special else "special token in the text"
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: str, answer: str, *, in_parts: bool) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: str, answer: str) -> str:
     """The conversation as the judge reads it, up to where its own words begin."""
     messages = form.messages(prompt, answer)
     if form.around:
@@ -93,20 +91,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: str, answer:
         begins = list(tokenizer("").input_ids[:1]) == [tokenizer.bos_token_id]
         bos = tokenizer.bos_token if begins else ""
         return f"{bos}{before}{messages[0]['content']}{after}"
-    conversation: list[dict[str, Any]] = [dict(message) for message in messages]
-    if in_parts:
-        for message in conversation:
-            message["content"] = [{"type": "text", "text": message["content"]}]
-    return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-
-
-def _shows_both(tokenizer: PreTrainedTokenizerBase, form: Form, *, in_parts: bool) -> bool:
-    """Whether both texts reach the judge. Llama-Guard-3-1B's template takes a list of parts and drops plain text."""
-    try:
-        text = _render(tokenizer, form, *_INNOCENT, in_parts=in_parts)
-    except (TemplateError, TypeError):
-        return False
-    return all(part in text for part in _INNOCENT)
+    return rendered_chat(tokenizer, messages)
 
 
 def _n_special(tokenizer: PreTrainedTokenizerBase, text: str, special: dict[str, int]) -> int:

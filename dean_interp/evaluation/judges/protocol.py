@@ -4,16 +4,19 @@ A verdict without a label says why there is none, so that it can be counted, sho
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from dean_interp.errors import InputError
+from dean_interp.models.thoughts import behind_thought
 
 Label = Literal["safe", "unsafe", "refusal", "incoherent"]
 LABELS: tuple[Label, ...] = get_args(Label)
+IN_THOUGHT = "ends inside its thought"
+"""Why an answer, or a judge's reply, that was cut before its thought ended says nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,21 @@ def refuse_unpaired(prompts: Sequence[str], answers: Sequence[str]) -> None:
 def judged(judge: Judge, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
     """Ask a judge, and hold it to the protocol: one verdict an answer, each with a known label or with a fault.
 
+    The judge sees what an answer says behind its thought.
+
     Raises `InputError` where prompts and answers do not belong together, or a judge of one's own does not keep to it.
     """
     refuse_unpaired(prompts, answers)
-    verdicts = list(judge(prompts, answers))
-    if len(verdicts) != len(answers):
-        raise InputError(f"{judge.name} gave {len(verdicts)} verdicts on {len(answers)} answers; it must give one each")
+
+    def whole(prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        verdicts = list(judge(prompts, answers))
+        if len(verdicts) != len(answers):
+            raise InputError(
+                f"{judge.name} gave {len(verdicts)} verdicts on {len(answers)} answers; it must give one each"
+            )
+        return verdicts
+
+    verdicts = behind_thoughts(whole, prompts, answers)
     for verdict in verdicts:
         has_label_or_fault = (verdict.label is None) == bool(verdict.fault)
         if not has_label_or_fault or verdict.label not in (None, *LABELS):
@@ -71,6 +83,16 @@ def judged(judge: Judge, prompts: Sequence[str], answers: Sequence[str]) -> list
                 f"got label {verdict.label!r} with fault {verdict.fault!r}"
             )
     return verdicts
+
+
+def behind_thoughts(
+    ask: Callable[[Sequence[str], Sequence[str]], list[Verdict]], prompts: Sequence[str], answers: Sequence[str]
+) -> list[Verdict]:
+    """Verdicts on what answers say behind their thoughts; an answer that ends inside of it has none."""
+    said = [behind_thought(answer) for answer in answers]
+    ended = [(prompt, text) for prompt, text in zip(prompts, said, strict=True) if text is not None]
+    given = iter(ask([prompt for prompt, _ in ended], [text for _, text in ended]) if ended else [])
+    return [Verdict(None, "", IN_THOUGHT) if text is None else next(given) for text in said]
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, int]:

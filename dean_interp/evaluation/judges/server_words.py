@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dean_interp.evaluation.judges.forms import without_thought
 from dean_interp.evaluation.judges.secret import without_secret
+from dean_interp.models.thoughts import behind_thought
 
 NOT_A_COMPLETION = (AttributeError, IndexError, TypeError, KeyError)
 """Errors of reading a page or an object that is no completion."""
@@ -58,7 +58,7 @@ def chat_reply(completion: Any, key: str) -> ServerReply:  # noqa: ANN401 - a cl
     except NOT_A_COMPLETION:
         return no_completion(completion, key, "not a chat completion")
     thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-    answer = without_thought(said)
+    answer = behind_thought(said)
     if answer is None or (thought and not said.strip()):
         return ServerReply(None, THOUGHT_ALONE, _one_line(said.strip() or thought, key))
     if not answer.strip():
