@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, BertConfig, MixtralConfig, T5Conf
 from dean_interp import InputError, Selection, ablate, generate, load_behaviour, load_model
 from dean_interp.models.attention import fused_attention
 from dean_interp.models.generate import cache_is_right
+from dean_interp.models.greedy import CACHE
 from dean_interp.models.hooked_model import hooked_transformer_class
 from dean_interp.models.load import model_fingerprint, native_tokenizer
 from dean_interp.models.matrices import weight
@@ -93,7 +94,7 @@ def test_the_cache_check_sees_a_cache_that_is_wrong(llama, monkeypatch):
     real = type(llama).forward
 
     def forgetful(self, *args, **options):
-        options.pop("past_key_values", None)
+        options.pop(CACHE, None)
         return real(self, *args, **options)
 
     monkeypatch.setattr(type(llama), "forward", forgetful)

@@ -68,7 +68,7 @@ def generate_served(
     """
     refuse_nothing_to_answer(prompts, lengths, served.concurrency)
     ends = end_tokens(tokenizer) if ends is None else ends
-    stops = [tokenizer.decode([token]) for token in ends if token in markers(tokenizer)]
+    stops = [str(tokenizer.decode([token])) for token in ends if token in markers(tokenizer)]
     requests = []
     for prompt in prompts:
         token_ids = list(encode(tokenizer, prompt, [], template=template).prompt)

@@ -4,14 +4,14 @@
 forced tokens, beams, guidance, kinds of caches), so that a greedy answer would not be the likeliest token at each step.
 """
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-_INPUTS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-CACHE = "cache" if "cache" in _INPUTS else "past_key_values"
+CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 """What the installed version calls a KV cache, among arguments and in outputs: from transformers 5.24 on `cache`."""
 
 

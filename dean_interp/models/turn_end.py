@@ -5,6 +5,7 @@ A chat template closes an assistant's turn with a token of its own (`<|im_end|>`
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -66,5 +67,6 @@ def _markers_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def markers(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that mark and say nothing: special and added ones, but for blanks, which some tokenizers add too."""
-    added = {token for text, token in tokenizer.get_added_vocab().items() if text.strip()}
+    vocabulary: Any = tokenizer  # whose class declares this method as an attribute
+    added = {token for text, token in vocabulary.get_added_vocab().items() if text.strip()}
     return {*tokenizer.all_special_ids, *added}
