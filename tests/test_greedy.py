@@ -198,7 +198,7 @@ def test_an_answer_ends_with_its_turn_and_does_not_show_the_mark(checkpoints, to
     made.add_tokens([end], special_tokens=special)
     behind = "{% if m.role == 'assistant' %}" + end + "{% endif %}"
     made.chat_template = CHAT.replace("{% endfor %}", behind + "{% endfor %}")
-    notes(model).tokenizer = made
+    load_model(model, tokenizer=made)
     assert end_of_turn(made) == tokenizer.convert_tokens_to_ids(end)
     kept = {prompt: answer.partition(end)[0] for prompt, answer in zip(asked, free, strict=True) if end not in prompt}
     assert generate(model, list(kept), max_new_tokens=40) == list(kept.values())
