@@ -52,12 +52,12 @@ class AnswerPair:
     @property
     def neuron_hooks(self) -> list[str]:
         """Hook points of the neurons, one a layer."""
-        return [Site(layer, "neurons").hook_name for layer in range(int(self.model.cfg.n_layers))]
+        return [Site(layer, "neurons").hook_name for layer in range(len(self.model.blocks))]
 
     @property
     def head_hooks(self) -> list[str]:
         """Hook points of the attention heads, one a layer."""
-        return [f"blocks.{layer}.attn.hook_z" for layer in range(int(self.model.cfg.n_layers))]
+        return [f"blocks.{layer}.attn.hook_z" for layer in range(len(self.model.blocks))]
 
     def batch(self, n_copies: int) -> Batch:
         """So many copies of the pair, each as two rows."""

@@ -69,7 +69,7 @@ def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
                 )
             )
 
-    sites = [Site(layer, "out") for layer in range(model.cfg.n_layers)]
+    sites = [Site(layer, "out") for layer in range(len(model.blocks))]
     with on_products(model, {site: lambda x, product, site=site: look(site, x, product) for site in sites}):
         model(tokens, return_type="logits")
     return weights

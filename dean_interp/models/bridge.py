@@ -1,14 +1,17 @@
 """Puts a model of `transformers` behind a `TransformerBridge`, in place."""
 
 import copy
+import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from dean_interp.errors import InputError
 from dean_interp.models.notes import notes
 
 
@@ -36,6 +39,16 @@ def bridge_to(
     bridge.cfg.device = device
     notes(bridge).tokenizer = tokenizer
     return bridge
+
+
+def refuse_unknown_architecture(name: str, config: PretrainedConfig) -> None:
+    """Raise `InputError` where TransformerLens has no bridge for what a configuration describes."""
+    try:
+        determine_architecture_from_hf_config(config)
+    except ValueError as error:
+        version = importlib.metadata.version("transformer-lens")
+        kind = (config.architectures or [type(config).__name__])[0]
+        raise InputError(f"'{name}' is a {kind}, which TransformerLens {version} does not know") from error
 
 
 def _input_device(model: PreTrainedModel) -> str:

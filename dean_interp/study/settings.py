@@ -30,6 +30,8 @@ class ModelConfig:
 
     name: Annotated[str, arg(name="model")] = DEMO_MODEL
     """A name on the Hugging Face hub, a local folder, a .gguf file, or the demo model."""
+    adapter: str | None = None
+    """A folder with an adapter that `peft` saved, which is merged into the weights of the model."""
     template: Template = "chat"
     """How prompt and answer become tokens."""
     device: Literal["cpu", "cuda", "mps", "auto"] | None = None
@@ -39,7 +41,7 @@ class ModelConfig:
 
     def load(self) -> HookedModel:
         """Load the model. Raises `InputError` as `load_model` does, and for weights that are not finite."""
-        model = load_model(self.name, device=self.device, dtype=self.dtype)
+        model = load_model(self.name, device=self.device, dtype=self.dtype, adapter=self.adapter)
         refuse_not_finite(model)
         return model
 

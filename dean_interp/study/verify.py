@@ -107,7 +107,12 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     begun = read_json(folder / "config.json", _Begun)
     config = begun.config
     data = study_data(config)
-    model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
+    model = load_model(
+        config.model.name,
+        device=config.model.device,
+        dtype=config.model.dtype,
+        adapter=config.model.adapter,
+    )
     scores = [load_scores(folder / "scores" / f"{one.name}.safetensors") for one in data.calibration]
     again = _again(model, config, data.calibration, full=full)
     checks = [
