@@ -24,7 +24,7 @@ from dean_interp.models.merging import adapter_settings, has_tokenizer, merged
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import named_values
 from dean_interp.models.on_disk import refuse_no_model, refuse_other_weights, refuse_pointer
-from dean_interp.models.plain_layers import refuse_adapters, refused_wrapper
+from dean_interp.models.plain_layers import refuse_adapters, refuse_wrapped, refused_wrapper
 from dean_interp.models.supported import (
     refuse_architecture,
     refuse_larger_tokenizer,
@@ -200,7 +200,11 @@ def model_fingerprint(model: HookedModel) -> str:
 
 
 def refuse_not_finite(model: HookedModel) -> None:
-    """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything."""
+    """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything.
+
+    So it does where a layer is not plain, or there are no weights.
+    """
+    refuse_wrapped(model)
     refuse_without_values(model)
     bad = [name for name, parameter in named_values(model) if not bool(parameter.isfinite().all())]
     if bad:

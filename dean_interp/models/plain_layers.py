@@ -73,7 +73,10 @@ def why_not_plain(module: nn.Module, own: Collection[str] = ()) -> str:
 
 
 def _why_not_a_matrix(module: nn.Module) -> str:
-    if "forward" in module.__dict__ and not hasattr(module, "_hf_hook"):
+    forward = module.__dict__.get("forward")
+    # accelerate's fetches weights, and TransformerLens' computes the same product
+    is_ours = hasattr(module, "_hf_hook") or getattr(forward, "__module__", "").startswith("transformer_lens.")
+    if forward is not None and not is_ours:
         return "has a forward of its own"
     weight = module._parameters.get("weight")
     if weight is None or not module._parameters.keys() <= {"weight", "bias"}:
