@@ -170,7 +170,8 @@ def quantised(checkpoint: str, bits: int, config: ModelConfig) -> HookedModel:
     if bits == 8:
         quantisation = Int8WeightOnlyConfig()
     else:
-        group = math.gcd(32, model.config.hidden_size, model.config.intermediate_size)
+        widths = {layer.in_features for layer in model.base_model.modules() if isinstance(layer, torch.nn.Linear)}
+        group = math.gcd(32, *widths)
         quantisation = IntxWeightOnlyConfig(torch.int4, granularity=PerGroup(group))
     quantize_(model.base_model, quantisation)
     return load_model(model, tokenizer=tokenizer)

@@ -27,6 +27,7 @@ from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Unit, neuron_sites
+from dean_interp.models.sizes import site_shape
 from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
@@ -163,8 +164,9 @@ def moved(unit: str) -> str:
 def every_neuron(model: HookedModel) -> Selection:
     """All MLP neurons."""
     sites = neuron_sites(model)
-    units = {site: torch.arange(model.cfg.d_mlp) for site in sites}
-    return Selection(units, {site: (model.cfg.d_mlp,) for site in sites})
+    shapes = {site: site_shape(model, site) for site in sites}
+    units = {site: torch.arange(width) for site, (width,) in shapes.items()}
+    return Selection(units, shapes)
 
 
 def compared(original: Sequence[Outcome], measured: Measured) -> dict[str, tuple[Line, ...]]:

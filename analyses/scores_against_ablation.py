@@ -22,6 +22,7 @@ from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.sizes import neuron_counts, neuron_shapes
 from dean_interp.models.tokens import collate
 from dean_interp.progress import progress_bar
 from dean_interp.scoring.capture import stream_activations
@@ -63,7 +64,7 @@ def spread_over_ranks(model: HookedModel, scores: Scores, n_neurons: int) -> lis
     sites = neuron_sites(model)
     ranked = {site: scores[site].argsort(descending=True) for site in sites}
     neurons = []
-    for number in np.linspace(0, len(sites) * model.cfg.d_mlp - 1, n_neurons).astype(int).tolist():
+    for number in np.linspace(0, len(sites) * min(neuron_counts(model)) - 1, n_neurons).astype(int).tolist():
         site = sites[number % len(sites)]
         neurons.append((site, int(ranked[site][number // len(sites)])))
     return neurons
@@ -77,7 +78,7 @@ def measured_changes(model: HookedModel, behaviour: Behaviour, neurons: Sequence
         return stream_activations(model, batch, [], lambda site, x: None).double().cpu()
 
     before, changes = losses(), []
-    shapes = {site: (model.cfg.d_mlp,) for site in neuron_sites(model)}
+    shapes = neuron_shapes(model)
     for site, index in progress_bar(neurons, desc="silencing one neuron at a time"):
         units = {each: torch.tensor([index] if each == site else [], dtype=torch.int64) for each in shapes}
         with ablate(model, Selection(units, shapes)):

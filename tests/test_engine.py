@@ -85,7 +85,7 @@ def mean_loss(model, behaviour, target="response"):
 
 
 def model_tokenizer(model):
-    from dean_interp.models.load import native_tokenizer
+    from dean_interp.models.native_tokenizer import native_tokenizer
 
     return native_tokenizer(model)
 

@@ -20,7 +20,7 @@ from dean_interp import InputError, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.data.examples import prompt_hash
 from dean_interp.information.estimands import HEADLINES
-from dean_interp.models.load import native_tokenizer
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.report.improve_page import write_improve_report
 from dean_interp.report.page import INTERVALS, interval, signed
 from dean_interp.selection.gating import GatingConfig

@@ -38,7 +38,7 @@ from dean_interp.evaluation.judges import (
 )
 from dean_interp.evaluation.judges.forms import as_data, special_tokens
 from dean_interp.evaluation.judges.lexical import cautionary_phrases, lexical_labels
-from dean_interp.models.load import native_tokenizer
+from dean_interp.models.native_tokenizer import native_tokenizer
 
 KEY = "sk-a-key-that-must-go-nowhere"
 LABELLED = Path(__file__).parent / "data" / "labelled_answers.jsonl"

@@ -17,7 +17,7 @@ from dean_interp.evaluation.judges.forms import JSON, QUESTION
 from dean_interp.evaluation.judges.server import ServerJudge
 from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.generate import generate_to
-from dean_interp.models.load import native_tokenizer
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.study.answering import answers_of
 from dean_interp.study.settings import AnswerConfig, DataConfig
 from dean_interp.study.store import ORIGINAL, Store

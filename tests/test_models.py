@@ -13,8 +13,9 @@ from dean_interp.models.attention import fused_attention
 from dean_interp.models.generate import cache_is_right
 from dean_interp.models.greedy import CACHE
 from dean_interp.models.hooked_model import hooked_transformer_class
-from dean_interp.models.load import model_fingerprint, native_tokenizer
+from dean_interp.models.load import model_fingerprint
 from dean_interp.models.matrices import weight
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.scored_prompts import measuring_scored_prompts, refuse_scored, scored_prompts
 from dean_interp.models.sites import Site, neuron_sites, parse_site

@@ -11,7 +11,7 @@ import torch
 from dean_interp import InputError, Selection, Site, ablate, load_behaviour, load_model
 from dean_interp.evaluation.served import Served, generate_served, refuse_silent_server
 from dean_interp.models.generate import _continue, generate_to
-from dean_interp.models.load import native_tokenizer
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.study.answering import answers_of
 from dean_interp.study.config import EvaluationConfig
 from dean_interp.study.evaluate import servers_of

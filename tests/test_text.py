@@ -19,7 +19,7 @@ from dean_interp.evaluation.outcomes import answer_outcomes
 from dean_interp.models import chat_settings as settings_module
 from dean_interp.models.chat_settings import ChatSettings, with_settings
 from dean_interp.models.generate import generate
-from dean_interp.models.load import chat_settings, native_tokenizer
+from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
 from dean_interp.models.templates import appended, rendered_chat, text_ids
 from dean_interp.models.thoughts import behind_thought, decoded, opened_thought
 from dean_interp.models.tokens import encode
@@ -238,7 +238,7 @@ class TestOneDay:
         assert "another date" in caplog.text
 
     def test_the_exported_tokenizer_keeps_its_clock(self, dated, tmp_path):
-        from dean_interp.models.load import loaded_tokenizer
+        from dean_interp.models.native_tokenizer import loaded_tokenizer
 
         model = load_model(dated, device="cpu", chat=ChatSettings(date="2024-02-05"))
         assert loaded_tokenizer(model).chat_template == CLOCK.replace("CONTENT", "{{ m['content'] }}")

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from dean_interp import InputError, Selection, Site, ablate
 from dean_interp.evaluation.windows import window_loss
-from dean_interp.models.load import native_tokenizer
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.resume import Unfinished
 
 TEXTS = ["The risotto wants stock.\nStir now and then.", "A pawn that reaches the last rank becomes a queen.", "Ends."]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dean_interp.data.examples import Example
 from dean_interp.errors import InputError
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Encoded, Template, collate, encode, paths
 
@@ -53,12 +54,12 @@ class AnswerPair:
     @property
     def neuron_hooks(self) -> list[str]:
         """Hook points of the neurons, one a layer."""
-        return [Site(layer, "neurons").hook_name for layer in range(int(self.model.cfg.n_layers))]
+        return [Site(layer, "neurons").hook_name for layer in range(len(self.model.blocks))]
 
     @property
     def head_hooks(self) -> list[str]:
         """Hook points of the attention heads, one a layer."""
-        return [f"blocks.{layer}.attn.hook_z" for layer in range(int(self.model.cfg.n_layers))]
+        return [f"blocks.{layer}.attn.hook_z" for layer in range(len(self.model.blocks))]
 
     def batch(self, n_copies: int) -> Batch:
         """So many copies of the pair, each as two rows."""

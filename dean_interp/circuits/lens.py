@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.circuits.neuron import Neuron
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import weight
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings

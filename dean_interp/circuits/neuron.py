@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, batched, forward
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Encoded, Template, encode, paths
 from dean_interp.models.torch_settings import own_torch_settings

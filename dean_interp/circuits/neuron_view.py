@@ -17,7 +17,7 @@ from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import likelihoods
 from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.sizes import neuron_shapes, site_shape
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.scores import Scores
@@ -87,7 +87,7 @@ def view_neuron(
     return NeuronView(
         name=f"L{site.layer}.{index}",
         scores=_scores(neuron, scores),
-        n_neurons=model.cfg.d_mlp,
+        n_neurons=site_shape(model, site)[0],
         held_by={name: _holds(selection, neuron) for name, selection in (selections or {}).items()},
         written=written(model, [neuron])[0],
         bins=tuple(bins.tolist()),
@@ -100,11 +100,12 @@ def view_neuron(
 
 def _check(model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour]) -> None:
     site, index = neuron
-    if site not in neuron_sites(model) or not 0 <= index < model.cfg.d_mlp:
-        raise InputError(
-            f"no neuron L{site.layer}.{index}: this model has layers 0 to {model.cfg.n_layers - 1} of "
-            f"{model.cfg.d_mlp} neurons (0 to {model.cfg.d_mlp - 1})"
-        )
+    shapes = neuron_shapes(model)
+    if site not in shapes:
+        raise InputError(f"no neuron L{site.layer}.{index}: this model has layers 0 to {len(shapes) - 1}")
+    (width,) = shapes[site]
+    if not 0 <= index < width:
+        raise InputError(f"no neuron L{site.layer}.{index}: this layer has {width} neurons (0 to {width - 1})")
     if not examples:
         raise InputError("a neuron is looked at on examples: give at least one behaviour")
 
@@ -138,7 +139,7 @@ def _effect_alone(
     if not tests:
         return []
     site, index = neuron
-    alone = Selection({site: torch.tensor([index])}, {site: (model.cfg.d_mlp,)})
+    alone = Selection({site: torch.tensor([index])}, {site: site_shape(model, site)})
     before = measure(model, tests, template=template, answer_tokens=answer_tokens)
     with ablate(model, alone):
         after = measure(model, tests, original=before, template=template, answer_tokens=answer_tokens)

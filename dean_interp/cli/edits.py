@@ -44,6 +44,8 @@ class EditedModel:
 
     model: str = ModelConfig.name
     """A name on the Hugging Face hub, a local folder, a .gguf file, or the demo model."""
+    adapter: str | None = ModelConfig.adapter
+    """A folder with an adapter that `peft` saved, which is merged into the weights of the model."""
     device: Literal["cpu", "cuda", "mps", "auto"] | None = ModelConfig.device
     """Where the model runs. Unset: CUDA where there is one, else the CPU."""
     dtype: Literal["float32", "float16", "bfloat16"] = ModelConfig.dtype
@@ -51,7 +53,7 @@ class EditedModel:
 
     def load(self) -> HookedModel:
         """Load the model. Errors are those of `ModelConfig.load`."""
-        return ModelConfig(name=self.model, device=self.device, dtype=self.dtype).load()
+        return ModelConfig(name=self.model, adapter=self.adapter, device=self.device, dtype=self.dtype).load()
 
 
 @dataclass(frozen=True)

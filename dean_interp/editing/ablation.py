@@ -24,7 +24,8 @@ from dean_interp.models.matrices import OnProduct, bias, on_products, shape, wei
 from dean_interp.models.notes import AblatedWeights, WeightChange, notes
 from dean_interp.models.positions import token_positions
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import MATRICES, Modules, Site, neuron_sites
+from dean_interp.models.sites import MATRICES, Modules, Site
+from dean_interp.models.sizes import neuron_counts, neuron_shapes, residual_width
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
 
@@ -130,16 +131,18 @@ def _refuse_other_bias(model: HookedModel, other: HookedModel, site: Site, units
 
 def refuse_foreign(model: HookedModel, selection: Selection) -> None:
     """Raise `InputError` where the selection's sites are not this model's."""
-    shapes: dict[Site, tuple[int, ...]] = {site: (model.cfg.d_mlp,) for site in neuron_sites(model)}
+    shapes = neuron_shapes(model)
     parts = {site.part for site in selection.shapes}
     kinds: tuple[Modules, ...] = ("mlp", "attention")
     for modules in kinds:
         if parts & set(MATRICES[modules]):
             shapes |= {site: shape(model, site) for site in weight_sites(model, modules)}
     if any(shapes.get(site) != shape for site, shape in selection.shapes.items()):
+        counts = neuron_counts(model)
+        width = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
         raise InputError(
-            f"the selection is not of this model: {model.cfg.model_name} has {model.cfg.n_layers} layers of "
-            f"{model.cfg.d_mlp} neurons at width {model.cfg.d_model}"
+            f"the selection is not of this model: {model.cfg.model_name} has {len(counts)} layers of {width} neurons "
+            f"at width {residual_width(model)}"
         )
 
 

@@ -22,7 +22,8 @@ from dean_interp.editing.tensor_change import EditState
 from dean_interp.errors import InputError
 from dean_interp.files import atomic_folder
 from dean_interp.models.adapters import adapter_of
-from dean_interp.models.load import HookedModel, loaded_tokenizer, native_tokenizer
+from dean_interp.models.load import HookedModel
+from dean_interp.models.native_tokenizer import loaded_tokenizer, native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.plain import save_model
 from dean_interp.models.tokens import Template, encode

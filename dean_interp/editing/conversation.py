@@ -10,7 +10,7 @@ from dean_interp.editing.edit_at_dose import AnyEdit, at_dose, refuse_dose, refu
 from dean_interp.errors import InputError
 from dean_interp.models.generate import generate
 from dean_interp.models.hooked_model import HookedModel
-from dean_interp.models.load import native_tokenizer
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.templates import rendered_chat
 
 

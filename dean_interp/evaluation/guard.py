@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import on_products, weight
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.sites import Site
 from dean_interp.models.templates import text_ids
 from dean_interp.models.torch_settings import own_torch_settings
@@ -72,7 +73,7 @@ def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
                 )
             )
 
-    sites = [Site(layer, "out") for layer in range(model.cfg.n_layers)]
+    sites = [Site(layer, "out") for layer in range(len(model.blocks))]
     with on_products(model, {site: lambda x, product, site=site: look(site, x, product) for site in sites}):
         model(tokens, return_type="logits")
     return weights

@@ -22,7 +22,8 @@ from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.generate import cache_is_right
 from dean_interp.models.greedy import greedy_settings, without_its_settings
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.notes import TokenPositions
 from dean_interp.models.positions import at_positions, while_generating
 from dean_interp.models.templates import appended, rendered_chat

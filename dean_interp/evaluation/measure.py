@@ -18,9 +18,11 @@ from dean_interp.errors import InputError
 from dean_interp.frames import Framed
 from dean_interp.information.activations import Activations, activations_of, hooks_of
 from dean_interp.models.end_activations import EndActivations, end_activations
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import AnswerTokens, answer_log_probs, batched, shares_prompts
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.scored_prompts import refuse_scored
+from dean_interp.models.sizes import unembedding_shape
 from dean_interp.models.tokens import Encoded, Template, encode, paths, trees
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
@@ -228,7 +230,7 @@ def _run(
             "template and answer_tokens"
         )
     log_prob, kl = torch.zeros(n_total), torch.zeros(n_total)
-    final = torch.zeros(n_total, model.cfg.d_model)
+    final = torch.zeros(n_total, unembedding_shape(model)[0])
     rows = trees(encoded) if shares_prompts(model, encoded) else paths(encoded)
     sums = {"log_prob": log_prob, "kl": kl, "final": final}
     if recorded is not None:

@@ -13,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_log_probs, batched
+from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.models.sizes import unembedding_shape
 from dean_interp.models.tokens import Encoded, paths
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
@@ -83,7 +85,7 @@ def window_loss(
     sums = {
         "loss": torch.zeros(n_windows),
         "kl": torch.zeros(n_windows),
-        "final": torch.zeros(n_windows * n_predicted, model.cfg.d_model),
+        "final": torch.zeros(n_windows * n_predicted, unembedding_shape(model)[0]),
     }
     batches = batched(
         model, paths(encoded), batch_tokens=window, label="windows of text", unfinished=unfinished, sums=sums

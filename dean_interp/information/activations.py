@@ -10,9 +10,11 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.errors import InputError
 from dean_interp.models.end_activations import EndActivations, end_activations
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, batched, forward, shares_prompts
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.sites import Site, residual_hook
+from dean_interp.models.sizes import residual_width
 from dean_interp.models.tokens import Branch, Row, Template, encode, paths, trees
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
@@ -90,7 +92,8 @@ def read_activations(
     rows = _rows(model, prompts, answers=answers, template=template, answer_tokens=answer_tokens)
     hooks = hooks_of(units)
     if residual:
-        hooks |= {residual_hook(layer): torch.arange(model.cfg.d_model) for layer in range(model.cfg.n_layers)}
+        width = torch.arange(residual_width(model))
+        hooks |= {residual_hook(layer): width for layer in range(len(model.blocks))}
     n_answers = 2 * len(prompts) if answers else 0
     with torch.inference_mode(), end_activations(model, hooks, n_prompts=len(prompts), n_answers=n_answers) as ends:
         batches = batched(

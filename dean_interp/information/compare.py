@@ -18,8 +18,10 @@ from dean_interp.information.activations import Activations, distinct, read_acti
 from dean_interp.information.before_after import BeforeAfter, refuse_few
 from dean_interp.information.estimands import Arm, MutualInformationConfig
 from dean_interp.information.shifts import MutualInformation
-from dean_interp.models.load import HookedModel, chat_settings, model_fingerprint
+from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.native_tokenizer import chat_settings
 from dean_interp.models.scored_prompts import refuse_scored
+from dean_interp.models.sizes import residual_width
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import progress_bar
@@ -143,7 +145,7 @@ def _log_memory(
 ) -> None:
     n_numbers = n_units * (3 if answers else 1)
     if residual:
-        n_numbers += model.cfg.n_layers * model.cfg.d_model
+        n_numbers += len(model.blocks) * residual_width(model)
     megabytes = 2 * 4 * n_numbers * n_prompts / 1e6
     text = "%d passes over %d prompts; two states' activations take %.0f MB"
     log.info(text, 2 + n_controls, n_prompts, megabytes)

@@ -20,6 +20,7 @@ from dean_interp.errors import InputError
 from dean_interp.models import offload
 from dean_interp.models.greedy import CACHE, greedy_settings, without_its_settings
 from dean_interp.models.hooked_model import HookedModel, is_hooked_transformer
+from dean_interp.models.plain_layers import why_not_plain
 from dean_interp.models.sites import MATRICES, Site
 from dean_interp.models.turn_end import end_tokens
 
@@ -56,6 +57,16 @@ class Adapter(Protocol):
     @property
     def norms_are_folded(self) -> bool:
         """Whether the weights hold those of the LayerNorm before them."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens have an embedding."""
+        ...
+
+    @property
+    def unembedding_shape(self) -> tuple[int, int]:
+        """Width of what the unembedding reads, and number of the logits that it writes."""
         ...
 
     def parameter(self, site: Site) -> tuple[nn.Parameter, AsMatrix]:
@@ -133,14 +144,30 @@ class BridgeAdapter:
         """Where TransformerLens says that it processed the weights."""
         return any(getattr(block.mlp, "_use_processed_weights", False) for block in self.model.blocks)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """The rows of the embedding."""
+        return self.model.embed.original_component.weight.shape[0]
+
+    @property
+    def unembedding_shape(self) -> tuple[int, int]:
+        """That of the head, which is an `nn.Linear` in every language model of `transformers`."""
+        n_logits, width = self.model.unembed.original_component.weight.shape
+        return width, n_logits
+
     def parameter(self, site: Site) -> tuple[nn.Parameter, AsMatrix]:
-        """Raises `InputError` where the matrix is not a module of its own."""
+        """Raises `InputError` where the matrix is not a plain module of its own."""
         owner = owner_of(self.model, site)
         module = getattr(getattr(owner, site.part, None), "original_component", None)
         stored = getattr(module, "weight", None)
+        where = f"layer {site.layer}'s {'MLP' if site.part in MATRICES['mlp'] else 'attention'}"
+        name = self.model.cfg.model_name
+        own = {kind.__module__ for kind in type(self.model.original_model).__mro__}
+        why = why_not_plain(module, own) if isinstance(module, nn.Module) else ""
+        if why:
+            raise InputError(f"the matrix '{site.part}' in {where} of {name} {why}: it is not all that is computed")
         if not isinstance(stored, nn.Parameter):
-            where = f"layer {site.layer}'s {'MLP' if site.part in MATRICES['mlp'] else 'attention'}"
-            raise InputError(f"{self.model.cfg.model_name} keeps no separate matrix '{site.part}' in {where}")
+            raise InputError(f"{name} keeps no separate matrix '{site.part}' in {where}")
         # `Conv1D` stores (d_in, d_out), `nn.Linear` stores (d_out, d_in)
         return stored, as_it_is if isinstance(module, Conv1D) else torch.t
 

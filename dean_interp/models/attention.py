@@ -73,7 +73,7 @@ def _fused_equals_stepwise(model: HookedModel) -> bool:
     """Compares the logits of some tokens; False where there is no such kernel, as for scores with a soft cap."""
     if getattr(model.original_model.config, "attn_logit_softcapping", None) is not None:
         return False
-    tokens = torch.arange(1, 65, device=model.cfg.device)[None] % model.cfg.d_vocab
+    tokens = torch.arange(1, 65, device=model.cfg.device)[None] % adapter_of(model).vocabulary_size
     stepwise = _logits(model, tokens)
     try:
         with _fused(model):

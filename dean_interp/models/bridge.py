@@ -1,17 +1,26 @@
 """Puts a model of `transformers` behind a `TransformerBridge`, in place."""
 
 import copy
+import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
+from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from dean_interp.errors import InputError
 from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.notes import notes
+from dean_interp.models.offload import is_offloaded
 from dean_interp.models.plain import plain_twin
+
+_N_TOKENS = 16
+_TOLERANCE, _TOLERANCE_HALF = 1e-2, 0.5  # of the logits' spread; what is wrong differs by about all of it
 
 
 def bridge_to(
@@ -24,18 +33,33 @@ def bridge_to(
         tokenizer: the checkpoint's own; the bridge gets a copy, and the model's notes keep this one.
         name: a folder or a name on the hub, from which TransformerLens reads the configuration.
         trust_remote_code: whether TransformerLens may run code that comes with the checkpoint.
+
+    Raises:
+        InputError: TransformerLens expects other modules or shapes, or makes another function of the model.
     """
     if model.config._attn_implementation != "eager":
         model.set_attn_implementation("eager")
     # TransformerLens reloads every tokenizer by its name with a forced BOS, unless it believes that it has one.
     bridge_tokenizer = copy.deepcopy(tokenizer)
     bridge_tokenizer.init_kwargs |= {"add_bos_token": True, "name_or_path": tokenizer.name_or_path}
-    device = _input_device(model)
+    device = _input_device(model.eval())
     twin = plain_twin(model)
-    with _without_mixed_device_map(model), _without_processor():
-        bridge = TransformerBridge.boot_transformers(
-            name, hf_model=model, tokenizer=bridge_tokenizer, device=device, trust_remote_code=trust_remote_code
-        )
+    # offloaded weights would be fetched twice for it, and on `meta` there is nothing to compute
+    tokens = None if is_offloaded(model) else _some_tokens(model, device)
+    try:
+        expected = None if tokens is None else _logits(model, tokens)
+        with _without_mixed_device_map(model), _without_processor():
+            bridge = TransformerBridge.boot_transformers(
+                name, hf_model=model, tokenizer=bridge_tokenizer, device=device, trust_remote_code=trust_remote_code
+            )
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"TransformerLens {importlib.metadata.version('transformer-lens')} cannot take '{name}' apart, a "
+            f"{type(model).__name__} of this shape: {reason}"
+        ) from error
+    if tokens is not None and expected is not None:
+        _refuse_other_logits(bridge, tokens, expected, name)
     bridge.cfg.device = device
     hand_over_cache(bridge)
     notes(bridge).tokenizer = tokenizer
@@ -43,6 +67,42 @@ def bridge_to(
     # The caller may hold the model and save it later; its own method would save the bridge's tree of modules.
     setattr(model, "save_pretrained", twin.save_pretrained)  # noqa: B010 - it is a method in its class
     return bridge
+
+
+def _some_tokens(model: PreTrainedModel, device: str) -> Int[Tensor, "1 pos"]:
+    embedding: Any = model.get_input_embeddings()
+    return torch.arange(1, 1 + _N_TOKENS, device=device)[None] % embedding.weight.shape[0]
+
+
+@torch.no_grad()
+def _logits(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "1 pos d_vocab"]:  # noqa: ANN401 - a model's own
+    return model(tokens, use_cache=False).logits.float()
+
+
+@torch.no_grad()
+def _refuse_other_logits(
+    bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"], expected: Float[Tensor, "1 pos d_vocab"], name: str
+) -> None:
+    """A bridge takes attention in steps of its own, which are not those of every variant of an architecture."""
+    difference = (bridge(tokens, return_type="logits").float() - expected).abs().max()
+    tolerance = _TOLERANCE if next(bridge.parameters()).dtype == torch.float32 else _TOLERANCE_HALF
+    # weights that are not finite are told of where they are scored
+    if difference > tolerance * expected.std():
+        raise InputError(
+            f"TransformerLens {importlib.metadata.version('transformer-lens')} makes another model of '{name}': its "
+            f"logits differ by {float(difference):.2g} from those of {type(bridge.original_model).__name__}, so "
+            "what is measured would not be this model"
+        )
+
+
+def refuse_unknown_architecture(name: str, config: PretrainedConfig) -> None:
+    """Raise `InputError` where TransformerLens has no bridge for what a configuration describes."""
+    try:
+        determine_architecture_from_hf_config(config)
+    except ValueError as error:
+        version = importlib.metadata.version("transformer-lens")
+        kind = (config.architectures or [type(config).__name__])[0]
+        raise InputError(f"'{name}' is a {kind}, which TransformerLens {version} does not know") from error
 
 
 def _input_device(model: PreTrainedModel) -> str:

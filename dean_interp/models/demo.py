@@ -9,11 +9,13 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from dean_interp.errors import InputError
+from dean_interp.models.on_disk import refuse_other_weights
+from dean_interp.models.supported import unreadable_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,7 +57,7 @@ def demo_model_folder() -> Path:
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Save a GGUF file as a float32 Hugging Face folder; the folder appears whole or not at all.
 
-    Raises `InputError` where the file cannot be read, or the folder cannot be written.
+    Raises `InputError` where the file cannot be read or holds not all of its model, or the folder cannot be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,14 +84,15 @@ def _read_gguf(gguf: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    options = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as error:  # each of the readers of weights and tokens has errors of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read {gguf}: {reason}") from error
+        raise unreadable_model(str(gguf), error) from error
+    model, info = loaded
+    refuse_other_weights(str(gguf), model, info)
+    return model, tokenizer
 
 
 def _cannot_write(folder: Path, error: Exception) -> InputError:

@@ -16,9 +16,10 @@ from dean_interp.models.attention import fused_attention
 from dean_interp.models.greedy import CACHE
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.kv_cache import hand_over_cache
-from dean_interp.models.load import native_tokenizer
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
+from dean_interp.models.supported import refuse_unknown_tokens, refuse_without_values
 from dean_interp.models.thoughts import begun_thought, decoded
 from dean_interp.models.tokens import Template, encode
 from dean_interp.models.torch_settings import own_torch_settings
@@ -92,6 +93,8 @@ def generate_to(
     refuse_nothing_to_answer(prompts, lengths, batch_size)
     tokenizer, longest = native_tokenizer(model), max(lengths)
     encoded = [encode(tokenizer, prompt, [], template=template).prompt for prompt in prompts]
+    refuse_without_values(model)
+    refuse_unknown_tokens(model, (token for ids in encoded for token in ids))
     _refuse_too_long(model, prompts, encoded, longest)
     # Each process fills in its own batches. The others keep `_NOTHING` there, which is below every token.
     answers = torch.full((len(prompts), longest), _NOTHING)
@@ -222,7 +225,7 @@ def cache_is_right(model: HookedModel) -> bool:
 def _cached_step_equals_uncached(model: HookedModel, *, tolerance: float = 0.05) -> bool:
     """Within `tolerance` of the logits' spread."""
     hand_over_cache(model)  # a bridge that was brought has none yet
-    tokens = torch.arange(1, 9, device=model.cfg.device)[None] % model.cfg.d_vocab
+    tokens = torch.arange(1, 9, device=model.cfg.device)[None] % adapter_of(model).vocabulary_size
     n_prompt = torch.tensor([tokens.shape[1] - 1])
     with while_generating(model, n_prompt, int(n_prompt), cached=False):
         full = model(tokens, return_type="logits")[0, -1].float()

@@ -58,6 +58,17 @@ class HookedTransformerAdapter:
         """By the name of the norm that is left."""
         return (getattr(self.model.cfg, "normalization_type", None) or "").endswith("Pre")
 
+    @property
+    def vocabulary_size(self) -> int:
+        """The rows of `W_E`."""
+        return self.model.W_E.shape[0]
+
+    @property
+    def unembedding_shape(self) -> tuple[int, int]:
+        """That of `W_U`."""
+        width, n_logits = self.model.W_U.shape
+        return width, n_logits
+
     def parameter(self, site: Site) -> tuple[nn.Parameter, AsMatrix]:
         """In attention the heads are laid side by side."""
         owner = owner_of(self.model, site)

@@ -7,27 +7,41 @@ checkpoint's own.
 
 import hashlib
 import importlib.metadata
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from dean_interp.errors import InputError
 from dean_interp.files import refuse_unreadable
-from dean_interp.models.bridge import bridge_to
-from dean_interp.models.chat_settings import ChatSettings, with_settings
+from dean_interp.models.bridge import bridge_to, refuse_unknown_architecture
+from dean_interp.models.chat_settings import ChatSettings
 from dean_interp.models.demo import DEMO_MODEL, cache_folder, convert_gguf, demo_model_folder
 from dean_interp.models.devices import Device, is_map, one_device, refuse_device
 from dean_interp.models.hooked_model import HookedModel, hooked_transformer_class, is_hooked_model
-from dean_interp.models.notes import notes
+from dean_interp.models.merging import adapter_settings, has_tokenizer, merged
+from dean_interp.models.native_tokenizer import note_text
 from dean_interp.models.offload import named_values
-from dean_interp.models.supported import refuse_architecture, refuse_without_neurons, unknown_model
+from dean_interp.models.on_disk import refuse_no_model, refuse_other_weights
+from dean_interp.models.plain_layers import refuse_adapters, refuse_wrapped, refused_wrapper
+from dean_interp.models.supported import (
+    refuse_architecture,
+    refuse_without_head,
+    refuse_without_neurons,
+    refuse_without_values,
+    unknown_model,
+)
 from dean_interp.models.torch_settings import own_torch_settings
-
-log = logging.getLogger(__name__)
 
 Dtype = str | torch.dtype
 
@@ -42,6 +56,7 @@ def load_model(
     dtype: Dtype = "float32",
     hooked_transformer: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    adapter: str | Path | None = None,
     trust_remote_code: bool = False,
     chat: ChatSettings = ChatSettings(),  # noqa: B008 - frozen
 ) -> HookedModel:
@@ -58,43 +73,53 @@ def load_model(
         dtype: `float32`, `float16` or `bfloat16`, as a name or a `torch.dtype`. An object in memory keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
+        adapter: a folder (or a name on the hub) with an adapter that `peft` saved: it is merged into the weights of the
+            model, which is given by its name or folder. Its tokenizer is taken where it has one.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
         chat: what the chat template is told: the day that it may write, and whether the model shall think.
 
     Raises:
-        InputError: unknown or unreachable name, unknown dtype, no such device, encoder-only, encoder-decoder or
-            mixture-of-experts model, no tokenizer, no such date or switch; before any weight is read wherever the
-            configuration tells.
+        InputError: what cannot be loaded, before any weight is read wherever the configuration tells: an unknown name,
+            dtype, device, date or switch; an encoder, a mixture of experts, a model without a head; no tokenizer, or
+            one with tokens that have no embedding. Weights that are not the model's own: missing or unknown tensors, an
+            adapter that is not merged.
     """
-    dtype = _torch_dtype(dtype)
     chat.check()
     source = name_or_folder_or_object
+    if adapter is not None and (hooked_transformer or not isinstance(source, str | Path)):
+        raise InputError("an adapter is merged into a model that is given by its name or folder, and becomes a bridge")
     model: HookedModel
     if is_hooked_model(source):
         model = source
     elif isinstance(source, PreTrainedModel):
         model = _bridge_to_object(source, tokenizer)
     elif not isinstance(source, str | Path):
-        raise InputError(f"a model is a name, a folder, or a model in memory, got {type(source).__name__}")
+        raise refused_wrapper(source)
     elif hooked_transformer:
-        model = _load_hooked_transformer(str(source), device, dtype)
+        model = _load_hooked_transformer(str(source), device, _torch_dtype(dtype))
     else:
-        plain, native = load_plain(
-            source, device=device, dtype=dtype, tokenizer=tokenizer, trust_remote_code=trust_remote_code
-        )
-        model = bridge_to(plain, native, name=_local_folder(str(source)), trust_remote_code=trust_remote_code)
+        model = _bridge_by_name(source, device, dtype, tokenizer, adapter, trust_remote_code)
     refuse_without_neurons(model)
-    _note_text(model, tokenizer, chat)
+    refuse_adapters(model, str(model.cfg.model_name))
+    note_text(model, tokenizer, chat)
     return model.eval()
 
 
-def _note_text(model: HookedModel, tokenizer: PreTrainedTokenizerBase | None, chat: ChatSettings) -> None:
-    """Note what is said of the text of a model. One in memory keeps what is not said anew."""
-    noted = notes(model)
-    if tokenizer is not None:
-        noted.tokenizer = tokenizer
-    if tokenizer is not None or chat != ChatSettings():
-        noted.chat_tokenizer, noted.chat = with_settings(loaded_tokenizer(model), chat)
+def _bridge_by_name(
+    name: str | Path,
+    device: Device,
+    dtype: Dtype,
+    tokenizer: PreTrainedTokenizerBase | None,
+    adapter: str | Path | None,
+    trust_remote_code: bool,
+) -> HookedModel:
+    plain, native = load_plain(
+        name, device=device, dtype=dtype, tokenizer=tokenizer, adapter=adapter, trust_remote_code=trust_remote_code
+    )
+    model = bridge_to(plain, native, name=_local_folder(str(name)), trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        model.cfg.model_name = f"{model.cfg.model_name} with {adapter}"
+    return model
 
 
 @own_torch_settings()
@@ -104,74 +129,60 @@ def load_plain(
     device: Device = None,
     dtype: Dtype = "float32",
     tokenizer: PreTrainedTokenizerBase | None = None,
+    adapter: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The `transformers` model that `load_model` would wrap, and its own tokenizer. Arguments and errors as there."""
     dtype = _torch_dtype(dtype)
     refuse_device(device)
     folder = _local_folder(str(name))
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        refuse_unreadable(path)
     # the configuration first: most models that are not supported are refused without reading a weight
+    if os.path.isdir(folder):
+        refuse_no_model(Path(folder))
+    if adapter is not None:
+        adapter_settings(adapter)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise unknown_model(str(name), error) from error
     refuse_architecture(str(name), config)
-    is_mapped = is_map(device)
+    refuse_unknown_architecture(str(name), config)
+    tokenizer_folder = str(adapter) if adapter and has_tokenizer(adapter) else folder
     try:
-        if device == "meta":
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
-                )
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation="eager",
-                trust_remote_code=trust_remote_code,
-                device_map=device if is_mapped else None,
-                offload_folder=str(cache_folder() / "offload") if is_mapped else None,
-            )
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model, info = _with_weights(folder, config, device, dtype, trust_remote_code)
+        native = tokenizer or AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # each of the readers of weights and tokens has errors of its own
         raise unknown_model(str(name), error) from error
+    if info is not None:
+        refuse_other_weights(str(name), model, info)
+        if adapter is not None:
+            model = merged(model, str(name), adapter)
     if not (device in ("auto", "meta") or isinstance(device, Mapping)):
         torch.nn.Module.to(model, one_device(device))  # in place
-    return model, tokenizer
+    return model, native
 
 
-def native_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer, whose chat template keeps to one day and to what was said of thinking.
-
-    TransformerLens makes every tokenizer prepend a BOS, which most checkpoints never saw. For a model that `load_model`
-    did not make, it is loaded by the name that the model's tokenizer carries; where that leads nowhere the model's own
-    is taken, with a warning.
-    """
-    noted = notes(model)
-    if noted.chat_tokenizer is None:
-        noted.chat_tokenizer, noted.chat = with_settings(loaded_tokenizer(model), noted.chat)
-    return noted.chat_tokenizer
-
-
-def loaded_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer as the checkpoint has it, for folders that are to hold it, too. Warns as `native_tokenizer`."""
-    tokenizer = notes(model).tokenizer
-    if tokenizer is None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
-        except (OSError, ValueError):
-            log.warning("%s: only TransformerLens' tokenizer is at hand, which always adds a BOS", model.cfg.model_name)
-            tokenizer = model.tokenizer
-        notes(model).tokenizer = tokenizer
-    return tokenizer
-
-
-def chat_settings(model: HookedModel) -> ChatSettings:
-    """What the model's chats depend on beside their words: the day, where the template writes one, and thinking."""
-    native_tokenizer(model)
-    return notes(model).chat
+def _with_weights(
+    folder: str, config: PretrainedConfig, device: Device, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[PreTrainedModel, Mapping[str, Any] | None]:
+    """The model, and the report of what was missing, unknown, or of another shape; on `meta` nothing is read."""
+    if device == "meta":
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
+            )
+        return model, None
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        dtype=dtype,
+        attn_implementation="eager",
+        trust_remote_code=trust_remote_code,
+        device_map=device if is_map(device) else None,
+        offload_folder=str(cache_folder() / "offload") if is_map(device) else None,
+    )
+    return loaded
 
 
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
@@ -187,6 +198,7 @@ def model_fingerprint(model: HookedModel) -> str:
 
     Bits are added up as integers, so the value depends neither on threads nor on the device.
     """
+    refuse_without_values(model)
     digest = hashlib.sha256()
     for name, parameter in named_values(model):
         integers = torch.int32 if parameter.element_size() == 4 else torch.int16
@@ -196,7 +208,12 @@ def model_fingerprint(model: HookedModel) -> str:
 
 
 def refuse_not_finite(model: HookedModel) -> None:
-    """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything."""
+    """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything.
+
+    So it does where a layer is not plain, or there are no weights.
+    """
+    refuse_wrapped(model)
+    refuse_without_values(model)
     bad = [name for name, parameter in named_values(model) if not bool(parameter.isfinite().all())]
     if bad:
         raise InputError(
@@ -257,10 +274,12 @@ def _load_hooked_transformer(name: str, device: Device, dtype: torch.dtype) -> H
 
 
 def _bridge_to_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> HookedModel:
-    tokenizer = tokenizer or _tokenizer_of(model)
     name = model.config._name_or_path or type(model).__name__
     refuse_architecture(name, model.config)
-    return bridge_to(model, tokenizer, name=name)
+    refuse_without_head(name, model)
+    refuse_adapters(model, name)
+    refuse_unknown_architecture(name, model.config)
+    return bridge_to(model, tokenizer or _tokenizer_of(model), name=name)
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from dean_interp.models.adapters import adapter_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.notes import TokenPositions, notes
 from dean_interp.models.positions import at_positions
+from dean_interp.models.supported import refuse_unknown_tokens, refuse_without_values
 from dean_interp.models.tokens import Batch, Encoded, Padding, Row, batches, collate, paths, trees
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
@@ -89,6 +90,7 @@ def batched(
         together: so many rows that follow each other stay in one batch.
         padding: the side on which rows are padded.
     """
+    _refuse_rows(model, rows)
     planned = batches(rows, batch_tokens=batch_tokens, together=together)
     # Only sums can be added up over processes, so a loop without them runs every batch in each.
     if sums is None:
@@ -111,6 +113,11 @@ def batched(
                 seconds = kept_at - began
             progress.update(len(batch_rows))
     all_reduce_sum(sums.values())
+
+
+def _refuse_rows(model: HookedModel, rows: Sequence[Row]) -> None:
+    refuse_without_values(model)
+    refuse_unknown_tokens(model, (token for row in rows for branch in row for token in branch.tokens))
 
 
 def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
@@ -141,6 +148,8 @@ def shares_prompts(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
 
     Some bridges do not honour the mask, or count positions themselves: the first two prompts are run both ways to see.
     """
+    refuse_without_values(model)
+    refuse_unknown_tokens(model, (token for row in paths(encoded) for branch in row for token in branch.tokens))
     shares = notes(model).shares_prompts
     if shares is None:
         shares = adapter_of(model).rows_may_branch

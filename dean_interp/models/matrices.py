@@ -29,7 +29,7 @@ def weight_sites(model: HookedModel, modules: Modules = "mlp") -> list[Site]:
         raise InputError(f"modules must be one of {tuple(MATRICES)}, got {modules!r}")
     is_gated = adapter_of(model).is_gated
     parts = [part for part in MATRICES[modules] if part != "gate" or is_gated]
-    sites = [Site(layer, part) for layer in range(model.cfg.n_layers) for part in parts]
+    sites = [Site(layer, part) for layer in range(len(model.blocks)) for part in parts]
     _refuse_processed(model)
     for site in sites:
         parameter(model, site)
@@ -107,7 +107,7 @@ def on_products(model: HookedModel, hooks: Mapping[Site, OnProduct]) -> Iterator
 def _refuse_processed(model: HookedModel) -> None:
     """Folding a norm rescales what `gate` and `in` hold, centring shifts `out`: such weights are another model's."""
     is_folded = adapter_of(model).norms_are_folded
-    if is_folded or all(_is_centred(weight(model, Site(i, "out"))) for i in range(model.cfg.n_layers)):
+    if is_folded or all(_is_centred(weight(model, Site(i, "out"))) for i in range(len(model.blocks))):
         processing = "LayerNorm folded" if is_folded else "centred"
         raise InputError(
             f"the weights of this {model.cfg.model_name} were processed ({processing}): their scores are not those of "

@@ -45,7 +45,7 @@ class ModelNotes:
     chat: ChatSettings = field(default_factory=ChatSettings)
     """What its chat template is told beside the messages."""
     chat_tokenizer: PreTrainedTokenizerBase | None = None
-    """The same tokenizer with a chat template that keeps to `chat` (`load.native_tokenizer`); None before it is asked
+    """The same tokenizer with a chat template that keeps to `chat` (`native_tokenizer`); None before it is asked
     for."""
     plain: PreTrainedModel | None = None
     """The model as it was before it was wrapped, with the same parameters (`plain`); None where others wrapped it."""

@@ -73,4 +73,4 @@ def residual_hook(layer: int) -> str:
 
 def neuron_sites(model: HookedModel) -> list[Site]:
     """One site a layer, in order."""
-    return [Site(layer, "neurons") for layer in range(model.cfg.n_layers)]
+    return [Site(layer, "neurons") for layer in range(len(model.blocks))]

@@ -1,10 +1,17 @@
 """Which models are supported: decoder-only language models with one dense MLP a layer."""
 
+import contextlib
 import os
+from collections.abc import Iterable
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from dean_interp.errors import InputError
+from dean_interp.models.adapters import adapter_of
 from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.offload import named_values
+from dean_interp.models.templates import rendered_chat
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -28,13 +35,73 @@ def refuse_architecture(name: str, config: Any) -> None:  # noqa: ANN401 - every
 
 def refuse_without_neurons(model: HookedModel) -> None:
     """Raise `InputError` where a layer has no MLP neurons to hook."""
-    missing = [i for i in range(model.cfg.n_layers) if f"blocks.{i}.mlp.hook_post" not in model.hook_dict]
+    missing = [i for i in range(len(model.blocks)) if f"blocks.{i}.mlp.hook_post" not in model.hook_dict]
     if missing:
         raise InputError(
             f"{model.cfg.model_name} has no MLP neurons to hook (blocks.{missing[0]}.mlp.hook_post is missing in "
-            f"{len(missing)} of {model.cfg.n_layers} layers): mixtures of experts and attention-only models are not "
+            f"{len(missing)} of {len(model.blocks)} layers): mixtures of experts and attention-only models are not "
             "supported"
         )
+
+
+def refuse_without_head(name: str, model: Any) -> None:  # noqa: ANN401 - every architecture has its own class
+    """Raise `InputError` where a model in memory predicts no tokens, whatever its configuration says."""
+    if not type(model).__name__.endswith(_CAUSAL) or model.get_output_embeddings() is None:
+        raise InputError(
+            f"'{name}' is a {type(model).__name__}, which predicts no next token: load it with its head "
+            "(AutoModelForCausalLM)"
+        )
+
+
+def refuse_without_values(model: HookedModel) -> None:
+    """Raise `InputError` where a model has shapes alone, so that nothing can be computed."""
+    if any(values.is_meta for _, values in named_values(model)):
+        raise InputError(
+            f"{model.cfg.model_name} was loaded on the device 'meta', without a weight: it can be planned for, and "
+            "nothing can be computed with it"
+        )
+
+
+def refuse_larger_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `InputError` where a tokenizer gives tokens that the model has no embedding for.
+
+    Added tokens that texts need not hold are let pass (some text models come with a token for images):
+    `refuse_unknown_tokens` refuses texts that hold them.
+    """
+    n_known = adapter_of(model).vocabulary_size
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= n_known}
+    if not beyond:
+        return
+    typed: Any = tokenizer
+    added = typed.get_added_vocab()
+    rendered = ""
+    # a template that refuses this message is told of when it is used
+    with contextlib.suppress(InputError):
+        rendered = rendered_chat(tokenizer, [{"role": "user", "content": "hello"}])
+    needed = {str(tokenizer.bos_token), str(tokenizer.eos_token)}
+    missing = [token for token in beyond if token not in added or token in needed or token in rendered]
+    if missing:
+        raise InputError(
+            f"the tokenizer has tokens that {model.cfg.model_name} has no embedding for ({missing[0]!r} is number "
+            f"{beyond[missing[0]]}, and {n_known} have one): take the model's own tokenizer, or resize its embedding "
+            "(resize_token_embeddings) and train it"
+        )
+
+
+def refuse_unknown_tokens(model: HookedModel, tokens: Iterable[int]) -> None:
+    """Raise `InputError` where a text holds a token that the model has no embedding for."""
+    largest, n_known = max(tokens, default=0), adapter_of(model).vocabulary_size
+    if largest >= n_known:
+        raise InputError(
+            f"a text holds the token number {largest}, and {model.cfg.model_name} has {n_known}: its tokenizer is "
+            "another model's, or has tokens that this model never had"
+        )
+
+
+def unreadable_model(name: str, error: Exception) -> InputError:
+    """The error for a file or folder that cannot be read as a model, in one line."""
+    lines = str(error).strip().splitlines()
+    return InputError(f"cannot load the model '{name}': {lines[0] if lines else type(error).__name__}")
 
 
 def unknown_model(name: str, error: Exception) -> InputError:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dean_interp.models.load import HookedModel
+from dean_interp.models.sizes import neuron_counts, residual_width, unembedding_shape
 from dean_interp.models.tokens import Row, batches, row_length
 
 GIB = 2**30
@@ -19,14 +20,15 @@ _LOGITS_BYTES = 12.0
 
 def batch_bytes(model: HookedModel, rows: Sequence[Row], batch_tokens: int, dtype: str) -> float:
     """What autograd keeps of the largest batch: of every token in every layer, and the logits of answer tokens."""
-    cfg = model.cfg
+    cfg, counts = model.cfg, neuron_counts(model)
+    n_layers, (_, n_logits) = len(counts), unembedding_shape(model)
     d_kv = (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
-    width = KEPT["d_model"] * cfg.d_model + KEPT["d_mlp"] * cfg.d_mlp + KEPT["d_kv"] * d_kv
+    width = KEPT["d_model"] * residual_width(model) + KEPT["d_mlp"] * sum(counts) / n_layers + KEPT["d_kv"] * d_kv
 
     def kept(batch: Sequence[Row]) -> float:
         length = max(map(row_length, batch))
         n_answer = sum(len(branch.tokens) for row in batch for branch in row if branch.answer >= 0)
-        layers = cfg.n_layers * len(batch) * length * (width + KEPT["attention"] * cfg.n_heads * length)
-        return _KEPT_BYTES[dtype] * layers + _LOGITS_BYTES * n_answer * cfg.d_vocab
+        layers = n_layers * len(batch) * length * (width + KEPT["attention"] * cfg.n_heads * length)
+        return _KEPT_BYTES[dtype] * layers + _LOGITS_BYTES * n_answer * n_logits
 
     return max(map(kept, batches(rows, batch_tokens=batch_tokens)))

@@ -125,7 +125,7 @@ def passes_that_fit(model: HookedModel, config: StudyConfig, room: float) -> Sco
     """The most layers a pass whose sums fit into that room (GiB)."""
     sites = scored_sites(model, config.scored, ScoringConfig())
     n_groups = min(N_SPREAD_GROUPS, config.calibration.n_calibration)
-    for layers in halved(model.cfg.n_layers):
+    for layers in halved(len(model.blocks)):
         passes = in_passes(sites, layers)
         sizes = []
         for pass_sites in passes:

@@ -134,7 +134,7 @@ def _plan_here(
     wanted = batch_tokens_of(model, config)
     batch_sizes = [wanted, *(size for size in _BATCH_TOKENS if size < wanted)]
     sums_bytes = largest_bytes = 0
-    for layers_per_pass in halved(config.layers_per_pass or model.cfg.n_layers):
+    for layers_per_pass in halved(config.layers_per_pass or len(model.blocks)):
         passes = in_passes(sites, layers_per_pass)
         sums_bytes = max(_pass_bytes(model, pass_sites, len(data.group_sizes)) for pass_sites in passes)
         for batch_tokens in batch_sizes:
@@ -212,7 +212,7 @@ class _Probe:
 
     def __init__(self, model: HookedModel, data: Prepared, sites: Sequence[Site], config: ScoringConfig) -> None:
         self.model, self.data, self.sites, self.config = model, data, sites, config
-        self.middle = model.cfg.n_layers // 2
+        self.middle = len(model.blocks) // 2
         middle_sites = [site for site in sites if site.layer == self.middle]
         self.sums = Sums(model, middle_sites, groups=data.groups, rows_each=data.rows_each, fold=config.fold)
 

@@ -16,9 +16,9 @@ import torch
 
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
-from dean_interp.models.chat_settings import ChatSettings
-from dean_interp.models.load import DTYPES, HookedModel, load_model
+from dean_interp.models.load import DTYPES, HookedModel
 from dean_interp.models.matrices import shape, weight_sites
+from dean_interp.models.sizes import neuron_counts, residual_width, vocabulary_size
 from dean_interp.models.tokens import Row
 from dean_interp.planning.memory import GIB, batch_bytes
 from dean_interp.planning.placement import (
@@ -101,12 +101,7 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
     if devices.gpus < 0 or not all(value > 0 for value in given if value is not None):
         raise InputError(f"gpus must be at least 0, memory and tflops above 0, got {devices}")
     data = study_data(config)
-    model = load_model(
-        config.model.name,
-        device="meta",
-        dtype=config.model.dtype,
-        chat=ChatSettings(config.model.date, config.model.thinking),
-    )
+    model = config.model.shape()
     scored_rows = []
     for behaviour in data.calibration:
         scored_rows.append(prepare(model, behaviour, ScoringConfig(template=config.model.template)).rows)
@@ -218,7 +213,7 @@ def _score_step(
         on_device += passes.sums / placement.n_devices
     # Every process keeps the top scores of weights with their indices; the files also hold whole scores of neurons.
     n_kept = config.keep * n_weights
-    n_neurons = model.cfg.d_mlp * model.cfg.n_layers
+    n_neurons = sum(neuron_counts(model))
     return StepCost(
         step="score",
         seconds=pace.seconds("score", operations, passes.n_passes * work.score_batches),
@@ -245,7 +240,7 @@ def _weights_gib(model: HookedModel, config: StudyConfig) -> float:
 
 def _operations_per_token(model: HookedModel) -> int:
     """A multiplication and an addition for each parameter but the embedding's."""
-    return 2 * (_n_parameters(model) - model.cfg.d_vocab * model.cfg.d_model)
+    return 2 * (_n_parameters(model) - vocabulary_size(model) * residual_width(model))
 
 
 def _n_weights(model: HookedModel) -> int:
@@ -274,8 +269,9 @@ def _products(model: HookedModel, dtype: str, *, gpu: bool) -> float:
     if gpu and not torch.cuda.is_available():
         return _NO_GPU_TFLOPS
     device = "cuda" if gpu else "cpu"
-    a = torch.randn(512, model.cfg.d_model, device=device, dtype=DTYPES[dtype])
-    b = torch.randn(model.cfg.d_model, model.cfg.d_mlp, device=device, dtype=DTYPES[dtype])
+    d_model = residual_width(model)
+    a = torch.randn(512, d_model, device=device, dtype=DTYPES[dtype])
+    b = torch.randn(d_model, max(neuron_counts(model)), device=device, dtype=DTYPES[dtype])
     best = float("inf")
     for _ in range(6):
         began = time.perf_counter()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.measure import encoded_answers
 from dean_interp.models.load import HookedModel
+from dean_interp.models.sizes import neuron_counts, unembedding_shape
 from dean_interp.models.tokens import Row, batches, row_length, trees
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.study_data import StudyData
@@ -52,12 +53,12 @@ def work_of(model: HookedModel, config: StudyConfig, data: StudyData, scored_row
     n_answering = 1 + n_units * (1 + _n_answer_controls(config))
     n_answers = n_answering * sum(map(len, data.prompts.all))
     n_new = max(config.answers.answer_lengths, default=0)
-    n_neurons = config.information_fraction * model.cfg.d_mlp * model.cfg.n_layers
+    n_neurons = config.information_fraction * sum(neuron_counts(model))
     # Each state keeps activations where a prompt and its two answers end, of two behaviours, in float32. Neurons in
     # both tops are left out: about half.
     per_state = 4 * 3 * 2 * config.data.n_test * n_neurons
     # Of the original it is also kept what the unembedding reads of general text.
-    of_original = 4 * on_general * model.cfg.d_model
+    of_original = 4 * on_general * unembedding_shape(model)[0]
     return Work(
         scored_tokens=scored,
         score_batches=score_batches,

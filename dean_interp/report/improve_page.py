@@ -61,6 +61,8 @@ def next_commands(improvement: Improvement, folder: Path) -> dict[str, str]:
     """What a person wants to do with the edit, and the command that does it."""
     edit, edited = str(folder / EDIT_FILE), str(folder / "edited")
     model = ["--model", improvement.config.model.name]
+    if improvement.config.model.adapter:
+        model += ["--adapter", improvement.config.model.adapter]
     commands = {
         "chat with it": ["chat", *model, "--edit", edit],
         "write it into a checkpoint": ["edit", "export", edit, *model, "--out", edited],

@@ -108,7 +108,7 @@ def _sites_to_check(model: HookedModel, sites: Sequence[Site]) -> list[Site]:
         stored, _ = parameter(model, Site(layer, "out"))
         if not stored.is_meta:
             layers.add(layer)
-    middle = min(layers, key=lambda layer: abs(layer - model.cfg.n_layers // 2), default=None)
+    middle = min(layers, key=lambda layer: abs(layer - len(model.blocks) // 2), default=None)
     if middle is None:
         log.warning("no layer's weights are on a device that computes: hook gradients are not checked against them")
     return [site for site in sites if site.layer == middle]

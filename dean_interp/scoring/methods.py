@@ -22,6 +22,7 @@ from dean_interp.models.loss import batched
 from dean_interp.models.matrices import home, shape, weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, Unit, neuron_sites
+from dean_interp.models.sizes import site_shape
 from dean_interp.models.tokens import Batch
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
@@ -158,9 +159,10 @@ def activation_contrast(
 
 def _contrast_sums(model: HookedModel, sites: Sequence[Site]) -> dict[str, Tensor]:
     """Zeros: sums over positions of safe (row 0) and unsafe answers (row 1), their counts, and sums over all."""
-    width, device = model.cfg.d_mlp, model.cfg.device
+    device = model.cfg.device
     sums = {"counts": torch.zeros(2)}
     for site in sites:
+        (width,) = site_shape(model, site)
         sums[f"sum/{site}"] = torch.zeros(2, width, device=device)
         sums[f"square/{site}"] = torch.zeros(2, width, device=device)
         sums[f"all sum/{site}"] = torch.zeros(width, device=device)

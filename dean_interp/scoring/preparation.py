@@ -14,8 +14,10 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
-from dean_interp.models.load import HookedModel, chat_settings, model_fingerprint, native_tokenizer, versions
+from dean_interp.models.load import HookedModel, model_fingerprint, versions
 from dean_interp.models.matrices import weight_sites
+from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
+from dean_interp.models.plain_layers import refuse_wrapped
 from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
 from dean_interp.models.tokens import Encoded, Padding, Row, Template, cut, encode, paths
 from dean_interp.scoring.sums import Fold
@@ -100,6 +102,7 @@ class Prepared:
 def prepare(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> Prepared:
     """Tokens of every example. Raises `InputError` for what `ScoringConfig` does not allow, and for texts too long."""
     _refuse_config(model, behaviour, config)
+    refuse_wrapped(model)
     tokenizer = native_tokenizer(model)
     # With max_tokens a long text is cut, else it is refused.
     limit = None if config.max_tokens else model.cfg.n_ctx

@@ -11,7 +11,8 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.served import Served, generate_served
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.generate import generate, generate_to
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.resume import Unfinished
 from dean_interp.study.settings import AnswerConfig

@@ -20,7 +20,8 @@ from dean_interp.evaluation.served import Served
 from dean_interp.files import write_text
 from dean_interp.frames import Framed
 from dean_interp.information.shifts import MutualInformation
-from dean_interp.models.load import HookedModel, chat_settings, model_fingerprint
+from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.native_tokenizer import chat_settings
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores

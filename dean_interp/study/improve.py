@@ -27,6 +27,7 @@ from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.sizes import neuron_counts
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gates import Gates
@@ -151,8 +152,8 @@ def _improvement(
     return Improvement(
         config=config,
         model_fingerprint=model_fingerprint(model),
-        n_layers=model.cfg.n_layers,
-        d_mlp=model.cfg.d_mlp,
+        n_layers=len(model.blocks),
+        d_mlp=max(neuron_counts(model)),
         roles=tuple(map(_role_count, data.roles)),
         preference=chosen.preference,
         n_changed=len(chosen.gates),

@@ -16,6 +16,7 @@ from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.sites import Unit
+from dean_interp.models.sizes import neuron_counts
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores
@@ -117,8 +118,8 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
     results = Results(
         config=config,
         model_fingerprint=model_fingerprint(model),
-        n_layers=model.cfg.n_layers,
-        d_mlp=model.cfg.d_mlp,
+        n_layers=len(model.blocks),
+        d_mlp=max(neuron_counts(model)),
         original=unchanged,
         units=tuple(units),
         answers=shown_answers(plan, answering),

@@ -32,6 +32,8 @@ class ModelConfig:
 
     name: Annotated[str, arg(name="model")] = DEMO_MODEL
     """A name on the Hugging Face hub, a local folder, a .gguf file, or the demo model."""
+    adapter: str | None = None
+    """A folder with an adapter that `peft` saved, which is merged into the weights of the model."""
     template: Template = "chat"
     """How prompt and answer become tokens."""
     device: Literal["cpu", "cuda", "mps", "auto"] | None = None
@@ -46,12 +48,19 @@ class ModelConfig:
 
     def load(self) -> HookedModel:
         """Load the model. Raises `InputError` as `load_model` does, and for weights that are not finite."""
+        model = self._loaded(self.device)
+        refuse_not_finite(model)
+        return model
+
+    def shape(self) -> HookedModel:
+        """The model without a weight, for planning. Raises `InputError` as `load_model` does."""
+        return self._loaded("meta")
+
+    def _loaded(self, device: str | None) -> HookedModel:
         if self.template != "chat" and (self.date or self.thinking):
             raise InputError(f"date and thinking are for the template 'chat', got the template {self.template!r}")
         chat = ChatSettings(self.date, self.thinking)
-        model = load_model(self.name, device=self.device, dtype=self.dtype, chat=chat)
-        refuse_not_finite(model)
-        return model
+        return load_model(self.name, device=device, dtype=self.dtype, adapter=self.adapter, chat=chat)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.judges.forms import Form, as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
 from dean_interp.models.generate import generate
-from dean_interp.models.load import HookedModel, native_tokenizer
+from dean_interp.models.load import HookedModel
+from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.templates import rendered_chat
 
 _INNOCENT = ("Which colour is the sky?", "It is blue by day.")

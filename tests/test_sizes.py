@@ -1,0 +1,89 @@
+"""Sizes come from what is hooked: every architecture goes all the way from scores to an edited checkpoint folder."""
+
+import pytest
+import torch
+from architectures import BUILD, FURTHER, WRONG, build_plain
+from transformers import AutoModelForCausalLM
+
+from dean_interp import (
+    Behaviour,
+    Example,
+    InputError,
+    ScoringConfig,
+    Selection,
+    Site,
+    ablate,
+    apply_edit_to_checkpoint,
+    couple,
+    create_edit,
+    importance,
+    load_model,
+)
+from dean_interp.models.sizes import neuron_counts, site_shape
+
+pytestmark = pytest.mark.hooks
+
+_TEXTS = {
+    "first": ["a fair one. ", "all are equal. "],
+    "second": ["keep it shut. ", "it is hers. "],
+    "general": ["water boils. ", "ten is even. "],
+}
+
+
+def behaviours():
+    sets = []
+    for name, answers in _TEXTS.items():
+        examples = [Example(f"{name} {i}", {"safe": answer, "unsafe": "no"}) for i, answer in enumerate(answers)]
+        sets.append(Behaviour(name, tuple(examples)))
+    return sets
+
+
+JOINT = ("phi-3 (joint qkv and gate)", "glm", "glm 4")
+"""Their checkpoints hold `gate` and `in` as one tensor, which an edit of single weights does not reach."""
+
+
+@pytest.mark.parametrize("name", [*BUILD, *FURTHER])
+def test_an_architecture_goes_from_scores_to_an_edited_folder_that_gives_the_ablated_logits(name, tokenizer, tmp_path):
+    build_plain(name, tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model, tokens = load_model(tmp_path / "base", device="cpu"), torch.arange(5, 25)[None]
+    config = ScoringConfig(template="raw")
+    scores = [importance(model, each, unit=("neuron", "weight"), config=config, keep=0.3) for each in behaviours()]
+    for site, values in scores[0].values.items():
+        if site.unit == "neuron":
+            assert values.shape == site_shape(model, site)
+    for unit in ("neuron",) if name in JOINT else ("neuron", "weight"):
+        coupled = couple(*(each.of(unit) for each in scores), fraction=0.3).coupled
+        assert len(coupled)
+        with torch.inference_mode(), ablate(model, coupled):
+            expected = model(tokens, return_type="logits")
+        edited = tmp_path / unit
+        apply_edit_to_checkpoint(tmp_path / "base", create_edit(model, coupled), edited)
+        plain = AutoModelForCausalLM.from_pretrained(edited, attn_implementation="eager").eval()
+        with torch.inference_mode():
+            torch.testing.assert_close(plain(tokens).logits, expected, atol=1e-4, rtol=1e-4)
+            assert (model(tokens, return_type="logits") - expected).abs().max() > 1e-3, "the edit changes something"
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_a_model_of_which_transformer_lens_makes_another_one_is_refused(name, tokenizer):
+    with pytest.raises(InputError, match=r"makes another model of|cannot take"):
+        load_model(build_plain(name, tokenizer), tokenizer=tokenizer)
+
+
+def test_a_width_is_that_of_each_layer_whatever_the_configuration_says(tokenizer):
+    plain = build_plain("mistral", tokenizer)
+    d_model, wide = plain.config.hidden_size, 53
+    for name, shape in {"gate_proj": (d_model, wide), "up_proj": (d_model, wide), "down_proj": (wide, d_model)}.items():
+        setattr(plain.model.layers[1].mlp, name, torch.nn.Linear(*shape, bias=False))
+    model = load_model(plain, tokenizer=tokenizer)
+    assert neuron_counts(model) == [plain.config.intermediate_size, wide]
+    (scores, *_) = [importance(model, each, config=ScoringConfig(template="raw")) for each in behaviours()]
+    last = Site(1, "neurons")
+    assert scores[last].shape == (wide,)
+    lone = Selection({last: torch.tensor([wide - 1])}, {last: (wide,)})
+    with torch.inference_mode(), ablate(model, lone):
+        silenced = model(torch.arange(5, 15)[None])
+    with torch.no_grad():
+        plain.model.layers[1].mlp.down_proj.weight[:, wide - 1] = 0
+        torch.testing.assert_close(silenced, model(torch.arange(5, 15)[None]))
