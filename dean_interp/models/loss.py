@@ -83,9 +83,9 @@ def batched(
         rows: in the order of their prompts and answers.
         batch_tokens: the most tokens of a batch, padding counted.
         label: names the progress bar.
-        leave: whether the progress bar stays when it is full.
-        unfinished: keeps the sums after each batch; a killed call goes on with the next batch. Where the sums are so
-            large that writing takes long, they are written as often as keeps it to a tenth of the time.
+        leave: whether the bar stays when it is full.
+        unfinished: keeps the sums, and a killed call goes on with the next batch. They are written after each batch, or
+            as often as keeps it to a tenth of the time.
         sums: what the loop's body adds to, in place, from zero.
         together: so many rows that follow each other stay in one batch.
         padding: the side on which rows are padded.
@@ -93,10 +93,9 @@ def batched(
     _refuse_rows(model, rows)
     planned = batches(rows, batch_tokens=batch_tokens, together=together)
     # Only sums can be added up over processes, so a loop without them runs every batch in each.
-    if sums is None:
-        sums = {}
-    else:
+    if sums is not None:
         planned = shard(planned)
+    sums = sums or {}
     n_done = unfinished.restore(sums) if unfinished else 0
     n_rows_done = sum(len(batch_rows) for batch_rows in planned[:n_done])
     n_rows = sum(len(batch_rows) for batch_rows in planned)
