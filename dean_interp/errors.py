@@ -10,7 +10,7 @@ class InputError(ValueError):
     """
 
 
-def refuse_below(settings: object, least: Mapping[str, float]) -> None:
+def refuse_below(settings: object, least: Mapping[str, int]) -> None:
     """Raise `InputError` where one of these settings is below its least value, or no number; None is unset."""
     for name, smallest in least.items():
         value = getattr(settings, name)

@@ -24,7 +24,7 @@ from dean_interp.models.hooked_model import HookedModel, hooked_transformer_clas
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import named_values
 from dean_interp.models.supported import refuse_architecture, refuse_without_neurons, unknown_model
-from dean_interp.models.torch_settings import own_torch_settings
+from dean_interp.models.torch_settings import own_torch_settings, refuse_without_gradients
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +225,7 @@ def _bridge_to_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     tokenizer = tokenizer or _tokenizer_of(model)
     name = model.config._name_or_path or type(model).__name__
     refuse_architecture(name, model.config)
+    refuse_without_gradients(model, name)
     return bridge_to(model, tokenizer, name=name)
 
 
