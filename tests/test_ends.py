@@ -55,6 +55,8 @@ N_OF = {
     (("edit", "stack"), "edits"): 2,
 }
 """How many a command needs, where it is more than one."""
+SMALL = {"n_score": 12, "n_choose": 4, "n_confirm": 12, "n_calibration": 8, "n_test": 12, "n_general_test": 4}
+"""Sizes that small sets have room for."""
 ANY_NUMBER = {"dose"}
 """Options to which -1 is a number like any other."""
 
@@ -138,7 +140,7 @@ def _written(path, word, *, paired=True):
     """A small set whose prompts no other set shares, nor nearly."""
     draw = random.Random(word)
     rows = []
-    for i in range(200):
+    for i in range(48):
         prompt = " ".join(draw.choice("bcdfgklmnprst") + draw.choice("aeiou") + f"{word}{draw.randrange(999)}"
                           for _ in range(7))  # fmt: skip
         rows.append(f"{prompt},yes {i},no {i}" if paired else f"{prompt},answer {i}")
@@ -239,6 +241,8 @@ def arguments(words, good, tmp_path, **replaced):
         # the built-in sets are large, and what is compared with them takes its time
         elif option.kind == "data" and option.name in good:
             line += option.words(good[option.name])
+        elif option.name in SMALL:
+            line += option.words(str(SMALL[option.name]))
         elif option.name in ("over_refusal", "register"):
             line += option.words(*["None"] * (option.name == "register"))
     return line
@@ -262,15 +266,12 @@ def _cases(*kinds):
     return found
 
 
-SUFFIXES = {"data": (".csv", ".jsonl"), "text": (".txt",)}
-
-
 @pytest.mark.parametrize(("words", "option"), _cases("data", "scores", "selection", "edit", "run", "checkpoint"))
 def test_a_wrong_file_ends_in_one_line_before_a_model_is_read(
     words, option, good, bad, tmp_path, monkeypatch, capsys, no_model_is_read
 ):
     monkeypatch.chdir(tmp_path)
-    suffixes = SUFFIXES.get(option.kind, (".safetensors",))
+    suffixes = (".safetensors",) if option.kind != "data" else (".csv", ".jsonl") if words[0] == "data" else (".csv",)
     wrong = [f"{path}{suffix}" for path in bad.values() for suffix in suffixes]
     wrong.append(good["scores" if option.kind == "data" else "data"])
     for path in wrong:

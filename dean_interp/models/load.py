@@ -41,7 +41,7 @@ from dean_interp.models.supported import (
     refuse_without_values,
     unknown_model,
 )
-from dean_interp.models.torch_settings import own_torch_settings
+from dean_interp.models.torch_settings import own_torch_settings, refuse_without_gradients
 
 Dtype = str | torch.dtype
 
@@ -71,7 +71,7 @@ def load_model(
         dtype: `float32`, `float16` or `bfloat16`, as a name or a `torch.dtype`. An object in memory keeps its own.
         hooked_transformer: load a `HookedTransformer` (TransformerLens 3.9, by one of the names that it knows).
         tokenizer: the checkpoint's own, for a model in memory whose name leads to none.
-        adapter: a folder (or hub name) with an adapter that `peft` saved: it is merged into the weights that are loaded.
+        adapter: a folder (or hub name) with an adapter that `peft` saved, which is merged into the weights.
         trust_remote_code: run modelling code that comes with a checkpoint. Off unless asked for.
         chat: what the chat template is told: the day that it may write, and whether the model shall think.
 
@@ -273,6 +273,7 @@ def _bridge_to_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     name = model.config._name_or_path or type(model).__name__
     refuse_architecture(name, model.config)
     refuse_without_head(name, model)
+    refuse_without_gradients(model, name)
     refuse_adapters(model, name)
     refuse_unknown_architecture(name, model.config)
     return bridge_to(model, tokenizer or _tokenizer_of(model), name=name)
