@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,8 +22,8 @@ from dean_interp.models.hooked_model import HookedModel, hooked_transformer_clas
 from dean_interp.models.merging import adapter_settings, has_tokenizer, merged
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import named_values
-from dean_interp.models.on_disk import refuse_no_model, refuse_other_weights, refuse_pointer
-from dean_interp.models.plain_layers import refuse_adapters, refuse_wrapped, refused_wrapper
+from dean_interp.models.on_disk import read_whole, refuse_no_model, refuse_pointer
+from dean_interp.models.plain_layers import refuse_adapters, refused_wrapper
 from dean_interp.models.supported import (
     refuse_architecture,
     refuse_larger_tokenizer,
@@ -72,13 +71,10 @@ def load_model(
 
     Raises:
         InputError: unknown or unreachable name, unknown dtype, encoder-only, encoder-decoder or mixture-of-experts
-            model, no tokenizer, or one with tokens that the model has no embedding for; before any weight is read
-            wherever the configuration tells. Weights that are not the model's own: tensors that are missing, unknown
-            or of another shape, an adapter that is not merged.
+            model, no tokenizer, or one with tokens that have no embedding; before any weight is read wherever the
+            configuration tells. Tensors that are missing, unknown or of another shape; an adapter that is not merged.
     """
-    dtype = _torch_dtype(dtype)
-    source = name_or_folder_or_object
-    model: HookedModel
+    dtype, source = _torch_dtype(dtype), name_or_folder_or_object
     if adapter is not None and (hooked_transformer or not isinstance(source, str | Path)):
         raise InputError("an adapter is merged into a model that is given by its name or folder, and becomes a bridge")
     if is_hooked_model(source):
@@ -90,24 +86,10 @@ def load_model(
     elif hooked_transformer:
         model = _load_hooked_transformer(str(source), device, dtype)
     else:
-        plain, native = load_plain(
-            source,
-            device=device,
-            dtype=dtype,
-            tokenizer=tokenizer,
-            adapter=adapter,
-            trust_remote_code=trust_remote_code,
-        )
-        model = bridge_to(plain, native, name=_local_folder(str(source)), trust_remote_code=trust_remote_code)
-        if adapter is not None:
-            model.cfg.model_name = f"{model.cfg.model_name} with {adapter}"
-    refuse_without_neurons(model)
-    refuse_adapters(model, str(model.cfg.model_name))
+        model = _load_bridge(str(source), device, dtype, tokenizer, adapter, trust_remote_code=trust_remote_code)
     if tokenizer is not None:
         notes(model).tokenizer = tokenizer
-    native_or_none = notes(model).tokenizer
-    if native_or_none is not None:
-        refuse_larger_tokenizer(model, native_or_none)
+    _refuse_unsupported(model)
     return model.eval()
 
 
@@ -135,7 +117,6 @@ def load_plain(
     refuse_architecture(str(name), config)
     refuse_unknown_architecture(str(name), config)
     is_mapped = _is_map(device)
-    info = None
     try:
         if device == "meta":
             with torch.device("meta"):
@@ -143,26 +124,22 @@ def load_plain(
                     config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
                 )
         else:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model = read_whole(
+                str(name),
                 folder,
-                # with the report of what was missing, unknown, or of another shape
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
                 dtype=dtype,
-                attn_implementation="eager",
                 trust_remote_code=trust_remote_code,
                 device_map=device if is_mapped else None,
-                offload_folder=str(cache_folder() / "offload") if is_mapped else None,
+                offload_folder=cache_folder() / "offload",
             )
-            model, info = loaded
         tokenizer_folder = str(adapter) if adapter and has_tokenizer(adapter) else folder
         native = tokenizer or AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=trust_remote_code)
+    except InputError:
+        raise
     except Exception as error:  # each of the readers of weights and tokens has errors of its own
         raise unknown_model(str(name), error) from error
-    if info is not None:
-        refuse_other_weights(str(name), model, info)
-        if adapter is not None:
-            model = merged(model, str(name), adapter)
+    if adapter is not None and device != "meta":
+        model = merged(model, str(name), adapter)
     if not is_mapped and device != "meta":
         torch.nn.Module.to(model, _one_device(device))  # in place
     return model, native
@@ -199,25 +176,19 @@ def model_fingerprint(model: HookedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def refuse_not_finite(model: HookedModel) -> None:
-    """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything.
-
-    So it does where a layer is not plain, or there are no weights.
-    """
-    refuse_wrapped(model)
-    refuse_without_values(model)
-    bad = [name for name, parameter in named_values(model) if not bool(parameter.isfinite().all())]
-    if bad:
-        raise InputError(
-            f"{model.cfg.model_name} has weights that are not finite (NaN or infinite) in {len(bad)} tensors, "
-            f"{bad[0]} the first: all must be finite"
-        )
-
-
 def versions() -> dict[str, str]:
     """The versions of the packages that numbers depend on."""
     packages = ("dean_interp", "torch", "transformers", "transformer_lens")
     return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _refuse_unsupported(model: HookedModel) -> None:
+    """Raise `InputError` for what shows in any hooked model, however it was made."""
+    refuse_without_neurons(model)
+    refuse_adapters(model, str(model.cfg.model_name))
+    tokenizer = notes(model).tokenizer
+    if tokenizer is not None:
+        refuse_larger_tokenizer(model, tokenizer)
 
 
 def _torch_dtype(dtype: Dtype) -> torch.dtype:
@@ -255,6 +226,29 @@ def _local_folder(name: str) -> str:
     if not folder.is_dir():
         convert_gguf(gguf, folder)
     return str(folder)
+
+
+def _load_bridge(
+    name: str,
+    device: Device,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase | None,
+    adapter: str | Path | None,
+    *,
+    trust_remote_code: bool,
+) -> HookedModel:
+    plain, native = load_plain(
+        name,
+        device=device,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        adapter=adapter,
+        trust_remote_code=trust_remote_code,
+    )
+    model = bridge_to(plain, native, name=_local_folder(name), trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        model.cfg.model_name = f"{model.cfg.model_name} with {adapter}"
+    return model
 
 
 def _load_hooked_transformer(name: str, device: Device, dtype: torch.dtype) -> HookedModel:

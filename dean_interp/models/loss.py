@@ -90,14 +90,10 @@ def batched(
         together: so many rows that follow each other stay in one batch.
         padding: the side on which rows are padded.
     """
-    refuse_without_values(model)
-    refuse_unknown_tokens(model, (token for row in rows for branch in row for token in branch.tokens))
+    _refuse_rows(model, rows)
     planned = batches(rows, batch_tokens=batch_tokens, together=together)
     # Only sums can be added up over processes, so a loop without them runs every batch in each.
-    if sums is None:
-        sums = {}
-    else:
-        planned = shard(planned)
+    sums, planned = ({}, planned) if sums is None else (sums, shard(planned))
     n_done = unfinished.restore(sums) if unfinished else 0
     n_rows_done = sum(len(batch_rows) for batch_rows in planned[:n_done])
     n_rows = sum(len(batch_rows) for batch_rows in planned)
@@ -114,6 +110,12 @@ def batched(
                 seconds = kept_at - began
             progress.update(len(batch_rows))
     all_reduce_sum(sums.values())
+
+
+def _refuse_rows(model: HookedModel, rows: Sequence[Row]) -> None:
+    """Raise `InputError` where the model has no weights, or no embedding for a token."""
+    refuse_without_values(model)
+    refuse_unknown_tokens(model, (token for row in rows for branch in row for token in branch.tokens))
 
 
 def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
@@ -144,8 +146,7 @@ def shares_prompts(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
 
     Some bridges do not honour the mask, or count positions themselves: the first two prompts are run both ways to see.
     """
-    refuse_without_values(model)
-    refuse_unknown_tokens(model, (token for row in paths(encoded) for branch in row for token in branch.tokens))
+    _refuse_rows(model, paths(encoded))
     shares = notes(model).shares_prompts
     if shares is None:
         shares = adapter_of(model).rows_may_branch

@@ -13,8 +13,9 @@ from dean_interp.data.examples import ResponseKind
 from dean_interp.data.sources import behaviour_name
 from dean_interp.errors import InputError
 from dean_interp.models.demo import DEMO_MODEL
-from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
+from dean_interp.models.load import HookedModel, load_model
 from dean_interp.models.sites import Unit
+from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Template
 from dean_interp.scoring.preparation import ScoringConfig
 
