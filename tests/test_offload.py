@@ -19,9 +19,10 @@ from dean_interp import (
     measure,
 )
 from dean_interp.evaluation.guard import super_weights
-from dean_interp.models.load import model_fingerprint, refuse_not_finite
+from dean_interp.models.load import model_fingerprint
 from dean_interp.models.matrices import weight, weight_sites
 from dean_interp.models.offload import held_once, is_offloaded
+from dean_interp.models.supported import refuse_not_finite
 from dean_interp.scoring.methods import wanda
 from dean_interp.scoring.per_example import example_scores
 

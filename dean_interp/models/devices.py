@@ -1,6 +1,7 @@
 """The device that a model goes to, checked before anything is read for it."""
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import torch
 
@@ -9,7 +10,7 @@ from dean_interp.errors import InputError
 Device = str | torch.device | Mapping[str, str | int] | None
 
 
-def is_map(device: Device) -> bool:
+def is_map(device: Device) -> TypeGuard[str | Mapping[str, str | int]]:
     """Whether layers go to several places: `auto`, or a mapping that says where each module goes."""
     return device == "auto" or isinstance(device, Mapping)
 

@@ -10,7 +10,6 @@ import importlib.metadata
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -32,8 +31,8 @@ from dean_interp.models.hooked_model import HookedModel, hooked_transformer_clas
 from dean_interp.models.merging import adapter_settings, has_tokenizer, merged
 from dean_interp.models.native_tokenizer import note_text
 from dean_interp.models.offload import named_values
-from dean_interp.models.on_disk import refuse_no_model, refuse_other_weights
-from dean_interp.models.plain_layers import refuse_adapters, refuse_wrapped, refused_wrapper
+from dean_interp.models.on_disk import read_whole, refuse_no_model
+from dean_interp.models.plain_layers import refuse_adapters, refused_wrapper
 from dean_interp.models.supported import (
     refuse_architecture,
     refuse_without_head,
@@ -145,40 +144,34 @@ def load_plain(
     refuse_unknown_architecture(str(name), config)
     tokenizer_folder = str(adapter) if adapter and has_tokenizer(adapter) else folder
     try:
-        model, info = _with_weights(folder, config, device, dtype, trust_remote_code)
+        if device == "meta":
+            model = _shape_of(config, dtype, trust_remote_code)
+        else:
+            model = read_whole(
+                str(name),
+                folder,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                device_map=device if is_map(device) else None,
+                offload_folder=cache_folder() / "offload",
+            )
         native = tokenizer or AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=trust_remote_code)
+    except InputError:
+        raise
     except Exception as error:  # each of the readers of weights and tokens has errors of its own
         raise unknown_model(str(name), error) from error
-    if info is not None:
-        refuse_other_weights(str(name), model, info)
-        if adapter is not None:
-            model = merged(model, str(name), adapter)
+    if adapter is not None and device != "meta":
+        model = merged(model, str(name), adapter)
     if not (device in ("auto", "meta") or isinstance(device, Mapping)):
         torch.nn.Module.to(model, one_device(device))  # in place
     return model, native
 
 
-def _with_weights(
-    folder: str, config: PretrainedConfig, device: Device, dtype: torch.dtype, trust_remote_code: bool
-) -> tuple[PreTrainedModel, Mapping[str, Any] | None]:
-    """The model, and the report of what was missing, unknown, or of another shape; on `meta` nothing is read."""
-    if device == "meta":
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
-            )
-        return model, None
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        dtype=dtype,
-        attn_implementation="eager",
-        trust_remote_code=trust_remote_code,
-        device_map=device if is_map(device) else None,
-        offload_folder=str(cache_folder() / "offload") if is_map(device) else None,
-    )
-    return loaded
+def _shape_of(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
+        )
 
 
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
@@ -201,21 +194,6 @@ def model_fingerprint(model: HookedModel) -> str:
         bits = parameter.detach().contiguous().view(integers)
         digest.update(f"{name} {tuple(parameter.shape)} {int(bits.sum(dtype=torch.int64))}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def refuse_not_finite(model: HookedModel) -> None:
-    """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything.
-
-    So it does where a layer is not plain, or there are no weights.
-    """
-    refuse_wrapped(model)
-    refuse_without_values(model)
-    bad = [name for name, parameter in named_values(model) if not bool(parameter.isfinite().all())]
-    if bad:
-        raise InputError(
-            f"{model.cfg.model_name} has weights that are not finite (NaN or infinite) in {len(bad)} tensors, "
-            f"{bad[0]} the first: all must be finite"
-        )
 
 
 def versions() -> dict[str, str]:

@@ -115,6 +115,7 @@ def batched(
 
 
 def _refuse_rows(model: HookedModel, rows: Sequence[Row]) -> None:
+    """Raise `InputError` where the model has no weights, or no embedding for a token."""
     refuse_without_values(model)
     refuse_unknown_tokens(model, (token for row in rows for branch in row for token in branch.tokens))
 
@@ -147,8 +148,7 @@ def shares_prompts(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
 
     Some bridges do not honour the mask, or count positions themselves: the first two prompts are run both ways to see.
     """
-    refuse_without_values(model)
-    refuse_unknown_tokens(model, (token for row in paths(encoded) for branch in row for token in branch.tokens))
+    _refuse_rows(model, paths(encoded))
     shares = notes(model).shares_prompts
     if shares is None:
         shares = adapter_of(model).rows_may_branch

@@ -10,7 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dean_interp.errors import InputError
 from dean_interp.files import refuse_unreadable
@@ -42,6 +44,35 @@ def refuse_no_model(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if file.is_file():
             refuse_unreadable(file)
+
+
+def read_whole(
+    name: str,
+    folder: str,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    device_map: str | Mapping[str, str | int] | None,
+    offload_folder: Path,
+) -> PreTrainedModel:
+    """The model of a folder, or of a name on the hub, whose weights are all that is there.
+
+    Raises `InputError` as `refuse_other_weights`, and what its readers raise.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        # with a report of what was missing, unknown, or of another shape
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        dtype=dtype,
+        attn_implementation="eager",
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        offload_folder=None if device_map is None else str(offload_folder),
+    )
+    model, info = loaded
+    refuse_other_weights(name, model, info)
+    return model
 
 
 def refuse_other_weights(name: str, model: nn.Module, info: Mapping[str, Any]) -> None:

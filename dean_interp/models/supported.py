@@ -11,6 +11,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.offload import named_values
+from dean_interp.models.plain_layers import refuse_wrapped
 from dean_interp.models.templates import rendered_chat
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
@@ -59,6 +60,21 @@ def refuse_without_values(model: HookedModel) -> None:
         raise InputError(
             f"{model.cfg.model_name} was loaded on the device 'meta', without a weight: it can be planned for, and "
             "nothing can be computed with it"
+        )
+
+
+def refuse_not_finite(model: HookedModel) -> None:
+    """Raise `InputError` where a weight is NaN or infinite: nothing that is computed from it would mean anything.
+
+    So it does where a layer is not plain, or there are no weights.
+    """
+    refuse_wrapped(model)
+    refuse_without_values(model)
+    bad = [name for name, parameter in named_values(model) if not bool(parameter.isfinite().all())]
+    if bad:
+        raise InputError(
+            f"{model.cfg.model_name} has weights that are not finite (NaN or infinite) in {len(bad)} tensors, "
+            f"{bad[0]} the first: all must be finite"
         )
 
 

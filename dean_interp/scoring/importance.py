@@ -17,11 +17,12 @@ from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.models.load import HookedModel, refuse_not_finite
+from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import parameter, weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, Unit
+from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch, collate
 from dean_interp.models.torch_settings import own_torch_settings, refuse_without_gradients
 from dean_interp.resume import Unfinished

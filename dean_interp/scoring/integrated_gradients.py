@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.models.load import HookedModel, refuse_not_finite
+from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished

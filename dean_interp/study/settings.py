@@ -15,8 +15,9 @@ from dean_interp.errors import InputError, refuse_below
 from dean_interp.evaluation.judges.make import refuse_login
 from dean_interp.models.chat_settings import ChatSettings, Thinking
 from dean_interp.models.demo import DEMO_MODEL
-from dean_interp.models.load import HookedModel, load_model, refuse_not_finite
+from dean_interp.models.load import HookedModel, load_model
 from dean_interp.models.sites import Unit
+from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Template
 from dean_interp.scoring.preparation import ScoringConfig
 
