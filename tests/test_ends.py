@@ -45,6 +45,8 @@ KINDS = {name: "data" for name in DATA.split()} | {
     "model": "model",
     "tokenizer": "tokenizer",
     "out": "out",
+    "adapter": "adapter",
+    "date": "day",
     **dict.fromkeys("prompts system expression neuron value values judges tasks answers_from".split(), "words"),
 }
 """What each option that takes a text or a path names; `words` are no names of anything on the disk."""
@@ -290,6 +292,18 @@ def test_a_place_that_cannot_be_written_ends_in_one_line_before_a_model_is_read(
     monkeypatch.chdir(tmp_path)
     for out in (f"{good['data']}/below", "/proc/nowhere/out", "x" * 300, f"{'y' * 300}/out"):
         assert READ not in ended(capsys, arguments(words, good, tmp_path, out=[out])), (words, out)
+
+
+@pytest.mark.parametrize(("words", "option"), _cases("adapter", "day"))
+def test_a_wrong_adapter_or_day_ends_in_one_line(words, option, good, bad, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    wrong = ["yesterday", "2026-02-30", "28.11.2026"]
+    if option.kind == "adapter":
+        wrong = ["gone/here", good["model"], good["data"], bad["noise"], "x" * 300]
+        (tmp_path / "noise").mkdir()
+        wrong.append(str(_file(tmp_path / "noise" / "adapter_config.json", bytes(range(256))).parent))
+    for value in wrong:
+        ended(capsys, arguments(words, good, tmp_path, model=[good["model"]], **{option.name: [value]}))
 
 
 def _numbers():

@@ -154,7 +154,7 @@ def test_judges_are_asked_before_a_model_is_loaded(study_config, tmp_path, monke
     with pytest.raises(InputError, match="silent"):
         run.run_study(config, tmp_path / "run")
     missing = AnswerConfig(n_answers=2, n_answer_controls=0, judges=(f"chat:{tmp_path}",))
-    with pytest.raises(InputError, match="cannot load the model"):
+    with pytest.raises(InputError, match="holds no model"):
         run.run_study(replace(study_config, answers=missing), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
