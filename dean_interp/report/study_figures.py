@@ -207,7 +207,7 @@ def sweep_plane(sweep: Sweep) -> Figure:
         axes.axhline(0, color="0.8", linewidth=1)
         axes.axvline(0, color="0.8", linewidth=1)
         costs = [objectives(point.confirmed_on)[ability].mean for point in sweep.points]
-        limits = (min(*costs, -1e-6), max(*costs, 0))
+        limits = (min(*costs, -1e-6), max(*costs, 0.0))
         for unit, marker in _UNIT_MARKERS.items():
             points = [point for point in sweep.points if point.unit == unit]
             if points:
