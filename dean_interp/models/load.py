@@ -78,7 +78,7 @@ def load_model(
     if adapter is not None and (hooked_transformer or not isinstance(source, str | Path)):
         raise InputError("an adapter is merged into a model that is given by its name or folder, and becomes a bridge")
     if is_hooked_model(source):
-        model = source
+        model: HookedModel = source
     elif isinstance(source, PreTrainedModel):
         model = _bridge_to_object(source, tokenizer)
     elif not isinstance(source, str | Path):
@@ -129,7 +129,7 @@ def load_plain(
                 folder,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
-                device_map=device if is_mapped else None,
+                device_map=None if isinstance(device, torch.device) or not is_mapped else device,
                 offload_folder=cache_folder() / "offload",
             )
         tokenizer_folder = str(adapter) if adapter and has_tokenizer(adapter) else folder
