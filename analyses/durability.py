@@ -24,6 +24,7 @@ from tyro.conf import OmitArgPrefixes
 from dean_interp import Behaviour, create_edit, load_behaviour, load_model
 from dean_interp.cli.ending import command, script
 from dean_interp.editing.checkpoint import export
+from dean_interp.errors import InputError
 from dean_interp.evaluation.lines import Line, compare_each
 from dean_interp.evaluation.outcomes import MARGIN, Outcome
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
@@ -74,6 +75,8 @@ def run(given: Durability) -> ArmResults:
         given = dataclasses.replace(given, tuning=given.tuning.shortened())
     config, data = given.study, given.study.data
     config.check()
+    if config.model.adapter is not None:
+        raise InputError("the edited checkpoints are folders: merge the adapter and save the model first")
     given.tuning.check()
     calibration = calibration_sets(data, config.calibration)
     tests, _ = test_sets(data, calibration)

@@ -110,6 +110,7 @@ def fine_tuned(given: Mediation, behaviour: Behaviour) -> HookedModel:
         template=config.template,
         device=config.device,
         dtype=config.dtype,
+        adapter=config.adapter,
     )
     return load_model(checkpoint, device=config.device, dtype=config.dtype)
 

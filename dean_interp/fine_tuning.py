@@ -81,6 +81,7 @@ def fine_tune(
     watch: Watch | None = None,
     device: str | None = None,
     dtype: Dtype = "float32",
+    adapter: str | None = None,
 ) -> Path:
     """A checkpoint folder of the model, fine-tuned on the answers that the behaviours would score (`response`).
 
@@ -96,17 +97,16 @@ def fine_tune(
         watch: is shown the model after every `config.every` steps (a copy, adapters merged, in evaluation mode), before
             the checkpoint of that step is written.
         device: where the model is trained; `None` takes CUDA where there is one, else the CPU.
-        dtype: of the weights, as `load_model` takes it.
+        dtype: of the weights, and `adapter`, which is merged before training, as `load_model` takes them.
 
-    Raises:
-        InputError: a setting out of its range, `peft` missing, no behaviour, a test split.
+    Raises `InputError` for a setting out of its range, `peft` missing, no behaviour, a test split.
     """
     config.check()
     if not behaviours or any(behaviour.split == "test" for behaviour in behaviours):
         raise InputError("fine-tuning takes calibration splits, at least one; test prompts are for measuring")
     if (folder / "model").is_dir():
         return folder / "model"
-    model, tokenizer = load_plain(name, device=device, dtype=dtype)
+    model, tokenizer = load_plain(name, device=device, dtype=dtype, adapter=adapter)
     rows = [row for behaviour in behaviours for row in _rows(tokenizer, behaviour, template)]
     trained = model if config.method == "full" else _with_adapters(model, config)
 

@@ -25,6 +25,7 @@ from dean_interp import (
     importance,
     load_model,
 )
+from dean_interp.cli.edits import EditedModel
 from dean_interp.models.load import model_fingerprint
 
 pytestmark = [
@@ -165,7 +166,8 @@ def test_an_adapter_is_merged_where_it_is_asked_for(checkpoints, plain, tmp_path
     assert "adapter" in model.cfg.model_name
     assert model_fingerprint(model) != model_fingerprint(load_model(checkpoints["llama-gqa"], device="cpu"))
     by_settings = ModelConfig(str(checkpoints["llama-gqa"]), adapter=str(tmp_path / "adapter"), device="cpu").load()
-    assert model_fingerprint(by_settings) == model_fingerprint(model)
+    of_edits = EditedModel(str(checkpoints["llama-gqa"]), adapter=str(tmp_path / "adapter"), device="cpu").load()
+    assert model_fingerprint(by_settings) == model_fingerprint(of_edits) == model_fingerprint(model)
 
 
 def test_an_adapter_that_is_not_merged_is_refused_with_what_to_do(checkpoints, plain, tokenizer, tmp_path):

@@ -17,6 +17,7 @@ from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import likelihoods
 from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.sites import Site
 from dean_interp.models.sizes import neuron_shapes, site_shape
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
@@ -101,11 +102,12 @@ def view_neuron(
 def _check(model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour]) -> None:
     site, index = neuron
     shapes = neuron_shapes(model)
-    if site not in shapes:
-        raise InputError(f"no neuron L{site.layer}.{index}: this model has layers 0 to {len(shapes) - 1}")
-    (width,) = shapes[site]
-    if not 0 <= index < width:
-        raise InputError(f"no neuron L{site.layer}.{index}: this layer has {width} neurons (0 to {width - 1})")
+    (width,) = shapes.get(site, shapes[Site(0, "neurons")])
+    if site not in shapes or not 0 <= index < width:
+        raise InputError(
+            f"no neuron L{site.layer}.{index}: this model has layers 0 to {len(shapes) - 1} of {width} neurons (0 to "
+            f"{width - 1})"
+        )
     if not examples:
         raise InputError("a neuron is looked at on examples: give at least one behaviour")
 

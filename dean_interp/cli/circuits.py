@@ -153,7 +153,7 @@ class _RunSettings:
 def _with_run(step: ShowNeuron, folder: Path) -> ShowNeuron:
     """The step with what a study's folder holds."""
     if dataclasses.replace(step.model, device=None) != ModelConfig():
-        raise InputError("--run takes model, adapter, template and dtype from the run: give --device alone beside it")
+        raise InputError("--run takes model, template and dtype from the run: give --device alone beside it")
     try:
         study = read_json(folder / "config.json", _RunSettings).config
     except InputError as error:

@@ -172,6 +172,7 @@ def fine_tuned_arms(
             watch=watch,
             device=config.model.device,
             dtype=config.model.dtype,
+            adapter=config.model.adapter,
         )
     shutil.rmtree(folder, ignore_errors=True)
     return {step: arm_outcomes(plan, state, None, in_full=is_last(step)) for step, state in states.items()}
