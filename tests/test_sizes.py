@@ -19,6 +19,7 @@ from dean_interp import (
     importance,
     load_model,
 )
+from dean_interp.models.hooked_model import hooked_transformer_class
 from dean_interp.models.sizes import neuron_counts, site_shape
 
 pytestmark = pytest.mark.hooks
@@ -40,10 +41,16 @@ def behaviours():
 
 JOINT = ("phi-3 (joint qkv and gate)", "glm", "glm 4")
 """Their checkpoints hold `gate` and `in` as one tensor, which an edit of single weights does not reach."""
+WRONG_IN_3 = ("cohere", "cohere 2", "hunyuan")
+"""What TransformerLens 3.9 takes apart wrongly, and 4 does not."""
 
 
 @pytest.mark.parametrize("name", [*BUILD, *FURTHER])
 def test_an_architecture_goes_from_scores_to_an_edited_folder_that_gives_the_ablated_logits(name, tokenizer, tmp_path):
+    if name in WRONG_IN_3 and hooked_transformer_class() is not None:
+        with pytest.raises(InputError, match="makes another model of"):
+            load_model(build_plain(name, tokenizer), tokenizer=tokenizer)
+        return
     build_plain(name, tokenizer).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     model, tokens = load_model(tmp_path / "base", device="cpu"), torch.arange(5, 25)[None]
