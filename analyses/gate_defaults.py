@@ -32,6 +32,7 @@ from dean_interp.selection.gains import damage_of, gains_of
 from dean_interp.selection.gating import GatingConfig
 from dean_interp.selection.iterated import gates_of_scores
 from dean_interp.statistics import Interval
+from dean_interp.study import day
 from dean_interp.study.choosing import effects
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.roles import halves_of
@@ -85,7 +86,7 @@ def run(given: GateDefaults) -> dict[str, dict[str, Interval]]:
     sets = [load_behaviour(source, n_examples=None) for source in (config.first, config.second, config.general)]
     sets.append(register)
     with owned(given.out, dataclasses.replace(given, out=Path()), sets):
-        model = config.model.load()
+        model = day.of_evaluation(config.model, given.out, ()).load()
         scores = effects(model, sets, config, given.out)
         settings = {name: gating for name, gating in SETTINGS.items() if _is_possible(gating, scores)}
         n_splits = 3 if given.quick else given.n_splits

@@ -26,6 +26,7 @@ from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gates import dosed
+from dean_interp.study import day
 from dean_interp.study.arms import ArmResults, margin_lines
 from dean_interp.study.choosing import Flip, direction_of, effects, gates_store
 from dean_interp.study.dosing import Dose, gated_state, kl_meter, largest_dose
@@ -62,7 +63,7 @@ def run(given: GateDraws) -> ArmResults:
     others = [load_behaviour(source, n_examples=None, split="test") for source in given.also]
     scoring = calibration_of(data)
     with owned(given.out, dataclasses.replace(given, out=Path()), [*data.all, *others]):
-        model = config.model.load()
+        model = day.of_evaluation(config.model, given.out, ()).load()
         scores = effects(model, scoring, config, given.out)
         kl = kl_meter(gates_store(given.out / "choose", model, config, data.choosing), model)
         store = gates_store(given.out / "confirm", model, config, data.confirming, [*data.others, *others])

@@ -30,6 +30,7 @@ from dean_interp.selection.coupling import couple
 from dean_interp.selection.stability import jaccard
 from dean_interp.selection.strata import strata
 from dean_interp.statistics import Interval
+from dean_interp.study import day
 from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines, random_arms
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
@@ -80,7 +81,7 @@ def run(given: Limited) -> ArmResults:
     # Where a folder lies is no setting of what is in it.
     with owned(given.out, dataclasses.replace(given, out=Path()), [*wholes, *tests]):
         plan = arms_plan(config, given.out, tests)
-        model = config.model.load()
+        model = day.of_evaluation(config.model, given.out, ()).load()
         original = arm_outcomes(plan, ORIGINAL, model)
         edits: list[SizedEdit] = []
         outcomes: dict[str, list[Outcome]] = {}

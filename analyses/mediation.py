@@ -33,6 +33,7 @@ from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.strata import Strata, strata
+from dean_interp.study import day
 from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines, random_arms
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
@@ -79,7 +80,7 @@ def run(given: Mediation) -> ArmResults:
     # Where a folder lies is no setting of what is in it.
     with owned(given.out, dataclasses.replace(given, out=Path()), [*calibration, *tests]):
         plan = arms_plan(config, given.out, tests)
-        model = config.model.load()
+        model = day.of_evaluation(config.model, given.out, ()).load()
         scores = [score(model, behaviour, config, given.out) for behaviour in calibration]
         original = arm_outcomes(plan, ORIGINAL, model)
         tuned = fine_tuned(given, calibration[1])

@@ -31,6 +31,7 @@ from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.released import released_coupling
 from dean_interp.selection.stability import jaccard
 from dean_interp.selection.strata import Strata, strata
+from dean_interp.study import day
 from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import random_control
@@ -70,7 +71,7 @@ def run(given: ReleasedEffect) -> ArmResults:
     # Where a folder lies is no setting of what is in it.
     with owned(given.out, dataclasses.replace(given, out=Path()), [*calibration, *tests]):
         plan = arms_plan(config, given.out, tests)
-        model = config.model.load()
+        model = day.of_evaluation(config.model, given.out, ()).load()
         original = arm_outcomes(plan, ORIGINAL, model)
         scores = [score(model, behaviour, config, given.out).of("weight") for behaviour in calibration]
         coupling = couple(*scores, fraction=config.weight_fraction)

@@ -31,6 +31,7 @@ from dean_interp.report.html import write_arms_report
 from dean_interp.selection.coupling import Coupling, couple, opposite_sign
 from dean_interp.selection.stability import chance_overlap, jaccard
 from dean_interp.selection.strata import strata
+from dean_interp.study import day
 from dean_interp.study.arms import ArmResults
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
@@ -73,7 +74,7 @@ def run(given: Where) -> ArmResults:
     tests, _ = test_sets(config.data, list(chain(*by_behaviour)))
     # Where a folder lies is no setting of what is in it.
     with owned(given.out, dataclasses.replace(given, out=Path()), [*chain(*by_behaviour), *tests]):
-        model = config.model.load()
+        model = day.of_evaluation(config.model, given.out, ()).load()
         scores = scores_of_draws(given, model, draws)
         conclusions, panels = [], {}
         for unit in config.unit:
