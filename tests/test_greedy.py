@@ -147,6 +147,19 @@ MARKED = {  # the end of a turn by the template, and by what the tokenizer calls
     "{{ m.content }} [/TURN]{% endif %}{% endfor %}",
     "<sep>": "{% for m in messages %}{{ m.content }}<sep>{% endfor %}",
 }
+def test_padding_that_the_model_has_no_embedding_for_reaches_no_model(checkpoints, tokenizer, llama, expected):
+    """As the `[PAD]` that many training scripts added to a tokenizer, and not to the model."""
+    made = copy.deepcopy(tokenizer)
+    made.add_special_tokens({"pad_token": "[PAD]"})
+    assert made.pad_token_id >= adapter_of(llama).vocabulary_size
+    (end,) = tokenizer(expected[1][3], add_special_tokens=False).input_ids
+    model = load_model(with_settings(checkpoints, eos_token_id=end), tokenizer=made)
+    answers = generate(model, PROMPTS, max_new_tokens=N_NEW)
+    with torch.inference_mode():
+        assert answers == likeliest(llama, tokenizer, PROMPTS, {end, tokenizer.eos_token_id})
+    assert len(answers[1]) < len(expected[1])
+
+
 UNMARKED = {
     "nothing behind a turn": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}",

@@ -183,7 +183,7 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
             # Greedy, or as the task says; of the checkpoint's own settings only what ends a turn. `HFLM` leaves the
             # others to transformers, which takes them from the checkpoint.
             cached, tokenizer = cache_is_right(model), self.tokenizer
-            settings = greedy_settings(adapter_of(model).end_tokens(tokenizer), tokenizer.pad_token_id, cached=cached)
+            settings = greedy_settings(adapter_of(model).end_tokens(tokenizer), cached=cached)
             settings.update(**_sampled(options), max_length=max_length, return_dict_in_generate=False)
             stopping = huggingface.stop_sequences_criteria(tokenizer, stop, context.shape[1], context.shape[0])
             real = options["attention_mask"]

@@ -209,8 +209,7 @@ class BridgeAdapter:
         cache: Any,  # noqa: ANN401
     ) -> tuple[Int[Tensor, "row all_pos"], Any]:
         """By `transformers`' own `generate`, with settings of ours."""
-        padding: Any = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        settings = greedy_settings(self.end_tokens(tokenizer), padding, cached=cached)
+        settings = greedy_settings(self.end_tokens(tokenizer), cached=cached)
         settings.max_new_tokens = max_new_tokens
         plain, kept = self.model.original_model, {} if cache is None else {CACHE: cache}
         with without_its_settings(plain):

@@ -15,12 +15,13 @@ CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWith
 """What the installed version calls a KV cache, among arguments and in outputs: from transformers 5.24 on `cache`."""
 
 
-def greedy_settings(ends: Sequence[int], padding: int | None, *, cached: bool) -> GenerationConfig:
-    """The likeliest token at each step, until a token of `ends`.
+def greedy_settings(ends: Sequence[int], *, cached: bool) -> GenerationConfig:
+    """The likeliest token at each step, until a token of `ends`, which then fills the row.
+
+    A tokenizer's own padding may be a token that the model has no embedding for.
 
     Args:
         ends: the tokens that end an answer; there may be none.
-        padding: what stands behind an answer that has ended.
         cached: use a KV cache, of the kind that transformers takes by itself.
     """
     return GenerationConfig(
@@ -28,7 +29,7 @@ def greedy_settings(ends: Sequence[int], padding: int | None, *, cached: bool) -
         num_beams=1,
         use_cache=cached,
         eos_token_id=list(ends) or None,
-        pad_token_id=ends[0] if padding is None and ends else padding,
+        pad_token_id=ends[0] if ends else None,
         return_dict_in_generate=True,
     )
 
