@@ -318,7 +318,7 @@ def test_a_whole_run_ends_with_a_page_whose_numbers_are_those_of_its_results(fin
             r"<td>([+−].*?)</td>", page.partition("Predicted and measured")[2].partition(f"<td>{prediction.on}</td>")[2]
         )[:5]
     for neuron in improvement.neurons:
-        assert f"<td>L{neuron.layer}.{neuron.index}</td><td>{neuron.multiplier:.3f}</td>" in page
+        assert re.search(rf"<td>(<a [^>]*>)?{neuron.name}(</a>)?</td><td>{neuron.multiplier:.3f}</td>", page)
         assert f"dean-interp neuron L{neuron.layer}.{neuron.index} --model" in page
     measured = page[page.index("Everything that was measured") : page.index("Which examples did what")]
     assert measured.count("<tr><td>") == len(edit.lines)
@@ -342,7 +342,8 @@ def test_the_page_shows_the_first_answers_and_keeps_the_rest_below(finished):
 def test_the_page_loads_nothing_and_gives_commands_that_parse(finished):
     folder, improvement = finished
     page = (folder / "report.html").read_text()
-    assert not re.findall(r'(?:src|href)="(?!#)[^"]+"', page)
+    linked = re.findall(r'(?:src|href)="(?!#)([^"]+)"', page)
+    assert linked == [f"neurons/{improvement.neurons[0].name}.html"], "nothing but a page beside it, to be opened"
     for command in (f"edit export {folder}/edit.safetensors", f"edit revert {folder}/edit.safetensors {folder}/edited"):
         assert f"dean-interp {command}" in page
     assert f"dean-interp chat --model {improvement.config.model.name} --edit {folder}/edit.safetensors" in page

@@ -40,11 +40,14 @@ def _any_character(stream: object) -> Iterator[None]:
         yield
         return
     errors = stream.errors
-    stream.reconfigure(errors="backslashreplace")
+    # A stream that was put on another file (a pipe, in place of a file) cannot be set anew, and is left as it is.
+    with suppress(OSError):
+        stream.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
-        stream.reconfigure(errors=errors)
+        with suppress(OSError):
+            stream.reconfigure(errors=errors)
 
 
 def has_every_character(stream: object) -> bool:

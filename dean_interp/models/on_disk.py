@@ -51,7 +51,7 @@ def read_whole(
     folder: str,
     *,
     dtype: torch.dtype,
-    trust_remote_code: bool,
+    trust_remote_code: bool = False,
     device_map: str | Mapping[str, str | int] | None,
     offload_folder: Path,
 ) -> PreTrainedModel:

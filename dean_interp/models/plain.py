@@ -25,6 +25,9 @@ def plain_twin(model: PreTrainedModel) -> PreTrainedModel:
     Its `state_dict` raises `InputError` where the bridge computes with something else than these parameters.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    # what a layer has computed from its parameters (pruned ones do) has a history, and cannot be copied
+    for module in model.modules():
+        shared |= {id(value): value for value in vars(module).values() if isinstance(value, torch.Tensor)}
     # accelerate's hooks hold offloaded weights
     hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
     twin = copy.deepcopy(model, shared | {id(hook): hook for hook in hooks})

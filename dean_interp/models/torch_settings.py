@@ -33,7 +33,8 @@ def own_torch_settings() -> Iterator[None]:
 
 def refuse_without_gradients(model: nn.Module, name: str) -> None:
     """Raise `InputError` where the model's weights were made inside `torch.inference_mode`: they give no gradient."""
-    if any(parameter.is_inference() for parameter in model.parameters()):
+    # what is offloaded is on `meta` between passes, and fetched anew for each
+    if any(parameter.is_inference() and not parameter.is_meta for parameter in model.parameters()):
         raise InputError(
             f"{name} was made inside torch.inference_mode, so no gradient can pass through it: make it outside"
         )
