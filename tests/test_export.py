@@ -28,9 +28,6 @@ BUILT = {
     "gpt-bigcode": lambda n: hf.GPTBigCodeForCausalLM(
         hf.GPTBigCodeConfig(n_embd=24, n_inner=40, n_layer=2, n_head=4, vocab_size=n)
     ),
-    "codegen": lambda n: hf.CodeGenForCausalLM(
-        hf.CodeGenConfig(n_embd=24, n_inner=40, n_layer=2, n_head=4, rotary_dim=4, vocab_size=n)
-    ),
     "glm": lambda n: hf.GlmForCausalLM(
         hf.GlmConfig(**_SIZES, intermediate_size=40, num_key_value_heads=2, head_dim=8, vocab_size=n, pad_token_id=0)
     ),

@@ -147,6 +147,8 @@ MARKED = {  # the end of a turn by the template, and by what the tokenizer calls
     "{{ m.content }} [/TURN]{% endif %}{% endfor %}",
     "<sep>": "{% for m in messages %}{{ m.content }}<sep>{% endfor %}",
 }
+
+
 def test_padding_that_the_model_has_no_embedding_for_reaches_no_model(checkpoints, tokenizer, llama, expected):
     """As the `[PAD]` that many training scripts added to a tokenizer, and not to the model."""
     made = copy.deepcopy(tokenizer)

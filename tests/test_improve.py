@@ -24,7 +24,7 @@ from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.report.improve_page import write_improve_report
 from dean_interp.report.page import INTERVALS, interval, signed
 from dean_interp.selection.gating import GatingConfig
-from dean_interp.study import choosing, improve, settings, store
+from dean_interp.study import choosing, confirming, improve, settings, store
 from dean_interp.study.improve import run_improve
 from dean_interp.study.improve_data import CONFIRMATIONS, improve_data
 from dean_interp.study.improvement import ImproveConfig, Improvement, load_improvement
@@ -286,8 +286,8 @@ def test_the_prompts_that_are_answered_neither_scored_nor_chose():
     seen = frozenset().union(*(part.prompt_hashes for part in (*data.scoring, *data.choosing)))
     assert len(data.prompts.all) == 5
     assert not any(seen & asked.prompt_hashes for asked in data.prompts.all)
-    for asked, confirming in zip(data.prompts.harmful, data.confirming, strict=False):
-        assert asked.prompt_hashes <= confirming.prompt_hashes and len(asked) == 24
+    for asked, part in zip(data.prompts.harmful, data.confirming, strict=False):
+        assert asked.prompt_hashes <= part.prompt_hashes and len(asked) == 24
     own = dataclasses.replace(config, answers=AnswerConfig(harmful=("over_refusal_privacy",), n_answers=4))
     assert [asked.name for asked in improve_data(own).prompts.harmful] == ["over_refusal_privacy"]
 
@@ -454,7 +454,7 @@ def test_text_that_would_be_markup_stays_text(finished, tmp_path):
 @pytest.mark.slow
 @pytest.mark.product
 @pytest.mark.parametrize(
-    "kill", [(choosing, "dose_to_kl", 3), (improve, "outcomes_of", 4)], ids=["flips", "confirming"]
+    "kill", [(choosing, "dose_to_kl", 3), (confirming, "outcomes_of", 4)], ids=["flips", "confirming"]
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(kill, config, finished, tmp_path, monkeypatch):
     where, name, at = kill

@@ -136,7 +136,11 @@ def test_a_pointer_of_git_lfs_is_told_from_the_file(folder, file):
 def test_a_gguf_file_that_is_none_or_is_cut_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("DEAN_INTERP_CACHE", str(tmp_path / "cache"))
     pointer, cut = b"version https://git-lfs.github.com/spec/v1\n", b"GGUF\x03\0\0\0" + b"\x05\0\0\0\0\0\0\0" * 2
-    for content, said in ((pointer, "a pointer in place of the file"), (cut, "cannot load the model"), (b"", "cannot load the model")):
+    for content, said in (
+        (pointer, "a pointer in place of the file"),
+        (cut, "cannot load the model"),
+        (b"", "cannot load the model"),
+    ):
         (tmp_path / "m.gguf").write_bytes(content)
         with pytest.raises(InputError, match=said) as error:
             load_model(tmp_path / "m.gguf")

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from architectures import BUILD, FURTHER, WRONG, build_plain
+from packaging.version import Version
 from transformers import AutoModelForCausalLM
 
 from dean_interp import (
@@ -43,12 +45,18 @@ JOINT = ("phi-3 (joint qkv and gate)", "glm", "glm 4")
 """Their checkpoints hold `gate` and `in` as one tensor, which an edit of single weights does not reach."""
 WRONG_IN_3 = ("cohere", "cohere 2", "hunyuan")
 """What TransformerLens 3.9 takes apart wrongly, and 4 does not."""
+CODEGEN_MOVED = Version(transformers.__version__) >= Version("5.24")
+"""Where TransformerLens (to 4.3) looks for positions in CodeGen's attention, there are none any more."""
 
 
 @pytest.mark.parametrize("name", [*BUILD, *FURTHER])
 def test_an_architecture_goes_from_scores_to_an_edited_folder_that_gives_the_ablated_logits(name, tokenizer, tmp_path):
     if name in WRONG_IN_3 and hooked_transformer_class() is not None:
         with pytest.raises(InputError, match="makes another model of"):
+            load_model(build_plain(name, tokenizer), tokenizer=tokenizer)
+        return
+    if name == "codegen" and CODEGEN_MOVED:
+        with pytest.raises(InputError, match=r"cannot take '.*' apart"):
             load_model(build_plain(name, tokenizer), tokenizer=tokenizer)
         return
     build_plain(name, tokenizer).save_pretrained(tmp_path / "base")

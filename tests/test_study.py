@@ -100,7 +100,9 @@ def test_answers_are_given_by_the_original_every_edit_and_its_controls(finished_
 def test_leaked_test_prompts_are_left_out_and_both_numbers_told_on_request(tmp_path, study_config):
     known, test = (load_behaviour("fairness", n_examples=n, split=split)
                    for n, split in ((12, "calibration"), (14, "test")))  # fmt: skip
-    first, second, third = (one.prompt for one in known.examples[:3])
+    # in one file such prompts would be refused; here they are those of another set
+    others = calibration_sets(study_config.data, study_config.calibration)[1]
+    first, second, third = others.prompts[:3]
     leaky = (f"{first} !", second.upper(), f"{third} Please tell me now.")
     rows = [(one, one.prompt, some.split) for some in (known, test) for one in some.examples]
     rows += [(one, prompt, "test") for one, prompt in zip(known.examples, leaky, strict=False)]
@@ -114,7 +116,7 @@ def test_leaked_test_prompts_are_left_out_and_both_numbers_told_on_request(tmp_p
     )
     calibration = calibration_sets(data, told.calibration)
     tests, leaked = test_sets(data, calibration)
-    assert not {*map(str.lower, tests[0].prompts)} & {*map(str.lower, calibration[0].prompts)}
+    assert not {*map(str.lower, tests[0].prompts)} & {*map(str.lower, calibration[1].prompts)}
     assert leaked[0].exact == leaky[:2]
     results = study.run_study(told, tmp_path / "run")
     leak, *others = results.leaks

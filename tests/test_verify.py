@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dean_interp.cli.main import main
-from dean_interp.study import verify
+from dean_interp.study import settings, verify
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
@@ -110,7 +110,7 @@ def test_more_threads_and_another_processor_give_the_same_selection_and_the_diff
 
 @pytest.mark.parametrize("name", ["scores/privacy.safetensors", "states/weight_random_1.safetensors", "config.json"])
 def test_a_flipped_bit_is_found_before_a_model_is_loaded(copy, name, capsys, monkeypatch):
-    monkeypatch.setattr(verify, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(settings, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     content = bytearray((copy / name).read_bytes())
     content[-5] ^= 1
     (copy / name).write_bytes(bytes(content))

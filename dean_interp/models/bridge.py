@@ -52,14 +52,16 @@ def bridge_to(
             bridge = TransformerBridge.boot_transformers(
                 name, hf_model=model, tokenizer=bridge_tokenizer, device=device, trust_remote_code=trust_remote_code
             )
+        if tokens is not None and expected is not None:
+            _refuse_other_logits(bridge, tokens, expected, name)
+    except InputError:
+        raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"TransformerLens {importlib.metadata.version('transformer-lens')} cannot take '{name}' apart, a "
             f"{type(model).__name__} of this shape: {reason}"
         ) from error
-    if tokens is not None and expected is not None:
-        _refuse_other_logits(bridge, tokens, expected, name)
     bridge.cfg.device = device
     hand_over_cache(bridge)
     notes(bridge).tokenizer = tokenizer
