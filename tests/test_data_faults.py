@@ -153,6 +153,12 @@ def test_one_function_knows_a_prompt_by_its_letters_wherever_prompts_are_compare
 def test_letters_that_differ_are_other_prompts_in_every_script():
     assert len({normalised(text) for text in ("कि", "का", "की", "ไก่", "ไข่", "resume", "résumé")}) == 7
     assert normalised("?!\u200b ") == normalised("?!") == "?!"
+    assert (
+        len({normalised(text) for text in ("3 + 4", "3 - 4", "3 * 4", "3 / 4", "3 4", "C++", "C#", "C", "-4", "4")})
+        == 10
+    )
+    assert normalised("3+4?") == normalised("3 + 4") == normalised("3 \uff0b 4")
+    assert normalised("3-4") == normalised("3 \u2212 4") != normalised("Covid-19") == normalised("covid 19")
 
 
 @given(st.text())

@@ -1,7 +1,8 @@
 """When two prompts are one: the form in which they are compared, everywhere, and its hash.
 
 A prompt that differs in blanks, case, punctuation, invisible characters or how its letters are encoded is the same
-prompt to a model's answers, so it must not be scored here and measured there.
+prompt to a model's answers, so it must not be scored here and measured there. The signs of arithmetic and code are no
+punctuation: 3 + 4 is another question than 3 * 4.
 """
 
 import hashlib
@@ -14,18 +15,32 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
+# what says something in arithmetic and code
+_SIGNS = "+<=>*/%#&@$^|~\\"
+_MINUS_SIGN = "\N{MINUS SIGN}"
+_WORDS = re.compile(rf"\w+|[{re.escape(_SIGNS)}{_MINUS_SIGN}]")
+# a hyphen before a number, unless it joins that to a word
+_HYPHEN_MINUS = re.compile(r"(?<![^\W\d_])-(?=\s?\d)")
 
 
 def normalised(text: str) -> str:
-    """Letters and digits alone, in lower case, one space between words; a text without any is only stripped.
+    """Letters, digits and signs alone, in lower case, one space between words; a text without any is only stripped.
 
     Letters are those of NFKC, so composed, decomposed and wide forms are one, and marks belong to their letters.
     """
     if text.isascii():
-        return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
+        plain = _HYPHEN_MINUS.sub(_MINUS_SIGN, text.lower())
+        return " ".join(_WORDS.findall(plain)) or text.strip()
     plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
-    plain = unicodedata.normalize("NFKC", plain)
-    kept = [letter if _is_of_a_word(letter) else " " for letter in plain]
+    plain = _HYPHEN_MINUS.sub(_MINUS_SIGN, unicodedata.normalize("NFKC", plain))
+    kept = []
+    for letter in plain:
+        if letter == "_" or unicodedata.category(letter)[0] in "LMN":
+            kept.append(letter)
+        elif letter in _SIGNS or unicodedata.category(letter) == "Sm":
+            kept.append(f" {letter} ")
+        else:
+            kept.append(" ")
     return " ".join("".join(kept).split()) or plain.strip()
 
 
@@ -42,10 +57,6 @@ def is_among(prompt: str, hashes: Set[str]) -> bool:
 def hashes_of(prompt: str) -> frozenset[str]:
     """The hash of its normal form, and, as older files have it, that of its text as it stands."""
     return frozenset((prompt_hash(prompt), _hash(prompt)))
-
-
-def _is_of_a_word(letter: str) -> bool:
-    return letter == "_" or unicodedata.category(letter)[0] in "LMN"
 
 
 def _hash(text: str) -> str:
