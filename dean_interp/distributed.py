@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, first_line
 
 Item = TypeVar("Item")
 
@@ -45,7 +45,7 @@ def process_group() -> Iterator[None]:
         try:
             _initialise()
         except (ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"WORLD_SIZE={os.environ.get('WORLD_SIZE')} asks for several processes, and they did not meet "
                 f"({reason}): start them with torchrun, or unset it"
@@ -197,8 +197,7 @@ def _lost_process_is_an_input_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"process {rank()} of {world_size()} lost another one, whose own error says why ({lines[0][:120]}). "
-            "What was finished is kept: start the same command again"
+            f"process {rank()} of {world_size()} lost another one, whose own error says why "
+            f"({first_line(error)[:120]}). What was finished is kept: start the same command again"
         ) from error

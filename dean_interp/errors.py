@@ -16,3 +16,9 @@ def refuse_below(settings: object, least: Mapping[str, int | float]) -> None:
         value = getattr(settings, name)
         if value is not None and not value >= smallest:
             raise InputError(f"{name} must be at least {smallest}, got {value}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line: its first, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from dean_interp.data.audit import audit
 from dean_interp.data.examples import Example, load_behaviour
 from dean_interp.data.leakage import NEAR
 from dean_interp.data.sources import licence_of, names_fault
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, first_line
 from dean_interp.evaluation.judges.lexical import lexical_labels
 from dean_interp.files import check_writable, write_text
 
@@ -87,7 +87,7 @@ def _tokenizer(name: str) -> Callable[[str], Sequence[int]]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load a tokenizer from {name!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot load a tokenizer from {name!r}: {first_line(error)}") from error
     return lambda text: tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 

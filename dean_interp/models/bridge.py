@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
 from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, first_line
 from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import is_offloaded
@@ -57,7 +57,7 @@ def bridge_to(
     except InputError:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(
             f"TransformerLens {importlib.metadata.version('transformer-lens')} cannot take '{name}' apart, a "
             f"{type(model).__name__} of this shape: {reason}"

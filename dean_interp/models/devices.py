@@ -5,7 +5,7 @@ from typing import TypeGuard
 
 import torch
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, first_line
 
 Device = str | torch.device | Mapping[str, str | int] | None
 
@@ -39,6 +39,6 @@ def _refuse_place(place: str | int | torch.device) -> torch.device:
         torch.empty(0, device=device)
     # each kind of device says in its own kind of error that it is not there
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"device {str(place)!r} is not there: take 'cpu', or another that is ({reason})") from error
     return device

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, first_line
 from dean_interp.files import refuse_unreadable
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.on_disk import ADAPTER_CONFIG
@@ -33,7 +33,7 @@ def adapter_settings(adapter: str | Path) -> Any:  # noqa: ANN401 - a class of p
     try:
         settings: Any = PeftConfig.from_pretrained(str(adapter))
     except _READING as error:
-        raise InputError(f"cannot read the adapter '{adapter}': {_first_line(error)}") from error
+        raise InputError(f"cannot read the adapter '{adapter}': {first_line(error)}") from error
     if settings.is_prompt_learning or settings.is_adaption_prompt:
         raise InputError(
             f"the adapter '{adapter}' is {settings.peft_type.value}, which adds to what the model reads and is no part "
@@ -62,15 +62,10 @@ def merged(model: PreTrainedModel, name: str, adapter: str | Path) -> PreTrained
         left_out = [*loaded.missing_keys, *loaded.unexpected_keys]
         whole = None if left_out else attached.merge_and_unload(safe_merge=True)
     except _READING as error:
-        raise InputError(f"the adapter '{adapter}' does not fit '{name}': {_first_line(error)}") from error
+        raise InputError(f"the adapter '{adapter}' does not fit '{name}': {first_line(error)}") from error
     if whole is None:
         raise InputError(
             f"the adapter '{adapter}' does not fit '{name}': {len(left_out)} of its tensors are missing or unknown, "
             f"{left_out[0]} the first"
         )
     return whole
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

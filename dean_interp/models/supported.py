@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, first_line
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.offload import named_values
@@ -116,14 +116,12 @@ def refuse_unknown_tokens(model: HookedModel, tokens: Iterable[int]) -> None:
 
 def unreadable_model(name: str, error: Exception) -> InputError:
     """The error for a file or folder that cannot be read as a model, in one line."""
-    lines = str(error).strip().splitlines()
-    return InputError(f"cannot load the model '{name}': {lines[0] if lines else type(error).__name__}")
+    return InputError(f"cannot load the model '{name}': {first_line(error)}")
 
 
 def unknown_model(name: str, error: Exception) -> InputError:
     """The error for a model that cannot be loaded, in one line."""
-    lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
+    reason = first_line(error)
     if os.path.isdir(name):
         return InputError(f"cannot load the model '{name}' from its folder: {reason}")
     return InputError(

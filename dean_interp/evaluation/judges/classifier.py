@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, first_line
 from dean_interp.evaluation.judges.forms import as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import LABELS, Label, Verdict, refuse_unpaired
 from dean_interp.progress import progress_bar
@@ -45,7 +45,7 @@ class ClassifierJudge:
             name = str(getattr(self.model.config, "_name_or_path", "") or model)
             self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot load the classifier {model!r}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"cannot load the classifier {model!r}: {first_line(error)}") from error
         self.labels = _labels_of_classes(name, self.model, labels)
         self.name = f"classifier {name}"
         self.reads_prompt = reads_prompt
