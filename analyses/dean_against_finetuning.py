@@ -30,7 +30,7 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.released import released_coupling
 from dean_interp.selection.strata import Strata, strata
-from dean_interp.study.arms import (
+from dean_interp.study.arm_results import (
     ArmResults,
     arm,
     arm_outcomes,

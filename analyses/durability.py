@@ -32,7 +32,7 @@ from dean_interp.models.load import HookedModel, load_plain
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
 from dean_interp.selection.coupling import couple
-from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan
+from dean_interp.study.arm_results import ArmResults, arm, arm_outcomes, arms_plan
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned

@@ -27,7 +27,7 @@ from dean_interp.report.html import write_arms_report
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gates import dosed
 from dean_interp.study import day
-from dean_interp.study.arms import ArmResults, margin_lines
+from dean_interp.study.arm_results import ArmResults, margin_lines
 from dean_interp.study.choosing import Flip, direction_of, effects, gates_store
 from dean_interp.study.dosing import Dose, gated_state, kl_meter, largest_dose
 from dean_interp.study.improve_data import ImproveData, improve_data

@@ -31,7 +31,7 @@ from dean_interp.selection.stability import jaccard
 from dean_interp.selection.strata import strata
 from dean_interp.statistics import Interval
 from dean_interp.study import day
-from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines, random_arms
+from dean_interp.study.arm_results import ArmResults, arm, arm_outcomes, arms_plan, margin_lines, random_arms
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned

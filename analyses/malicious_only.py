@@ -13,7 +13,7 @@ import tyro
 from dean_against_finetuning import Table, run
 
 from dean_interp.cli.ending import script
-from dean_interp.study.arms import ArmResults
+from dean_interp.study.arm_results import ArmResults
 
 TITLE = "DEAN against fine-tuning in {model}, with unsafe answers only"
 

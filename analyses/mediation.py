@@ -34,7 +34,7 @@ from dean_interp.report.html import write_arms_report
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study import day
-from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines, random_arms
+from dean_interp.study.arm_results import ArmResults, arm, arm_outcomes, arms_plan, margin_lines, random_arms
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp import (
-    Arm,
     Behaviour,
+    InformationArm,
     Measurement,
     MutualInformation,
     MutualInformationConfig,
@@ -162,7 +162,7 @@ def estimated(
     """Every question under the edit, beside its controls."""
     tests = [load_behaviour(name, n_examples=given.n_test, split="test") for name in NAMES[:2]]
     calibration = [load_behaviour(name, n_examples=N_SCORED) for name in NAMES[:2]]
-    edit = Arm(coupled, *disjoint_neurons(scores, INFORMATION_FRACTION))
+    edit = InformationArm(coupled, *disjoint_neurons(scores, INFORMATION_FRACTION))
     informations = mutual_informations(
         model,
         tests,
@@ -174,7 +174,7 @@ def estimated(
     )
     # The paper's own subsets overlap in the coupled neurons: their controls are pairs of subsets, too.
     subsets = [top_fraction(behaviour, INFORMATION_FRACTION) for behaviour in scores[:2]]
-    overlapping = Arm(coupled, *subsets)
+    overlapping = InformationArm(coupled, *subsets)
     pairs = [random_arm_like(overlapping, matched, seed=seed) for seed in range(given.n_controls)]
     informations += mutual_informations(
         model,

@@ -32,7 +32,7 @@ from dean_interp.selection.released import released_coupling
 from dean_interp.selection.stability import jaccard
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study import day
-from dean_interp.study.arms import ArmResults, arm, arm_outcomes, arms_plan, margin_lines
+from dean_interp.study.arm_results import ArmResults, arm, arm_outcomes, arms_plan, margin_lines
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import random_control
 from dean_interp.study.method import score

@@ -25,7 +25,7 @@ from dean_interp.fine_tuning import FineTuningConfig, FineTuningMethod
 from dean_interp.report.figures import changes_along
 from dean_interp.report.html import write_arms_report
 from dean_interp.statistics import Interval
-from dean_interp.study.arms import ArmResults, arm_outcomes, arms_plan, fine_tuned_arms, margin_lines
+from dean_interp.study.arm_results import ArmResults, arm_outcomes, arms_plan, fine_tuned_arms, margin_lines
 from dean_interp.study.conclusions import answers_in_words
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.run_folder import owned

@@ -32,7 +32,7 @@ from dean_interp.selection.coupling import Coupling, couple, opposite_sign
 from dean_interp.selection.stability import chance_overlap, jaccard
 from dean_interp.selection.strata import strata
 from dean_interp.study import day
-from dean_interp.study.arms import ArmResults
+from dean_interp.study.arm_results import ArmResults
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned

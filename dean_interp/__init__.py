@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dean_interp.errors import InputError
     from dean_interp.evaluation.measure import Measurement, measure
     from dean_interp.information.compare import mutual_information
-    from dean_interp.information.estimands import Arm, MutualInformationConfig, random_arm_like
+    from dean_interp.information.estimands import InformationArm, MutualInformationConfig, random_arm_like
     from dean_interp.information.shifts import MutualInformation
     from dean_interp.models.chat_settings import ChatSettings
     from dean_interp.models.generate import generate
@@ -57,7 +57,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AnswerConfig",
-    "Arm",
     "Behaviour",
     "CalibrationConfig",
     "ChatSettings",
@@ -75,6 +74,7 @@ __all__ = [
     "GatingConfig",
     "ImproveConfig",
     "Improvement",
+    "InformationArm",
     "InformationConfig",
     "InputError",
     "Mean",
@@ -138,7 +138,7 @@ __all__ = [
 
 _MODULES = {
     "AnswerConfig": "study.settings",
-    "Arm": "information.estimands",
+    "InformationArm": "information.estimands",
     "Behaviour": "data.examples",
     "CalibrationConfig": "study.settings",
     "ChatSettings": "models.chat_settings",

@@ -21,7 +21,7 @@ from dean_interp import (
 from dean_interp.cli import main
 from dean_interp.information.activations import Activations
 from dean_interp.information.before_after import BeforeAfter
-from dean_interp.information.estimands import Arm, MutualInformationConfig
+from dean_interp.information.estimands import InformationArm, MutualInformationConfig
 from dean_interp.models.sites import Site
 from dean_interp.report.circuit_page import circuit_page
 from dean_interp.selection.gains import Damage, Gains
@@ -97,7 +97,9 @@ def test_a_layer_without_an_estimate_is_not_the_one_of_the_largest_fall():
         for units in ([0, 1], [2], [3])
     )
     config = MutualInformationConfig(k=2, n_shuffles=9, n_null=9, n_subsamples=4)
-    information = BeforeAfter(config, before, Arm(gone, first, second), ["one", "two"]).information(after, [])
+    information = BeforeAfter(config, before, InformationArm(gone, first, second), ["one", "two"]).information(
+        after, []
+    )
     flags = {shift.place: shift.is_estimated for shift in information.of("")}
     assert flags["layer 0"] is False and flags["layer 1"] is True
     assert information.largest_fall_layer[""] == 1
@@ -107,7 +109,7 @@ def test_a_layer_without_an_estimate_is_not_the_one_of_the_largest_fall():
 def test_neurons_that_never_vary_give_a_record_that_says_so():
     constant = activations([torch.full((24, 4), 0.5)])
     config = MutualInformationConfig(k=2, n_shuffles=9, n_null=9, n_subsamples=4)
-    arm = Arm(selected(3, n=4), selected(0, n=4), selected(1, n=4))
+    arm = InformationArm(selected(3, n=4), selected(0, n=4), selected(1, n=4))
     information = BeforeAfter(config, constant, arm, ["one", "two"]).information(constant, [])
     reason = "every layer has a side without neurons, or whose neurons are the same on every prompt"
     assert information.missing == [f"downstream_mi: not estimated, since {reason}."]

@@ -7,7 +7,7 @@ from planted_coupling import behaviour, planted_model
 from dean_interp import Behaviour, Example, ScoringConfig, Selection, Site, couple, importance, load_model, measure
 from dean_interp.evaluation.lines import compare
 from dean_interp.evaluation.outcomes import likelihoods
-from dean_interp.study.arms import ArmResults
+from dean_interp.study.arm_results import ArmResults
 
 
 @pytest.fixture(scope="module")

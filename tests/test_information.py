@@ -7,7 +7,7 @@ from dean_interp import Behaviour, Example, InputError, Selection, Site, gated, 
 from dean_interp.editing.apply import apply_edit, create_gates_edit, revert_edit
 from dean_interp.information.activations import Activations, read_activations
 from dean_interp.information.before_after import BeforeAfter
-from dean_interp.information.estimands import Arm, MutualInformationConfig
+from dean_interp.information.estimands import InformationArm, MutualInformationConfig
 from dean_interp.models.sites import neuron_sites
 from dean_interp.selection.gates import Gates
 
@@ -37,7 +37,7 @@ def drawn(shared, seed=0):
 
 
 def estimate(before, after, ablated=None, n_shuffles=999, **options):
-    arm = Arm(ablated or units_of(0, 6), FIRST, SECOND)
+    arm = InformationArm(ablated or units_of(0, 6), FIRST, SECOND)
     config = MutualInformationConfig(k=5, n_shuffles=n_shuffles, n_subsamples=20, **options)
     estimand = BeforeAfter(config, reads_from(before), arm, ("fairness", "privacy"))
     return estimand.information(reads_from(after), []).layers[0]
@@ -58,7 +58,7 @@ def test_it_stays_where_the_ablation_changes_nothing():
 @pytest.mark.parametrize("n_null", [19, 199])
 def test_the_edits_change_is_what_the_same_set_gets_as_a_control(n_null):
     """A rank among controls needs one procedure for all of them: the same shuffles, the same null subtracted."""
-    arm, before, after = Arm(units_of(0, 6), FIRST, SECOND), reads_from(drawn(1.0)), reads_from(drawn(0.5))
+    arm, before, after = InformationArm(units_of(0, 6), FIRST, SECOND), reads_from(drawn(1.0)), reads_from(drawn(0.5))
     config = MutualInformationConfig(k=5, n_shuffles=299, n_null=n_null, n_subsamples=2)
     estimand = BeforeAfter(config, before, arm, ("fairness", "privacy"))
     (shift,) = estimand.information(after, []).shifts

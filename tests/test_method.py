@@ -14,7 +14,7 @@ from dean_interp.evaluation.outcomes import MARGIN, Outcome, clusters_of, likeli
 from dean_interp.report.html import write_report, write_sweep_report
 from dean_interp.statistics import clustered_interval, standard_error
 from dean_interp.study import controls, state_outcomes
-from dean_interp.study.arms import arm, arm_outcomes, arms_plan
+from dean_interp.study.arm_results import arm, arm_outcomes, arms_plan
 from dean_interp.study.config import EvaluationConfig, StudyConfig, SweepConfig
 from dean_interp.study.controls import RandomControl
 from dean_interp.study.evaluate import evaluate_edit

@@ -35,7 +35,7 @@ from dean_interp.report.html import (
     write_sweep_report,
 )
 from dean_interp.report.neuron_page import neuron_page
-from dean_interp.study.arms import ArmResults
+from dean_interp.study.arm_results import ArmResults
 from dean_interp.study.config import StudyConfig, SweepConfig
 from dean_interp.study.results import InformationResults
 from dean_interp.study.run import run_study

@@ -4,7 +4,7 @@ import pytest
 import torch
 from planted_information import Planted, neurons, planted
 
-from dean_interp import Arm, MutualInformationConfig, ablate, measure, mutual_information, random_arm_like
+from dean_interp import InformationArm, MutualInformationConfig, ablate, measure, mutual_information, random_arm_like
 from dean_interp.information.compare import mutual_informations
 
 CONFIGS = [
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def asked(one: Planted, silenced, configs=CONFIGS, controls=None):
     return mutual_informations(
-        one.model, one.behaviours, configs, edit=Arm(silenced, one.fairness, one.privacy),
+        one.model, one.behaviours, configs, edit=InformationArm(silenced, one.fairness, one.privacy),
         controls=one.controls if controls is None else controls, calibration=one.calibration, template="raw",
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ def test_subset_mi_falls_by_construction_where_downstream_mi_does_not(tokenizer)
     """Neurons in both reads that decouple nothing downstream: their own deletion is all that subset_mi sees."""
     one = planted(tokenizer, 0, n_controls=0)
     overlap = neurons(1, [0, 1, 8, 9])
-    edit = Arm(overlap, one.fairness | overlap, one.privacy | overlap)
+    edit = InformationArm(overlap, one.fairness | overlap, one.privacy | overlap)
     matched = {site: torch.zeros(shape, dtype=torch.int16) for site, shape in overlap.shapes.items()}
     controls = [random_arm_like(edit, matched, seed=seed) for seed in range(9)]
     options = {
@@ -91,7 +91,7 @@ def by_stratum(selection, codes):
 
 def test_an_arm_like_another_has_its_sizes_and_overlap_and_none_of_its_neurons(tokenizer):
     overlap = neurons(1, [3, 4])
-    edit = Arm(neurons(1, [3]), neurons(1, range(0, 5)), neurons(1, range(3, 11)))
+    edit = InformationArm(neurons(1, [3]), neurons(1, range(0, 5)), neurons(1, range(3, 11)))
     codes = {site: (torch.arange(shape[0]) % 3).short() for site, shape in overlap.shapes.items()}
     held = edit.first_neurons | edit.second_neurons
     for seed in range(5):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.information.activations import Activations
-from dean_interp.information.estimands import Arm, Estimand, MutualInformationConfig
+from dean_interp.information.estimands import Estimand, InformationArm, MutualInformationConfig
 from dean_interp.information.estimate import PER_DIMENSION
 from dean_interp.information.nulls import half_samples, largest_fall, within_group_permutations
 from dean_interp.information.projections import READ_NOISE, Place
@@ -32,7 +32,7 @@ class BeforeAfter:
         self,
         config: MutualInformationConfig,
         before: Activations,
-        edit: Arm,
+        edit: InformationArm,
         behaviours: Sequence[str],
         calibration: Activations | None = None,
     ) -> None:
@@ -46,7 +46,7 @@ class BeforeAfter:
         self._befores: dict[int, tuple[Tensor, Tensor, float]] = {}
         self._shuffles: dict[tuple[tuple[str, ...], int], Int[Tensor, "shuffle row"]] = {}
 
-    def changes(self, arm: Arm, after: Activations) -> dict[str, float]:
+    def changes(self, arm: InformationArm, after: Activations) -> dict[str, float]:
         """The change of the excess at every place, by `variant|place`; the same procedure for the edit and controls."""
         after = arm.compared(after)
         changes = {}
@@ -58,7 +58,7 @@ class BeforeAfter:
         return changes
 
     def information(
-        self, after: Activations, controls: Sequence[Mapping[str, float]], *, arm: Arm | None = None
+        self, after: Activations, controls: Sequence[Mapping[str, float]], *, arm: InformationArm | None = None
     ) -> MutualInformation:
         """The edit's estimates from its activations, beside the controls' `changes`; or those of another ablation."""
         edit = arm or self.edit
@@ -84,7 +84,7 @@ class BeforeAfter:
             largest_fall_p=p_values,
         )
 
-    def _sides_of(self, arm: Arm) -> list[tuple[Place, Sides]]:
+    def _sides_of(self, arm: InformationArm) -> list[tuple[Place, Sides]]:
         """Every place with each of its sides, of the neurons that the arm compares."""
         neurons = arm.neurons(self.config.estimand)
         each = []
@@ -207,7 +207,7 @@ def _key(place: Place, sides: Sides) -> str:
     return f"{sides.variant}|{place.name}"
 
 
-def _places(estimand: Estimand, before: Activations, edit: Arm) -> list[Place]:
+def _places(estimand: Estimand, before: Activations, edit: InformationArm) -> list[Place]:
     """Every layer by itself, and those that the ablation can reach as one."""
     if estimand == "paper_nhsic":
         return [Place(f"layer {layer}", (layer,)) for layer in sorted(before.residual)]
@@ -220,7 +220,7 @@ def _places(estimand: Estimand, before: Activations, edit: Arm) -> list[Place]:
     return places
 
 
-def _reaches(estimand: Estimand, edit: Arm, place: Place) -> bool:
+def _reaches(estimand: Estimand, edit: InformationArm, place: Place) -> bool:
     """Whether something that is changed can change the activations of the last layer of the place."""
     last = place.layers[-1]
     for site, units in edit.changed.units.items():

@@ -16,7 +16,7 @@ from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_text
 from dean_interp.information.activations import Activations, distinct, read_activations
 from dean_interp.information.before_after import BeforeAfter, refuse_few
-from dean_interp.information.estimands import Arm, MutualInformationConfig
+from dean_interp.information.estimands import InformationArm, MutualInformationConfig
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.native_tokenizer import chat_settings
@@ -45,7 +45,7 @@ def mutual_information(
     second_neurons: Selection,
     ablated: Selection | Gates,
     config: MutualInformationConfig = DEFAULT_CONFIG,
-    controls: Sequence[Selection | Gates | Arm] = (),
+    controls: Sequence[Selection | Gates | InformationArm] = (),
     calibration: Sequence[Behaviour] = (),
     template: Template = "chat",
     folder: str | Path | None = None,
@@ -55,11 +55,11 @@ def mutual_information(
     Args:
         behaviours: first, second, and any others whose prompts are pooled (the test splits). A prompt that stands twice
             counts once.
-        first_neurons: neurons of the first behaviour. Silenced ones are left out (see `Arm.neurons`).
+        first_neurons: neurons of the first behaviour. Silenced ones are left out (see `InformationArm.neurons`).
         second_neurons: neurons of the second behaviour.
         ablated: neurons or weights that are silenced, or gates.
         config: the estimand, `MutualInformationConfig("awareness_mi")` for instance, and how it is estimated.
-        controls: matched random ablations (`random_like`), 99 or more for p = 0.01. For `subset_mi` each is an `Arm`
+        controls: matched random ablations (`random_like`), 99 or more for p = 0.01. For `subset_mi` each is an `InformationArm`
             with neurons of its own (`random_arm_like`).
         calibration: both behaviours' calibration splits, on which the probes of `awareness_mi` are fitted. Without
             them they are fitted on the half of the topics that a row does not belong to.
@@ -70,7 +70,7 @@ def mutual_information(
         InputError: too few prompts, prompts that were scored, an empty ablation, `first_neurons` or `second_neurons`
             that hold weights, behaviours without safe and unsafe answers where the estimand needs answers.
     """
-    arm = Arm(ablated, first_neurons, second_neurons)
+    arm = InformationArm(ablated, first_neurons, second_neurons)
     (information,) = mutual_informations(
         model,
         behaviours,
@@ -90,8 +90,8 @@ def mutual_informations(
     behaviours: Sequence[Behaviour],
     configs: Sequence[MutualInformationConfig],
     *,
-    edit: Arm,
-    controls: Sequence[Selection | Gates | Arm] = (),
+    edit: InformationArm,
+    controls: Sequence[Selection | Gates | InformationArm] = (),
     calibration: Sequence[Behaviour] = (),
     template: Template = "chat",
     folder: str | Path | None = None,
@@ -128,12 +128,16 @@ def mutual_informations(
     return tuple(informations)
 
 
-def _as_arm(control: Selection | Gates | Arm, edit: Arm) -> Arm:
+def _as_arm(control: Selection | Gates | InformationArm, edit: InformationArm) -> InformationArm:
     """A control of ablated units alone compares the edit's neurons."""
-    return control if isinstance(control, Arm) else Arm(control, edit.first_neurons, edit.second_neurons)
+    return (
+        control
+        if isinstance(control, InformationArm)
+        else InformationArm(control, edit.first_neurons, edit.second_neurons)
+    )
 
 
-def _all_neurons(arms: Sequence[Arm]) -> Selection:
+def _all_neurons(arms: Sequence[InformationArm]) -> Selection:
     units = arms[0].first_neurons
     for arm in arms:
         units = units | arm.first_neurons | arm.second_neurons
@@ -153,7 +157,7 @@ def _log_memory(
 
 def _control_changes(
     model: HookedModel,
-    arms: Sequence[Arm],
+    arms: Sequence[InformationArm],
     estimands: Sequence[BeforeAfter],
     *,
     activations: Callable[[], Activations],
@@ -203,7 +207,7 @@ def _store(
     *,
     data: Sequence[Behaviour],
     configs: Sequence[MutualInformationConfig],
-    arms: Sequence[Arm],
+    arms: Sequence[InformationArm],
     template: Template,
 ) -> _Store:
     if folder is None:
@@ -223,7 +227,7 @@ def _check(
     calibration: Sequence[Behaviour],
     *,
     configs: Sequence[MutualInformationConfig],
-    arms: Sequence[Arm],
+    arms: Sequence[InformationArm],
 ) -> None:
     scored: set[str] = set()
     for arm in arms:
@@ -260,7 +264,7 @@ def _check_neurons(neurons: Selection, name: str) -> None:
         raise InputError(f"{name} must hold neurons, got {neurons!r}")
 
 
-def _check_overlap(arm: Arm) -> None:
+def _check_overlap(arm: InformationArm) -> None:
     both = arm.first_neurons & arm.second_neurons
     if arm.changed.shapes != both.shapes or len(arm.changed - both):
         raise InputError(

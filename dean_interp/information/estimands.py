@@ -102,7 +102,7 @@ class MutualInformationConfig:
 
 
 @dataclass(frozen=True)
-class Arm:
+class InformationArm:
     """One ablation and the neurons whose activations are compared under it: the edit, or a control.
 
     Controls compare the edit's neurons, but for those of `subset_mi`, which have neurons of their own. What the
@@ -144,7 +144,7 @@ class Arm:
         return neurons - self.silenced if neurons.shapes == self.silenced.shapes else neurons
 
 
-def random_arm_like(arm: Arm, strata: Strata, *, seed: int) -> Arm:
+def random_arm_like(arm: InformationArm, strata: Strata, *, seed: int) -> InformationArm:
     """A control of `subset_mi`: two other sets of neurons of the same sizes and overlap, and their overlap silenced.
 
     It is matched on site and stratum, from neurons that neither set of the arm holds. Of the overlap as many neurons
@@ -155,4 +155,4 @@ def random_arm_like(arm: Arm, strata: Strata, *, seed: int) -> Arm:
     parts = [silenced, both - silenced, arm.first_neurons - both, arm.second_neurons - both]
     drawn = random_like(arm.first_neurons | arm.second_neurons, strata, seed=seed)
     ablated, shared, first, second = split_like(drawn, parts, strata, seed=seed)
-    return Arm(ablated, ablated | shared | first, ablated | shared | second)
+    return InformationArm(ablated, ablated | shared | first, ablated | shared | second)

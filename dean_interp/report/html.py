@@ -25,7 +25,7 @@ from dean_interp.report.study_figures import (
 from dean_interp.report.tables import control_rows, line_groups, metric_tables, single_row, unit_rows
 from dean_interp.selection.stability import STABLE_PROBABILITY
 from dean_interp.statistics import Interval
-from dean_interp.study.arms import ArmResults
+from dean_interp.study.arm_results import ArmResults
 from dean_interp.study.controls import is_random
 from dean_interp.study.results import InformationResults, Results, UnitResults, save_record
 from dean_interp.study.sweep import Sweep, objectives, sweep_headline

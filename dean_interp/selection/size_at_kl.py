@@ -14,6 +14,7 @@ def size_at_kl(
     *,
     bounds: tuple[float, float],
     start: float = 1.0,
+    power: float = 1.0,
     tolerance: float = 0.1,
     max_tries: int = 8,
 ) -> tuple[float, bool]:
@@ -24,6 +25,7 @@ def size_at_kl(
         target: the KL that is wanted.
         bounds: the smallest and the largest size that may be tried.
         start: the size that is tried first.
+        power: the power of the size that the KL is taken to grow with, until two tries show it.
         tolerance: how far above the target a KL may be.
         max_tries: how many sizes are tried.
 
@@ -42,18 +44,18 @@ def size_at_kl(
         tried[size] = math.inf if math.isnan(found) else found
         if target <= tried[size] <= (1 + tolerance) * target:
             return size, True
-        size = _next_size(tried, target * (1 + tolerance / 2))
+        size = _next_size(tried, target * (1 + tolerance / 2), power)
     enough = [size for size, reached in tried.items() if reached >= target]
     return (min(enough), False) if enough else (max(tried), False)
 
 
-def _next_size(tried: dict[float, float], aim: float) -> float:
+def _next_size(tried: dict[float, float], aim: float, power: float) -> float:
     below = max((size for size, kl in tried.items() if kl < aim), default=None)
     above = min((size for size, kl in tried.items() if kl >= aim), default=None)
     if below is None or above is None:
         size = above if below is None else below
         assert size is not None
-        slope = _slope(tried) if len(tried) > 1 else 1.0
+        slope = _slope(tried) if len(tried) > 1 else power
         return size * (aim / max(tried[size], 1e-12)) ** (1 / slope)
     share = math.log(aim / tried[below]) / math.log(tried[above] / tried[below]) if tried[below] > 0 else 0.5
     return below * (above / below) ** min(max(share, 0.1), 0.9)

@@ -25,7 +25,7 @@ from dean_interp.editing.values import Multiply
 from dean_interp.errors import InputError
 from dean_interp.information.activations import Activations
 from dean_interp.information.before_after import BeforeAfter
-from dean_interp.information.estimands import HEADLINES, Arm, MutualInformationConfig
+from dean_interp.information.estimands import HEADLINES, InformationArm, MutualInformationConfig
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import scored_prompts
@@ -237,11 +237,11 @@ def information_before_and_under(
     return [tuple(of_edit) for of_edit in results]
 
 
-def _under(measured: StateOutcomes, neurons: tuple[Selection, Selection]) -> tuple[Arm, Activations]:
+def _under(measured: StateOutcomes, neurons: tuple[Selection, Selection]) -> tuple[InformationArm, Activations]:
     """One ablation as the estimands take it, and the activations under it."""
     activations, state = measured.measurement.activations, measured.state
     assert activations is not None
     if isinstance(state.value, Multiply):
-        return Arm(state.value.gates, *neurons), activations
+        return InformationArm(state.value.gates, *neurons), activations
     assert state.ablated is not None
-    return Arm(state.ablated, *neurons), activations
+    return InformationArm(state.ablated, *neurons), activations

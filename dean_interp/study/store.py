@@ -6,10 +6,10 @@ Nothing is measured before it is asked for, and what a state is compared with is
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -31,6 +31,19 @@ from dean_interp.study.settings import DataConfig
 KeptRecord = TypeVar("KeptRecord")
 
 
+class ModelChange(Protocol):
+    """A change of the model that is no ablation of units: a system prompt, a steering vector, an adapter."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Says what is changed, and how much: two changes that are alike have the same."""
+        ...
+
+    def applied(self, model: HookedModel) -> AbstractContextManager[None]:
+        """While open, the model is changed; afterwards it is as it was, to the bit."""
+        ...
+
+
 @dataclass(frozen=True)
 class State:
     """The model as it is measured: original, edited, or under a control."""
@@ -48,6 +61,8 @@ class State:
     """Size relative to the edit, for random controls."""
     model: str = ""
     """Another model than the studied one (fine-tuned, quantised), by a name of its own."""
+    change: ModelChange | None = None
+    """What is changed beside the ablated units; None: nothing."""
 
     @property
     def title(self) -> str:
@@ -62,20 +77,23 @@ class State:
     @property
     def fingerprint(self) -> str:
         """What is changed in the studied model; empty for the original."""
-        if self.ablated is None:
-            return self.model
-        changed = self.ablated.fingerprint
-        if not isinstance(self.value, Zero):
-            changed += f" {described(self.value)}"
-        return f"{self.model} {changed}" if self.model else changed
+        parts = [self.model] if self.model else []
+        if self.ablated is not None:
+            parts.append(self.ablated.fingerprint)
+            if not isinstance(self.value, Zero):
+                parts.append(described(self.value))
+        if self.change is not None:
+            parts.append(self.change.fingerprint)
+        return " ".join(parts)
 
     @contextmanager
     def applied(self, model: HookedModel) -> Iterator[None]:
         """While open, the model is in this state."""
-        if self.ablated is None:
-            yield
-            return
-        with ablate(model, self.ablated, value=self.value):
+        with ExitStack() as changes:
+            if self.change is not None:
+                changes.enter_context(self.change.applied(model))
+            if self.ablated is not None:
+                changes.enter_context(ablate(model, self.ablated, value=self.value))
             yield
 
 
