@@ -83,6 +83,26 @@ def bootstrap_interval(
     return Interval(float(sums.sum() / sizes.sum()), float(low), float(high), len(sums))
 
 
+def bootstrap_of_means(
+    values: Float[np.ndarray, "quantity example"],
+    clusters: Sequence[Hashable],
+    *,
+    n_resamples: int = 9999,
+    seed: int = 0,
+) -> Float[np.ndarray, "resample quantity"]:
+    """Means of several quantities of the same examples over redrawn clusters, each draw the same for all quantities.
+
+    For an interval of a function of these means. Raises `InputError` below two clusters.
+    """
+    sums = []
+    for quantity in values:
+        of_quantity, sizes = _by_cluster(quantity, clusters)
+        sums.append(of_quantity)
+    n_clusters = len(sizes)
+    draws = np.random.default_rng(seed).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), n_resamples)
+    return (draws @ np.stack(sums).T) / (draws @ sizes)[:, None]
+
+
 def sign_flip_p_value(
     differences: Float[np.ndarray, " example"],
     clusters: Sequence[Hashable],

@@ -59,8 +59,8 @@ def mutual_information(
         second_neurons: neurons of the second behaviour.
         ablated: neurons or weights that are silenced, or gates.
         config: the estimand, `MutualInformationConfig("awareness_mi")` for instance, and how it is estimated.
-        controls: matched random ablations (`random_like`), 99 or more for p = 0.01. For `subset_mi` each is an `InformationArm`
-            with neurons of its own (`random_arm_like`).
+        controls: matched random ablations (`random_like`), 99 or more for p = 0.01. For `subset_mi` each is an
+            `InformationArm` with neurons of its own (`random_arm_like`).
         calibration: both behaviours' calibration splits, on which the probes of `awareness_mi` are fitted. Without
             them they are fitted on the half of the topics that a row does not belong to.
         template: how prompts become tokens.

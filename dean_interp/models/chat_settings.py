@@ -86,6 +86,24 @@ def with_settings(
     return (_with_template(tokenizer, before, after) if before or after else tokenizer), kept
 
 
+def with_system_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer whose chats begin with a system turn of this text, where they have none of their own.
+
+    Raises `InputError` where there is no chat template. One that knows no system turn refuses chats when it is used.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, so it has no system turn")
+    turn = f"[{{'role': 'system', 'content': {_quoted(text)}}}]"
+    before = f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {turn} + messages %}}{{% endif %}}"
+    return _with_template(tokenizer, before, "")
+
+
+def _quoted(text: str) -> str:
+    """A text as a string of a template."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
 def _asks_for(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """The names that the chat template looks up."""
     if not tokenizer.chat_template:

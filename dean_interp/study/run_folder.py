@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_text
 
 CHECKSUMS = "checksums.json"
+_WAIT = 2.0  # seconds between two looks at a folder that another process writes to
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,28 @@ def owned(
         yield
 
 
+class BusyError(InputError):
+    """Another process writes to a folder."""
+
+
+@contextmanager
+def waited_for(folder: Path) -> Iterator[None]:
+    """As `locked`; where another process writes to the folder, its end is waited for."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except BusyError:
+                time.sleep(_WAIT)
+        yield
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The folder, made where it is missing, for this process and those that share its work alone.
 
-    Raises `InputError` where it cannot be written, or another process writes to it.
+    Raises `InputError` where it cannot be written, and `BusyError` where another process writes to it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +93,7 @@ def locked(folder: Path) -> Iterator[None]:
             if is_rank0():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"another run is writing to {folder}") from error
+            raise BusyError(f"another run is writing to {folder}") from error
         yield
 
 

@@ -1,0 +1,73 @@
+"""The dose of a change at which the mean KL on general text is a given one, by measuring."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dean_interp.arms.arm import Change
+from dean_interp.evaluation.outcomes import clusters_of
+from dean_interp.models.load import HookedModel
+from dean_interp.selection.size_at_kl import size_at_kl
+from dean_interp.statistics import Interval
+from dean_interp.study.dosing import kl_interval
+from dean_interp.study.store import ORIGINAL, State, Store
+
+StateKl = Callable[[State], Interval]
+"""Measures the KL of a state to the original on general text, nats per answer token."""
+_SMALLEST = 1e-4
+_POWER = 2.0
+
+
+@dataclass(frozen=True)
+class DoseAtKl:
+    """A dose, and the KL that was measured there on the general text that chooses doses."""
+
+    dose: float
+    kl: Interval
+    """Nats per answer token."""
+    is_reached: bool
+    """Whether this KL is the one that was looked for, or at most a tenth above it. A set that is silenced whole may do
+    less damage, and units that come one by one may jump over it."""
+
+
+def state_kl(store: Store, model: HookedModel) -> StateKl:
+    """What measures the KL of states on the store's general text. Each is measured once."""
+    general = store.tests[2]
+    original = store.general(model, ORIGINAL)
+
+    def kl(state: State) -> Interval:
+        measured = store.general(model, replace(state, name="trial"), reference=original)
+        return kl_interval(measured[general.name], clusters_of(general))
+
+    return kl
+
+
+def dose_at_kl(change: Change, meter: StateKl, *, kl: float, start: float | None = None) -> DoseAtKl:
+    """The dose whose mean KL is from `kl` to a tenth above it, else the nearest that was found from above or below.
+
+    Args:
+        change: what is followed.
+        meter: measures the KL of its states.
+        kl: nats per answer token.
+        start: the dose that is tried first, if another than the change's own.
+    """
+    measured: dict[float, Interval] = {}
+
+    def mean_kl(dose: float) -> float:
+        measured[dose] = meter(change.at(dose))
+        return measured[dose].mean
+
+    first = change.first_dose if start is None else start
+    dose, is_reached = size_at_kl(
+        mean_kl,
+        kl,
+        bounds=(_SMALLEST * change.first_dose, change.largest_dose),
+        start=first,
+        power=_POWER,
+    )
+    if math.isnan(measured[dose].mean):
+        # Every dose that was tried broke the model but those below.
+        finite = [tried for tried, interval in measured.items() if not math.isnan(interval.mean)]
+        dose = max(finite) if finite else 0.0
+        measured.setdefault(0.0, Interval(0.0, 0.0, 0.0, measured[next(iter(measured))].n_clusters))
+    return DoseAtKl(dose, measured[dose], is_reached)

@@ -1,0 +1,192 @@
+"""What a comparison of arms is made with, what its pieces share, and what they leave behind.
+
+A piece is one arm, or the nulls of one. Its record says that it is done; what it measured lies in the stores of the run
+folder. The pieces themselves: `arms.pieces`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from dean_interp.arms.arm import Arm, ArmExamples, Kind, Setting
+from dean_interp.arms.at_kl import DoseAtKl
+from dean_interp.arms.choosing_settings import Trial, best_of
+from dean_interp.arms.coupled_arms import rule_scores
+from dean_interp.arms.sealed import sealed
+from dean_interp.errors import InputError
+from dean_interp.files import read_json, write_bytes
+from dean_interp.models.load import HookedModel
+from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.study.choosing import Flip, effects, gates_store
+from dean_interp.study.improve_data import ImproveData
+from dean_interp.study.improvement import ImproveConfig
+from dean_interp.study.method import original_of
+from dean_interp.study.run_folder import waited_for
+from dean_interp.study.settings import AnswerConfig
+from dean_interp.study.state_outcomes import MeasurementPlan, measurement_plan
+from dean_interp.study.store import Store, file_name
+from dean_interp.study.study_data import PromptSets
+
+RECORD = "arm.json"
+NULLS = "nulls.json"
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """What is compared, on which model and data."""
+
+    kls: tuple[float, ...] = (0.02, 0.05, 0.1)
+    """KLs on general text at which arms are compared, nats per answer token."""
+    chosen_at: float = 0.05
+    """KL at which settings are chosen, answers are given, and nulls are made; one of them."""
+    n_choices: int = 4
+    """Number of trials in which an arm's settings are chosen, the same for every arm."""
+    n_flips: int = 10
+    """Number of nulls of the best arm of a kind; they come in pairs."""
+    n_flips_tuned: int = 5
+    """The same for arms that are trained, each of which takes as long as the arm."""
+    n_random: int = 3
+    """Number of random arms of each sort."""
+    study: ImproveConfig = field(default_factory=lambda: ImproveConfig(n_flips=0, n_random=0))
+    """Model, data, and what is measured."""
+
+    def check(self) -> None:
+        """Raise `InputError` where a setting is out of its range."""
+        if not self.kls or list(self.kls) != sorted(set(self.kls)) or not self.kls[0] > 0:
+            raise InputError(f"kls must be above 0 and ascending, in nats per token, got {self.kls}")
+        if self.chosen_at not in self.kls:
+            raise InputError(f"chosen_at must be one of kls {self.kls}, got {self.chosen_at}")
+        for name, least in {"n_choices": 1, "n_flips": 0, "n_flips_tuned": 0, "n_random": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self.study.check()
+
+    def n_flips_of(self, kind: Kind) -> int:
+        """Number of nulls of a kind of arms."""
+        return self.n_flips_tuned if kind == "fine-tuning" else self.n_flips
+
+
+@dataclass(frozen=True)
+class MeasuredState:
+    """One state that was measured on confirming prompts."""
+
+    name: str
+    kl: float
+    """The KL that was looked for, nats per answer token; 0 where the arm has no dose to choose."""
+    dose: float
+    chosen: DoseAtKl | None
+    """The KL on the text that chooses doses; None where nothing was looked for."""
+    fingerprint: str
+    """Of the state: it names its files."""
+    in_full: bool
+    """Whether answers and windows were measured, too."""
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """What is known of an arm when its piece is done. What was measured lies in the store."""
+
+    name: str
+    kind: Kind
+    source: str
+    uses_labels: bool
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    states: tuple[MeasuredState, ...] = ()
+    n_bytes: int = 0
+    seconds: float = 0.0
+    """Spent on choosing settings and doses, without the scores that arms share."""
+    left_out: str | None = None
+    """Why it was not measured."""
+
+    @property
+    def worth(self) -> float | None:
+        """The best trial's value."""
+        best = best_of(self.trials)
+        return best.value if best else None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that the pieces share."""
+
+    folder: Path
+    config: ComparisonConfig
+    data: ImproveData
+    model: HookedModel
+    confirm: MeasurementPlan
+    choose: MeasurementPlan
+
+    def examples(self, arm: Arm, flip: Flip | None = None, *, part: str = "fit") -> ArmExamples:
+        """What an arm is given."""
+        return ArmExamples(
+            model=self.model,
+            config=self.config.study,
+            scoring=self.data.scoring,
+            folder=self.folder,
+            own_folder=self.folder / "arms" / file_name(arm.name) / part,
+            flip=flip,
+            seed=self.config.study.seed,
+        )
+
+    @contextmanager
+    def sealed(self) -> Iterator[None]:
+        """While open, no confirming prompt may be read."""
+        with sealed(native_tokenizer(self.model), [*self.data.confirming, *self.data.others]):
+            yield
+
+
+def begun(folder: Path, config: ComparisonConfig, data: ImproveData, model: HookedModel) -> Work:
+    """The stores of the comparison, with what all arms share: the original, and the scores."""
+    study = config.study
+    no_answers = AnswerConfig(n_answers=0)
+    choosing: Store = gates_store(folder / "choose", model, study, data.choosing)
+    confirming: Store = gates_store(folder / "confirm", model, study, data.confirming, data.others)
+    work = Work(
+        folder=folder,
+        config=config,
+        data=data,
+        model=model,
+        choose=measurement_plan(choosing, PromptSets(), no_answers, model, progress=None),
+        confirm=measurement_plan(confirming, data.prompts, study.answers, model, progress=None),
+    )
+    with waited_for(folder / "shared"):
+        original_of(work.choose, model, in_full=False)
+        original_of(work.confirm, model)
+        with work.sealed():
+            effects(model, data.scoring, study, folder)
+            rule_scores(_anyone(work), "neuron")
+    return work
+
+
+def _anyone(work: Work) -> ArmExamples:
+    return ArmExamples(work.model, work.config.study, work.data.scoring, work.folder, work.folder)
+
+
+def piece_folder(folder: Path, arm: str) -> Path:
+    """Where the pieces of an arm lie."""
+    return folder / "arms" / file_name(arm)
+
+
+def save(record: ArmRecord, folder: Path, arm: str) -> None:
+    """Write the record of an arm, which says that its piece is done."""
+    write_bytes(piece_folder(folder, arm) / RECORD, TypeAdapter(ArmRecord).dump_json(record, indent=1) + b"\n")
+
+
+def records_of(folder: Path, names: Sequence[str]) -> dict[str, ArmRecord]:
+    """The records of the arms that are done, by name."""
+    records = {}
+    for name in names:
+        path = piece_folder(folder, name) / RECORD
+        if path.is_file():
+            records[name] = read_json(path, ArmRecord)
+    return records
+
+
+def nulls_of(folder: Path, arm: str) -> tuple[MeasuredState, ...] | None:
+    """The nulls of an arm; None where they are not done."""
+    path = piece_folder(folder, arm) / NULLS
+    return read_json(path, tuple[MeasuredState, ...]) if path.is_file() else None

@@ -1,0 +1,245 @@
+"""What a comparison of arms found: how much each raises both behaviours for its damage, and beside which nulls.
+
+Of an arm at a KL the **smaller rise** counts: the smaller of the changes of both margins. Its interval is a bootstrap
+over topics, drawn anew for each behaviour. The **area** of an arm is the mean smaller rise over KLs from 0 to the
+largest that was looked for, by straight lines between what was measured, from no rise at no KL; an arm that ends before
+stays where it ended. p is that of the less certain behaviour (intersection-union), two-sided, adjusted over arms by
+Holm's method; against nulls it is the larger of both ranks.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from dean_interp.arms.comparison import ArmRecord, ComparisonConfig, MeasuredState, nulls_of, records_of
+from dean_interp.arms.frontier_curves import MarginChanges, area_under, smaller_rises
+from dean_interp.evaluation.lines import Line, compare
+from dean_interp.evaluation.outcomes import MARGIN, Outcome, clusters_of
+from dean_interp.frames import Framed
+from dean_interp.models.load import HookedModel
+from dean_interp.statistics import Interval, holm, rank_p_value
+from dean_interp.study.dosing import kl_interval
+from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, outcomes_of
+from dean_interp.study.store import ORIGINAL, State
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """An arm at one KL, on confirming prompts."""
+
+    kl_wanted: float
+    """Nats per answer token; 0 where the arm has one dose."""
+    dose: float
+    kl: Interval
+    """Measured on confirming general text, nats per answer token."""
+    rises: Mapping[str, Interval]
+    """The change of each behaviour's margin, nats per token."""
+    smaller: Interval
+    """The smaller of both."""
+    p: float
+    """That both margins rise: the larger of both p-values, 1 where one falls."""
+    lines: tuple[Line, ...]
+    """Everything that was measured, before and after."""
+
+    @property
+    def raises_both(self) -> bool:
+        """Whether the intervals of both changes lie above 0."""
+        return all(rise.low > 0 for rise in self.rises.values())
+
+
+@dataclass(frozen=True)
+class FrontierArm:
+    """One arm on confirming prompts."""
+
+    record: ArmRecord
+    points: tuple[FrontierPoint, ...]
+    area: Interval | None
+    """Mean smaller rise over KLs up to the largest; None where the arm has one dose, or was left out."""
+    p_holm: float | None
+    """At the KL where settings are chosen, adjusted over the arms; None for random ones."""
+    null_rises: tuple[Mapping[str, float], ...] | None
+    """The changes of both margins under each of its nulls; None where it has none."""
+    null_p: float | None
+    """The larger rank of both rises among the nulls."""
+
+    @property
+    def name(self) -> str:
+        """Of the arm."""
+        return self.record.name
+
+    def point(self, kl: float) -> FrontierPoint | None:
+        """The point at a KL that was looked for, or the only one of a prompt; None where there is none."""
+        for point in self.points:
+            if point.kl_wanted in (kl, 0):
+                return point
+        return None
+
+
+@dataclass(frozen=True)
+class Frontier(Framed):
+    """Arms compared at equal damage, on one model and two behaviours."""
+
+    model: str
+    behaviours: tuple[str, str]
+    chosen_at: float
+    arms: tuple[FrontierArm, ...]
+    missing: tuple[str, ...]
+    """Arms that are not done."""
+
+    def __getitem__(self, name: str) -> FrontierArm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def __repr__(self) -> str:
+        return f"Frontier({self.model!r}, {len(self.arms)} arms)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row an arm and KL: the KL that was reached, both rises and the smaller with their intervals, p."""
+        rows = []
+        for arm in self.arms:
+            for point in arm.points:
+                row: dict[str, object] = {"arm": arm.name, "kind": arm.record.kind, "kl_wanted": point.kl_wanted}
+                row |= {"dose": point.dose, "kl": point.kl.mean}
+                for name, rise in point.rises.items():
+                    row |= {name: rise.mean, f"{name}_low": rise.low, f"{name}_high": rise.high}
+                row |= {"smaller": point.smaller.mean, "p": point.p}
+                rows.append(row | {"low": point.smaller.low, "high": point.smaller.high})
+        return pd.DataFrame(rows)
+
+
+def frontier_of(folder: Path, plan: MeasurementPlan, config: ComparisonConfig, names: Sequence[str]) -> Frontier:
+    """What the pieces that are done found; no model is needed.
+
+    Args:
+        folder: the run folder.
+        plan: what was measured on confirming prompts.
+        config: the settings of the comparison.
+        names: the arms, in the order of the table.
+    """
+    records = records_of(folder, names)
+    first, second, _ = plan.store.tests
+    original = _measured(plan, ORIGINAL.name, "", in_full=True)
+    compared = [_arm(folder, plan, record, original, config) for record in records.values()]
+    return Frontier(
+        model=config.study.model.name,
+        behaviours=(first.name, second.name),
+        chosen_at=config.chosen_at,
+        arms=_with_holm_over_arms(compared, config.chosen_at),
+        missing=tuple(name for name in names if name not in records),
+    )
+
+
+def _arm(
+    folder: Path, plan: MeasurementPlan, record: ArmRecord, original: StateOutcomes, config: ComparisonConfig
+) -> FrontierArm:
+    nulls = nulls_of(folder, record.name)
+    null_rises = None if nulls is None else tuple(_null_rises(plan, null, original) for null in nulls)
+    if not record.states:
+        return FrontierArm(record, (), area=None, p_holm=None, null_rises=null_rises, null_p=None)
+    states = [_measured(plan, state.name, state.fingerprint, in_full=state.in_full) for state in record.states]
+    first, second = (_changes(original, states, test.name) for test in plan.store.tests[:2])
+    points = []
+    for state, measured, smaller in zip(record.states, states, smaller_rises(first, second), strict=True):
+        points.append(_point(plan, record, state, original, measured, smaller))
+    area = None
+    # A prompt has one dose.
+    if record.kind != "prompt":
+        area = area_under([point.kl.mean for point in points], first, second, largest=config.kls[-1])
+    at = next((point for point in points if point.kl_wanted == config.chosen_at), None)
+    return FrontierArm(
+        record=record,
+        points=tuple(points),
+        area=area,
+        p_holm=None,
+        null_rises=null_rises,
+        null_p=_rank(at, null_rises) if at and null_rises else None,
+    )
+
+
+def _point(
+    plan: MeasurementPlan,
+    record: ArmRecord,
+    state: MeasuredState,
+    original: StateOutcomes,
+    measured: StateOutcomes,
+    smaller: Interval,
+) -> FrontierPoint:
+    behaviours = [test.name for test in plan.store.tests[:2]]
+    lines = compare(original.outcomes, measured.outcomes)
+    # Windows of text are no chat: a system prompt is not there.
+    if record.kind == "prompt":
+        lines = [line for line in lines if "windows" not in line.metric]
+    margins = {line.on: line for line in lines if line.metric == MARGIN and line.on in behaviours}
+    rises = {name: margins[name].change for name in behaviours}
+    both_rise = all(rise.mean > 0 for rise in rises.values())
+    general = plan.store.tests[2]
+    return FrontierPoint(
+        kl_wanted=state.kl,
+        dose=state.dose,
+        kl=kl_interval(measured.measurement[general.name], clusters_of(general)),
+        rises=rises,
+        smaller=smaller,
+        p=max(line.p for line in margins.values()) if both_rise else 1.0,
+        lines=tuple(lines),
+    )
+
+
+def _null_rises(plan: MeasurementPlan, null: MeasuredState, original: StateOutcomes) -> dict[str, float]:
+    """The change of both margins under a null; 0 where flipped labels gave no edit."""
+    behaviours = [test.name for test in plan.store.tests[:2]]
+    if not null.fingerprint:
+        return dict.fromkeys(behaviours, 0.0)
+    measured = _measured(plan, null.name, null.fingerprint, in_full=False)
+    return {name: float(_changes(original, [measured], name).values.mean()) for name in behaviours}
+
+
+def _rank(point: FrontierPoint, null_rises: Sequence[Mapping[str, float]]) -> float:
+    """The larger rank of both rises among those of nulls."""
+    ranks = []
+    for name, rise in point.rises.items():
+        ranks.append(rank_p_value(rise.mean, [each[name] for each in null_rises]))
+    return max(ranks)
+
+
+def _with_holm_over_arms(arms: Sequence[FrontierArm], kl: float) -> tuple[FrontierArm, ...]:
+    """The arms with p-values adjusted over all that are not random."""
+    family = {}
+    for arm in arms:
+        point = arm.point(kl)
+        if arm.record.kind != "random" and point is not None:
+            family[arm.name] = point.p
+    adjusted = holm(family)
+    return tuple(replace(arm, p_holm=adjusted.get(arm.name)) for arm in arms)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A change that was measured before: its fingerprint is enough to find what was measured."""
+
+    fingerprint: str
+
+    def applied(self, model: HookedModel) -> AbstractContextManager[None]:
+        raise AssertionError("what was measured is in the store")
+
+
+def _measured(plan: MeasurementPlan, name: str, fingerprint: str, *, in_full: bool) -> StateOutcomes:
+    """What the store holds of a state."""
+    state = State(name, "arm", change=_Known(fingerprint) if fingerprint else None)
+    return outcomes_of(plan, None, state, reference=None, in_full=in_full)
+
+
+def _changes(original: StateOutcomes, states: Sequence[StateOutcomes], name: str) -> MarginChanges:
+    """The change of a behaviour's margin in several states."""
+    before = _margin(original, name)
+    values: list[Float[np.ndarray, " example"]] = []
+    for state in states:
+        values.append(_margin(state, name).values - before.values)
+    return MarginChanges(np.stack(values).astype(float), before.clusters)
+
+
+def _margin(measured: StateOutcomes, name: str) -> Outcome:
+    return next(outcome for outcome in measured.outcomes if outcome.key == (MARGIN, name))

@@ -1,0 +1,105 @@
+"""Random units as arms: what any change of that damage does.
+
+Random neurons like those of the paper's rule, matched by site and stratum and grown until the KL is reached, are
+silenced. Or the changes of the closed-form gates are given to other neurons of the same layer and stratum.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
+from dean_interp.arms.changes import AlongGates
+from dean_interp.arms.coupled_arms import FRACTIONS, PaperRuleArm, rule_scores
+from dean_interp.arms.gate_arms import OF_IMPROVE
+from dean_interp.selection.random_sets import n_units_outside, random_like
+from dean_interp.selection.selection import Selection
+from dean_interp.selection.strata import Strata, strata
+from dean_interp.study.dosing import random_gates
+from dean_interp.study.store import State
+
+
+@dataclass(frozen=True)
+class GrowingSet:
+    """A random set like another, silenced; its dose is its size relative to that one."""
+
+    like: Selection
+    strata: Strata
+    seed: int
+
+    @property
+    def n_bytes(self) -> int:
+        """An index a unit, at a dose of 1."""
+        return 4 * len(self.like)
+
+    @property
+    def first_dose(self) -> float:
+        """As large as the set that it is like."""
+        return 1.0
+
+    @property
+    def largest_dose(self) -> float:
+        """All units of its sites."""
+        return n_units_outside(self.like) / len(self.like)
+
+    def at(self, dose: float) -> State:
+        """The set of that size, silenced."""
+        if round(dose * len(self.like)) < 1:
+            return State("", "arm")
+        drawn = random_like(self.like, self.strata, seed=self.seed, growth=dose)
+        return State("", "arm", ablated=drawn)
+
+
+@dataclass(frozen=True)
+class RandomNeuronsArm:
+    """Random neurons like those of the paper's rule."""
+
+    number: int
+    kind: Kind = "random"
+    source: str = "matched by site and decile of activation norm (selection.random_sets)"
+    uses_labels: bool = False
+
+    @property
+    def name(self) -> str:
+        """With the number of the draw."""
+        return f"random neurons {self.number}"
+
+    @property
+    def choices(self) -> Mapping[str, Sequence[Setting]]:
+        """None."""
+        return {}
+
+    def fit(self, examples: ArmExamples, settings: Settings) -> GrowingSet:
+        """The draw. Raises `InputError` where the paper's rule couples no neuron at any of its fractions."""
+        scores = rule_scores(examples, "neuron")
+        rule = PaperRuleArm("neuron")
+        # As many neurons as the paper takes; a small model may need a larger share.
+        coupled = rule.fit(examples, {"fraction": FRACTIONS["neuron"][1]})
+        matched = strata(examples.model, scores)
+        return GrowingSet(coupled.selection, matched, seed=examples.seed * 1000 + self.number)
+
+
+@dataclass(frozen=True)
+class RandomGatesArm:
+    """The changes of `improve`'s gates, at random neurons."""
+
+    number: int
+    kind: Kind = "random"
+    source: str = "shuffled within layer and decile of activation norm (study.dosing)"
+    uses_labels: bool = False
+
+    @property
+    def name(self) -> str:
+        """With the number of the draw."""
+        return f"random gates {self.number}"
+
+    @property
+    def choices(self) -> Mapping[str, Sequence[Setting]]:
+        """None."""
+        return {}
+
+    def fit(self, examples: ArmExamples, settings: Settings) -> AlongGates:
+        """The draw."""
+        gates = OF_IMPROVE.fit(examples, {})
+        matched = strata(examples.model, examples.margin_scores[:3])
+        seed = examples.seed * 1000 + self.number
+        return AlongGates(random_gates(gates.direction, matched, seed=seed), first_dose=gates.first_dose)

@@ -1,0 +1,58 @@
+"""Silencing by sign: neurons that lower both margins, and that general text does not need most, are silenced.
+
+Of neurons whose gains for both margins lie below 0 by some standard errors (`selection.signed`), without the top
+hundredth of general text. Silencing them raises both margins to first order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
+from dean_interp.arms.changes import Silencing
+from dean_interp.arms.coupled_arms import rule_scores
+from dean_interp.models.sites import Site
+from dean_interp.selection.gains import Gains, gains_of, towards_zero
+from dean_interp.selection.gating import NoNeuronError
+from dean_interp.selection.selection import Selection, top_fraction
+
+_GENERAL = 0.01
+
+
+@dataclass(frozen=True)
+class SignedSilencingArm:
+    """Silences the neurons whose silencing raises both margins."""
+
+    kind: Kind = "silencing"
+    name: str = "silencing by sign"
+    source: str = "this project (selection.signed)"
+    uses_labels: bool = True
+
+    @property
+    def choices(self) -> Mapping[str, Sequence[Setting]]:
+        """How many standard errors a gain must lie below 0."""
+        return {"certainty": (0.5, 1.0, 1.5, 2.0)}
+
+    def fit(self, examples: ArmExamples, settings: Settings) -> Silencing:
+        """The neurons. Raises `NoNeuronError` where none is that certain."""
+        flips = examples.flip or (None, None)
+        scores = examples.margin_scores
+        first, second = (gains_of(of_each, signs=signs) for of_each, signs in zip(scores[:2], flips, strict=True))
+        lowering = _lowering(first, float(settings["certainty"])) & _lowering(second, float(settings["certainty"]))
+        needed = top_fraction(rule_scores(examples, "neuron")[2], _GENERAL)
+        chosen = lowering - needed
+        if not len(chosen):
+            raise NoNeuronError(
+                f"no neuron lowers both {first.behaviour} and {second.behaviour} by {settings['certainty']} standard "
+                "errors: take a smaller certainty"
+            )
+        return Silencing(chosen)
+
+
+def _lowering(gains: Gains, certainty: float) -> Selection:
+    """The neurons whose gain lies below 0 by so many standard errors."""
+    units, shapes = {}, {}
+    for site, mean in gains.mean.items():
+        bound = towards_zero(mean, certainty * gains.error[site])
+        units[site] = (bound < 0).nonzero()[:, 0]
+        shapes[Site(*site)] = (len(mean),)
+    return Selection(units, shapes, gains.prompt_hashes)
