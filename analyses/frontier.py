@@ -52,7 +52,7 @@ def run(given: FrontierRun) -> Frontier:
     study = dataclasses.replace(config.study, model=day.of_run(config.study.model, given.out))
     config = dataclasses.replace(config, study=study)
     data = improve_data(study)
-    arms = all_arms(config.n_random)
+    arms = all_arms(study.n_random)
     worked_on = [arm for arm in arms if not given.only or arm.name.startswith(given.only)]
     if not worked_on:
         raise InputError(f"no arm begins with {' or '.join(given.only)}; arms: {', '.join(arm.name for arm in arms)}")
@@ -73,9 +73,8 @@ def run(given: FrontierRun) -> Frontier:
 
 def _quick(config: ComparisonConfig) -> ComparisonConfig:
     """The quick form of the settings."""
-    return dataclasses.replace(
-        config, kls=(config.chosen_at,), n_choices=2, n_flips=2, n_flips_tuned=2, n_random=min(1, config.n_random)
-    )
+    study = dataclasses.replace(config.study, n_flips=2, n_random=1)
+    return dataclasses.replace(config, kls=(config.chosen_at,), n_choices=2, n_flips_tuned=2, study=study)
 
 
 def facts(data: ImproveData, config: ComparisonConfig) -> dict[str, str]:
@@ -86,7 +85,7 @@ def facts(data: ImproveData, config: ComparisonConfig) -> dict[str, str]:
         counted[f"{role} examples"] = ", ".join(f"{len(part)} of {part.name}" for part in parts)
     return counted | {
         "trials an arm": str(config.n_choices),
-        "nulls of the best arm of each kind": f"{config.n_flips} flips of labels; {config.n_flips_tuned} of fine-tuning",
+        "nulls of the best arm of each kind": f"{config.study.n_flips} flips of labels; {config.n_flips_tuned} of fine-tuning",
         "command": command(),
     }
 

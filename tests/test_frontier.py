@@ -45,8 +45,8 @@ def config(folder, tmp_path_factory):
         n_score=20,
         n_choose=12,
         n_confirm=32,
-        n_flips=0,
-        n_random=0,
+        n_flips=2,
+        n_random=1,
     )
     return ComparisonConfig(study=study)
 

@@ -1,11 +1,12 @@
 """The settings of an arm, chosen on prompts that choose: the same number of trials for every arm, by Optuna.
 
 A trial fits the arm with some settings, follows its change to a KL, and is worth the smaller of the two margins' rises
-there. Up to two settings are gone through as a grid where it is small enough, the rest is Optuna's TPE sampler. Trials
-are kept in a journal, so a killed search goes on; a trial that was cut off is made again.
+there. A grid with no more points than trials is gone through; from a larger one Optuna's TPE sampler takes its points.
+Trials are kept in a journal, so a killed search goes on; a trial that was cut off is made again.
 """
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,18 +54,24 @@ def tried_settings(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     n_points = math.prod(len(values) for values in arm.choices.values())
     n_trials = min(n_trials, n_points)
-    is_grid = n_points <= n_trials
     grid = {name: list(values) for name, values in arm.choices.items()}
-    sampler: Any = optuna.samplers.GridSampler(grid, seed=seed) if is_grid else optuna.samplers.TPESampler(seed=seed)
     journal.parent.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
     study = optuna.create_study(
-        study_name=arm.name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
+        study_name=arm.name,
+        storage=storage,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        direction="maximize",
+        load_if_exists=True,
     )
     # A process that was killed left a trial that never ends.
     for cut_off in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(cut_off.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(cut_off.params)
+    # A grid that is small enough is gone through, whatever the sampler would take.
+    if n_points <= n_trials:
+        for values in itertools.product(*grid.values()):
+            study.enqueue_trial(dict(zip(grid, values, strict=True)), skip_if_exists=True)
     while len(_finished(study)) < n_trials:
         trial = study.ask()
         settings: dict[str, Setting] = {}

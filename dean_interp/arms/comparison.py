@@ -16,7 +16,7 @@ from dean_interp.arms.at_kl import DoseAtKl
 from dean_interp.arms.choosing_settings import Trial, best_of
 from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.arms.sealed import sealed
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below
 from dean_interp.files import read_json, write_bytes
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
@@ -44,14 +44,11 @@ class ComparisonConfig:
     """KL at which settings are chosen, answers are given, and nulls are made; one of them."""
     n_choices: int = 4
     """Number of trials in which an arm's settings are chosen, the same for every arm."""
-    n_flips: int = 10
-    """Number of nulls of the best arm of a kind; they come in pairs."""
     n_flips_tuned: int = 5
-    """The same for arms that are trained, each of which takes as long as the arm."""
-    n_random: int = 3
-    """Number of random arms of each sort."""
-    study: ImproveConfig = field(default_factory=lambda: ImproveConfig(n_flips=0, n_random=0))
-    """Model, data, and what is measured."""
+    """Number of nulls of the best arm of those that are trained: each null takes as long as the arm."""
+    study: ImproveConfig = field(default_factory=lambda: ImproveConfig(n_flips=10, n_random=3))
+    """Model, data, and what is measured. `n_flips` nulls stand beside the best arm of every other kind, and `n_random`
+    random arms of each sort beside all."""
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
@@ -59,14 +56,12 @@ class ComparisonConfig:
             raise InputError(f"kls must be above 0 and ascending, in nats per token, got {self.kls}")
         if self.chosen_at not in self.kls:
             raise InputError(f"chosen_at must be one of kls {self.kls}, got {self.chosen_at}")
-        for name, least in {"n_choices": 1, "n_flips": 0, "n_flips_tuned": 0, "n_random": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        refuse_below(self, {"n_choices": 1, "n_flips_tuned": 0})
         self.study.check()
 
     def n_flips_of(self, kind: Kind) -> int:
         """Number of nulls of a kind of arms."""
-        return self.n_flips_tuned if kind == "fine-tuning" else self.n_flips
+        return self.n_flips_tuned if kind == "fine-tuning" else self.study.n_flips
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ silenced. Or the changes of the closed-form gates are given to other neurons of 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.changes import AlongGates
 from dean_interp.arms.coupled_arms import FRACTIONS, PaperRuleArm, rule_scores
 from dean_interp.arms.gate_arms import OF_IMPROVE
+from dean_interp.errors import InputError
 from dean_interp.selection.random_sets import n_units_outside, random_like
 from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import Strata, strata
@@ -69,13 +71,19 @@ class RandomNeuronsArm:
         return {}
 
     def fit(self, examples: ArmExamples, settings: Settings) -> GrowingSet:
-        """The draw. Raises `InputError` where the paper's rule couples no neuron at any of its fractions."""
-        scores = rule_scores(examples, "neuron")
-        rule = PaperRuleArm("neuron")
-        # As many neurons as the paper takes; a small model may need a larger share.
-        coupled = rule.fit(examples, {"fraction": FRACTIONS["neuron"][1]})
-        matched = strata(examples.model, scores)
-        return GrowingSet(coupled.selection, matched, seed=examples.seed * 1000 + self.number)
+        """The draw. Raises `InputError` where the paper's rule couples no neuron at any of these fractions."""
+        matched = strata(examples.model, rule_scores(examples, "neuron"))
+        return GrowingSet(_coupled(examples), matched, seed=examples.seed * 1000 + self.number)
+
+
+def _coupled(examples: ArmExamples) -> Selection:
+    """The neurons of the paper's rule at the paper's fraction, or at the first larger one that couples any."""
+    rule = PaperRuleArm("neuron")
+    *smaller, largest = FRACTIONS["neuron"][1:]
+    for fraction in smaller:
+        with suppress(InputError):
+            return rule.fit(examples, {"fraction": fraction}).selection
+    return rule.fit(examples, {"fraction": largest}).selection
 
 
 @dataclass(frozen=True)
