@@ -83,9 +83,10 @@ def facts(data: ImproveData, config: ComparisonConfig) -> dict[str, str]:
     counted = {}
     for role, parts in roles.items():
         counted[f"{role} examples"] = ", ".join(f"{len(part)} of {part.name}" for part in parts)
+    n_flips, n_tuned = config.study.n_flips, config.n_flips_tuned
     return counted | {
         "trials an arm": str(config.n_choices),
-        "nulls of the best arm of each kind": f"{config.study.n_flips} flips of labels; {config.n_flips_tuned} of fine-tuning",
+        "nulls of the best arm of each kind": f"{n_flips} flips of labels; {n_tuned} of fine-tuning",
         "command": command(),
     }
 

@@ -1,4 +1,4 @@
-"""The comparison of arms recovers a planted ranking, keeps confirming prompts shut, and undoes every arm to the bit."""
+"""The comparison of arms: a planted ranking is recovered, pieces resume and are shared, curves have known answers."""
 
 import dataclasses
 import sys
@@ -6,42 +6,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from planted_gates import planted_model, write_data, write_register
 
-from dean_interp import AnswerConfig, ImproveConfig, InputError, ModelConfig, load_model
-from dean_interp.arms.all_arms import all_arms
-from dean_interp.arms.arm import flipped
+from dean_interp import AnswerConfig, ImproveConfig, InputError, ModelConfig
+from dean_interp.arms.arm import Change
+from dean_interp.arms.at_kl import dose_at_kl
 from dean_interp.arms.choosing_settings import best_of, tried_settings
-from dean_interp.arms.comparison import ComparisonConfig, begun
+from dean_interp.arms.comparison import RECORD, ComparisonConfig
 from dean_interp.arms.frontier_curves import MarginChanges, area_under, mean_under_curve, smaller_rises
-from dean_interp.arms.sealed import SealBrokenError, sealed
-from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.study.improve_data import improve_data
+from dean_interp.arms.gate_arms import CLOSED_FORM
+from dean_interp.arms.pieces import _piece
+from dean_interp.statistics import Interval
+from dean_interp.study.run_folder import locked
+from dean_interp.study.store import State, file_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analyses"))
 
 
 @pytest.fixture(scope="module")
-def folder(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("planted_frontier") / "model"
-    planted_model(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(folder, tmp_path_factory):
-    """Both behaviours are real; the right edit silences the neuron that hurts both and opens the one that helps both."""
-    data_folder = tmp_path_factory.mktemp("data")
-    data = write_data(data_folder, n_topics=32, n_each=2, real=(True, True))
+def config(tokenizer, tmp_path_factory):
+    """Both behaviours are real: the right edit silences the neuron that hurts both, and opens the one that helps."""
+    folder = tmp_path_factory.mktemp("planted_frontier")
+    planted_model(tokenizer).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    data = write_data(folder, n_topics=32, n_each=2, real=(True, True))
     study = ImproveConfig(
-        model=ModelConfig(str(folder), template="raw", device="cpu"),
+        model=ModelConfig(str(folder / "model"), template="raw", device="cpu"),
         first=data["first"],
         second=data["second"],
         general=data["general"],
-        register=write_register(data_folder),
-        answers=AnswerConfig(n_answers=0),
+        register=write_register(folder),
+        answers=AnswerConfig(n_answers=0, n_answer_controls=0),
         n_score=20,
         n_choose=12,
         n_confirm=32,
@@ -58,6 +53,149 @@ def test_quick_comparison_recovers_the_planted_ranking(config, tmp_path):
     given = frontier.FrontierRun(out=tmp_path / "run", quick=True, comparison=config)
     found = frontier.run(given)
     assert not found.missing
-    rise = {arm.name: arm.points[0].smaller.mean for arm in found.arms if arm.points}
-    print(rise)
-    assert False
+    at = {arm.name: arm.point(found.chosen_at) for arm in found.arms}
+    # Gates know which neuron hurts both and which helps both.
+    for name in ("gates, closed form", "gates, iterated", "silencing by sign"):
+        assert at[name].raises_both, name
+    rise = {name: point.smaller.mean for name, point in at.items() if point}
+    assert rise["gates, closed form"] > rise["random gates 1"] + 0.1
+    # The paper's rule also silences what helps.
+    assert rise["paper's rule, neurons"] < 0
+    # A byte depends on the one before it alone: here no text has a system turn, and a prompt is left out with a reason.
+    assert at["system prompt, short"] is None
+    assert "template" in found["system prompt, short"].record.left_out
+    assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "table.md").is_file()
+    # Nothing is left to do, and the second call finds the same.
+    again = frontier.run(given)
+    assert again.to_pandas().equals(found.to_pandas())
+
+
+@dataclasses.dataclass(frozen=True)
+class Quadratic:
+    """A change whose KL is its dose squared, up to a largest dose."""
+
+    largest_dose: float
+    first_dose: float = 0.3
+    n_bytes: int = 0
+
+    def at(self, dose: float) -> State:
+        return State("", "arm", growth=dose)
+
+
+def squared(state: State) -> Interval:
+    return Interval(state.growth**2, 0.0, 0.0, 2)
+
+
+def test_the_dose_at_a_kl_is_found_by_measuring():
+    change = Quadratic(largest_dose=100.0)
+    assert isinstance(change, Change)
+    for kl in (1e-4, 0.02, 0.05, 3.0):
+        found = dose_at_kl(change, squared, kl=kl)
+        assert found.is_reached and kl <= found.kl.mean <= 1.1 * kl and found.kl.mean == found.dose**2
+
+
+def test_a_change_that_ends_before_the_kl_is_followed_to_its_end():
+    found = dose_at_kl(Quadratic(largest_dose=0.1, first_dose=0.1), squared, kl=0.05)
+    assert found.dose == 0.1 and not found.is_reached and found.kl.mean == pytest.approx(0.01)
+
+
+def test_a_dose_that_breaks_the_model_is_never_chosen():
+    def meter(state: State) -> Interval:
+        return Interval(float("nan") if state.growth > 0.1 else 0.0, 0.0, 0.0, 2)
+
+    found = dose_at_kl(Quadratic(largest_dose=10.0), meter, kl=0.05)
+    assert found.dose <= 0.1 and not found.is_reached and not np.isnan(found.kl.mean)
+
+
+def test_every_point_of_a_small_grid_is_tried_once_and_kept(tmp_path):
+    tried = []
+
+    def value_of(settings):
+        tried.append(tuple(settings.values()))
+        if settings == {"ridge": 1.0, "cost": "alone"}:
+            raise InputError("no edit")
+        return settings["ridge"]
+
+    trials = tried_settings(CLOSED_FORM, 4, tmp_path / "trials.log", value_of, seed=0)
+    assert sorted(tried) == sorted([(0.1, "together"), (0.1, "alone"), (1.0, "together"), (1.0, "alone")])
+    assert best_of(trials).settings == {"ridge": 1.0, "cost": "together"}
+    assert [trial.fault for trial in trials if trial.value is None] == ["no edit"]
+    assert tried_settings(CLOSED_FORM, 4, tmp_path / "trials.log", value_of, seed=0) == trials
+    assert len(tried) == 4
+
+
+def test_a_killed_search_makes_the_trial_again_that_was_cut_off(tmp_path):
+    tried = []
+
+    def killed(settings):
+        tried.append(settings)
+        if len(tried) == 2:
+            raise KeyboardInterrupt
+        return 0.0
+
+    with pytest.raises(KeyboardInterrupt):
+        tried_settings(CLOSED_FORM, 4, tmp_path / "trials.log", killed, seed=0)
+    trials = tried_settings(CLOSED_FORM, 4, tmp_path / "trials.log", killed, seed=0)
+    assert len(trials) == 4 and len(tried) == 5
+    points = {(trial.settings["ridge"], trial.settings["cost"]) for trial in trials}
+    assert len(points) == 4
+
+
+def test_a_larger_space_is_sampled_with_as_many_trials_as_every_arm_has(tmp_path):
+    wide = dataclasses.replace(CLOSED_FORM, choices={"ridge": (0.1, 1.0), "agree": (0, 1), "certainty": (0.0, 1.0)})
+    trials = tried_settings(wide, 3, tmp_path / "trials.log", lambda settings: settings["ridge"], seed=0)
+    assert len(trials) == 3 and all(set(trial.settings) == set(wide.choices) for trial in trials)
+
+
+def test_the_area_is_the_mean_height_from_no_rise_at_no_kl():
+    # A triangle up to (0.1, 1): its mean height is one half, whatever the order of the points.
+    assert mean_under_curve([0.1, 0.05], np.array([[1.0, 0.5]]), 0.1) == pytest.approx([0.5])
+    # An arm that ends at half of the KLs stays where it ended.
+    assert mean_under_curve([0.05], np.array([[1.0]]), 0.1) == pytest.approx([0.75])
+    # What lies beyond the largest KL is cut off.
+    assert mean_under_curve([0.2], np.array([[1.0]]), 0.1) == pytest.approx([0.25])
+
+
+def test_the_smaller_rise_is_that_of_the_mean_and_its_interval_covers():
+    """Of 300 designs of 21 topics with known means, about 95 % of the intervals hold the smaller mean."""
+    generator, n_covered = np.random.default_rng(0), 0
+    topics = tuple(str(i) for i in range(21) for _ in range(2))
+    for _ in range(300):
+        both = []
+        for mean in (0.3, 1.0):
+            of_topics = np.repeat(generator.normal(mean, 0.3, 21), 2)
+            both.append(MarginChanges((of_topics + generator.normal(0, 0.1, 42))[None], topics))
+        (interval,) = smaller_rises(*both)
+        assert interval.mean == pytest.approx(both[0].values.mean())
+        n_covered += interval.low <= 0.3 <= interval.high
+    assert 0.9 <= n_covered / 300 <= 0.99
+
+
+def test_the_area_of_a_straight_line_has_the_interval_of_its_end():
+    generator = np.random.default_rng(1)
+    end = generator.normal(0.4, 0.2, 20)
+    topics = tuple(map(str, range(20)))
+    low, high = MarginChanges(np.stack([end / 2, end]), topics), MarginChanges(np.stack([end + 1, end + 9]), topics)
+    area = area_under([0.05, 0.1], low, high, largest=0.1)
+    (_, at_end) = smaller_rises(low, high)
+    assert area.mean == pytest.approx(at_end.mean / 2)
+    assert area.low == pytest.approx(at_end.low / 2) and area.high == pytest.approx(at_end.high / 2)
+
+
+def test_a_piece_that_another_process_is_at_is_left_to_it(tmp_path):
+    folder = tmp_path / "arms" / file_name(CLOSED_FORM.name)
+    with locked(folder), _piece(tmp_path, CLOSED_FORM.name, RECORD) as is_mine:
+        assert not is_mine
+    with _piece(tmp_path, CLOSED_FORM.name, RECORD) as is_mine:
+        assert is_mine
+    (folder / RECORD).write_text("{}")
+    with _piece(tmp_path, CLOSED_FORM.name, RECORD) as is_mine:
+        assert not is_mine
+
+
+@pytest.mark.parametrize(
+    "change", [{"kls": ()}, {"kls": (0.05, 0.02)}, {"kls": (0.0, 0.05)}, {"chosen_at": 0.03}, {"n_choices": 0}]
+)
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(InputError, match=next(iter(change))):
+        dataclasses.replace(ComparisonConfig(), **change).check()
