@@ -25,7 +25,7 @@ from dean_interp.models.sites import residual_hook
 from dean_interp.study.store import State
 
 _PARALLEL = 1e-6
-"""Of a basis: a second axis is none where the two directions differ by no more than rounding."""
+"""A second axis that is shorter is none: the two directions differ by no more than rounding."""
 
 
 @dataclass(frozen=True)
