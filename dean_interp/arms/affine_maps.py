@@ -37,7 +37,7 @@ class AffineMaps:
     slopes: Mapping[Site, Float[Tensor, " d_mlp"]] = field(repr=False)
     """The map's slope minus 1."""
     shifts: Mapping[Site, Float[Tensor, " d_mlp"]] = field(repr=False)
-    first_dose: float = 0.1
+    first_dose: float = 0.3
     largest_dose: float = 100.0
     """Far beyond the whole map, for maps that change little."""
 

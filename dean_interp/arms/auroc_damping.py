@@ -23,7 +23,7 @@ from dean_interp.models.sites import neuron_sites
 from dean_interp.selection.gates import Gates
 
 _POOLED: dict[Setting, Summary] = {"max": "largest", "mean": "mean"}
-_FIRST_DOSE = 0.2
+_FIRST_DOSE = 0.5
 
 
 @dataclass(frozen=True)
