@@ -1,0 +1,110 @@
+"""Affine maps of single neurons from unsafe answers to safe ones (Linear-AcT, arXiv 2410.23054, section 3).
+
+The optimal map between two Gaussians of one neuron: `T(a) = m_safe + s_safe / s_unsafe (a - m_unsafe)`, followed to the
+share that is the dose: `a + dose (T(a) - a)`. As in the paper, an answer counts with its mean over tokens, `m` and `s`
+are mean and deviation over answers, and the map is applied to every token. Other than there: the sorted answers' least
+squares are replaced by the deviations (the Gaussian case), all layers' maps come from one pass of the unchanged model,
+and the place is `mlp.hook_post`. Of the two behaviours' displacements the mean is taken; it is an affine map again.
+
+Where unsafe answers hardly vary (a deviation below a thousandth of the layer's root mean square deviation) the quotient
+of deviations says nothing: there the slope is 1, and only the mean is moved. No other slope is cut.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dean_interp.arms.answer_statistics import AnswerStatistics, answer_statistics
+from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
+from dean_interp.arms.hooked_change import ActivationMap, hooked_state
+from dean_interp.errors import InputError
+from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.study.store import State
+
+Layers = Literal["all", "first half", "second half", "middle half"]
+_STEADY = 1e-3
+"""Unsafe answers whose deviation is below this share of the layer's are taken not to vary."""
+
+
+@dataclass(frozen=True)
+class AffineMaps:
+    """A map of every neuron's activation in some layers, as the displacement `slope * a + shift`."""
+
+    slopes: Mapping[Site, Float[Tensor, " d_mlp"]] = field(repr=False)
+    """The map's slope minus 1."""
+    shifts: Mapping[Site, Float[Tensor, " d_mlp"]] = field(repr=False)
+    first_dose: float = 0.3
+    largest_dose: float = 100.0
+    """Far beyond the whole map, for maps that change little."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Two numbers a neuron."""
+        return 8 * sum(slope.numel() for slope in self.slopes.values())
+
+    def at(self, dose: float) -> State:
+        """The model with `dose` times each neuron's displacement."""
+        maps, tensors = {}, {}
+        for site, slope in self.slopes.items():
+            maps[site.hook_name] = _displaced(dose * slope, dose * self.shifts[site])
+            tensors |= {f"{site} slope": slope, f"{site} shift": self.shifts[site]}
+        return hooked_state(maps, tensors, dose)
+
+
+def _displaced(slope: Tensor, shift: Tensor) -> ActivationMap:
+    return lambda activation: activation + slope.to(activation) * activation + shift.to(activation)
+
+
+@dataclass(frozen=True)
+class LinearTransport:
+    """Moving each neuron from its distribution over unsafe answers to that over safe ones."""
+
+    name: str = "affine maps"
+    kind: Kind = "activations"
+    source: str = "arXiv 2410.23054, section 3 (Linear-AcT, Gaussian case)"
+    uses_labels: bool = True
+
+    @property
+    def choices(self) -> Mapping[str, Sequence[Setting]]:
+        """The layers whose neurons are mapped."""
+        return {"layers": get_args(Layers)}
+
+    def fit(self, examples: ArmExamples, settings: Settings) -> AffineMaps:
+        """The mean of both behaviours' displacements. Raises `InputError` as `answer_statistics`, or for layers that
+        have no such name.
+        """
+        both = answer_statistics(examples, "neurons")
+        slopes, shifts = {}, {}
+        for site in _chosen(neuron_sites(examples.model), settings["layers"]):
+            maps = [displacement(statistics, site) for statistics in both]
+            slopes[site] = torch.stack([slope for slope, _ in maps]).mean(0).float()
+            shifts[site] = torch.stack([shift for _, shift in maps]).mean(0).float()
+        return AffineMaps(slopes, shifts)
+
+
+def displacement(statistics: AnswerStatistics, site: Site) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, " d_mlp"]]:
+    """Slope and shift of `T(a) - a` for one behaviour, float64."""
+    means = statistics.of("mean", site.hook_name).double()
+    mean, deviation = means.mean(0), means.std(0, correction=0)
+    typical = deviation.square().mean().sqrt()
+    varies = deviation[1] > _STEADY * typical
+    ratio = torch.where(varies, deviation[0] / torch.where(varies, deviation[1], 1.0), 1.0)
+    return ratio - 1, mean[0] - ratio * mean[1]
+
+
+def _chosen(sites: Sequence[Site], layers: Setting) -> Sequence[Site]:
+    """The sites of the layers; of an odd number of layers the middle one is in both halves."""
+    n = len(sites)
+    parts = {
+        "all": slice(0, n),
+        "first half": slice(0, (n + 1) // 2),
+        "second half": slice(n // 2, n),
+        "middle half": slice(n // 4, n - n // 4),
+    }
+    if layers not in parts:
+        raise InputError(f"layers must be one of {get_args(Layers)}, got {layers!r}")
+    return sites[parts[str(layers)]]

@@ -1,0 +1,55 @@
+"""Directions of behaviours in the residual stream: the mean over safe answers minus that over unsafe ones.
+
+The difference in means is that of contrastive activation addition (arXiv 2312.06681, section 3) and of directional
+ablation (arXiv 2406.11717, section 2.3). There it is taken at one token; here at all tokens of an answer, whose mean is
+what an example counts with.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dean_interp.arms.answer_statistics import AnswerStatistics, answer_statistics, layer_at
+from dean_interp.arms.arm import ArmExamples
+from dean_interp.errors import InputError
+from dean_interp.models.sites import residual_hook
+
+_NOTHING = 1e-6
+"""A difference that is smaller than this share of the stream's norm is rounding."""
+
+
+@dataclass(frozen=True)
+class MeanDifferences:
+    """The directions of both behaviours after one layer, from unsafe to safe."""
+
+    layer: int
+    units: Float[Tensor, "behaviour d_model"]
+    """Each of length 1, in float64."""
+    norm: float
+    """The mean norm of the residual stream over answer tokens, each answer counting equally."""
+
+
+def mean_differences(examples: ArmExamples, depth: float) -> MeanDifferences:
+    """The directions after the layer at `depth` of the model.
+
+    Raises:
+        InputError: as `answer_statistics`; a behaviour whose safe and unsafe answers do not differ there.
+    """
+    layer = layer_at(examples.model, depth)
+    both = answer_statistics(examples, "residual")
+    norms = torch.cat([statistics.of("norm", residual_hook(layer)).flatten() for statistics in both])
+    norm = float(norms.double().mean())
+    units = []
+    for statistics, behaviour in zip(both, examples.scoring, strict=False):
+        difference = _difference(statistics, layer)
+        if float(difference.norm()) <= _NOTHING * norm:
+            raise InputError(f"safe and unsafe answers of '{behaviour.name}' do not differ after layer {layer}")
+        units.append(difference / difference.norm())
+    return MeanDifferences(layer, torch.stack(units), norm)
+
+
+def _difference(statistics: AnswerStatistics, layer: int) -> Float[Tensor, " d_model"]:
+    means = statistics.of("mean", residual_hook(layer)).double()
+    return (means[:, 0] - means[:, 1]).mean(0)
