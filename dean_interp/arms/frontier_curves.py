@@ -1,8 +1,8 @@
 """Curves of an arm: the smaller of two rises at every KL, and the area under it, each with an interval over topics.
 
-An interval is a bootstrap over topics, drawn anew for each behaviour and alike for all doses of an arm. Its quantiles are
-moved outward for how few topics there are (the expanded percentile interval; Hesterberg 2015, section 4.5), so that for
-a mean it is about as wide as the t interval.
+An interval is a bootstrap over topics, drawn anew for each behaviour and alike for all doses of an arm. Its quantiles
+are moved outward for how few topics there are (the expanded percentile interval; Hesterberg 2015, section 4.5), so that
+for a mean it is about as wide as the t interval.
 """
 
 from collections.abc import Sequence
