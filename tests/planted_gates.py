@@ -21,11 +21,11 @@ READS = {
 """What each planted neuron does after the letters f, p and g: writes so much of "Y, not N", or (the last) of "O"."""
 
 
-def planted_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def planted_model(tokenizer: PreTrainedTokenizerFast, *, n_ctx: int = 256) -> LlamaForCausalLM:
     """No attention: what follows a byte depends on that byte alone. After f or p come Y or N, after g comes O."""
     torch.manual_seed(1)
     config = LlamaConfig(hidden_size=D_MODEL, intermediate_size=D_MLP, num_hidden_layers=1, num_attention_heads=2,
-                         vocab_size=len(tokenizer), max_position_embeddings=256)  # fmt: skip
+                         vocab_size=len(tokenizer), max_position_embeddings=n_ctx)  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     f, p, g, y, n, o = (tokenizer(letter).input_ids[0] for letter in "fpgYNO")
     with torch.no_grad():

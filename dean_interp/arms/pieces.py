@@ -34,7 +34,6 @@ from dean_interp.arms.comparison import (
     records_of,
     save,
 )
-from dean_interp.arms.sealed import SealBrokenError
 from dean_interp.arms.system_prompt import SystemPromptArm
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
@@ -129,8 +128,6 @@ def arm_record(work: Work, arm: Arm) -> ArmRecord:
                 return replace(record, trials=trials, left_out=trials[0].fault if trials else None)
             change = arm.fit(work.examples(arm), best.settings)
             doses = _doses(arm, change, meter, config)
-    except SealBrokenError:
-        raise
     except InputError as error:
         return replace(record, left_out=str(error))
     seconds = time.monotonic() - began
@@ -249,8 +246,6 @@ def null_states(work: Work, arm: Arm, record: ArmRecord) -> tuple[MeasuredState,
             with work.sealed():
                 change = arm.fit(work.examples(arm, flip, part=f"flip {number + 1}"), record.settings)
                 chosen = dose_at_kl(change, meter, kl=config.chosen_at, start=at.dose)
-        except SealBrokenError:
-            raise
         except InputError:
             # Nothing is certain enough on flipped labels: a null that changes nothing.
             states.append(_unchanged(name, config.chosen_at))

@@ -6,7 +6,7 @@ silenced. Or the changes of the closed-form gates are given to other neurons of 
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.changes import AlongGates
@@ -107,7 +107,7 @@ class RandomGatesArm:
 
     def fit(self, examples: ArmExamples, settings: Settings) -> AlongGates:
         """The draw."""
-        gates = OF_IMPROVE.fit(examples, {})
+        gates = OF_IMPROVE.fit(replace(examples, flip=None), {})
         matched = strata(examples.model, examples.margin_scores[:3])
         seed = examples.seed * 1000 + self.number
         return AlongGates(random_gates(gates.direction, matched, seed=seed), first_dose=gates.first_dose)

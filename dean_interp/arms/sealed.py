@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
 
 _FEWEST = 3
 
 
-class SealBrokenError(InputError):
-    """A prompt was read that may not be read yet."""
+class SealBrokenError(RuntimeError):
+    """A prompt was read that may not be read yet: a fault of an arm, which no other settings put right."""
 
 
 @contextmanager
