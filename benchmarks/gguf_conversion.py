@@ -2,8 +2,8 @@
 
     python benchmarks/gguf_conversion.py [FILE.gguf]      (the demo model's file, where none is named)
 
-Both read the file, dequantise it to float32 and save weights and tokenizer, in turn, into fresh folders. The files must be
-the same to the byte. Ours also waits until they are on the disk.
+Both read the file, dequantise it to float32 and save weights and tokenizer, in turn, into fresh folders. The files
+must be the same to the byte. Ours also waits until they are on the disk.
 """
 
 import filecmp

@@ -62,8 +62,8 @@ def load_model(
     """A TransformerLens model, in evaluation mode, with raw weights.
 
     Args:
-        name_or_folder_or_object: a name on the Hugging Face hub, a local folder, a `.gguf` file, the demo model's name,
-            a `transformers` model (wrapped, not copied), or a TransformerLens model (returned as it is).
+        name_or_folder_or_object: a name on the hub, a folder, a `.gguf` file (made a float32 folder once, which is kept
+            in the cache), the demo model's name, a `transformers` model (wrapped, not copied), a TransformerLens model.
         device: `None` takes CUDA where there is one, else the CPU. `"auto"` lays the layers over all GPUs, host memory
             and disk, in this order; a mapping says where each module goes (`transformers`' `device_map`). Offloaded
             weights are fetched layer by layer. `"meta"` gives the shape alone. An object in memory stays where it is.
