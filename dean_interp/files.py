@@ -68,20 +68,24 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextmanager
-def atomic_folder(out: Path) -> Iterator[Path]:
+def atomic_folder(out: Path, *, part: Path | None = None) -> Iterator[Path]:
     """A folder to fill, which is renamed to `out` when the block ends; where the block raises, nothing is left.
+
+    Args:
+        out: what the folder is at the end.
+        part: where it is filled, on the same file system; None: beside `out`. What a killed run left there is deleted.
 
     Raises `InputError` where the disk is full or the folder cannot be written.
     """
     try:
-        with _empty_folder(out.with_name(f"{out.name}.part")) as part:
-            yield part
+        with _empty_folder(part or out.with_name(f"{out.name}.part")) as filled:
+            yield filled
             # the content must be on disk before the name is
-            for path in part.rglob("*"):
+            for path in filled.rglob("*"):
                 if path.is_file():
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
-            part.rename(out)
+            filled.rename(out)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {out}: {_reason(error)}; nothing was kept") from error
 

@@ -60,13 +60,17 @@ def redraws() -> bool:
 
 
 @contextmanager
-def style_of_transformers_bars() -> Iterator[None]:
-    """Inside, the bars of `transformers` (loading weights) look like our own."""
+def style_of_transformers_bars(*, leave: bool = True) -> Iterator[None]:
+    """Inside, the bars of `transformers` (loading weights) look like our own.
+
+    Args:
+        leave: whether a bar stays after its loop has ended.
+    """
     # loaded here, since loading it takes seconds
     from transformers.utils.logging import set_tqdm_hook
 
     def styled(make: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:  # noqa: ANN401
-        return make(*args, **(settings | _style()))
+        return make(*args, **({"leave": leave} | settings | _style()))
 
     previous = set_tqdm_hook(styled)
     try:

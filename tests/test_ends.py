@@ -24,7 +24,7 @@ from dean_interp.cli import edits, main
 from dean_interp.cli.help_examples import EXAMPLES
 from dean_interp.cli.steps import Step
 from dean_interp.errors import InputError
-from dean_interp.models import demo
+from dean_interp.models import gguf_file
 from dean_interp.models.load import load_model
 from dean_interp.selection.selection import top_fraction
 from dean_interp.study import settings
@@ -416,15 +416,15 @@ def test_a_user_without_a_home_is_told_which_variable_names_a_cache(monkeypatch)
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(InputError, match="name one by DEAN_INTERP_CACHE"):
-        demo.cache_folder()
+        gguf_file.cache_folder()
 
 
 def test_an_empty_variable_names_no_folder(monkeypatch):
     monkeypatch.setenv("DEAN_INTERP_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert demo.cache_folder() == Path.home() / ".cache" / "dean_interp"
+    assert gguf_file.cache_folder() == Path.home() / ".cache" / "dean_interp"
     monkeypatch.setenv("DEAN_INTERP_CACHE", "~/mine")
-    assert demo.cache_folder() == Path.home() / "mine"
+    assert gguf_file.cache_folder() == Path.home() / "mine"
 
 
 @pytest.fixture

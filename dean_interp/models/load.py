@@ -22,11 +22,11 @@ from transformers import (
 )
 
 from dean_interp.errors import InputError
-from dean_interp.files import refuse_unreadable
 from dean_interp.models.bridge import bridge_to, refuse_unknown_architecture
 from dean_interp.models.chat_settings import ChatSettings
-from dean_interp.models.demo import DEMO_MODEL, cache_folder, convert_gguf, demo_model_folder
+from dean_interp.models.demo import DEMO_MODEL, demo_model_folder
 from dean_interp.models.devices import Device, is_map, one_device, refuse_device
+from dean_interp.models.gguf_file import cache_folder, folder_of_gguf
 from dean_interp.models.hooked_model import HookedModel, hooked_transformer_class, is_hooked_model
 from dean_interp.models.merging import adapter_settings, has_tokenizer, merged
 from dean_interp.models.native_tokenizer import note_text
@@ -62,8 +62,8 @@ def load_model(
     """A TransformerLens model, in evaluation mode, with raw weights.
 
     Args:
-        name_or_folder_or_object: a name on the Hugging Face hub, a local folder, a `.gguf` file, the demo model's name,
-            a `transformers` model (wrapped, not copied), or a TransformerLens model (returned as it is).
+        name_or_folder_or_object: a name on the hub, a folder, a `.gguf` file (made a float32 folder once, which is kept
+            in the cache), the demo model's name, a `transformers` model (wrapped, not copied), a TransformerLens model.
         device: `None` takes CUDA where there is one, else the CPU. `"auto"` lays the layers over all GPUs, host memory
             and disk, in this order; a mapping says where each module goes (`transformers`' `device_map`). Offloaded
             weights are fetched layer by layer. `"meta"` gives the shape alone. An object in memory stays where it is.
@@ -216,18 +216,9 @@ def _local_folder(name: str) -> str:
     """What `from_pretrained` takes: GGUF files and the demo model are converted once, the rest passes through."""
     if name == DEMO_MODEL:
         return str(demo_model_folder())
-    if not name.endswith(".gguf"):
-        return name
-    gguf = Path(name)
-    if not os.path.isfile(gguf):
-        raise InputError(f"no file {name}")
-    refuse_unreadable(gguf)
-    # another file, or the file changed, makes another folder
-    stamp = hashlib.sha256(f"{gguf.resolve()} {gguf.stat().st_size} {gguf.stat().st_mtime_ns}".encode()).hexdigest()
-    folder = cache_folder() / f"{gguf.stem}-{stamp[:12]}"
-    if not folder.is_dir():
-        convert_gguf(gguf, folder)
-    return str(folder)
+    if name.endswith(".gguf"):
+        return str(folder_of_gguf(Path(name)))
+    return name
 
 
 def _load_hooked_transformer(name: str, device: Device, dtype: torch.dtype) -> HookedModel:
