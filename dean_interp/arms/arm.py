@@ -8,7 +8,7 @@ is undone to the bit when it closes. How to write one: docs/how_to/add_an_arm.md
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.models.load import HookedModel
@@ -25,6 +25,7 @@ Setting = float | int | str
 Settings = Mapping[str, Setting]
 
 
+@runtime_checkable
 class Change(Protocol):
     """A change of a model that can be followed farther or less far."""
 
@@ -99,6 +100,7 @@ def flipped(behaviour: Behaviour, signs: Mapping[str, int]) -> Behaviour:
     return replace(behaviour, examples=tuple(examples))
 
 
+@runtime_checkable
 class Arm(Protocol):
     """A way of changing a model."""
 

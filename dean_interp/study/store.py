@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import TypeAdapter
 
@@ -31,6 +31,7 @@ from dean_interp.study.settings import DataConfig
 KeptRecord = TypeVar("KeptRecord")
 
 
+@runtime_checkable
 class ModelChange(Protocol):
     """A change of the model that is no ablation of units: a system prompt, a steering vector, an adapter."""
 
