@@ -44,7 +44,7 @@ class AdapterTraining:
     """How much a preference keeps to the reference."""
     n_steps: int = 16
     """Optimizer steps."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Pairs of a step."""
     every: int = 2
     """Steps from one state of the adapter that is kept to the next."""

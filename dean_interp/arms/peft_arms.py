@@ -34,7 +34,7 @@ class AdapterArm:
     loss: AdapterLoss
     n_steps: int = 16
     """Optimizer steps: the largest dose."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Pairs of a step."""
     every: int = 2
     """Steps from one state of the adapter that is kept to the next."""
