@@ -145,28 +145,22 @@ def _train(
     callbacks: list[Any],
 ) -> None:
     """Trains in place, from the last checkpoint in the folder that is whole."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.n_steps,
-        per_device_train_batch_size=config.batch_size,
+    arguments = training_arguments(
+        folder,
+        model,
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
         learning_rate=config.learning_rate or LEARNING_RATE[config.method],
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=max(1, config.n_steps // 10),
-        save_steps=config.every,
-        save_total_limit=1,
-        logging_steps=config.every,
         seed=config.seed,
-        data_seed=config.seed,
-        report_to=[],
-        use_cpu=next(model.parameters()).device.type == "cpu",
-        dataloader_pin_memory=False,
     )
+    arguments.save_steps = arguments.logging_steps = config.every
+    arguments.save_total_limit = 1
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=_Rows(rows),
+        train_dataset=TrainingRows(rows),
         data_collator=_padded,
         callbacks=callbacks,
     )
@@ -176,6 +170,50 @@ def _train(
         if not _is_whole(checkpoint):
             shutil.rmtree(checkpoint)
     trainer.train(resume_from_checkpoint=any(checkpoint.is_dir() for checkpoint in checkpoints))
+
+
+def training_arguments(
+    folder: Path,
+    model: torch.nn.Module,
+    *,
+    n_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    silent: bool = False,
+) -> Any:  # noqa: ANN401 - see the import
+    """The trainer's settings: AdamW on the model's device, its rate constant after a tenth of the steps; no reports.
+
+    Args:
+        folder: what the trainer writes goes there.
+        model: says which device.
+        n_steps: optimizer steps.
+        batch_size: rows of a step.
+        learning_rate: the constant one.
+        seed: for the order of the rows.
+        silent: no bar and no log, and rows of any form; nothing is written.
+    """
+    # here, since whoever only imports this package needs no trainer, which takes seconds to import
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=n_steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=max(1, n_steps // 10),
+        seed=seed,
+        data_seed=seed,
+        report_to=[],
+        use_cpu=next(model.parameters()).device.type == "cpu",
+        dataloader_pin_memory=False,
+        disable_tqdm=True if silent else None,
+        remove_unused_columns=not silent,
+        label_names=["labels"],
+        logging_strategy="no" if silent else "steps",
+        save_strategy="no" if silent else "steps",
+    )
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -214,16 +252,16 @@ def _padded(rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
     return batch
 
 
-class _Rows(torch.utils.data.Dataset):
-    """Rows as the trainer takes them."""
+class TrainingRows(torch.utils.data.Dataset):
+    """Examples as the trainer takes them."""
 
-    def __init__(self, rows: Sequence[dict[str, list[int]]]) -> None:
+    def __init__(self, rows: Sequence[Any]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: int) -> Any:  # noqa: ANN401
         return self.rows[index]
 
 

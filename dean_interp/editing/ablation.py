@@ -23,7 +23,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
 from dean_interp.models.notes import AblatedWeights, WeightChange, notes
 from dean_interp.models.positions import token_positions
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import noting_scored_prompts
 from dean_interp.models.sites import MATRICES, Modules, Site
 from dean_interp.models.sizes import neuron_counts, neuron_shapes, residual_width
 from dean_interp.selection.gates import Gates
@@ -158,15 +158,12 @@ class _Watch:
 def _noted(model: HookedModel, changed: AblatedWeights, prompt_hashes: frozenset[str]) -> Iterator[None]:
     """While open, the model has notes of its changed weights, and of the prompts that the selection was scored on."""
     outer = notes(model).ablated_weights
-    hashes = scored_prompts(model)
-    hashes_before = set(hashes)
-    hashes.update(prompt_hashes)
     notes(model).ablated_weights = changed
     try:
-        yield
+        with noting_scored_prompts(model, prompt_hashes):
+            yield
     finally:
         notes(model).ablated_weights = outer
-        hashes.intersection_update(hashes_before)
 
 
 def _silencers(

@@ -129,15 +129,15 @@ def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_voca
         raise ValueError(f"a {adapter.kind} takes single paths padded on the right: `paths`, not `trees`")
     # Only where a token's position is not its column does the model need to be told.
     options = {"position_ids": batch.positions} if is_branched or is_padded_left else {}
+    mask = attention_mask(batch, next(model.parameters()).dtype)
     with at_positions(model, TokenPositions(batch.positions, batch.is_answer)):
-        return model(batch.tokens, return_type="logits", attention_mask=_attention_mask(model, batch), **options)
+        return model(batch.tokens, return_type="logits", attention_mask=mask, **options)
 
 
-def _attention_mask(model: HookedModel, batch: Batch) -> Int[Tensor, "batch pos"] | Float[Tensor, "batch 1 pos pos"]:
+def attention_mask(batch: Batch, dtype: torch.dtype) -> Int[Tensor, "batch pos"] | Float[Tensor, "batch 1 pos pos"]:
     """What is real; for branched rows what is added to the attention scores: 0 where a token may look, else minus."""
     if batch.attend is None:
         return batch.real.long()
-    dtype = next(model.parameters()).dtype
     mask = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)
     return mask.masked_fill(~batch.attend, torch.finfo(dtype).min)[:, None]
 

@@ -1,6 +1,6 @@
 """What a model object was scored on, so that nothing scored is ever measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 
 from dean_interp.data.examples import Behaviour
@@ -27,6 +27,18 @@ def measuring_scored_prompts(model: HookedModel) -> Iterator[None]:
         yield
     finally:
         scored.update(before)
+
+
+@contextmanager
+def noting_scored_prompts(model: HookedModel, prompt_hashes: Set[str]) -> Iterator[None]:
+    """While open, these prompts count as scored too, since what was made from them is applied to the model."""
+    hashes = scored_prompts(model)
+    before = set(hashes)
+    hashes.update(prompt_hashes)
+    try:
+        yield
+    finally:
+        hashes.intersection_update(before)
 
 
 def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour], *, also: frozenset[str] = frozenset()) -> None:
