@@ -49,21 +49,11 @@ def tried_settings(
         seed: seed of the sampler.
     """
     import optuna
-    from optuna.storages.journal import JournalFileBackend
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     n_points = math.prod(len(values) for values in arm.choices.values())
     n_trials = min(n_trials, n_points)
     grid = {name: list(values) for name, values in arm.choices.items()}
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.create_study(
-        study_name=arm.name,
-        storage=storage,
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        direction="maximize",
-        load_if_exists=True,
-    )
+    study = _study(arm.name, journal, seed)
     # A process that was killed left a trial that never ends.
     for cut_off in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(cut_off.number, state=optuna.trial.TrialState.FAIL)
@@ -87,6 +77,23 @@ def tried_settings(
     for trial in _finished(study):
         trials.append(Trial(dict(trial.params), trial.value, trial.user_attrs.get(_FAULT)))
     return tuple(trials)
+
+
+def _study(name: str, journal: Path, seed: int) -> Any:  # noqa: ANN401 - optuna's own, which comes with the extra
+    """The search that the journal keeps, or a new one."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        direction="maximize",
+        load_if_exists=True,
+    )
 
 
 def best_of(trials: tuple[Trial, ...]) -> Trial | None:

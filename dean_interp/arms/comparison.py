@@ -75,7 +75,7 @@ class MeasuredState:
     chosen: DoseAtKl | None
     """The KL on the text that chooses doses; None where nothing was looked for."""
     fingerprint: str
-    """Of the state: it names its files."""
+    """The fingerprint of the state, which names its files."""
     in_full: bool
     """Whether answers and windows were measured, too."""
 
@@ -105,7 +105,7 @@ class ArmRecord:
 
 
 @dataclass(frozen=True)
-class Work:
+class SharedWork:
     """Everything that the pieces share."""
 
     folder: Path
@@ -134,13 +134,13 @@ class Work:
             yield
 
 
-def begun(folder: Path, config: ComparisonConfig, data: ImproveData, model: HookedModel) -> Work:
+def begun(folder: Path, config: ComparisonConfig, data: ImproveData, model: HookedModel) -> SharedWork:
     """The stores of the comparison, with what all arms share: the original, and the scores."""
     study = config.study
     no_answers = AnswerConfig(n_answers=0)
     choosing: Store = gates_store(folder / "choose", model, study, data.choosing)
     confirming: Store = gates_store(folder / "confirm", model, study, data.confirming, data.others)
-    work = Work(
+    work = SharedWork(
         folder=folder,
         config=config,
         data=data,
@@ -157,7 +157,7 @@ def begun(folder: Path, config: ComparisonConfig, data: ImproveData, model: Hook
     return work
 
 
-def _anyone(work: Work) -> ArmExamples:
+def _anyone(work: SharedWork) -> ArmExamples:
     return ArmExamples(work.model, work.config.study, work.data.scoring, work.folder, work.folder)
 
 

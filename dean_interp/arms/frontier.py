@@ -69,7 +69,7 @@ class FrontierArm:
 
     @property
     def name(self) -> str:
-        """Of the arm."""
+        """The name of the arm."""
         return self.record.name
 
     def point(self, kl: float) -> FrontierPoint | None:

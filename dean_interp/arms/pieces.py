@@ -29,7 +29,7 @@ from dean_interp.arms.comparison import (
     ArmRecord,
     ComparisonConfig,
     MeasuredState,
-    Work,
+    SharedWork,
     piece_folder,
     records_of,
     save,
@@ -48,7 +48,7 @@ from dean_interp.study.state_outcomes import StateOutcomes, outcomes_of
 from dean_interp.study.store import State
 
 
-def compare_arms(work: Work, arms: Sequence[Arm], together: Sequence[tuple[SystemPromptArm, Arm]] = ()) -> None:
+def compare_arms(work: SharedWork, arms: Sequence[Arm], together: Sequence[tuple[SystemPromptArm, Arm]] = ()) -> None:
     """Every piece that is not done and that no other process is at: first the arms, then the nulls.
 
     Args:
@@ -62,7 +62,7 @@ def compare_arms(work: Work, arms: Sequence[Arm], together: Sequence[tuple[Syste
         _do_pieces(work, arms, together)
 
 
-def _do_pieces(work: Work, arms: Sequence[Arm], together: Sequence[tuple[SystemPromptArm, Arm]]) -> None:
+def _do_pieces(work: SharedWork, arms: Sequence[Arm], together: Sequence[tuple[SystemPromptArm, Arm]]) -> None:
     for arm in progress_bar(arms, desc="arms", unit="arm"):
         with _piece(work.folder, arm.name, RECORD) as is_mine:
             if is_mine:
@@ -115,7 +115,7 @@ def _piece(folder: Path, arm: str, record: str) -> Iterator[bool]:
         yield False
 
 
-def arm_record(work: Work, arm: Arm) -> ArmRecord:
+def arm_record(work: SharedWork, arm: Arm) -> ArmRecord:
     """Choose an arm's settings and doses, and measure it on confirming prompts."""
     began = time.monotonic()
     record = ArmRecord(arm.name, arm.kind, arm.source, arm.uses_labels)
@@ -146,7 +146,7 @@ def arm_record(work: Work, arm: Arm) -> ArmRecord:
     )
 
 
-def _tried(work: Work, arm: Arm, meter: StateKl) -> tuple[Trial, ...]:
+def _tried(work: SharedWork, arm: Arm, meter: StateKl) -> tuple[Trial, ...]:
     """The trials of an arm's settings on choosing prompts."""
     original = original_of(work.choose, work.model, in_full=False)
     config = work.config
@@ -187,7 +187,7 @@ def _doses(arm: Arm, change: Change, meter: StateKl, config: ComparisonConfig) -
 
 
 def measured_state(
-    work: Work, change: Change, chosen: DoseAtKl, *, name: str, kl: float, in_full: bool
+    work: SharedWork, change: Change, chosen: DoseAtKl, *, name: str, kl: float, in_full: bool
 ) -> MeasuredState:
     """Measure a change at a dose on confirming prompts."""
     state = named(change.at(chosen.dose), name)
@@ -202,7 +202,7 @@ def named(state: State, name: str) -> State:
     return replace(state, name=name, kind="arm", unit=None)
 
 
-def measure_on_confirming(work: Work, state: State, *, in_full: bool) -> StateOutcomes:
+def measure_on_confirming(work: SharedWork, state: State, *, in_full: bool) -> StateOutcomes:
     """A state's outcomes on confirming prompts, from the store or measured now."""
     original = original_of(work.confirm, work.model)
     return outcomes_of(work.confirm, work.model, state, reference=original.measurement, in_full=in_full)
@@ -213,7 +213,7 @@ def name_together(prompt: SystemPromptArm, arm: Arm) -> str:
     return f"{prompt.name}, with {arm.name}"
 
 
-def record_together(work: Work, prompt: SystemPromptArm, arm: Arm, record: ArmRecord) -> ArmRecord:
+def record_together(work: SharedWork, prompt: SystemPromptArm, arm: Arm, record: ArmRecord) -> ArmRecord:
     """An edit at its doses, under a system prompt. The KL is that of both."""
     name, meter = name_together(prompt, arm), state_kl(work.choose.store, work.model)
     both = ArmRecord(name, prompt.kind, f"{prompt.source}; {arm.source}", uses_labels=False)
@@ -232,7 +232,7 @@ def record_together(work: Work, prompt: SystemPromptArm, arm: Arm, record: ArmRe
     return replace(both, settings=record.settings, states=tuple(states), n_bytes=n_bytes)
 
 
-def null_states(work: Work, arm: Arm, record: ArmRecord) -> tuple[MeasuredState, ...]:
+def null_states(work: SharedWork, arm: Arm, record: ArmRecord) -> tuple[MeasuredState, ...]:
     """The arm with its settings on flipped labels, each at a dose of its own, measured on confirming prompts."""
     config, meter = work.config, state_kl(work.choose.store, work.model)
     at = next(state for state in record.states if state.kl == config.chosen_at)

@@ -63,7 +63,7 @@ class Prompting:
 
     @property
     def n_bytes(self) -> int:
-        """Of its text."""
+        """The bytes of its text."""
         return len(self.text.encode())
 
     @property
