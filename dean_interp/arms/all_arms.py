@@ -6,6 +6,7 @@ from dean_interp.arms.auroc_damping import AurocDamping
 from dean_interp.arms.coupled_arms import PaperRuleArm, ReleasedArm
 from dean_interp.arms.directional_ablation import DirectionalAblation
 from dean_interp.arms.gate_arms import CLOSED_FORM, ITERATED, OF_IMPROVE
+from dean_interp.arms.peft_arms import ADAPTER_ARMS
 from dean_interp.arms.random_arms import RandomGatesArm, RandomNeuronsArm
 from dean_interp.arms.signed_arms import SignedSilencingArm
 from dean_interp.arms.steering import Steering
@@ -33,6 +34,7 @@ def all_arms(n_random: int) -> list[Arm]:
         AurocDamping(),
         SHORT_PROMPT,
         LONG_PROMPT,
+        *ADAPTER_ARMS,
     ]
     arms += [RandomNeuronsArm(number) for number in range(1, n_random + 1)]
     arms += [RandomGatesArm(number) for number in range(1, n_random + 1)]

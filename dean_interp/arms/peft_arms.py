@@ -3,6 +3,7 @@
 The dose is the number of training steps, so equal damage stops each training where its KL is the wanted one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +29,13 @@ _SOURCES: dict[AdapterKind | AdapterLoss, str] = {
 
 @dataclass(frozen=True)
 class AdapterArm:
-    """An adapter that is trained on the pairs (`arms.arm.Arm`). It sees `n_steps * batch_size` of them."""
+    """An adapter that is trained on the pairs (`arms.arm.Arm`)."""
 
     adapter: AdapterKind
     loss: AdapterLoss
-    n_steps: int = 16
-    """Optimizer steps: the largest dose."""
-    batch_size: int = 4
+    n_steps: int | None = None
+    """Optimizer steps, the largest dose. None: one pass over the pairs, so that the arm sees what the others see."""
+    batch_size: int = 8
     """Pairs of a step."""
     every: int = 2
     """Steps from one state of the adapter that is kept to the next."""
@@ -72,10 +73,11 @@ class AdapterArm:
         if set(settings) != set(self.choices):
             raise InputError(f"{self.name} takes the settings {', '.join(self.choices)}, got {', '.join(settings)}")
         given: dict[str, Any] = dict(settings)
+        n_pairs = sum(map(len, examples.pairs))
         training = AdapterTraining(
             kind=self.adapter,
             loss=self.loss,
-            n_steps=self.n_steps,
+            n_steps=self.n_steps or math.ceil(n_pairs / self.batch_size),
             batch_size=self.batch_size,
             every=self.every,
             seed=examples.seed,
