@@ -123,7 +123,7 @@ def _trainer(
 
 
 def _arguments(adapted: nn.Module, training: AdapterTraining, folder: Path) -> Any:  # noqa: ANN401 - of transformers
-    return training_arguments(
+    arguments = training_arguments(
         folder,
         adapted,
         n_steps=training.n_steps,
@@ -132,6 +132,9 @@ def _arguments(adapted: nn.Module, training: AdapterTraining, folder: Path) -> A
         seed=training.seed,
         silent=True,
     )
+    # on several GPUs the trainer would wrap the model, whose adapter is switched off for the reference
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _rows_of(pairs: Sequence[Encoded], loss: AdapterLoss, branched: bool) -> list[Row]:

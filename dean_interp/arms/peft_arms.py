@@ -15,9 +15,11 @@ from dean_interp.arms.peft_training import trained_path
 from dean_interp.errors import InputError
 
 LEARNING_RATES: dict[AdapterKind, tuple[float, ...]] = {
-    "lora": (1e-4, 3e-4, 1e-3, 3e-3),
-    "ia3": (3e-3, 1e-2, 3e-2, 1e-1),
+    "lora": (1e-3, 2e-3, 4e-3),
+    "ia3": (1e-2, 2e-2, 4e-2),
 }
+"""On the demo model, 16 steps at the lowest of these, in the MLP alone, come to a KL on general text of 0.02 to 0.27
+nats per token; attention and a higher rank bring them there in fewer steps."""
 _NAMES: dict[AdapterKind, str] = {"lora": "LoRA", "ia3": "IA3"}
 _SOURCES: dict[AdapterKind | AdapterLoss, str] = {
     "lora": "LoRA (arXiv 2106.09685, section 4.1)",
