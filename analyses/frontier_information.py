@@ -16,7 +16,6 @@ from pathlib import Path
 
 import tyro
 from pydantic import TypeAdapter
-from pydantic_core import to_json
 
 from dean_interp.arms.all_arms import all_arms
 from dean_interp.arms.arm import Arm
@@ -82,10 +81,8 @@ def run(given: FrontierInformation) -> dict[str, tuple[MutualInformation, ...]]:
         edits = [_state(work, arm) for arm in arms]
         nulls = _nulls(work, given)
         information = _estimated(plan, model, edits, nulls, neurons)
-    content = {
-        name: TypeAdapter(tuple[MutualInformation, ...]).dump_python(of_arm) for name, of_arm in information.items()
-    }
-    write_bytes(given.out / "results.json", to_json(content, indent=1) + b"\n")
+    content = TypeAdapter(dict[str, tuple[MutualInformation, ...]]).dump_json(information, indent=1)
+    write_bytes(given.out / "results.json", content + b"\n")
     text = "\n\n".join(_in_words(given.out, config, name, of_arm) for name, of_arm in information.items())
     write_text(given.out / "summary.md", text + "\n")
     print(text)

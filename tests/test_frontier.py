@@ -46,12 +46,20 @@ def config(tokenizer, tmp_path_factory):
     return ComparisonConfig(study=study)
 
 
-@pytest.mark.slow
-def test_quick_comparison_recovers_the_planted_ranking(config, tmp_path):
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """The quick form of the comparison, and where it is."""
     import frontier
 
-    given = frontier.FrontierRun(out=tmp_path / "run", quick=True, comparison=config)
-    found = frontier.run(given)
+    given = frontier.FrontierRun(out=tmp_path_factory.mktemp("frontier") / "run", quick=True, comparison=config)
+    return given, frontier.run(given)
+
+
+@pytest.mark.slow
+def test_quick_comparison_recovers_the_planted_ranking(finished):
+    import frontier
+
+    given, found = finished
     assert not found.missing
     at = {arm.name: arm.point(found.chosen_at) for arm in found.arms}
     # Gates know which neuron hurts both and which helps both.
@@ -64,10 +72,30 @@ def test_quick_comparison_recovers_the_planted_ranking(config, tmp_path):
     # A byte depends on the one before it alone: here no text has a system turn, and a prompt is left out with a reason.
     assert at["system prompt, short"] is None
     assert "template" in found["system prompt, short"].record.left_out
-    assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "table.md").is_file()
+    assert (given.out / "report.html").is_file() and (given.out / "table.md").is_file()
     # Nothing is left to do, and the second call finds the same.
     again = frontier.run(given)
     assert again.to_pandas().equals(found.to_pandas())
+
+
+@pytest.mark.slow
+def test_mutual_information_is_estimated_at_the_doses_of_a_comparison(finished, tmp_path):
+    import frontier_information
+
+    comparison, _ = finished
+    arms = ("gates, closed form", "paper's rule, neurons")
+    given = frontier_information.FrontierInformation(
+        frontier=comparison.out, out=tmp_path / "information", arms=arms, n_nulls=2
+    )
+    information = frontier_information.run(given)
+    assert tuple(information) == arms
+    for of_arm in information.values():
+        assert [each.estimand for each in of_arm] == ["downstream_mi", "awareness_mi"]
+        assert all(len(shift.control_changes) == 2 for each in of_arm for shift in each.shifts)
+    with pytest.raises(InputError, match="no finished arm 'steering 2'"):
+        frontier_information.run(dataclasses.replace(given, arms=("steering 2",)))
+    with pytest.raises(InputError, match="holds no comparison"):
+        frontier_information.run(dataclasses.replace(given, frontier=tmp_path))
 
 
 @dataclasses.dataclass(frozen=True)
