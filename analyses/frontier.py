@@ -16,6 +16,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import OmitArgPrefixes
 
+from dean_interp import load_behaviour
 from dean_interp.arms.all_arms import TOGETHER, all_arms
 from dean_interp.arms.choosing_settings import refuse_without_optuna
 from dean_interp.arms.comparison import ComparisonConfig, begun
@@ -39,6 +40,8 @@ class FrontierRun:
     """The run folder."""
     only: tuple[str, ...] = ()
     """Arms that are worked on, by name or the beginning of it. Unset: all."""
+    also: tuple[str, ...] = ()
+    """Further data sets with safe and unsafe answers, on whose test prompts every arm is measured, too."""
     quick: bool = False
     """Compare at one KL, with two trials an arm, two flips, and one random arm of each sort."""
     comparison: OmitArgPrefixes[ComparisonConfig] = field(default_factory=ComparisonConfig)
@@ -60,12 +63,13 @@ def run(given: FrontierRun) -> Frontier:
         pass
     clock = Clock(given.out / "times.json")
     model = study.model.load()
-    work = begun(given.out, config, data, model)
+    further = [load_behaviour(source, n_examples=None, split="test") for source in given.also]
+    work = begun(given.out, config, data, model, further)
     clock.lap("original and shared scores")
     compare_arms(work, worked_on, TOGETHER if not given.only else ())
     clock.lap("arms")
     names = [arm.name for arm in arms] + [name_together(prompt, arm) for prompt, arm in TOGETHER]
-    frontier = frontier_of(given.out, work.confirm, config, names)
+    frontier = frontier_of(work, names)
     page = write_frontier(frontier, given.out, facts(data, config))
     print(page.table, f"page: {page.path.resolve()}", sep="\n\n")
     return frontier

@@ -10,7 +10,7 @@ from units import logits_of
 from dean_interp import AnswerConfig, Behaviour, Example, ImproveConfig, InputError, ModelConfig, generate, load_model
 from dean_interp.arms.all_arms import TOGETHER, all_arms
 from dean_interp.arms.arm import Arm, Change, flipped
-from dean_interp.arms.comparison import ComparisonConfig, begun, piece_folder, records_of
+from dean_interp.arms.comparison import ComparisonConfig, begun, piece_folder, records_of, refuse_chosen_on
 from dean_interp.arms.pieces import arm_record, compare_arms, name_together
 from dean_interp.arms.sealed import SealBrokenError, sealed
 from dean_interp.arms.system_prompt import LONG, SHORT, SystemPromptArm, SystemText
@@ -209,6 +209,15 @@ def test_a_killed_comparison_goes_on_and_ends_in_the_same_record(work, monkeypat
     compare_arms(work, [arm])
     record = records_of(work.folder, [arm.name])[arm.name]
     assert dataclasses.replace(record, seconds=0.0) == dataclasses.replace(whole, seconds=0.0)
+
+
+def test_further_data_that_chose_something_are_refused(work):
+    scored = work.data.scoring[0]
+    with pytest.raises(InputError, match="score or choose"):
+        refuse_chosen_on(work.data, [dataclasses.replace(scored, name="again")])
+    plain = dataclasses.replace(scored, name="plain", examples=(Example("new?", {"response": "x"}),))
+    with pytest.raises(InputError, match="two answers"):
+        refuse_chosen_on(work.data, [plain])
 
 
 def test_a_system_prompt_stands_in_every_chat_and_is_gone_afterwards(work):

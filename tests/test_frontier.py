@@ -1,6 +1,7 @@
 """The comparison of arms: a planted ranking is recovered, pieces resume and are shared, curves have known answers."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -51,7 +52,11 @@ def finished(config, tmp_path_factory):
     """The quick form of the comparison, and where it is."""
     import frontier
 
-    given = frontier.FrontierRun(out=tmp_path_factory.mktemp("frontier") / "run", quick=True, comparison=config)
+    folder = tmp_path_factory.mktemp("frontier")
+    rows = [{"prompt": f"new f{i}?", "topic": str(i), "safe": "fY", "unsafe": "fN", "split": "test"} for i in range(6)]
+    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    also = (str(folder / "other.jsonl"),)
+    given = frontier.FrontierRun(out=folder / "run", quick=True, also=also, comparison=config)
     return given, frontier.run(given)
 
 
@@ -73,6 +78,9 @@ def test_quick_comparison_recovers_the_planted_ranking(finished):
     assert at["system prompt, short"] is None
     assert "template" in found["system prompt, short"].record.left_out
     assert (given.out / "report.html").is_file() and (given.out / "table.md").is_file()
+    # What was chosen on some prompts raises the margin on another hand's.
+    (further,) = found["gates, closed form"].further
+    assert further.on == "other" and further.change.low > 0
     # Nothing is left to do, and the second call finds the same.
     again = frontier.run(given)
     assert again.to_pandas().equals(found.to_pandas())

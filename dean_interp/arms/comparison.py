@@ -16,6 +16,7 @@ from dean_interp.arms.at_kl import DoseAtKl
 from dean_interp.arms.choosing_settings import Trial, best_of
 from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.arms.sealed import sealed
+from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError, refuse_below
 from dean_interp.files import read_json, write_bytes
 from dean_interp.models.load import HookedModel
@@ -114,6 +115,8 @@ class SharedWork:
     model: HookedModel
     confirm: MeasurementPlan
     choose: MeasurementPlan
+    also: Store
+    """Further data with two answers a prompt, on which every arm is measured at `chosen_at`; mostly none."""
 
     def examples(self, arm: Arm, flip: Flip | None = None, *, part: str = "fit") -> ArmExamples:
         """What an arm is given."""
@@ -130,12 +133,30 @@ class SharedWork:
     @contextmanager
     def sealed(self) -> Iterator[None]:
         """While open, no confirming prompt may be read."""
-        with sealed(native_tokenizer(self.model), [*self.data.confirming, *self.data.others]):
+        confirming = [*self.data.confirming, *self.data.others, *self.also.others]
+        with sealed(native_tokenizer(self.model), confirming):
             yield
 
 
-def begun(folder: Path, config: ComparisonConfig, data: ImproveData, model: HookedModel) -> SharedWork:
-    """The stores of the comparison, with what all arms share: the original, and the scores."""
+def begun(
+    folder: Path,
+    config: ComparisonConfig,
+    data: ImproveData,
+    model: HookedModel,
+    also: Sequence[Behaviour] = (),
+) -> SharedWork:
+    """The stores of the comparison, with what all arms share: the original, and the scores.
+
+    Args:
+        folder: the run folder.
+        config: the settings.
+        data: the examples by role.
+        model: as the settings name it.
+        also: further data with two answers a prompt, which nothing is chosen on.
+
+    Raises `InputError` for further data without pairs, or that share a prompt with what chooses.
+    """
+    refuse_chosen_on(data, also)
     study = config.study
     no_answers = AnswerConfig(n_answers=0)
     choosing: Store = gates_store(folder / "choose", model, study, data.choosing)
@@ -147,6 +168,7 @@ def begun(folder: Path, config: ComparisonConfig, data: ImproveData, model: Hook
         model=model,
         choose=measurement_plan(choosing, PromptSets(), no_answers, model, progress=None),
         confirm=measurement_plan(confirming, data.prompts, study.answers, model, progress=None),
+        also=gates_store(folder / "also", model, study, data.confirming, also),
     )
     with waited_for(folder / "shared"):
         original_of(work.choose, model, in_full=False)
@@ -155,6 +177,18 @@ def begun(folder: Path, config: ComparisonConfig, data: ImproveData, model: Hook
             effects(model, data.scoring, study, folder)
             rule_scores(_anyone(work), "neuron")
     return work
+
+
+def refuse_chosen_on(data: ImproveData, also: Sequence[Behaviour]) -> None:
+    """Raise `InputError` for further data without pairs, or that share a prompt with what scores or chooses."""
+    for behaviour in also:
+        if not behaviour.paired:
+            raise InputError(f"'{behaviour.name}' has prompts without two answers, so it has no margin to measure")
+        for part in (*data.scoring, *data.choosing):
+            if shared := behaviour.prompts_among(part.prompt_hashes):
+                raise InputError(
+                    f"{len(shared)} prompts of '{behaviour.name}' are among those of '{part.name}' that score or choose"
+                )
 
 
 def _anyone(work: SharedWork) -> ArmExamples:

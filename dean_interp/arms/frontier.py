@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from dean_interp.arms.comparison import ArmRecord, ComparisonConfig, MeasuredState, nulls_of, records_of
+from dean_interp.arms.comparison import ArmRecord, ComparisonConfig, MeasuredState, SharedWork, nulls_of, records_of
 from dean_interp.arms.frontier_curves import MarginChanges, area_under, smaller_rises
 from dean_interp.evaluation.lines import Line, compare
-from dean_interp.evaluation.outcomes import MARGIN, Outcome, clusters_of
+from dean_interp.evaluation.outcomes import MARGIN, Outcome, clusters_of, likelihoods
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel
 from dean_interp.statistics import Interval, holm, rank_p_value
 from dean_interp.study.dosing import kl_interval
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, outcomes_of
-from dean_interp.study.store import ORIGINAL, State
+from dean_interp.study.store import ORIGINAL, State, Store
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class FrontierArm:
     """The changes of both margins under each of its nulls; None where it has none."""
     null_p: float | None
     """The larger rank of both rises among the nulls."""
+    further: tuple[Line, ...] = ()
+    """Margins on further data, at the KL where settings are chosen."""
 
     @property
     def name(self) -> str:
@@ -111,19 +113,21 @@ class Frontier(Framed):
         return pd.DataFrame(rows)
 
 
-def frontier_of(folder: Path, plan: MeasurementPlan, config: ComparisonConfig, names: Sequence[str]) -> Frontier:
-    """What the pieces that are done found; no model is needed.
+def frontier_of(work: SharedWork, names: Sequence[str]) -> Frontier:
+    """What the pieces that are done found. Nothing is measured.
 
     Args:
-        folder: the run folder.
-        plan: what was measured on confirming prompts.
-        config: the settings of the comparison.
+        work: says where they left it.
         names: the arms, in the order of the table.
     """
+    folder, plan, config = work.folder, work.confirm, work.config
     records = records_of(folder, names)
     first, second, _ = plan.store.tests
     original = _measured(plan, ORIGINAL.name, "", in_full=True)
-    compared = [_arm(folder, plan, record, original, config) for record in records.values()]
+    compared = []
+    for record in records.values():
+        arm = _arm(folder, plan, record, original, config)
+        compared.append(replace(arm, further=_further(work.also, record, config.chosen_at)))
     return Frontier(
         model=config.study.model.name,
         behaviours=(first.name, second.name),
@@ -158,6 +162,15 @@ def _arm(
         null_rises=null_rises,
         null_p=_rank(at, null_rises) if at and null_rises else None,
     )
+
+
+def _further(store: Store, record: ArmRecord, kl: float) -> tuple[Line, ...]:
+    """The lines of an arm on further data; none where it was not measured there."""
+    at = next((state for state in record.states if state.kl in (0, kl)), None)
+    if not store.others or at is None or not store.holds_further(state := _state(at.name, at.fingerprint)):
+        return ()
+    before, after = (likelihoods(store.further(None, each), store.others) for each in (ORIGINAL, state))
+    return tuple(compare(before, after))
 
 
 def _point(
@@ -228,8 +241,11 @@ class _Known:
 
 def _measured(plan: MeasurementPlan, name: str, fingerprint: str, *, in_full: bool) -> StateOutcomes:
     """What the store holds of a state."""
-    state = State(name, "arm", change=_Known(fingerprint) if fingerprint else None)
-    return outcomes_of(plan, None, state, reference=None, in_full=in_full)
+    return outcomes_of(plan, None, _state(name, fingerprint), reference=None, in_full=in_full)
+
+
+def _state(name: str, fingerprint: str) -> State:
+    return State(name, "arm", change=_Known(fingerprint) if fingerprint else None)
 
 
 def _changes(original: StateOutcomes, states: Sequence[StateOutcomes], name: str) -> MarginChanges:

@@ -45,7 +45,7 @@ from dean_interp.study.conclusions import state_results
 from dean_interp.study.method import original_of
 from dean_interp.study.run_folder import BusyError, locked
 from dean_interp.study.state_outcomes import StateOutcomes, outcomes_of
-from dean_interp.study.store import State
+from dean_interp.study.store import ORIGINAL, State
 
 
 def compare_arms(work: SharedWork, arms: Sequence[Arm], together: Sequence[tuple[SystemPromptArm, Arm]] = ()) -> None:
@@ -73,12 +73,25 @@ def _do_pieces(work: SharedWork, arms: Sequence[Arm], together: Sequence[tuple[S
         with _piece(work.folder, name, RECORD) as is_mine:
             if is_mine and arm.name in records:
                 save(record_together(work, prompt, arm, records[arm.name]), work.folder, name)
+    if work.also.others:
+        for arm in progress_bar(arms, desc="on further data", unit="arm"):
+            if arm.name in records:
+                measure_on_further(work, arm, records[arm.name])
     for arm in progress_bar(with_nulls(arms, records), desc="nulls", unit="arm"):
         with _piece(work.folder, arm.name, NULLS) as is_mine:
             if is_mine:
                 states = null_states(work, arm, records[arm.name])
                 content = TypeAdapter(tuple[MeasuredState, ...]).dump_json(states, indent=1)
                 write_bytes(piece_folder(work.folder, arm.name) / NULLS, content + b"\n")
+
+
+def measure_on_further(work: SharedWork, arm: Arm, record: ArmRecord) -> None:
+    """Measure an arm on further data at the KL where settings are chosen; the store keeps it."""
+    work.also.further(work.model, ORIGINAL)
+    for at in record.states:
+        if at.kl in (0, work.config.chosen_at):
+            change = arm.fit(work.examples(arm), record.settings)
+            work.also.further(work.model, named(change.at(at.dose), at.name))
 
 
 def with_nulls(arms: Sequence[Arm], records: Mapping[str, ArmRecord]) -> list[Arm]:

@@ -53,6 +53,7 @@ def write_frontier(frontier: Frontier, folder: Path, facts: Mapping[str, str]) -
         title=FIGURE,
         figure=figure,
         tables=metric_tables(at_kl),
+        further=metric_tables({arm.name: arm.further for arm in frontier.arms if arm.further}),
         choices={arm.name: _choice(arm) for arm in frontier.arms},
         facts=facts,
     )

@@ -144,12 +144,15 @@ class Store:
 
     def further(self, model: HookedModel | None, state: State) -> Measurement:
         """The further behaviours in one state. Their files lie apart."""
-        path = self.folder / "states" / "further" / f"{file_name(state.title)}.safetensors"
-        return self._kept(path, model, state, self.others, None, None)
+        return self._kept(self._path_of_further(state), model, state, self.others, None, None)
 
     def holds(self, state: State) -> bool:
         """Whether the state was measured."""
         return self._path(state).is_file()
+
+    def holds_further(self, state: State) -> bool:
+        """Whether the further behaviours were measured in the state."""
+        return self._path_of_further(state).is_file()
 
     def calibration(self, model: HookedModel, behaviours: Sequence[Behaviour]) -> Activations | None:
         """Activations of the original on both behaviours' calibration answers, for probes; None where not all have two
@@ -212,6 +215,9 @@ class Store:
 
     def _path(self, state: State) -> Path:
         return self.folder / "states" / f"{file_name(state.title)}.safetensors"
+
+    def _path_of_further(self, state: State) -> Path:
+        return self.folder / "states" / "further" / f"{file_name(state.title)}.safetensors"
 
     def _kept(
         self,
