@@ -144,9 +144,11 @@ def arm_record(work: SharedWork, arm: Arm) -> ArmRecord:
     except InputError as error:
         return replace(record, left_out=str(error))
     seconds = time.monotonic() - began
-    states = []
+    states: list[MeasuredState] = []
+    # A set that is silenced whole below a KL is the same state at every larger one, and is measured once.
+    names: dict[float, str] = {}
     for kl, chosen in doses.items():
-        name = f"{arm.name}, KL {kl:g}" if kl else arm.name
+        name = names.setdefault(chosen.dose, f"{arm.name}, KL {kl:g}" if kl else arm.name)
         in_full = kl in (0, config.chosen_at)
         states.append(measured_state(work, change, chosen, name=name, kl=kl, in_full=in_full))
     return replace(
