@@ -39,7 +39,7 @@ class FrontierRun:
     out: Path = Path("runs/frontier")
     """The run folder."""
     only: tuple[str, ...] = ()
-    """Arms that are worked on, by name or the beginning of it. Unset: all."""
+    """Arms that are compared, by name or the beginning of it. Unset: all."""
     also: tuple[str, ...] = ()
     """Further data sets with safe and unsafe answers, on whose test prompts every arm is measured, too."""
     quick: bool = False
@@ -66,9 +66,10 @@ def run(given: FrontierRun) -> Frontier:
     further = [load_behaviour(source, n_examples=None, split="test") for source in given.also]
     work = begun(given.out, config, data, model, further)
     clock.lap("original and shared scores")
-    compare_arms(work, worked_on, TOGETHER if not given.only else ())
+    together = TOGETHER if not given.only else ()
+    compare_arms(work, worked_on, together)
     clock.lap("arms")
-    names = [arm.name for arm in arms] + [name_together(prompt, arm) for prompt, arm in TOGETHER]
+    names = [arm.name for arm in worked_on] + [name_together(prompt, arm) for prompt, arm in together]
     frontier = frontier_of(work, names)
     page = write_frontier(frontier, given.out, facts(data, config))
     print(page.table, f"page: {page.path.resolve()}", sep="\n\n")

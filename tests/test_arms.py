@@ -1,6 +1,8 @@
 """The contract of arms: each undoes itself to the bit, refuses wrong input, and never reads a confirming prompt."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +138,24 @@ def test_an_arm_that_knows_labels_refuses_behaviours_without_pairs(work, arm):
     )
     with pytest.raises(InputError):
         arm.fit(given, settings)
+
+
+def test_the_arm_of_the_documentation_keeps_the_contract(work):
+    page = (Path(__file__).parents[1] / "docs" / "how_to" / "add_an_arm.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(code, "add_an_arm.md", "exec"), names)
+    arm = names["MostImportant"]()
+    assert isinstance(arm, Arm)
+    with work.sealed():
+        change = fitted(work, arm)
+    # The neurons that matter fire at these letters.
+    tokens = torch.tensor([native_tokenizer(work.model)("ffYpN").input_ids])
+    with torch.inference_mode():
+        before = work.model(tokens, return_type="logits")
+        with change.at(1.0).applied(work.model):
+            assert not torch.equal(work.model(tokens, return_type="logits"), before)
+        assert torch.equal(work.model(tokens, return_type="logits"), before)
 
 
 def test_flipped_labels_change_roles_by_topic_and_leave_out_what_has_no_sign():
