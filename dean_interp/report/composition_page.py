@@ -1,0 +1,170 @@
+"""The page of what edits are made of: where, how stable, beside each other; the strongest neurons with their pages."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dean_interp.arms.composition_results import Composition, LookedAt, beside, helps, stable, stories, where
+from dean_interp.evaluation.lines import p_text
+from dean_interp.files import write_text
+from dean_interp.report.figures import LINES, styled, to_svg
+from dean_interp.report.page import rendered
+from dean_interp.study.results import save_record
+
+FIGURE = "Where the edits are"
+_COLUMNS = 3
+_MARKS = "osD^vP"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; the first cell of a row may be a link."""
+
+    head: tuple[str, ...]
+    rows: list[list[str]]
+    note: str = ""
+    links: tuple[str, ...] = ()
+
+
+def write_composition(found: Composition, folder: Path, others: Mapping[str, Composition]) -> Path:
+    """Write `results.json`, `report.html` and the figure into the folder; return the page's path.
+
+    Args:
+        others: what was found in other models, by name, for the figure.
+    """
+    save_record(found, folder / "results.json")
+    figure = to_svg(shares_by_depth({found.model: found, **others}), FIGURE)
+    write_text(folder / "where.svg", figure)
+    page = rendered(
+        "composition.html.j2",
+        found=found,
+        title=FIGURE,
+        figure=figure,
+        sections={
+            "Where": (where(found), [_spreads(found)]),
+            "How stable": ([stable(name, each) for name, each in found.agreements.items()], []),
+            "Beside each other": (
+                [beside(name, each) for name, each in found.overlaps.items()]
+                + [helps(name, each) for name, each in found.effects.items() if each.n],
+                [],
+            ),
+            "What the strongest read and write": (stories(found), [_written(found), _counted(found)]),
+        },
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _spreads(found: Composition) -> Table:
+    rows = []
+    for name, spread in found.spreads.items():
+        rows.append(
+            [
+                name,
+                str(spread.layers_for_half),
+                str(spread.layers_for_most),
+                str(spread.neurons_for_half),
+                str(spread.neurons_for_most),
+                f"{spread.effective_neurons:.0f}",
+                f"{spread.depth:.2f}",
+            ]
+        )
+    head = ("edit or set", "layers: half", "nine tenths", "neurons: half", "nine tenths", "equal neurons", "depth")
+    return Table(head, rows, f"Of {found.n_layers} layers and {found.n_neurons} neurons.")
+
+
+def _written(found: Composition) -> Table:
+    rows = []
+    for looked in found.neurons:
+        neuron, written = looked.neuron, looked.written
+        rows.append(
+            [
+                neuron.name,
+                f"{looked.share_of_rise:.2%}",
+                f"{neuron.multiplier:.2f}",
+                *(f"{gain:+.4f}" for gain in neuron.gain.values()),
+                f"{neuron.damage:.2g}",
+                ", ".join(looked.held_by) or "none",
+                _tokens(written.promoted),
+                _tokens(written.suppressed),
+                f"…{looked.fires_most} ({looked.activation:+.1f})",
+            ]
+        )
+    first, second = found.behaviours
+    head = ("neuron", "of the rise", "multiplier", f"gain, {first}", f"gain, {second}", "damage", "also in", "raises")
+    note = (
+        "Gains: nats per token for a gate that grows by 1. Damage: F, twice the KL that a change of 1 costs alone. "
+        f"Multiplier: {found.facts['multipliers']}. Raised and lowered: logit lens, for an activation of 1."
+    )
+    links = tuple(looked.page for looked in found.neurons)
+    return Table((*head, "lowers", "is furthest from 0 at the end of"), rows, note, links)
+
+
+def _tokens(tokens: Sequence[tuple[str, float]]) -> str:
+    return " ".join(repr(token) for token, _ in tokens[:5])
+
+
+def _counted(found: Composition) -> Table:
+    rows = []
+    for looked in found.neurons:
+        rows.append(
+            [
+                looked.neuron.name,
+                f"{looked.of_behaviour.n} {looked.of_behaviour.label} (p {p_text(looked.of_behaviour.p)})",
+                f"{looked.of_topic.n} {looked.of_topic.label} (p {p_text(looked.of_topic.p)})",
+                *(_difference(looked, name) for name in found.behaviours),
+                *(_first_words(looked, name) for name in found.behaviours),
+            ]
+        )
+    head = ["neuron", f"of its {found.n_top} top prompts", "of one topic"]
+    head += [f"safe less unsafe, {name}" for name in found.behaviours]
+    head += [f"first words, {name}" for name in found.behaviours]
+    note = (
+        "Safe less unsafe: mean activation over answers to the same prompts, with its interval by topic. First words: "
+        "logit of the first token of safe answers less that of unsafe ones, for an activation of 1, and the share of "
+        "the layer's neurons that write as large a difference. p: not adjusted."
+    )
+    links = tuple(looked.page for looked in found.neurons)
+    return Table(tuple(head), rows, note, links)
+
+
+def _difference(looked: LookedAt, behaviour: str) -> str:
+    return f"{looked.safe_less_unsafe[behaviour]} (p {p_text(looked.p_safe_less_unsafe[behaviour])})"
+
+
+def _first_words(looked: LookedAt, behaviour: str) -> str:
+    return f"{looked.first_words[behaviour]:+.3f} ({looked.rank_of_first_words[behaviour]:.0%})"
+
+
+def shares_by_depth(models: Mapping[str, Composition]) -> Figure:
+    """One panel an edit or set, one line a model: each layer's share, in units of an even share, by relative depth."""
+    names = list(dict.fromkeys(name for found in models.values() for name in found.spreads))
+    n_rows = math.ceil(len(names) / _COLUMNS)
+    with styled():
+        figure = Figure(figsize=(3.9 * _COLUMNS, 0.3 + 2.7 * n_rows), layout="constrained")
+        grid = figure.subplots(n_rows, _COLUMNS, squeeze=False, sharex=True)
+        panels = list(grid.flat)
+        for axes, name in zip(panels, names, strict=False):
+            axes.axhline(1, color="0.8", linewidth=1)
+            for number, (model, found) in enumerate(models.items()):
+                if name in found.spreads:
+                    shares = np.array(found.spreads[name].by_layer)
+                    depths = (np.arange(len(shares)) + 0.5) / len(shares)
+                    colour, mark = LINES[number % len(LINES)], _MARKS[number % len(_MARKS)]
+                    axes.plot(depths, shares * len(shares), color=colour, marker=mark, markersize=3, label=model)
+            axes.set_title(name, fontsize=9)
+            axes.set_xlim(0, 1)
+        for axes in panels[len(names) :]:
+            axes.set_visible(False)
+        for axes in grid[-1]:
+            axes.set_xlabel("relative depth")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("share (1: even)")
+        if len(models) > 1:
+            panels[0].legend(frameon=False, fontsize=8)
+    return figure
