@@ -11,7 +11,7 @@ report.html and figures.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -26,6 +26,7 @@ from dean_interp import Behaviour, InputError, Scores, Selection, couple, load_s
 from dean_interp.arms.arm import ArmExamples
 from dean_interp.arms.changes import AlongGates
 from dean_interp.arms.composition import (
+    Edits,
     parts_of_gates,
     parts_of_set,
     rank_correlation,
@@ -33,7 +34,7 @@ from dean_interp.arms.composition import (
     shared_units,
     spread_of,
 )
-from dean_interp.arms.composition_results import Agreement, Composition, LookedAt
+from dean_interp.arms.composition_results import Composition, LookedAt, Remade
 from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.arms.gate_arms import CLOSED_FORM
 from dean_interp.arms.sealed import sealed
@@ -48,7 +49,7 @@ from dean_interp.report.neuron_page import NeuronPage
 from dean_interp.report.page import percent_of
 from dean_interp.selection.gains import gains_of
 from dean_interp.selection.gates import Gates, dosed
-from dean_interp.selection.gating import NoNeuronError, PerNeuron, benefit_of
+from dean_interp.selection.gating import NoNeuronError, benefit_of
 from dean_interp.selection.stability import n_groups, on_groups
 from dean_interp.study import day
 from dean_interp.study.choosing import Flip, drawn_topics
@@ -85,19 +86,6 @@ class Who:
     quick: bool = False
     """Make two draws, and look at two neurons."""
     study: OmitArgPrefixes[ImproveConfig] = field(default_factory=ImproveConfig)
-
-
-@dataclass(frozen=True)
-class Edits:
-    """What stands beside each other."""
-
-    along: AlongGates
-    gates: Gates
-    """At the dose at which a search for a KL begins."""
-    parts: PerNeuron
-    """Each neuron's part in the rise that the gates predict."""
-    sets: Mapping[str, Selection]
-    """By sign, then coupled."""
 
 
 def run(given: Who) -> Composition:
@@ -174,7 +162,7 @@ def looked_into(given: Who, examples: ArmExamples) -> Composition:
         overlaps=overlaps,
         effects={name: set_effect(each, scores, edits.gates, edits.parts) for name, each in compared.items()},
         neurons=looked_at(given, examples, edits, scores),
-        facts=facts(examples, edits.along),
+        facts=facts(examples, edits.dose),
     )
 
 
@@ -187,7 +175,7 @@ def edits_of(given: Who, examples: ArmExamples, scores: Sequence[Scores], rule: 
     sets = {SIGNED.name: signed_set(examples)}
     for fraction in given.fractions:
         sets[coupled_name(fraction)] = couple(*rule[:3], fraction=fraction).coupled
-    return Edits(along, gates, parts_of_gates(gates, benefit), sets)
+    return Edits(gates, along.first_dose, parts_of_gates(gates, benefit), sets)
 
 
 def coupled_name(fraction: float) -> str:
@@ -216,7 +204,7 @@ def n_of_all(gates: Gates) -> int:
 
 def agreements(
     given: Who, examples: ArmExamples, scores: Sequence[Scores], rule: Sequence[Scores]
-) -> dict[str, tuple[Agreement, ...]]:
+) -> dict[str, tuple[Remade, ...]]:
     """Each edit between draws of topics, between halves that share no topic, and coupled sets between halves."""
     draws = [drawn_topics(scores, seed=number) for number in range(given.n_draws)]
     halves = []
@@ -224,7 +212,7 @@ def agreements(
         halves += halves_of_topics(scores, seed=number)
     each_with_each = list(combinations(range(len(draws)), 2))
     half_with_other = [(number, number + 1) for number in range(0, len(halves), 2)]
-    found: dict[str, tuple[Agreement, ...]] = {}
+    found: dict[str, tuple[Remade, ...]] = {}
     between_draws = f"draws of {len(draws[0][0])} of {len(scores[0].clusters)} topics"
     found |= of_lots(examples, draws, each_with_each, between_draws)
     between_halves = f"halves of {len(halves[0][0])} topics that share none"
@@ -237,7 +225,7 @@ def agreements(
 
 def of_lots(
     examples: ArmExamples, lots: Sequence[Flip], pairs: Sequence[tuple[int, int]], kind: str
-) -> dict[str, tuple[Agreement, ...]]:
+) -> dict[str, tuple[Remade, ...]]:
     """The strongest gates, and the neurons silenced by sign, made from one lot of topics and from another."""
     gates, strongest, signed = [], [], []
     for lot in progress_bar(lots, desc=kind, unit="lot"):
@@ -247,8 +235,8 @@ def of_lots(
         signed.append(signed_set(drawn))
     of_gates, of_sign = [], []
     for i, j in pairs:
-        of_gates.append(Agreement(shared_units(strongest[i], strongest[j]), rank_correlation(gates[i], gates[j])))
-        of_sign.append(Agreement(shared_units(signed[i], signed[j]), None))
+        of_gates.append(Remade(shared_units(strongest[i], strongest[j]), rank_correlation(gates[i], gates[j])))
+        of_sign.append(Remade(shared_units(signed[i], signed[j]), None))
     top = f"gates, strongest {percent_of(STRONGEST)}"
     return {f"{top}, {kind}": tuple(of_gates), f"{SIGNED.name}, {kind}": tuple(of_sign)}
 
@@ -266,7 +254,7 @@ def halves_of_topics(scores: Sequence[Scores], *, seed: int) -> tuple[Flip, Flip
     return (mine, second_mine), (other, second_other)
 
 
-def coupled_halves(rule: Sequence[Scores], fraction: float, n_splits: int) -> tuple[Agreement, ...]:
+def coupled_halves(rule: Sequence[Scores], fraction: float, n_splits: int) -> tuple[Remade, ...]:
     """The coupled set on one half of the groups of examples, and on the other."""
     found = []
     for seed in range(n_splits):
@@ -278,20 +266,20 @@ def coupled_halves(rule: Sequence[Scores], fraction: float, n_splits: int) -> tu
             for each, order in zip(rule, orders, strict=True):
                 parts.append(on_groups(each, np.array_split(order, 2)[half]))
             sets.append(couple(*parts, fraction=fraction).coupled)
-        found.append(Agreement(shared_units(*sets), None))
+        found.append(Remade(shared_units(*sets), None))
     return tuple(found)
 
 
 def looked_at(given: Who, examples: ArmExamples, edits: Edits, scores: Sequence[Scores]) -> tuple[LookedAt, ...]:
     """The strongest neurons, each with its page in the run folder."""
-    neurons = strongest_by_part(edits.gates, edits.parts, given.n_neurons)
-    looked = look_at(examples, neurons, edits.gates, edits.parts, scores, sets=edits.sets, n_top=N_TOP)
+    neurons = strongest_by_part(edits, given.n_neurons)
+    looked = look_at(examples, neurons, edits, scores, n_top=N_TOP)
     for record, view in looked:
         NeuronPage(view).save(given.out / record.page)
     return tuple(record for record, _ in looked)
 
 
-def facts(examples: ArmExamples, along: AlongGates) -> dict[str, str]:
+def facts(examples: ArmExamples, dose: float) -> dict[str, str]:
     """How it was done."""
     counted = []
     for behaviour in examples.scoring:
@@ -299,7 +287,7 @@ def facts(examples: ArmExamples, along: AlongGates) -> dict[str, str]:
     return {
         "scored examples": ", ".join(counted),
         "gates": "closed form, ridge 0.1, cost together, register set not used",
-        "multipliers": f"at the dose {along.first_dose:g}, where a search for a KL begins; no KL was measured",
+        "multipliers": f"at the dose {dose:g}, where a search for a KL begins; no KL was measured",
         "silencing by sign": "gains for both margins at least 1 standard error below 0, without general's top 1 %",
         "coupled": "in the top fraction of both behaviours' safe answers and not of general text (the paper's rule)",
         "not read": "no confirming and no choosing prompt: both were sealed while this was made",

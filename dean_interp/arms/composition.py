@@ -88,6 +88,19 @@ def parts_of_gates(gates: Gates, benefit: PerNeuron) -> dict[Site, Tensor]:
 
 
 @dataclass(frozen=True)
+class Edits:
+    """What stands beside each other: gates, and sets of neurons."""
+
+    gates: Gates
+    dose: float
+    """The dose that they are at."""
+    parts: PerNeuron
+    """Each neuron's part in the rise that they predict."""
+    sets: Mapping[str, Selection]
+    """By name."""
+
+
+@dataclass(frozen=True)
 class SharedUnits:
     """The units that two sets share, beside random sets of the same sizes in the same layers."""
 
@@ -133,7 +146,9 @@ class SetEffect:
     by_chance: Mapping[str, float]
     """The same of random neurons in the same layers."""
     p_both: float
-    """One-sided: how often so many of a random set would raise both."""
+    """One-sided: how often as many of random neurons would raise both when silenced. Small: the set hurts both."""
+    p_neither: float
+    """The same of neurons that raise neither: they lower both. Small: the set helps both."""
     silencing_all: Mapping[str, Interval]
     """Change of each margin when all of them are silenced, nats per token, clustered by topic."""
     silencing_chance: Mapping[str, float]
@@ -170,6 +185,7 @@ def set_effect(selection: Selection, scores: Sequence[Scores], gates: Gates, par
         when_silenced=when_silenced,
         by_chance=by_chance,
         p_both=overlap_within_layers(selection, kinds["both"]).p,
+        p_neither=overlap_within_layers(selection, kinds["neither"]).p,
         silencing_all={each.behaviour: _silencing(selection, each) for each in scores[:2]},
         silencing_chance={gains.behaviour: _silencing_chance(selection, gains) for gains in (first, second)},
         share_of_rise=own / total if total else 0.0,

@@ -20,7 +20,7 @@ FIRST_WORDS = 0.05
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Remade:
     """One edit from two lots of examples."""
 
     shared: SharedUnits
@@ -42,7 +42,7 @@ class LookedAt:
     activation: float
     """There."""
     of_behaviour: MostOfOne
-    """Of the prompts on which it is furthest from 0."""
+    """What the prompts on which it is furthest from 0 are of."""
     of_topic: MostOfOne
     safe_less_unsafe: Mapping[str, Interval]
     """Its mean activation over safe answers less that over unsafe ones to the same prompts, by behaviour."""
@@ -53,7 +53,7 @@ class LookedAt:
     rank_of_first_words: Mapping[str, float]
     """Share of its layer's neurons that write such a difference at least as large, of either sign."""
     n_raised_first_words: tuple[int, int]
-    """Of the tokens that it raises most, the number that begin a safe answer, and an unsafe one."""
+    """Number of the tokens that it raises most that begin a safe answer, and an unsafe one."""
     page: str
     """Its own page, from the run folder on."""
 
@@ -73,7 +73,7 @@ class Composition(Framed):
     """Number of prompts of each neuron that are looked at."""
     spreads: Mapping[str, Spread]
     """Where each edit or set is; the gates' parts in the predicted rise come first."""
-    agreements: Mapping[str, tuple[Agreement, ...]]
+    agreements: Mapping[str, tuple[Remade, ...]]
     """Between lots of examples."""
     overlaps: Mapping[str, SharedUnits]
     """Between sets."""
@@ -94,6 +94,7 @@ class Composition(Framed):
     def sentences(self) -> list[str]:
         """What was found, in plain words."""
         return [
+            *headline(self),
             *where(self),
             *(stable(name, found) for name, found in self.agreements.items()),
             *(beside(name, found) for name, found in self.overlaps.items()),
@@ -105,6 +106,56 @@ class Composition(Framed):
         """One row a layer: the share of each edit or set."""
         shares = {name: spread.by_layer for name, spread in self.spreads.items()}
         return pd.DataFrame(shares).rename_axis("layer").reset_index()
+
+
+def headline(found: Composition) -> list[str]:
+    """The answer in short: where, how stable, whether the coupled set does it, and whether a look tells a story."""
+    rise = next(iter(found.spreads.values()))
+    strongest = sum(looked.share_of_rise for looked in found.neurons)
+    sentences = [
+        f"Half of the rise that gates predict is held by {rise.neurons_for_half} of {found.n_neurons} neurons "
+        f"({rise.neurons_for_half / found.n_neurons:.1%}) and by {rise.layers_for_half} of {found.n_layers} layers; "
+        f"the {len(found.neurons)} strongest neurons hold {strongest:.1%}."
+    ]
+    for name, agreements in found.agreements.items():
+        if name.startswith("gates") and "share none" in name:
+            shared = [agreement.shared for agreement in agreements]
+            sentences.append(
+                f"Made from topics that share none, the strongest gates overlap by {_mean_jaccard(shared):.2f} "
+                f"(Jaccard; by chance {np.mean([each.jaccard_by_chance for each in shared]):.3f})."
+            )
+    for name, effect in found.effects.items():
+        if name.startswith("coupled") and effect.n:
+            sentences.append(
+                f"The paper's set ({name}, {effect.n} neurons, {effect.n / found.n_neurons:.2%} of all) holds "
+                f"{effect.share_of_rise:.1%} of this rise. {helping(effect)}"
+            )
+    n_silent = len(found.neurons) - len(telling(found))
+    sentences.append(
+        f"{n_silent} of the {len(found.neurons)} strongest neurons show neither a behaviour, nor a topic, nor a "
+        "difference between safe and unsafe answers that could be counted. Nothing was labelled by hand."
+    )
+    return sentences
+
+
+def _mean_jaccard(shared: Sequence[SharedUnits]) -> float:
+    return float(np.mean([each.jaccard for each in shared]))
+
+
+def helping(effect: SetEffect) -> str:
+    """Whether neurons of a set help or hurt both margins more often than random ones do."""
+    both, neither = effect.when_silenced["both"], effect.when_silenced["neither"]
+    if effect.p_both <= SIGNIFICANT:
+        said = "They hurt both margins more often than random neurons do"
+    elif effect.p_neither <= SIGNIFICANT:
+        said = "They help both margins more often than random neurons do"
+    else:
+        said = "They neither hurt nor help both margins more often than random neurons do"
+    return (
+        f"{said}: silencing one raises both margins in {both:.0%} (by chance {effect.by_chance['both']:.0%}, "
+        f"p {p_text(effect.p_both)}) and neither in {neither:.0%} (by chance {effect.by_chance['neither']:.0%}, "
+        f"p {p_text(effect.p_neither)}), to first order."
+    )
 
 
 def where(found: Composition) -> list[str]:
@@ -123,7 +174,7 @@ def where(found: Composition) -> list[str]:
     return sentences
 
 
-def stable(name: str, agreements: Sequence[Agreement]) -> str:
+def stable(name: str, agreements: Sequence[Remade]) -> str:
     """How alike an edit is from lot to lot."""
     shared = [agreement.shared for agreement in agreements]
     overlaps = [each.jaccard for each in shared]
@@ -151,19 +202,14 @@ def beside(name: str, shared: SharedUnits) -> str:
 
 
 def helps(name: str, effect: SetEffect) -> str:
-    """Whether the neurons of a set help or hurt."""
-    kinds = []
-    for kind, share in effect.when_silenced.items():
-        said = kind if kind in ("both", "neither") else f"{kind} alone"
-        kinds.append(f"{said} {share:.0%} ({effect.by_chance[kind]:.0%})")
+    """Whether a set helps or hurts, and what silencing all of it would do."""
     moved = []
     for behaviour, change in effect.silencing_all.items():
-        moved.append(f"{behaviour} by {change} (by chance {effect.silencing_chance[behaviour]:+.3f})")
+        moved.append(f"{behaviour} by {change} (random neurons: {effect.silencing_chance[behaviour]:+.3f})")
     return (
-        f"{name}: silencing one of its {effect.n} neurons raises, to first order (random neurons of the same layers in "
-        f"brackets): {', '.join(kinds)}; p = {p_text(effect.p_both)} for both. Silencing all of them would move "
+        f"{name}, {effect.n} neurons: {helping(effect)} Silencing all of them would move, to first order, "
         f"{' and '.join(moved)} nats per token. Gates lower {effect.n_lowered} of them and raise "
-        f"{effect.n - effect.n_lowered}; they hold {effect.share_of_rise:.1%} of the predicted rise."
+        f"{effect.n - effect.n_lowered}."
     )
 
 
@@ -172,37 +218,43 @@ def stories(found: Composition) -> list[str]:
     neurons = found.neurons
     if not neurons:
         return []
-    share = sum(looked.share_of_rise for looked in neurons)
-    one_behaviour = _certain({looked.neuron.name: looked.of_behaviour.p for looked in neurons})
-    one_topic = _certain({looked.neuron.name: looked.of_topic.p for looked in neurons})
-    p_of_answers = {}
-    for looked in neurons:
-        p_of_answers |= {f"{looked.neuron.name} {name}": p for name, p in looked.p_safe_less_unsafe.items()}
-    tells_answers = _certain(p_of_answers)
+    n_behaviour = len(_certain({looked.neuron.name: looked.of_behaviour.p for looked in neurons}))
+    n_topic = len(_certain({looked.neuron.name: looked.of_topic.p for looked in neurons}))
+    p_of_answers = _p_of_answers(neurons)
     ranks = [list(looked.rank_of_first_words.values()) for looked in neurons]
     n_either = sum(min(of_neuron) <= FIRST_WORDS for of_neuron in ranks)
     n_both = sum(max(of_neuron) <= FIRST_WORDS for of_neuron in ranks)
     safe, unsafe = (sum(looked.n_raised_first_words[i] for looked in neurons) for i in (0, 1))
     n_tokens = sum(len(looked.written.promoted) for looked in neurons)
-    with_any = {name.split()[0] for name in (*one_behaviour, *one_topic, *tells_answers)}
-    of_chance = 1 - (1 - FIRST_WORDS) ** len(found.behaviours)
+    by_chance = len(neurons) * (1 - (1 - FIRST_WORDS) ** len(found.behaviours))
     prompts = ", ".join(f"{n} {name}" for name, n in found.n_prompts.items())
     return [
-        f"The {len(neurons)} strongest neurons hold {share:.1%} of the predicted rise.",
-        f"The {found.n_top} prompts on which each is furthest from 0 (of {prompts}) are of one behaviour more than as "
-        f"many random prompts in {len(one_behaviour)} of {len(neurons)}, and of one topic in {len(one_topic)} (p at "
-        f"most {SIGNIFICANT}, Holm).",
-        f"Its mean activation differs between safe and unsafe answers to the same prompts, for a behaviour, in "
-        f"{len(tells_answers)} of {len(p_of_answers)} neurons and behaviours (Holm; the same pairs chose the neurons, "
-        "which flatters).",
-        f"Directly, {n_either} of {len(neurons)} write a difference between the first words of safe and unsafe answers "
-        f"that is among the largest {FIRST_WORDS:.0%} of their layer for one behaviour at least "
-        f"({of_chance * len(neurons):.1f} by chance), {n_both} for both. Of the {n_tokens} tokens that they raise most "
-        f"{safe} begin a safe answer and {unsafe} an unsafe one.",
-        f"{len(neurons) - len(with_any)} of {len(neurons)} show neither a behaviour, nor a topic, nor a difference "
-        "between safe and unsafe answers. Nothing was labelled by hand: these are counts, and no judgement of what a "
-        "neuron is about.",
+        f"What they read: the {found.n_top} prompts on which a neuron is furthest from 0 (of {prompts}) are of one "
+        f"behaviour more often than {found.n_top} random prompts in {n_behaviour} of {len(neurons)} neurons, and of "
+        f"one topic in {n_topic} (p at most {SIGNIFICANT}, Holm).",
+        f"Mean activations over safe and over unsafe answers to the same prompts differ in "
+        f"{len(_certain(p_of_answers))} of {len(p_of_answers)} cases (a neuron and a behaviour; Holm). The same pairs "
+        "chose the neurons, so this count is too high rather than too low.",
+        f"What they write, directly: a difference between the first words of safe and of unsafe answers that is among "
+        f"the largest {FIRST_WORDS:.0%} of the layer, for one behaviour at least, in {n_either} of {len(neurons)} "
+        f"({by_chance:.1f} by chance), for both in {n_both}. Of the {n_tokens} tokens that they raise most {safe} "
+        f"begin a safe answer and {unsafe} an unsafe one.",
+        "Nothing was labelled by hand: these are counts, and no judgement of what a neuron is about.",
     ]
+
+
+def telling(found: Composition) -> set[str]:
+    """The names of the neurons whose texts or activations show a behaviour, a topic, or safe against unsafe."""
+    names = set(_certain({looked.neuron.name: looked.of_behaviour.p for looked in found.neurons}))
+    names |= set(_certain({looked.neuron.name: looked.of_topic.p for looked in found.neurons}))
+    return names | {name.split()[0] for name in _certain(_p_of_answers(found.neurons))}
+
+
+def _p_of_answers(neurons: Sequence[LookedAt]) -> dict[str, float]:
+    p_values = {}
+    for looked in neurons:
+        p_values |= {f"{looked.neuron.name} {name}": p for name, p in looked.p_safe_less_unsafe.items()}
+    return p_values
 
 
 def _certain(p_values: Mapping[str, float]) -> list[str]:

@@ -4,12 +4,13 @@ The texts are the scored examples: both behaviours with their safe answers and w
 All neurons are read in one pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dean_interp.arms.arm import ArmExamples
+from dean_interp.arms.composition import Edits
 from dean_interp.arms.composition_results import LookedAt
 from dean_interp.circuits.lens import Written, logit_differences, written
 from dean_interp.circuits.neuron import Neuron, TextActivations, of_neuron, peak_of, read_texts
@@ -25,7 +26,6 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gains import damage_of, gains_of
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.gating import PerNeuron
-from dean_interp.selection.selection import Selection
 from dean_interp.statistics import clustered_interval, sign_flip_p_value
 from dean_interp.study.improvement import ChangedNeuron
 from dean_interp.study.store import fingerprint_of
@@ -34,12 +34,12 @@ N_CONTEXT = 8
 """Tokens that are shown before the one on which a neuron is furthest from 0."""
 
 
-def strongest_by_part(gates: Gates, parts: PerNeuron, n_neurons: int) -> list[Neuron]:
+def strongest_by_part(edits: Edits, n_neurons: int) -> list[Neuron]:
     """The neurons with the largest parts, the largest first."""
     neurons = []
-    for site, units in gates.strongest(n_neurons, by=parts).selection.units.items():
+    for site, units in edits.gates.strongest(n_neurons, by=edits.parts).selection.units.items():
         for index in units.tolist():
-            neurons.append((float(parts[site][index]), site, index))
+            neurons.append((float(edits.parts[site][index]), site, index))
     return [(site, index) for _, site, index in sorted(neurons, key=lambda each: -each[0])]
 
 
@@ -52,11 +52,9 @@ def page_of(neuron: Neuron) -> str:
 def look_at(
     examples: ArmExamples,
     neurons: Sequence[Neuron],
-    gates: Gates,
-    parts: PerNeuron,
+    edits: Edits,
     scores: Sequence[Scores],
     *,
-    sets: Mapping[str, Selection],
     n_top: int,
 ) -> list[tuple[LookedAt, NeuronView]]:
     """What there is to count of the neurons, and the record that each one's page shows.
@@ -64,34 +62,27 @@ def look_at(
     Args:
         examples: what was scored.
         neurons: those that are looked at.
-        gates: what changes them.
-        parts: each neuron's part in the rise that the gates predict.
+        edits: the gates that change them, and the sets that may hold them.
         scores: of both margins and of general text (`ArmExamples.margin_scores`).
-        sets: sets by name, whose members are told.
         n_top: number of prompts of each neuron whose behaviours and topics are counted.
     """
     texts = _read_once(examples, neurons)
+    counts = _counts(examples, n_top)
     words = [_first_words(examples, behaviour) for behaviour in examples.scoring[:2]]
-    behaviours, topics = [], []
-    for behaviour in examples.scoring[:3]:
-        behaviours += [behaviour.name] * len(behaviour)
-        topics += list(clusters_of(behaviour))
-    n_top = min(n_top, len(topics))
-    counts = (LabelCounts(behaviours, n_top), LabelCounts(topics, n_top))
-    changed = _changed(neurons, gates, scores)
-    total = sum(float(part.sum()) for part in parts.values())
+    looks = written(examples.model, neurons)
+    changed = _changed(neurons, edits.gates, scores)
+    total = sum(float(part.sum()) for part in edits.parts.values())
     looked = []
-    for column, (neuron, look) in enumerate(zip(neurons, written(examples.model, neurons), strict=True)):
+    for column, neuron in enumerate(neurons):
         site, index = neuron
         alone = of_neuron(texts.all, column)
         shown, activation = _furthest(alone[0])
-        peaks = texts.peaks(column)
-        differences = texts.differences(column)
+        peaks, differences = texts.peaks(column), texts.differences(column)
         record = LookedAt(
             neuron=changed[column],
-            share_of_rise=float(parts[site][index]) / total,
-            held_by=tuple(name for name, each in sets.items() if bool(each.mask(site)[index])),
-            written=look,
+            share_of_rise=float(edits.parts[site][index]) / total,
+            held_by=tuple(name for name, each in edits.sets.items() if bool(each.mask(site)[index])),
+            written=looks[column],
             fires_most=shown,
             activation=activation,
             of_behaviour=counts[0].of(peaks),
@@ -100,11 +91,21 @@ def look_at(
             p_safe_less_unsafe={name: sign_flip_p_value(*of_each) for name, of_each in differences.items()},
             first_words={each.behaviour: each.of(neuron) for each in words},
             rank_of_first_words={each.behaviour: each.rank(neuron) for each in words},
-            n_raised_first_words=_n_raised(look, words),
+            n_raised_first_words=_n_raised(looks[column], words),
             page=page_of(neuron),
         )
-        looked.append((record, view_from_texts(examples.model, neuron, alone, selections=sets)))
+        looked.append((record, view_from_texts(examples.model, neuron, alone, selections=edits.sets)))
     return looked
+
+
+def _counts(examples: ArmExamples, n_top: int) -> tuple[LabelCounts, LabelCounts]:
+    """What counts behaviours and topics among the top prompts."""
+    behaviours, topics = [], []
+    for behaviour in examples.scoring[:3]:
+        behaviours += [behaviour.name] * len(behaviour)
+        topics += list(clusters_of(behaviour))
+    n_top = min(n_top, len(topics))
+    return LabelCounts(behaviours, n_top), LabelCounts(topics, n_top)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from dean_interp.arms.composition_results import Composition, LookedAt, beside, helps, stable, stories, where
+from dean_interp.arms.composition_results import Composition, LookedAt, headline, stories
 from dean_interp.evaluation.lines import p_text
 from dean_interp.files import write_text
 from dean_interp.report.figures import LINES, styled, to_svg
@@ -44,14 +44,11 @@ def write_composition(found: Composition, folder: Path, others: Mapping[str, Com
         found=found,
         title=FIGURE,
         figure=figure,
+        headline=headline(found),
         sections={
-            "Where": (where(found), [_spreads(found)]),
-            "How stable": ([stable(name, each) for name, each in found.agreements.items()], []),
-            "Beside each other": (
-                [beside(name, each) for name, each in found.overlaps.items()]
-                + [helps(name, each) for name, each in found.effects.items() if each.n],
-                [],
-            ),
+            "Where": ([], [_spreads(found)]),
+            "How stable": ([], [_agreements(found)]),
+            "Beside each other": ([], [_overlaps(found), _effects(found)]),
             "What the strongest read and write": (stories(found), [_written(found), _counted(found)]),
         },
     )
@@ -76,6 +73,69 @@ def _spreads(found: Composition) -> Table:
         )
     head = ("edit or set", "layers: half", "nine tenths", "neurons: half", "nine tenths", "equal neurons", "depth")
     return Table(head, rows, f"Of {found.n_layers} layers and {found.n_neurons} neurons.")
+
+
+def _agreements(found: Composition) -> Table:
+    rows = []
+    for name, agreements in found.agreements.items():
+        shared = [agreement.shared for agreement in agreements]
+        overlaps = [each.jaccard for each in shared]
+        correlations = [each.correlation for each in agreements if each.correlation is not None]
+        sizes = [each.n_first for each in shared] + [each.n_second for each in shared]
+        rows.append(
+            [
+                name,
+                str(len(shared)),
+                f"{np.mean(sizes):.0f}",
+                f"{np.mean(overlaps):.2f} ({min(overlaps):.2f} to {max(overlaps):.2f})",
+                f"{np.mean([each.jaccard_by_chance for each in shared]):.3f}",
+                f"{np.mean(correlations):.2f}" if correlations else "",
+            ]
+        )
+    head = ("made twice, from", "pairs", "neurons", "overlap (Jaccard)", "by chance", "correlation")
+    note = (
+        "By chance: random sets of the same sizes in the same layers. Correlation: Spearman's, of the changes of all "
+        "neurons. Draws share topics, and so do halves of the examples: both overlap more than new topics would."
+    )
+    return Table(head, rows, note)
+
+
+def _overlaps(found: Composition) -> Table:
+    rows = []
+    for name, shared in found.overlaps.items():
+        rows.append(
+            [
+                name,
+                f"{shared.n_first} and {shared.n_second}",
+                str(shared.n_both),
+                f"{shared.expected:.1f}",
+                p_text(shared.p),
+                f"{shared.jaccard:.3f}",
+            ]
+        )
+    note = "By chance: hypergeometric within layers. p: one-sided, of as many shared neurons."
+    return Table(("sets", "neurons", "shared", "by chance", "p", "Jaccard"), rows, note)
+
+
+def _effects(found: Composition) -> Table:
+    rows = []
+    for name, effect in found.effects.items():
+        shares = [f"{share:.0%} ({effect.by_chance[kind]:.0%})" for kind, share in effect.when_silenced.items()]
+        moved = [str(change) for change in effect.silencing_all.values()]
+        p_values = [p_text(effect.p_both), p_text(effect.p_neither)]
+        rows.append(
+            [name, str(effect.n), f"{effect.share_of_rise:.1%}", str(effect.n_lowered), *shares, *p_values, *moved]
+        )
+    first, second = found.behaviours
+    kinds = ("raises both", f"{first} alone", f"{second} alone", "neither", "p both", "p neither")
+    moves = (f"all: {first}", f"all: {second}")
+    note = (
+        "Share of the neurons whose silencing raises both margins, one, or neither, to first order; in brackets, "
+        "random neurons of the same layers; p: one-sided, of as many such neurons. Silenced by sign are those that "
+        "raise both, by definition. All: change of a margin when all of them are silenced, to first order, on the "
+        "scored examples, nats per token. Lowered: by gates, which raise the others."
+    )
+    return Table(("set", "neurons", "of the rise", "lowered", *kinds, *moves), rows, note)
 
 
 def _written(found: Composition) -> Table:
