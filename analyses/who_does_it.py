@@ -27,6 +27,7 @@ from dean_interp.arms.arm import ArmExamples
 from dean_interp.arms.changes import AlongGates
 from dean_interp.arms.composition import (
     Edits,
+    mean_spread,
     parts_of_gates,
     parts_of_set,
     rank_correlation,
@@ -34,12 +35,13 @@ from dean_interp.arms.composition import (
     shared_units,
     spread_of,
 )
-from dean_interp.arms.composition_results import Composition, LookedAt, Remade
+from dean_interp.arms.composition_results import APART, FLIPPED, NULL, RISE, Composition, LookedAt, Remade
+from dean_interp.arms.composition_text import sentences
 from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.arms.gate_arms import CLOSED_FORM
 from dean_interp.arms.sealed import sealed
 from dean_interp.arms.signed_arms import SignedSilencingArm
-from dean_interp.arms.strongest_neurons import look_at, strongest_by_part
+from dean_interp.arms.strongest_neurons import alike, look_at, strongest_by_part
 from dean_interp.cli.ending import command, script
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.models.native_tokenizer import native_tokenizer
@@ -49,10 +51,11 @@ from dean_interp.report.neuron_page import NeuronPage
 from dean_interp.report.page import percent_of
 from dean_interp.selection.gains import gains_of
 from dean_interp.selection.gates import Gates, dosed
-from dean_interp.selection.gating import NoNeuronError, benefit_of
+from dean_interp.selection.gating import NoNeuronError, PerNeuron, benefit_of
 from dean_interp.selection.stability import n_groups, on_groups
+from dean_interp.selection.strata import strata
 from dean_interp.study import day
-from dean_interp.study.choosing import Flip, drawn_topics
+from dean_interp.study.choosing import Flip, drawn_topics, random_flips
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.results import load_record
@@ -64,6 +67,8 @@ STRONGEST = 0.01
 """Share of the neurons that is compared between draws of topics."""
 N_TOP = 10
 """Prompts of each neuron whose behaviours and topics are counted."""
+N_LOTS = 3
+"""Lots of random neurons beside the strongest."""
 RESULTS = "results.json"
 
 
@@ -115,7 +120,7 @@ def run(given: Who) -> Composition:
             with sealed(native_tokenizer(model), [*data.choosing, *data.confirming, *data.others]):
                 found = looked_into(given, examples)
         page = write_composition(found, given.out, others)
-    print(found, f"page: {page.resolve()}", sep="\n\n")
+    print(*sentences(found), f"page: {page.resolve()}", sep="\n\n")
     return found
 
 
@@ -134,7 +139,8 @@ def looked_into(given: Who, examples: ArmExamples) -> Composition:
     scores, rule = examples.margin_scores, rule_scores(examples, "neuron")
     edits = edits_of(given, examples, scores, rule)
     spreads = {
-        "gates, part in the rise": spread_of(edits.parts),
+        RISE: spread_of(edits.parts),
+        NULL: mean_spread([spread_of(parts) for parts in parts_of_flips(given, examples, scores)]),
         "gates, size of the change": spread_of({site: change.abs() for site, change in edits.gates.changes.items()}),
     }
     spreads |= {name: spread_of(parts_of_set(selection)) for name, selection in edits.sets.items()}
@@ -149,6 +155,7 @@ def looked_into(given: Who, examples: ArmExamples) -> Composition:
         if not first.startswith("coupled"):
             overlaps[f"{first} and {second}"] = shared_units(compared[first], compared[second])
     first, second = (behaviour.name for behaviour in examples.scoring[:2])
+    neurons, controls = looked_at(given, examples, edits, scores)
     return Composition(
         model=examples.config.model.name,
         n_layers=len(examples.model.blocks),
@@ -161,7 +168,8 @@ def looked_into(given: Who, examples: ArmExamples) -> Composition:
         agreements=agreements(given, examples, scores, rule),
         overlaps=overlaps,
         effects={name: set_effect(each, scores, edits.gates, edits.parts) for name, each in compared.items()},
-        neurons=looked_at(given, examples, edits, scores),
+        neurons=neurons,
+        controls=controls,
         facts=facts(examples, edits.dose),
     )
 
@@ -176,6 +184,18 @@ def edits_of(given: Who, examples: ArmExamples, scores: Sequence[Scores], rule: 
     for fraction in given.fractions:
         sets[coupled_name(fraction)] = couple(*rule[:3], fraction=fraction).coupled
     return Edits(gates, along.first_dose, parts_of_gates(gates, benefit), sets)
+
+
+def parts_of_flips(given: Who, examples: ArmExamples, scores: Sequence[Scores]) -> list[PerNeuron]:
+    """The parts of gates whose labels were exchanged in random topics, in the rise of these labels."""
+    topics = [list(each.clusters) for each in scores[:2]]
+    flips = random_flips(topics[0], topics[1], (given.n_draws + 1) // 2, seed=examples.seed)
+    found = []
+    for flip in progress_bar(flips, desc="flipped labels", unit="flip"):
+        gates = gates_of_arm(dataclasses.replace(examples, flip=flip)).direction
+        first, second = (gains_of(each, signs=signs) for each, signs in zip(scores[:2], flip, strict=True))
+        found.append(parts_of_gates(gates, benefit_of(first, second, None, CLOSED_FORM.gating)))
+    return found
 
 
 def coupled_name(fraction: float) -> str:
@@ -215,8 +235,10 @@ def agreements(
     found: dict[str, tuple[Remade, ...]] = {}
     between_draws = f"draws of {len(draws[0][0])} of {len(scores[0].clusters)} topics"
     found |= of_lots(examples, draws, each_with_each, between_draws)
-    between_halves = f"halves of {len(halves[0][0])} topics that share none"
-    found |= of_lots(examples, halves, half_with_other, between_halves)
+    n_half = len(halves[0][0])
+    found |= of_lots(examples, halves, half_with_other, f"halves of {n_half} topics {APART}")
+    nulls = [with_flips(half, seed=number) if number % 2 else half for number, half in enumerate(halves)]
+    found |= of_lots(examples, nulls, half_with_other, f"halves, {FLIPPED} (null)")
     for fraction in given.fractions:
         name = f"{coupled_name(fraction)}, halves of the examples (which share topics)"
         found[name] = coupled_halves(rule, fraction, given.n_draws)
@@ -254,6 +276,17 @@ def halves_of_topics(scores: Sequence[Scores], *, seed: int) -> tuple[Flip, Flip
     return (mine, second_mine), (other, second_other)
 
 
+def with_flips(lot: Flip, *, seed: int) -> Flip:
+    """The lot with safe and unsafe exchanged in half of its topics; of an odd number one keeps its labels."""
+    generator = np.random.default_rng([seed, 26])
+    flipped = []
+    for signs in lot:
+        topics = list(signs)
+        exchanged = {topics[int(i)] for i in generator.permutation(len(topics))[: len(topics) // 2]}
+        flipped.append({topic: -1 if topic in exchanged else 1 for topic in topics})
+    return flipped[0], flipped[1]
+
+
 def coupled_halves(rule: Sequence[Scores], fraction: float, n_splits: int) -> tuple[Remade, ...]:
     """The coupled set on one half of the groups of examples, and on the other."""
     found = []
@@ -270,13 +303,27 @@ def coupled_halves(rule: Sequence[Scores], fraction: float, n_splits: int) -> tu
     return tuple(found)
 
 
-def looked_at(given: Who, examples: ArmExamples, edits: Edits, scores: Sequence[Scores]) -> tuple[LookedAt, ...]:
-    """The strongest neurons, each with its page in the run folder."""
+def looked_at(
+    given: Who, examples: ArmExamples, edits: Edits, scores: Sequence[Scores]
+) -> tuple[tuple[LookedAt, ...], tuple[tuple[LookedAt, ...], ...]]:
+    """The strongest neurons, each with its page in the run folder; and lots of random ones that are alike."""
     neurons = strongest_by_part(edits, given.n_neurons)
-    looked = look_at(examples, neurons, edits, scores, n_top=N_TOP)
-    for record, view in looked:
+    matched = strata(examples.model, scores[:3])
+    lots, taken = [], list(neurons)
+    for number in range(N_LOTS):
+        lots.append(alike(neurons, matched, seed=number, taken=taken))
+        taken += lots[-1]
+    # One pass over the texts reads all of them.
+    looked = look_at(examples, taken, edits, scores, n_top=N_TOP)
+    for record, view in looked[: len(neurons)]:
         NeuronPage(view).save(given.out / record.page)
-    return tuple(record for record, _ in looked)
+    records = [record for record, _ in looked]
+    strongest, rest = tuple(records[: len(neurons)]), records[len(neurons) :]
+    controls = []
+    for lot in lots:
+        controls.append(tuple(rest[: len(lot)]))
+        rest = rest[len(lot) :]
+    return strongest, tuple(controls)
 
 
 def facts(examples: ArmExamples, dose: float) -> dict[str, str]:

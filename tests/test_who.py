@@ -141,10 +141,13 @@ def test_the_planted_neurons_are_the_ones_that_do_it(config, tmp_path):
     rise = found.spreads["gates, part in the rise"]
     assert rise.by_layer == (1.0,) and rise.neurons_for_half <= 4 and rise.effective_neurons < 8
     assert sum(looked.share_of_rise for looked in found.neurons) > 0.4
+    # Random neurons stand beside them, none of them twice.
+    beside = [looked.neuron.index for lot in found.controls for looked in lot]
+    assert len(beside) == 6 and not {*beside} & {HELPS_BOTH, HURTS_BOTH} and len({*beside}) == 6
     # Every draw of topics shows them.
     for name, agreements in found.agreements.items():
         assert len(agreements) == (1 if "draws" in name else 2)
-        if name.startswith("gates"):
+        if name.startswith("gates") and "null" not in name:
             assert all(agreement.shared.n_both == agreement.shared.n_first == 1 for agreement in agreements)
             assert all(agreement.correlation > 0.5 for agreement in agreements)
     # Silencing by sign takes what hurts both; large neurons of either sign, and of one behaviour, are coupled.

@@ -67,6 +67,18 @@ def spread_of(parts: PerNeuron) -> Spread:
     )
 
 
+def mean_spread(spreads: Sequence[Spread]) -> Spread:
+    """The mean of several spreads, counts rounded."""
+    return Spread(
+        by_layer=tuple(np.mean([spread.by_layer for spread in spreads], axis=0).tolist()),
+        layers_for_half=round(np.mean([spread.layers_for_half for spread in spreads])),
+        layers_for_most=round(np.mean([spread.layers_for_most for spread in spreads])),
+        neurons_for_half=round(np.mean([spread.neurons_for_half for spread in spreads])),
+        neurons_for_most=round(np.mean([spread.neurons_for_most for spread in spreads])),
+        effective_neurons=float(np.mean([spread.effective_neurons for spread in spreads])),
+    )
+
+
 def n_holding(parts: Float[np.ndarray, " part"], share: float) -> int:
     """The fewest parts whose sum is that share of the sum of all; parts below 0 count against it."""
     total = parts.sum()

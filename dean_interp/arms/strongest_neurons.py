@@ -26,6 +26,7 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gains import damage_of, gains_of
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.gating import PerNeuron
+from dean_interp.selection.strata import Strata
 from dean_interp.statistics import clustered_interval, sign_flip_p_value
 from dean_interp.study.improvement import ChangedNeuron
 from dean_interp.study.store import fingerprint_of
@@ -41,6 +42,24 @@ def strongest_by_part(edits: Edits, n_neurons: int) -> list[Neuron]:
         for index in units.tolist():
             neurons.append((float(edits.parts[site][index]), site, index))
     return [(site, index) for _, site, index in sorted(neurons, key=lambda each: -each[0])]
+
+
+def alike(neurons: Sequence[Neuron], matched: Strata, *, seed: int, taken: Sequence[Neuron]) -> list[Neuron]:
+    """For each neuron a random one of the same site and stratum that is not taken, none of them twice.
+
+    Where a stratum has no other left, one of the site; where that has none, the neuron is left out.
+    """
+    generator, gone, drawn = np.random.default_rng(seed), set(taken), []
+    for site, index in neurons:
+        stratum = matched[site]
+        in_stratum = (stratum == stratum[index]).nonzero()[:, 0].tolist()
+        for pool in (in_stratum, range(len(stratum))):
+            free = [(site, other) for other in pool if (site, other) not in gone]
+            if free:
+                drawn.append(free[int(generator.integers(len(free)))])
+                gone.add(drawn[-1])
+                break
+    return drawn
 
 
 def page_of(neuron: Neuron) -> str:

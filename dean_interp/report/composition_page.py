@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from dean_interp.arms.composition_results import Composition, LookedAt, headline, stories
+from dean_interp.arms.composition_results import Composition, LookedAt
+from dean_interp.arms.composition_text import headline, stories
 from dean_interp.evaluation.lines import p_text
 from dean_interp.files import write_text
 from dean_interp.report.figures import LINES, styled, to_svg
