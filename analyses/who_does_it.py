@@ -190,12 +190,16 @@ def parts_of_flips(given: Who, examples: ArmExamples, scores: Sequence[Scores]) 
     """The parts of gates whose labels were exchanged in random topics, in the rise of these labels."""
     topics = [list(each.clusters) for each in scores[:2]]
     flips = random_flips(topics[0], topics[1], (given.n_draws + 1) // 2, seed=examples.seed)
-    found = []
-    for flip in progress_bar(flips, desc="flipped labels", unit="flip"):
-        gates = gates_of_arm(dataclasses.replace(examples, flip=flip)).direction
-        first, second = (gains_of(each, signs=signs) for each, signs in zip(scores[:2], flip, strict=True))
-        found.append(parts_of_gates(gates, benefit_of(first, second, None, CLOSED_FORM.gating)))
-    return found
+    return [
+        gates_and_parts(examples, scores, flip)[1] for flip in progress_bar(flips, desc="flipped labels", unit="flip")
+    ]
+
+
+def gates_and_parts(examples: ArmExamples, scores: Sequence[Scores], flip: Flip) -> tuple[Gates, PerNeuron]:
+    """The gates' direction with the labels and topics of a flip, and each neuron's part in the rise of these."""
+    gates = gates_of_arm(dataclasses.replace(examples, flip=flip)).direction
+    first, second = (gains_of(each, signs=signs) for each, signs in zip(scores[:2], flip, strict=True))
+    return gates, parts_of_gates(gates, benefit_of(first, second, None, CLOSED_FORM.gating))
 
 
 def coupled_name(fraction: float) -> str:
@@ -234,11 +238,11 @@ def agreements(
     half_with_other = [(number, number + 1) for number in range(0, len(halves), 2)]
     found: dict[str, tuple[Remade, ...]] = {}
     between_draws = f"draws of {len(draws[0][0])} of {len(scores[0].clusters)} topics"
-    found |= of_lots(examples, draws, each_with_each, between_draws)
+    found |= of_lots(examples, scores, draws, each_with_each, between_draws)
     n_half = len(halves[0][0])
-    found |= of_lots(examples, halves, half_with_other, f"halves of {n_half} topics {APART}")
+    found |= of_lots(examples, scores, halves, half_with_other, f"halves of {n_half} topics {APART}")
     nulls = [with_flips(half, seed=number) if number % 2 else half for number, half in enumerate(halves)]
-    found |= of_lots(examples, nulls, half_with_other, f"halves, {FLIPPED} (null)")
+    found |= of_lots(examples, scores, nulls, half_with_other, f"halves, {FLIPPED} (null)")
     for fraction in given.fractions:
         name = f"{coupled_name(fraction)}, halves of the examples (which share topics)"
         found[name] = coupled_halves(rule, fraction, given.n_draws)
@@ -246,15 +250,15 @@ def agreements(
 
 
 def of_lots(
-    examples: ArmExamples, lots: Sequence[Flip], pairs: Sequence[tuple[int, int]], kind: str
+    examples: ArmExamples, scores: Sequence[Scores], lots: Sequence[Flip], pairs: Sequence[tuple[int, int]], kind: str
 ) -> dict[str, tuple[Remade, ...]]:
     """The strongest gates, and the neurons silenced by sign, made from one lot of topics and from another."""
     gates, strongest, signed = [], [], []
     for lot in progress_bar(lots, desc=kind, unit="lot"):
-        drawn = dataclasses.replace(examples, flip=lot)
-        gates.append(gates_of_arm(drawn).direction)
-        strongest.append(gates[-1].strongest(n_of_all(gates[-1])).selection)
-        signed.append(signed_set(drawn))
+        of_lot, parts = gates_and_parts(examples, scores, lot)
+        gates.append(of_lot)
+        strongest.append(of_lot.strongest(n_of_all(of_lot), by=parts).selection)
+        signed.append(signed_set(dataclasses.replace(examples, flip=lot)))
     of_gates, of_sign = [], []
     for i, j in pairs:
         of_gates.append(Remade(shared_units(strongest[i], strongest[j]), rank_correlation(gates[i], gates[j])))

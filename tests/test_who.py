@@ -17,7 +17,8 @@ from planted_gates import (
 from scipy import stats
 
 from dean_interp import AnswerConfig, Gates, ImproveConfig, InputError, ModelConfig, Selection, Site, load_model
-from dean_interp.arms.composition import n_holding, rank_correlation, shared_units, spread_of
+from dean_interp.arms.composition import mean_spread, n_holding, rank_correlation, shared_units, spread_of
+from dean_interp.arms.strongest_neurons import alike
 from dean_interp.circuits.neuron import TextActivations
 from dean_interp.circuits.neuron_view import view_from_texts, view_neuron
 from dean_interp.circuits.stories import LabelCounts, activation_differences
@@ -70,6 +71,22 @@ def test_gates_correlate_fully_with_themselves_and_inversely_with_their_opposite
     gates = Gates({FIRST: 1 + torch.linspace(-1, 1, 11)})
     assert rank_correlation(gates, gates * 0.5) == pytest.approx(1)
     assert rank_correlation(gates, -gates) == pytest.approx(-1)
+
+
+def test_random_neurons_are_alike_in_layer_and_stratum_and_none_is_taken_twice():
+    strata = {FIRST: torch.tensor([0, 0, 0, 1, 1, 1], dtype=torch.int16)}
+    neurons = [(FIRST, 0), (FIRST, 3)]
+    lot = alike(neurons, strata, seed=0, taken=neurons)
+    assert lot[0][1] in (1, 2) and lot[1][1] in (4, 5)
+    more = alike(neurons, strata, seed=0, taken=[*neurons, *lot])
+    assert {index for _, index in [*neurons, *lot, *more]} == set(range(6))
+    assert alike(neurons, strata, seed=0, taken=[*neurons, *lot, *more]) == []
+
+
+def test_the_mean_of_spreads_has_the_mean_share_of_each_layer():
+    lone, even = torch.tensor([1.0, 0.0]), torch.ones(2)
+    mean = mean_spread([spread_of({FIRST: lone, SECOND: 0 * lone}), spread_of({FIRST: even, SECOND: even})])
+    assert mean.by_layer == (0.75, 0.25) and mean.effective_neurons == pytest.approx(2.5)
 
 
 def test_prompts_of_one_topic_are_told_from_random_ones():

@@ -34,8 +34,9 @@ def headline(found: Composition) -> list[str]:
     sentences = [
         f"Half of the rise that gates predict is held by {rise.neurons_for_half} of {found.n_neurons} neurons "
         f"({rise.neurons_for_half / found.n_neurons:.1%}) and by {rise.layers_for_half} of {found.n_layers} layers; "
-        f"the {len(found.neurons)} strongest neurons hold {strongest:.1%}. For gates of flipped labels, which raise "
-        f"nothing, it is {null.neurons_for_half} neurons and {null.layers_for_half} layers."
+        f"the {len(found.neurons)} strongest neurons hold {strongest:.1%}. For gates made after "
+        f"safe and unsafe were exchanged in half of the topics, it is {null.neurons_for_half} neurons and "
+        f"{null.layers_for_half} layers."
     ]
     overlaps = {}
     for name, agreements in found.agreements.items():
@@ -69,7 +70,9 @@ def _mean_jaccard(shared: Sequence[SharedUnits]) -> float:
 def helping(effect: SetEffect) -> str:
     """Whether neurons of a set help or hurt both margins more often than random ones do."""
     both, neither = effect.when_silenced["both"], effect.when_silenced["neither"]
-    if effect.p_both <= SIGNIFICANT:
+    if max(effect.p_both, effect.p_neither) <= SIGNIFICANT:
+        said = "They move both margins the same way more often than random neurons do"
+    elif effect.p_both <= SIGNIFICANT:
         said = "They hurt both margins more often than random neurons do"
     elif effect.p_neither <= SIGNIFICANT:
         said = "They help both margins more often than random neurons do"

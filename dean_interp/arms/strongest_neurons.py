@@ -12,6 +12,7 @@ import numpy as np
 from dean_interp.arms.arm import ArmExamples
 from dean_interp.arms.composition import Edits
 from dean_interp.arms.composition_results import LookedAt
+from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.circuits.lens import Written, logit_differences, written
 from dean_interp.circuits.neuron import Neuron, TextActivations, of_neuron, peak_of, read_texts
 from dean_interp.circuits.neuron_view import NeuronView, view_from_texts
@@ -85,7 +86,7 @@ def look_at(
         scores: of both margins and of general text (`ArmExamples.margin_scores`).
         n_top: number of prompts of each neuron whose behaviours and topics are counted.
     """
-    texts = _read_once(examples, neurons)
+    texts, rule = _read_once(examples, neurons), rule_scores(examples, "neuron")
     counts = _counts(examples, n_top)
     words = [_first_words(examples, behaviour) for behaviour in examples.scoring[:2]]
     looks = written(examples.model, neurons)
@@ -113,7 +114,7 @@ def look_at(
             n_raised_first_words=_n_raised(looks[column], words),
             page=page_of(neuron),
         )
-        looked.append((record, view_from_texts(examples.model, neuron, alone, selections=edits.sets)))
+        looked.append((record, view_from_texts(examples.model, neuron, alone, scores=rule, selections=edits.sets)))
     return looked
 
 

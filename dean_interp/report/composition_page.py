@@ -29,6 +29,8 @@ class Table:
     rows: list[list[str]]
     note: str = ""
     links: tuple[str, ...] = ()
+    is_text: bool = False
+    """Whether cells hold text that runs on."""
 
 
 def write_composition(found: Composition, folder: Path, others: Mapping[str, Composition]) -> Path:
@@ -49,8 +51,11 @@ def write_composition(found: Composition, folder: Path, others: Mapping[str, Com
         sections={
             "Where": ([], [_spreads(found)]),
             "How stable": ([], [_agreements(found)]),
-            "Beside each other": ([], [_overlaps(found), _effects(found)]),
-            "What the strongest read and write": (stories(found), [_written(found), _counted(found)]),
+            "Beside each other": ([], [_overlaps(found), _effects(found), _silenced(found)]),
+            "What the strongest read and write": (
+                stories(found),
+                [_strongest(found), _written(found), _counted(found)],
+            ),
         },
     )
     path = folder / "report.html"
@@ -114,56 +119,85 @@ def _overlaps(found: Composition) -> Table:
                 f"{shared.jaccard:.3f}",
             ]
         )
-    note = "By chance: hypergeometric within layers. p: one-sided, of as many shared neurons."
+    note = (
+        "By chance: hypergeometric within layers. p: one-sided, of as many shared neurons, at least 0.001. "
+        "Neurons that are much active are in many sets: that is in the overlap, too."
+    )
     return Table(("sets", "neurons", "shared", "by chance", "p", "Jaccard"), rows, note)
 
 
 def _effects(found: Composition) -> Table:
     rows = []
     for name, effect in found.effects.items():
-        shares = [f"{share:.0%} ({effect.by_chance[kind]:.0%})" for kind, share in effect.when_silenced.items()]
-        moved = [str(change) for change in effect.silencing_all.values()]
-        p_values = [p_text(effect.p_both), p_text(effect.p_neither)]
-        rows.append(
-            [name, str(effect.n), f"{effect.share_of_rise:.1%}", str(effect.n_lowered), *shares, *p_values, *moved]
-        )
+        p_values = {"both": f", p {p_text(effect.p_both)}", "neither": f", p {p_text(effect.p_neither)}"}
+        shares = []
+        for kind, share in effect.when_silenced.items():
+            shares.append(f"{share:.0%} ({effect.by_chance[kind]:.0%}{p_values.get(kind, '')})")
+        rows.append([name, str(effect.n), f"{effect.share_of_rise:.1%}", str(effect.n_lowered), *shares])
     first, second = found.behaviours
-    kinds = ("raises both", f"{first} alone", f"{second} alone", "neither", "p both", "p neither")
-    moves = (f"all: {first}", f"all: {second}")
+    kinds = ("raises both", f"{first} alone", f"{second} alone", "neither")
     note = (
         "Share of the neurons whose silencing raises both margins, one, or neither, to first order; in brackets, "
         "random neurons of the same layers; p: one-sided, of as many such neurons. Silenced by sign are those that "
-        "raise both, by definition. All: change of a margin when all of them are silenced, to first order, on the "
-        "scored examples, nats per token. Lowered: by gates, which raise the others."
+        "raise both, by definition. Lowered: by gates, which raise the others."
     )
-    return Table(("set", "neurons", "of the rise", "lowered", *kinds, *moves), rows, note)
+    return Table(("set", "neurons", "of the rise", "lowered", *kinds), rows, note)
 
 
-def _written(found: Composition) -> Table:
+def _silenced(found: Composition) -> Table:
+    rows = []
+    for name, effect in found.effects.items():
+        changes = []
+        for behaviour, change in effect.silencing_all.items():
+            changes.append(f"{change} ({effect.silencing_chance[behaviour]:+.3f})")
+        rows.append([name, *changes])
+    note = (
+        "Change of each margin when all neurons of a set are silenced, to first order, nats per token, with its "
+        "interval by topic; in brackets, random neurons of the same layers. On the scored examples, which chose the "
+        "sets: of gates and of silencing by sign it is far too large. Nothing was measured."
+    )
+    return Table(("all silenced", *found.behaviours), rows, note)
+
+
+def _strongest(found: Composition) -> Table:
     rows = []
     for looked in found.neurons:
-        neuron, written = looked.neuron, looked.written
+        neuron = looked.neuron
         rows.append(
             [
                 neuron.name,
                 f"{looked.share_of_rise:.2%}",
                 f"{neuron.multiplier:.2f}",
-                *(f"{gain:+.4f}" for gain in neuron.gain.values()),
+                *(f"{gain:+.4f} ± {neuron.error[name]:.4f}" for name, gain in neuron.gain.items()),
                 f"{neuron.damage:.2g}",
+                *(_first_words(looked, name) for name in found.behaviours),
                 ", ".join(looked.held_by) or "none",
-                _tokens(written.promoted),
-                _tokens(written.suppressed),
-                f"…{looked.fires_most} ({looked.activation:+.1f})",
             ]
         )
-    first, second = found.behaviours
-    head = ("neuron", "of the rise", "multiplier", f"gain, {first}", f"gain, {second}", "damage", "also in", "raises")
+    gains = [f"gain, {name}" for name in found.behaviours]
+    words = [f"first words, {name}" for name in found.behaviours]
     note = (
-        "Gains: nats per token for a gate that grows by 1. Damage: F, twice the KL that a change of 1 costs alone. "
-        f"Multiplier: {found.facts['multipliers']}. Raised and lowered: logit lens, for an activation of 1."
+        "Gains: nats per token for a gate that grows by 1, with their standard errors by topic. Damage: F, twice the "
+        f"KL that a change of 1 costs alone. Multiplier: {found.facts['multipliers']}. First words: "
+        "logit of the first token of safe answers less that of unsafe ones, for an activation of 1, and the share of "
+        "the layer's neurons that write as large a difference."
     )
-    links = tuple(looked.page for looked in found.neurons)
-    return Table((*head, "lowers", "is furthest from 0 at the end of"), rows, note, links)
+    head = ("neuron", "of the rise", "multiplier", *gains, "damage", *words, "also in")
+    return Table(head, rows, note, _links(found))
+
+
+def _written(found: Composition) -> Table:
+    rows = []
+    for looked in found.neurons:
+        furthest = f"…{looked.fires_most} ({looked.activation:+.1f})"
+        written = looked.written
+        rows.append([looked.neuron.name, _tokens(written.promoted), _tokens(written.suppressed), furthest])
+    head = ("neuron", "raises", "lowers", "is furthest from 0 at the end of")
+    return Table(head, rows, "Raised and lowered: logit lens, for an activation of 1.", _links(found), is_text=True)
+
+
+def _links(found: Composition) -> tuple[str, ...]:
+    return tuple(looked.page for looked in found.neurons)
 
 
 def _tokens(tokens: Sequence[tuple[str, float]]) -> str:
@@ -179,19 +213,15 @@ def _counted(found: Composition) -> Table:
                 f"{looked.of_behaviour.n} {looked.of_behaviour.label} (p {p_text(looked.of_behaviour.p)})",
                 f"{looked.of_topic.n} {looked.of_topic.label} (p {p_text(looked.of_topic.p)})",
                 *(_difference(looked, name) for name in found.behaviours),
-                *(_first_words(looked, name) for name in found.behaviours),
             ]
         )
     head = ["neuron", f"of its {found.n_top} top prompts", "of one topic"]
     head += [f"safe less unsafe, {name}" for name in found.behaviours]
-    head += [f"first words, {name}" for name in found.behaviours]
     note = (
-        "Safe less unsafe: mean activation over answers to the same prompts, with its interval by topic. First words: "
-        "logit of the first token of safe answers less that of unsafe ones, for an activation of 1, and the share of "
-        "the layer's neurons that write as large a difference. p: not adjusted."
+        "Safe less unsafe: mean activation over answers to the same prompts, with its interval by topic. p: not "
+        "adjusted."
     )
-    links = tuple(looked.page for looked in found.neurons)
-    return Table(tuple(head), rows, note, links)
+    return Table(tuple(head), rows, note, _links(found))
 
 
 def _difference(looked: LookedAt, behaviour: str) -> str:
@@ -208,7 +238,7 @@ def shares_by_depth(models: Mapping[str, Composition]) -> Figure:
     n_rows = math.ceil(len(names) / _COLUMNS)
     with styled():
         figure = Figure(figsize=(3.9 * _COLUMNS, 0.3 + 2.7 * n_rows), layout="constrained")
-        grid = figure.subplots(n_rows, _COLUMNS, squeeze=False, sharex=True)
+        grid = figure.subplots(n_rows, _COLUMNS, squeeze=False, sharex=True, sharey=True)
         panels = list(grid.flat)
         for axes, name in zip(panels, names, strict=False):
             axes.axhline(1, color="0.8", linewidth=1)
@@ -220,6 +250,8 @@ def shares_by_depth(models: Mapping[str, Composition]) -> Figure:
                     axes.plot(depths, shares * len(shares), color=colour, marker=mark, markersize=3, label=model)
             axes.set_title(name, fontsize=9)
             axes.set_xlim(0, 1)
+        # All panels share an axis, which has to see all lines before it is cut at 0.
+        panels[0].set_ylim(bottom=0)
         for axes in panels[len(names) :]:
             axes.set_visible(False)
         for axes in grid[-1]:
