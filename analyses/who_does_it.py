@@ -189,7 +189,8 @@ def edits_of(given: Who, examples: ArmExamples, scores: Sequence[Scores], rule: 
 def parts_of_flips(given: Who, examples: ArmExamples, scores: Sequence[Scores]) -> list[PerNeuron]:
     """The parts of gates whose labels were exchanged in random topics, in the rise of these labels."""
     topics = [list(each.clusters) for each in scores[:2]]
-    flips = random_flips(topics[0], topics[1], (given.n_draws + 1) // 2, seed=examples.seed)
+    # The complement of a flip makes the opposite gates, whose parts are the same.
+    flips = random_flips(topics[0], topics[1], given.n_draws, seed=examples.seed)[::2]
     return [
         gates_and_parts(examples, scores, flip)[1] for flip in progress_bar(flips, desc="flipped labels", unit="flip")
     ]

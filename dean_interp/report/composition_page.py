@@ -171,7 +171,6 @@ def _strongest(found: Composition) -> Table:
                 *(f"{gain:+.4f} ± {neuron.error[name]:.4f}" for name, gain in neuron.gain.items()),
                 f"{neuron.damage:.2g}",
                 *(_first_words(looked, name) for name in found.behaviours),
-                ", ".join(looked.held_by) or "none",
             ]
         )
     gains = [f"gain, {name}" for name in found.behaviours]
@@ -182,7 +181,7 @@ def _strongest(found: Composition) -> Table:
         "logit of the first token of safe answers less that of unsafe ones, for an activation of 1, and the share of "
         "the layer's neurons that write as large a difference."
     )
-    head = ("neuron", "of the rise", "multiplier", *gains, "damage", *words, "also in")
+    head = ("neuron", "of the rise", "multiplier", *gains, "damage", *words)
     return Table(head, rows, note, _links(found))
 
 
@@ -213,10 +212,11 @@ def _counted(found: Composition) -> Table:
                 f"{looked.of_behaviour.n} {looked.of_behaviour.label} (p {p_text(looked.of_behaviour.p)})",
                 f"{looked.of_topic.n} {looked.of_topic.label} (p {p_text(looked.of_topic.p)})",
                 *(_difference(looked, name) for name in found.behaviours),
+                ", ".join(looked.held_by) or "none",
             ]
         )
     head = ["neuron", f"of its {found.n_top} top prompts", "of one topic"]
-    head += [f"safe less unsafe, {name}" for name in found.behaviours]
+    head += [*(f"safe less unsafe, {name}" for name in found.behaviours), "is also in"]
     note = (
         "Safe less unsafe: mean activation over answers to the same prompts, with its interval by topic. p: not "
         "adjusted."
