@@ -24,16 +24,14 @@ from dean_interp.evaluation.outcomes import MARGIN, Outcome
 from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_arms_report
-from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gates import dosed
 from dean_interp.study import day
 from dean_interp.study.arm_results import ArmResults, margin_lines
-from dean_interp.study.choosing import Flip, direction_of, effects, gates_store
+from dean_interp.study.choosing import direction_of, drawn_topics, effects, gates_store
 from dean_interp.study.dosing import Dose, gated_state, kl_meter, largest_dose
 from dean_interp.study.improve_data import ImproveData, improve_data
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.method import original_of
-from dean_interp.study.roles import SHARES
 from dean_interp.study.run_folder import owned
 from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import measurement_plan, outcomes_of
@@ -99,18 +97,6 @@ def calibration_of(data: ImproveData) -> list[Behaviour]:
         examples = roles.score.examples + roles.choose.examples
         wholes.append(dataclasses.replace(roles.score, examples=examples))
     return [*wholes, *data.scoring[2:]]
-
-
-def drawn_topics(scores: Sequence[Scores], *, seed: int) -> Flip:
-    """The topics of both behaviours that make the gates of one draw, each with its labels as they are."""
-    generator = np.random.default_rng([seed, 23])
-    share = SHARES["score"] / (SHARES["score"] + SHARES["choose"])
-    drawn = []
-    for of_behaviour in scores[:2]:
-        topics = list(of_behaviour.clusters)
-        order = [topics[int(i)] for i in generator.permutation(len(topics))]
-        drawn.append(dict.fromkeys(order[: round(share * len(order))], 1))
-    return drawn[0], drawn[1]
 
 
 def facts(data: ImproveData, doses: Mapping[str, Dose]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import weight
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.offload import refuse_offloaded
-from dean_interp.models.sites import Site
+from dean_interp.models.sites import Site, neuron_sites
 from dean_interp.models.torch_settings import own_torch_settings
 
 
@@ -57,6 +57,24 @@ def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8)
         logits = direction @ unembedding
         looks.append(Written(site.layer, index, promoted=top(logits, 1), suppressed=top(logits, -1)))
     return looks
+
+
+@own_torch_settings()
+@torch.inference_mode()
+def logit_differences(
+    model: HookedModel, raised: Sequence[int], lowered: Sequence[int]
+) -> dict[Site, Float[Tensor, " d_mlp"]]:
+    """How much an activation of 1 of each neuron raises the mean logit of some tokens above that of others.
+
+    The direct path alone, as of `written`; float32 on the CPU. A token counts as often as it is named.
+    """
+    unembedding = _unembedding(model)
+    direction = unembedding[:, list(raised)].mean(1) - unembedding[:, list(lowered)].mean(1)
+    differences = {}
+    for site in neuron_sites(model):
+        out = weight(model, Site(site.layer, "out")).float()
+        differences[site] = (out @ direction.to(out.device)).cpu()
+    return differences
 
 
 def _unembedding(model: HookedModel) -> Float[Tensor, "d_model d_vocab"]:

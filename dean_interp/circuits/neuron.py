@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -93,20 +93,69 @@ def top_texts(
 
     A text is ranked by its largest activation relative to each neuron's largest anywhere, so no neuron drowns another.
     """
+    read = _read(model, neurons, behaviours, template, unfinished)
+    peak = torch.stack([values.abs().amax(0) for values in read.activations]).amax(0).clamp(min=1e-9)
+
+    def relative_size(i: int) -> float:
+        return float((read.activations[i].abs() / peak).amax())
+
+    strongest = sorted(range(len(read.texts)), key=relative_size, reverse=True)[:n_texts]
+    return [read.shown(i) for i in strongest]
+
+
+@own_torch_settings()
+@torch.inference_mode()
+def read_texts(
+    model: HookedModel,
+    neurons: Sequence[Neuron],
+    behaviours: Sequence[Behaviour],
+    *,
+    template: Template = "chat",
+    unfinished: Unfinished | None = None,
+) -> list[TextActivations]:
+    """Every text (prompt and scored answer), in the order of the behaviours and of their examples."""
+    read = _read(model, neurons, behaviours, template, unfinished)
+    return [read.shown(i) for i in range(len(read.texts))]
+
+
+def of_neuron(texts: Sequence[TextActivations], column: int) -> list[TextActivations]:
+    """The texts with the activations of one neuron alone, those on which it fires most first."""
+    alone = []
+    for text in texts:
+        alone.append(replace(text, activations=tuple((row[column],) for row in text.activations)))
+    return sorted(alone, key=lambda text: peak_of(text, 0), reverse=True)
+
+
+def peak_of(text: TextActivations, column: int) -> float:
+    """The largest size of a neuron's activation in a text."""
+    return max(abs(row[column]) for row in text.activations)
+
+
+@dataclass(frozen=True)
+class _ReadTexts:
+    owners: Sequence[str]
+    texts: Sequence[Encoded]
+    activations: Sequence[Float[Tensor, "_ neuron"]]
+    tokenizer: PreTrainedTokenizerBase
+
+    def shown(self, i: int) -> TextActivations:
+        return _as_text(self.owners[i], self.texts[i], self.activations[i], self.tokenizer)
+
+
+def _read(
+    model: HookedModel,
+    neurons: Sequence[Neuron],
+    behaviours: Sequence[Behaviour],
+    template: Template,
+    unfinished: Unfinished | None,
+) -> _ReadTexts:
     tokenizer = native_tokenizer(model)
     owners, texts = [], []
     for behaviour in behaviours:
         for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
             owners.append(behaviour.name)
             texts.append(encode(tokenizer, prompt, [answer], template=template))
-    activations = _text_activations(model, neurons, texts, unfinished)
-    peak = torch.stack([values.abs().amax(0) for values in activations]).amax(0).clamp(min=1e-9)
-
-    def relative_size(i: int) -> float:
-        return float((activations[i].abs() / peak).amax())
-
-    strongest = sorted(range(len(texts)), key=relative_size, reverse=True)[:n_texts]
-    return [_as_text(owners[i], texts[i], activations[i], tokenizer) for i in strongest]
+    return _ReadTexts(owners, texts, _text_activations(model, neurons, texts, unfinished), tokenizer)
 
 
 def _text_activations(

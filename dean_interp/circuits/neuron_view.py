@@ -1,7 +1,7 @@
 """The record of one neuron: where it fires, how it scores, what it writes, what happens without it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -80,11 +80,35 @@ def view_neuron(
         InputError: no examples, a site or index that the model does not have, scores without neurons.
     """
     _check(model, neuron, examples)
-    site, index = neuron
     texts = top_texts(model, [neuron], examples, n_texts=sum(map(len, examples)), template=template)
-    by_behaviour = {behaviour.name: _token_activations(texts, behaviour.name) for behaviour in examples}
-    bins = np.histogram_bin_edges(np.concatenate(list(by_behaviour.values())), N_BINS)
     effect = _effect_alone(model, neuron, examples, template=template, answer_tokens=answer_tokens)
+    view = view_from_texts(model, neuron, texts, scores=scores, selections=selections, n_texts=n_texts)
+    # In the order in which the examples were given.
+    firing = {behaviour.name: view.firing[behaviour.name] for behaviour in examples}
+    activations = {behaviour.name: view.activations[behaviour.name] for behaviour in examples}
+    return replace(view, activations=activations, firing=firing, effect=tuple(effect))
+
+
+def view_from_texts(
+    model: HookedModel,
+    neuron: Neuron,
+    texts: Sequence[TextActivations],
+    *,
+    scores: Sequence[Scores] = (),
+    selections: Mapping[str, Selection] | None = None,
+    n_texts: int = 8,
+) -> NeuronView:
+    """The record of a neuron on texts that were read before. What happens without it is not measured.
+
+    Args:
+        texts: all texts with this neuron's activations alone, those on which it fires most first
+            (`circuits.neuron.of_neuron`).
+        scores, selections, n_texts: as of `view_neuron`.
+    """
+    site, index = neuron
+    names = dict.fromkeys(text.behaviour for text in texts)
+    by_behaviour = {name: _token_activations(texts, name) for name in names}
+    bins = np.histogram_bin_edges(np.concatenate(list(by_behaviour.values())), N_BINS)
     return NeuronView(
         name=f"L{site.layer}.{index}",
         scores=_scores(neuron, scores),
@@ -95,7 +119,7 @@ def view_neuron(
         activations={name: tuple(np.histogram(values, bins)[0].tolist()) for name, values in by_behaviour.items()},
         firing={name: float(np.abs(values).mean()) for name, values in by_behaviour.items()},
         texts=tuple(texts[:n_texts]),
-        effect=tuple(effect),
+        effect=(),
     )
 
 

@@ -28,6 +28,7 @@ from dean_interp.study.dosing import Dose, KlOf, dose_to_kl, gated_state, kl_met
 from dean_interp.study.improvement import CurvePoint, ImproveConfig, Prediction, swapped_labels
 from dean_interp.study.method import original_of, scored_once
 from dean_interp.study.paper_rule import PaperRule, paper_rule
+from dean_interp.study.roles import SHARES
 from dean_interp.study.run_folder import Clock
 from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import measurement_plan, outcomes_of
@@ -223,6 +224,18 @@ def random_flips(first: Sequence[str], second: Sequence[str], n_pairs: int, *, s
         of_first, of_second = (_half_flipped(topics, generator) for topics in (first, second))
         flips += [(of_first, of_second), (_complement(of_first), _complement(of_second))]
     return flips
+
+
+def drawn_topics(scores: Sequence[Scores], *, seed: int) -> Flip:
+    """The topics of both behaviours that make the gates of one draw, each with its labels as they are."""
+    generator = np.random.default_rng([seed, 23])
+    share = SHARES["score"] / (SHARES["score"] + SHARES["choose"])
+    drawn = []
+    for of_behaviour in scores[:2]:
+        topics = list(of_behaviour.clusters)
+        order = [topics[int(i)] for i in generator.permutation(len(topics))]
+        drawn.append(dict.fromkeys(order[: round(share * len(order))], 1))
+    return drawn[0], drawn[1]
 
 
 def _half_flipped(topics: Sequence[str], generator: np.random.Generator) -> dict[str, int]:

@@ -1,0 +1,241 @@
+"""What an edit is made of: where its neurons sit, how few they are, whether other topics would give them again.
+
+A neuron's part in an edit is its change times its scaled gains, so that the parts of gates add up to the rise that they
+predict; in a set that is silenced every neuron has the same part. Chance is always that of random neurons in the same
+layers: how many units two sets share is then hypergeometric, layer by layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from dean_interp.models.sites import Site
+from dean_interp.scoring.scores import Scores
+from dean_interp.selection.gains import Gains, gains_of
+from dean_interp.selection.gates import Gates
+from dean_interp.selection.gating import PerNeuron
+from dean_interp.selection.selection import Selection
+from dean_interp.selection.stability import Floor, chance_overlap, jaccard
+from dean_interp.statistics import Interval, clustered_interval
+
+HALF, MOST = 0.5, 0.9
+"""Shares of an edit whose fewest neurons and layers are counted."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How an edit is spread over layers and neurons."""
+
+    by_layer: tuple[float, ...]
+    """Each layer's share of the edit, the first layer first; their sum is 1, or 0 for an empty set."""
+    layers_for_half: int
+    """The fewest layers that hold half of it."""
+    layers_for_most: int
+    """Nine tenths."""
+    neurons_for_half: int
+    neurons_for_most: int
+    effective_neurons: float
+    """The participation ratio `(sum of parts)^2 / sum of parts^2`: n equal parts have n."""
+
+    @property
+    def depth(self) -> float:
+        """The mean of the layers, weighted by their shares, from 0 (the first) to 1 (the last)."""
+        last = max(len(self.by_layer) - 1, 1)
+        return sum(number * share for number, share in enumerate(self.by_layer)) / last
+
+
+def spread_of(parts: PerNeuron) -> Spread:
+    """How the parts of all neurons are spread."""
+    by_layer: dict[int, float] = {}
+    for site in sorted(parts):
+        by_layer[site.layer] = by_layer.get(site.layer, 0.0) + float(parts[site].double().sum())
+    layers = np.array(list(by_layer.values()))
+    neurons = torch.cat([parts[site] for site in sorted(parts)]).double().numpy()
+    total, squares = layers.sum(), float((neurons**2).sum())
+    return Spread(
+        by_layer=tuple((layers / total).tolist()) if total else (0.0,) * len(layers),
+        layers_for_half=n_holding(layers, HALF),
+        layers_for_most=n_holding(layers, MOST),
+        neurons_for_half=n_holding(neurons, HALF),
+        neurons_for_most=n_holding(neurons, MOST),
+        effective_neurons=float(neurons.sum() ** 2 / squares) if squares else 0.0,
+    )
+
+
+def mean_spread(spreads: Sequence[Spread]) -> Spread:
+    """The mean of several spreads, counts rounded."""
+    return Spread(
+        by_layer=tuple(np.mean([spread.by_layer for spread in spreads], axis=0).tolist()),
+        layers_for_half=round(np.mean([spread.layers_for_half for spread in spreads])),
+        layers_for_most=round(np.mean([spread.layers_for_most for spread in spreads])),
+        neurons_for_half=round(np.mean([spread.neurons_for_half for spread in spreads])),
+        neurons_for_most=round(np.mean([spread.neurons_for_most for spread in spreads])),
+        effective_neurons=float(np.mean([spread.effective_neurons for spread in spreads])),
+    )
+
+
+def n_holding(parts: Float[np.ndarray, " part"], share: float) -> int:
+    """The fewest parts whose sum is that share of the sum of all; parts below 0 count against it."""
+    total = parts.sum()
+    if total <= 0:
+        return 0
+    # Sums of floats: a share that is met to the last digits is met.
+    reached = np.sort(parts)[::-1].cumsum() >= share * total * (1 - 1e-9)
+    return int(reached.argmax()) + 1
+
+
+def parts_of_set(selection: Selection) -> dict[Site, Tensor]:
+    """The same part for every neuron of a set."""
+    return {site: selection.mask(site).float() for site in selection.units}
+
+
+def parts_of_gates(gates: Gates, benefit: PerNeuron) -> dict[Site, Tensor]:
+    """Each neuron's part in the predicted rise: its change times its benefit (`selection.gating.benefit_of`)."""
+    return {site: change * benefit[site] for site, change in gates.changes.items()}
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What stands beside each other: gates, and sets of neurons."""
+
+    gates: Gates
+    dose: float
+    """The dose that they are at."""
+    parts: PerNeuron
+    """Each neuron's part in the rise that they predict."""
+    sets: Mapping[str, Selection]
+    """By name."""
+
+
+@dataclass(frozen=True)
+class SharedUnits:
+    """The units that two sets share, beside random sets of the same sizes in the same layers."""
+
+    n_first: int
+    n_second: int
+    n_both: int
+    expected: float
+    """Number by chance."""
+    p: float
+    """One-sided: how often random sets share as many; at least 1 in 1000."""
+    jaccard: float
+    jaccard_by_chance: float
+
+
+def shared_units(first: Selection, second: Selection) -> SharedUnits:
+    """What two sets share, beside chance within layers."""
+    floor = overlap_within_layers(first, second)
+    n_either = len(first) + len(second) - floor.expected
+    return SharedUnits(
+        n_first=len(first),
+        n_second=len(second),
+        n_both=floor.n,
+        expected=floor.expected,
+        p=floor.p,
+        jaccard=jaccard(first, second),
+        jaccard_by_chance=floor.expected / n_either if n_either else 0.0,
+    )
+
+
+def overlap_within_layers(first: Selection, second: Selection) -> Floor:
+    """`first & second`, where chance shuffles the second among the neurons of each layer."""
+    layers = {site: torch.zeros(shape, dtype=torch.int16) for site, shape in first.shapes.items()}
+    return chance_overlap(first, second, layers)
+
+
+@dataclass(frozen=True)
+class SetEffect:
+    """What the neurons of a set do to both margins, to first order, and what gates do with them."""
+
+    n: int
+    when_silenced: Mapping[str, float]
+    """Share of the neurons whose silencing raises both margins, the first or the second alone, or neither."""
+    by_chance: Mapping[str, float]
+    """The same of random neurons in the same layers."""
+    p_both: float
+    """One-sided: how often as many of random neurons would raise both when silenced. Small: the set hurts both."""
+    p_neither: float
+    """The same of neurons that raise neither: they lower both. Small: the set helps both."""
+    silencing_all: Mapping[str, Interval]
+    """Change of each margin when all of them are silenced, nats per token, clustered by topic."""
+    silencing_chance: Mapping[str, float]
+    """The same of random neurons in the same layers."""
+    share_of_rise: float
+    """Their share of the rise that gates predict."""
+    n_lowered: int
+    """Number that gates lower; the others are raised."""
+
+
+def set_effect(selection: Selection, scores: Sequence[Scores], gates: Gates, parts: PerNeuron) -> SetEffect:
+    """What a set does.
+
+    Args:
+        scores: of both margins by topic, as `gains_of` takes them.
+        gates: the gates that it stands beside.
+        parts: each neuron's part in the rise that they predict.
+    """
+    first, second = (gains_of(each) for each in scores[:2])
+    kinds = _kinds_when_silenced(first, second)
+    n = len(selection)
+    when_silenced, by_chance = {}, {}
+    for name, kind in kinds.items():
+        floor = overlap_within_layers(selection, kind)
+        when_silenced[name] = floor.n / max(n, 1)
+        by_chance[name] = floor.expected / max(n, 1)
+    total = sum(float(part.sum()) for part in parts.values())
+    own, n_lowered = 0.0, 0
+    for site, units in selection.units.items():
+        own += float(parts[site][units].sum())
+        n_lowered += int((gates.changes[site][units] < 0).sum())
+    return SetEffect(
+        n=n,
+        when_silenced=when_silenced,
+        by_chance=by_chance,
+        p_both=overlap_within_layers(selection, kinds["both"]).p,
+        p_neither=overlap_within_layers(selection, kinds["neither"]).p,
+        silencing_all={each.behaviour: _silencing(selection, each) for each in scores[:2]},
+        silencing_chance={gains.behaviour: _silencing_chance(selection, gains) for gains in (first, second)},
+        share_of_rise=own / total if total else 0.0,
+        n_lowered=n_lowered,
+    )
+
+
+def _kinds_when_silenced(first: Gains, second: Gains) -> dict[str, Selection]:
+    """All neurons by the margins that rise when they are silenced: those with a gain below 0."""
+    shapes = {site: tuple(mean.shape) for site, mean in first.mean.items()}
+    units: dict[str, dict[Site, Tensor]] = {"both": {}, first.behaviour: {}, second.behaviour: {}, "neither": {}}
+    for site in shapes:
+        of_first, of_second = first.mean[site] < 0, second.mean[site] < 0
+        units["both"][site] = (of_first & of_second).nonzero()[:, 0]
+        units[first.behaviour][site] = (of_first & ~of_second).nonzero()[:, 0]
+        units[second.behaviour][site] = (~of_first & of_second).nonzero()[:, 0]
+        units["neither"][site] = (~of_first & ~of_second).nonzero()[:, 0]
+    return {name: Selection(of_kind, shapes) for name, of_kind in units.items()}
+
+
+def _silencing(selection: Selection, scores: Scores) -> Interval:
+    """The change of a margin when a set is silenced, by topic: minus the sum of its gains, which are minus scores."""
+    by_topic = torch.zeros(len(scores.clusters), dtype=torch.float64)
+    for site, units in selection.units.items():
+        by_topic += scores.groups[site][:, units].double().sum(1)
+    # Every example has its topic's mean.
+    sizes = list(scores.clusters.values())
+    return clustered_interval(np.repeat(by_topic.numpy(), sizes), np.repeat(list(scores.clusters), sizes).tolist())
+
+
+def _silencing_chance(selection: Selection, gains: Gains) -> float:
+    return -sum(len(units) * float(gains.mean[site].mean()) for site, units in selection.units.items())
+
+
+def rank_correlation(first: Gates, second: Gates) -> float:
+    """Spearman's correlation of the changes of all neurons under two gates."""
+    sites = sorted(first.multipliers)
+    ranks = []
+    for gates in (first, second):
+        ranks.append(stats.rankdata(torch.cat([gates.changes[site] for site in sites]).numpy()))
+    return float(np.corrcoef(ranks)[0, 1])

@@ -1,0 +1,85 @@
+"""What can be counted of a neuron without reading it: do the texts on which it fires hang together, and what it writes?
+
+Nothing here is a judgement: of the prompts on which a neuron is furthest from 0 it is counted how many are of one
+behaviour and of one topic, beside as many random prompts; of its activations, whether they are larger on safe answers
+than on unsafe ones to the same prompts.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dean_interp.circuits.neuron import TextActivations
+from dean_interp.errors import InputError
+from dean_interp.statistics import rank_p_value
+
+
+@dataclass(frozen=True)
+class MostOfOne:
+    """How many of the top prompts have the label (a behaviour, a topic) that most of them have."""
+
+    label: str
+    n: int
+    p: float
+    """One-sided: how often as many of as many random prompts have one label in common."""
+
+
+class LabelCounts:
+    """Labels of prompts, with what random prompts have in common."""
+
+    def __init__(self, labels: Sequence[str], n_top: int, *, n_draws: int = 9999, seed: int = 0) -> None:
+        """
+        Args:
+            labels: one a prompt.
+            n_top: number of prompts that are looked at.
+            n_draws: number of random draws of as many prompts.
+            seed: Seed for the draws.
+        """
+        if not 1 <= n_top <= len(labels):
+            raise InputError(f"n_top must be from 1 to {len(labels)} prompts, got {n_top}")
+        self.labels, self.n_top = labels, n_top
+        generator = np.random.default_rng(seed)
+        codes = np.unique(labels, return_inverse=True)[1]
+        self.by_chance = [_most(codes[generator.permutation(len(codes))[:n_top]]) for _ in range(n_draws)]
+
+    def of(self, peaks: Float[np.ndarray, " prompt"]) -> MostOfOne:
+        """What the prompts with the highest peaks have in common."""
+        top = np.argsort(-peaks, kind="stable")[: self.n_top]
+        counts = Counter(str(self.labels[int(i)]) for i in top)
+        label, n = counts.most_common(1)[0]
+        return MostOfOne(label, n, rank_p_value(float(n), self.by_chance))
+
+
+def _most(codes: Int[np.ndarray, " prompt"]) -> float:
+    return float(np.bincount(codes).max())
+
+
+def activation_differences(
+    safe: Sequence[TextActivations], unsafe: Sequence[TextActivations], column: int
+) -> Float[np.ndarray, " example"]:
+    """A neuron's mean activation over each safe answer less that over the unsafe one, from where the two differ.
+
+    Args:
+        safe: prompts with their safe answers.
+        unsafe: the same prompts with their unsafe answers.
+        column: the neuron's place in the activations.
+    """
+    differences = []
+    for first, second in zip(safe, unsafe, strict=True):
+        n_shared = 0
+        for mine, theirs in zip(first.tokens, second.tokens, strict=False):
+            if mine != theirs:
+                break
+            n_shared += 1
+        means = [_mean_from(text, n_shared, column) for text in (first, second)]
+        differences.append(means[0] - means[1])
+    return np.array(differences)
+
+
+def _mean_from(text: TextActivations, start: int, column: int) -> float:
+    """The mean activation from a token on; of the last token where none is left."""
+    rows = text.activations[min(start, len(text.activations) - 1) :]
+    return sum(row[column] for row in rows) / len(rows)
