@@ -1,7 +1,7 @@
 """The page of a comparison of arms: its table, damage against the smaller rise, and everything that was measured."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from dean_interp.arms.frontier import Frontier, FrontierArm, FrontierPoint
 from dean_interp.evaluation.lines import p_text
+from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import write_text
 from dean_interp.report.figures import GREY, LINES, error_of, styled, to_svg
 from dean_interp.report.page import rendered
@@ -17,7 +18,8 @@ from dean_interp.report.tables import metric_tables
 from dean_interp.statistics import Interval
 from dean_interp.study.results import save_record
 
-COLUMNS = ("arm", "KL", "{first}", "{second}", "both rise", "area", "p (Holm)", "p (nulls)", "MB", "minutes")
+COLUMNS = ("arm", "KL", "{first}", "{second}", "both rise")
+MORE_COLUMNS = ("area", "p (Holm)", "p (nulls)", "size", "minutes")
 _MARKS = "osD^vP*"
 FIGURE = "Damage against the smaller rise"
 
@@ -65,16 +67,25 @@ def write_frontier(frontier: Frontier, folder: Path, facts: Mapping[str, str]) -
 def table_of(frontier: Frontier) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table at the KL where settings are chosen."""
     first, second = frontier.behaviours
-    head = [column.format(first=first, second=second) for column in COLUMNS]
+    points = {arm.name: arm.point(frontier.chosen_at) for arm in frontier.arms}
+    # Sets that an edit shall leave alone, such as the register set.
+    beside = list(dict.fromkeys(name for point in points.values() if point for name in _beside(point)))
+    head = [*(column.format(first=first, second=second) for column in COLUMNS), *beside, *MORE_COLUMNS]
     rows = []
     for arm in frontier.arms:
-        point = arm.point(frontier.chosen_at)
-        row = [arm.name, "left out", *[""] * (len(head) - 2)] if point is None else _row(arm, point)
+        point = points[arm.name]
+        row = [arm.name, "left out", *[""] * (len(head) - 2)] if point is None else _row(arm, point, beside)
         rows.append(row)
     return head, rows
 
 
-def _row(arm: FrontierArm, point: FrontierPoint) -> list[str]:
+def _beside(point: FrontierPoint) -> dict[str, str]:
+    """The changes of margins that are no behaviour's, by set."""
+    lines = [line for line in point.lines if line.metric == MARGIN and line.on not in point.rises]
+    return {line.on: str(line.change) for line in lines}
+
+
+def _row(arm: FrontierArm, point: FrontierPoint, beside: Sequence[str]) -> list[str]:
     nulls = "-"
     if arm.null_p is not None and arm.null_rises:
         nulls = f"{arm.null_p:.2f} of {len(arm.null_rises)}"
@@ -83,19 +94,20 @@ def _row(arm: FrontierArm, point: FrontierPoint) -> list[str]:
         f"{point.kl.mean:.3f}",
         *map(str, point.rises.values()),
         "yes" if point.raises_both else "no",
+        *(_beside(point).get(name, "-") for name in beside),
         "-" if arm.area is None else str(arm.area),
         "-" if arm.p_holm is None else p_text(arm.p_holm),
         nulls,
-        _megabytes(arm.record.n_bytes),
+        _size(arm.record.n_bytes),
         f"{arm.record.seconds / 60:.1f}",
     ]
 
 
-def _megabytes(n_bytes: int) -> str:
-    """Two digits."""
-    megabytes = n_bytes / 1e6
-    digits = max(0, 1 - math.floor(math.log10(megabytes))) if megabytes > 0 else 0
-    return f"{megabytes:.{digits}f}"
+def _size(n_bytes: int) -> str:
+    """In bytes, kilobytes or megabytes."""
+    if n_bytes < 1000:
+        return f"{n_bytes} B"
+    return f"{n_bytes / 1e3:.0f} kB" if n_bytes < 1e6 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
