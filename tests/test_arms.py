@@ -16,7 +16,6 @@ from dean_interp.arms.comparison import ComparisonConfig, begun, piece_folder, r
 from dean_interp.arms.pieces import arm_record, compare_arms, name_together
 from dean_interp.arms.sealed import SealBrokenError, sealed
 from dean_interp.arms.system_prompt import LONG, SHORT, SystemPromptArm, SystemText
-from dean_interp.data.examples import load_behaviour
 from dean_interp.evaluation.measure import measure
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.tokens import encode
@@ -272,13 +271,3 @@ def test_a_system_prompt_is_refused_where_chats_have_no_system_turn(work, tokeni
     arm = SystemPromptArm("long", LONG)
     with pytest.raises(InputError, match="template"):
         arm.fit(dataclasses.replace(work.examples(arm), config=raw), {})
-
-
-def test_built_in_prompts_are_long_enough_to_be_sealed(work):
-    """Prompts of fewer than three tokens could not be told from other text."""
-    from dean_interp.models.load import tokenizer_of
-
-    tokenizer = tokenizer_of("smollm2-135m-instruct")
-    for name in ("fairness", "privacy", "general", "register"):
-        prompts = load_behaviour(name, n_examples=None, split=None).prompts
-        assert min(len(tokenizer(prompt).input_ids) for prompt in prompts) >= 5

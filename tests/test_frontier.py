@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from planted_gates import planted_model, write_data, write_register
 
-from dean_interp import AnswerConfig, ImproveConfig, InputError, ModelConfig
+from dean_interp import AnswerConfig, ImproveConfig, InputError, ModelConfig, load_behaviour
 from dean_interp.arms.arm import Change
 from dean_interp.arms.at_kl import dose_at_kl
 from dean_interp.arms.choosing_settings import best_of, tried_settings
@@ -17,6 +17,7 @@ from dean_interp.arms.comparison import RECORD, ComparisonConfig
 from dean_interp.arms.frontier_curves import MarginChanges, area_under, mean_under_curve, smaller_rises
 from dean_interp.arms.gate_arms import CLOSED_FORM
 from dean_interp.arms.pieces import _piece
+from dean_interp.models.load import tokenizer_of
 from dean_interp.statistics import Interval
 from dean_interp.study.run_folder import locked
 from dean_interp.study.store import State, file_name
@@ -235,3 +236,11 @@ def test_a_piece_that_another_process_is_at_is_left_to_it(tmp_path):
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change))):
         dataclasses.replace(ComparisonConfig(), **change).check()
+
+
+def test_built_in_prompts_are_long_enough_to_be_sealed():
+    """Prompts of fewer than three tokens could not be told from other text."""
+    tokenizer = tokenizer_of("smollm2-135m-instruct")
+    for name in ("fairness", "privacy", "general", "register"):
+        prompts = load_behaviour(name, n_examples=None, split=None).prompts
+        assert min(len(tokenizer(prompt).input_ids) for prompt in prompts) >= 5
