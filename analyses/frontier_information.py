@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from dean_interp.arms.all_arms import all_arms
 from dean_interp.arms.arm import Arm
-from dean_interp.arms.at_kl import dose_at_kl, state_kl
+from dean_interp.arms.at_kl import dose_at_kl
 from dean_interp.arms.comparison import ComparisonConfig, SharedWork, begun, records_of
 from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.arms.pieces import named
@@ -34,6 +34,7 @@ from dean_interp.report.html import write_information_report
 from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
 from dean_interp.study import day
+from dean_interp.study.dosing import state_kl_meter
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.method import disjoint_neurons, information_before_and_under, original_of
 from dean_interp.study.results import InformationResults
@@ -118,7 +119,7 @@ def _nulls(work: SharedWork, given: FrontierInformation) -> list[State]:
     """Random gates at doses of their own; the doses are kept."""
     path, kl = given.out / DOSES, work.config.chosen_at
     doses = read_json(path, dict[str, float]) if path.is_file() else {}
-    meter, start, nulls = state_kl(work.choose.store, work.model), None, []
+    meter, start, nulls = state_kl_meter(work.choose.store, work.model), None, []
     # Random arms of the comparison have the first numbers.
     first = work.config.study.n_random + 1
     for number in progress_bar(range(first, first + given.n_nulls), desc="doses of nulls", unit="null"):

@@ -217,7 +217,7 @@ def test_a_killed_comparison_goes_on_and_ends_in_the_same_record(work, monkeypat
     whole_measured = pieces.measured_state
 
     def killed(*args, **kwargs):
-        calls.append(kwargs["name"])
+        calls.append(args[1].name)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pieces, "measured_state", killed)

@@ -25,6 +25,11 @@ Setting = float | int | str
 Settings = Mapping[str, Setting]
 
 
+def in_words(settings: Settings) -> str:
+    """Settings with their values, for names and tables."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
 @runtime_checkable
 class Change(Protocol):
     """A change of a model that can be followed farther or less far."""

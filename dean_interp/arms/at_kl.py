@@ -1,19 +1,13 @@
 """The dose of a change at which the mean KL on general text is a given one, by measuring."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dean_interp.arms.arm import Change
-from dean_interp.evaluation.outcomes import clusters_of
-from dean_interp.models.load import HookedModel
 from dean_interp.selection.size_at_kl import size_at_kl
 from dean_interp.statistics import Interval
-from dean_interp.study.dosing import kl_interval
-from dean_interp.study.store import ORIGINAL, State, Store
+from dean_interp.study.dosing import KlOfState
 
-StateKl = Callable[[State], Interval]
-"""Measures the KL of a state to the original on general text, nats per answer token."""
 _SMALLEST = 1e-4
 _POWER = 2.0
 
@@ -30,19 +24,7 @@ class DoseAtKl:
     less damage, and units that come one by one may jump over it."""
 
 
-def state_kl(store: Store, model: HookedModel) -> StateKl:
-    """What measures the KL of states on the store's general text. Each is measured once."""
-    general = store.tests[2]
-    original = store.general(model, ORIGINAL)
-
-    def kl(state: State) -> Interval:
-        measured = store.general(model, replace(state, name="trial"), reference=original)
-        return kl_interval(measured[general.name], clusters_of(general))
-
-    return kl
-
-
-def dose_at_kl(change: Change, meter: StateKl, *, kl: float, start: float | None = None) -> DoseAtKl:
+def dose_at_kl(change: Change, meter: KlOfState, *, kl: float, start: float | None = None) -> DoseAtKl:
     """The dose whose mean KL is from `kl` to a tenth above it, else the nearest that was found from above or below.
 
     Args:
@@ -66,7 +48,7 @@ def dose_at_kl(change: Change, meter: StateKl, *, kl: float, start: float | None
         power=_POWER,
     )
     if math.isnan(measured[dose].mean):
-        # Every dose that was tried broke the model but those below.
+        # The model broke at this dose, so the largest one that did not break it is taken, or none at all.
         finite = [tried for tried, interval in measured.items() if not math.isnan(interval.mean)]
         dose = max(finite) if finite else 0.0
         measured.setdefault(0.0, Interval(0.0, 0.0, 0.0, measured[next(iter(measured))].n_clusters))

@@ -72,13 +72,17 @@ class MeasuredState:
     name: str
     kl: float
     """The KL that was looked for, nats per answer token; 0 where the arm has no dose to choose."""
-    dose: float
-    chosen: DoseAtKl | None
-    """The KL on the text that chooses doses; None where nothing was looked for."""
+    chosen: DoseAtKl
+    """The dose, and the KL on the text that chooses doses."""
     fingerprint: str
-    """The fingerprint of the state, which names its files."""
+    """The fingerprint of the state; empty where nothing is changed."""
     in_full: bool
     """Whether answers and windows were measured, too."""
+
+    @property
+    def dose(self) -> float:
+        """How far the arm was followed."""
+        return self.chosen.dose
 
 
 @dataclass(frozen=True)

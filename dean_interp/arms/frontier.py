@@ -167,9 +167,13 @@ def _arm(
 def _further(store: Store, record: ArmRecord, kl: float) -> tuple[Line, ...]:
     """The lines of an arm on further data; none where it was not measured there."""
     at = next((state for state in record.states if state.kl in (0, kl)), None)
-    if not store.others or at is None or not store.holds_further(state := _state(at.name, at.fingerprint)):
+    if not store.others or at is None:
         return ()
-    before, after = (likelihoods(store.further(None, each), store.others) for each in (ORIGINAL, state))
+    state = _state(at.name, at.fingerprint)
+    if not store.holds_further(state):
+        return ()
+    before = likelihoods(store.further(None, ORIGINAL), store.others)
+    after = likelihoods(store.further(None, state), store.others)
     return tuple(compare(before, after))
 
 

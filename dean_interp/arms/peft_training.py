@@ -1,7 +1,7 @@
 """An adapter of `peft`, trained on the pairs that an arm is given: LoRA or IA3, and its numbers after every few steps.
 
-A plain copy of the model is trained, on the tokens that are measured and on no others. One training takes about a
-minute, so a killed one begins anew; a finished one is kept in the arm's own folder.
+A plain copy of the model is trained, on the tokens that are measured and on no others. A finished training is kept in
+the arm's own folder; one that was killed begins anew.
 """
 
 import importlib.util

@@ -14,14 +14,14 @@ exchanged, with the settings that were chosen. That is the null.
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from dean_interp.arms.arm import Arm, Change, Kind, Setting
-from dean_interp.arms.at_kl import DoseAtKl, StateKl, dose_at_kl, state_kl
+from dean_interp.arms.arm import Arm, Change, Kind, Setting, in_words
+from dean_interp.arms.at_kl import DoseAtKl, dose_at_kl
 from dean_interp.arms.choosing_settings import Trial, best_of, tried_settings
 from dean_interp.arms.comparison import (
     NULLS,
@@ -42,6 +42,7 @@ from dean_interp.progress import progress_bar
 from dean_interp.statistics import Interval
 from dean_interp.study.choosing import random_flips
 from dean_interp.study.conclusions import state_results
+from dean_interp.study.dosing import KlOfState, state_kl_meter
 from dean_interp.study.method import original_of
 from dean_interp.study.run_folder import BusyError, locked
 from dean_interp.study.state_outcomes import StateOutcomes, outcomes_of
@@ -117,22 +118,20 @@ def with_nulls(arms: Sequence[Arm], records: Mapping[str, ArmRecord]) -> list[Ar
 def _piece(folder: Path, arm: str, record: str) -> Iterator[bool]:
     """Whether a piece is to be done by this process: it is not done, and no other process is at it."""
     own = piece_folder(folder, arm)
-    if (own / record).is_file():
-        yield False
-        return
-    try:
-        with locked(own):
-            # Another process may have finished it meanwhile.
-            yield not (own / record).is_file()
-    except BusyError:
-        yield False
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(own))
+        except BusyError:
+            yield False
+            return
+        yield not (own / record).is_file()
 
 
 def arm_record(work: SharedWork, arm: Arm) -> ArmRecord:
     """Choose an arm's settings and doses, and measure it on confirming prompts."""
     began = time.monotonic()
     record = ArmRecord(arm.name, arm.kind, arm.source, arm.uses_labels)
-    config, meter = work.config, state_kl(work.choose.store, work.model)
+    config, meter = work.config, state_kl_meter(work.choose.store, work.model)
     try:
         with work.sealed():
             trials = _tried(work, arm, meter)
@@ -150,7 +149,8 @@ def arm_record(work: SharedWork, arm: Arm) -> ArmRecord:
     for kl, chosen in doses.items():
         name = names.setdefault(chosen.dose, f"{arm.name}, KL {kl:g}" if kl else arm.name)
         in_full = kl in (0, config.chosen_at)
-        states.append(measured_state(work, change, chosen, name=name, kl=kl, in_full=in_full))
+        state = named(change.at(chosen.dose), name)
+        states.append(measured_state(work, state, chosen, kl=kl, in_full=in_full))
     return replace(
         record,
         settings=best.settings,
@@ -161,7 +161,7 @@ def arm_record(work: SharedWork, arm: Arm) -> ArmRecord:
     )
 
 
-def _tried(work: SharedWork, arm: Arm, meter: StateKl) -> tuple[Trial, ...]:
+def _tried(work: SharedWork, arm: Arm, meter: KlOfState) -> tuple[Trial, ...]:
     """The trials of an arm's settings on choosing prompts."""
     original = original_of(work.choose, work.model, in_full=False)
     config = work.config
@@ -172,8 +172,7 @@ def _tried(work: SharedWork, arm: Arm, meter: StateKl) -> tuple[Trial, ...]:
         if not arm.choices:
             return 0.0
         chosen = dose_at_kl(change, meter, kl=config.chosen_at)
-        said = ", ".join(f"{name} {value}" for name, value in settings.items())
-        state = named(change.at(chosen.dose), f"{arm.name}, {said}")
+        state = named(change.at(chosen.dose), f"{arm.name}, {in_words(settings)}")
         measured = outcomes_of(work.choose, work.model, state, reference=original.measurement, in_full=False)
         return smaller_rise(original, measured, work.data.choosing)
 
@@ -187,7 +186,7 @@ def smaller_rise(original: StateOutcomes, measured: StateOutcomes, behaviours: S
     return min(changes[behaviour.name].mean for behaviour in behaviours[:2])
 
 
-def _doses(arm: Arm, change: Change, meter: StateKl, config: ComparisonConfig) -> dict[float, DoseAtKl]:
+def _doses(arm: Arm, change: Change, meter: KlOfState, config: ComparisonConfig) -> dict[float, DoseAtKl]:
     """The dose at each KL, each search from where the last one ended. A prompt has one dose, whatever its KL."""
     if arm.kind == "prompt":
         return {0.0: DoseAtKl(1.0, meter(change.at(1.0)), is_reached=True)}
@@ -201,26 +200,16 @@ def _doses(arm: Arm, change: Change, meter: StateKl, config: ComparisonConfig) -
     return doses
 
 
-def measured_state(
-    work: SharedWork, change: Change, chosen: DoseAtKl, *, name: str, kl: float, in_full: bool
-) -> MeasuredState:
-    """Measure a change at a dose on confirming prompts."""
-    state = named(change.at(chosen.dose), name)
-    measure_on_confirming(work, state, in_full=in_full)
-    return MeasuredState(
-        name=name, kl=kl, dose=chosen.dose, chosen=chosen, fingerprint=state.fingerprint, in_full=in_full
-    )
+def measured_state(work: SharedWork, state: State, chosen: DoseAtKl, *, kl: float, in_full: bool) -> MeasuredState:
+    """Measure a state on confirming prompts, unless the store holds it."""
+    original = original_of(work.confirm, work.model)
+    outcomes_of(work.confirm, work.model, state, reference=original.measurement, in_full=in_full)
+    return MeasuredState(name=state.name, kl=kl, chosen=chosen, fingerprint=state.fingerprint, in_full=in_full)
 
 
 def named(state: State, name: str) -> State:
     """A state of an arm under the name that its files get."""
     return replace(state, name=name, kind="arm", unit=None)
-
-
-def measure_on_confirming(work: SharedWork, state: State, *, in_full: bool) -> StateOutcomes:
-    """A state's outcomes on confirming prompts, from the store or measured now."""
-    original = original_of(work.confirm, work.model)
-    return outcomes_of(work.confirm, work.model, state, reference=original.measurement, in_full=in_full)
 
 
 def name_together(prompt: SystemPromptArm, arm: Arm) -> str:
@@ -230,7 +219,7 @@ def name_together(prompt: SystemPromptArm, arm: Arm) -> str:
 
 def record_together(work: SharedWork, prompt: SystemPromptArm, arm: Arm, record: ArmRecord) -> ArmRecord:
     """An edit at its doses, under a system prompt. The KL is that of both."""
-    name, meter = name_together(prompt, arm), state_kl(work.choose.store, work.model)
+    name, meter = name_together(prompt, arm), state_kl_meter(work.choose.store, work.model)
     both = ArmRecord(name, prompt.kind, f"{prompt.source}; {arm.source}", uses_labels=False)
     try:
         text = prompt.fit(work.examples(prompt), {})
@@ -241,15 +230,14 @@ def record_together(work: SharedWork, prompt: SystemPromptArm, arm: Arm, record:
     for alone in record.states:
         state = replace(named(change.at(alone.dose), f"{name}, KL {alone.kl:g}"), change=text.at(1.0).change)
         chosen = DoseAtKl(alone.dose, meter(state), is_reached=True)
-        measure_on_confirming(work, state, in_full=alone.in_full)
-        states.append(replace(alone, name=state.name, chosen=chosen, fingerprint=state.fingerprint))
+        states.append(measured_state(work, state, chosen, kl=alone.kl, in_full=alone.in_full))
     n_bytes = text.n_bytes + change.n_bytes
     return replace(both, settings=record.settings, states=tuple(states), n_bytes=n_bytes)
 
 
 def null_states(work: SharedWork, arm: Arm, record: ArmRecord) -> tuple[MeasuredState, ...]:
     """The arm with its settings on flipped labels, each at a dose of its own, measured on confirming prompts."""
-    config, meter = work.config, state_kl(work.choose.store, work.model)
+    config, meter = work.config, state_kl_meter(work.choose.store, work.model)
     at = next(state for state in record.states if state.kl == config.chosen_at)
     topics = [list(scores.clusters) for scores in work.examples(arm).margin_scores[:2]]
     n_flips = config.n_flips_of(arm.kind)
@@ -265,10 +253,11 @@ def null_states(work: SharedWork, arm: Arm, record: ArmRecord) -> tuple[Measured
             # Nothing is certain enough on flipped labels: a null that changes nothing.
             states.append(_unchanged(name, config.chosen_at))
             continue
-        states.append(measured_state(work, change, chosen, name=name, kl=config.chosen_at, in_full=False))
+        state = named(change.at(chosen.dose), name)
+        states.append(measured_state(work, state, chosen, kl=config.chosen_at, in_full=False))
     return tuple(states)
 
 
 def _unchanged(name: str, kl: float) -> MeasuredState:
     nothing = DoseAtKl(0.0, Interval(0.0, 0.0, 0.0, 1), is_reached=False)
-    return MeasuredState(name=name, kl=kl, dose=0.0, chosen=nothing, fingerprint="", in_full=False)
+    return MeasuredState(name=name, kl=kl, chosen=nothing, fingerprint="", in_full=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dean_interp.arms.arm import in_words
 from dean_interp.arms.frontier import Frontier, FrontierArm, FrontierPoint
 from dean_interp.evaluation.lines import p_text
 from dean_interp.evaluation.outcomes import MARGIN
@@ -122,12 +123,11 @@ def _choice(arm: FrontierArm) -> str:
         return f"left out: {record.left_out}"
     if not record.settings:
         return "nothing to choose"
-    chosen = ", ".join(f"{name} {value}" for name, value in record.settings.items())
     values = []
     for trial in record.trials:
-        said = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
-        values.append(f"{said}: {'no edit' if trial.value is None else f'{trial.value:+.3f}'}")
-    return f"{chosen} (smaller rise on choosing prompts: {'; '.join(values)})"
+        worth = "no edit" if trial.value is None else f"{trial.value:+.3f}"
+        values.append(f"{in_words(trial.settings)}: {worth}")
+    return f"{in_words(record.settings)} (smaller rise on choosing prompts: {'; '.join(values)})"
 
 
 def damage_and_rise(frontier: Frontier) -> Figure:

@@ -32,6 +32,8 @@ _WITHIN = 0.1
 
 KlOf = Callable[[Gates], Interval]
 """Measures the KL of gates to the original on general text, nats per answer token."""
+KlOfState = Callable[[State], Interval]
+"""Measures the KL of a state to the original on general text, nats per answer token."""
 
 
 def gated_state(name: str, kind: str, gates: Gates, *, dose: float = 1.0) -> State:
@@ -48,17 +50,23 @@ def kl_interval(measured: BehaviourMeasurement, clusters: tuple[str, ...]) -> In
     return clustered_interval(np.asarray(values, dtype=float), clusters)
 
 
-def kl_meter(store: Store, model: HookedModel) -> KlOf:
-    """What measures the KL of gates on the store's general text, nats per answer token. Each state is measured once."""
+def state_kl_meter(store: Store, model: HookedModel) -> KlOfState:
+    """What measures the KL of states on the store's general text, nats per answer token. Each is measured once."""
     general = store.tests[2]
     clusters = clusters_of(general)
     original = store.general(model, ORIGINAL)
 
-    def kl(gates: Gates) -> Interval:
-        measured = store.general(model, gated_state("trial", "trial", gates), reference=original)
+    def kl(state: State) -> Interval:
+        measured = store.general(model, state, reference=original)
         return kl_interval(measured[general.name], clusters)
 
     return kl
+
+
+def kl_meter(store: Store, model: HookedModel) -> KlOf:
+    """The same for the model under gates."""
+    kl_of_state = state_kl_meter(store, model)
+    return lambda gates: kl_of_state(gated_state("trial", "trial", gates))
 
 
 @dataclass(frozen=True)
