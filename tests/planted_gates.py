@@ -8,6 +8,8 @@ import torch
 from planted_coupling import WORDS
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dean_interp import AnswerConfig, ImproveConfig, ModelConfig
+
 D_MODEL, D_MLP, LAYER = 24, 40, 0
 HELPS_BOTH, HURTS_BOTH, HELPS_FIRST, HELPS_SECOND, OPPOSED, GENERAL = 3, 7, 11, 13, 17, 19
 READS = {
@@ -91,3 +93,22 @@ def write_register(folder: Path) -> str:
     path = folder / "register.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def planted_settings(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, *, n_ctx: int = 256, template: str = "raw", **changes: int
+) -> ImproveConfig:
+    """The planted model and its data in a folder, both behaviours real, and the settings of an improvement on them."""
+    planted_model(tokenizer, n_ctx=n_ctx).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    data = write_data(folder, n_topics=32, n_each=2, real=(True, True))
+    sizes = {"n_score": 20, "n_choose": 12, "n_confirm": 32}
+    return ImproveConfig(
+        model=ModelConfig(str(folder / "model"), template=template, device="cpu"),
+        first=data["first"],
+        second=data["second"],
+        general=data["general"],
+        register=write_register(folder),
+        answers=AnswerConfig(n_answers=0, n_answer_controls=0),
+        **(sizes | changes),
+    )

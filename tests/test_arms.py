@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted_gates import planted_model, write_data, write_register
+from planted_gates import planted_model, planted_settings
 from units import logits_of
 
-from dean_interp import AnswerConfig, Behaviour, Example, ImproveConfig, InputError, ModelConfig, generate, load_model
+from dean_interp import Behaviour, Example, InputError, generate, load_model
 from dean_interp.arms.all_arms import TOGETHER, all_arms
 from dean_interp.arms.arm import Arm, Change, flipped
 from dean_interp.arms.comparison import ComparisonConfig, begun, piece_folder, records_of, refuse_chosen_on
@@ -32,22 +32,7 @@ pytestmark = pytest.mark.hooks
 def work(tokenizer, tmp_path_factory):
     """A planted model whose chats have a system turn, and what its arms share."""
     folder = tmp_path_factory.mktemp("arms")
-    planted_model(tokenizer, n_ctx=1024).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    data = write_data(folder, n_topics=32, n_each=2, real=(True, True))
-    study = ImproveConfig(
-        model=ModelConfig(str(folder / "model"), device="cpu"),
-        first=data["first"],
-        second=data["second"],
-        general=data["general"],
-        register=write_register(folder),
-        answers=AnswerConfig(n_answers=0, n_answer_controls=0),
-        n_score=20,
-        n_choose=12,
-        n_confirm=24,
-        n_flips=2,
-        n_random=1,
-    )
+    study = planted_settings(folder, tokenizer, n_ctx=1024, template="chat", n_confirm=24, n_flips=2, n_random=1)
     config = ComparisonConfig(kls=(0.05,), n_choices=2, study=study)
     return begun(folder / "run", config, improve_data(study), load_model(folder / "model", device="cpu"))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted_gates import planted_model, write_data, write_register
+from planted_gates import planted_settings
 
-from dean_interp import AnswerConfig, ImproveConfig, InputError, ModelConfig, load_behaviour
+from dean_interp import InputError, load_behaviour
 from dean_interp.arms.arm import Change
 from dean_interp.arms.at_kl import dose_at_kl
 from dean_interp.arms.choosing_settings import best_of, tried_settings
@@ -28,23 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "analyses"))
 @pytest.fixture(scope="module")
 def config(tokenizer, tmp_path_factory):
     """Both behaviours are real: the right edit silences the neuron that hurts both, and opens the one that helps."""
-    folder = tmp_path_factory.mktemp("planted_frontier")
-    planted_model(tokenizer).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    data = write_data(folder, n_topics=32, n_each=2, real=(True, True))
-    study = ImproveConfig(
-        model=ModelConfig(str(folder / "model"), template="raw", device="cpu"),
-        first=data["first"],
-        second=data["second"],
-        general=data["general"],
-        register=write_register(folder),
-        answers=AnswerConfig(n_answers=0, n_answer_controls=0),
-        n_score=20,
-        n_choose=12,
-        n_confirm=32,
-        n_flips=2,
-        n_random=1,
-    )
+    study = planted_settings(tmp_path_factory.mktemp("planted_frontier"), tokenizer, n_flips=2, n_random=1)
     return ComparisonConfig(study=study)
 
 

@@ -6,17 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted_gates import (
-    HELPS_BOTH,
-    HURTS_BOTH,
-    LAYER,
-    planted_model,
-    write_data,
-    write_register,
-)
+from planted_gates import HELPS_BOTH, HURTS_BOTH, LAYER, planted_settings
 from scipy import stats
 
-from dean_interp import AnswerConfig, Gates, ImproveConfig, InputError, ModelConfig, Selection, Site, load_model
+from dean_interp import Gates, InputError, Selection, Site, load_model
 from dean_interp.arms.composition import mean_spread, n_holding, rank_correlation, shared_units, spread_of
 from dean_interp.arms.strongest_neurons import alike
 from dean_interp.circuits.neuron import TextActivations
@@ -111,21 +104,7 @@ def test_activations_are_compared_from_where_the_answers_part():
 
 @pytest.fixture(scope="module")
 def config(tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("planted_who")
-    planted_model(tokenizer).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    data = write_data(folder, n_topics=32, n_each=2, real=(True, True))
-    return ImproveConfig(
-        model=ModelConfig(str(folder / "model"), template="raw", device="cpu"),
-        first=data["first"],
-        second=data["second"],
-        general=data["general"],
-        register=write_register(folder),
-        answers=AnswerConfig(n_answers=0, n_answer_controls=0),
-        n_score=20,
-        n_choose=12,
-        n_confirm=32,
-    )
+    return planted_settings(tmp_path_factory.mktemp("planted_who"), tokenizer)
 
 
 def test_a_look_at_texts_that_were_read_is_the_look_that_reads_them(config):
