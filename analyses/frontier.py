@@ -5,8 +5,8 @@
 on the demo model (--model for another, --first, --second and --general for other data). Every arm gets the same
 calibration pairs, the same number of trials to choose its settings, and the same general text on which its KL is set.
 Both margins are measured on confirming prompts, which no arm may read before. Work is done in pieces, one an arm: the
-command can be stopped and started again, and started in several terminals at once, which then share the pieces. The one
-that finds all pieces done writes results.json, table.md, report.html and a figure.
+command can be stopped and started again, and started in several terminals at once, which then share the pieces. Each
+ends by writing results.json, table.md, points.csv, report.html and a figure of all that is done.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def run(given: FrontierRun) -> Frontier:
     arms = all_arms(study.n_random)
     worked_on = [arm for arm in arms if not given.only or arm.name.startswith(given.only)]
     if not worked_on:
-        raise InputError(f"no arm begins with {' or '.join(given.only)}; arms: {', '.join(arm.name for arm in arms)}")
+        raise InputError(f"no arm begins with {' or '.join(given.only)}; arms: {'; '.join(arm.name for arm in arms)}")
     with owned(given.out, config, data.all, begun=ONCE_BEGUN):
         pass
     clock = Clock(given.out / "times.json")
