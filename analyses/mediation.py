@@ -26,7 +26,8 @@ from dean_interp.evaluation.lines import Line, compare_each
 from dean_interp.evaluation.outcomes import Outcome
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.models.load import HookedModel
-from dean_interp.models.sites import Unit, neuron_sites
+from dean_interp.models.matrices import neuron_sites
+from dean_interp.models.sites import Unit
 from dean_interp.models.sizes import site_shape
 from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm

@@ -21,7 +21,8 @@ from dean_interp import Behaviour, Scores, ScoringConfig, Selection, ablate, imp
 from dean_interp.cli.ending import script
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
-from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.matrices import neuron_sites
+from dean_interp.models.sites import Site
 from dean_interp.models.sizes import neuron_counts, neuron_shapes
 from dean_interp.models.tokens import collate
 from dean_interp.progress import progress_bar

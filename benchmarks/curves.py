@@ -23,7 +23,7 @@ from dean_interp import ScoringConfig, importance, load_behaviour, load_model
 from dean_interp.files import write_text
 from dean_interp.models.demo import demo_model_folder
 from dean_interp.models.load import HookedModel
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites
 from dean_interp.planning.memory import batch_bytes
 from dean_interp.planning.scoring import _HEAP, _Probe
 from dean_interp.report.figures import to_svg

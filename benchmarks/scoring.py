@@ -30,8 +30,7 @@ from dean_interp import (
 )
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_log_probs, answer_positions, batched, forward
-from dean_interp.models.matrices import parameter, weight_sites
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites, parameter, weight_sites
 from dean_interp.models.tokens import collate, encode, paths, trees
 from dean_interp.planning.scoring import plan
 from dean_interp.scoring.importance import run_pass

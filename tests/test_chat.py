@@ -21,8 +21,8 @@ from dean_interp.editing.ablation import gated
 from dean_interp.editing.conversation import Conversation
 from dean_interp.editing.edit_at_dose import at_dose, load_any_edit
 from dean_interp.models.load import model_fingerprint
+from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.models.sites import neuron_sites
 from dean_interp.selection.gates import Gates, gates_of
 
 LENGTH = 8

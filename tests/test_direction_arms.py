@@ -21,9 +21,10 @@ from dean_interp.arms.mean_differences import mean_differences
 from dean_interp.arms.steering import Steering
 from dean_interp.evaluation.measure import measure
 from dean_interp.models.loss import answer_log_probs
+from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.notes import notes
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import neuron_sites, residual_hook
+from dean_interp.models.sites import residual_hook
 from dean_interp.models.tokens import collate, encode, paths, trees
 from dean_interp.study.improvement import ImproveConfig
 

@@ -28,8 +28,7 @@ from dean_interp import (
     top_fraction,
 )
 from dean_interp.models.loss import answer_log_probs
-from dean_interp.models.matrices import weight, weight_sites
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites, weight, weight_sites
 from dean_interp.models.tokens import collate, encode, paths
 from dean_interp.planning.scoring import plan
 from dean_interp.scoring import importance as engine

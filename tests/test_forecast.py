@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dean_interp import InputError, ScoringConfig, load_behaviour, load_model
 from dean_interp.cli.main import main
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites
 from dean_interp.planning.memory import batch_bytes
 from dean_interp.planning.scoring import _HEAP, _Probe
 from dean_interp.planning.study import Devices, forecast

@@ -22,8 +22,8 @@ from dean_interp import (
     measure,
 )
 from dean_interp.editing.ablation import gated
+from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import neuron_sites
 from dean_interp.scoring.per_example import example_scores, with_groups
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gains import Damage, Gains, damage_of, gains_of

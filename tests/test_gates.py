@@ -5,9 +5,8 @@ import torch
 
 from dean_interp import InputError, Selection, Site, ablate, generate, load_model
 from dean_interp.editing.ablation import gated
-from dean_interp.models.matrices import weight
+from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.models.sites import neuron_sites
 from dean_interp.selection.gates import Gates, gates_of, load_gates
 
 pytestmark = pytest.mark.hooks

@@ -8,8 +8,7 @@ import torch
 from dean_interp import Selection, Site, ablate, load_behaviour, load_model, measure
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.evaluation.outcomes import INCOHERENT
-from dean_interp.models.matrices import weight, weight_sites
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites, weight, weight_sites
 from dean_interp.report.html import write_report
 from dean_interp.statistics import Interval
 from dean_interp.study.conclusions import faults

@@ -8,7 +8,7 @@ from dean_interp.editing.apply import apply_edit, create_gates_edit, revert_edit
 from dean_interp.information.activations import Activations, read_activations
 from dean_interp.information.before_after import BeforeAfter
 from dean_interp.information.estimands import InformationArm, MutualInformationConfig
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites
 from dean_interp.selection.gates import Gates
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, MixtralConfig, T5Config
+from transformers import AutoModelForCausalLM, BertConfig, T5Config
 
 from dean_interp import InputError, Selection, ablate, generate, load_behaviour, load_model
 from dean_interp.models.attention import fused_attention
@@ -14,11 +14,11 @@ from dean_interp.models.generate import cache_is_right
 from dean_interp.models.greedy import CACHE
 from dean_interp.models.hooked_model import hooked_transformer_class
 from dean_interp.models.load import model_fingerprint
-from dean_interp.models.matrices import weight
+from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.scored_prompts import measuring_scored_prompts, refuse_scored, scored_prompts
-from dean_interp.models.sites import Site, neuron_sites, parse_site
+from dean_interp.models.sites import Site, parse_site
 from dean_interp.models.tokens import encode
 
 pytestmark = pytest.mark.hooks
@@ -107,7 +107,6 @@ def test_the_cache_check_sees_a_cache_that_is_wrong(llama, monkeypatch):
     [
         (BertConfig(architectures=["BertForMaskedLM"]), "BertForMaskedLM"),
         (T5Config(architectures=["T5ForConditionalGeneration"]), "encoder-decoder"),
-        (MixtralConfig(architectures=["MixtralForCausalLM"], num_local_experts=8), "mixture of 8 experts"),
     ],
 )
 def test_models_without_dense_neurons_are_refused_from_the_config_alone(tmp_path, config, said):

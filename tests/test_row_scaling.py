@@ -28,8 +28,7 @@ from dean_interp.editing.edit_file import written_tensors
 from dean_interp.editing.rounded_products import chosen, is_next, same_bits, scaled, sources
 from dean_interp.editing.row_scaling import RowScaling, row_scaling
 from dean_interp.editing.values import Multiply
-from dean_interp.models.matrices import weight
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.selection.gates import Gates, gates_of, load_gates
 
 FORMATS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}

@@ -17,8 +17,7 @@ from dean_interp import (
     load_scores,
     top_fraction,
 )
-from dean_interp.models.matrices import parameter, weight, weight_sites
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites, parameter, weight, weight_sites
 from dean_interp.models.tokens import encode
 
 pytestmark = pytest.mark.hooks

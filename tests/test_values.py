@@ -9,8 +9,7 @@ from dean_interp import Behaviour, Example, InputError, Site, ablate, generate, 
 from dean_interp.editing.patching import neuron_cache, patch_activations, patching
 from dean_interp.editing.values import Mean, Noise, Project, Resample, Restore, Scale, Zero, activation_bank
 from dean_interp.models.loss import forward
-from dean_interp.models.matrices import weight, weight_sites
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites, weight, weight_sites
 from dean_interp.models.tokens import collate, encode, paths, trees
 
 pytestmark = pytest.mark.hooks

@@ -3,8 +3,7 @@
 import torch
 
 from dean_interp import Selection
-from dean_interp.models.matrices import weight, weight_sites
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites, weight, weight_sites
 
 IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62], [2, 9, 8, 7, 6, 5, 4, 3, 33]])
 

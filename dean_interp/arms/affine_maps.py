@@ -22,7 +22,8 @@ from dean_interp.arms.answer_statistics import AnswerStatistics, answer_statisti
 from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.hooked_change import ActivationMap, hooked_state
 from dean_interp.errors import InputError
-from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.matrices import neuron_sites
+from dean_interp.models.sites import Site
 from dean_interp.study.store import State
 
 Layers = Literal["all", "first half", "second half", "middle half"]

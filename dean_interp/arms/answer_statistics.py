@@ -17,9 +17,10 @@ from dean_interp.errors import InputError
 from dean_interp.files import read_tensors, write_tensors
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.loss import answer_positions, batched, forward
+from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.native_tokenizer import chat_settings
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import neuron_sites, residual_hook
+from dean_interp.models.sites import residual_hook
 from dean_interp.models.sizes import neuron_counts, residual_width
 from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch

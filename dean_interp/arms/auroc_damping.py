@@ -19,7 +19,7 @@ from dean_interp.arms.answer_statistics import Summary, answer_statistics
 from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.changes import AlongGates
 from dean_interp.errors import InputError
-from dean_interp.models.sites import neuron_sites
+from dean_interp.models.matrices import neuron_sites
 from dean_interp.selection.gates import Gates
 
 _POOLED: dict[Setting, Summary] = {"max": "largest", "mean": "mean"}

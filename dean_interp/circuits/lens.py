@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dean_interp.circuits.neuron import Neuron
 from dean_interp.models.load import HookedModel
-from dean_interp.models.matrices import weight
+from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.offload import refuse_offloaded
-from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
 
 

@@ -13,14 +13,24 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dean_interp.editing.reusable import reusable
-from dean_interp.editing.values import ActivationChange, Multiply, Restore, Value, Zero, activation_change, new_weights
+from dean_interp.editing.values import (
+    Multiply,
+    Restore,
+    Value,
+    Zero,
+    activation_change,
+    multipliers_of,
+    new_weights,
+)
 from dean_interp.errors import InputError
+from dean_interp.models.experts import by_expert
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
+from dean_interp.models.neurons import multiplied, read_neurons, routed_ids, with_neurons
 from dean_interp.models.notes import AblatedWeights, WeightChange, notes
 from dean_interp.models.positions import token_positions
 from dean_interp.models.scored_prompts import noting_scored_prompts
@@ -103,16 +113,16 @@ def weights_that_make(model: HookedModel, selection: Selection, other: HookedMod
 
     Raises `InputError` where the two models' biases of these neurons differ: weights alone would not restore them.
     """
-    neurons = {site.layer: units for site, units in selection.units.items() if site.unit == "neuron" and len(units)}
+    neurons = {site: units for site, units in selection.units.items() if site.unit == "neuron" and len(units)}
     if not neurons:
         return selection
     # Neuron i is column i of `gate` and `in` and row i of `out`; flat indices count row by row.
     weights, shapes = {}, {}
     for site in weight_sites(model):
-        units = neurons.get(site.layer, torch.zeros(0, dtype=torch.int64))
+        units = neurons.get(site.neurons, torch.zeros(0, dtype=torch.int64))
         n_rows, n_columns = shape(model, site)
         shapes[site] = (n_rows, n_columns)
-        if site.part == "out":
+        if site == site.neurons.out:
             flat = units[:, None] * n_columns + torch.arange(n_columns)
         else:
             flat = torch.arange(n_rows)[:, None] * n_columns + units
@@ -173,29 +183,45 @@ def _silencers(
     hooks = []
     for site, units in selection.units.items():
         if site.unit == "neuron" and len(units):
-            change = activation_change(value, site, units)
-            hooks.append((site.hook_name, _silencer(model, units, change, positions=positions, watch=watch)))
+            hooks.append((site.hook_name, _silencer(model, site, units, value, positions=positions, watch=watch)))
     return hooks
 
 
 def _silencer(
-    model: HookedModel, units: Tensor, change: ActivationChange, *, positions: Positions, watch: _Watch
+    model: HookedModel, site: Site, units: Tensor, value: Value, *, positions: Positions, watch: _Watch
 ) -> Callable[..., Tensor]:
     """A hook that changes the chosen neurons' activations, and notes whether it did."""
+    change = activation_change(value, site, units)
 
     def silence(activation: Tensor, hook: object) -> Tensor:
-        columns = units.to(activation.device)
         # Gates of all neurons need no copy of the columns that they change.
-        is_whole = len(units) == activation.shape[-1]
-        old = activation if is_whole else activation[..., columns]
-        new = change(old, _positions_in_texts(model, activation)).to(old)
+        is_whole = not site.is_of_experts and len(units) == activation.shape[-1]
+        old = activation if is_whole else read_neurons(model, site, activation, units)
+        new = change(old, _positions_in_texts(model, old)).to(old)
         if positions != "all":
-            new = torch.where(_is_ablated(model, activation, positions)[..., None], new, old)
+            new = torch.where(_is_ablated(model, old, positions)[..., None], new, old)
+        changed = new if is_whole else with_neurons(model, site, activation, units, new)
         watch.expects_change = True
-        watch.changed = watch.changed or bool((new != old).any())
-        return new if is_whole else activation.index_copy(-1, columns, new)
+        if site.is_of_experts:
+            watch.changed = watch.changed or bool((changed != activation).any())
+        else:
+            watch.changed = watch.changed or bool((new != old).any())
+        return changed
 
-    return silence
+    multipliers = multipliers_of(value, site, units) if site.is_of_experts else None
+    if multipliers is None:
+        return silence
+
+    def multiply(activation: Tensor, hook: object) -> Tensor:
+        changed = multiplied(model, site, activation, units, multipliers)
+        if positions != "all":
+            is_ablated = _is_ablated(model, activation[:, :, 0], positions)
+            changed = torch.where(is_ablated[..., None, None], changed, activation)
+        watch.expects_change = True
+        watch.changed = watch.changed or bool((changed != activation).any())
+        return changed
+
+    return multiply
 
 
 def _weight_changes(
@@ -222,6 +248,8 @@ def _remover(model: HookedModel, site: Site, change: WeightChange, positions: Po
     columns = (change.units % matrix.shape[1]).to(matrix.device)
     excess = torch.zeros_like(matrix)
     excess[rows, columns] = (change.old - change.new).to(matrix)
+    if site.is_of_experts:
+        return _expert_remover(model, site, excess, positions)
     rows, columns = rows.unique(), columns.unique()
     is_large = 2 * len(rows) * len(columns) > matrix.numel()
     block = excess if is_large else excess[rows][:, columns].clone()
@@ -235,6 +263,25 @@ def _remover(model: HookedModel, site: Site, change: WeightChange, positions: Po
         written = columns.to(product.device)
         removed = x.index_select(-1, rows.to(x.device)) @ block.to(x.device)
         return product.index_copy(-1, written, product.index_select(-1, written) - removed)
+
+    return remove
+
+
+def _expert_remover(
+    model: HookedModel, site: Site, excess: Float[Tensor, "d_in d_out"], positions: Positions
+) -> OnProduct:
+    """The same for the matrices of routed experts, which lie side by side in `excess`."""
+    blocks = excess.chunk(site.n_experts, 0 if site.part == "experts.out" else 1)
+    changed = {expert: block.clone() for expert, block in enumerate(blocks) if bool(block.any())}
+
+    def remove(x: Tensor, product: Tensor) -> Tensor:
+        if positions != "all":
+            x = x * _is_ablated(model, x[:, :, 0], positions)[..., None, None]
+        read, written = x.flatten(0, 2), product.flatten(0, 2).clone()
+        for expert, slots in by_expert(routed_ids(model, site)):
+            if expert in changed:
+                written[slots] -= read[slots] @ changed[expert].to(read.device)
+        return written.reshape(product.shape)
 
     return remove
 

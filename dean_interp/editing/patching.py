@@ -18,6 +18,7 @@ from dean_interp.editing.ablation import refuse_foreign
 from dean_interp.editing.reusable import reusable
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
+from dean_interp.models.neurons import read_neurons, with_neurons
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.selection import Selection
@@ -28,10 +29,11 @@ ActivationSource = Tokens | Any
 
 
 @torch.inference_mode()
-def neuron_cache(
-    model: HookedModel, selection: Selection, tokens: Tokens
-) -> dict[str, Float[Tensor, "batch pos d_mlp"]]:
-    """The activations at a selection's sites in one run over `tokens`: a source for `patch_activations`."""
+def neuron_cache(model: HookedModel, selection: Selection, tokens: Tokens) -> dict[str, Tensor]:
+    """The activations at a selection's sites in one run over `tokens`: a source for `patch_activations`.
+
+    Of routed experts it holds which of them the tokens were sent to as well, as `run_with_cache` does.
+    """
     return _run(model, _neuron_sites(model, selection), tokens)[1]
 
 
@@ -58,7 +60,7 @@ def patch_activations(
     """
     sites = _neuron_sites(model, selection)
     cache = neuron_cache(model, selection, source) if isinstance(source, Tensor) else source
-    missing = [site.hook_name for site in sites if site.hook_name not in cache]
+    missing = [name for name in _hook_names(sites) if name not in cache]
     if missing:
         raise InputError(f"the source has no {missing[0]}: it needs the {len(sites)} sites of the selection")
     if source_positions is not None and len(source_positions) != len(positions or ()):
@@ -71,32 +73,38 @@ def patch_activations(
         source_positions = positions
     hooks = []
     for site in sites:
-        patcher = _patcher(selection.units[site], cache[site.hook_name].detach(), positions, source_positions)
-        hooks.append((site.hook_name, patcher))
+        units, ids = selection.units[site], cache[site.ids_hook_name] if site.is_of_experts else None
+        values = read_neurons(model, site, cache[site.hook_name].detach(), units, ids=ids)
+        hooks.append((site.hook_name, _patcher(model, site, units, values, positions, source_positions)))
     with model.hooks(fwd_hooks=hooks):
         yield
 
 
 def _patcher(
+    model: HookedModel,
+    site: Site,
     units: Tensor,
-    source: Float[Tensor, "row source_pos d_mlp"],
+    source: Float[Tensor, "row source_pos unit"],
     positions: Sequence[int] | None,
     source_positions: Sequence[int] | None,
 ) -> Callable[..., Tensor]:
     """A hook that puts some neurons' activations of the source, at its positions, in the place of the run's."""
 
     def patch(activation: Tensor, hook: object) -> Tensor:
-        to = _indices(positions, activation.shape[1], "the run")
+        # some models join row and position in one axis (OPT, and the shared experts of Qwen2's mixtures)
+        old = read_neurons(model, site, activation, units)
+        old = old.reshape(len(source), -1, len(units)) if old.dim() == 2 else old
+        to = _indices(positions, old.shape[1], "the run")
         taken = _indices(source_positions, source.shape[1], "the source")
-        if len(source) != len(activation) or len(to) != len(taken):
+        if len(source) != len(old) or len(to) != len(taken):
             raise InputError(
                 f"the source is {tuple(source.shape[:2])} (rows, positions) and the run "
-                f"{tuple(activation.shape[:2])}: patch runs of one shape, or name positions"
+                f"{tuple(old.shape[:2])}: patch runs of one shape, or name positions"
             )
-        patched = activation.clone()
-        rows, columns = torch.meshgrid(to, units, indexing="ij")
-        patched[:, rows, columns] = source[:, taken][:, :, units].to(activation)
-        return patched
+        new = old.clone()
+        new[:, to] = source[:, taken].to(new)
+        new = new if site.is_of_experts else new.reshape(*activation.shape[:-1], len(units))
+        return with_neurons(model, site, activation, units, new)
 
     return patch
 
@@ -164,18 +172,25 @@ def patching(
 
 def _run(
     model: HookedModel, sites: Sequence[Site], tokens: Tokens
-) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[str, Float[Tensor, "batch pos d_mlp"]]]:
+) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[str, Tensor]]:
     """The logits of one run, and the activations at the sites."""
     activations: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(activation: Tensor, hook: object) -> None:
+            joined = activation.dim() == 2
+            activation = activation.unflatten(0, tuple(tokens.shape)) if joined else activation
             activations[name] = activation.detach().clone()
 
         return hook
 
-    with model.hooks(fwd_hooks=[(site.hook_name, keep(site.hook_name)) for site in sites]):
+    with model.hooks(fwd_hooks=[(name, keep(name)) for name in _hook_names(sites)]):
         return model(tokens, return_type="logits"), activations
+
+
+def _hook_names(sites: Sequence[Site]) -> list[str]:
+    names = [site.hook_name for site in sites]
+    return names + [site.ids_hook_name for site in sites if site.is_of_experts]
 
 
 def _neuron_sites(model: HookedModel, selection: Selection) -> list[Site]:

@@ -15,9 +15,11 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
-from dean_interp.models.matrices import weight
+from dean_interp.models.matrices import neuron_sites, weight
+from dean_interp.models.neurons import read_neurons
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.sites import Site
+from dean_interp.models.sizes import site_shape
 from dean_interp.scoring.capture import stream_activations
 from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, prepare
 from dean_interp.scoring.scores import Scores
@@ -137,10 +139,24 @@ def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> 
             order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
             rows = rows[order]
             return lambda activation, position: rows.to(activation)[position % len(rows)]
+        case Project() if site.is_of_experts:
+            raise InputError(f"a projection needs all neurons of {site} at once, and a token has those of some experts")
         case Project(directions):
             return _projection_change(_at_site(directions, site, "the directions").float()[units])
         case Restore() | Given():
             raise InputError(f"{type(value).__name__} gives weights: select weights, or see `weights_that_make`")
+
+
+def multipliers_of(value: Value, site: Site, units: Int[Tensor, " unit"]) -> Float[Tensor, " unit"] | None:
+    """What a value multiplies the chosen neurons by; None where it does more than multiply."""
+    match value:
+        case Zero():
+            return torch.zeros(len(units))
+        case Scale(alpha):
+            return torch.full((len(units),), float(alpha))
+        case Multiply(gates):
+            return _at_site(gates.multipliers, site, "the gates")[units]
+    return None
 
 
 def _noise_change(value: Noise, site: Site, units: Int[Tensor, " unit"]) -> ActivationChange:
@@ -209,6 +225,8 @@ def activation_bank(
         n_seen += len(real)
 
         def keep(site: Site, x: Tensor, chosen: Tensor = chosen) -> None:
+            if site.is_of_experts:
+                x = read_neurons(model, site, x, torch.arange(site_shape(model, site)[0]))
             chosen_rows[site].append(x.flatten(0, 1)[chosen].float().cpu())
 
         stream_activations(model, batch, sites, keep)

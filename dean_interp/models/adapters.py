@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dean_interp.errors import InputError
 from dean_interp.models import offload
+from dean_interp.models.experts import RoutedExperts, dense_owner, routed_experts, shared_owner
 from dean_interp.models.greedy import CACHE, greedy_settings, without_its_settings
 from dean_interp.models.hooked_model import HookedModel, is_hooked_transformer
 from dean_interp.models.plain_layers import why_not_plain
@@ -29,6 +30,9 @@ OnProduct = Callable[[Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos 
 
 AsMatrix = Callable[[Tensor], Tensor]
 """Makes `(d_in, d_out)` of a parameter or of its gradient, as a view wherever it can."""
+
+DENSE = ("gate", "in", "out")
+"""The matrices of one MLP."""
 
 
 @runtime_checkable
@@ -49,9 +53,8 @@ class Adapter(Protocol):
     keeps_cache: ClassVar[bool]
     """Whether `generate` gives its cache back, so that an answer can grow over several calls."""
 
-    @property
-    def is_gated(self) -> bool:
-        """Whether the MLPs have a matrix `gate`."""
+    def mlp_matrices(self, layer: int) -> tuple[Site, ...]:
+        """The MLP matrices of a layer, in order."""
         ...
 
     @property
@@ -134,10 +137,19 @@ class BridgeAdapter:
     cache_needs_check: ClassVar[bool] = True
     keeps_cache: ClassVar[bool] = True
 
-    @property
-    def is_gated(self) -> bool:
-        """By the component `gate`."""
-        return hasattr(self.model.blocks[0].mlp, "gate")
+    def mlp_matrices(self, layer: int) -> tuple[Site, ...]:
+        """By the components, and the stacks of routed experts."""
+        mlp, experts = self.model.blocks[layer].mlp, routed_experts(self.model, layer)
+        dense, shared = dense_owner(mlp), shared_owner(mlp)
+        sites: list[Site] = []
+        if dense is not None:
+            owner, begin = dense
+            sites += [Site(layer, part) for part in DENSE if hasattr(owner, f"{begin}{part}")]
+        if experts is not None:
+            sites += [Site(layer, f"experts.{part}", experts.n_experts) for part in experts.parts]
+        if shared is not None:
+            sites += [Site(layer, f"shared.{part}") for part in DENSE if hasattr(shared, part)]
+        return tuple(sites)
 
     @property
     def norms_are_folded(self) -> bool:
@@ -157,8 +169,12 @@ class BridgeAdapter:
 
     def parameter(self, site: Site) -> tuple[nn.Parameter, AsMatrix]:
         """Raises `InputError` where the matrix is not a plain module of its own."""
-        owner = owner_of(self.model, site)
-        module = getattr(getattr(owner, site.part, None), "original_component", None)
+        experts = self._experts(site)
+        if experts is not None:
+            part = site.part.removeprefix("experts.")
+            return experts.stack(part), experts.as_matrix(part)
+        owner, part = owner_of(self.model, site)
+        module = getattr(getattr(owner, part, None), "original_component", None)
         stored = getattr(module, "weight", None)
         where = f"layer {site.layer}'s {'MLP' if site.part in MATRICES['mlp'] else 'attention'}"
         name = self.model.cfg.model_name
@@ -173,16 +189,28 @@ class BridgeAdapter:
 
     def values(self, site: Site) -> Tensor:
         """Offloaded values come to the CPU."""
-        stored, values = self.parameter(site)[0], offload.values(self._component(site))
+        experts, stored = self._experts(site), self.parameter(site)[0]
+        if experts is None:
+            values = offload.values(self._component(site))
+        else:
+            values = offload.values(experts.module, experts.stack_name(site.part.removeprefix("experts.")))
         return values if values is stored else values.cpu()
 
     def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
-        """The bias of the component."""
+        """The bias of the component. Experts have one for each neuron, and none for `out`: those are by expert."""
+        experts = self._experts(site)
+        if experts is not None:
+            return experts.biases(site.part.removeprefix("experts."))
         return getattr(self._component(site), "bias", None)
 
     @contextmanager
     def on_product(self, site: Site, hook: OnProduct) -> Iterator[None]:
-        """Around the component, which reads `hook_in` and writes `hook_out`."""
+        """Around the component, which reads `hook_in` and writes `hook_out`, or around the experts' products."""
+        experts = self._experts(site)
+        if experts is not None:
+            with experts.on_product(site.part.removeprefix("experts."), hook):
+                yield
+            return
 
         def call(module: nn.Module, args: tuple[Tensor, ...], product: Tensor) -> Tensor | None:
             return hook(args[0], product)
@@ -217,7 +245,17 @@ class BridgeAdapter:
         return output.sequences, getattr(output, CACHE)
 
     def _component(self, site: Site) -> Any:  # noqa: ANN401 - a module of transformers
-        return getattr(owner_of(self.model, site), site.part).original_component
+        owner, part = owner_of(self.model, site)
+        return getattr(owner, part).original_component
+
+    def _experts(self, site: Site) -> RoutedExperts | None:
+        """The routed experts that a site's matrix belongs to, or None where it belongs to none."""
+        if not site.is_of_experts:
+            return None
+        experts = routed_experts(self.model, site.layer)
+        if experts is None:
+            raise InputError(f"layer {site.layer} of {self.model.cfg.model_name} has no routed experts")
+        return experts
 
 
 def as_it_is(stored: Tensor) -> Tensor:
@@ -225,7 +263,12 @@ def as_it_is(stored: Tensor) -> Tensor:
     return stored
 
 
-def owner_of(model: HookedModel, site: Site) -> Any:  # noqa: ANN401 - a module of TransformerLens
-    """The MLP or the attention that a matrix belongs to."""
+def owner_of(model: HookedModel, site: Site) -> tuple[Any, str]:
+    """The module of TransformerLens that a matrix belongs to, and what it calls the matrix."""
     block = model.blocks[site.layer]
-    return block.attn if site.part in MATRICES["attention"] else block.mlp
+    if site.part in MATRICES["attention"]:
+        return block.attn, site.part
+    if site.part.startswith("shared."):
+        return shared_owner(block.mlp), site.part.removeprefix("shared.")
+    owner, begin = dense_owner(block.mlp) or (None, "")
+    return owner, f"{begin}{site.part}"

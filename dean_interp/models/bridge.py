@@ -14,6 +14,7 @@ from transformer_lens.model_bridge.sources.transformers import determine_archite
 from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError, first_line
+from dean_interp.models.experts import hook_experts
 from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import is_offloaded
@@ -52,6 +53,7 @@ def bridge_to(
             bridge = TransformerBridge.boot_transformers(
                 name, hf_model=model, tokenizer=bridge_tokenizer, device=device, trust_remote_code=trust_remote_code
             )
+        hook_experts(bridge)
         if tokens is not None and expected is not None:
             _refuse_other_logits(bridge, tokens, expected, name)
     except InputError:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.neurons import experts_at, read_neurons
 from dean_interp.models.tokens import Batch
 
 
@@ -18,8 +19,10 @@ class EndActivations:
     numbers that the batches give them.
     """
 
-    def __init__(self, wanted: Mapping[str, Int[Tensor, " unit"]], n_prompts: int, n_answers: int) -> None:
-        self.wanted = wanted
+    def __init__(
+        self, model: HookedModel, wanted: Mapping[str, Int[Tensor, " unit"]], n_prompts: int, n_answers: int
+    ) -> None:
+        self.model, self.wanted = model, wanted
         self.batch: Batch | None = None
         self.prompts = {name: torch.zeros(n_prompts, len(units)) for name, units in wanted.items()}
         self.answers = {name: torch.zeros(n_answers, len(units)) for name, units in wanted.items()}
@@ -38,14 +41,17 @@ class EndActivations:
             batch = self.batch
             if batch is None:
                 return
+            activation, units = activation.detach(), self.wanted[name].to(activation.device)
+            experts = experts_at(self.model, name)
+            if experts is not None:
+                activation = read_neurons(self.model, experts, activation, units)
             # some models (OPT) join batch and pos
-            activation = activation.detach().reshape(*batch.tokens.shape, -1)
-            units = self.wanted[name].to(activation.device)
+            activation = activation.reshape(*batch.tokens.shape, -1)
 
             def keep(kept: Tensor, number: Tensor, row: Tensor, pos: Tensor) -> None:
                 if len(kept):
                     at_ends = activation[row.to(units.device), pos.to(units.device)]
-                    kept[number.cpu()] = at_ends[:, units].float().cpu()
+                    kept[number.cpu()] = (at_ends if experts else at_ends[:, units]).float().cpu()
 
             keep(self.prompts[name], batch.prompt, batch.prompt_row, batch.prompt_pos)
             keep(self.answers[name], batch.ended, batch.ended_row, batch.ended_pos)
@@ -66,6 +72,6 @@ def end_activations(
         n_answers: answers of all batches; 0 reads nothing at the ends of answers.
     """
     not_empty = {name: units for name, units in wanted.items() if len(units)}
-    activations = EndActivations(not_empty, n_prompts, n_answers)
+    activations = EndActivations(model, not_empty, n_prompts, n_answers)
     with model.hooks(fwd_hooks=[(name, activations.hook(name)) for name in not_empty]):
         yield activations

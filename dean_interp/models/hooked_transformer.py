@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from dean_interp.models.adapters import AsMatrix, OnProduct, as_it_is, owner_of
+from dean_interp.models.adapters import DENSE, AsMatrix, OnProduct, as_it_is, owner_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.sites import MATRICES, Site
 from dean_interp.models.turn_end import end_tokens
@@ -48,10 +48,12 @@ class HookedTransformerAdapter:
     cache_needs_check: ClassVar[bool] = False
     keeps_cache: ClassVar[bool] = False
 
-    @property
-    def is_gated(self) -> bool:
-        """By the parameter `W_gate`."""
-        return hasattr(self.model.blocks[0].mlp, "W_gate")
+    def mlp_matrices(self, layer: int) -> tuple[Site, ...]:
+        """By the parameters `W_gate` and `W_out`: a mixture has them in each of its experts."""
+        if not hasattr(self.model.blocks[layer].mlp, "W_out"):
+            return ()
+        parts = [part for part in DENSE if hasattr(self.model.blocks[layer].mlp, f"W_{part}")]
+        return tuple(Site(layer, part) for part in parts)
 
     @property
     def norms_are_folded(self) -> bool:
@@ -71,7 +73,7 @@ class HookedTransformerAdapter:
 
     def parameter(self, site: Site) -> tuple[nn.Parameter, AsMatrix]:
         """In attention the heads are laid side by side."""
-        owner = owner_of(self.model, site)
+        owner, _ = owner_of(self.model, site)
         name = f"W_{site.part.upper()}" if site.part in MATRICES["attention"] else f"W_{site.part}"
         # grouped-query attention keeps its own few heads under `_W_K`, and repeats them in the property `W_K`
         grouped = getattr(owner, f"_{name}", None)
@@ -84,14 +86,14 @@ class HookedTransformerAdapter:
 
     def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
         """The parameter `b_in` or `b_out`."""
-        return getattr(owner_of(self.model, site), f"b_{site.part}", None)
+        return getattr(owner_of(self.model, site)[0], f"b_{site.part}", None)
 
     @contextmanager
     def on_product(self, site: Site, hook: OnProduct) -> Iterator[None]:
         """What a matrix reads is its module's input, or (`out`, `o`) the last hook point before it. What it writes is
         the hook point behind it, or the module's output. Heads are laid side by side on the way to `hook`, and back.
         """
-        owner = owner_of(self.model, site)
+        owner, _ = owner_of(self.model, site)
         argument, point_before = _ARGUMENT.get(site.part), _HOOK_BEFORE.get(site.part)
         read: list[Tensor] = []
         handles: list[torch.utils.hooks.RemovableHandle] = []

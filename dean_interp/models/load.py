@@ -244,6 +244,8 @@ def _bridge_to_object(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     refuse_without_head(name, model)
     refuse_without_gradients(model, name)
     refuse_adapters(model, name)
+    # TransformerLens knows an architecture by the name of its class, which a model that was never saved has not noted.
+    model.config.architectures = model.config.architectures or [type(model).__name__]
     refuse_unknown_architecture(name, model.config)
     return bridge_to(model, tokenizer or _tokenizer_of(model), name=name)
 

@@ -27,12 +27,22 @@ def weight_sites(model: HookedModel, modules: Modules = "mlp") -> list[Site]:
     """
     if modules not in MATRICES:
         raise InputError(f"modules must be one of {tuple(MATRICES)}, got {modules!r}")
-    is_gated = adapter_of(model).is_gated
-    parts = [part for part in MATRICES[modules] if part != "gate" or is_gated]
-    sites = [Site(layer, part) for layer in range(len(model.blocks)) for part in parts]
+    sites = []
+    for layer in range(len(model.blocks)):
+        sites += adapter_of(model).mlp_matrices(layer) if modules != "attention" else ()
+        sites += [Site(layer, part) for part in MATRICES["attention"]] if modules != "mlp" else ()
     _refuse_processed(model)
     for site in sites:
         parameter(model, site)
+    return sites
+
+
+def neuron_sites(model: HookedModel) -> list[Site]:
+    """The sites of neurons, in order: one a layer, or in a mixture those of routed and of shared experts."""
+    sites = []
+    for layer in range(len(model.blocks)):
+        matrices = adapter_of(model).mlp_matrices(layer)
+        sites += [matrix.neurons for matrix in matrices if matrix == matrix.neurons.out]
     return sites
 
 
@@ -107,7 +117,7 @@ def on_products(model: HookedModel, hooks: Mapping[Site, OnProduct]) -> Iterator
 def _refuse_processed(model: HookedModel) -> None:
     """Folding a norm rescales what `gate` and `in` hold, centring shifts `out`: such weights are another model's."""
     is_folded = adapter_of(model).norms_are_folded
-    if is_folded or all(_is_centred(weight(model, Site(i, "out"))) for i in range(len(model.blocks))):
+    if is_folded or all(_is_centred(weight(model, site.out)) for site in neuron_sites(model)):
         processing = "LayerNorm folded" if is_folded else "centred"
         raise InputError(
             f"the weights of this {model.cfg.model_name} were processed ({processing}): their scores are not those of "

@@ -9,14 +9,19 @@ from pydantic import Field, PlainValidator
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.models.hooked_model import HookedModel
 
 Unit = Literal["neuron", "weight"]
 Modules = Literal["mlp", "attention", "all"]
-MATRICES: dict[Modules, tuple[str, ...]] = {"mlp": ("gate", "in", "out"), "attention": ("q", "k", "v", "o")}
+NEURONS = ("neurons", "experts", "shared")
+"""Parts that hold neurons: of a dense MLP, of a layer's routed experts, of the expert of every token."""
+MATRICES: dict[Modules, tuple[str, ...]] = {
+    "mlp": tuple(f"{prefix}{name}" for prefix in ("", "experts.", "shared.") for name in ("gate", "in", "out")),
+    "attention": ("q", "k", "v", "o"),
+}
 MATRICES["all"] = MATRICES["mlp"] + MATRICES["attention"]
-PARTS = ("neurons", *MATRICES["all"])
-_WRITTEN = re.compile(rf"L(0|[1-9][0-9]{{0,5}})\.({'|'.join(PARTS)})")
+PARTS = (*NEURONS, *MATRICES["all"])
+_HOOKS = {"neurons": "hook_post", "experts": "hook_expert_post", "shared": "hook_shared_post"}
+_WRITTEN = re.compile(rf"L(0|[1-9][0-9]{{0,5}})\.({'|'.join(PARTS)})(?::([1-9][0-9]{{0,5}}))?")
 
 
 class Site(NamedTuple):
@@ -24,32 +29,62 @@ class Site(NamedTuple):
 
     `Site(3, "neurons")` is the `d_mlp` neurons of layer 3; `Site(3, "gate")`, `"in"` and `"out"` are the weights of one
     MLP matrix, `"q"`, `"k"`, `"v"` and `"o"` of one attention matrix, all `(d_in, d_out)`; heads lie side by side.
+
+    In a mixture `Site(3, "experts", 8)` is the neurons of the 8 routed experts of layer 3, counted expert by expert,
+    and `"experts.gate"`, `"experts.in"`, `"experts.out"` are their weights: the experts of a layer are one wide MLP, of
+    whose neurons each token has some. `"shared"` is the expert of every token.
     """
 
     layer: int
     part: str
+    n_experts: int = 1
+    """The number of routed experts that share the site's units equally; 1 where there are none."""
 
     def __str__(self) -> str:
-        return f"L{self.layer}.{self.part}"
+        return f"L{self.layer}.{self.part}" + (f":{self.n_experts}" if self.is_of_experts else "")
 
     @property
     def unit(self) -> Unit:
         """What kind of unit the site holds."""
-        return "neuron" if self.part == "neurons" else "weight"
+        return "neuron" if self.part in NEURONS else "weight"
+
+    @property
+    def is_of_experts(self) -> bool:
+        """Whether the units belong to routed experts, so that a token has only some of them."""
+        return self.part.partition(".")[0] == "experts"
+
+    @property
+    def out(self) -> "Site":
+        """Of neurons: the matrix that they feed. Its row `i` is what neuron `i` writes."""
+        return self._replace(part="out" if self.part == "neurons" else f"{self.part}.out")
+
+    @property
+    def neurons(self) -> "Site":
+        """Of an MLP matrix: the neurons that it makes, or that it reads."""
+        prefix, dot, _ = self.part.rpartition(".")
+        return self._replace(part=prefix if dot else "neurons")
 
     @property
     def hook_name(self) -> str:
         """The hook point whose activation a site's neurons are, on both kinds of model."""
         assert self.unit == "neuron", "a matrix has a hook point on each side: see models.matrices"
-        return f"blocks.{self.layer}.mlp.hook_post"
+        return f"blocks.{self.layer}.mlp.{_HOOKS[self.part]}"
+
+    @property
+    def ids_hook_name(self) -> str:
+        """Of routed experts: the hook point that says which experts a token was sent to."""
+        return f"blocks.{self.layer}.mlp.hook_expert_ids"
 
 
 def parse_site(text: str) -> Site:
     """`"L3.neurons"` -> `Site(3, "neurons")`, the inverse of `str`."""
     match = _WRITTEN.fullmatch(text) if isinstance(text, str) else None
-    if not match:
-        raise InputError(f"a site is written L<layer>.<part> with a part of {PARTS}, got {text!r:.60}")
-    return Site(int(match[1]), match[2])
+    if not match or (match[3] is not None) != match[2].startswith("experts"):
+        raise InputError(
+            f"a site is written L<layer>.<part> with a part of {PARTS}, and behind that of experts : and their number; "
+            f"got {text!r:.60}"
+        )
+    return Site(int(match[1]), match[2], int(match[3] or 1))
 
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
@@ -60,8 +95,10 @@ WrittenSite = Annotated[Site, PlainValidator(parse_site)]
 
 
 def coordinates(site: Site, indices: Int[Tensor, " unit"], shape: tuple[int, ...]) -> dict[str, object]:
-    """A table's columns for some units of a site: layer, part, and index or (for weights) row and column."""
+    """A table's columns for some units of a site: layer, part, and index, expert and index, or row and column."""
     axes = ("index",) if len(shape) == 1 else ("row", "column")
+    if site.is_of_experts and site.unit == "neuron":
+        axes, shape = ("expert", "index"), (site.n_experts, shape[0] // site.n_experts)
     columns = zip(axes, np.unravel_index(indices.cpu().numpy(), shape), strict=True)
     return {"layer": site.layer, "part": site.part, **dict(columns)}
 
@@ -69,8 +106,3 @@ def coordinates(site: Site, indices: Int[Tensor, " unit"], shape: tuple[int, ...
 def residual_hook(layer: int) -> str:
     """The hook point of the residual stream after a layer, on both kinds of model."""
     return f"blocks.{layer}.hook_resid_post"
-
-
-def neuron_sites(model: HookedModel) -> list[Site]:
-    """One site a layer, in order."""
-    return [Site(layer, "neurons") for layer in range(len(model.blocks))]

@@ -6,15 +6,13 @@ and one number cannot say that layers differ: what TransformerLens makes of them
 
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.hooked_model import HookedModel
-from dean_interp.models.matrices import shape
-from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.matrices import neuron_sites, shape
+from dean_interp.models.sites import Site
 
 
 def site_shape(model: HookedModel, site: Site) -> tuple[int, ...]:
     """The shape of a site: as many neurons as `out` has rows, or `(d_in, d_out)` of a matrix."""
-    if site.unit == "neuron":
-        return shape(model, Site(site.layer, "out"))[:1]
-    return shape(model, site)
+    return shape(model, site) if site.unit == "weight" else shape(model, site.out)[:1]
 
 
 def neuron_shapes(model: HookedModel) -> dict[Site, tuple[int, ...]]:
@@ -23,13 +21,16 @@ def neuron_shapes(model: HookedModel) -> dict[Site, tuple[int, ...]]:
 
 
 def neuron_counts(model: HookedModel) -> list[int]:
-    """The number of neurons of each layer."""
-    return [width for (width,) in neuron_shapes(model).values()]
+    """The number of neurons of each layer: in a mixture those of all its experts."""
+    counts = [0] * len(model.blocks)
+    for site, (width,) in neuron_shapes(model).items():
+        counts[site.layer] += width
+    return counts
 
 
 def residual_width(model: HookedModel) -> int:
     """The width of the residual stream: what `out` writes."""
-    return shape(model, Site(0, "out"))[1]
+    return shape(model, neuron_sites(model)[0].out)[1]
 
 
 def unembedding_shape(model: HookedModel) -> tuple[int, int]:

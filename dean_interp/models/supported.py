@@ -1,4 +1,4 @@
-"""Which models are supported: decoder-only language models with one dense MLP a layer."""
+"""Which models are supported: decoder-only language models whose layers have MLP neurons to hook."""
 
 import contextlib
 import os
@@ -14,12 +14,11 @@ from dean_interp.models.offload import named_values
 from dean_interp.models.plain_layers import refuse_wrapped
 from dean_interp.models.templates import rendered_chat
 
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def refuse_architecture(name: str, config: Any) -> None:  # noqa: ANN401 - every architecture has its own config class
-    """Raise `InputError` where the configuration is of an encoder, an encoder-decoder or a mixture of experts."""
+    """Raise `InputError` where the configuration is of an encoder or an encoder-decoder."""
     kinds = config.architectures or ()
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
@@ -27,11 +26,6 @@ def refuse_architecture(name: str, config: Any) -> None:  # noqa: ANN401 - every
         )
     if kinds and not any(kind.endswith(_CAUSAL) for kind in kinds):
         raise InputError(f"'{name}' is a {kinds[0]}; a decoder-only language model is needed (…ForCausalLM)")
-    n_experts = max((getattr(config, field, None) or 0) for field in _EXPERTS)
-    if n_experts > 1:
-        raise InputError(
-            f"'{name}' is a mixture of {n_experts} experts; models with one dense MLP a layer are supported"
-        )
 
 
 def refuse_without_neurons(model: HookedModel) -> None:
@@ -40,9 +34,15 @@ def refuse_without_neurons(model: HookedModel) -> None:
     if missing:
         raise InputError(
             f"{model.cfg.model_name} has no MLP neurons to hook (blocks.{missing[0]}.mlp.hook_post is missing in "
-            f"{len(missing)} of {len(model.blocks)} layers): mixtures of experts and attention-only models are not "
-            "supported"
+            f"{len(missing)} of {len(model.blocks)} layers): attention-only models are not supported"
         )
+    for layer, block in enumerate(model.blocks):
+        # TransformerLens has mixtures of its own in HookedTransformer: their `hook_post` is no neurons' activation.
+        if not adapter_of(model).mlp_matrices(layer):
+            raise InputError(
+                f"layer {layer} of {model.cfg.model_name} is a {type(block.mlp).__name__}, whose neurons cannot be "
+                "hooked; load a mixture of experts as a bridge (without hooked_transformer)"
+            )
 
 
 def refuse_without_head(name: str, model: Any) -> None:  # noqa: ANN401 - every architecture has its own class

@@ -11,14 +11,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dean_interp.models.experts import by_expert
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, forward
 from dean_interp.models.matrices import OnProduct, on_products, parameter
+from dean_interp.models.neurons import effect_of_rows, routed_ids
 from dean_interp.models.offload import held_once, is_offloaded
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 
-Accumulate = Callable[[Site, Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]], None]
+Accumulate = Callable[[Site, Float[Tensor, "batch pos *slot d_in"], Float[Tensor, "batch pos *slot d_out"]], None]
+"""Routed experts have an axis for the experts of a token, their slots (`models.experts`)."""
 
 
 def stream_gradients(
@@ -41,15 +44,14 @@ def stream_gradients(
     `scale` multiplies the activations that the neurons pass on; `x` are the activations before that. `targets` gives
     other tokens than the answers' own to predict, from the logits at their places and the batch.
     """
-    shape = batch.tokens.shape
 
     def watch(site: Site, x: Tensor, output: Tensor) -> None:
-        # `x` is detached, or the hook would hold the tensor that holds it. Some models (OPT) join batch and pos.
-        x = x.detach().reshape(*shape, -1)
+        # `x` is detached, or the hook would hold the tensor that holds it.
+        x = _by_row(site, x.detach(), batch)
         # Where nothing before this site is watched the graph begins here.
         if not output.requires_grad:
             output.requires_grad_(True)
-        output.register_hook(lambda gradient: accumulate(site, x, gradient.reshape(*shape, -1)))
+        output.register_hook(lambda gradient: accumulate(site, x, _by_row(site, gradient, batch)))
 
     def on_activation(site: Site) -> Callable[..., Tensor]:
         def hook(activation: Tensor, hook: object) -> Tensor:
@@ -80,16 +82,20 @@ def stream_activations(
 
     Returns every answer's mean cross-entropy (nats), in the order of their numbers.
     """
-    shape = batch.tokens.shape
 
     def on_activation(site: Site) -> Callable[..., None]:
-        return lambda activation, hook: accumulate(site, activation.reshape(*shape, -1))
+        return lambda activation, hook: accumulate(site, _by_row(site, activation, batch))
 
     def on_product(site: Site) -> OnProduct:
-        return lambda x, product: accumulate(site, x.reshape(*shape, -1))
+        return lambda x, product: accumulate(site, _by_row(site, x, batch))
 
     with _hooked(model, batch, sites, on_activation=on_activation, on_product=on_product):
         return _answer_losses(forward(model, batch)[0], batch, batch.target)
+
+
+def _by_row(site: Site, values: Tensor, batch: Batch) -> Float[Tensor, "batch pos *slot width"]:
+    """The values with an axis for rows and one for positions, which some models (OPT) join."""
+    return values if site.is_of_experts else values.reshape(*batch.tokens.shape, -1)
 
 
 def sampled_targets(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Int[Tensor, " answer_token"]:
@@ -139,11 +145,24 @@ def _effects_at_hooks(model: HookedModel, batch: Batch, sites: Sequence[Site]) -
     effects: dict[Site, Tensor] = {}
 
     def keep(site: Site, x: Tensor, gradient: Tensor) -> None:
-        x, gradient = x.flatten(0, 1).float(), gradient.flatten(0, 1).float()
-        effects[site] = (x * gradient).sum(0) if site.unit == "neuron" else x.T @ gradient
+        if site.unit == "neuron":
+            effects[site] = effect_of_rows(model, site, x, gradient).sum(0)
+        elif site.is_of_experts:
+            effects[site] = _of_expert_matrices(model, site, x, gradient)
+        else:
+            effects[site] = x.flatten(0, 1).float().T @ gradient.flatten(0, 1).float()
 
     stream_gradients(model, batch, sites, keep)
     return effects
+
+
+def _of_expert_matrices(model: HookedModel, site: Site, x: Tensor, gradient: Tensor) -> Float[Tensor, "d_in d_out"]:
+    """The gradient of all experts' matrices, side by side as in one wide MLP."""
+    read, written = x.flatten(0, 2).float(), gradient.flatten(0, 2).float()
+    blocks = [read.new_zeros(read.shape[1], written.shape[1]) for _ in range(site.n_experts)]
+    for expert, slots in by_expert(routed_ids(model, site)):
+        blocks[expert] = read[slots].T @ written[slots]
+    return torch.cat(blocks, 0 if site.part == "experts.out" else 1)
 
 
 def _effects_at_parameters(model: HookedModel, batch: Batch, sites: Sequence[Site]) -> dict[Site, Tensor]:
@@ -165,7 +184,7 @@ def _effects_at_parameters(model: HookedModel, batch: Batch, sites: Sequence[Sit
 
 def _parameter_behind(model: HookedModel, site: Site) -> tuple[torch.nn.Parameter, Callable[[Tensor], Tensor]]:
     """The parameter that a site feeds: its own matrix, or for neurons the matrix `out`."""
-    return parameter(model, Site(site.layer, "out") if site.unit == "neuron" else site)
+    return parameter(model, site.out if site.unit == "neuron" else site)
 
 
 def _answer_losses(

@@ -106,8 +106,8 @@ def _sites_to_check(model: HookedModel, sites: Sequence[Site]) -> list[Site]:
     """The sites of one layer in the middle whose weights are at hand: an offloaded weight takes no gradient."""
     layers = set()
     for layer in {site.layer for site in sites}:
-        stored, _ = parameter(model, Site(layer, "out"))
-        if not stored.is_meta:
+        matrices = [site if site.unit == "weight" else site.out for site in sites if site.layer == layer]
+        if not any(parameter(model, matrix)[0].is_meta for matrix in matrices):
             layers.add(layer)
     middle = min(layers, key=lambda layer: abs(layer - len(model.blocks) // 2), default=None)
     if middle is None:
@@ -224,23 +224,25 @@ def as_scores(
     means: dict[Site, Tensor] = {}
     norms: dict[Site, Tensor] = {}
     groups: dict[Site, Tensor] = {}
+    slots: dict[Site, Tensor] = {}
     for sums in passes:
         loss = sums.sums["loss"]
-        n_positions = int(sums.sums["n_positions"])
         n_counted = sum(data.answer_lengths) if sums.fold == "square" else data.n_examples
         for site in sums.sites:
-            effect = sums.sums.pop(f"effect/{site}")
+            effect, n_read = sums.sums.pop(f"effect/{site}"), sums.n_read(site)
             if site.unit == "neuron":
                 groups[site] = (effect / data.group_sizes[:, None].to(effect.device)).cpu()
                 total = effect.square().sum(0) if sums.fold == "square" else effect.sum(0)
                 values[site] = (total / n_counted).cpu()
-                means[site] = (sums.sums.pop(f"sum/{site}") / n_positions).cpu()
+                means[site] = (sums.sums.pop(f"sum/{site}") / n_read).cpu()
             else:
                 # In place, since a second tensor of a matrix's size may not fit.
                 matrix = weight(model, site).detach().float()
                 effect.div_(n_counted).mul_(folded(matrix, sums.fold))
                 values[site] = thinned(behaviour.name, site, effect, keep).cpu()
-            norms[site] = (sums.sums.pop(f"square/{site}") / n_positions).sqrt().cpu()
+            norms[site] = (sums.sums.pop(f"square/{site}") / n_read).sqrt().cpu()
+            if site.is_of_experts:
+                slots[site] = sums.sums.pop(f"slots/{site}").cpu()
         give_back()
     return Scores(
         behaviour=behaviour.name,
@@ -248,6 +250,7 @@ def as_scores(
         activation_mean=dict(sorted(means.items())),
         activation_norm=dict(sorted(norms.items())),
         groups=dict(sorted(groups.items())),
+        slots=dict(sorted(slots.items())),
         clusters=dict(zip(data.group_names, data.group_sizes.tolist(), strict=False)),
         loss=loss,
         prompt_hashes=behaviour.prompt_hashes,

@@ -10,8 +10,10 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
+from dean_interp.models.matrices import neuron_sites
+from dean_interp.models.neurons import effect_of_rows
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import Site, neuron_sites
+from dean_interp.models.sites import Site
 from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch
 from dean_interp.models.torch_settings import own_torch_settings
@@ -74,7 +76,7 @@ def _integrating_step(n_steps: int) -> PassStep:
 
             def add(site: Site, x: Tensor, gradient: Tensor, share: float = share) -> None:
                 activations.setdefault(site, x.float())
-                effects[site].append(share * torch.einsum("bpn,bpn->bn", x.float(), gradient.float()))
+                effects[site].append(share * effect_of_rows(model, site, x, gradient))
 
             stream_gradients(model, batch, sites, add, signs=sums.signs(), scale=scale)
         # The losses of the model as it is: those on the path are of scaled activations.

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
-from dean_interp.models.matrices import home, shape, weight
+from dean_interp.models.matrices import home, neuron_sites, shape, weight
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import Site, Unit, neuron_sites
+from dean_interp.models.sites import Site, Unit
 from dean_interp.models.sizes import site_shape
 from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch
@@ -39,6 +39,7 @@ from dean_interp.scoring.preparation import (
     units_of,
 )
 from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.sums import n_read, slots_where, summed_where
 
 _DEFAULT = ScoringConfig()
 
@@ -56,15 +57,18 @@ def wanda(
     data = prepare(model, behaviour, config)
     fingerprint = scores_fingerprint(model, behaviour, unit="weight", config=config, method="wanda")
     sums = {f"square/{site}": torch.zeros(shape(model, site)[0], device=home(model, site)) for site in sites}
+    sums |= {f"slots/{site}": torch.zeros(site.n_experts) for site in sites if site.is_of_experts}
 
     def add(batch: Batch, site: Site, x: Tensor) -> None:
         total = sums[f"square/{site}"]
-        total += x[batch.real.to(x.device)].float().square().sum(0).to(total.device)
+        total += summed_where(model, site, x.float().square(), batch.real).to(total.device)
+        if site.is_of_experts:
+            sums[f"slots/{site}"] += slots_where(model, site, batch.real).cpu()
 
     n_positions, loss = _forward_pass(
         model, behaviour, data, config, sites=sites, sums=sums, add=add, fingerprint=fingerprint, unfinished=unfinished
     )
-    norms = {site: (sums[f"square/{site}"] / n_positions).sqrt().cpu() for site in sites}
+    norms = {site: (sums[f"square/{site}"].cpu() / n_read(site, sums, n_positions)).sqrt() for site in sites}
     return Scores(
         behaviour=behaviour.name,
         values=_size_times_norm(model, norms),
@@ -125,26 +129,25 @@ def activation_contrast(
     sums = _contrast_sums(model, sites)
 
     def add(batch: Batch, site: Site, x: Tensor) -> None:
-        x = x.to(batch.tokens.device)
-        is_unsafe = batch.answer % 2
-        at_answers = x[batch.read_row, batch.read_pos].float()
-        everywhere = x[batch.real].float()
-        sums[f"sum/{site}"].index_add_(0, is_unsafe, at_answers)
-        sums[f"square/{site}"].index_add_(0, is_unsafe, at_answers.square())
-        sums[f"all sum/{site}"] += everywhere.sum(0)
-        sums[f"all square/{site}"] += everywhere.square().sum(0)
-        if site == sites[0]:
-            sums["counts"] += torch.bincount(is_unsafe.cpu(), minlength=2)
+        x = x.to(batch.tokens.device).float()
+        for row, where in enumerate((*_answer_positions(batch), batch.real)):
+            sums[f"sum/{site}"][row] += summed_where(model, site, x, where)
+            sums[f"square/{site}"][row] += summed_where(model, site, x.square(), where)
+            slots = slots_where(model, site, where) if site.is_of_experts else where.sum()
+            sums[f"slots/{site}"][row] += slots
 
-    n_positions, loss = _forward_pass(
+    _, loss = _forward_pass(
         model, behaviour, data, config, sites=sites, sums=sums, add=add, fingerprint=fingerprint, unfinished=unfinished
     )
     values, means, norms = {}, {}, {}
     for site in sites:
-        contrast = _cohens_d(sums[f"sum/{site}"], sums[f"square/{site}"], sums["counts"])
+        total, square = sums[f"sum/{site}"], sums[f"square/{site}"]
+        # Of experts each neuron is counted where its expert is.
+        counts = sums[f"slots/{site}"].repeat_interleave(total.shape[1] // site.n_experts, 1).clamp(min=1)
+        contrast = _cohens_d(total[:2], square[:2], counts[:2])
         values[site] = (contrast if config.signed else contrast.abs()).cpu()
-        means[site] = (sums[f"all sum/{site}"] / n_positions).cpu()
-        norms[site] = (sums[f"all square/{site}"] / n_positions).sqrt().cpu()
+        means[site] = (total[2] / counts[2]).cpu()
+        norms[site] = (square[2] / counts[2]).sqrt().cpu()
     return Scores(
         behaviour=behaviour.name,
         values=values,
@@ -158,24 +161,32 @@ def activation_contrast(
     )
 
 
+def _answer_positions(batch: Batch) -> list[Bool[Tensor, "batch pos"]]:
+    """Where a token of a safe answer is predicted, and where one of an unsafe answer is."""
+    masks = []
+    for kind in (0, 1):
+        is_kind = batch.answer % 2 == kind
+        mask = torch.zeros_like(batch.real)
+        mask[batch.read_row[is_kind], batch.read_pos[is_kind]] = True
+        masks.append(mask)
+    return masks
+
+
 def _contrast_sums(model: HookedModel, sites: Sequence[Site]) -> dict[str, Tensor]:
-    """Zeros: sums over positions of safe (row 0) and unsafe answers (row 1), their counts, and sums over all."""
-    device = model.cfg.device
-    sums = {"counts": torch.zeros(2)}
+    """Zeros: sums over positions of safe (row 0) and unsafe answers (row 1) and over all (row 2), and their counts."""
+    device, sums = model.cfg.device, {}
     for site in sites:
         (width,) = site_shape(model, site)
-        sums[f"sum/{site}"] = torch.zeros(2, width, device=device)
-        sums[f"square/{site}"] = torch.zeros(2, width, device=device)
-        sums[f"all sum/{site}"] = torch.zeros(width, device=device)
-        sums[f"all square/{site}"] = torch.zeros(width, device=device)
+        sums[f"sum/{site}"] = torch.zeros(3, width, device=device)
+        sums[f"square/{site}"] = torch.zeros(3, width, device=device)
+        sums[f"slots/{site}"] = torch.zeros(3, site.n_experts, device=device)
     return sums
 
 
 def _cohens_d(
-    total: Float[Tensor, "2 d_mlp"], square: Float[Tensor, "2 d_mlp"], counts: Float[Tensor, "2"]
-) -> Float[Tensor, " d_mlp"]:
+    total: Float[Tensor, "2 unit"], square: Float[Tensor, "2 unit"], counts: Float[Tensor, "2 unit"]
+) -> Float[Tensor, " unit"]:
     """The difference of two means, first minus second, in pooled standard deviations, from sums over positions."""
-    counts = counts[:, None].to(total.device)
     mean = total / counts
     variance = (square / counts - mean.square()).clamp(min=0).mean(0)
     return (mean[0] - mean[1]) / variance.sqrt().clamp(min=1e-12)
@@ -197,7 +208,7 @@ def magnitude(
     def size(site: Site) -> Tensor:
         if site.unit == "weight":
             return _sizes(model, site)
-        return weight(model, Site(site.layer, "out")).detach().float().norm(dim=1).cpu()
+        return weight(model, site.out).detach().float().norm(dim=1).cpu()
 
     return _without_data(model, behaviour, unit=unit, config=config, method="magnitude", score=size)
 
@@ -217,7 +228,7 @@ def random(
     def draw(site: Site) -> Tensor:
         if site.unit == "weight":
             return torch.rand(shape(model, site), generator=generator)
-        n_neurons, _ = shape(model, Site(site.layer, "out"))
+        n_neurons, _ = shape(model, site.out)
         return torch.rand(n_neurons, generator=generator)
 
     return _without_data(model, behaviour, unit=unit, config=config, method=f"random (seed {seed})", score=draw)

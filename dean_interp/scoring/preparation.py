@@ -15,10 +15,10 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, model_fingerprint, versions
-from dean_interp.models.matrices import weight_sites
+from dean_interp.models.matrices import neuron_sites, weight_sites
 from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
 from dean_interp.models.plain_layers import refuse_wrapped
-from dean_interp.models.sites import Modules, Site, Unit, neuron_sites
+from dean_interp.models.sites import Modules, Site, Unit
 from dean_interp.models.tokens import Encoded, Padding, Row, Template, cut, encode, paths
 from dean_interp.scoring.sums import Fold
 

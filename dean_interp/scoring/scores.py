@@ -19,7 +19,7 @@ from dean_interp.models.sites import Site, Size, Unit, WrittenSite, coordinates,
 _FORMAT = "dean_interp.scores.3"
 KEPT_FRACTION = 0.02
 """The fraction of each matrix's weights whose scores a file holds, unless more is asked for."""
-_PER_SITE = ("activation_mean", "activation_norm", "groups")
+_PER_SITE = ("activation_mean", "activation_norm", "groups", "slots")
 """The fields of `Scores`, beside `values`, that hold a tensor for each site."""
 
 
@@ -56,7 +56,7 @@ class Scores(Framed):
     """Mean activation of each neuron over all positions without padding, for mean ablation. Neurons only."""
     activation_norm: Mapping[Site, Float[Tensor, " _"]]
     """Root mean square over the same positions of each neuron's activation, or of what a matrix reads (` d_in`).
-    Controls are matched on it."""
+    Controls are matched on it. Mean and norm of an expert's neurons are over its own slots, 0 where it had none."""
     groups: Mapping[Site, Float[Tensor, "group d_mlp"]]
     """The neurons' scores on each group of examples (`ScoringConfig.groups`), each a mean over its group. They show how
     stable a selection is without scoring again. Gradient methods only."""
@@ -70,6 +70,9 @@ class Scores(Framed):
     """Where they come from: method, target, model, data, template, truncated texts, versions."""
     clusters: Mapping[str, int] = field(default_factory=dict)
     """The topic (or prompt) of each group and its number of examples, in order; empty where examples are spread."""
+    slots: Mapping[Site, Float[Tensor, " n_experts"]] = field(default_factory=dict)
+    """Of routed experts: how many tokens were sent to each, without padding. An expert that got none is unseen: its
+    scores are 0, and say nothing."""
 
     def __getitem__(self, site: Site) -> Float[Tensor, "..."]:
         """All scores of a site. Raises `InputError` where a file kept the highest only."""
@@ -116,6 +119,7 @@ class Scores(Framed):
             activation_mean=_of_unit(self.activation_mean, unit),
             activation_norm=_of_unit(self.activation_norm, unit),
             groups=_of_unit(self.groups, unit),
+            slots=_of_unit(self.slots, unit),
         )
 
     def top(self, site: Site, count: int) -> Int[Tensor, " chosen"]:
@@ -288,7 +292,8 @@ def _raise_if_damaged(path: str | Path, fields: Mapping[str, Mapping[Site, Any]]
         n_axes = 2 if kind == "groups" else 1
         for site, tensor in fields[kind].items():
             value = fields["values"].get(site)
-            fits = value is not None and tensor.shape[-1:] == value.shape[:1] and _is_scores(tensor, n_axes)
+            length = site.n_experts if kind == "slots" else value.shape[0] if value is not None else None
+            fits = value is not None and tensor.shape[-1:] == (length,) and _is_scores(tensor, n_axes)
             raise_if_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")
 
 

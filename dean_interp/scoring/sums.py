@@ -1,15 +1,17 @@
 """Running sums over examples: a scoring pass folds every pair of activations and gradients into them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
+from dean_interp.models.experts import by_expert
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import home, shape
+from dean_interp.models.neurons import effect_of_rows, routed_ids, summed_over_positions
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 
@@ -42,15 +44,17 @@ class Sums:
             rows_each: so many rows of a batch that follow each other make one example (2: a safe and an unsafe answer).
             fold: what of an example's effect is added up.
         """
-        self.sites, self.rows_each, self.groups = sites, rows_each, groups
+        self.model, self.sites, self.rows_each, self.groups = model, sites, rows_each, groups
         self.fold: Fold = fold
         self.sums = {"loss": torch.zeros(len(groups)), "n_positions": torch.zeros((), dtype=torch.int64)}
         for site in sites:
-            matrix = site if site.unit == "weight" else Site(site.layer, "out")
+            matrix = site if site.unit == "weight" else site.out
             n_in, n_out = shape(model, matrix)
             sizes: dict[str, tuple[int, ...]] = {"square": (n_in,), "effect": (n_in, n_out)}
             if site.unit == "neuron":
                 sizes |= {"sum": (n_in,), "effect": (int(groups.max()) + 1, n_in)}
+            if site.is_of_experts:
+                sizes["slots"] = (site.n_experts,)
             for kind, size in sizes.items():
                 self.sums[f"{kind}/{site}"] = torch.zeros(size, device=home(model, matrix))
 
@@ -62,21 +66,29 @@ class Sums:
         self.real = batch.real
         self.folded: set[Site] = set()
 
-    def add(self, site: Site, x: Float[Tensor, "batch pos d_in"], gradient: Float[Tensor, "batch pos d_out"]) -> None:
+    def add(
+        self, site: Site, x: Float[Tensor, "batch pos *slot d_in"], gradient: Float[Tensor, "batch pos *slot d_out"]
+    ) -> None:
         """Fold one batch at one site in. Raises `InputError` where an example's gradient is not finite."""
         x, gradient = x.float(), gradient.float()
         self._refuse_not_finite(site, gradient)
         if site.unit == "neuron":
-            self.fold_neurons(site, x, torch.einsum("bpn,bpn->bn", x, gradient))
+            self.fold_neurons(site, x, effect_of_rows(self.model, site, x, gradient))
             return
-        real = self.real.to(x.device)
-        self._add_weights(self.sums[f"effect/{site}"], x, gradient, real)
-        square = self.sums[f"square/{site}"]
-        square += (x * real[..., None]).square().sum((0, 1)).to(square.device)
+        total = self.sums[f"effect/{site}"]
+        here = total if total.device == x.device else torch.zeros(total.shape, device=x.device)
+        if site.is_of_experts:
+            self._add_expert_weights(here, site, x, gradient)
+        else:
+            self._add_weights(here, x, gradient, self.real.to(x.device))
+        if here is not total:
+            total += here.to(total.device)
+        self._add_read("square", site, x.square())
+        self._count_slots(site)
         self.folded.add(site)
 
     def fold_neurons(
-        self, site: Site, x: Float[Tensor, "batch pos d_mlp"], effect: Float[Tensor, "batch d_mlp"]
+        self, site: Site, x: Float[Tensor, "batch pos *slot width"], effect: Float[Tensor, "batch unit"]
     ) -> None:
         """Fold one batch's effects at a site of neurons in, with the activations that they come from."""
         total = self.sums[f"effect/{site}"]
@@ -87,10 +99,9 @@ class Sums:
         if self.fold == "size":
             effect = effect.abs()
         total.index_add_(0, groups, effect.to(total.device))
-        # Padding counts in neither the mean nor the norm of the activations.
-        x = x * self.real.to(x.device)[..., None]
-        self.sums[f"sum/{site}"] += x.sum((0, 1)).to(total.device)
-        self.sums[f"square/{site}"] += x.square().sum((0, 1)).to(total.device)
+        self._add_read("sum", site, x)
+        self._add_read("square", site, x.square())
+        self._count_slots(site)
         self.folded.add(site)
 
     def add_losses(self, losses: Float[Tensor, " answer"]) -> None:
@@ -99,15 +110,44 @@ class Sums:
         self.sums["loss"][self.examples.sort().values.cpu()] = signed.sum(1).cpu()
         self.sums["n_positions"] += int(self.real.sum())
 
+    def n_read(self, site: Site) -> int | Float[Tensor, " unit"]:
+        """How often what a site's units read was added up: at every position, or at an expert's slots (at least 1)."""
+        return n_read(site, self.sums, int(self.sums["n_positions"]))
+
     def signs(self) -> Float[Tensor, " answer"] | None:
         """The sign of each answer of the batch in its example's loss, or None where all are +1."""
         if self.rows_each == 1:
             return None
         return _signs(self.rows_each, self.examples.device).repeat(len(self.examples))
 
-    def _add_weights(self, total: Tensor, x: Tensor, gradient: Tensor, real: Tensor) -> None:
-        """Add each example's product x' @ gradient over its own positions to `total`."""
-        here = total if total.device == x.device else torch.zeros(total.shape, device=x.device)
+    def _add_read(self, kind: str, site: Site, values: Tensor) -> None:
+        """Add something of what a site's units read, without padding."""
+        total = self.sums[f"{kind}/{site}"]
+        total += summed_where(self.model, site, values, self.real).to(total.device)
+
+    def _count_slots(self, site: Site) -> None:
+        if site.is_of_experts:
+            total = self.sums[f"slots/{site}"]
+            total += slots_where(self.model, site, self.real).to(total)
+
+    def _add_expert_weights(self, here: Tensor, site: Site, x: Tensor, gradient: Tensor) -> None:
+        """Add each example's product over the slots of each expert to the expert's own part."""
+        ids = routed_ids(self.model, site).to(x.device)
+        ids = ids.masked_fill(~self.real.to(x.device)[..., None], -1)
+        # Signed values add up whatever the example.
+        n_rows = len(x) if self.fold == "value" else self.rows_each
+        by_expert_first = here.unflatten(0 if site.part == "experts.out" else 1, (site.n_experts, -1))
+        for start in range(0, len(x), n_rows):
+            rows = slice(start, start + n_rows)
+            read, written = x[rows].flatten(0, 2), gradient[rows].flatten(0, 2)
+            for expert, slots in by_expert(ids[rows]):
+                if expert >= 0:
+                    product = folded(read[slots].T @ written[slots], self.fold)
+                    own = by_expert_first[expert] if site.part == "experts.out" else by_expert_first[:, expert]
+                    own += product
+
+    def _add_weights(self, here: Tensor, x: Tensor, gradient: Tensor, real: Tensor) -> None:
+        """Add each example's product x' @ gradient over its own positions."""
         if self.fold == "value":
             here.addmm_(x[real].T, gradient[real])
         else:
@@ -118,11 +158,9 @@ class Sums:
                 read, written = x[rows][real[rows]], gradient[rows][real[rows]]
                 torch.mm(read.T, written, out=product)
                 here += product.square_() if self.fold == "square" else product.abs_()
-        if here is not total:
-            total += here.to(total.device)
 
     def _refuse_not_finite(self, site: Site, gradient: Tensor) -> None:
-        bad = ~gradient.sum((1, 2)).isfinite()
+        bad = ~gradient.flatten(1).sum(1).isfinite()
         if bool(bad.any()):
             example = int(self.examples[int(bad.nonzero()[0]) // self.rows_each])
             raise InputError(
@@ -136,6 +174,40 @@ def folded(effect: Float[Tensor, "example unit"], fold: Fold) -> Float[Tensor, "
     if fold == "value":
         return effect
     return effect.square() if fold == "square" else effect.abs()
+
+
+def summed_where(
+    model: HookedModel, site: Site, values: Float[Tensor, "batch pos *slot width"], where: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, " unit"]:
+    """The sum over some positions of something of what a site's units read.
+
+    Experts' `gate` and `in` read the same numbers in every slot of a position; each neuron is read where its expert is.
+    """
+    where = where.to(values.device)
+    values = values * where.reshape(*where.shape, *[1] * (values.dim() - 2))
+    if site.part in ("experts", "experts.out"):
+        return summed_over_positions(model, site, values).sum(0)
+    return values.sum((0, 1)) if not site.is_of_experts else values.flatten(0, 2).sum(0)
+
+
+def slots_where(model: HookedModel, site: Site, where: Bool[Tensor, "batch pos"]) -> Int[Tensor, " n_experts"]:
+    """How many slots each expert of a site got at some positions."""
+    ids = routed_ids(model, site)
+    return ids[where.to(ids.device)].flatten().bincount(minlength=site.n_experts)
+
+
+def n_read(site: Site, sums: Mapping[str, Tensor], n_positions: int) -> int | Float[Tensor, " unit"]:
+    """How often what a site's units read was added up: at every position, or at the slots of an expert (at least 1).
+
+    Args:
+        sums: holds `slots/` and `square/` of a site of experts.
+    """
+    if not site.is_of_experts:
+        return n_positions
+    slots = sums[f"slots/{site}"]
+    if site.part in ("experts", "experts.out"):
+        return slots.clamp(min=1).repeat_interleave(len(sums[f"square/{site}"]) // site.n_experts)
+    return int(slots.sum())
 
 
 def _signs(rows_each: int, device: torch.device) -> Tensor:

@@ -1,0 +1,137 @@
+"""Reading and changing neurons at their hook points, dense ones and those of routed experts alike.
+
+Units are numbered as their site counts them (of experts: expert by expert). A neuron of an expert that a token was not
+sent to writes nothing there: its activation reads as 0, and it cannot be changed.
+"""
+
+import re
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dean_interp.models.experts import RoutedExperts, by_expert, routed_experts
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.sites import Site
+
+
+def read_neurons(
+    model: HookedModel,
+    site: Site,
+    activation: Float[Tensor, "..."],
+    units: Int[Tensor, " unit"],
+    *,
+    ids: Int[Tensor, "batch pos slot"] | None = None,
+) -> Float[Tensor, "*lead unit"]:
+    """Some neurons' activations at every position, from what a pass has at the site's hook point.
+
+    `*lead` is batch and position (some dense models, OPT, join them). `ids` are the experts that the tokens of the pass
+    were sent to; None: those of the running pass.
+    """
+    units = units.to(activation.device)
+    if not site.is_of_experts:
+        return activation[..., units]
+    experts, running = _running(model, site)
+    ids = (running if ids is None else ids).to(activation.device)
+    values = activation.reshape(ids.numel(), experts.d_expert)
+    read = values.new_zeros(ids.shape[0] * ids.shape[1], len(units))
+    for columns, neurons, slots in _chosen_slots(experts, ids, units):
+        tokens = slots // ids.shape[2]
+        read[tokens[:, None], columns] = values[slots[:, None], neurons]
+    return read.unflatten(0, ids.shape[:2])
+
+
+def with_neurons(
+    model: HookedModel,
+    site: Site,
+    activation: Float[Tensor, "..."],
+    units: Int[Tensor, " unit"],
+    new: Float[Tensor, "*lead unit"],
+) -> Float[Tensor, "..."]:
+    """The same activation with other values for some neurons, wherever a token has them."""
+    units = units.to(activation.device)
+    if not site.is_of_experts:
+        return new if len(units) == activation.shape[-1] else activation.index_copy(-1, units, new)
+    experts, ids = _running(model, site)
+    changed = activation.reshape(ids.numel(), experts.d_expert).clone()
+    new = new.flatten(0, 1)
+    for columns, neurons, slots in _chosen_slots(experts, ids, units):
+        changed[slots[:, None], neurons] = new[(slots // ids.shape[2])[:, None], columns]
+    return changed.reshape(activation.shape)
+
+
+def multiplied(
+    model: HookedModel,
+    site: Site,
+    activation: Float[Tensor, "batch pos slot d_expert"],
+    units: Int[Tensor, " unit"],
+    multipliers: Float[Tensor, " unit"],
+) -> Float[Tensor, "batch pos slot d_expert"]:
+    """Some neurons of routed experts times their own numbers: `read_neurons` and `with_neurons` in one step, which
+    takes no memory for neurons that a token does not have.
+    """
+    experts, ids = _running(model, site)
+    all_multipliers = torch.ones(experts.n_experts * experts.d_expert).to(activation)
+    all_multipliers[units.to(activation.device)] = multipliers.to(activation)
+    return activation * all_multipliers.reshape(experts.n_experts, -1)[ids]
+
+
+def summed_over_positions(
+    model: HookedModel, site: Site, values: Float[Tensor, "batch pos *slot width"]
+) -> Float[Tensor, "batch all_units"]:
+    """The sum over positions of something that each neuron has there, for every neuron of a site."""
+    if not site.is_of_experts:
+        return values.sum(1)
+    experts, ids = _running(model, site)
+    ids = ids.to(values.device)
+    n_rows = ids.shape[0]
+    place = ids.flatten(1) + experts.n_experts * torch.arange(n_rows, device=ids.device)[:, None]
+    sums = values.new_zeros(n_rows * experts.n_experts, experts.d_expert)
+    sums.index_add_(0, place.flatten(), values.reshape(ids.numel(), experts.d_expert))
+    return sums.reshape(n_rows, -1)
+
+
+def experts_at(model: HookedModel, hook_name: str) -> Site | None:
+    """The routed experts whose neurons a hook point shows; None where it is another."""
+    match = re.fullmatch(r"blocks\.(\d+)\.mlp\.hook_expert_post", hook_name)
+    experts = routed_experts(model, int(match[1])) if match else None
+    return Site(int(match[1]), "experts", experts.n_experts) if match and experts else None
+
+
+def routed_ids(model: HookedModel, site: Site) -> Int[Tensor, "batch pos slot"]:
+    """The experts of a site that the tokens of the running pass were sent to."""
+    return _running(model, site)[1]
+
+
+def effect_of_rows(
+    model: HookedModel,
+    site: Site,
+    x: Float[Tensor, "batch pos *slot width"],
+    gradient: Float[Tensor, "batch pos *slot width"],
+) -> Float[Tensor, "batch all_units"]:
+    """The sum over positions of activation times gradient, for every neuron of a site, in float32."""
+    if site.is_of_experts:
+        return summed_over_positions(model, site, x.float() * gradient.float())
+    return torch.einsum("bpn,bpn->bn", x.float(), gradient.float())
+
+
+def _running(model: HookedModel, site: Site) -> tuple[RoutedExperts, Int[Tensor, "batch pos slot"]]:
+    experts = routed_experts(model, site.layer)
+    assert experts is not None and experts.ids is not None, "a site of experts is read while a pass runs"
+    return experts, experts.ids
+
+
+def _chosen_slots(
+    experts: RoutedExperts, ids: Int[Tensor, "batch pos slot"], units: Int[Tensor, " unit"]
+) -> list[tuple[Int[Tensor, " chosen"], Int[Tensor, " chosen"], Int[Tensor, " place"]]]:
+    """For each expert that a token was sent to and that has chosen units: their columns among `units`, their numbers in
+    the expert, and the expert's slots.
+    """
+    owner = units // experts.d_expert
+    wanted = set(owner.unique().tolist())
+    found = []
+    for expert, slots in by_expert(ids):
+        if expert in wanted:
+            columns = (owner == expert).nonzero()[:, 0]
+            found.append((columns, units[columns] % experts.d_expert, slots))
+    return found
