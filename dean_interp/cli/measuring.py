@@ -11,7 +11,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 from dean_interp.cli.replacement import Replacement
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
-from dean_interp.editing.ablation import Positions, ablate
+from dean_interp.editing.ablated_positions import Positions
+from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Mean, described
 from dean_interp.errors import refuse_below
 from dean_interp.evaluation.judges.lexical import LexicalJudge

@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dean_interp.editing.ablated_positions import Positions, is_ablated, positions_in_texts
 from dean_interp.editing.reusable import reusable
 from dean_interp.editing.values import (
     Multiply,
@@ -24,22 +24,18 @@ from dean_interp.editing.values import (
     Zero,
     activation_change,
     multipliers_of,
-    new_weights,
 )
+from dean_interp.editing.weight_removal import joined, remover, weight_changes
 from dean_interp.errors import InputError
-from dean_interp.models.experts import by_expert
 from dean_interp.models.load import HookedModel
-from dean_interp.models.matrices import OnProduct, bias, on_products, shape, weight, weight_sites
-from dean_interp.models.neurons import multiplied, read_neurons, routed_ids, with_neurons
-from dean_interp.models.notes import AblatedWeights, WeightChange, notes
-from dean_interp.models.positions import token_positions
+from dean_interp.models.matrices import bias, on_products, shape, weight_sites
+from dean_interp.models.neurons import multiplied, read_neurons, with_neurons
+from dean_interp.models.notes import AblatedWeights, notes
 from dean_interp.models.scored_prompts import noting_scored_prompts
 from dean_interp.models.sites import MATRICES, Modules, Site
 from dean_interp.models.sizes import neuron_counts, neuron_shapes, residual_width
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
-
-Positions = Literal["all", "prompt", "response"]
 
 
 @reusable
@@ -84,9 +80,9 @@ def ablate(
     # Each matrix gets a hook on its product. Ablations that are open already have changed some of its weights.
     outer: AblatedWeights = notes(model).ablated_weights
     inner, removers = dict(outer), {}
-    for site, change in _weight_changes(model, selection, value=value, positions=positions, outer=outer).items():
-        removers[site] = _remover(model, site, change, positions)
-        inner[site, positions] = _joined(outer.get((site, positions)), change)
+    for site, change in weight_changes(model, selection, value=value, positions=positions, outer=outer).items():
+        removers[site] = remover(model, site, change, positions)
+        inner[site, positions] = joined(outer.get((site, positions)), change)
         # An ablation of weights alone changes every pass or none, so it is known now whether it does.
         watch.expects_change = not silencers
         watch.changed |= bool((change.old != change.new).any())
@@ -197,9 +193,9 @@ def _silencer(
         # Gates of all neurons need no copy of the columns that they change.
         is_whole = not site.is_of_experts and len(units) == activation.shape[-1]
         old = activation if is_whole else read_neurons(model, site, activation, units)
-        new = change(old, _positions_in_texts(model, old)).to(old)
+        new = change(old, positions_in_texts(model, old)).to(old)
         if positions != "all":
-            new = torch.where(_is_ablated(model, old, positions)[..., None], new, old)
+            new = torch.where(is_ablated(model, old, positions)[..., None], new, old)
         changed = new if is_whole else with_neurons(model, site, activation, units, new)
         watch.expects_change = True
         if site.is_of_experts:
@@ -215,123 +211,10 @@ def _silencer(
     def multiply(activation: Tensor, hook: object) -> Tensor:
         changed = multiplied(model, site, activation, units, multipliers)
         if positions != "all":
-            is_ablated = _is_ablated(model, activation[:, :, 0], positions)
-            changed = torch.where(is_ablated[..., None, None], changed, activation)
+            here = is_ablated(model, activation[:, :, 0], positions)
+            changed = torch.where(here[..., None, None], changed, activation)
         watch.expects_change = True
         watch.changed = watch.changed or bool((changed != activation).any())
         return changed
 
     return multiply
-
-
-def _weight_changes(
-    model: HookedModel, selection: Selection, *, value: Value, positions: Positions, outer: AblatedWeights
-) -> dict[Site, WeightChange]:
-    """What an ablation makes of the selected weights of each matrix."""
-    changes = {}
-    for site, units in selection.units.items():
-        if site.unit == "weight" and len(units):
-            new = new_weights(value, model, site, units)
-            old = _current_weights(model, site, units, outer=outer, positions=positions)
-            changes[site] = WeightChange(units, old, new)
-    return changes
-
-
-def _remover(model: HookedModel, site: Site, change: WeightChange, positions: Positions) -> OnProduct:
-    """A hook that subtracts `x[..., i] * (old - new)` of the given weights from the product.
-
-    The chosen weights lie in a block of the rows and columns that hold any, zero elsewhere. A few weights make a small
-    block; where it would be most of the matrix, the matrix itself costs no more.
-    """
-    matrix = weight(model, site).detach()
-    rows = (change.units // matrix.shape[1]).to(matrix.device)
-    columns = (change.units % matrix.shape[1]).to(matrix.device)
-    excess = torch.zeros_like(matrix)
-    excess[rows, columns] = (change.old - change.new).to(matrix)
-    if site.is_of_experts:
-        return _expert_remover(model, site, excess, positions)
-    rows, columns = rows.unique(), columns.unique()
-    is_large = 2 * len(rows) * len(columns) > matrix.numel()
-    block = excess if is_large else excess[rows][:, columns].clone()
-
-    def remove(x: Tensor, product: Tensor) -> Tensor:
-        if positions != "all":
-            x = x * _is_ablated(model, x, positions)[..., None]
-        if is_large:
-            return product - x @ block.to(x.device)
-        # index_copy is several times faster over many positions than index_add.
-        written = columns.to(product.device)
-        removed = x.index_select(-1, rows.to(x.device)) @ block.to(x.device)
-        return product.index_copy(-1, written, product.index_select(-1, written) - removed)
-
-    return remove
-
-
-def _expert_remover(
-    model: HookedModel, site: Site, excess: Float[Tensor, "d_in d_out"], positions: Positions
-) -> OnProduct:
-    """The same for the matrices of routed experts, which lie side by side in `excess`."""
-    blocks = excess.chunk(site.n_experts, 0 if site.part == "experts.out" else 1)
-    changed = {expert: block.clone() for expert, block in enumerate(blocks) if bool(block.any())}
-
-    def remove(x: Tensor, product: Tensor) -> Tensor:
-        if positions != "all":
-            x = x * _is_ablated(model, x[:, :, 0], positions)[..., None, None]
-        read, written = x.flatten(0, 2), product.flatten(0, 2).clone()
-        for expert, slots in by_expert(routed_ids(model, site)):
-            if expert in changed:
-                written[slots] -= read[slots] @ changed[expert].to(read.device)
-        return written.reshape(product.shape)
-
-    return remove
-
-
-def _positions_in_texts(model: HookedModel, activation: Tensor) -> Int[Tensor, "..."]:
-    """The place of every position in its own text; a bare pass counts from its first column."""
-    current = token_positions(model)
-    if current is not None:
-        return current.position.reshape(activation.shape[:-1]).to(activation.device)
-    return torch.arange(activation.shape[-2], device=activation.device).expand(activation.shape[:-1])
-
-
-def _is_ablated(model: HookedModel, activation: Tensor, positions: Positions) -> Bool[Tensor, "..."]:
-    """True at the positions of a pass that belong to prompts, or to responses."""
-    current = token_positions(model)
-    if current is None:
-        raise InputError(
-            f"positions={positions!r} needs a pass that knows where answers begin: importance, measure or generate"
-        )
-    is_answer = current.is_answer.reshape(activation.shape[:-1]).to(activation.device)
-    return is_answer if positions == "response" else ~is_answer
-
-
-def _current_weights(
-    model: HookedModel, site: Site, units: Tensor, *, outer: AblatedWeights, positions: Positions
-) -> Tensor:
-    """What the weights are under the ablations that are open already."""
-    matrix = weight(model, site).detach()
-    current = matrix[units // matrix.shape[1], units % matrix.shape[1]].clone()
-    for (changed_site, changed_positions), change in outer.items():
-        if changed_site != site:
-            continue
-        is_changed = torch.isin(units, change.units)
-        if not is_changed.any():
-            continue
-        if changed_positions != positions:
-            raise InputError(
-                f"some of these weights of {site} are ablated at positions={changed_positions!r} already: nest alike"
-            )
-        current[is_changed] = change.new[torch.searchsorted(change.units, units[is_changed])].to(current)
-    return current
-
-
-def _joined(outer: WeightChange | None, inner: WeightChange) -> WeightChange:
-    """The changes of two nested ablations; where both change a weight the inner one counts."""
-    if outer is None:
-        return inner
-    only_outer = ~torch.isin(outer.units, inner.units)
-    units = torch.cat([outer.units[only_outer], inner.units])
-    order = units.argsort()
-    old = torch.cat([outer.old[only_outer], inner.old])
-    new = torch.cat([outer.new[only_outer], inner.new])
-    return WeightChange(units[order], old[order], new[order])

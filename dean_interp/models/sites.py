@@ -55,12 +55,12 @@ class Site(NamedTuple):
 
     @property
     def out(self) -> "Site":
-        """Of neurons: the matrix that they feed. Its row `i` is what neuron `i` writes."""
+        """The matrix that a site's neurons feed. Its row `i` is what neuron `i` writes."""
         return self._replace(part="out" if self.part == "neurons" else f"{self.part}.out")
 
     @property
     def neurons(self) -> "Site":
-        """Of an MLP matrix: the neurons that it makes, or that it reads."""
+        """The neurons that an MLP matrix makes, or that it reads."""
         prefix, dot, _ = self.part.rpartition(".")
         return self._replace(part=prefix if dot else "neurons")
 
@@ -72,7 +72,7 @@ class Site(NamedTuple):
 
     @property
     def ids_hook_name(self) -> str:
-        """Of routed experts: the hook point that says which experts a token was sent to."""
+        """The hook point that says which of the routed experts a token was sent to."""
         return f"blocks.{self.layer}.mlp.hook_expert_ids"
 
 

@@ -38,7 +38,7 @@ from dean_interp.scoring.preparation import (
     scores_fingerprint,
     units_of,
 )
-from dean_interp.scoring.scores import Scores, Top, refuse_keep, thinned
+from dean_interp.scoring.scores import PER_SITE, Scores, refuse_keep, thinned
 from dean_interp.scoring.sums import Sums, folded
 
 log = logging.getLogger(__name__)
@@ -220,43 +220,43 @@ def as_scores(
     The sums are used up, those of a pass before the next one runs.
     """
     loss = torch.zeros(0)
-    values: dict[Site, Tensor | Top] = {}
-    means: dict[Site, Tensor] = {}
-    norms: dict[Site, Tensor] = {}
-    groups: dict[Site, Tensor] = {}
-    slots: dict[Site, Tensor] = {}
+    fields: dict[str, dict[Site, Any]] = {"values": {}, **{name: {} for name in PER_SITE}}
     for sums in passes:
         loss = sums.sums["loss"]
-        n_counted = sum(data.answer_lengths) if sums.fold == "square" else data.n_examples
         for site in sums.sites:
-            effect, n_read = sums.sums.pop(f"effect/{site}"), sums.n_read(site)
-            if site.unit == "neuron":
-                groups[site] = (effect / data.group_sizes[:, None].to(effect.device)).cpu()
-                total = effect.square().sum(0) if sums.fold == "square" else effect.sum(0)
-                values[site] = (total / n_counted).cpu()
-                means[site] = (sums.sums.pop(f"sum/{site}") / n_read).cpu()
-            else:
-                # In place, since a second tensor of a matrix's size may not fit.
-                matrix = weight(model, site).detach().float()
-                effect.div_(n_counted).mul_(folded(matrix, sums.fold))
-                values[site] = thinned(behaviour.name, site, effect, keep).cpu()
-            norms[site] = (sums.sums.pop(f"square/{site}") / n_read).sqrt().cpu()
-            if site.is_of_experts:
-                slots[site] = sums.sums.pop(f"slots/{site}").cpu()
+            for name, tensor in _of_site(model, site, sums, data).items():
+                kept = thinned(behaviour.name, site, tensor, keep) if name == "values" else tensor
+                fields[name][site] = kept.cpu()
         give_back()
+    in_order: dict[str, Any] = {name: dict(sorted(tensors.items())) for name, tensors in fields.items()}
     return Scores(
+        **in_order,
         behaviour=behaviour.name,
-        values=dict(sorted(values.items())),
-        activation_mean=dict(sorted(means.items())),
-        activation_norm=dict(sorted(norms.items())),
-        groups=dict(sorted(groups.items())),
-        slots=dict(sorted(slots.items())),
         clusters=dict(zip(data.group_names, data.group_sizes.tolist(), strict=False)),
         loss=loss,
         prompt_hashes=behaviour.prompt_hashes,
         fingerprint=fingerprint,
         facts=facts,
     )
+
+
+def _of_site(model: HookedModel, site: Site, sums: Sums, data: Prepared) -> dict[str, Tensor]:
+    """What the scores hold of one site, by field; the sums of the site are used up."""
+    effect, n_read = sums.sums.pop(f"effect/{site}"), sums.n_read(site)
+    n_counted = sum(data.answer_lengths) if sums.fold == "square" else data.n_examples
+    fields = {"activation_norm": (sums.sums.pop(f"square/{site}") / n_read).sqrt()}
+    if site.is_of_experts:
+        fields["slots"] = sums.sums.pop(f"slots/{site}")
+    if site.unit == "neuron":
+        fields["groups"] = effect / data.group_sizes[:, None].to(effect.device)
+        total = effect.square().sum(0) if sums.fold == "square" else effect.sum(0)
+        fields["values"] = total / n_counted
+        fields["activation_mean"] = sums.sums.pop(f"sum/{site}") / n_read
+    else:
+        # In place, since a second tensor of a matrix's size may not fit.
+        matrix = weight(model, site).detach().float()
+        fields["values"] = effect.div_(n_counted).mul_(folded(matrix, sums.fold))
+    return fields
 
 
 def give_back() -> None:

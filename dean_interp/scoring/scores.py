@@ -19,7 +19,7 @@ from dean_interp.models.sites import Site, Size, Unit, WrittenSite, coordinates,
 _FORMAT = "dean_interp.scores.3"
 KEPT_FRACTION = 0.02
 """The fraction of each matrix's weights whose scores a file holds, unless more is asked for."""
-_PER_SITE = ("activation_mean", "activation_norm", "groups", "slots")
+PER_SITE = ("activation_mean", "activation_norm", "groups", "slots")
 """The fields of `Scores`, beside `values`, that hold a tensor for each site."""
 
 
@@ -71,8 +71,7 @@ class Scores(Framed):
     clusters: Mapping[str, int] = field(default_factory=dict)
     """The topic (or prompt) of each group and its number of examples, in order; empty where examples are spread."""
     slots: Mapping[Site, Float[Tensor, " n_experts"]] = field(default_factory=dict)
-    """Of routed experts: how many tokens were sent to each, without padding. An expert that got none is unseen: its
-    scores are 0, and say nothing."""
+    """How many tokens were sent to each routed expert. One that got none is unseen: its scores of 0 say nothing."""
 
     def __getitem__(self, site: Site) -> Float[Tensor, "..."]:
         """All scores of a site. Raises `InputError` where a file kept the highest only."""
@@ -172,7 +171,7 @@ class Scores(Framed):
                 tops[str(site)] = {"shape": value.shape, "threshold": value.threshold}
             else:
                 tensors[f"values/{site}"] = value
-        for kind in _PER_SITE:
+        for kind in PER_SITE:
             tensors |= {f"{kind}/{site}": tensor for site, tensor in getattr(self, kind).items()}
         facts = {
             "behaviour": self.behaviour,
@@ -209,7 +208,7 @@ def load_scores(path: str | Path) -> Scores:
     """Scores from their file. Raises `InputError` where it is missing, damaged, or something else."""
     tensors, written = read_tensors(path, _FORMAT, _ScoresFile)
     # A tensor's name is the field that it belongs to and its site: "values/L3.neurons".
-    fields: dict[str, dict[Site, Any]] = {kind: {} for kind in ("values", *_PER_SITE)}
+    fields: dict[str, dict[Site, Any]] = {kind: {} for kind in ("values", *PER_SITE)}
     try:
         for name, tensor in tensors.items():
             kind, _, site = name.partition("/")
@@ -288,7 +287,7 @@ def _raise_if_damaged(path: str | Path, fields: Mapping[str, Mapping[Site, Any]]
             scores, n_axes = value.values, n_axes - 1
         is_whole = _is_scores(scores, n_axes)
         raise_if_damaged(path, not is_whole, f"a score of {site} is not finite, or its shape is another")
-    for kind in _PER_SITE:
+    for kind in PER_SITE:
         n_axes = 2 if kind == "groups" else 1
         for site, tensor in fields[kind].items():
             value = fields["values"].get(site)

