@@ -18,7 +18,7 @@ def test_a_small_study_of_a_mixture_runs_to_its_report(family, tokenizer, tmp_pa
         calibration=CalibrationConfig(n_calibration=12),
         controls=ControlConfig(n_random=2, n_equal_kl=1),
         answers=AnswerConfig(n_answers=2, answer_lengths=(8,), n_answer_controls=1),
-        neuron_fraction=0.075,
+        neuron_fraction=0.15,
         weight_fraction=0.03,
         information_fraction=0.3,
     )

@@ -9,11 +9,13 @@ from dean_interp.editing.ablation import ablate, gated
 from dean_interp.editing.patching import neuron_cache, patch_activations
 from dean_interp.editing.values import Mean, Noise, Project, Scale
 from dean_interp.models.experts import routed_experts
-from dean_interp.models.matrices import neuron_sites, shape, weight, weight_sites
+from dean_interp.models.loss import answer_positions, forward
+from dean_interp.models.matrices import neuron_sites, parameter, shape, weight, weight_sites
 from dean_interp.models.sites import Site, parse_site
 from dean_interp.models.sizes import neuron_counts, neuron_shapes, site_shape
+from dean_interp.models.tokens import collate
 from dean_interp.scoring.importance import importance
-from dean_interp.scoring.preparation import ScoringConfig
+from dean_interp.scoring.preparation import ScoringConfig, prepare
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.gates import Gates
 from tests.mixtures import D_EXPERT, D_MODEL, FAMILIES, N_EXPERTS, mixture, save_mixture
@@ -239,17 +241,11 @@ def test_weights_are_taken_out_exactly(model, folder):
 
 def set_to_zero(model, site, units):
     """Find a weight in its parameter by marking the matrix, as a reader of the code would."""
-    adapter_parameter, as_matrix = parameter_of(model, site)
+    stored, as_matrix = parameter(model, site)
     with torch.no_grad():
-        marks = torch.arange(adapter_parameter.numel(), dtype=torch.float64).reshape(adapter_parameter.shape)
+        marks = torch.arange(stored.numel(), dtype=torch.float64).reshape(stored.shape)
         places = as_matrix(marks).flatten()[units].long()
-        adapter_parameter.view(-1)[places] = 0
-
-
-def parameter_of(model, site):
-    from dean_interp.models.matrices import parameter
-
-    return parameter(model, site)
+        stored.view(-1)[places] = 0
 
 
 def test_gates_multiply_and_means_and_noise_take_their_place(model, scores, folder):
@@ -321,3 +317,34 @@ def test_patching_puts_the_sources_activations_where_the_expert_is(model):
     with patch_activations(model, selection, source=clean):
         patched = logits_of(model, corrupted)
     assert not torch.equal(patched, logits_of(model, corrupted))
+
+
+# --- routers
+
+
+def test_a_routers_rows_are_scored_by_its_own_gradient_and_not_ablated_by_hooks(model, behaviour):
+    config = ScoringConfig(modules="router", signed=True)
+    scored = importance(model, behaviour, unit="weight", config=config)
+    sites = [site for site in neuron_sites(model) if site.is_of_experts]
+    assert list(scored.values) == [Site(site.layer, "router") for site in sites]
+    site = Site(sites[-1].layer, "router")
+    assert scored[site].shape == (D_MODEL, N_EXPERTS)
+    data = prepare(model, behaviour, config)
+    batch = collate(data.rows, device="cpu")
+    stored = parameter(model, site)[0]
+    stored.requires_grad_(True)
+    with answer_positions(model, batch):
+        logits = forward(model, batch)[0]
+    nats = torch.nn.functional.cross_entropy(logits, batch.target, reduction="none")
+    sum(nats[batch.answer == i].mean() for i in range(len(behaviour))).backward()
+    expected = (stored * stored.grad).detach().T / len(behaviour)
+    stored.grad = None
+    assert close(scored[site], expected, expected, 1e-4)
+    one = Selection({site: torch.tensor([3])}, {site: (D_MODEL, N_EXPERTS)})
+    with pytest.raises(InputError, match="weights of a router cannot be ablated by hooks"), ablate(model, one):
+        pass
+
+
+def test_a_dense_model_has_no_router(llama, behaviour):
+    with pytest.raises(InputError, match="it has no router"):
+        importance(llama, behaviour, unit="weight", config=ScoringConfig(modules="router"))

@@ -60,7 +60,7 @@ class ScoreUnits:
     signed: bool = False
     """Keep the sign of each score instead of its absolute value."""
     modules: Modules = "mlp"
-    """Which matrices' weights are scored: those of the MLPs, of attention, or all."""
+    """Which matrices' weights are scored: those of the MLPs, of attention, both (all), or of a mixture's routers."""
     max_tokens: int | None = None
     """Number of tokens that a text may have; longer answers are cut. Unset: texts beyond the context are refused."""
     score_tokens: int | None = None

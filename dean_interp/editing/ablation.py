@@ -139,7 +139,7 @@ def refuse_foreign(model: HookedModel, selection: Selection) -> None:
     """Raise `InputError` where the selection's sites are not this model's."""
     shapes = neuron_shapes(model)
     parts = {site.part for site in selection.shapes}
-    kinds: tuple[Modules, ...] = ("mlp", "attention")
+    kinds: tuple[Modules, ...] = ("mlp", "attention", "router")
     for modules in kinds:
         if parts & set(MATRICES[modules]):
             shapes |= {site: shape(model, site) for site in weight_sites(model, modules)}

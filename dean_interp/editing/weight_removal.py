@@ -23,10 +23,19 @@ def weight_changes(
     changes = {}
     for site, units in selection.units.items():
         if site.unit == "weight" and len(units):
+            _refuse_router(site)
             new = new_weights(value, model, site, units)
             old = _current_weights(model, site, units, outer=outer, positions=positions)
             changes[site] = WeightChange(units, old, new)
     return changes
+
+
+def _refuse_router(site: Site) -> None:
+    if site.part == "router":
+        raise InputError(
+            "weights of a router cannot be ablated by hooks, since tokens are sent to experts before its product can "
+            "be changed: write the change into the model (create_edit), or silence experts"
+        )
 
 
 def remover(model: HookedModel, site: Site, change: WeightChange, positions: Positions) -> OnProduct:

@@ -22,6 +22,7 @@ from dean_interp.models.experts import RoutedExperts, dense_owner, routed_expert
 from dean_interp.models.greedy import CACHE, greedy_settings, without_its_settings
 from dean_interp.models.hooked_model import HookedModel, is_hooked_transformer
 from dean_interp.models.plain_layers import why_not_plain
+from dean_interp.models.routers import router_name, watch_router
 from dean_interp.models.sites import MATRICES, Site
 from dean_interp.models.turn_end import end_tokens
 
@@ -211,15 +212,9 @@ class BridgeAdapter:
             with experts.on_product(site.part.removeprefix("experts."), hook):
                 yield
             return
-
-        def call(module: nn.Module, args: tuple[Tensor, ...], product: Tensor) -> Tensor | None:
-            return hook(args[0], product)
-
-        handle = self._component(site).register_forward_hook(call)
-        try:
+        component, watches = self._component(site), watch_router if site.part == "router" else _watch_matrix
+        with watches(component, hook):
             yield
-        finally:
-            handle.remove()
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Those of the checkpoint's generation settings among them."""
@@ -258,6 +253,20 @@ class BridgeAdapter:
         return experts
 
 
+@contextmanager
+def _watch_matrix(component: nn.Module, hook: OnProduct) -> Iterator[None]:
+    """While open, `hook` is called with what a module reads and what it writes, and may change the latter."""
+
+    def call(module: nn.Module, args: tuple[Tensor, ...], product: Tensor) -> Tensor | None:
+        return hook(args[0], product)
+
+    handle = component.register_forward_hook(call)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def as_it_is(stored: Tensor) -> Tensor:
     """A parameter that is `(d_in, d_out)` already."""
     return stored
@@ -270,5 +279,7 @@ def owner_of(model: HookedModel, site: Site) -> tuple[Any, str]:
         return block.attn, site.part
     if site.part.startswith("shared."):
         return shared_owner(block.mlp), site.part.removeprefix("shared.")
+    if site.part == "router":
+        return block.mlp, router_name(block.mlp)
     owner, begin = dense_owner(block.mlp) or (None, "")
     return owner, f"{begin}{site.part}"

@@ -21,16 +21,24 @@ from dean_interp.models.sites import MATRICES, Modules, Site
 
 
 def weight_sites(model: HookedModel, modules: Modules = "mlp") -> list[Site]:
-    """Every matrix of the model's MLPs, attention, or both, in order of layers.
+    """Every matrix of the model's MLPs, of attention, of both, or of its routers, in order of layers.
 
-    Raises `InputError` where the weights are not the checkpoint's own, or not those of separate matrices.
+    Raises `InputError` where the weights are not the checkpoint's own, or not those of separate matrices, and where a
+    router was asked for and there is none.
     """
     if modules not in MATRICES:
         raise InputError(f"modules must be one of {tuple(MATRICES)}, got {modules!r}")
     sites = []
     for layer in range(len(model.blocks)):
-        sites += adapter_of(model).mlp_matrices(layer) if modules != "attention" else ()
-        sites += [Site(layer, part) for part in MATRICES["attention"]] if modules != "mlp" else ()
+        of_mlp = adapter_of(model).mlp_matrices(layer)
+        if modules in ("mlp", "all"):
+            sites += of_mlp
+        if modules in ("attention", "all"):
+            sites += [Site(layer, part) for part in MATRICES["attention"]]
+        if modules == "router" and any(site.is_of_experts for site in of_mlp):
+            sites.append(Site(layer, "router"))
+    if not sites:
+        raise InputError(f"{model.cfg.model_name} sends no tokens to experts: it has no router")
     _refuse_processed(model)
     for site in sites:
         parameter(model, site)

@@ -11,15 +11,17 @@ from torch import Tensor
 from dean_interp.errors import InputError
 
 Unit = Literal["neuron", "weight"]
-Modules = Literal["mlp", "attention", "all"]
+Modules = Literal["mlp", "attention", "all", "router"]
+"""Whose matrices: of MLPs (in a mixture of all experts), of attention, of both, or of what sends tokens to experts."""
 NEURONS = ("neurons", "experts", "shared")
 """Parts that hold neurons: of a dense MLP, of a layer's routed experts, of the expert of every token."""
 MATRICES: dict[Modules, tuple[str, ...]] = {
     "mlp": tuple(f"{prefix}{name}" for prefix in ("", "experts.", "shared.") for name in ("gate", "in", "out")),
     "attention": ("q", "k", "v", "o"),
+    "router": ("router",),
 }
 MATRICES["all"] = MATRICES["mlp"] + MATRICES["attention"]
-PARTS = (*NEURONS, *MATRICES["all"])
+PARTS = (*NEURONS, *MATRICES["all"], *MATRICES["router"])
 _HOOKS = {"neurons": "hook_post", "experts": "hook_expert_post", "shared": "hook_shared_post"}
 _WRITTEN = re.compile(rf"L(0|[1-9][0-9]{{0,5}})\.({'|'.join(PARTS)})(?::([1-9][0-9]{{0,5}}))?")
 
@@ -32,7 +34,8 @@ class Site(NamedTuple):
 
     In a mixture `Site(3, "experts", 8)` is the neurons of the 8 routed experts of layer 3, counted expert by expert,
     and `"experts.gate"`, `"experts.in"`, `"experts.out"` are their weights: the experts of a layer are one wide MLP, of
-    whose neurons each token has some. `"shared"` is the expert of every token.
+    whose neurons each token has some. `"shared"` is the expert of every token. `"router"` is the matrix that sends
+    tokens to experts, `(d_model, n_experts)`: column `e` is what makes expert `e` likely.
     """
 
     layer: int
