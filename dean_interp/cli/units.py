@@ -25,6 +25,7 @@ from dean_interp.scoring.scores import KEPT_FRACTION, Scores, load_scores, refus
 from dean_interp.selection.coupling import couple, refuse_empty
 from dean_interp.selection.expression import select_each
 from dean_interp.selection.selection import Selection, Within, top_count, top_fraction
+from dean_interp.selection.whole_experts import top_experts
 from dean_interp.study import day
 from dean_interp.study.settings import FRACTION, CalibrationConfig, DataConfig, ModelConfig
 
@@ -94,6 +95,8 @@ class CoupleUnits:
     """Number of units that count as important, in place of a fraction."""
     within: Within = "matrix"
     """Which units are ranked together: those of one matrix (or layer of neurons), of one layer, or of the model."""
+    whole_experts: bool = False
+    """In a mixture: rank whole experts by the sum over their neurons. --fraction is then of each layer's experts."""
 
 
 def do_score(step: ScoreUnits) -> StepResult:
@@ -180,16 +183,13 @@ def do_couple(step: CoupleUnits) -> StepResult:
     fractions = _fractions(step)
     tops: dict[str, Selection] = {}
     for name, behaviour_scores, fraction in zip(names, scores, fractions, strict=True):
-        if step.count is None:
-            tops[name] = top_fraction(behaviour_scores, fraction, within=step.within)
-        else:
-            tops[name] = top_count(behaviour_scores, step.count, within=step.within)
+        tops[name] = _top(behaviour_scores, fraction, step)
     parts = select_each(expression, tops)
     sizes = {name: len(selection) for name, selection in {**tops, **parts}.items()}
     selection = list(parts.values())[-1]
 
     if not len(selection):
-        if step.expression is None and step.count is None and step.within == "matrix":
+        if step.expression is None and step.count is None and step.within == "matrix" and not step.whole_experts:
             # The plain case can say which fraction would give a unit.
             refuse_empty(couple(*scores, fraction=(fractions[0], fractions[1], fractions[2])), *scores)
         raise InputError(f"no unit is in {expression!r} (sizes {sizes}): raise --fraction or --count")
@@ -201,12 +201,24 @@ def do_couple(step: CoupleUnits) -> StepResult:
         "expression": expression,
         "sizes": sizes,
         "within": step.within,
+        **({"whole_experts": True} if step.whole_experts else {}),
         "selected_per_site": {str(site): n for site, n in selection.counts().items() if n},
         **size_option,
     }
     width = max(map(len, sizes))
     lines = "\n".join(f"{name:>{width}}  {n}" for name, n in sizes.items())
     return StepResult(record, f"{step.unit}s in each set:\n{lines}\nselection: {step.out.resolve()}")
+
+
+def _top(scores: Scores, fraction: float, step: CoupleUnits) -> Selection:
+    """The units of one behaviour that count as important."""
+    if step.whole_experts:
+        if step.count is not None or step.unit != "neuron" or step.within != "matrix":
+            raise InputError("--whole-experts takes a --fraction of the experts of each layer, and no other size")
+        return top_experts(scores, fraction)
+    if step.count is None:
+        return top_fraction(scores, fraction, within=step.within)
+    return top_count(scores, step.count, within=step.within)
 
 
 def _names(scores: Sequence[Scores]) -> list[str]:
