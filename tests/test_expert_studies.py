@@ -1,8 +1,11 @@
 """Whole studies of a tiny mixture of each family: `run` and `improve` from the first pass to the report."""
 
 import pytest
+from planted_gates import planted_settings
 
 from dean_interp import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig, StudyConfig
+from dean_interp.selection.gates import load_gates
+from dean_interp.study.improve import run_improve
 from dean_interp.study.run import run_study
 from tests.mixtures import FAMILIES, save_mixture
 
@@ -25,6 +28,16 @@ def test_a_small_study_of_a_mixture_runs_to_its_report(family, tokenizer, tmp_pa
     results = run_study(config, tmp_path / "run")
     assert [unit.unit for unit in results.units] == ["neuron", "weight"]
     for unit in results.units:
-        assert unit.edit.n_units > 0
-        assert len(unit.n_units_per_layer if hasattr(unit, "n_units_per_layer") else [1]) > 0
+        assert unit.edit.n_units > 0 and unit.controls
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_improvement_of_a_mixture_ends_with_gates_that_cost_what_was_asked_for(family, tokenizer, tmp_path):
+    config = planted_settings(tmp_path, tokenizer, n_flips=2, n_random=1)
+    save_mixture(family, tokenizer, tmp_path / "model")
+    improvement = run_improve(config, tmp_path / "run")
+    gates = load_gates(tmp_path / "run" / "gates.safetensors")
+    assert any(site.is_of_experts and bool((change != 0).any()) for site, change in gates.changes.items())
+    assert improvement.dose.kl.mean == pytest.approx(config.max_kl, rel=0.25)
     assert (tmp_path / "run" / "report.html").is_file()

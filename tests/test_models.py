@@ -286,3 +286,10 @@ def test_where_answers_are_cut_does_not_move_what_is_ablated(llama, monkeypatch,
 def test_a_prompt_without_room_for_an_answer_is_named(llama):
     with pytest.raises(InputError, match=r"has \d+ tokens, which with 64 new ones is more than the 1024"):
         generate(llama, ["x" * 1000])
+
+
+def test_a_hook_point_that_holds_no_neurons_is_told_by_its_width(checkpoints, monkeypatch):
+    """In a mixture `hook_post` is what the block writes: what a name promises is checked where a model is loaded."""
+    monkeypatch.setattr(Site, "hook_name", property(lambda site: f"blocks.{site.layer}.mlp.hook_out"))
+    with pytest.raises(InputError, match="mlp.hook_out of .* is 24 wide, and L0.out reads 40 neurons"):
+        load_model(checkpoints["llama"])

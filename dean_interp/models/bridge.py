@@ -2,7 +2,7 @@
 
 import copy
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,12 @@ from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, PreTr
 from dean_interp.errors import InputError, first_line
 from dean_interp.models.experts import hook_experts
 from dean_interp.models.kv_cache import hand_over_cache
+from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import is_offloaded
 from dean_interp.models.plain import plain_twin
+from dean_interp.models.sites import Site
+from dean_interp.models.sizes import site_shape
 
 _N_TOKENS = 16
 _TOLERANCE, _TOLERANCE_HALF = 1e-2, 0.5  # of the logits' spread; what is wrong differs by about all of it
@@ -55,7 +58,7 @@ def bridge_to(
             )
         hook_experts(bridge)
         if tokens is not None and expected is not None:
-            _refuse_other_logits(bridge, tokens, expected, name)
+            _refuse_another_model(bridge, tokens, expected, name)
     except InputError:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -84,11 +87,17 @@ def _logits(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "1 pos d_
 
 
 @torch.no_grad()
-def _refuse_other_logits(
+def _refuse_another_model(
     bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"], expected: Float[Tensor, "1 pos d_vocab"], name: str
 ) -> None:
-    """A bridge takes attention in steps of its own, which are not those of every variant of an architecture."""
-    difference = (bridge(tokens, return_type="logits").float() - expected).abs().max()
+    """Raise `InputError` where a bridge computes something else, or shows something else than neurons.
+
+    It takes attention in steps of its own, which are not those of every variant of an architecture. And a hook point of
+    the right name may hold what a block writes, as in mixtures of experts.
+    """
+    with bridge.hooks(fwd_hooks=[(site.hook_name, _width_check(bridge, site)) for site in neuron_sites(bridge)]):
+        logits = bridge(tokens, return_type="logits")
+    difference = (logits.float() - expected).abs().max()
     tolerance = _TOLERANCE if next(bridge.parameters()).dtype == torch.float32 else _TOLERANCE_HALF
     # weights that are not finite are told of where they are scored
     if difference > tolerance * expected.std():
@@ -97,6 +106,20 @@ def _refuse_other_logits(
             f"logits differ by {float(difference):.2g} from those of {type(bridge.original_model).__name__}, so "
             "what is measured would not be this model"
         )
+
+
+def _width_check(bridge: TransformerBridge, site: Site) -> Callable[[Tensor, Any], None]:
+    (width,) = site_shape(bridge, site)
+    width //= site.n_experts
+
+    def refuse_other_width(activation: Tensor, hook: Any) -> None:  # noqa: ANN401 - a hook point
+        if activation.shape[-1] != width:
+            raise InputError(
+                f"{site.hook_name} of {bridge.cfg.model_name} is {activation.shape[-1]} wide, and {site.out} reads "
+                f"{width} neurons: what TransformerLens shows there is something else"
+            )
+
+    return refuse_other_width
 
 
 def refuse_unknown_architecture(name: str, config: PretrainedConfig) -> None:
