@@ -1,5 +1,7 @@
 """Edits of a model in memory: made from an ablation, written into the weights, and taken out again bit by bit."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,8 +16,9 @@ from dean_interp.editing.values import Mean, Multiply, Restore, Scale, Value, Ze
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, versions
-from dean_interp.models.matrices import bias, stored_name, weight
+from dean_interp.models.matrices import bias, shape, stored_name
 from dean_interp.models.offload import refuse_offloaded
+from dean_interp.models.own_matrices import OwnMatrices, entries, own_matrices
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gates import Gates
@@ -26,12 +29,14 @@ from dean_interp.selection.selection import Selection
 def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero()) -> Edit:  # noqa: B008 - frozen
     """The edit that does to the weights what `ablate(model, selection, value=value)` does by hooks.
 
-    Neurons are silenced, scaled or gated by their rows of `out`. Their means go into the bias of `out`.
+    Neurons are silenced, scaled or gated by their rows of `out`. Their means go into the bias of `out`. Of routed
+    experts each has changes of its own.
 
     Raises:
         InputError: a value that weights cannot hold (noise, resampling, a projection), means without a bias to carry
-            them, a gate that makes a weight too large for the checkpoint's number format, a selection that is empty or
-            of another model, a `HookedTransformer` (no checkpoint's tensors).
+            them (none carries those of routed experts), a gate that makes a weight too large for the checkpoint's
+            number format, a selection that is empty or of another model, a `HookedTransformer` (no checkpoint's
+            tensors).
     """
     if not adapter_of(model).wraps_checkpoint:
         raise InputError("an edit is made from a checkpoint's own tensors: load the model without hooked_transformer")
@@ -45,9 +50,9 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
         if not len(units):
             continue
         if site.unit == "weight":
-            changes |= _weight_change(model, site, units, new_weights(value, model, site, units))
+            changes |= _weight_changes(model, site, units, new_weights(value, model, site, units))
         elif isinstance(value, Multiply):
-            changes |= _row_scaling(model, site, units, value.gates)
+            changes |= _row_scalings(model, site, units, value.gates)
         else:
             changes |= _neuron_changes(model, site, units, value)
     name = str(model.cfg.model_name)
@@ -92,11 +97,11 @@ def revert_edit(model: HookedModel, edit: Edit) -> None:
 
 
 def edit_state(model: HookedModel, edit: Edit) -> EditState:
-    """Whether a model is the edit's base, holds the edit, or is something else."""
-    states = []
-    for change in edit.changes.values():
-        states.append(change.state(_stored_view(model, change)))
-    return joint_edit_state(states)
+    """Whether a model is the edit's base, holds the edit, or is something else.
+
+    Raises `InputError` where the model has no such tensors.
+    """
+    return joint_edit_state([change.state(view) for change, view in _stored_views(model, edit)])
 
 
 def _write(model: HookedModel, edit: Edit, *, expected: EditState) -> None:
@@ -104,20 +109,30 @@ def _write(model: HookedModel, edit: Edit, *, expected: EditState) -> None:
     refuse_offloaded(model, "writing an edit into a model in memory (a checkpoint folder is edited without loading it)")
     refuse_state(edit_state(model, edit), expected, edit, str(model.cfg.model_name))
     with torch.no_grad():
-        for change in edit.changes.values():
+        for change, view in _stored_views(model, edit):
             write = change.write if expected == "base" else change.undo
-            write(_stored_view(model, change))
+            write(view)
 
 
-def _stored_view(model: HookedModel, change: TensorChange | RowScaling) -> Tensor:
-    """The model's tensor in the checkpoint's layout, as a view that can be written to."""
-    if change.is_bias:
-        tensor = bias(model, change.site)
-        if tensor is None:
-            raise InputError(f"{model.cfg.model_name} has no bias at {change.site}, which this edit changes")
-        return tensor
-    matrix = weight(model, change.site)
-    return matrix.t() if change.is_transposed else matrix
+def _stored_views(model: HookedModel, edit: Edit) -> Iterator[tuple[TensorChange | RowScaling, Tensor]]:
+    """Each change with the model's tensor in the checkpoint's layout, as a view that can be written to."""
+    matrices: OwnMatrices | None = None
+    for change in edit.changes.values():
+        if change.is_bias:
+            yield change, _existing_bias(model, change)
+            continue
+        # The changes of a layer's experts follow each other: what is offloaded is fetched once for all of them.
+        if matrices is None or matrices.site != change.site:
+            matrices = own_matrices(model, change.site)
+        matrix = matrices.of(change.expert)
+        yield change, matrix.t() if change.is_transposed else matrix
+
+
+def _existing_bias(model: HookedModel, change: TensorChange | RowScaling) -> Tensor:
+    tensor = bias(model, change.site)
+    if tensor is None:
+        raise InputError(f"{model.cfg.model_name} has no bias at {change.site}, which this edit changes")
+    return tensor
 
 
 def _neuron_changes(model: HookedModel, site: Site, units: Tensor, value: Value) -> dict[str, TensorChange]:
@@ -127,42 +142,66 @@ def _neuron_changes(model: HookedModel, site: Site, units: Tensor, value: Value)
             f"weights cannot do what {type(value).__name__} does to neurons; Zero, Scale, Multiply, Mean "
             "and Restore can be written into a checkpoint"
         )
-    out = Site(site.layer, "out")
-    rows = weight(model, out).detach()[units]
-    n_columns = rows.shape[1]
+    if isinstance(value, Mean) and site.is_of_experts:
+        raise InputError(
+            f"mean ablation writes the means into a bias, and the neurons of {site} reach only the tokens that are "
+            "sent to their expert: use zero, or ablate by hooks"
+        )
+    n_columns = shape(model, site.out)[1]
     flat = (units[:, None] * n_columns + torch.arange(n_columns)).flatten()
+    rows = entries(model, site.out, flat).unflatten(0, (-1, n_columns))
     alpha = value.alpha if isinstance(value, Scale) else 0.0
-    changes = _weight_change(model, out, flat, (rows * alpha).flatten())
+    changes = _weight_changes(model, site.out, flat, (rows * alpha).flatten())
     # A neuron that is always at its mean adds the same vector at every position: mean @ rows goes into the bias.
     if isinstance(value, Mean):
         mean = value.scores.activation_mean[site][units].to(rows)
-        changes |= _bias_change(model, out, mean @ rows)
+        changes |= _bias_change(model, site.out, mean @ rows)
     return changes
 
 
-def _row_scaling(model: HookedModel, site: Site, units: Tensor, gates: Gates) -> dict[str, RowScaling]:
-    """The change of some neurons' rows of `out` by gates."""
+def _row_scalings(model: HookedModel, site: Site, units: Tensor, gates: Gates) -> dict[str, RowScaling]:
+    """The changes of some neurons' rows of `out` by gates: one, or one an expert."""
     if site not in gates.multipliers:
         raise InputError(f"the gates hold nothing for {site}")
-    out = Site(site.layer, "out")
-    name, is_transposed = stored_name(model, out)
-    matrix = weight(model, out).detach()
-    stored = matrix.t() if is_transposed else matrix
-    scaling = row_scaling(stored, out, units, gates.multipliers[site][units], is_transposed=is_transposed)
-    return {name: scaling}
+    name, is_transposed = stored_name(model, site.out)
+    matrices, changes = own_matrices(model, site.out), {}
+    # A neuron's row begins where the rows before it end.
+    n_columns = shape(model, site.out)[1]
+    for expert, places, own in matrices.split(units * n_columns):
+        matrix = matrices.of(expert).detach()
+        changes[matrices.name(expert, name)] = row_scaling(
+            matrix.t() if is_transposed else matrix,
+            site.out,
+            own // n_columns,
+            gates.multipliers[site][units[places]],
+            is_transposed=is_transposed,
+            expert=expert,
+        )
+    return changes
 
 
-def _weight_change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[str, TensorChange]:
-    """The change of some entries of a matrix, given as flat indices of `(d_in, d_out)`."""
+def _weight_changes(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[str, TensorChange]:
+    """The changes of some weights of a site, given as flat indices of `(d_in, d_out)`: one, or one an expert."""
     name, is_transposed = stored_name(model, site)
-    matrix = weight(model, site).detach()
+    matrices, changes = own_matrices(model, site), {}
+    for expert, places, own in matrices.split(units):
+        matrix = matrices.of(expert).detach()
+        change = _weight_change(matrix, site, own, new[places], is_transposed=is_transposed)
+        changes[matrices.name(expert, name)] = replace(change, expert=expert)
+    return changes
+
+
+def _weight_change(
+    matrix: Float[Tensor, "d_in d_out"], site: Site, units: Tensor, new: Tensor, *, is_transposed: bool
+) -> TensorChange:
+    """The change of some entries of one matrix."""
     # The edit counts in the checkpoint's layout, where the matrix may lie transposed, and in ascending order.
     rows, columns = units // matrix.shape[1], units % matrix.shape[1]
     old = matrix[rows, columns]
     stored = matrix.t() if is_transposed else matrix
     indices = columns * stored.shape[1] + rows if is_transposed else units
     order = indices.argsort()
-    change = TensorChange(
+    return TensorChange(
         site=site,
         is_bias=False,
         is_transposed=is_transposed,
@@ -172,7 +211,6 @@ def _weight_change(model: HookedModel, site: Site, units: Tensor, new: Tensor) -
         new=new[order].to(old).cpu(),
         base=tensor_hash(stored),
     )
-    return {name: change}
 
 
 def _bias_change(model: HookedModel, site: Site, added: Float[Tensor, " d_model"]) -> dict[str, TensorChange]:

@@ -6,6 +6,7 @@ almost no memory. The new folder appears whole, by one rename, or not at all. Th
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
-from dean_interp.editing.checkpoint_files import all_files, unread_weights, weight_files
+from dean_interp.editing.checkpoint_files import TensorPlace, all_files, unread_weights, weight_files
 from dean_interp.editing.edit import Edit, joint_edit_state, refuse_state
 from dean_interp.editing.matching import places_of
 from dean_interp.editing.tensor_change import EditState
@@ -45,10 +46,13 @@ def checkpoint_state(folder: str | Path, edit: Edit) -> EditState:
 
 def tensor_states(folder: str | Path, edit: Edit) -> dict[str, EditState]:
     """The state of each tensor that the edit changes, by its name. Raises `InputError` as `checkpoint_state` does."""
-    places = places_of(Path(folder), edit)
+    return _states_at(places_of(Path(folder), edit), Path(folder), edit)
+
+
+def _states_at(places: Mapping[str, TensorPlace], folder: Path, edit: Edit) -> dict[str, EditState]:
     states: dict[str, EditState] = {}
     for name, place in progress_bar(places.items(), desc="checking", unit="tensor", leave=False):
-        states[name] = edit.changes[name].state(place.mapped(Path(folder)))
+        states[name] = edit.changes[name].state(place.mapped(folder))
     return states
 
 
@@ -171,7 +175,8 @@ def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState) -> 
     """Copy a folder whose state is `expected`, and write the edit's other values into the copy."""
     refuse_existing(out)
     places = places_of(folder, edit)
-    refuse_state(checkpoint_state(folder, edit), expected, edit, str(folder))
+    state = joint_edit_state(list(_states_at(places, folder, edit).values()))
+    refuse_state(state, expected, edit, str(folder))
     with atomic_folder(out) as part:
         for file in progress_bar(_files_to_copy(folder), desc=f"copying {folder.name}", unit="file", leave=False):
             (part / file).parent.mkdir(parents=True, exist_ok=True)

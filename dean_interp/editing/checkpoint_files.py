@@ -41,7 +41,10 @@ _FORMS_OF_WEIGHTS = frozenset(
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a tensor lies in a checkpoint: its bytes are `start` to `end` of `file`."""
+    """Where a tensor lies in a checkpoint: its bytes are `start` to `end` of `file`.
+
+    It may be a part of what is stored there: `index` says which, as in `stored[index]`.
+    """
 
     name: str
     file: Path
@@ -49,8 +52,12 @@ class TensorPlace:
     dtype: str
     """As safetensors names it."""
     shape: tuple[int, ...]
+    """Of all that is stored."""
     start: int
     end: int
+    index: tuple[int | slice, ...] = ()
+    is_turned: bool = False
+    """Whether it is the transpose of that."""
 
     def mapped(self, folder: Path, *, write: bool = False) -> Float[Tensor, "..."]:
         """The tensor in a folder, read (and written) where it lies.
@@ -65,7 +72,8 @@ class TensorPlace:
         # Mode "c": torch wants memory that it could write to, and the file stays as it is.
         mode, n_bytes = "r+" if write else "c", self.end - self.start
         mapped = np.memmap(folder / self.file, dtype=np.uint8, mode=mode, offset=self.start, shape=(n_bytes,))
-        return torch.from_numpy(mapped).view(_DTYPES[self.dtype]).reshape(self.shape)
+        part = torch.from_numpy(mapped).view(_DTYPES[self.dtype]).reshape(self.shape)[self.index]
+        return part.mT if self.is_turned else part
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import AfterValidator, TypeAdapter
+from torch import Tensor
 
-from dean_interp.editing.edit_file import WrittenChange, fault, place_of, read_change, written_facts, written_tensors
+from dean_interp.editing.edit_file import (
+    WrittenChange,
+    fault,
+    joint_fault,
+    place_of,
+    read_change,
+    written_facts,
+    written_tensors,
+)
 from dean_interp.editing.row_scaling import RowScaling
 from dean_interp.editing.tensor_change import EditState, TensorChange
 from dean_interp.editing.values import Given, Multiply
 from dean_interp.errors import InputError
 from dean_interp.files import raise_if_damaged, read_tensors, write_tensors
+from dean_interp.models.own_matrices import shape_of_all, units_of_expert
 from dean_interp.models.sites import Site
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
@@ -61,13 +72,14 @@ class Edit:
 
         Raises `InputError` for an edit that does something else, too.
         """
-        multipliers = {}
+        multipliers: dict[Site, Tensor] = {}
         for name, change in self.changes.items():
             if not isinstance(change, RowScaling):
                 raise InputError(f"this edit sets numbers of {name}, which no gates do")
-            gate = torch.ones(change.d_mlp)
-            gate[change.rows] = change.multipliers
-            multipliers[Site(change.site.layer, "neurons")] = gate
+            # The neurons of a layer's experts are counted expert by expert.
+            site, n_neurons = change.site.neurons, change.d_mlp * change.site.n_experts
+            gate = multipliers.setdefault(site, torch.ones(n_neurons))
+            gate[(change.expert or 0) * change.d_mlp + change.rows] = change.multipliers
         return Gates(multipliers, frozenset(self.facts["prompt_hashes"]))
 
     @property
@@ -91,18 +103,12 @@ class Edit:
             return gates.selection, Multiply(gates)
         if len(entries) < len(self.changes):
             raise InputError("this edit sets numbers and multiplies rows: hooks do the same in two nested ablations")
-        units, shapes, values = {}, {}, {}
+        by_site: dict[Site, list[TensorChange]] = {}
         for change in entries:
-            indices, shape = change.indices, change.shape
-            # A selection counts in (d_in, d_out): entry (row, column) of the transpose is entry (column, row) there.
-            if change.is_transposed:
-                n_rows, n_columns = shape
-                indices = indices % n_columns * n_rows + indices // n_columns
-                shape = (n_columns, n_rows)
-            order = indices.argsort()
-            units[change.site] = indices[order]
-            values[change.site] = change.new[order]
-            shapes[change.site] = shape
+            by_site.setdefault(change.site, []).append(change)
+        units, shapes, values = {}, {}, {}
+        for site, changes in by_site.items():
+            units[site], values[site], shapes[site] = _as_weights(site, changes)
         return Selection(units, shapes, frozenset(self.facts["prompt_hashes"])), Given(values)
 
     def save(self, path: str | Path) -> None:
@@ -152,6 +158,8 @@ def load_edit(path: str | Path) -> Edit:
     for name, change in changes.items():
         what = fault(change)
         raise_if_damaged(path, what is not None, f"the change of {name!r}: {what}")
+    what = joint_fault(changes.values())
+    raise_if_damaged(path, what is not None, str(what))
     return edit
 
 
@@ -197,6 +205,24 @@ def compare(first: Edit, second: Edit) -> dict[str, dict[str, int]]:
             "second_only": len(by_second) - len(shared),
         }
     return counts
+
+
+def _as_weights(
+    site: Site, changes: Sequence[TensorChange]
+) -> tuple[Int[Tensor, " unit"], Float[Tensor, " unit"], tuple[int, int]]:
+    """What changes of a site's matrices are to hooks: its weights, their new values, and the site's shape."""
+    units, n_in, n_out = [], 0, 0
+    for change in changes:
+        indices, (n_rows, n_columns) = change.indices, change.shape
+        n_in, n_out = n_rows, n_columns
+        # A selection counts in (d_in, d_out): entry (row, column) of the transpose is entry (column, row) there.
+        if change.is_transposed:
+            indices = indices % n_columns * n_rows + indices // n_columns
+            n_in, n_out = n_columns, n_rows
+        units.append(units_of_expert(site, change.expert, indices, (n_in, n_out)))
+    of_all, new = torch.cat(units), torch.cat([change.new for change in changes])
+    order = of_all.argsort()
+    return of_all[order], new[order], shape_of_all(site, (n_in, n_out))
 
 
 def _settings(edit: Edit, name: str) -> dict[tuple[str, int], float]:

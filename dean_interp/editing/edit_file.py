@@ -4,7 +4,7 @@ What is read may come from anywhere: `fault` says what is wrong with a change.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class WrittenTensorChange:
     is_transposed: bool
     shape: Shape
     base: str
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class WrittenRowScaling:
     shape: tuple[Size, Size]
     dtype: Literal["bfloat16", "float16", "float32"]
     base: str
+    expert: int | None = None
 
 
 WrittenChange = WrittenTensorChange | WrittenRowScaling
@@ -58,6 +60,8 @@ def written_facts(name: str, change: TensorChange | RowScaling) -> dict[str, Any
         "shape": list(change.shape),
         "base": change.base,
     }
+    if change.expert is not None:
+        common["expert"] = change.expert
     match change:
         case TensorChange():
             return {"kind": "entries", "is_bias": change.is_bias, **common}
@@ -104,6 +108,7 @@ def read_change(written: WrittenChange, i: int, tensors: Mapping[str, Tensor]) -
                 old=part("old"),
                 new=part("new"),
                 base=written.base,
+                expert=written.expert,
             )
         case WrittenRowScaling():
             return RowScaling(
@@ -119,11 +124,15 @@ def read_change(written: WrittenChange, i: int, tensors: Mapping[str, Tensor]) -
                 kept=part("kept"),
                 silenced=part("silenced"),
                 base=written.base,
+                expert=written.expert,
             )
 
 
 def fault(change: TensorChange | RowScaling) -> str | None:
     """What is wrong with a change, or None."""
+    site, expert = change.site, change.expert
+    if site.is_of_experts != (expert is not None) or not 0 <= (expert or 0) < site.n_experts:
+        return "its expert is not one of its layer"
     match change:
         case TensorChange():
             return _fault_of_entries(change)
@@ -131,7 +140,25 @@ def fault(change: TensorChange | RowScaling) -> str | None:
             return _fault_of_rows(change)
 
 
+def joint_fault(changes: Iterable[TensorChange | RowScaling]) -> str | None:
+    """What is wrong with changes beside each other, each of them without fault, or None."""
+    shapes: dict[tuple[Site, bool], Any] = {}
+    known = set()
+    for change in changes:
+        place = change.site, change.is_bias, change.expert
+        if place in known:
+            return f"it changes one matrix of {change.site} twice"
+        known.add(place)
+        # The experts of a layer are alike.
+        shape = change.shape, change.is_transposed
+        if shapes.setdefault((change.site, change.is_bias), shape) != shape:
+            return f"its experts of {change.site} are not of one shape"
+    return None
+
+
 def _fault_of_entries(change: TensorChange) -> str | None:
+    if change.site.unit != "weight" or (change.is_bias and change.expert is not None):
+        return "it is of no matrix"
     has_axes = len(change.shape) == (1 if change.is_bias else 2)
     if not has_axes or not is_ascending(change.indices, math.prod(change.shape)):
         return "its indices do not fit its shape"
@@ -142,7 +169,7 @@ def _fault_of_entries(change: TensorChange) -> str | None:
 
 
 def _fault_of_rows(change: RowScaling) -> str | None:
-    if change.site != Site(change.site.layer, "out") or not is_ascending(change.rows, change.d_mlp):
+    if change.site != change.site.neurons.out or not is_ascending(change.rows, change.d_mlp):
         return "its rows are not neurons of its layer"
     n_rows, dtype = len(change.rows), change.dtype
     if not _is_float(change.multipliers, torch.float32, (n_rows,)):

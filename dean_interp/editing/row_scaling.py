@@ -46,6 +46,8 @@ class RowScaling:
     """The rows whose multiplier is 0."""
     base: str
     """SHA-256 of the whole tensor before the edit, over its values in float32."""
+    expert: int | None = None
+    """Whose `out` it is, where a layer has routed experts: the tensor is that expert's own."""
 
     def __len__(self) -> int:
         """How many numbers change."""
@@ -216,6 +218,7 @@ def row_scaling(
     multipliers: Float[Tensor, " neuron"],
     *,
     is_transposed: bool,
+    expert: int | None = None,
 ) -> RowScaling:
     """The change that multiplies some rows of `out`, whose tensor in the checkpoint's layout is `stored`.
 
@@ -240,6 +243,7 @@ def row_scaling(
         kept=torch.zeros(0, dtype=dtype),
         silenced=torch.zeros(0, d_model, dtype=dtype),
         base=tensor_hash(stored),
+        expert=expert,
     )
     return _with_corrections(scaling, stored)
 
@@ -275,8 +279,10 @@ def _refuse_overflow(scaling: RowScaling, block: _Block, new: Float[Tensor, "neu
     if is_finite.all():
         return
     place = int((~is_finite).nonzero()[0]) + block.neurons.start
+    of_expert = "" if scaling.expert is None else f" of expert {scaling.expert}"
+    neuron = f"neuron {int(scaling.rows[place])}{of_expert}"
     raise InputError(
-        f"{scaling.multipliers[place]:.3g} times the row of neuron {int(scaling.rows[place])} at {scaling.site} is not "
+        f"{scaling.multipliers[place]:.3g} times the row of {neuron} at {scaling.site} is not "
         f"finite in {scaling.dtype}: a gate must leave every weight finite"
     )
 

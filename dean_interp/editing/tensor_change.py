@@ -40,6 +40,8 @@ class TensorChange:
     new: Float[Tensor, " entry"]
     base: str
     """SHA-256 of the whole tensor before the edit, over its values in float32."""
+    expert: int | None = None
+    """Whose matrix it is, where a layer has routed experts: the tensor is that expert's own."""
 
     def __len__(self) -> int:
         """How many numbers change."""

@@ -15,8 +15,9 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
-from dean_interp.models.matrices import neuron_sites, weight
+from dean_interp.models.matrices import neuron_sites, shape
 from dean_interp.models.neurons import read_neurons
+from dean_interp.models.own_matrices import entries
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site
 from dean_interp.models.sizes import site_shape
@@ -180,20 +181,19 @@ def _projection_change(direction: Float[Tensor, " unit"]) -> ActivationChange:
 
 def new_weights(value: Value, model: HookedModel, site: Site, units: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
     """What a value makes of the chosen weights of a matrix. Raises `InputError` where it has nothing for weights."""
-    matrix = weight(model, site).detach()
-    rows, columns = units // matrix.shape[1], units % matrix.shape[1]
+    old = entries(model, site, units)
     match value:
         case Zero():
-            return torch.zeros_like(matrix[rows, columns])
+            return torch.zeros_like(old)
         case Scale(alpha):
-            return alpha * matrix[rows, columns]
+            return alpha * old
         case Restore(other):
-            theirs = weight(other, site).detach()
-            if theirs.shape != matrix.shape:
-                raise InputError(f"{site} is {tuple(matrix.shape)} here and {tuple(theirs.shape)} in the other model")
-            return theirs[rows, columns].to(matrix)
+            mine, theirs = shape(model, site), shape(other, site)
+            if theirs != mine:
+                raise InputError(f"{site} is {mine} here and {theirs} in the other model")
+            return entries(other, site, units).to(old)
         case Given(weights):
-            return _at_site(weights, site, "the given weights").to(matrix)
+            return _at_site(weights, site, "the given weights").to(old)
     kind = type(value).__name__
     raise InputError(f"weights have no activation for {kind} to change: Zero, Scale and Restore are for weights")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dean_interp.models.load import HookedModel
-from dean_interp.models.matrices import on_products, weight
+from dean_interp.models.matrices import neuron_sites, on_products, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.sites import Site
 from dean_interp.models.templates import text_ids
@@ -49,7 +49,8 @@ def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
     """Weights of `out` that one huge activation turns into one huge output, at most one a layer.
 
     A layer has one where its largest activation and its largest output are each 100 times the median over neurons and
-    channels of their largest size, and the product of activation and weight is at least half of the output.
+    channels of their largest size, and the product of activation and weight is at least half of the output. Of a
+    mixture only the dense layers are looked at.
     """
     tokens = torch.tensor([text_ids(native_tokenizer(model), text)], device=model.cfg.device)
     weights: list[SuperWeight] = []
@@ -73,7 +74,7 @@ def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
                 )
             )
 
-    sites = [Site(layer, "out") for layer in range(len(model.blocks))]
+    sites = [site.out for site in neuron_sites(model) if site.part == "neurons"]
     with on_products(model, {site: lambda x, product, site=site: look(site, x, product) for site in sites}):
         model(tokens, return_type="logits")
     return weights

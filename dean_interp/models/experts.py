@@ -81,6 +81,12 @@ class RoutedExperts:
             return joint.chunk(2, dim=-1)[0 if part == "gate" else 1]
         return joint[..., (0 if part == "gate" else 1) :: 2]
 
+    def own_matrix(self, part: str, stack: Float[Tensor, "expert _ _"], expert: int) -> Float[Tensor, "d_in d_out"]:
+        """One expert's matrix in a stack that holds it, a view."""
+        is_transposed: Any = self.module.is_transposed
+        matrix = stack[expert] if is_transposed else stack[expert].mT
+        return matrix if part == "out" else self.share(part, matrix)
+
     def as_matrix(self, part: str) -> Callable[[Tensor], Tensor]:
         """What makes the matrix of one wide MLP, `(d_in, d_out)`, of a stack or of its gradient."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import OnProduct, adapter_of
+from dean_interp.models.experts import routed_experts
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.plain import parts_of_joint_tensors
 from dean_interp.models.sites import MATRICES, Modules, Site
@@ -70,7 +71,8 @@ def weight(model: HookedModel, site: Site) -> Float[Tensor, "d_in d_out"]:
 def shape(model: HookedModel, site: Site) -> tuple[int, int]:
     """`(d_in, d_out)` of a matrix, without its values."""
     stored, as_matrix = parameter(model, site)
-    n_in, n_out = as_matrix(stored).shape
+    # On `meta` nothing is copied, whatever makes the matrix.
+    n_in, n_out = as_matrix(stored.detach().to("meta")).shape
     return n_in, n_out
 
 
@@ -83,6 +85,8 @@ def home(model: HookedModel, site: Site) -> torch.device:
 def stored_name(model: HookedModel, site: Site) -> tuple[str, bool]:
     """What the checkpoint inside a model calls a matrix, and whether it stores the transpose of `(d_in, d_out)`.
 
+    Of experts: what it calls their stack, and how the matrix of each expert lies in it.
+
     Raises `InputError` where the checkpoint keeps it in one tensor with others, and the bridge computes with a part.
     """
     stored, as_matrix = parameter(model, site)
@@ -91,7 +95,9 @@ def stored_name(model: HookedModel, site: Site) -> tuple[str, bool]:
             f"the checkpoint of {model.cfg.model_name} keeps '{site.part}' of layer {site.layer} in one tensor with "
             "other matrices, into which no edit is written: ablate it by hooks, or edit neurons"
         )
-    return stored_names(model)[id(stored)], as_matrix is torch.t
+    experts = routed_experts(model, site.layer) if site.is_of_experts else None
+    is_transposed = as_matrix is torch.t if experts is None else not experts.module.is_transposed
+    return stored_names(model)[id(stored)], bool(is_transposed)
 
 
 def stored_names(model: HookedModel) -> dict[int, str]:
