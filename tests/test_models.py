@@ -291,5 +291,5 @@ def test_a_prompt_without_room_for_an_answer_is_named(llama):
 def test_a_hook_point_that_holds_no_neurons_is_told_by_its_width(checkpoints, monkeypatch):
     """In a mixture `hook_post` is what the block writes: what a name promises is checked where a model is loaded."""
     monkeypatch.setattr(Site, "hook_name", property(lambda site: f"blocks.{site.layer}.mlp.hook_out"))
-    with pytest.raises(InputError, match="mlp.hook_out of .* is 24 wide, and L0.out reads 40 neurons"):
+    with pytest.raises(InputError, match=r"mlp.hook_out of .* is 24 wide, and L0.out reads 40 neurons"):
         load_model(checkpoints["llama"])
