@@ -52,7 +52,7 @@ class TensorPlace:
     dtype: str
     """As safetensors names it."""
     shape: tuple[int, ...]
-    """Of all that is stored."""
+    """The shape of all that is stored."""
     start: int
     end: int
     index: tuple[int | slice, ...] = ()
