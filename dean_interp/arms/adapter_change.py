@@ -59,8 +59,8 @@ class AdapterAtDose:
         for site, tensors in self.numbers.items():
             if self.kind == "lora":
                 products[site] = _adding(*tensors)
-            elif site.part == "out":
-                multipliers[Site(site.layer, "neurons")] = tensors[0]
+            elif site == site.neurons.out:
+                multipliers[site.neurons] = tensors[0]
             else:
                 products[site] = _rescaling(tensors[0])
         gates = Gates(multipliers, self.prompt_hashes)

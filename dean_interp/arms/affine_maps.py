@@ -7,7 +7,9 @@ squares are replaced by the deviations (the Gaussian case), all layers' maps com
 and the place is `mlp.hook_post`. Of the two behaviours' displacements the mean is taken; it is an affine map again.
 
 Where unsafe answers hardly vary (a deviation below a thousandth of the layer's root mean square deviation) the quotient
-of deviations says nothing: there the slope is 1, and only the mean is moved. No other slope is cut.
+of deviations says nothing: there the slope is 1, and only the mean is moved. No other slope is cut. Of a routed
+expert's neuron an answer counts with its mean over the tokens that are sent to the expert, and where there is none it
+does not count; the map is applied to such tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,9 @@ from dean_interp.arms.answer_statistics import AnswerStatistics, answer_statisti
 from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.hooked_change import ActivationMap, hooked_state
 from dean_interp.errors import InputError
+from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import neuron_sites
+from dean_interp.models.neurons import as_routed
 from dean_interp.models.sites import Site
 from dean_interp.study.store import State
 
@@ -51,13 +55,19 @@ class AffineMaps:
         """The model with `dose` times each neuron's displacement."""
         maps, tensors = {}, {}
         for site, slope in self.slopes.items():
-            maps[site.hook_name] = _displaced(dose * slope, dose * self.shifts[site])
+            maps[site.hook_name] = _displaced(site, dose * slope, dose * self.shifts[site])
             tensors |= {f"{site} slope": slope, f"{site} shift": self.shifts[site]}
         return hooked_state(maps, tensors, dose)
 
 
-def _displaced(slope: Tensor, shift: Tensor) -> ActivationMap:
-    return lambda activation: activation + slope.to(activation) * activation + shift.to(activation)
+def _displaced(site: Site, slope: Float[Tensor, " unit"], shift: Float[Tensor, " unit"]) -> ActivationMap:
+    def displaced(model: HookedModel, activation: Tensor) -> Tensor:
+        own_slope, own_shift = slope.to(activation), shift.to(activation)
+        if site.is_of_experts:
+            own_slope, own_shift = (as_routed(model, site, each) for each in (own_slope, own_shift))
+        return activation + own_slope * activation + own_shift
+
+    return displaced
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,8 @@ class LinearTransport:
 def displacement(statistics: AnswerStatistics, site: Site) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, " d_mlp"]]:
     """Slope and shift of `T(a) - a` for one behaviour, float64."""
     means = statistics.of("mean", site.hook_name).double()
+    if site.is_of_experts:
+        return _displacement_of_experts(means, statistics.reached(site).double())
     mean, deviation = means.mean(0), means.std(0, correction=0)
     typical = deviation.square().mean().sqrt()
     varies = deviation[1] > _STEADY * typical
@@ -97,9 +109,30 @@ def displacement(statistics: AnswerStatistics, site: Site) -> tuple[Float[Tensor
     return ratio - 1, mean[0] - ratio * mean[1]
 
 
+def _displacement_of_experts(
+    means: Float[Tensor, "row answer unit"], reached: Float[Tensor, "row answer expert"]
+) -> tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]:
+    """The same, where an answer counts with its mean over the tokens that are sent to a neuron's expert.
+
+    An answer without such a token does not count. Where no safe one or no unsafe one is left, nothing is moved.
+    """
+    reached = reached.repeat_interleave(means.shape[2] // reached.shape[2], dim=2)
+    counts = reached > 0
+    n = counts.sum(0).clamp(min=1)
+    of_routed = torch.where(counts, means / torch.where(counts, reached, 1.0), 0.0)
+    mean = of_routed.sum(0) / n
+    deviation = (torch.where(counts, of_routed - mean, 0.0).square().sum(0) / n).sqrt()
+    is_known = counts.any(0).all(0)
+    typical = deviation[:, is_known].square().mean().sqrt() if bool(is_known.any()) else 0.0
+    varies = (deviation[1] > _STEADY * typical) & (counts.sum(0) > 1).all(0)
+    ratio = torch.where(varies, deviation[0] / torch.where(varies, deviation[1], 1.0), 1.0)
+    return ratio - 1, torch.where(is_known, mean[0] - ratio * mean[1], 0.0)
+
+
 def _chosen(sites: Sequence[Site], layers: Setting) -> Sequence[Site]:
     """The sites of the layers; of an odd number of layers the middle one is in both halves."""
-    n = len(sites)
+    numbers = sorted({site.layer for site in sites})
+    n = len(numbers)
     parts = {
         "all": slice(0, n),
         "first half": slice(0, (n + 1) // 2),
@@ -108,4 +141,5 @@ def _chosen(sites: Sequence[Site], layers: Setting) -> Sequence[Site]:
     }
     if layers not in parts:
         raise InputError(f"layers must be one of {get_args(Layers)}, got {layers!r}")
-    return sites[parts[str(layers)]]
+    chosen = numbers[parts[str(layers)]]
+    return [site for site in sites if site.layer in chosen]

@@ -17,11 +17,11 @@ from dean_interp.errors import InputError
 from dean_interp.files import read_tensors, write_tensors
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.loss import answer_positions, batched, forward
-from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.native_tokenizer import chat_settings
+from dean_interp.models.neurons import are_routed, experts_at, read_neurons
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import residual_hook
-from dean_interp.models.sizes import neuron_counts, residual_width
+from dean_interp.models.sites import Site, residual_hook
+from dean_interp.models.sizes import neuron_shapes, residual_width
 from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch
 from dean_interp.models.torch_settings import own_torch_settings
@@ -49,11 +49,19 @@ class AnswerStatistics:
     is_flipped: Bool[Tensor, " row"]
     """Whether safe and unsafe change roles."""
 
+    def reached(self, site: Site) -> Float[Tensor, "row answer expert"]:
+        """Of routed experts: the share of each answer's tokens that are sent to each expert."""
+        return self._labelled(f"share/{site.hook_name}")
+
     def of(self, summary: Summary, hook_name: str) -> Float[Tensor, "row answer unit"]:
         """A summary of an activation over each answer's tokens, safe before unsafe: its `mean`, its `largest` value, or
-        the mean `norm` of the whole vector (then there is one unit).
+        the mean `norm` of the whole vector (then there is one unit). Where a token is not sent to a neuron's expert,
+        the activation is 0.
         """
-        values = self.tensors[f"{summary}/{hook_name}"][self.rows]
+        return self._labelled(f"{summary}/{hook_name}")
+
+    def _labelled(self, name: str) -> Float[Tensor, "row answer _"]:
+        values = self.tensors[name][self.rows]
         return torch.where(self.is_flipped[:, None, None], values.flip(1), values)
 
 
@@ -116,8 +124,7 @@ def _hooks(model: HookedModel, stream: Stream) -> dict[str, int]:
     if stream == "residual":
         width = residual_width(model)
         return {residual_hook(layer_at(model, depth)): width for depth in DEPTHS}
-    names = [site.hook_name for site in neuron_sites(model)]
-    return dict(zip(names, neuron_counts(model), strict=True))
+    return {site.hook_name: width for site, (width,) in neuron_shapes(model).items()}
 
 
 @own_torch_settings()
@@ -137,15 +144,28 @@ def _read(
     for summary in summaries:
         for name, width in widths.items():
             rows[f"{summary}/{name}"] = torch.zeros(len(data.rows), 1 if summary == "norm" else width)
+    experts = {name: site for name in widths if (site := experts_at(model, name))}
+    for name, site in experts.items():
+        rows[f"share/{name}"] = torch.zeros(len(data.rows), site.n_experts)
 
     def reader(name: str, batch: Batch) -> Callable[..., None]:
+        def keep(summary: str, values: Tensor) -> None:
+            is_answer = batch.is_answer.to(values.device)
+            summed = _mean(values, is_answer) if summary == "share" else _summary(values, is_answer, summary)
+            # Each row of a batch is a prompt and one answer.
+            rows[f"{summary}/{name}"][batch.ended.cpu()] = summed[batch.ended_row.to(summed.device)].cpu()
+
         def read(activation: Tensor, hook: object) -> None:
+            values, site = activation.detach(), experts.get(name)
+            if site is not None:
+                units = torch.arange(widths[name])
+                values = read_neurons(model, site, values, units)
+                first_of_each = units[:: widths[name] // site.n_experts]
+                keep("share", are_routed(model, site, first_of_each).float())
             # Some models (OPT) join batch and pos.
-            values = activation.detach().reshape(*batch.tokens.shape, -1).float()
+            values = values.reshape(*batch.tokens.shape, -1).float()
             for summary in summaries:
-                summed = _summary(values, batch.is_answer.to(values.device), summary)
-                # Each row of a batch is a prompt and one answer.
-                rows[f"{summary}/{name}"][batch.ended.cpu()] = summed[batch.ended_row.to(summed.device)].cpu()
+                keep(summary, values)
 
         return read
 
@@ -173,5 +193,11 @@ def _summary(
         return values.masked_fill(~is_answer[..., None], -torch.inf).amax(1)
     if summary == "norm":
         values = values.norm(dim=-1, keepdim=True)
+    return _mean(values, is_answer)
+
+
+def _mean(
+    values: Float[Tensor, "batch pos unit"], is_answer: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, "batch unit"]:
     total = values.masked_fill(~is_answer[..., None], 0.0).sum(1)
     return total / is_answer.sum(1, keepdim=True)

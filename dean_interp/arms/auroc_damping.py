@@ -3,7 +3,8 @@
 AurA, section 3: a neuron detects unsafe text by its largest activation over the text's tokens; one whose AUROC is above
 0.5 is an expert, and is multiplied by `1 - 2 (AUROC - 0.5)`. Others stay. A dose scales the change, so that at 1 it is
 the paper's; beyond it no multiplier goes below 0. Of two behaviours each has its AUROC over
-its own answers, and a neuron counts with the mean of both. The place is `mlp.hook_post`, over answer tokens.
+its own answers, and a neuron counts with the mean of both. The place is `mlp.hook_post`, over answer tokens. "Expert"
+is the paper's word: a neuron. Of a mixture of experts, tokens that are not sent to a neuron's own count with 0.
 """
 
 from collections.abc import Mapping, Sequence

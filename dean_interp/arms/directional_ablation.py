@@ -47,7 +47,7 @@ class AblatedDirections:
     def at(self, dose: float) -> State:
         """The model with `dose` times the part along the directions taken out, at every place."""
 
-        def without(stream: Tensor) -> Tensor:
+        def without(model: HookedModel, stream: Tensor) -> Tensor:
             axes, values = self.basis.to(stream.device), stream.float()
             return (values - dose * (values @ axes.T) @ axes).to(stream)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from dean_interp.models.load import HookedModel
 from dean_interp.study.store import State
 
-ActivationMap = Callable[[Tensor], Tensor]
-"""Gives new activations of a hook point from those that it holds, position by position."""
+ActivationMap = Callable[[HookedModel, Tensor], Tensor]
+"""Gives new activations of a hook point of a model from those that it holds, position by position."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class HookedChange:
     @contextmanager
     def applied(self, model: HookedModel) -> Iterator[None]:
         """While open, the hook points hold what the maps make."""
-        hooks = [(name, _hook(change)) for name, change in self.maps.items()]
+        hooks = [(name, _hook(model, change)) for name, change in self.maps.items()]
         with model.hooks(fwd_hooks=hooks):
             yield
 
 
-def _hook(change: ActivationMap) -> Callable[..., Tensor]:
-    return lambda activation, hook: change(activation)
+def _hook(model: HookedModel, change: ActivationMap) -> Callable[..., Tensor]:
+    return lambda activation, hook: change(model, activation)
 
 
 def hooked_state(maps: Mapping[str, ActivationMap], tensors: Mapping[str, Tensor], dose: float) -> State:

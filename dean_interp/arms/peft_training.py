@@ -90,15 +90,22 @@ def _fingerprint(examples: ArmExamples, training: AdapterTraining) -> str:
 def adapted_modules(model: HookedModel, training: AdapterTraining) -> dict[Site, tuple[str, bool]]:
     """What the checkpoint calls the modules that get an adapter, and whether each stores `(d_out, d_in)`.
 
-    Matrices that the checkpoint keeps in one tensor with others are left out. Raises `InputError` where none is left.
+    Matrices that the checkpoint keeps in one tensor with others are left out. Raises `InputError` where none is left,
+    and for routed experts: they are no modules, so that an adapter would train everything but them without a word.
     """
     parts = ADAPTED[training.kind, training.where]
+    beyond = [str(site) for site in weight_sites(model, training.where) if site.is_of_experts]
+    if beyond:
+        raise InputError(
+            f"adapters of peft reach modules, and the routed experts of {model.cfg.model_name} are stacks of matrices: "
+            f"{len(beyond)} of its matrices would not be trained ({', '.join(beyond[:3])}, …). Leave these arms out"
+        )
     names = {id(stored): name for name, stored in _plain_twin(model).named_parameters()}
     modules = {}
     for site in weight_sites(model, training.where):
         stored, as_matrix = parameter(model, site)
         # what a bridge split off a joint tensor has no name
-        if site.part in parts and id(stored) in names:
+        if site.part.removeprefix("shared.") in parts and id(stored) in names:
             modules[site] = (names[id(stored)].removesuffix(".weight"), as_matrix is torch.t)
     if not modules:
         raise InputError(f"{model.cfg.model_name} keeps none of {', '.join(parts)} in a tensor of its own")
@@ -174,7 +181,7 @@ def _settings(training: AdapterTraining, modules: Mapping[Site, tuple[str, bool]
             fan_in_fan_out=is_turned,
             task_type="CAUSAL_LM",
         )
-    feedforward = [name for site, (name, _) in modules.items() if site.part == "out"]
+    feedforward = [name for site, (name, _) in modules.items() if site == site.neurons.out]
     return IA3Config(
         target_modules=names, feedforward_modules=feedforward, fan_in_fan_out=is_turned, task_type="CAUSAL_LM"
     )

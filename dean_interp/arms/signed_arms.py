@@ -11,7 +11,7 @@ from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.changes import Silencing
 from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.models.sites import Site
-from dean_interp.models.sizes import neuron_counts
+from dean_interp.models.sizes import neuron_shapes
 from dean_interp.selection.gains import Gains, gains_of, towards_zero
 from dean_interp.selection.gating import NoNeuronError
 from dean_interp.selection.selection import Selection, top_fraction
@@ -40,8 +40,9 @@ class SignedSilencingArm:
         first, second = (gains_of(of_each, signs=signs) for of_each, signs in zip(scores[:2], flips, strict=True))
         lowering = _lowering(first, float(settings["certainty"])) & _lowering(second, float(settings["certainty"]))
         general = rule_scores(examples, "neuron")[2]
-        # A small layer has no hundredth: then its first neuron counts.
-        fraction = max(_GENERAL, 1 / min(neuron_counts(examples.model)))
+        # A small site has no hundredth: then its first neuron counts.
+        fewest = min(width for (width,) in neuron_shapes(examples.model).values())
+        fraction = max(_GENERAL, 1 / fewest)
         chosen = lowering - top_fraction(general, fraction)
         if not len(chosen):
             raise NoNeuronError(

@@ -44,7 +44,7 @@ class Steered:
     def at(self, dose: float) -> State:
         """The model with `dose` times the vector added."""
         name, added = residual_hook(self.layer), dose * self.vector
-        maps = {name: lambda stream: stream + added.to(stream)}
+        maps = {name: lambda model, stream: stream + added.to(stream)}
         return hooked_state(maps, {f"add after {self.layer}": self.vector}, dose)
 
 

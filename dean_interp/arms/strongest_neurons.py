@@ -14,13 +14,14 @@ from dean_interp.arms.composition import Edits
 from dean_interp.arms.composition_results import LookedAt
 from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.circuits.lens import Written, logit_differences, written
-from dean_interp.circuits.neuron import Neuron, TextActivations, of_neuron, peak_of, read_texts
+from dean_interp.circuits.neuron import TextActivations, of_neuron, peak_of, read_texts
 from dean_interp.circuits.neuron_view import NeuronView, view_from_texts
 from dean_interp.circuits.stories import LabelCounts, activation_differences
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.models.load import model_fingerprint
 from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.models.neuron_names import Neuron, name_of
 from dean_interp.models.tokens import encode
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
@@ -63,10 +64,9 @@ def alike(neurons: Sequence[Neuron], matched: Strata, *, seed: int, taken: Seque
     return drawn
 
 
-def page_of(neuron: Neuron) -> str:
+def page_of(neuron: ChangedNeuron) -> str:
     """Where the page of a neuron lies, from the run folder on."""
-    site, index = neuron
-    return f"neurons/L{site.layer}.{index}.html"
+    return f"neurons/{neuron.name}.html"
 
 
 def look_at(
@@ -86,11 +86,12 @@ def look_at(
         scores: of both margins and of general text (`ArmExamples.margin_scores`).
         n_top: number of prompts of each neuron whose behaviours and topics are counted.
     """
-    texts, rule = _read_once(examples, neurons), rule_scores(examples, "neuron")
+    changed = _changed(neurons, edits.gates, scores)
+    texts = _read_once(examples, neurons, [page_of(neuron) for neuron in changed])
+    rule = rule_scores(examples, "neuron")
     counts = _counts(examples, n_top)
     words = [_first_words(examples, behaviour) for behaviour in examples.scoring[:2]]
     looks = written(examples.model, neurons)
-    changed = _changed(neurons, edits.gates, scores)
     total = sum(float(part.sum()) for part in edits.parts.values())
     looked = []
     for column, neuron in enumerate(neurons):
@@ -112,7 +113,7 @@ def look_at(
             first_words={each.behaviour: each.of(neuron) for each in words},
             rank_of_first_words={each.behaviour: each.rank(neuron) for each in words},
             n_raised_first_words=_n_raised(looks[column], words),
-            page=page_of(neuron),
+            page=page_of(changed[column]),
         )
         looked.append((record, view_from_texts(examples.model, neuron, alone, scores=rule, selections=edits.sets)))
     return looked
@@ -159,8 +160,8 @@ class _Texts:
         return found
 
 
-def _read_once(examples: ArmExamples, neurons: Sequence[Neuron]) -> _Texts:
-    """The activations on all texts; a reading that was stopped goes on."""
+def _read_once(examples: ArmExamples, neurons: Sequence[Neuron], names: Sequence[str]) -> _Texts:
+    """The activations on all texts; a reading that was stopped goes on. `names` tell the neurons from others."""
     first, second, general = examples.scoring[:3]
     parts = []
     for behaviour in (first, second):
@@ -168,7 +169,6 @@ def _read_once(examples: ArmExamples, neurons: Sequence[Neuron]) -> _Texts:
         parts.append(replace(behaviour, name=f"{behaviour.name}, unsafe", response="unsafe"))
     parts.append(general)
     template = examples.config.model.template
-    names = [page_of(neuron) for neuron in neurons]
     fingerprint = fingerprint_of(
         model_fingerprint(examples.model), template, *names, *(part.fingerprint for part in parts)
     )
@@ -236,9 +236,11 @@ def _changed(neurons: Sequence[Neuron], gates: Gates, scores: Sequence[Scores]) 
     both, damage = [gains_of(each) for each in scores[:2]], damage_of(scores[2]).diagonal
     changed = []
     for site, index in neurons:
+        name = name_of((site, index), len(gates.multipliers[site]))
         neuron = ChangedNeuron(
-            layer=site.layer,
-            index=index,
+            layer=name.layer,
+            index=name.index,
+            owner=name.owner,
             multiplier=float(gates.multipliers[site][index]),
             gain={gains.behaviour: float(gains.mean[site][index]) for gains in both},
             error={gains.behaviour: float(gains.error[site][index]) for gains in both},

@@ -1,16 +1,20 @@
 """One example as two sequences, its prompt with either answer: what a circuit is traced on."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dean_interp.circuits.graph import Node
 from dean_interp.data.examples import Example
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.models.neuron_names import Neuron, name_of, neuron_of
 from dean_interp.models.sites import Site
+from dean_interp.models.sizes import neuron_shapes
 from dean_interp.models.tokens import Batch, Encoded, Template, collate, encode, paths
 
 
@@ -51,10 +55,19 @@ class AnswerPair:
         """Attention heads of a layer."""
         return int(self.model.cfg.n_heads)
 
-    @property
-    def neuron_hooks(self) -> list[str]:
-        """Hook points of the neurons, one a layer."""
-        return [Site(layer, "neurons").hook_name for layer in range(len(self.model.blocks))]
+    @cached_property
+    def neuron_shapes(self) -> dict[Site, tuple[int, ...]]:
+        """The sites of the neurons with their shapes, in order of layers: in a mixture those of all its experts."""
+        return neuron_shapes(self.model)
+
+    def node(self, neuron: Neuron, column: int) -> Node:
+        """A neuron at a column."""
+        name = name_of(neuron, self.neuron_shapes[neuron[0]][0])
+        return Node("neuron", name.layer, name.index, column, name.owner)
+
+    def neuron(self, node: Node) -> Neuron:
+        """Site and number of a node that is a neuron."""
+        return neuron_of(self.model, node.neuron_name)
 
     @property
     def head_hooks(self) -> list[str]:

@@ -10,54 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.circuits.answer_pair import AnswerPair, margins
 from dean_interp.circuits.graph import Edge, Node
 from dean_interp.models.loss import answer_positions, forward
+from dean_interp.models.neurons import read_neurons, routed_ids
+from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 from dean_interp.selection.selection import Selection
-
-
-@dataclass(frozen=True)
-class SourceEffects:
-    """What every unit that comes before a neuron does to its activation."""
-
-    target: Node
-    effects: Mapping[str, Float[Tensor, "column unit"]]
-    """By hook point; a head is one unit."""
-    head_hooks: Sequence[str]
-    columns: list[int]
-    """The columns that the target can see."""
-    scale: float
-    """The size of the target's activation, which effects are shares of."""
-
-    def largest(self, n: int) -> list[Edge]:
-        """The edges with the largest effect."""
-        edges = []
-        for name, effect in self.effects.items():
-            seen = effect[self.columns].abs().flatten()
-            for place in seen.topk(min(n, seen.numel())).indices.tolist():
-                column, unit = divmod(place, effect.shape[1])
-                edges.append(self._edge(name, self.columns[column], unit))
-        return largest(edges, n)
-
-    def random(self, n: int, generator: np.random.Generator) -> list[Edge]:
-        """Edges drawn at random, each unit and column as likely as any other."""
-        names = list(self.effects)
-        n_units = np.array([effect.shape[1] for effect in self.effects.values()])
-        edges = []
-        for hook in generator.choice(len(names), n, p=n_units / n_units.sum()):
-            column = int(generator.choice(self.columns))
-            unit = int(generator.integers(n_units[hook]))
-            edges.append(self._edge(names[hook], column, unit))
-        return edges
-
-    def _edge(self, name: str, column: int, unit: int) -> Edge:
-        kind = "head" if name in self.head_hooks else "neuron"
-        layer = int(name.split(".")[1])
-        return Edge(Node(kind, layer, unit, column), self.target, float(self.effects[name][column, unit]) / self.scale)
 
 
 @dataclass(frozen=True)
@@ -68,26 +30,35 @@ class KeptPass:
     batch: Batch
     activations: Mapping[str, Tensor]
     """By hook point, of all neurons and heads."""
+    ids: Mapping[Site, Int[Tensor, "row pos slot"]]
+    """The experts that the tokens were sent to, of every site of routed experts."""
     margin: Float[Tensor, ""]
 
     def edges_to_margin(self, selection: Selection, n: int) -> list[Edge]:
-        """Edges from the selected neurons, at the columns where they do most to the margin; largest first."""
-        effects = self.effects_on(self.margin, self.pair.neuron_hooks)
+        """Edges from the selected neurons, at the columns where they do most to the margin; largest first.
+
+        A neuron has no edge at a token that is not sent to its expert.
+        """
+        effects = self.effects_on(self.margin, [site.hook_name for site in selection.units])
         edges = []
         for site, units in selection.units.items():
+            effect = effects.of(site.hook_name)
             for index in units.tolist():
                 for column in range(self.pair.n_columns):
-                    source = Node("neuron", site.layer, index, column)
-                    edges.append(Edge(source, None, float(effects[site.hook_name][column, index])))
+                    if self.is_seen(site, index, column):
+                        source = self.pair.node((site, index), column)
+                        edges.append(Edge(source, None, float(effect[column, index])))
         return largest(edges, n)
 
-    def sources_of(self, target: Node) -> SourceEffects:
+    def sources_of(self, target: Node) -> "SourceEffects":
         """What every unit that comes before a neuron does to its activation at its column."""
         pair = self.pair
         rows, position = pair.rows(target.position)
-        value = self._by_row(self.activations[pair.neuron_hooks[target.layer]])[rows[0], position, target.index]
+        site, index = pair.neuron(target)
+        value = self.by_row(site, self.activations[site.hook_name], torch.tensor([index]))[rows[0], position, 0]
         # neurons of earlier layers come before it, and heads of its own layer too
-        hooks = [*pair.neuron_hooks[: target.layer], *pair.head_hooks[: target.layer + 1]]
+        hooks = [site.hook_name for site in pair.neuron_shapes if site.layer < target.layer]
+        hooks += pair.head_hooks[: target.layer + 1]
         # it sees the columns up to its own, but not those of the other answer
         columns = []
         for column in range(target.position + 1):
@@ -96,35 +67,135 @@ class KeptPass:
         return SourceEffects(
             target=target,
             effects=self.effects_on(value, hooks),
-            head_hooks=pair.head_hooks,
             columns=columns,
             scale=float(value.detach().abs()) or 1.0,
         )
 
-    def effects_on(self, target: Float[Tensor, ""], hooks: Sequence[str]) -> dict[str, Float[Tensor, "column unit"]]:
+    def effects_on(self, target: Float[Tensor, ""], hooks: Sequence[str]) -> "Effects":
         """First-order effect on the target of setting each unit to 0 at each column; a head is one unit."""
         activations = [self.activations[name] for name in hooks]
         gradients = torch.autograd.grad(target, activations, retain_graph=True, allow_unused=True)
-        effects = {}
+        products = {}
         for name, activation, gradient in zip(hooks, activations, gradients, strict=True):
-            product = torch.zeros_like(activation)
+            products[name] = torch.zeros_like(activation)
             if gradient is not None:
-                product = -gradient * activation.detach()
-            product = self._by_row(product).float()
-            if name in self.pair.head_hooks:
-                product = product.unflatten(-1, (self.pair.n_heads, -1)).sum(-1)
-            effects[name] = self.pair.by_column(product)
-        return effects
+                products[name] = -gradient * activation.detach()
+        return Effects(self, products)
 
-    def _by_row(self, values: Tensor) -> Float[Tensor, "row pos unit"]:
+    def by_row(self, site: Site, values: Tensor, units: Int[Tensor, " unit"]) -> Float[Tensor, "row pos unit"]:
+        """What some neurons have of values at their hook point: 0 where a token is not sent to their expert."""
+        read = read_neurons(self.pair.model, site, values, units, ids=self.ids.get(site))
         # some models (OPT) join row and position in one axis
-        return values.reshape(*self.batch.tokens.shape, -1)
+        return read.reshape(*self.batch.tokens.shape, -1)
+
+    def experts_at(self, site: Site, column: int) -> list[int]:
+        """The experts that a column's token is sent to."""
+        rows, position = self.pair.rows(column)
+        return self.ids[site][rows[0], position].tolist()
+
+    def is_seen(self, site: Site, index: int, column: int) -> bool:
+        """Whether the token of a column is sent to the expert of a neuron."""
+        if not site.is_of_experts:
+            return True
+        width = self.pair.neuron_shapes[site][0] // site.n_experts
+        return index // width in self.experts_at(site, column)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """To first order, what setting each unit to 0 at each column does to a target."""
+
+    kept: KeptPass
+    products: Mapping[str, Tensor]
+    """`-activation * gradient` by hook point, as the pass has it."""
+
+    @property
+    def n_units(self) -> dict[str, int]:
+        """Of each hook point, how many units a token has; of routed experts those of its own experts."""
+        counts = {}
+        for name, product in self.products.items():
+            site = self.site(name)
+            counts[name] = self.kept.pair.n_heads
+            if site is not None:
+                counts[name] = product.shape[-2:].numel() if site.is_of_experts else product.shape[-1]
+        return counts
+
+    def site(self, name: str) -> Site | None:
+        """The site of the neurons at a hook point; None where it is one of heads."""
+        return next((site for site in self.kept.pair.neuron_shapes if site.hook_name == name), None)
+
+    def of(self, name: str) -> Float[Tensor, "column unit"]:
+        """The effects of all units of a hook point. Made when asked for: with all experts they are many numbers."""
+        site, product, pair = self.site(name), self.products[name].float(), self.kept.pair
+        if site is None:
+            by_row = product.reshape(*self.kept.batch.tokens.shape, pair.n_heads, -1).sum(-1)
+        elif site.is_of_experts:
+            by_row = self.kept.by_row(site, product, torch.arange(pair.neuron_shapes[site][0]))
+        else:
+            by_row = product.reshape(*self.kept.batch.tokens.shape, -1)
+        return pair.by_column(by_row)
+
+    def node(self, name: str, unit: int, column: int) -> Node:
+        """A unit of a hook point at a column."""
+        site = self.site(name)
+        if site is None:
+            return Node("head", int(name.split(".")[1]), unit, column)
+        return self.kept.pair.node((site, unit), column)
+
+    def unit_at(self, name: str, place: int, column: int) -> int:
+        """The number of the unit in one of the `n_units` places that a token has."""
+        site = self.site(name)
+        if site is None or not site.is_of_experts:
+            return place
+        slot, index = divmod(place, self.products[name].shape[-1])
+        return self.kept.experts_at(site, column)[slot] * self.products[name].shape[-1] + index
+
+
+@dataclass(frozen=True)
+class SourceEffects:
+    """What every unit that comes before a neuron does to its activation."""
+
+    target: Node
+    effects: Effects
+    columns: list[int]
+    """The columns that the target can see."""
+    scale: float
+    """The size of the target's activation, which effects are shares of."""
+
+    def largest(self, n: int) -> list[Edge]:
+        """The edges with the largest effect."""
+        edges = []
+        for name in self.effects.products:
+            effect = self.effects.of(name)
+            seen = effect[self.columns].abs().flatten()
+            for place in seen.topk(min(n, seen.numel())).indices.tolist():
+                column, unit = divmod(place, effect.shape[1])
+                edges.append(self._edge(name, effect, self.columns[column], unit))
+        return largest(edges, n)
+
+    def random(self, n: int, generator: np.random.Generator) -> list[Edge]:
+        """Edges drawn at random, each unit and column as likely as any other.
+
+        Of routed experts those of the column's token: the others do nothing there, which would be no comparison.
+        """
+        names = list(self.effects.products)
+        n_units = np.array(list(self.effects.n_units.values()))
+        edges = []
+        for hook in generator.choice(len(names), n, p=n_units / n_units.sum()):
+            column = int(generator.choice(self.columns))
+            unit = self.effects.unit_at(names[hook], int(generator.integers(n_units[hook])), column)
+            edges.append(self._edge(names[hook], self.effects.of(names[hook]), column, unit))
+        return edges
+
+    def _edge(self, name: str, effect: Float[Tensor, "column unit"], column: int, unit: int) -> Edge:
+        return Edge(self.effects.node(name, unit, column), self.target, float(effect[column, unit]) / self.scale)
 
 
 @contextmanager
 def kept_pass(pair: AnswerPair) -> Iterator[KeptPass]:
     """Run the pair once; while open, the activations of all neurons and heads are kept with their graph."""
     activations: dict[str, Tensor] = {}
+    ids: dict[Site, Int[Tensor, "row pos slot"]] = {}
 
     def keep(name: str) -> Callable[..., Tensor]:
         def hook(activation: Tensor, hook: object) -> Tensor:
@@ -136,15 +207,23 @@ def kept_pass(pair: AnswerPair) -> Iterator[KeptPass]:
 
         return hook
 
+    def keep_ids(site: Site) -> Callable[..., None]:
+        def hook(_: Tensor, hook: object) -> None:
+            ids[site] = routed_ids(pair.model, site).detach()
+
+        return hook
+
     batch = pair.batch(1)
-    hooks = [(name, keep(name)) for name in (*pair.neuron_hooks, *pair.head_hooks)]
+    sites = list(pair.neuron_shapes)
+    hooks = [(name, keep(name)) for name in (*(site.hook_name for site in sites), *pair.head_hooks)]
+    hooks += [(site.hook_name, keep_ids(site)) for site in sites if site.is_of_experts]
     needed_gradient = {parameter: parameter.requires_grad for parameter in pair.model.parameters()}
     try:
         for parameter in needed_gradient:
             parameter.requires_grad_(False)
         with torch.enable_grad(), pair.model.hooks(fwd_hooks=hooks), answer_positions(pair.model, batch):
             logits = forward(pair.model, batch)[0].float()
-            yield KeptPass(pair, batch, activations, margins(logits, batch)[0])
+            yield KeptPass(pair, batch, activations, ids, margins(logits, batch)[0])
     finally:
         activations.clear()
         for parameter, needed in needed_gradient.items():

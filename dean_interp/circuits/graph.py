@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.stats import mannwhitneyu, spearmanr
 
 from dean_interp.frames import Framed
+from dean_interp.models.neuron_names import NeuronName
 
 
 class Node(NamedTuple):
@@ -18,11 +19,18 @@ class Node(NamedTuple):
     layer: int
     index: int
     position: int
+    owner: str = ""
+    """The expert that a neuron belongs to (`models.neuron_names.NeuronName`)."""
 
     @property
     def name(self) -> str:
-        """`L17.1042` or `L17.H3`."""
-        return f"L{self.layer}.{'H' if self.kind == 'head' else ''}{self.index}"
+        """`L17.1042`, `L17.E5.42` or `L17.H3`."""
+        return f"L{self.layer}.H{self.index}" if self.kind == "head" else str(self.neuron_name)
+
+    @property
+    def neuron_name(self) -> NeuronName:
+        """The name of a neuron in its parts."""
+        return NeuronName(self.layer, self.index, self.owner)
 
 
 @dataclass(frozen=True)

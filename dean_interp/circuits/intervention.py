@@ -10,6 +10,9 @@ from torch import Tensor
 from dean_interp.circuits.answer_pair import AnswerPair, margins
 from dean_interp.circuits.graph import Edge, Node
 from dean_interp.models.loss import answer_positions, forward
+from dean_interp.models.neuron_names import Neuron
+from dean_interp.models.neurons import read_neurons, with_neurons
+from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
 from dean_interp.progress import progress_bar
 
@@ -54,28 +57,34 @@ def _effects(pair: AnswerPair, silenced: Sequence[Node | None], observed: Sequen
     All interventions share one pass: each has a copy of the pair's two rows.
     """
     batch = pair.batch(len(silenced))
-    by_hook: dict[str, list[tuple[int, Node]]] = {}
+    heads: dict[str, list[tuple[int, Node]]] = {}
+    neurons: dict[Site, list[tuple[int, Node]]] = {}
     for i, node in enumerate(silenced):
-        if node is not None:
-            hooks = pair.head_hooks if node.kind == "head" else pair.neuron_hooks
-            by_hook.setdefault(hooks[node.layer], []).append((i, node))
+        if node is not None and node.kind == "head":
+            heads.setdefault(pair.head_hooks[node.layer], []).append((i, node))
+        elif node is not None:
+            neurons.setdefault(pair.neuron(node)[0], []).append((i, node))
     activations: dict[Node, Tensor] = {}
-    hooks = [(name, _silence(pair, batch, nodes)) for name, nodes in by_hook.items()]
-    hooks += [(pair.neuron_hooks[node.layer], _observe(pair, batch, node, activations)) for node in observed]
+    hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
+    hooks += [(name, _silence_heads(pair, batch, nodes)) for name, nodes in heads.items()]
+    hooks += [(site.hook_name, _silence_neurons(pair, batch, site, nodes)) for site, nodes in neurons.items()]
+    for node in observed:
+        site, index = pair.neuron(node)
+        hooks.append((site.hook_name, _observe(pair, batch, (site, index), node, activations)))
     with pair.model.hooks(fwd_hooks=hooks), answer_positions(pair.model, batch):
         logits = forward(pair.model, batch)[0].float()
     return _Effects(margins(logits, batch), activations)
 
 
-def _silence(pair: AnswerPair, batch: Batch, nodes: Sequence[tuple[int, Node]]) -> Callable[..., Tensor]:
-    """A hook that sets nodes of its hook point to 0, each in the rows of its own intervention."""
+def _silence_heads(pair: AnswerPair, batch: Batch, nodes: Sequence[tuple[int, Node]]) -> Callable[..., Tensor]:
+    """A hook that sets heads of its hook point to 0, each in the rows of its own intervention."""
 
     def hook(activation: Tensor, hook: object) -> Tensor:
         changed = activation.clone()
         flat = changed.view(*batch.tokens.shape, -1)
         for i, node in nodes:
             rows, position = pair.rows(node.position)
-            width = flat.shape[-1] // pair.n_heads if node.kind == "head" else 1
+            width = flat.shape[-1] // pair.n_heads
             for row in rows:
                 flat[2 * i + row, position, node.index * width : (node.index + 1) * width] = 0
         return changed
@@ -83,12 +92,34 @@ def _silence(pair: AnswerPair, batch: Batch, nodes: Sequence[tuple[int, Node]]) 
     return hook
 
 
-def _observe(pair: AnswerPair, batch: Batch, node: Node, activations: dict[Node, Tensor]) -> Callable[..., None]:
+def _silence_neurons(
+    pair: AnswerPair, batch: Batch, site: Site, nodes: Sequence[tuple[int, Node]]
+) -> Callable[..., Tensor]:
+    """A hook that sets neurons of a site to 0, each in the rows of its own intervention."""
+    indices = [pair.neuron(node)[1] for _, node in nodes]
+    units = torch.tensor(sorted(set(indices)))
+
+    def hook(activation: Tensor, hook: object) -> Tensor:
+        read = read_neurons(pair.model, site, activation, units)
+        # Some models (OPT) join row and position in one axis.
+        changed = read.reshape(*batch.tokens.shape, -1).clone()
+        for (i, node), index in zip(nodes, indices, strict=True):
+            rows, position = pair.rows(node.position)
+            for row in rows:
+                changed[2 * i + row, position, int((units == index).nonzero())] = 0
+        return with_neurons(pair.model, site, activation, units, changed.reshape(read.shape))
+
+    return hook
+
+
+def _observe(
+    pair: AnswerPair, batch: Batch, neuron: Neuron, node: Node, activations: dict[Node, Tensor]
+) -> Callable[..., None]:
     """A hook that notes a neuron's activation under every intervention."""
-    rows, position = pair.rows(node.position)
+    (rows, position), (site, index) = pair.rows(node.position), neuron
 
     def hook(activation: Tensor, hook: object) -> None:
-        flat = activation.reshape(*batch.tokens.shape, -1)
-        activations[node] = flat[rows[0] :: 2, position, node.index].float()
+        read = read_neurons(pair.model, site, activation, torch.tensor([index])).reshape(*batch.tokens.shape)
+        activations[node] = read[rows[0] :: 2, position].float()
 
     return hook

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dean_interp.circuits.neuron import Neuron
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.models.neuron_names import Neuron, NeuronName, name_of
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
@@ -20,7 +20,9 @@ from dean_interp.models.torch_settings import own_torch_settings
 class Written:
     """The tokens whose logits an activation of 1 raises and lowers most, and by how much.
 
-    Logits are those before the final norm divides by the residual's size, which differs from token to token.
+    Logits are those before the final norm divides by the residual's size, which differs from token to token. What an
+    expert writes is multiplied by its router's weight (a shared expert's by its gate, where it has one), which differs
+    too: these are the logits at a weight of 1.
     """
 
     layer: int
@@ -29,11 +31,13 @@ class Written:
     """Tokens with the change of their logit, largest first."""
     suppressed: tuple[tuple[str, float], ...]
     """Tokens with the change of their logit, lowest first."""
+    owner: str = ""
+    """The expert that the neuron belongs to (`models.neuron_names.NeuronName`)."""
 
     def __str__(self) -> str:
         raised = ", ".join(repr(token) for token, _ in self.promoted)
         lowered = ", ".join(repr(token) for token, _ in self.suppressed)
-        return f"L{self.layer}.{self.index} raises {raised}; lowers {lowered}"
+        return f"{NeuronName(self.layer, self.index, self.owner)} raises {raised}; lowers {lowered}"
 
 
 @own_torch_settings()
@@ -51,12 +55,15 @@ def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8)
         tokens = [str(tokenizer.decode([token])) for token in largest.indices.tolist()]
         return tuple(zip(tokens, (sign * largest.values).tolist(), strict=True))
 
-    looks = []
-    for site, index in neurons:
-        direction = weight(model, Site(site.layer, "out"))[index].float().to(unembedding.device)
-        logits = direction @ unembedding
-        looks.append(Written(site.layer, index, promoted=top(logits, 1), suppressed=top(logits, -1)))
-    return looks
+    looks = {}
+    # A site's matrix once for all of its neurons: that of experts is a copy.
+    for site in dict.fromkeys(site for site, _ in neurons):
+        out = weight(model, site.out)
+        for index in dict.fromkeys(index for of_site, index in neurons if of_site == site):
+            logits = out[index].float().to(unembedding.device) @ unembedding
+            layer, number, owner = name_of((site, index), len(out))
+            looks[site, index] = Written(layer, number, top(logits, 1), top(logits, -1), owner)
+    return [looks[neuron] for neuron in neurons]
 
 
 @own_torch_settings()
@@ -72,7 +79,7 @@ def logit_differences(
     direction = unembedding[:, list(raised)].mean(1) - unembedding[:, list(lowered)].mean(1)
     differences = {}
     for site in neuron_sites(model):
-        out = weight(model, Site(site.layer, "out")).float()
+        out = weight(model, site.out).float()
         differences[site] = (out @ direction.to(out.device)).cpu()
     return differences
 

@@ -1,11 +1,10 @@
 """A look at single neurons: how they score for each behaviour, and where in real text they fire."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +13,8 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.models.neuron_names import Neuron, NeuronName, name_of, neuron_of, parse_name
+from dean_interp.models.neurons import are_routed, read_neurons
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Encoded, Template, encode, paths
 from dean_interp.models.torch_settings import own_torch_settings
@@ -21,22 +22,25 @@ from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 
-Neuron = tuple[Site, int]
-
 
 @dataclass(frozen=True)
 class NeuronScores:
-    """One neuron's place in each behaviour: its score (nats) and its rank in its layer, 1 for the highest."""
+    """One neuron's place in each behaviour: its score (nats) and its rank in its layer, 1 for the highest.
+
+    The neurons of all routed experts of a layer are ranked together, those of a shared expert by themselves.
+    """
 
     layer: int
     index: int
     score: Mapping[str, float]
     rank: Mapping[str, int]
+    owner: str = ""
+    """The expert that it belongs to (`models.neuron_names.NeuronName`)."""
 
     @property
     def name(self) -> str:
         """As it is written everywhere: `L17.1042`."""
-        return f"L{self.layer}.{self.index}"
+        return str(NeuronName(self.layer, self.index, self.owner))
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,23 @@ class TextActivations:
     behaviour: str
     tokens: tuple[str, ...]
     activations: tuple[tuple[float, ...], ...]
-    """One row a token, one column a neuron."""
+    """One row a token, one column a neuron. 0 where the token was not sent to the neuron's expert."""
+    routed: tuple[tuple[bool, ...], ...] = ()
+    """The same: whether the token was sent to the neuron's expert. Empty where no neuron is one of a routed expert."""
 
 
-def parse_neuron(name: str) -> Neuron:
-    """Site and index of a neuron from its name, `L17.1042`. Raises `InputError` for another form."""
-    match = re.fullmatch(r"[Ll](\d+)\.(\d+)", name.strip())
-    if not match:
-        raise InputError(f"a neuron is named by its layer and index, as L17.1042; got {name!r}")
-    return Site(int(match[1]), "neurons"), int(match[2])
+def parse_neuron(name: str, model: HookedModel | None = None) -> Neuron:
+    """Site and number of a neuron from its name: `L17.1042`, `L17.E5.42` of expert 5, `L17.shared.42`.
+
+    Raises `InputError` for another form, for a neuron that the model does not have, and for one of a routed expert
+    without the model: its number at its site depends on the width of an expert.
+    """
+    parts = parse_name(name)
+    if model is not None:
+        return neuron_of(model, parts)
+    if parts.owner.startswith("E"):
+        raise InputError(f"{parts} is a neuron of a routed expert: give the model, too")
+    return Site(parts.layer, parts.owner or "neurons"), parts.index
 
 
 def strongest_neurons(selection: Selection, first: Scores, second: Scores, *, n_neurons: int) -> list[Neuron]:
@@ -71,11 +83,12 @@ def neuron_scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores:
     """How one neuron scores for each behaviour."""
     site, index = neuron
     score, rank = {}, {}
+    name = name_of(neuron, len(scores[0][site]))
     for behaviour_scores in scores:
         layer = behaviour_scores[site]
         score[behaviour_scores.behaviour] = float(layer[index])
         rank[behaviour_scores.behaviour] = int((layer.abs() > layer[index].abs()).sum()) + 1
-    return NeuronScores(site.layer, index, score, rank)
+    return NeuronScores(name.layer, name.index, score, rank, name.owner)
 
 
 @own_torch_settings()
@@ -122,7 +135,9 @@ def of_neuron(texts: Sequence[TextActivations], column: int) -> list[TextActivat
     """The texts with the activations of one neuron alone, those on which it fires most first."""
     alone = []
     for text in texts:
-        alone.append(replace(text, activations=tuple((row[column],) for row in text.activations)))
+        activations = tuple((row[column],) for row in text.activations)
+        routed = tuple((row[column],) for row in text.routed)
+        alone.append(replace(text, activations=activations, routed=routed))
     return sorted(alone, key=lambda text: peak_of(text, 0), reverse=True)
 
 
@@ -136,10 +151,22 @@ class _ReadTexts:
     owners: Sequence[str]
     texts: Sequence[Encoded]
     activations: Sequence[Float[Tensor, "_ neuron"]]
+    routed: Sequence[Bool[Tensor, "_ neuron"]]
+    """Empty where no neuron is one of a routed expert."""
     tokenizer: PreTrainedTokenizerBase
 
     def shown(self, i: int) -> TextActivations:
-        return _as_text(self.owners[i], self.texts[i], self.activations[i], self.tokenizer)
+        text = self.texts[i]
+        tokens = (*text.prompt, *text.answers[0])
+        rows = []
+        for row in self.activations[i].tolist():
+            rows.append(tuple(round(value, 4) for value in row))
+        return TextActivations(
+            behaviour=self.owners[i],
+            tokens=tuple(str(self.tokenizer.decode([token])) for token in tokens),
+            activations=tuple(rows),
+            routed=tuple(map(tuple, self.routed[i].tolist())) if self.routed else (),
+        )
 
 
 def _read(
@@ -155,52 +182,55 @@ def _read(
         for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
             owners.append(behaviour.name)
             texts.append(encode(tokenizer, prompt, [answer], template=template))
-    return _ReadTexts(owners, texts, _text_activations(model, neurons, texts, unfinished), tokenizer)
+    activations, routed = _text_activations(model, neurons, texts, unfinished)
+    return _ReadTexts(owners, texts, activations, routed, tokenizer)
 
 
 def _text_activations(
     model: HookedModel, neurons: Sequence[Neuron], texts: Sequence[Encoded], unfinished: Unfinished | None
-) -> list[Float[Tensor, "token neuron"]]:
-    """The activation of every neuron at every token of each text."""
+) -> tuple[list[Float[Tensor, "_ neuron"]], list[Bool[Tensor, "_ neuron"]]]:
+    """The activation of every neuron at every token of each text; and whether it was routed, where any can be."""
     n_tokens = [len(text.prompt) + len(text.answers[0]) for text in texts]
-    values = torch.zeros(len(texts), max(n_tokens), len(neurons))
+    sums = {"values": torch.zeros(len(texts), max(n_tokens), len(neurons))}
+    if any(site.is_of_experts for site, _ in neurons):
+        sums["routed"] = torch.zeros_like(sums["values"])
     current: list[Batch] = []
 
-    def keep(column: int, index: int) -> Callable[..., None]:
+    def keep(site: Site, columns: list[int]) -> Callable[..., None]:
+        units = torch.tensor([neurons[column][1] for column in columns])
+
         def hook(activation: Tensor, hook: object) -> None:
             (batch,) = current
             text = batch.prompt[batch.prompt_row.argsort()].cpu()
-            activation = activation.reshape(*batch.tokens.shape, -1)
-            values[text, : activation.shape[1], column] = activation[..., index].float().cpu()
+            read = {"values": read_neurons(model, site, activation, units)}
+            if "routed" in sums:
+                ones = torch.ones_like(read["values"])
+                read["routed"] = are_routed(model, site, units) if site.is_of_experts else ones
+            for name, values in read.items():
+                # Some models join batch and pos.
+                by_row = values.reshape(*batch.tokens.shape, -1).float().cpu()
+                for place, column in enumerate(columns):
+                    sums[name][text, : by_row.shape[1], column] = by_row[..., place]
 
         return hook
 
-    hooks = [(site.hook_name, keep(column, index)) for column, (site, index) in enumerate(neurons)]
+    columns_of: dict[Site, list[int]] = {}
+    for column, (site, _) in enumerate(neurons):
+        columns_of.setdefault(site, []).append(column)
+    hooks = [(site.hook_name, keep(site, columns)) for site, columns in columns_of.items()]
     batches = batched(
         model,
         paths(texts),
         batch_tokens=2048,
         label="reading texts",
         unfinished=unfinished,
-        sums={"values": values},
+        sums=sums,
     )
     with model.hooks(fwd_hooks=hooks):
         for batch in batches:
             current[:] = [batch]
             with answer_positions(model, batch):
                 forward(model, batch)
-    return [values[i, :n] for i, n in enumerate(n_tokens)]
-
-
-def _as_text(
-    behaviour: str, text: Encoded, activations: Float[Tensor, "token neuron"], tokenizer: PreTrainedTokenizerBase
-) -> TextActivations:
-    tokens = (*text.prompt, *text.answers[0])
-    rows = []
-    for row in activations.tolist():
-        rows.append(tuple(round(value, 4) for value in row))
-    return TextActivations(
-        behaviour=behaviour,
-        tokens=tuple(str(tokenizer.decode([token])) for token in tokens),
-        activations=tuple(rows),
-    )
+    activations = [values[:n] for values, n in zip(sums["values"], n_tokens, strict=True)]
+    routed = [values[:n] > 0 for values, n in zip(sums.get("routed", ()), n_tokens, strict=False)]
+    return activations, routed

@@ -1,14 +1,14 @@
 """The record of one neuron: where it fires, how it scores, what it writes, what happens without it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from dean_interp.circuits.lens import Written, written
-from dean_interp.circuits.neuron import Neuron, NeuronScores, TextActivations, neuron_scores, top_texts
+from dean_interp.circuits.neuron import NeuronScores, TextActivations, neuron_scores, top_texts
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
@@ -16,9 +16,9 @@ from dean_interp.evaluation.lines import Line, compare
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import likelihoods
 from dean_interp.models.load import HookedModel
+from dean_interp.models.neuron_names import Neuron, name_of, refuse_unknown
 from dean_interp.models.scored_prompts import scored_prompts
-from dean_interp.models.sites import Site
-from dean_interp.models.sizes import neuron_shapes, site_shape
+from dean_interp.models.sizes import site_shape
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.scores import Scores
@@ -32,25 +32,28 @@ class NeuronView:
     """What there is to know of one neuron; `report.neuron_page` shows it."""
 
     name: str
-    """`L17.1042`: layer 17, neuron 1042 of it."""
+    """`L17.1042`: layer 17, neuron 1042 of it. `L17.E5.42`: neuron 42 of its expert 5."""
     scores: NeuronScores | None
     """Its score and its rank in its layer, for each behaviour that was scored."""
     n_neurons: int
-    """Neurons of a layer: ranks go from 1 to this number."""
+    """Neurons of a layer (of all its routed experts, or of its shared one): ranks go from 1 to this number."""
     held_by: Mapping[str, bool]
     """For each selection that was given, by name: whether it holds the neuron."""
     written: Written
     bins: tuple[float, ...]
     """Edges of the bins of `activations`."""
     activations: Mapping[str, tuple[int, ...]]
-    """For each behaviour, how many tokens have an activation in each bin."""
+    """For each behaviour, how many tokens have an activation in each bin. Of a routed expert's neuron: those tokens
+    that are sent to the expert."""
     firing: Mapping[str, float]
-    """For each behaviour, the mean size of the activation over tokens."""
+    """For each behaviour, the mean size of the activation over all tokens: 0 where the expert does not see one."""
     texts: tuple[TextActivations, ...]
     """The texts on which it fires most (prompts with their scored answers); one column of activations."""
     effect: tuple[Line, ...]
     """Margins, losses and KL on the test examples with this neuron alone silenced, paired by prompt. Intervals are
     clustered by topic, else by prompt."""
+    routed: Mapping[str, float] = field(default_factory=dict)
+    """For each behaviour, the share of the tokens that are sent to the neuron's expert; empty where all are."""
 
 
 @own_torch_settings()
@@ -68,7 +71,7 @@ def view_neuron(
     """Look at one neuron. `neuron_page` shows the same as a page.
 
     Args:
-        neuron: its site and index; `parse_neuron("L17.1042")` makes them from a name.
+        neuron: its site and index; `parse_neuron("L17.1042", model)` makes them from a name.
         examples: behaviours whose texts it is shown on. Those of the test split are measured with the neuron silenced,
             too; calibration splits and scored prompts are not.
         scores: scores of each behaviour, for its ranks.
@@ -86,7 +89,8 @@ def view_neuron(
     # In the order in which the examples were given.
     firing = {behaviour.name: view.firing[behaviour.name] for behaviour in examples}
     activations = {behaviour.name: view.activations[behaviour.name] for behaviour in examples}
-    return replace(view, activations=activations, firing=firing, effect=tuple(effect))
+    routed = {behaviour.name: view.routed[behaviour.name] for behaviour in examples if view.routed}
+    return replace(view, activations=activations, firing=firing, effect=tuple(effect), routed=routed)
 
 
 def view_from_texts(
@@ -105,33 +109,29 @@ def view_from_texts(
             (`circuits.neuron.of_neuron`).
         scores, selections, n_texts: as of `view_neuron`.
     """
-    site, index = neuron
+    (n_neurons,) = site_shape(model, neuron[0])
     names = dict.fromkeys(text.behaviour for text in texts)
     by_behaviour = {name: _token_activations(texts, name) for name in names}
-    bins = np.histogram_bin_edges(np.concatenate(list(by_behaviour.values())), N_BINS)
+    routed = {name: _are_routed(texts, name) for name in names} if texts[0].routed else {}
+    seen = {name: values[routed[name]] if routed else values for name, values in by_behaviour.items()}
+    bins = np.histogram_bin_edges(np.concatenate(list(seen.values())), N_BINS)
     return NeuronView(
-        name=f"L{site.layer}.{index}",
+        name=str(name_of(neuron, n_neurons)),
         scores=_scores(neuron, scores),
-        n_neurons=site_shape(model, site)[0],
+        n_neurons=n_neurons,
         held_by={name: _holds(selection, neuron) for name, selection in (selections or {}).items()},
         written=written(model, [neuron])[0],
         bins=tuple(bins.tolist()),
-        activations={name: tuple(np.histogram(values, bins)[0].tolist()) for name, values in by_behaviour.items()},
+        activations={name: tuple(np.histogram(values, bins)[0].tolist()) for name, values in seen.items()},
         firing={name: float(np.abs(values).mean()) for name, values in by_behaviour.items()},
         texts=tuple(texts[:n_texts]),
         effect=(),
+        routed={name: float(values.mean()) for name, values in routed.items()},
     )
 
 
 def _check(model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour]) -> None:
-    site, index = neuron
-    shapes = neuron_shapes(model)
-    (width,) = shapes.get(site, shapes[Site(0, "neurons")])
-    if site not in shapes or not 0 <= index < width:
-        raise InputError(
-            f"no neuron L{site.layer}.{index}: this model has layers 0 to {len(shapes) - 1} of {width} neurons (0 to "
-            f"{width - 1})"
-        )
+    refuse_unknown(model, neuron)
     if not examples:
         raise InputError("a neuron is looked at on examples: give at least one behaviour")
 
@@ -154,6 +154,11 @@ def _token_activations(texts: Sequence[TextActivations], behaviour: str) -> Floa
         if text.behaviour == behaviour:
             parts.append([row[0] for row in text.activations])
     return np.concatenate(parts)
+
+
+def _are_routed(texts: Sequence[TextActivations], behaviour: str) -> Bool[np.ndarray, " token"]:
+    """Whether the tokens of a behaviour's texts were sent to the neuron's expert."""
+    return np.array([row[0] for text in texts if text.behaviour == behaviour for row in text.routed])
 
 
 def _effect_alone(

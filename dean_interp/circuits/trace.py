@@ -51,7 +51,8 @@ def trace_circuit(
         seed: seed for the random edges.
 
     Raises:
-        InputError: weights instead of neurons, an empty selection, an example without both answers, a number below 1.
+        InputError: weights instead of neurons, an empty selection, an example without both answers, a number below 1,
+            neurons of experts that the example does not reach.
     """
     _check(model, selection, example, {"n_targets": n_targets, "n_sources": n_sources, "n_checked": n_checked})
     refuse_without_gradients(model, str(model.cfg.model_name))
@@ -59,6 +60,8 @@ def trace_circuit(
     with kept_pass(pair) as kept:
         margin = float(kept.margin.detach())
         outward = kept.edges_to_margin(selection, n_targets)
+        if not outward:
+            raise InputError("no token of this example is sent to an expert that holds a selected neuron: take another")
         targets = [edge.source for edge in outward]
         inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed)
     edges = [*outward, *inward]

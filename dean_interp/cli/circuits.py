@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dean_interp.circuits.neuron import parse_neuron
+from dean_interp.models.neuron_names import neuron_of, parse_name
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError, refuse_below
@@ -27,7 +27,7 @@ class ShowNeuron:
     """Show one neuron: where it fires, what it writes, its ranks, and what happens when it alone is silenced."""
 
     neuron: Positional[str]
-    """Layer and index of the neuron: L17.1042."""
+    """Layer and index of the neuron: L17.1042. Of expert 5, its neuron 42: L17.E5.42; of a shared one: L17.shared.42."""
     run: Path | None = None
     """Run folder of a study, from which model, behaviours, scores and selections are taken."""
     behaviours: tuple[str, ...] = (DataConfig.first, DataConfig.second, DataConfig.general)
@@ -106,18 +106,20 @@ def do_circuit(step: ShowCircuit) -> StepResult:
 def do_neuron(step: ShowNeuron) -> StepResult:
     """Look at the neuron and write its page. Raises `InputError` for what can be put right."""
     refuse_below(step, {"n_test": 1, "n_texts": 1, "answer_tokens": 1, "seed": 0})
-    site, index = parse_neuron(step.neuron)
+    name = parse_name(step.neuron)
     command = _command("neuron", step.neuron, step, ShowNeuron(step.neuron))
     if step.run:
         step = _with_run(step, step.run)
-    out = step.out or Path("neurons") / f"L{site.layer}.{index}.html"
+    out = step.out or Path("neurons") / f"{name}.html"
     check_writable(out)
     # What can be wrong is read before the model is.
     examples = [load_behaviour(name, n_examples=step.n_test, seed=step.seed, split="test") for name in step.behaviours]
     scores = [load_scores(path) for path in step.scores]
     selections = _neuron_selections(step)
+    model = step.model.load()
+    site, index = neuron_of(model, name)
     page = neuron_page(
-        step.model.load(),
+        model,
         site,
         index,
         examples,

@@ -25,7 +25,7 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.files import check_writable
 from dean_interp.models.load import HookedModel
-from dean_interp.models.sites import NEURONS
+from dean_interp.models.sites import parse_site
 from dean_interp.selection.gates import is_gates_file, load_gates
 from dean_interp.selection.selection import Selection, load_selection
 from dean_interp.study.settings import ModelConfig
@@ -230,15 +230,14 @@ def _diff(action: DiffEdits) -> StepResult:
     by_tensor = compare(load_edit(action.first), load_edit(action.second))
     columns = ("alike", "different", "first_only", "second_only")
     total = {column: sum(counts[column] for counts in by_tensor.values()) for column in columns}
-    width = max(44, *map(len, by_tensor))
-    lines = [_diff_line("", columns, width)]
+    lines = [_diff_line("", columns)]
     for name, counts in [*by_tensor.items(), ("in all", total)]:
-        lines.append(_diff_line(name, [counts[column] for column in columns], width))
+        lines.append(_diff_line(name, [counts[column] for column in columns]))
     return StepResult({"tensors": by_tensor, "in_all": total}, "\n".join(lines))
 
 
-def _diff_line(name: str, cells: tuple[str, ...] | list[int], width: int) -> str:
-    return f"{name:<{width}}" + "".join(f"{cell:>13}" for cell in cells)
+def _diff_line(name: str, cells: tuple[str, ...] | list[int]) -> str:
+    return f"{name:<44}" + "".join(f"{cell:>13}" for cell in cells)
 
 
 def _stack(action: StackEdits) -> StepResult:
@@ -288,7 +287,5 @@ def _text(edit: Edit) -> str:
 def _units_text(units_per_site: Mapping[str, int]) -> str:
     counts: Counter[str] = Counter()
     for site, n in units_per_site.items():
-        # A site is written L3.neurons, and of experts with their number behind it: L3.experts:8.
-        part = site.partition(".")[2].partition(":")[0]
-        counts["neurons" if part in NEURONS else "weights"] += n
+        counts[f"{parse_site(site).unit}s"] += n
     return " and ".join(f"{counts[kind]} {kind}" for kind in ("neurons", "weights") if counts[kind])

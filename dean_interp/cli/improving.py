@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes
 
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import draw
-from dean_interp.models.sites import Site
+from dean_interp.models.neuron_names import neuron_of, parse_name
 from dean_interp.report.improve_page import look_at, neuron_page_of, next_commands, write_improve_report
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.study.improve import run_improve
@@ -58,10 +58,12 @@ def _write_strongest_neuron(improvement: Improvement, folder: Path) -> None:
         return
     config = improvement.config
     examples = [draw(part, min(N_EXAMPLES, len(part))) for part in improve_data(config).confirming]
+    model = config.model.load()
+    site, index = neuron_of(model, parse_name(neuron.name))
     page = neuron_page(
-        config.model.load(),
-        Site(neuron.layer, "neurons"),
-        neuron.index,
+        model,
+        site,
+        index,
         examples,
         template=config.model.template,
         answer_tokens=N_TOKENS,

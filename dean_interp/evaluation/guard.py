@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from dean_interp.models.experts import by_expert
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import neuron_sites, on_products, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.models.neurons import routed_ids
 from dean_interp.models.sites import Site
 from dean_interp.models.templates import text_ids
 from dean_interp.models.torch_settings import own_torch_settings
@@ -33,24 +36,31 @@ _TEXT = "Apple Inc. is a worldwide tech company."
 class SuperWeight:
     """One weight of `out`: from a neuron to a channel of the residual stream."""
 
-    layer: int
+    site: Site
+    """The matrix."""
     neuron: int
+    """Its row: of routed experts counted expert by expert."""
     channel: int
     activation: float
     output: float
 
+    @property
+    def layer(self) -> int:
+        """The matrix's layer."""
+        return self.site.layer
+
     def __str__(self) -> str:
-        return f"L{self.layer}.out[{self.neuron}, {self.channel}]"
+        return f"{self.site}[{self.neuron}, {self.channel}]"
 
 
 @own_torch_settings()
 @torch.inference_mode()
 def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
-    """Weights of `out` that one huge activation turns into one huge output, at most one a layer.
+    """Weights of `out` that one huge activation turns into one huge output, at most one a matrix.
 
-    A layer has one where its largest activation and its largest output are each 100 times the median over neurons and
-    channels of their largest size, and the product of activation and weight is at least half of the output. Of a
-    mixture only the dense layers are looked at.
+    There is one where the largest activation and the largest output are each 100 times the median over neurons and
+    channels of their largest size, and the product of activation and weight is at least half of the output. Of routed
+    experts those count that the text reaches, with what they write before the router's weight.
     """
     tokens = torch.tensor([text_ids(native_tokenizer(model), text)], device=model.cfg.device)
     weights: list[SuperWeight] = []
@@ -62,11 +72,17 @@ def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
         position, channel = divmod(int(outputs.abs().argmax()), outputs.shape[1])
         neuron = int(inputs[position].abs().argmax())
         activation, output = inputs[position, neuron], outputs[position, channel]
+        sizes = inputs.abs().amax(0)
+        if site.is_of_experts:
+            # a position is a slot, whose expert has neurons of its own
+            ids = routed_ids(model, site.neurons)
+            neuron += int(ids.flatten()[position]) * inputs.shape[1]
+            sizes = torch.cat([inputs[slots].abs().amax(0) for _, slots in by_expert(ids)])
         carried = activation * weight(model, site).detach()[neuron, channel].float()
-        if _is_spike(activation, inputs) and _is_spike(output, outputs) and carried / output > _SHARE:
+        if _is_spike(activation, sizes) and _is_spike(output, outputs.abs().amax(0)) and carried / output > _SHARE:
             weights.append(
                 SuperWeight(
-                    layer=site.layer,
+                    site=site,
                     neuron=neuron,
                     channel=channel,
                     activation=float(activation),
@@ -74,7 +90,7 @@ def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
                 )
             )
 
-    sites = [site.out for site in neuron_sites(model) if site.part == "neurons"]
+    sites = [site.out for site in neuron_sites(model)]
     with on_products(model, {site: lambda x, product, site=site: look(site, x, product) for site in sites}):
         model(tokens, return_type="logits")
     return weights
@@ -86,13 +102,13 @@ def held_super_weights(selection: Selection, known: Sequence[SuperWeight]) -> li
 
 
 def _holds(selection: Selection, super_weight: SuperWeight) -> bool:
-    out, neurons = Site(super_weight.layer, "out"), Site(super_weight.layer, "neurons")
+    out, neurons = super_weight.site, super_weight.site.neurons
     if out in selection.shapes:
         n_channels = selection.shapes[out][1]
         return super_weight.neuron * n_channels + super_weight.channel in selection.units[out]
     return neurons in selection.shapes and super_weight.neuron in selection.units[neurons]
 
 
-def _is_spike(value: Tensor, values: Tensor) -> bool:
+def _is_spike(value: Tensor, sizes: Float[Tensor, " column"]) -> bool:
     """Whether a value is far larger than the median over columns of their largest size."""
-    return bool(value.abs() > _SPIKE * values.abs().amax(0).median())
+    return bool(value.abs() > _SPIKE * sizes.median())

@@ -16,6 +16,7 @@ from dean_interp.information.nulls import half_samples, largest_fall, within_gro
 from dean_interp.information.projections import READ_NOISE, Place
 from dean_interp.information.shifts import Level, MutualInformation, Shift
 from dean_interp.information.sides import Sides, label_sides, neuron_sides, probe_sides, residual_sides
+from dean_interp.models.sites import MATRICES
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import rank_p_value
 
@@ -67,7 +68,7 @@ class BeforeAfter:
         for place, sides in self._sides_of(edit):
             control_changes = [changes[_key(place, sides)] for changes in controls]
             shift = self._shift(place, sides, after, control_changes)
-            if not _reaches(self.config.estimand, edit, place):
+            if not _reaches(self.config.estimand, edit, place, self.before):
                 shift = replace(shift, flags=(*shift.flags, "nothing that is changed lies upstream"))
             shifts.append(shift)
         layers, p_values = {}, {}
@@ -89,7 +90,10 @@ class BeforeAfter:
         neurons = arm.neurons(self.config.estimand)
         each = []
         for place in self.places:
-            units = [selection.units[site].numpy().tobytes() for selection in neurons for site in place.sites]
+            units = []
+            for selection in neurons:
+                sites = place.sites_among(selection.units)
+                units += [selection.units[site].numpy().tobytes() for site in sites]
             key = (place, *units)
             if key not in self._sides:
                 self._sides[key] = self._made(place, neurons)
@@ -212,22 +216,25 @@ def _places(estimand: Estimand, before: Activations, edit: InformationArm) -> li
     if estimand == "paper_nhsic":
         return [Place(f"layer {layer}", (layer,)) for layer in sorted(before.residual)]
     # Where no layer has a neuron to compare, every layer says so.
-    layers = sorted(site.layer for site in before.values or before.units.units)
+    layers = sorted({site.layer for site in before.values or before.units.units})
     places = [Place(f"layer {layer}", (layer,)) for layer in layers]
-    reached = [place.layers[0] for place in places if _reaches(estimand, edit, place)] or layers
+    reached = [place.layers[0] for place in places if _reaches(estimand, edit, place, before)] or layers
     if len(reached) > 1:
         places.append(Place(f"layers {reached[0]} to {reached[-1]} as one", tuple(reached)))
     return places
 
 
-def _reaches(estimand: Estimand, edit: InformationArm, place: Place) -> bool:
+def _reaches(estimand: Estimand, edit: InformationArm, place: Place, before: Activations) -> bool:
     """Whether something that is changed can change the activations of the last layer of the place."""
     last = place.layers[-1]
+    compared = place.sites_among(before.units.units)
     for site, units in edit.changed.units.items():
         if not len(units):
             continue
         # a layer's own neurons stand after its attention, gate and in, and before its out
-        within = estimand in ("subset_mi", "paper_nhsic") or site.part not in ("neurons", "out")
+        is_before = site.unit == "weight" and site != site.neurons.out
+        feeds = is_before and (site.part in MATRICES["attention"] or site.neurons in compared)
+        within = estimand in ("subset_mi", "paper_nhsic") or feeds
         if site.layer < last or (site.layer == last and within):
             return True
     return False

@@ -1,6 +1,6 @@
 """From the activations of one place to a few coordinates, by rules of the unablated model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from dean_interp.information.activations import Activations
 from dean_interp.information.gaussian import principal_components
 from dean_interp.information.kernels import spread
 from dean_interp.information.probes import probe_direction
-from dean_interp.models.sites import Site
+from dean_interp.models.sites import NEURONS, Site
 from dean_interp.selection.selection import Selection
 
 READ_NOISE = 0.3
@@ -27,10 +27,9 @@ class Place:
     name: str
     layers: tuple[int, ...]
 
-    @property
-    def sites(self) -> list[Site]:
-        """The neurons of its layers."""
-        return [Site(layer, "neurons") for layer in self.layers]
+    def sites_among(self, sites: Iterable[Site]) -> list[Site]:
+        """Those of some sites that lie in its layers, layer by layer: in a mixture a layer has several of neurons."""
+        return sorted(site for site in sites if site.layer in self.layers)
 
 
 class Projection:
@@ -58,7 +57,7 @@ class Projection:
         self.is_dead = not bool((sd > 0).any())
         self.scale = torch.where(sd > 0, sd, torch.ones_like(sd))
         self.noise = torch.zeros_like(values)
-        sites = [site for site in place.sites if site in before.values]
+        sites = place.sites_among(before.values)
         if at_answers is None and sites:
             self.noise = READ_NOISE * torch.cat([_noise(before, site, neurons, seed) for site in sites], 1)
         self.basis, self.kept = torch.zeros(self.n_units, 0, dtype=torch.float64), 0.0
@@ -168,13 +167,13 @@ def _first_half(state: Activations, seed: int) -> Bool[np.ndarray, " row"]:
 
 def prompt_columns(state: Activations, place: Place, neurons: Selection) -> Float[Tensor, "prompt unit"]:
     """The activations of some neurons of a place at prompt ends, layer by layer."""
-    columns = [state.columns(site, neurons) for site in place.sites if site in state.values]
+    columns = [state.columns(site, neurons) for site in place.sites_among(state.values)]
     return _joined(columns, len(state.groups))
 
 
 def answer_columns(state: Activations, place: Place, neurons: Selection) -> Float[Tensor, "row unit"]:
     """The activations of some neurons of a place at the ends of answers, layer by layer."""
-    columns = [state.answer_columns(site, neurons) for site in place.sites if site in state.answers]
+    columns = [state.answer_columns(site, neurons) for site in place.sites_among(state.answers)]
     return _joined(columns, 2 * len(state.groups))
 
 
@@ -184,7 +183,9 @@ def _joined(columns: Sequence[Float[Tensor, "row _"]], n_rows: int) -> Float[Ten
 
 def _noise(state: Activations, site: Site, neurons: Selection, seed: tuple[int, int]) -> Float[Tensor, "prompt unit"]:
     # drawn for every recorded neuron of the site, whatever is ablated: an edit and its controls share the noise
-    noise = np.random.default_rng([*seed, site.layer]).standard_normal(state.values[site].shape)
+    # of several sites of a layer each has its own
+    parts = [] if site.part == "neurons" else [NEURONS.index(site.part)]
+    noise = np.random.default_rng([*seed, site.layer, *parts]).standard_normal(state.values[site].shape)
     return torch.from_numpy(noise)[:, torch.isin(state.units.units[site], neurons.units[site])]
 
 

@@ -7,7 +7,7 @@ sent to writes nothing there: its activation reads as 0, and it cannot be change
 import re
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dean_interp.models.experts import RoutedExperts, by_expert, routed_experts
@@ -70,10 +70,10 @@ def multiplied(
     """Some neurons of routed experts times their own numbers: `read_neurons` and `with_neurons` in one step, which
     takes no memory for neurons that a token does not have.
     """
-    experts, ids = _running(model, site)
+    experts, _ = _running(model, site)
     all_multipliers = torch.ones(experts.n_experts * experts.d_expert).to(activation)
     all_multipliers[units.to(activation.device)] = multipliers.to(activation)
-    return activation * all_multipliers.reshape(experts.n_experts, -1)[ids]
+    return activation * as_routed(model, site, all_multipliers)
 
 
 def summed_over_positions(
@@ -89,6 +89,19 @@ def summed_over_positions(
     sums = values.new_zeros(n_rows * experts.n_experts, experts.d_expert)
     sums.index_add_(0, place.flatten(), values.reshape(ids.numel(), experts.d_expert))
     return sums.reshape(n_rows, -1)
+
+
+def are_routed(model: HookedModel, site: Site, units: Int[Tensor, " unit"]) -> Bool[Tensor, "batch pos unit"]:
+    """Whether the tokens of the running pass were sent to the experts of some neurons."""
+    experts, ids = _running(model, site)
+    owners = units.to(ids.device) // experts.d_expert
+    return (ids[..., None] == owners).any(2)
+
+
+def as_routed(model: HookedModel, site: Site, values: Float[Tensor, " all_units"]) -> Float[Tensor, "*slots d_expert"]:
+    """A number for each neuron of a site of experts, laid out as the running pass has the neurons: by slot."""
+    experts, ids = _running(model, site)
+    return values.reshape(experts.n_experts, -1)[ids.to(values.device)]
 
 
 def experts_at(model: HookedModel, hook_name: str) -> Site | None:

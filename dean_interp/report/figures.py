@@ -172,7 +172,7 @@ def activations_by_behaviour(view: NeuronView) -> Figure:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
         axes.set_xlabel(f"activation of {view.name}")
-        axes.set_ylabel("share of tokens")
+        axes.set_ylabel("share of tokens sent to its expert" if view.routed else "share of tokens")
         axes.legend(frameon=False, fontsize=9)
     return figure
 

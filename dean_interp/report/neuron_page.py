@@ -33,6 +33,11 @@ class NeuronPage(Page):
         view = self.view
         most = max(view.firing, key=lambda name: view.firing[name])
         parts = [f"{view.name} fires most on {most}"]
+        if view.routed and not any(view.routed.values()):
+            parts = [f"no token of the texts is sent to the expert of {view.name}"]
+        elif view.routed:
+            shares = ", ".join(f"{share:.1%} on {name}" for name, share in view.routed.items())
+            parts.append(f"share of the tokens that its expert is sent: {shares}")
         if view.scores:
             ranks = ", ".join(f"{rank} for {name}" for name, rank in view.scores.rank.items())
             parts.append(f"ranks in its layer (of {view.n_neurons}): {ranks}")
@@ -71,7 +76,8 @@ def neuron_page(
     """One neuron from all sides, as a page.
 
     `neuron_page(model, Site(17, "neurons"), 1042, [load_behaviour("privacy", split="test")])` as the last line of a
-    notebook cell shows it; `.save("L17.1042.html")` keeps it, `.view` is the record. Arguments and errors are those of
+    notebook cell shows it; `.save("L17.1042.html")` keeps it, `.view` is the record. The neurons of routed experts are
+    counted expert by expert: `parse_neuron("L17.E5.42", model)` gives site and index. Arguments and errors are those of
     `circuits.neuron_view.view_neuron`.
     """
     view = view_neuron(
@@ -103,7 +109,10 @@ def _peak(texts: Sequence[TextActivations]) -> float:
     return max(sizes, default=0.0) or 1.0
 
 
-def _shaded(text: TextActivations, peak: float) -> list[tuple[str, float, float]]:
-    """Each token with its activation, and that as a share of the peak."""
-    tokens = zip(text.tokens, text.activations, strict=True)
-    return [(token, round(abs(activation) / peak, 3), activation) for token, (activation,) in tokens]
+def _shaded(text: TextActivations, peak: float) -> list[tuple[str, float, float | None]]:
+    """Each token with its activation as a share of the peak, and as it is; None where it is not sent to the expert."""
+    shaded = []
+    for place, (token, (activation,)) in enumerate(zip(text.tokens, text.activations, strict=True)):
+        is_seen = not text.routed or text.routed[place][0]
+        shaded.append((token, round(abs(activation) / peak, 3), activation if is_seen else None))
+    return shaded

@@ -27,6 +27,7 @@ from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.neuron_names import name_of
 from dean_interp.models.sizes import neuron_counts
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
@@ -44,7 +45,6 @@ from dean_interp.study.improvement import (
     EarlierConfirmation,
     ImproveConfig,
     Improvement,
-    RoleCount,
     load_improvement,
 )
 from dean_interp.study.preflight import refuse_silent
@@ -173,6 +173,7 @@ def _improvement(
         answers=shown_answers(confirmed.plan, [original, edit, *confirmed.paper]),
         earlier=earlier,
         headline=_headline(config, names, unchanged, states[0], met, kl),
+        n_neurons=sum(neuron_counts(model)),
     )
 
 
@@ -223,9 +224,11 @@ def _strongest(chosen: Chosen) -> tuple[ChangedNeuron, ...]:
     neurons, damage = [], chosen.direction.damage.diagonal
     for site, units in chosen.gates.strongest(n_neurons, by=parts).selection.units.items():
         for index in units.tolist():
+            name = name_of((site, index), len(parts[site]))
             neuron = ChangedNeuron(
-                layer=site.layer,
-                index=index,
+                layer=name.layer,
+                index=name.index,
+                owner=name.owner,
                 multiplier=float(chosen.gates.multipliers[site][index]),
                 gain={gains.behaviour: float(gains.mean[site][index]) for gains in (first, second)},
                 error={gains.behaviour: float(gains.error[site][index]) for gains in (first, second)},

@@ -14,12 +14,14 @@ from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import read_json
 from dean_interp.frames import Framed
 from dean_interp.information.shifts import MutualInformation
+from dean_interp.models.neuron_names import NeuronName
 from dean_interp.selection.gating import GatingConfig
 from dean_interp.statistics import Interval
 from dean_interp.study.conclusions import faults
 from dean_interp.study.confirmation import Condition, SignTest, kl_text
 from dean_interp.study.dosing import Dose
 from dean_interp.study.results import Answers, Design, StateResults, load_record
+from dean_interp.study.roles import RoleCount
 from dean_interp.study.run_folder import RunSettings
 from dean_interp.study.settings import AnswerConfig, ControlConfig, DataConfig, ModelConfig
 
@@ -100,19 +102,6 @@ class ImproveConfig:
 
 
 @dataclass(frozen=True)
-class RoleCount:
-    """The examples of one set by role."""
-
-    name: str
-    divided_by: str
-    n_examples: Mapping[str, int]
-    n_topics: Mapping[str, int]
-    """Number of topics (prompts, where they have none) of each role."""
-    n_left_out: int
-    """Number of prompts that are left out, since they are (nearly) those of an earlier role."""
-
-
-@dataclass(frozen=True)
 class Prediction:
     """The change of one behaviour's margin that gains predict, and what was measured; nats per token."""
 
@@ -159,11 +148,13 @@ class ChangedNeuron:
     """Its standard error by topic."""
     damage: float
     """What it costs alone, nats per token for a change of 1."""
+    owner: str = ""
+    """The expert that it belongs to (`models.neuron_names.NeuronName`)."""
 
     @property
     def name(self) -> str:
-        """Layer and index: L17.1042."""
-        return f"L{self.layer}.{self.index}"
+        """Layer and index: L17.1042. Of an expert its number, too: L17.E5.42."""
+        return str(NeuronName(self.layer, self.index, self.owner))
 
 
 @dataclass(frozen=True)
@@ -183,6 +174,7 @@ class Improvement(Framed):
     model_fingerprint: str
     n_layers: int
     d_mlp: int
+    """Neurons of a layer, of the widest where they differ: in a mixture those of all its experts."""
     roles: tuple[RoleCount, ...]
     """First, second and general."""
     preference: Mapping[str, Interval]
@@ -212,6 +204,8 @@ class Improvement(Framed):
     answers: Answers | None
     earlier: tuple[EarlierConfirmation, ...]
     headline: str
+    n_neurons: int | None = None
+    """Number of all neurons; None in older files, where it is `n_layers * d_mlp`."""
 
     def __repr__(self) -> str:
         return f"Improvement({self.config.model.name!r}: {self.headline})"

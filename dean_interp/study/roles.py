@@ -6,7 +6,7 @@ topics together, and general text likewise: `score` (gains, damage), `choose` (t
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -22,6 +22,19 @@ SHARES = {"score": 13 / 42, "choose": 8 / 42, "confirm": 21 / 42}
 """Share of the topics that each role gets where a file does not say which half is for testing."""
 FEWEST = {"score": 6, "choose": 2, "confirm": 4}
 """Fewest topics (prompts, where there are none) of a role. 6 allow 31 ways to flip labels by topic."""
+
+
+@dataclass(frozen=True)
+class RoleCount:
+    """The examples of one set by role."""
+
+    name: str
+    divided_by: str
+    n_examples: Mapping[str, int]
+    n_topics: Mapping[str, int]
+    """Number of topics (prompts, where they have none) of each role."""
+    n_left_out: int
+    """Number of prompts that are left out, since they are (nearly) those of an earlier role."""
 
 
 @dataclass(frozen=True)

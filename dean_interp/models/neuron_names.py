@@ -1,0 +1,105 @@
+"""What neurons are called: `L17.1042` in a dense layer, `L17.E5.42` in expert 5, `L17.shared.42` in a shared expert.
+
+A neuron is a site and its number there. A site counts the neurons of routed experts expert by expert; a name says the
+expert and the number in it. So the width of an expert stands between the two, and a name is turned into a neuron by the
+model.
+"""
+
+import re
+from typing import NamedTuple
+
+from dean_interp.errors import InputError
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.sites import Site
+from dean_interp.models.sizes import neuron_shapes
+
+Neuron = tuple[Site, int]
+"""A site of neurons, and the number of one of them there."""
+_SHARED = "shared"
+_WRITTEN = re.compile(r"[Ll](\d+)\.(?:([Ee]\d+|shared)\.)?(\d+)")
+
+
+class NeuronName(NamedTuple):
+    """The name of a neuron in its parts; `str` writes it."""
+
+    layer: int
+    index: int
+    """Its number in its MLP or in its expert."""
+    owner: str = ""
+    """`E5` of expert 5, `shared` of the expert of every token; empty in a dense layer."""
+
+    def __str__(self) -> str:
+        return ".".join(filter(None, (f"L{self.layer}", self.owner, str(self.index))))
+
+
+def name_of(neuron: Neuron, n_neurons: int) -> NeuronName:
+    """The name of a neuron whose site has so many neurons."""
+    site, index = neuron
+    if site.is_of_experts:
+        expert, index = divmod(index, n_neurons // site.n_experts)
+        return NeuronName(site.layer, index, f"E{expert}")
+    return NeuronName(site.layer, index, _SHARED if site.part == "shared" else "")
+
+
+def parse_name(text: str) -> NeuronName:
+    """The parts of a written name, the inverse of `str`. Raises `InputError` for another form."""
+    match = _WRITTEN.fullmatch(text.strip())
+    if not match:
+        raise InputError(
+            "a neuron is named by its layer, by its expert where it has one (E5, or shared), and by its index, as "
+            f"L17.E5.42 or as L17.1042; got {text!r}"
+        )
+    owner = match[2] or ""
+    if owner and owner != _SHARED:
+        # so that one neuron has one name
+        owner = f"E{int(owner[1:])}"
+    return NeuronName(int(match[1]), int(match[3]), owner)
+
+
+def neuron_of(model: HookedModel, name: NeuronName) -> Neuron:
+    """The neuron of a name. Raises `InputError` where the model has none of this name."""
+    part = {"": "neurons", _SHARED: "shared"}.get(name.owner, "experts")
+    for site, (n_neurons,) in neuron_shapes(model).items():
+        if (site.layer, site.part) != (name.layer, part):
+            continue
+        width = n_neurons // site.n_experts
+        expert = int(name.owner[1:]) if site.is_of_experts else 0
+        if expert < site.n_experts and name.index < width:
+            return site, expert * width + name.index
+    raise _unknown(model, str(name), name.layer)
+
+
+def refuse_unknown(model: HookedModel, neuron: Neuron) -> None:
+    """Raise `InputError` where the model does not have a neuron."""
+    site, index = neuron
+    (n_neurons,) = neuron_shapes(model).get(site, (0,))
+    if not 0 <= index < n_neurons:
+        is_known = n_neurons or not site.is_of_experts
+        name = str(name_of(neuron, n_neurons)) if is_known else f"{index} of {site}"
+        raise _unknown(model, name, site.layer)
+
+
+def _unknown(model: HookedModel, name: str, layer: int) -> InputError:
+    """What the model has in the place of a neuron that it does not have."""
+    shapes = neuron_shapes(model)
+    n_layers = len(model.blocks)
+    first = shapes.get(Site(0, "neurons"))
+    if first and all(site.part == "neurons" for site in shapes):
+        (width,) = shapes.get(Site(layer, "neurons"), first)
+        has = f"layers 0 to {n_layers - 1} of {_counted(width)}"
+    elif layer >= n_layers:
+        has = f"layers 0 to {n_layers - 1}"
+    else:
+        kinds = [_described(site, width) for site, (width,) in shapes.items() if site.layer == layer]
+        has = f"in layer {layer} {' and '.join(kinds)}"
+    return InputError(f"no neuron {name}: this model has {has}")
+
+
+def _described(site: Site, n_neurons: int) -> str:
+    if site.is_of_experts:
+        return f"experts E0 to E{site.n_experts - 1} of {_counted(n_neurons // site.n_experts)}"
+    return ("a shared expert of " if site.part == "shared" else "") + _counted(n_neurons)
+
+
+def _counted(n_neurons: int) -> str:
+    return f"{n_neurons} neurons (0 to {n_neurons - 1})"
