@@ -21,7 +21,7 @@ from dean_interp.models.native_tokenizer import chat_settings
 from dean_interp.models.neurons import are_routed, experts_at, read_neurons
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, residual_hook
-from dean_interp.models.sizes import neuron_shapes, residual_width
+from dean_interp.models.sizes import neuron_shapes, residual_width, site_shape
 from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch
 from dean_interp.models.torch_settings import own_torch_settings
@@ -144,31 +144,10 @@ def _read(
     for summary in summaries:
         for name, width in widths.items():
             rows[f"{summary}/{name}"] = torch.zeros(len(data.rows), 1 if summary == "norm" else width)
-    experts = {name: site for name in widths if (site := experts_at(model, name))}
-    for name, site in experts.items():
-        rows[f"share/{name}"] = torch.zeros(len(data.rows), site.n_experts)
-
-    def reader(name: str, batch: Batch) -> Callable[..., None]:
-        def keep(summary: str, values: Tensor) -> None:
-            is_answer = batch.is_answer.to(values.device)
-            summed = _mean(values, is_answer) if summary == "share" else _summary(values, is_answer, summary)
-            # Each row of a batch is a prompt and one answer.
-            rows[f"{summary}/{name}"][batch.ended.cpu()] = summed[batch.ended_row.to(summed.device)].cpu()
-
-        def read(activation: Tensor, hook: object) -> None:
-            values, site = activation.detach(), experts.get(name)
-            if site is not None:
-                units = torch.arange(widths[name])
-                values = read_neurons(model, site, values, units)
-                first_of_each = units[:: widths[name] // site.n_experts]
-                keep("share", are_routed(model, site, first_of_each).float())
-            # Some models (OPT) join batch and pos.
-            values = values.reshape(*batch.tokens.shape, -1).float()
-            for summary in summaries:
-                keep(summary, values)
-
-        return read
-
+    for name in widths:
+        site = experts_at(model, name)
+        if site is not None:
+            rows[f"share/{name}"] = torch.zeros(len(data.rows), site.n_experts)
     batches = batched(
         model,
         data.rows,
@@ -178,11 +157,37 @@ def _read(
         sums=rows,
     )
     for batch in batches:
-        hooks = [(name, reader(name, batch)) for name in widths]
+        hooks = [(name, _reader(model, name, batch, summaries, rows)) for name in widths]
         # No answer token has to be predicted, so nothing is unembedded.
         with model.hooks(fwd_hooks=hooks), answer_positions(model, batch.predicting_nothing()):
             forward(model, batch)
     return {name: values.reshape(len(behaviour), 2, -1) for name, values in rows.items()}
+
+
+def _reader(
+    model: HookedModel, name: str, batch: Batch, summaries: tuple[Summary, ...], rows: Mapping[str, Tensor]
+) -> Callable[..., None]:
+    """A hook that puts the summaries of a batch's answers into their rows."""
+    site = experts_at(model, name)
+
+    def keep(summary: str, summed: Tensor) -> None:
+        # Each row of a batch is a prompt and one answer.
+        rows[f"{summary}/{name}"][batch.ended.cpu()] = summed[batch.ended_row.to(summed.device)].cpu()
+
+    def read(activation: Tensor, hook: object) -> None:
+        values = activation.detach()
+        is_answer = batch.is_answer.to(values.device)
+        if site is not None:
+            (n_neurons,) = site_shape(model, site)
+            first_of_each = torch.arange(0, n_neurons, n_neurons // site.n_experts)
+            keep("share", _mean(are_routed(model, site, first_of_each).float(), is_answer))
+            values = read_neurons(model, site, values, torch.arange(n_neurons))
+        # Some models (OPT) join batch and pos.
+        values = values.reshape(*batch.tokens.shape, -1).float()
+        for summary in summaries:
+            keep(summary, _summary(values, is_answer, summary))
+
+    return read
 
 
 def _summary(
@@ -196,8 +201,6 @@ def _summary(
     return _mean(values, is_answer)
 
 
-def _mean(
-    values: Float[Tensor, "batch pos unit"], is_answer: Bool[Tensor, "batch pos"]
-) -> Float[Tensor, "batch unit"]:
+def _mean(values: Float[Tensor, "batch pos unit"], is_answer: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch unit"]:
     total = values.masked_fill(~is_answer[..., None], 0.0).sum(1)
     return total / is_answer.sum(1, keepdim=True)

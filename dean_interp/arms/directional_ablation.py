@@ -22,6 +22,7 @@ from dean_interp.arms.answer_statistics import DEPTHS
 from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.hooked_change import hooked_state
 from dean_interp.arms.mean_differences import mean_differences
+from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import residual_hook
 from dean_interp.study.store import State
 

@@ -105,7 +105,7 @@ def adapted_modules(model: HookedModel, training: AdapterTraining) -> dict[Site,
     for site in weight_sites(model, training.where):
         stored, as_matrix = parameter(model, site)
         # what a bridge split off a joint tensor has no name
-        if site.part.removeprefix("shared.") in parts and id(stored) in names:
+        if site.part in parts and id(stored) in names:
             modules[site] = (names[id(stored)].removesuffix(".weight"), as_matrix is torch.t)
     if not modules:
         raise InputError(f"{model.cfg.model_name} keeps none of {', '.join(parts)} in a tensor of its own")
@@ -181,7 +181,7 @@ def _settings(training: AdapterTraining, modules: Mapping[Site, tuple[str, bool]
             fan_in_fan_out=is_turned,
             task_type="CAUSAL_LM",
         )
-    feedforward = [name for site, (name, _) in modules.items() if site == site.neurons.out]
+    feedforward = [name for site, (name, _) in modules.items() if site.part == "out"]
     return IA3Config(
         target_modules=names, feedforward_modules=feedforward, fan_in_fan_out=is_turned, task_type="CAUSAL_LM"
     )

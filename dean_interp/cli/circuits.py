@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import TypeAdapter
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dean_interp.models.neuron_names import neuron_of, parse_name
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError, refuse_below
 from dean_interp.files import check_writable, read_json
+from dean_interp.models.neuron_names import neuron_of, parse_name
 from dean_interp.report.circuit_page import circuit_page
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.scoring.scores import load_scores
@@ -27,7 +27,7 @@ class ShowNeuron:
     """Show one neuron: where it fires, what it writes, its ranks, and what happens when it alone is silenced."""
 
     neuron: Positional[str]
-    """Layer and index of the neuron: L17.1042. Of expert 5, its neuron 42: L17.E5.42; of a shared one: L17.shared.42."""
+    """Layer and index of the neuron: L17.1042; in a mixture L17.E5.42 (neuron 42 of expert 5) or L17.shared.42."""
     run: Path | None = None
     """Run folder of a study, from which model, behaviours, scores and selections are taken."""
     behaviours: tuple[str, ...] = (DataConfig.first, DataConfig.second, DataConfig.general)

@@ -46,6 +46,7 @@ def write_report(results: Results, folder: Path) -> Path:
         figures={kind.unit: _figures(kind) for kind in results.units},
         labels=to_svg(labels_by_state(answers), "Labels of the answers") if answers else "",
         neuron_view=activations_view(results) if results.neurons else "",
+        unequal_layers=any(kind.n_units_per_layer < results.d_mlp for kind in results.units if kind.unit == "neuron"),
         command=_command(results),
     )
     path = folder / "report.html"

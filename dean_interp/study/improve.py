@@ -49,7 +49,7 @@ from dean_interp.study.improvement import (
 )
 from dean_interp.study.preflight import refuse_silent
 from dean_interp.study.results import StateResults, save_record
-from dean_interp.study.roles import Roles
+from dean_interp.study.roles import RoleCount, Roles
 from dean_interp.study.run_folder import Clock, note_checksums, owned
 from dean_interp.study.shown import shown_answers
 from dean_interp.study.state_outcomes import measurement_plan
