@@ -94,7 +94,7 @@ def adapted_modules(model: HookedModel, training: AdapterTraining) -> dict[Site,
     and for routed experts: they are no modules, so that an adapter would train everything but them without a word.
     """
     parts = ADAPTED[training.kind, training.where]
-    beyond = [str(site) for site in weight_sites(model, training.where) if site.is_of_experts]
+    beyond = [str(site) for site in weight_sites(model) if site.is_of_experts]
     if beyond:
         raise InputError(
             f"adapters of peft reach modules, and the routed experts of {model.cfg.model_name} are stacks of matrices: "

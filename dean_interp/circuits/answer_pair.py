@@ -12,7 +12,7 @@ from dean_interp.data.examples import Example
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.models.neuron_names import Neuron, name_of, neuron_of
+from dean_interp.models.neuron_names import Neuron, name_of, neuron_among
 from dean_interp.models.sites import Site
 from dean_interp.models.sizes import neuron_shapes
 from dean_interp.models.tokens import Batch, Encoded, Template, collate, encode, paths
@@ -67,7 +67,9 @@ class AnswerPair:
 
     def neuron(self, node: Node) -> Neuron:
         """Site and number of a node that is a neuron."""
-        return neuron_of(self.model, node.neuron_name)
+        neuron = neuron_among(self.neuron_shapes, node.neuron_name)
+        assert neuron is not None, "a node is one of this model"
+        return neuron
 
     @property
     def head_hooks(self) -> list[str]:

@@ -40,15 +40,16 @@ class KeptPass:
         A neuron has no edge at a token that is not sent to its expert.
         """
         effects = self.effects_on(self.margin, [site.hook_name for site in selection.units])
-        edges = []
+        found = []
         for site, units in selection.units.items():
-            effect = effects.of(site.hook_name)
-            for index in units.tolist():
-                for column in range(self.pair.n_columns):
-                    if self.is_seen(site, index, column):
-                        source = self.pair.node((site, index), column)
-                        edges.append(Edge(source, None, float(effect[column, index])))
-        return largest(edges, n)
+            effect = effects.of(site.hook_name)[:, units.to(self.margin.device)]
+            ones = torch.ones_like(self.activations[site.hook_name])
+            is_seen = self.pair.by_column(self.by_row(site, ones, units)) > 0
+            for place in is_seen.T.flatten().nonzero()[:, 0].tolist():
+                unit, column = divmod(place, len(effect))
+                found.append((float(effect[column, unit]), site, int(units[unit]), column))
+        found.sort(key=lambda each: -abs(each[0]))
+        return [Edge(self.pair.node((site, unit), column), None, size) for size, site, unit, column in found[:n]]
 
     def sources_of(self, target: Node) -> "SourceEffects":
         """What every unit that comes before a neuron does to its activation at its column."""
@@ -92,13 +93,6 @@ class KeptPass:
         """The experts that a column's token is sent to."""
         rows, position = self.pair.rows(column)
         return self.ids[site][rows[0], position].tolist()
-
-    def is_seen(self, site: Site, index: int, column: int) -> bool:
-        """Whether the token of a column is sent to the expert of a neuron."""
-        if not site.is_of_experts:
-            return True
-        width = self.pair.neuron_shapes[site][0] // site.n_experts
-        return index // width in self.experts_at(site, column)
 
 
 @dataclass(frozen=True)
@@ -180,12 +174,13 @@ class SourceEffects:
         """
         names = list(self.effects.products)
         n_units = np.array(list(self.effects.n_units.values()))
-        edges = []
+        drawn = []
         for hook in generator.choice(len(names), n, p=n_units / n_units.sum()):
             column = int(generator.choice(self.columns))
             unit = self.effects.unit_at(names[hook], int(generator.integers(n_units[hook])), column)
-            edges.append(self._edge(names[hook], self.effects.of(names[hook]), column, unit))
-        return edges
+            drawn.append((names[hook], column, unit))
+        effects = {name: self.effects.of(name) for name in dict.fromkeys(name for name, _, _ in drawn)}
+        return [self._edge(name, effects[name], column, unit) for name, column, unit in drawn]
 
     def _edge(self, name: str, effect: Float[Tensor, "column unit"], column: int, unit: int) -> Edge:
         return Edge(self.effects.node(name, unit, column), self.target, float(effect[column, unit]) / self.scale)

@@ -6,6 +6,7 @@ model.
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from dean_interp.errors import InputError
@@ -58,15 +59,23 @@ def parse_name(text: str) -> NeuronName:
 
 def neuron_of(model: HookedModel, name: NeuronName) -> Neuron:
     """The neuron of a name. Raises `InputError` where the model has none of this name."""
+    neuron = neuron_among(neuron_shapes(model), name)
+    if neuron is None:
+        raise _unknown(model, str(name), name.layer)
+    return neuron
+
+
+def neuron_among(shapes: Mapping[Site, tuple[int, ...]], name: NeuronName) -> Neuron | None:
+    """The neuron of a name among sites of these shapes; None where they have none of this name."""
     part = {"": "neurons", _SHARED: "shared"}.get(name.owner, "experts")
-    for site, (n_neurons,) in neuron_shapes(model).items():
+    for site, (n_neurons,) in shapes.items():
         if (site.layer, site.part) != (name.layer, part):
             continue
         width = n_neurons // site.n_experts
         expert = int(name.owner[1:]) if site.is_of_experts else 0
         if expert < site.n_experts and name.index < width:
             return site, expert * width + name.index
-    raise _unknown(model, str(name), name.layer)
+    return None
 
 
 def refuse_unknown(model: HookedModel, neuron: Neuron) -> None:

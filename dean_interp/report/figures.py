@@ -167,7 +167,9 @@ def activations_by_behaviour(view: NeuronView) -> Figure:
         for (name, counts), (colour, dashes) in zip(view.activations.items(), marks, strict=False):
             shares = np.array(counts) / max(sum(counts), 1)
             axes.stairs(shares, view.bins, color=colour, linestyle=dashes, label=name)
-        axes.set_yscale("log")
+        # An expert that no token is sent to has no counts.
+        if any(map(sum, view.activations.values())):
+            axes.set_yscale("log")
         # The default formatter writes mathematics, which is text here.
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
