@@ -205,15 +205,17 @@ def test_what_an_expert_neuron_writes_is_its_row_of_its_experts_matrix(model):
 # --- circuits
 
 
-def test_first_order_effects_are_those_of_a_small_change(family, tokenizer):
-    """In float64, with a step so small that no token is sent elsewhere."""
-    model = load_model(mixture(family, len(tokenizer)).double(), tokenizer=tokenizer)
-    pair, step = answer_pair(model, FIRST.examples[0], "raw", 3), 1e-6
-    batch, selection = pair.batch(1), everything(model)
+def test_first_order_effects_are_those_of_a_small_change(model):
+    """Where the change sends no token to another expert: there the margin jumps, which no gradient knows."""
+    pair, step = answer_pair(model, FIRST.examples[0], "raw", 3), 3e-4
+    batch, selection, routes = pair.batch(1), everything(model), []
+    watched = [site.ids_hook_name for site in neuron_sites(model) if site.is_of_experts]
+    hooks = [(name, lambda ids, hook: routes[-1].append(ids.sort(-1).values)) for name in watched]
 
     def margin():
-        with torch.inference_mode(), answer_positions(model, batch):
-            log_prob = forward(model, batch)[0].log_softmax(-1).gather(-1, batch.target[:, None])[:, 0]
+        routes.append([])
+        with torch.inference_mode(), answer_positions(model, batch), model.hooks(fwd_hooks=hooks):
+            log_prob = forward(model, batch)[0].double().log_softmax(-1).gather(-1, batch.target[:, None])[:, 0]
         safe, unsafe = (log_prob[batch.answer == answer].mean() for answer in (0, 1))
         return float(safe - unsafe)
 
@@ -221,16 +223,20 @@ def test_first_order_effects_are_those_of_a_small_change(family, tokenizer):
         names = [site.hook_name for site in neuron_sites(model)]
         effects = kept.effects_on(kept.margin, names)
         predicted = {name: effects.of(name) for name in names}
+    n_compared = 0
     for site in neuron_sites(model):
-        for units in (selection.units[site], torch.arange(0, 7)):
+        for units in (selection.units[site], selection.units[site][::3]):
             alone = Selection({site: units}, {site: selection.shapes[site]})
             changes = []
             for sign in (-1, 1):
                 with ablate(model, alone, value=Scale(1 + sign * step)):
                     changes.append(sign * margin())
-            measured = -sum(changes) / (2 * step)
-            by_first_order = float(predicted[site.hook_name][:, units].sum())
-            assert by_first_order == pytest.approx(measured, rel=1e-3, abs=1e-4), site
+            if all(map(torch.equal, routes[-1], routes[-2])):
+                measured = -sum(changes) / (2 * step)
+                by_first_order = float(predicted[site.hook_name][:, units].sum())
+                assert by_first_order == pytest.approx(measured, rel=0.02, abs=0.01), site
+                n_compared += 1
+    assert n_compared > len(names)
 
 
 def test_a_circuit_is_traced_through_experts_and_names_its_nodes(model):
@@ -442,7 +448,7 @@ def test_a_super_weight_of_an_expert_is_found_and_known_by_its_neuron(family, to
         experts.stack("in")[expert, D_EXPERT + neuron] *= 1e4
         experts.stack("out")[expert, channel, neuron] = 1e4
     unit, width = expert * D_EXPERT + neuron, N_EXPERTS * D_EXPERT
-    assert float(weight(model, EACH.out)[unit, channel]) == 1e4
+    assert float(weight(model, EACH.out).detach()[unit, channel]) == 1e4
     found = [each for each in super_weights(model, "who won it?") if each.site == EACH.out]
     assert [str(each) for each in found] == [f"L1.experts.out:8[{unit}, {channel}]"]
     by_neuron = Selection({EACH: torch.tensor([unit])}, {EACH: (width,)})
