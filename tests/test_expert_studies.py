@@ -22,15 +22,19 @@ IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62]])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_small_study_of_a_mixture_runs_to_its_report(family, tokenizer, tmp_path):
     folder = save_mixture(family, tokenizer, tmp_path / family)
-    sizes = ["--n-test", "12", "--n-general-test", "12", "--n-calibration", "12", "--n-random", "2", "--n-equal-kl", "1"]
+    sizes = ["--n-test", "12", "--n-general-test", "12", "--n-calibration", "12", "--n-random", "2"]
+    sizes += ["--n-equal-kl", "1"]
     answers = ["--n-answers", "2", "--answer-lengths", "8", "--n-answer-controls", "1"]
     units = ["--neuron-fraction", "0.15", "--weight-fraction", "0.03", "--information-fraction", "0.3"]
     out = tmp_path / "run"
     assert main(["run", "--model", str(folder), "--device", "cpu", "--out", str(out), *sizes, *answers, *units]) == 0
     results = json.loads((out / "results.json").read_text())
     assert [unit["unit"] for unit in results["units"]] == ["neuron", "weight"]
-    assert all(unit["edit"]["n_units"] > 0 for unit in results["units"])
-    assert "L1.E" in (out / "report.html").read_text() or "experts" in (out / "report.html").read_text()
+    for unit in results["units"]:
+        # the edit, two random sets, one at its KL, and the top of each behaviour
+        assert unit["states"][0]["n_units"] == unit["sizes"]["coupled"] > 0
+        assert len(unit["states"]) >= 6 and unit["information"]
+    assert (out / "report.html").is_file()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
