@@ -4,7 +4,7 @@ Among them: experts in stacks and stored one by one, transposed and not, biases,
 layers among sparse ones, an expert of every token, attention of three kinds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -59,10 +59,12 @@ def config_of(family: str, n_vocab: int) -> PretrainedConfig:
     return config
 
 
-def mixture(family: str, n_vocab: int, *, seed: int = 0) -> PreTrainedModel:
-    """A random model of a family, with weights large enough that routing and neurons matter."""
+def mixture(family: str, n_vocab: int, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> PreTrainedModel:
+    """A random model of a family, with weights large enough that routing and neurons matter; `sizes` replaces some."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(family, n_vocab), attn_implementation="eager").eval()
+    config = config_of(family, n_vocab)
+    config.update(sizes or {})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)

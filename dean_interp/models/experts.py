@@ -27,6 +27,7 @@ from dean_interp.errors import InputError
 OURS = "dean_interp"
 """Our name in the registry of `transformers`."""
 _RECORD = "_dean_interp_experts"
+_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k")
 _SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 
 
@@ -55,6 +56,17 @@ class RoutedExperts:
         """How many neurons an expert has."""
         is_transposed: Any = self.module.is_transposed
         return self.stack("out").shape[1 if is_transposed else 2]
+
+    @property
+    def n_per_token(self) -> int:
+        """How many experts a token is sent to: as in the last pass, or before the first as the configuration says."""
+        if self.ids is not None:
+            return self.ids.shape[2]
+        config: Any = self.module.config
+        given = [getattr(config, name) for name in _PER_TOKEN if isinstance(getattr(config, name, None), int)]
+        if not given:
+            raise InputError(f"a {type(config).__name__} does not say how many experts a token is sent to")
+        return given[0]
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -203,13 +215,13 @@ def _inside(component: Any) -> nn.Module:  # noqa: ANN401 - a component of Trans
 class _Slots:
     """The slots of a pass in two orders: as the tokens stand, and sorted by expert."""
 
-    def __init__(self, ids: Int[Tensor, "batch pos slot"]) -> None:
+    def __init__(self, ids: Int[Tensor, "batch pos slot"], n_experts: int) -> None:
+        flat = ids.flatten()
         self.shape = ids.shape
-        groups = list(by_expert(ids))
-        self.experts = [expert for expert, _ in groups]
-        self.sizes = [len(places) for _, places in groups]
-        self.order = torch.cat([places for _, places in groups])
+        self.order = flat.argsort(stable=True)
         self.back = self.order.argsort()
+        self.experts = flat[self.order]
+        self.ends = flat.bincount(minlength=n_experts).cumsum(0)
 
     def as_tokens_stand(self, by_expert: Float[Tensor, "place width"]) -> Float[Tensor, "batch pos slot width"]:
         return by_expert[self.back].unflatten(0, self.shape)
@@ -219,13 +231,26 @@ class _Slots:
 
     def product(self, read: Tensor, stack: Tensor, bias: Tensor | None, *, is_transposed: bool) -> Tensor:
         """Each slot's product with the matrix of its expert."""
-        # One `unbind` for all experts: a gradient of the stack is put together once.
-        matrices, biases = stack.unbind(), None if bias is None else bias.unbind()
-        products = []
-        for expert, rows in zip(self.experts, read.split(self.sizes), strict=True):
-            matrix = matrices[expert].mT if is_transposed else matrices[expert]
-            products.append(nn.functional.linear(rows, matrix, None if biases is None else biases[expert]))
-        return torch.cat(products)
+        matrices = stack if is_transposed else stack.mT
+        if _multiplies_all(read, stack):
+            products = nn.functional.grouped_mm(read, matrices, offs=self.ends.int())
+        else:
+            rows = read.tensor_split(self.ends[:-1].tolist())
+            # One `unbind` for all experts: a gradient of the stack is put together once.
+            of_all = zip(rows, matrices.unbind(), strict=True)
+            products = torch.cat([own @ matrix for own, matrix in of_all if len(own)])
+        return products if bias is None else products + bias[self.experts]
+
+
+def _multiplies_all(read: Tensor, stack: Tensor) -> bool:
+    """Whether torch has one product for all experts here: its kernels want places in memory that 16 bytes divide."""
+    if not hasattr(nn.functional, "grouped_mm"):
+        return False
+    if stack.is_cuda and torch.cuda.get_device_capability(stack.device) < (8, 0):
+        return False
+    places = [tensor.data_ptr() for tensor in (read, stack)]
+    widths = [width * stack.element_size() for width in stack.shape[1:]]
+    return all(place % 16 == 0 for place in places + widths)
 
 
 def _hooked_forward(
@@ -239,7 +264,7 @@ def _hooked_forward(
     n_tokens, n_slots = top_k_index.shape
     rows = record.rows if record.rows[0] * record.rows[1] == n_tokens else (1, n_tokens)
     record.ids = record.ids_point(top_k_index.reshape(*rows, n_slots))
-    slots = _Slots(record.ids)
+    slots = _Slots(record.ids, record.n_experts)
 
     def product(part: str, read: Tensor) -> Tensor:
         bias = getattr(module, f"{record.stack_name(part)}_bias") if module.has_bias else None

@@ -73,7 +73,8 @@ def held_once(model: nn.Module) -> Iterator[None]:
         if isinstance(packed, Tensor):
             return packed
         module, name, size, stride, offset, device = packed
-        return values(module, name).to(device).as_strided(size, stride, offset)
+        # Of a stack of experts no more than what was saved of it goes to the device.
+        return values(module, name).as_strided(size, stride, offset).to(device)
 
     handles = []
     for module in model.modules():

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from dean_interp.models.experts import routed_experts
 from dean_interp.models.load import HookedModel
-from dean_interp.models.sizes import neuron_counts, residual_width, unembedding_shape
+from dean_interp.models.sites import Site
+from dean_interp.models.sizes import neuron_shapes, residual_width, site_shape, unembedding_shape
 from dean_interp.models.tokens import Row, batches, row_length
 
 GIB = 2**30
@@ -12,6 +14,9 @@ SHARE_OF_MEMORY = 0.8
 KEPT = {"d_model": 2.5, "d_mlp": 3.7, "d_kv": 1.7, "attention": 1.13}
 """Numbers that autograd keeps for a token in a layer: multiples of each width, and of heads times the row's length. A
 least-squares fit to seven small Llamas; `python benchmarks/curves.py` says how near it comes."""
+KEPT_OF_SLOT = {"d_model": 1.8, "d_expert": 3.7}
+"""The same for each routed expert that a token is sent to: a fit to twelve small mixtures of four families, of which it
+comes within a fifth (`tests/test_mixture_plans.py`)."""
 _KEPT_BYTES = {"float32": 4.0, "float16": 3.0, "bfloat16": 3.0}
 """Bytes of each such number: in half precision a part is kept in float32."""
 _LOGITS_BYTES = 12.0
@@ -20,10 +25,11 @@ _LOGITS_BYTES = 12.0
 
 def batch_bytes(model: HookedModel, rows: Sequence[Row], batch_tokens: int, dtype: str) -> float:
     """What autograd keeps of the largest batch: of every token in every layer, and the logits of answer tokens."""
-    cfg, counts = model.cfg, neuron_counts(model)
-    n_layers, (_, n_logits) = len(counts), unembedding_shape(model)
+    cfg = model.cfg
+    n_layers, (_, n_logits) = len(model.blocks), unembedding_shape(model)
     d_kv = (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
-    width = KEPT["d_model"] * residual_width(model) + KEPT["d_mlp"] * sum(counts) / n_layers + KEPT["d_kv"] * d_kv
+    in_mlps = sum(_kept_of_site(model, site) for site in neuron_shapes(model)) / n_layers
+    width = KEPT["d_model"] * residual_width(model) + in_mlps + KEPT["d_kv"] * d_kv
 
     def kept(batch: Sequence[Row]) -> float:
         length = max(map(row_length, batch))
@@ -32,3 +38,13 @@ def batch_bytes(model: HookedModel, rows: Sequence[Row], batch_tokens: int, dtyp
         return _KEPT_BYTES[dtype] * layers + _LOGITS_BYTES * n_answer * n_logits
 
     return max(map(kept, batches(rows, batch_tokens=batch_tokens)))
+
+
+def _kept_of_site(model: HookedModel, site: Site) -> float:
+    """Numbers that are kept for a token at a site of neurons. Of routed experts a token has a few alone."""
+    width = site_shape(model, site)[0]
+    experts = routed_experts(model, site.layer) if site.is_of_experts else None
+    if experts is None:
+        return KEPT["d_mlp"] * width
+    each = KEPT_OF_SLOT["d_model"] * residual_width(model) + KEPT_OF_SLOT["d_expert"] * experts.d_expert
+    return experts.n_per_token * each

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from dean_interp.models.load import HookedModel
 from dean_interp.planning.memory import GIB, SHARE_OF_MEMORY
-from dean_interp.planning.scoring import halved, site_bytes
+from dean_interp.planning.scoring import halved
+from dean_interp.planning.site_sums import site_bytes
 from dean_interp.scoring.preparation import N_SPREAD_GROUPS, ScoringConfig, in_passes, scored_sites
 from dean_interp.study.config import StudyConfig
 

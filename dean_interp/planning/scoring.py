@@ -24,10 +24,11 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import local_world_size, on_rank0, world_size
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
-from dean_interp.models.matrices import home, shape
+from dean_interp.models.matrices import home
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.tokens import Row, batches, collate, row_length
 from dean_interp.models.torch_settings import own_torch_settings
+from dean_interp.planning.site_sums import alike, matrix_of, site_bytes
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.importance import give_back
 from dean_interp.scoring.preparation import (
@@ -190,31 +191,18 @@ def held_memory(device: torch.device) -> int:
 def _pass_bytes(model: HookedModel, sites: Sequence[Site], n_groups: int) -> int:
     """Bytes of the sums of some sites on the device that computes. Those of offloaded weights lie in host memory."""
     device = torch.device(model.cfg.device)
-    here = [site for site in sites if home(model, _matrix_of(site)).type == device.type]
+    here = [site for site in sites if home(model, matrix_of(site)).type == device.type]
     return sum(site_bytes(model, site, n_groups) for site in here)
 
 
-def site_bytes(model: HookedModel, site: Site, n_groups: int) -> int:
-    """Bytes of a site's running sums in float32 (`Sums`). Neurons have one effect for each group of examples."""
-    n_in, n_out = shape(model, _matrix_of(site))
-    if site.unit == "weight":
-        return 4 * (n_in + n_in * n_out)
-    return 4 * (n_in + n_in * (1 + n_groups))
-
-
-def _matrix_of(site: Site) -> Site:
-    """The matrix of a site: itself, or `out`, which reads the neurons."""
-    return site if site.unit == "weight" else Site(site.layer, "out")
-
-
 class _Probe:
-    """Passes that are watched. Every layer is folded into the middle layer's sums: their cost without their memory."""
+    """Passes that are watched. Sites that are alike share the sums of one of them: their cost without their memory."""
 
     def __init__(self, model: HookedModel, data: Prepared, sites: Sequence[Site], config: ScoringConfig) -> None:
         self.model, self.data, self.sites, self.config = model, data, sites, config
-        self.middle = len(model.blocks) // 2
-        middle_sites = [site for site in sites if site.layer == self.middle]
-        self.sums = Sums(model, middle_sites, groups=data.groups, rows_each=data.rows_each, fold=config.fold)
+        self.like = alike(model, sites)
+        shared = sorted(set(self.like.values()))
+        self.sums = Sums(model, shared, groups=data.groups, rows_each=data.rows_each, fold=config.fold)
 
     def run(self, rows: Sequence[Row]) -> float:
         """Seconds of one pass."""
@@ -223,7 +211,7 @@ class _Probe:
         self.sums.begin(batch)
 
         def add(site: Site, x: Tensor, gradient: Tensor) -> None:
-            self.sums.add(Site(self.middle, site.part), x, gradient)
+            self.sums.add(self.like[site], x, gradient)
 
         losses = stream_gradients(self.model, batch, self.sites, add, signs=self.sums.signs())
         # A GPU works on after a call returns; a copy to the CPU waits for it.

@@ -17,10 +17,16 @@ import torch
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
 from dean_interp.models.load import DTYPES, HookedModel
-from dean_interp.models.matrices import shape, weight_sites
-from dean_interp.models.sizes import neuron_counts, residual_width, vocabulary_size
+from dean_interp.models.sizes import neuron_counts, neuron_shapes, residual_width
 from dean_interp.models.tokens import Row
 from dean_interp.planning.memory import GIB, batch_bytes
+from dean_interp.planning.parameters import (
+    experts_in_words,
+    n_parameters,
+    n_used_weights,
+    n_weights,
+    operations_per_token,
+)
 from dean_interp.planning.placement import (
     Devices,
     Placement,
@@ -70,6 +76,8 @@ class Forecast(Framed):
     """Passes of scoring: more than one where the sums of all layers do not fit beside a batch."""
     tflops: float
     steps: tuple[StepCost, ...]
+    experts: str = ""
+    """Of a mixture: how many experts and neurons it has, and what a token uses of it."""
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a step: seconds and GiB."""
@@ -86,7 +94,8 @@ class Forecast(Framed):
             lines.append(f"{step.step:<10}{_duration(step.seconds):>10}{sizes}")
         tail = f"time at {self.tflops:.3g} TFLOP/s a device"
         tail += f"; {self.n_passes} passes in scoring" if self.n_passes > 1 else ""
-        return "\n".join([head + self.placement, *lines, tail, f"start: {self.command}"])
+        experts = [self.experts] if self.experts else []
+        return "\n".join([head + self.placement, *experts, *lines, tail, f"start: {self.command}"])
 
 
 def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # noqa: B008 - frozen
@@ -126,13 +135,14 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
     layers = f" --layers-per-pass {passes.layers_per_pass}" if passes.n_passes > 1 else ""
     return Forecast(
         model=config.model.name,
-        n_parameters=_n_parameters(model),
+        n_parameters=n_parameters(model),
         weights_gib=weights,
         placement=placement.in_words,
         command=f"{placement.command}{layers} ... --out runs/NAME",
         n_passes=passes.n_passes,
         tflops=tflops,
         steps=tuple(steps),
+        experts=experts_in_words(model),
     )
 
 
@@ -164,7 +174,7 @@ def _steps(
     placement = pace.placement
     on_device = placement.on_device + batch / placement.n_devices
     in_host = weights_in_host(placement, devices)
-    per_token = _operations_per_token(model)
+    per_token = operations_per_token(model)
     steps = [
         _score_step(
             model=model, config=config, passes=passes, work=work, pace=pace, on_device=on_device, in_host=in_host
@@ -201,10 +211,11 @@ def _score_step(
     on_device: float,
     in_host: float,
 ) -> StepCost:
-    n_weights = _n_weights(model) if "weight" in config.unit else 0
+    is_of_weights = "weight" in config.unit
     # Forward and back, in every pass; and for each weight a product of its own.
-    operations = 2 * _operations_per_token(model) * passes.n_passes * work.scored_tokens
-    operations += 2 * n_weights * work.scored_tokens
+    operations = 2 * operations_per_token(model) * passes.n_passes * work.scored_tokens
+    if is_of_weights:
+        operations += 2 * n_used_weights(model) * work.scored_tokens
     # Sums lie beside the weights.
     placement = pace.placement
     if placement.offloaded:
@@ -212,7 +223,7 @@ def _score_step(
     else:
         on_device += passes.sums / placement.n_devices
     # Every process keeps the top scores of weights with their indices; the files also hold whole scores of neurons.
-    n_kept = config.keep * n_weights
+    n_kept = config.keep * n_weights(model) if is_of_weights else 0
     n_neurons = sum(neuron_counts(model))
     return StepCost(
         step="score",
@@ -229,24 +240,9 @@ def _edit_step(weights: float) -> StepCost:
     return StepCost(step="edit", seconds=seconds, device_gib=0.0, host_gib=weights / 10, disk_gib=weights)
 
 
-def _n_parameters(model: HookedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _weights_gib(model: HookedModel, config: StudyConfig) -> float:
     """GiB of all parameters."""
-    return _n_parameters(model) * DTYPES[config.model.dtype].itemsize / GIB
-
-
-def _operations_per_token(model: HookedModel) -> int:
-    """A multiplication and an addition for each parameter but the embedding's."""
-    return 2 * (_n_parameters(model) - vocabulary_size(model) * residual_width(model))
-
-
-def _n_weights(model: HookedModel) -> int:
-    """The number of weights that can be scored."""
-    shapes = [shape(model, site) for site in weight_sites(model)]
-    return sum(n_in * n_out for n_in, n_out in shapes)
+    return n_parameters(model) * DTYPES[config.model.dtype].itemsize / GIB
 
 
 def _largest_batch(
@@ -271,7 +267,9 @@ def _products(model: HookedModel, dtype: str, *, gpu: bool) -> float:
     device = "cuda" if gpu else "cpu"
     d_model = residual_width(model)
     a = torch.randn(512, d_model, device=device, dtype=DTYPES[dtype])
-    b = torch.randn(d_model, max(neuron_counts(model)), device=device, dtype=DTYPES[dtype])
+    # An expert's matrix is one product; the neurons of a dense layer are.
+    d_mlp = max(width // site.n_experts for site, (width,) in neuron_shapes(model).items())
+    b = torch.randn(d_model, d_mlp, device=device, dtype=DTYPES[dtype])
     best = float("inf")
     for _ in range(6):
         began = time.perf_counter()
