@@ -79,6 +79,7 @@ notebooks: $(VENV)/.test
 # Prints the numbers in docs/performance.md.
 bench: $(VENV)/.run
 	$(bin)/python benchmarks/scoring.py
+	$(bin)/python benchmarks/mixtures.py
 	$(bin)/python benchmarks/generation.py
 	$(bin)/python benchmarks/imports.py
 

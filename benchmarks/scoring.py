@@ -41,15 +41,20 @@ REPEATS, BATCH_TOKENS = 3, 512
 BOTH = ("neuron", "weight")
 
 
-def ratios(numerator: Callable[[], object], denominator: Callable[[], object], repeats: int = REPEATS) -> list[float]:
+def ratios(
+    numerator: Callable[[], object],
+    denominator: Callable[[], object],
+    repeats: int = REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     """Time of one over time of the other, run in turn; a first round warms up."""
     found = []
     for repeat in range(repeats + 1):
         times = []
         for run in (numerator, denominator):
-            start = time.perf_counter()
+            start = clock()
             run()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         if repeat:
             found.append(times[0] / times[1])
     return found

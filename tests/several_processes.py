@@ -68,6 +68,17 @@ def numbers(checkpoint: str, out: str) -> None:
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, Path(out) / f"{distributed.rank()}")
 
 
+def mixture(checkpoint: str, out: str) -> None:
+    """What each process holds of a mixture's scores, the slots of its experts among them."""
+    model = load_model(checkpoint, device="cpu")
+    privacy = load_behaviour("privacy", n_examples=7)
+    scores = importance(model, privacy, unit=UNITS, config=ScoringConfig(template="raw", batch_tokens=500))
+    found = {"loss": scores.loss}
+    for kind in ("values", "activation_mean", "activation_norm", "groups", "slots"):
+        found |= {f"{kind} {site}": tensor.contiguous() for site, tensor in getattr(scores, kind).items()}
+    save_file(found, Path(out) / f"{distributed.rank()}")
+
+
 def study(checkpoint: str, out: str, *dies: str) -> None:
     """A whole study; with `dies` the second process is killed before its batch of that number."""
     collate, seen = loss.collate, [0]
@@ -82,7 +93,7 @@ def study(checkpoint: str, out: str, *dies: str) -> None:
     run_study(config_of(checkpoint), out)
 
 
-JOBS = {job.__name__: job for job in (numbers, study)}
+JOBS = {job.__name__: job for job in (numbers, mixture, study)}
 
 
 def _child(k: int, n: int, port: int, job: str, arguments: list[str], errors: str) -> int:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from dean_interp import InputError, distributed
 from dean_interp.fine_tuning import FineTuningConfig
 from dean_interp.study.results import load_results
+from tests.mixtures import save_mixture
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 
@@ -51,6 +52,21 @@ def test_every_process_ends_with_the_numbers_of_one(n, start, alone, checkpoints
     for name, tensor in alone.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6 * float(tensor.abs().max()), msg=name)
     assert torch.equal(found["answers"], alone["answers"])
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3"])
+def test_a_mixture_is_scored_by_two_as_by_one(family, start, tokenizer, tmp_path):
+    folder = save_mixture(family, tokenizer, tmp_path / "model")
+    for n in (1, 2):
+        (tmp_path / str(n)).mkdir()
+        assert start(n, "mixture", folder, tmp_path / str(n))[0] == [0] * n
+    assert (tmp_path / "2" / "0").read_bytes() == (tmp_path / "2" / "1").read_bytes()
+    alone, together = load_file(tmp_path / "1" / "0"), load_file(tmp_path / "2" / "0")
+    assert alone.keys() == together.keys() and any(name.startswith("slots") for name in alone)
+    for name, tensor in alone.items():
+        tolerance = 0.0 if name.startswith("slots") else 1e-4
+        atol = tolerance * float(tensor.abs().max())
+        torch.testing.assert_close(together[name], tensor, rtol=tolerance, atol=atol, msg=name)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """What a mixture of experts would take: of the weights all experts, of a token's work those that it is sent to."""
 
 import itertools
-import json
 
 import pytest
 import torch

@@ -23,6 +23,7 @@ from transformer_lens.hook_points import HookPoint
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dean_interp.errors import InputError
+from dean_interp.models.slots import Slots
 
 OURS = "dean_interp"
 """Our name in the registry of `transformers`."""
@@ -144,18 +145,21 @@ def hook_experts(bridge: Any) -> None:  # noqa: ANN401 - a TransformerBridge
     """
     n_hooked = 0
     for layer, block in enumerate(bridge.blocks):
+        where = f"layer {layer} of {bridge.cfg.model_name}"
+        mlp = getattr(block, "mlp", None)
         # In their own attributes, since a component of TransformerLens shows those of what it wraps.
         found = [module for module in block.modules() if "_is_expert_parallel" in vars(module)]
         if len(found) > 1:
-            raise InputError(f"layer {layer} of {bridge.cfg.model_name} has {len(found)} groups of experts, not one")
+            raise InputError(f"{where} has {len(found)} groups of experts, not one")
+        if found and mlp is None:
+            raise InputError(f"{where} has experts in a {type(block).__name__}, where TransformerLens shows no MLP")
         if found:
-            _hook_layer(block, found[0], f"layer {layer} of {bridge.cfg.model_name}")
+            _hook_layer(block, found[0], where)
             n_hooked += 1
-        elif is_sparse(block.mlp):
-            kind = type(_inside(block.mlp)).__name__
+        elif mlp is not None and is_sparse(mlp):
             raise InputError(
-                f"layer {layer} of {bridge.cfg.model_name} is a mixture of experts (a {kind}) whose experts do not go "
-                "through the experts interface of transformers, so their neurons cannot be hooked"
+                f"{where} is a mixture of experts (a {type(_inside(mlp)).__name__}) whose experts do not go through "
+                "the experts interface of transformers, so their neurons cannot be hooked"
             )
     if n_hooked:
         bridge.original_model.set_experts_implementation(OURS)
@@ -204,53 +208,17 @@ def _hook_layer(block: Any, module: Any, where: str) -> None:  # noqa: ANN401 - 
     object.__setattr__(mlp, "hook_expert_post", record.post)
     object.__setattr__(mlp, "hook_expert_ids", record.ids_point)
     shared = shared_owner(mlp)
+    if shared is not None and not hasattr(shared, "out"):
+        raise InputError(
+            f"the shared expert of {where} is a {type(shared).__name__} that TransformerLens does not take apart, so "
+            "its neurons cannot be hooked"
+        )
     if shared is not None:
         object.__setattr__(mlp, "hook_shared_post", getattr(shared, "out").hook_in)  # noqa: B009 - a module's name
 
 
 def _inside(component: Any) -> nn.Module:  # noqa: ANN401 - a component of TransformerLens
     return getattr(component, "original_component", component)
-
-
-class _Slots:
-    """The slots of a pass in two orders: as the tokens stand, and sorted by expert."""
-
-    def __init__(self, ids: Int[Tensor, "batch pos slot"], n_experts: int) -> None:
-        flat = ids.flatten()
-        self.shape = ids.shape
-        self.order = flat.argsort(stable=True)
-        self.back = self.order.argsort()
-        self.experts = flat[self.order]
-        self.ends = flat.bincount(minlength=n_experts).cumsum(0)
-
-    def as_tokens_stand(self, by_expert: Float[Tensor, "place width"]) -> Float[Tensor, "batch pos slot width"]:
-        return by_expert[self.back].unflatten(0, self.shape)
-
-    def sorted(self, as_tokens_stand: Float[Tensor, "batch pos slot width"]) -> Float[Tensor, "place width"]:
-        return as_tokens_stand.flatten(0, 2)[self.order]
-
-    def product(self, read: Tensor, stack: Tensor, bias: Tensor | None, *, is_transposed: bool) -> Tensor:
-        """Each slot's product with the matrix of its expert."""
-        matrices = stack if is_transposed else stack.mT
-        if _multiplies_all(read, stack):
-            products = nn.functional.grouped_mm(read, matrices, offs=self.ends.int())
-        else:
-            rows = read.tensor_split(self.ends[:-1].tolist())
-            # One `unbind` for all experts: a gradient of the stack is put together once.
-            of_all = zip(rows, matrices.unbind(), strict=True)
-            products = torch.cat([own @ matrix for own, matrix in of_all if len(own)])
-        return products if bias is None else products + bias[self.experts]
-
-
-def _multiplies_all(read: Tensor, stack: Tensor) -> bool:
-    """Whether torch has one product for all experts here: its kernels want places in memory that 16 bytes divide."""
-    if not hasattr(nn.functional, "grouped_mm"):
-        return False
-    if stack.is_cuda and torch.cuda.get_device_capability(stack.device) < (8, 0):
-        return False
-    places = [tensor.data_ptr() for tensor in (read, stack)]
-    widths = [width * stack.element_size() for width in stack.shape[1:]]
-    return all(place % 16 == 0 for place in places + widths)
 
 
 def _hooked_forward(
@@ -264,7 +232,7 @@ def _hooked_forward(
     n_tokens, n_slots = top_k_index.shape
     rows = record.rows if record.rows[0] * record.rows[1] == n_tokens else (1, n_tokens)
     record.ids = record.ids_point(top_k_index.reshape(*rows, n_slots))
-    slots = _Slots(record.ids, record.n_experts)
+    slots = Slots(record.ids, record.n_experts)
 
     def product(part: str, read: Tensor) -> Tensor:
         bias = getattr(module, f"{record.stack_name(part)}_bias") if module.has_bias else None
@@ -281,7 +249,7 @@ def _hooked_forward(
     return weighted.sum(1).to(hidden_states.dtype)
 
 
-def _watched(record: RoutedExperts, part: str, slots: _Slots, read: Tensor, written: Tensor) -> Tensor:
+def _watched(record: RoutedExperts, part: str, slots: Slots, read: Tensor, written: Tensor) -> Tensor:
     """What a part writes, after the functions on its product. `gate` and `in` share one tensor."""
     for hook in record.on_products.get(part, ()):
         own = written if part == "out" else record.share(part, written)
