@@ -76,7 +76,7 @@ def load_model(
 
     Raises:
         InputError: what cannot be loaded, before any weight is read wherever the configuration tells: an unknown name,
-            dtype, device, date or switch; an encoder, a mixture of experts, no head; no tokenizer, or one with tokens
+            dtype, device, date or switch; an encoder, experts without hooks, no head; no tokenizer, or one with tokens
             that have no embedding. Missing or unknown tensors, and an adapter that is not merged.
     """
     chat.check()
