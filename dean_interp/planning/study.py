@@ -77,7 +77,7 @@ class Forecast(Framed):
     tflops: float
     steps: tuple[StepCost, ...]
     experts: str = ""
-    """Of a mixture: how many experts and neurons it has, and what a token uses of it."""
+    """How many experts and neurons a mixture has, and what a token uses of it; empty for a dense model."""
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a step: seconds and GiB."""
