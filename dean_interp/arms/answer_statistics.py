@@ -50,7 +50,7 @@ class AnswerStatistics:
     """Whether safe and unsafe change roles."""
 
     def reached(self, site: Site) -> Float[Tensor, "row answer expert"]:
-        """Of routed experts: the share of each answer's tokens that are sent to each expert."""
+        """The share of each answer's tokens that are sent to each routed expert."""
         return self._labelled(f"share/{site.hook_name}")
 
     def of(self, summary: Summary, hook_name: str) -> Float[Tensor, "row answer unit"]:

@@ -105,7 +105,7 @@ class Effects:
 
     @property
     def n_units(self) -> dict[str, int]:
-        """Of each hook point, how many units a token has; of routed experts those of its own experts."""
+        """How many units a token has at each hook point; of routed experts those of its own experts."""
         counts = {}
         for name, product in self.products.items():
             site = self.site(name)

@@ -59,9 +59,7 @@ def trace_circuit(
     pair = answer_pair(model, example, template, answer_tokens)
     with kept_pass(pair) as kept:
         margin = float(kept.margin.detach())
-        outward = kept.edges_to_margin(selection, n_targets)
-        if not outward:
-            raise InputError("no token of this example is sent to an expert that holds a selected neuron: take another")
+        outward = _edges_to_margin(kept, selection, n_targets)
         targets = [edge.source for edge in outward]
         inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed)
     edges = [*outward, *inward]
@@ -75,6 +73,13 @@ def trace_circuit(
         edges=(*checked[:n_checked_edges], *edges[n_checked_edges:]),
         random=tuple(checked[n_checked_edges:]),
     )
+
+
+def _edges_to_margin(kept: KeptPass, selection: Selection, n_targets: int) -> list[Edge]:
+    outward = kept.edges_to_margin(selection, n_targets)
+    if not outward:
+        raise InputError("no token of this example is sent to an expert that holds a selected neuron: take another")
+    return outward
 
 
 def _edges_into(
