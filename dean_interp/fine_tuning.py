@@ -21,6 +21,7 @@ from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError
 from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.chat_settings import ChatSettings, with_settings
+from dean_interp.models.experts import refuse_experts
 from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain
 from dean_interp.models.plain import save_model
 from dean_interp.models.scored_prompts import scored_prompts
@@ -268,6 +269,7 @@ class TrainingRows(torch.utils.data.Dataset):
 def _with_adapters(model: PreTrainedModel, config: FineTuningConfig) -> Any:  # noqa: ANN401 - a class of peft's
     from peft import LoraConfig, get_peft_model
 
+    refuse_experts(model, f"adapters ({config.method})")
     torch.manual_seed(config.seed)
     adapters = LoraConfig(
         r=config.rank,

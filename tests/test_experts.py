@@ -8,6 +8,7 @@ from dean_interp.data.examples import Behaviour, Example
 from dean_interp.editing.ablation import ablate, gated
 from dean_interp.editing.patching import neuron_cache, patch_activations
 from dean_interp.editing.values import Mean, Noise, Project, Scale
+from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.models.experts import routed_experts
 from dean_interp.models.loss import answer_positions, forward
 from dean_interp.models.matrices import neuron_sites, parameter, shape, weight, weight_sites
@@ -348,3 +349,10 @@ def test_a_routers_rows_are_scored_by_its_own_gradient_and_not_ablated_by_hooks(
 def test_a_dense_model_has_no_router(llama, behaviour):
     with pytest.raises(InputError, match="it has no router"):
         importance(llama, behaviour, unit="weight", config=ScoringConfig(modules="router"))
+
+
+def test_adapters_are_refused_that_would_not_reach_the_experts(folder, behaviour, tmp_path):
+    pytest.importorskip("peft")
+    config = FineTuningConfig(method="lora")
+    with pytest.raises(InputError, match=r"adapters \(lora\) do not reach the routed experts"):
+        fine_tune(folder, [behaviour], config, folder=tmp_path / "tuned")

@@ -1,5 +1,6 @@
 """Puts a model of `transformers` behind a `TransformerBridge`, in place."""
 
+import contextlib
 import copy
 import importlib.metadata
 from collections.abc import Callable, Iterator
@@ -109,11 +110,13 @@ def _refuse_another_model(
 
 
 def _width_check(bridge: TransformerBridge, site: Site) -> Callable[[Tensor, Any], None]:
-    (width,) = site_shape(bridge, site)
-    width //= site.n_experts
+    width: int | None = None
+    # a layer that is not plain is told of where it is scored; a model with one can be loaded and measured
+    with contextlib.suppress(InputError):
+        width = site_shape(bridge, site)[0] // site.n_experts
 
     def refuse_other_width(activation: Tensor, hook: Any) -> None:  # noqa: ANN401 - a hook point
-        if activation.shape[-1] != width:
+        if width is not None and activation.shape[-1] != width:
             raise InputError(
                 f"{site.hook_name} of {bridge.cfg.model_name} is {activation.shape[-1]} wide, and {site.out} reads "
                 f"{width} neurons: what TransformerLens shows there is something else"

@@ -171,6 +171,16 @@ def routed_experts(model: Any, layer: int) -> RoutedExperts | None:  # noqa: ANN
     return vars(model.blocks[layer].mlp).get(_RECORD)
 
 
+def refuse_experts(model: nn.Module, what: str) -> None:
+    """Raise `InputError` where a plain model has routed experts, which something that works on `nn.Linear` misses."""
+    stacks = [name for name, module in model.named_modules() if "_is_expert_parallel" in vars(module)]
+    if stacks:
+        raise InputError(
+            f"{what} do not reach the routed experts of this model ({stacks[0]} the first of {len(stacks)}), which are "
+            "most of its MLPs: fine-tune in full (method='full')"
+        )
+
+
 def is_sparse(mlp: nn.Module) -> bool:
     """Whether TransformerLens takes a component for a mixture: its `hook_post` is then what the block writes."""
     return hasattr(mlp, "bound_dense") and not mlp.bound_dense
