@@ -175,9 +175,11 @@ class BridgeAdapter:
             part = site.part.removeprefix("experts.")
             return experts.stack(part), experts.as_matrix(part)
         owner, part = owner_of(self.model, site)
-        module = getattr(getattr(owner, part, None), "original_component", None)
+        component = getattr(owner, part, None)
+        # TransformerLens 3.9 leaves some routers as they are
+        module = getattr(component, "original_component", component if site.part == "router" else None)
         stored = getattr(module, "weight", None)
-        where = f"layer {site.layer}'s {'MLP' if site.part in MATRICES['mlp'] else 'attention'}"
+        where = f"layer {site.layer}'s {'attention' if site.part in MATRICES['attention'] else 'MLP'}"
         name = self.model.cfg.model_name
         own = {kind.__module__ for kind in type(self.model.original_model).__mro__}
         why = why_not_plain(module, own) if isinstance(module, nn.Module) else ""
@@ -241,7 +243,8 @@ class BridgeAdapter:
 
     def _component(self, site: Site) -> Any:  # noqa: ANN401 - a module of transformers
         owner, part = owner_of(self.model, site)
-        return getattr(owner, part).original_component
+        component = getattr(owner, part)
+        return getattr(component, "original_component", component)
 
     def _experts(self, site: Site) -> RoutedExperts | None:
         """The routed experts that a site's matrix belongs to, or None where it belongs to none."""
