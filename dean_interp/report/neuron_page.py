@@ -37,7 +37,7 @@ class NeuronPage(Page):
             parts = [f"no token of the texts is sent to the expert of {view.name}"]
         elif view.routed:
             shares = ", ".join(f"{share:.1%} on {name}" for name, share in view.routed.items())
-            parts.append(f"share of the tokens that its expert is sent: {shares}")
+            parts.append(f"of all tokens its expert gets {shares}")
         if view.scores:
             ranks = ", ".join(f"{rank} for {name}" for name, rank in view.scores.rank.items())
             parts.append(f"ranks in its layer (of {view.n_neurons}): {ranks}")
