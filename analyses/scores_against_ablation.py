@@ -23,7 +23,7 @@ from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.sites import Site
-from dean_interp.models.sizes import neuron_counts, neuron_shapes
+from dean_interp.models.sizes import neuron_shapes
 from dean_interp.models.tokens import collate
 from dean_interp.progress import progress_bar
 from dean_interp.scoring.capture import stream_activations
@@ -65,7 +65,8 @@ def spread_over_ranks(model: HookedModel, scores: Scores, n_neurons: int) -> lis
     sites = neuron_sites(model)
     ranked = {site: scores[site].argsort(descending=True) for site in sites}
     neurons = []
-    for number in np.linspace(0, len(sites) * min(neuron_counts(model)) - 1, n_neurons).astype(int).tolist():
+    fewest = min(width for (width,) in neuron_shapes(model).values())
+    for number in np.linspace(0, len(sites) * fewest - 1, n_neurons).astype(int).tolist():
         site = sites[number % len(sites)]
         neurons.append((site, int(ranked[site][number // len(sites)])))
     return neurons
