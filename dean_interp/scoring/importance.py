@@ -38,8 +38,9 @@ from dean_interp.scoring.preparation import (
     scores_fingerprint,
     units_of,
 )
+from dean_interp.scoring.products import folded
 from dean_interp.scoring.scores import PER_SITE, Scores, refuse_keep, thinned
-from dean_interp.scoring.sums import Sums, folded
+from dean_interp.scoring.sums import Sums
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, grouped, prepare
+from dean_interp.scoring.products import folded
 from dean_interp.scoring.scores import Scores, Top
-from dean_interp.scoring.sums import Sums, folded
+from dean_interp.scoring.sums import Sums
 
 
 def example_scores(

@@ -20,7 +20,7 @@ from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
 from dean_interp.models.plain_layers import refuse_wrapped
 from dean_interp.models.sites import Modules, Site, Unit
 from dean_interp.models.tokens import Encoded, Padding, Row, Template, cut, encode, paths
-from dean_interp.scoring.sums import Fold
+from dean_interp.scoring.products import Fold
 
 log = logging.getLogger(__name__)
 

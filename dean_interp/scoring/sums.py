@@ -1,7 +1,6 @@
 """Running sums over examples: a scoring pass folds every pair of activations and gradients into them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,9 +13,7 @@ from dean_interp.models.matrices import home, shape
 from dean_interp.models.neurons import effect_of_rows, routed_ids, summed_over_positions
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
-
-Fold = Literal["value", "size", "square"]
-"""What of an example's effect is added up: its value, its absolute value, or its square."""
+from dean_interp.scoring.products import Fold, add_products
 
 
 class Sums:
@@ -70,20 +67,19 @@ class Sums:
         self, site: Site, x: Float[Tensor, "batch pos *slot d_in"], gradient: Float[Tensor, "batch pos *slot d_out"]
     ) -> None:
         """Fold one batch at one site in. Raises `InputError` where an example's gradient is not finite."""
-        x, gradient = x.float(), gradient.float()
         self._refuse_not_finite(site, gradient)
         if site.unit == "neuron":
-            self.fold_neurons(site, x, effect_of_rows(self.model, site, x, gradient))
+            self.fold_neurons(site, x.float(), effect_of_rows(self.model, site, x, gradient))
             return
         total = self.sums[f"effect/{site}"]
         here = total if total.device == x.device else torch.zeros(total.shape, device=x.device)
         if site.is_of_experts:
             self._add_expert_weights(here, site, x, gradient)
         else:
-            self._add_weights(here, x, gradient, self.real.to(x.device))
+            self._add_weights(here, x, gradient)
         if here is not total:
             total += here.to(total.device)
-        self._add_read("square", site, x.square())
+        self._add_read("square", site, x.float().square())
         self._count_slots(site)
         self.folded.add(site)
 
@@ -134,46 +130,30 @@ class Sums:
         """Add each example's product over the slots of each expert to the expert's own part."""
         ids = routed_ids(self.model, site).to(x.device)
         ids = ids.masked_fill(~self.real.to(x.device)[..., None], -1)
-        # Signed values add up whatever the example.
-        n_rows = len(x) if self.fold == "value" else self.rows_each
+        slots_an_example = self.rows_each * ids[0].numel()
+        read, written = x.flatten(0, 2), gradient.flatten(0, 2)
         by_expert_first = here.unflatten(0 if site.part == "experts.out" else 1, (site.n_experts, -1))
-        for start in range(0, len(x), n_rows):
-            rows = slice(start, start + n_rows)
-            read, written = x[rows].flatten(0, 2), gradient[rows].flatten(0, 2)
-            for expert, slots in by_expert(ids[rows]):
-                if expert >= 0:
-                    product = folded(read[slots].T @ written[slots], self.fold)
-                    own = by_expert_first[expert] if site.part == "experts.out" else by_expert_first[:, expert]
-                    own += product
+        for expert, slots in by_expert(ids):
+            if expert >= 0:
+                own = by_expert_first[expert] if site.part == "experts.out" else by_expert_first[:, expert]
+                # An expert's slots stand in the order of the examples.
+                lengths = (slots // slots_an_example).bincount(minlength=len(self.examples))
+                add_products(own, read[slots], written[slots], lengths.tolist(), self.fold)
 
-    def _add_weights(self, here: Tensor, x: Tensor, gradient: Tensor, real: Tensor) -> None:
-        """Add each example's product x' @ gradient over its own positions."""
-        if self.fold == "value":
-            here.addmm_(x[real].T, gradient[real])
-        else:
-            # The only memory that a fold needs is taken before anything is added: running out loses nothing.
-            product = torch.empty_like(here)
-            for start in range(0, len(x), self.rows_each):
-                rows = slice(start, start + self.rows_each)
-                read, written = x[rows][real[rows]], gradient[rows][real[rows]]
-                torch.mm(read.T, written, out=product)
-                here += product.square_() if self.fold == "square" else product.abs_()
+    def _add_weights(self, here: Tensor, x: Tensor, gradient: Tensor) -> None:
+        """Add each example's product over its own positions, without padding."""
+        real = self.real.to(x.device)
+        lengths = real.flatten(1).sum(1).unflatten(0, (-1, self.rows_each)).sum(1)
+        add_products(here, x[real], gradient[real], lengths.tolist(), self.fold)
 
     def _refuse_not_finite(self, site: Site, gradient: Tensor) -> None:
-        bad = ~gradient.flatten(1).sum(1).isfinite()
+        bad = ~gradient.flatten(1).sum(1, dtype=torch.float32).isfinite()
         if bool(bad.any()):
             example = int(self.examples[int(bad.nonzero()[0]) // self.rows_each])
             raise InputError(
                 f"the gradient of example {example} is not finite in layer {site.layer} ({site}): the model overflows "
                 "in this dtype; load it in float32 or bfloat16, or leave the example out"
             )
-
-
-def folded(effect: Float[Tensor, "example unit"], fold: Fold) -> Float[Tensor, "example unit"]:
-    """What of each example's effect is added up."""
-    if fold == "value":
-        return effect
-    return effect.square() if fold == "square" else effect.abs()
 
 
 def summed_where(
