@@ -81,3 +81,31 @@ def test_the_kernel_adds_to_one_experts_part_of_a_wide_matrix_and_to_no_other(by
     wide = by_kernel["wide"]
     assert torch.allclose(wide[:, 20:40], twin, rtol=1e-5, atol=1e-4)
     assert not wide[:, :20].any() and not wide[:, 40:].any()
+
+
+COMPILED = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from dean_interp.scoring.product_kernel import _add_folded
+
+pointers = {"total": "*fp32", "starts": "*i64"}
+numbers = dict.fromkeys(("n_examples", "d_in", "d_out", "row_stride", "column_stride"), "i32")
+tiles = {"rows_a_tile": 64, "columns_a_tile": 64, "places_at_once": 32}
+for kind in ("bf16", "fp16", "fp32"):
+    for fold in (0, 1, 2):
+        constants = {"fold": fold, **tiles}
+        types = {**pointers, **dict.fromkeys(("x", "gradient"), f"*{kind}"), **numbers}
+        types |= dict.fromkeys(constants, "constexpr")
+        in_order = {name: types[name] for name in _add_folded.arg_names}
+        compiled = compile(ASTSource(_add_folded, in_order, constants), target=GPUTarget("cuda", 90, 32))
+        assert compiled.asm["cubin"]
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu_without_one():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed: it comes with a CUDA build of torch")
+    roots = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": roots}
+    environment.pop("TRITON_INTERPRET", None)
+    subprocess.run([sys.executable, "-c", COMPILED], env=environment, check=True)

@@ -5,7 +5,6 @@ folds the product while it is in registers, and adds to the total once, at the e
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -22,15 +21,15 @@ _ROWS, _COLUMNS, _PLACES = 64, 64, 32
 
 @triton.jit
 def _add_folded(
-    total: Any,  # noqa: ANN401 - Triton gives pointers and numbers
-    x: Any,  # noqa: ANN401
-    gradient: Any,  # noqa: ANN401
-    starts: Any,  # noqa: ANN401
-    n_examples: Any,  # noqa: ANN401
-    d_in: Any,  # noqa: ANN401
-    d_out: Any,  # noqa: ANN401
-    row_stride: Any,  # noqa: ANN401
-    column_stride: Any,  # noqa: ANN401
+    total: tl.tensor,
+    x: tl.tensor,
+    gradient: tl.tensor,
+    starts: tl.tensor,
+    n_examples: tl.tensor,
+    d_in: tl.tensor,
+    d_out: tl.tensor,
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
     fold: tl.constexpr,
     rows_a_tile: tl.constexpr,
     columns_a_tile: tl.constexpr,
