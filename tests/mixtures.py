@@ -21,8 +21,14 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from dean_interp.models.sites import Site
+
 N_LAYERS, D_MODEL, D_EXPERT, N_EXPERTS = 3, 24, 20, 8
 FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3")
+EACH = Site(1, "experts", N_EXPERTS)
+"""A site of routed experts that every family has."""
+IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62], [2, 9, 8, 7, 6, 5, 4, 3, 33]])
+"""Two texts of nine tokens."""
 
 
 def config_of(family: str, n_vocab: int) -> PretrainedConfig:

@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dean_interp import Behaviour, Example
+from dean_interp import Behaviour, Example, measure
 
 D_MODEL, D_MLP, LAYER = 24, 40, 1
 SHARED, ONLY_F, ONLY_P, ONLY_G = 7, 11, 13, 17  # the planted neurons of layer 1
@@ -54,3 +54,9 @@ def behaviour(letter, start, n=24):
         answers = {"response": "gO"} if letter == "g" else {"safe": f"{letter}Y", "unsafe": f"{letter}N"}
         examples.append(Example(prompt, answers))
     return Behaviour({"f": "fairness", "p": "privacy", "g": "general"}[letter], tuple(examples))
+
+
+def margins(model, tests):
+    """The mean margins of fairness and privacy, and the perplexity of general text."""
+    measured = measure(model, tests, template="raw")
+    return [float(measured[name].margin.mean()) for name in ("fairness", "privacy")], measured["general"].perplexity

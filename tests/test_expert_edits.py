@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from mixtures import D_EXPERT, D_MODEL, FAMILIES, N_EXPERTS, config_of, mixture, save_mixture
+from mixtures import D_EXPERT, D_MODEL, EACH, FAMILIES, IDS, N_EXPERTS, config_of, mixture, save_mixture
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -32,9 +32,6 @@ from dean_interp.models.sites import Site
 from dean_interp.models.sizes import neuron_shapes
 from dean_interp.scoring.importance import importance
 from dean_interp.selection.gates import Gates
-
-IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62], [2, 9, 8, 7, 6, 5, 4, 3, 33]])
-EACH = Site(1, "experts", N_EXPERTS)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -19,10 +19,7 @@ from dean_interp.scoring.importance import importance
 from dean_interp.scoring.preparation import ScoringConfig, prepare
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.gates import Gates
-from tests.mixtures import D_EXPERT, D_MODEL, FAMILIES, N_EXPERTS, mixture, save_mixture
-
-IDS = torch.tensor([[2, 70, 80, 90, 100, 3, 60, 61, 62], [2, 9, 8, 7, 6, 5, 4, 3, 33]])
-EACH = Site(1, "experts", N_EXPERTS)
+from tests.mixtures import D_EXPERT, D_MODEL, EACH, FAMILIES, IDS, N_EXPERTS, mixture, save_mixture
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

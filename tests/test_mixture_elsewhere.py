@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from graphs import bytes_held
 
 from dean_interp import ScoringConfig, ablate, generate, importance, load_behaviour, load_model, measure
 from dean_interp.models.experts import routed_experts
@@ -100,23 +101,11 @@ def held_by_graph(model) -> tuple[int, torch.Tensor]:
         parameter.requires_grad_(False)
     given = torch.ones(1, 9, 24, requires_grad=True)
     loss = model.original_model(inputs_embeds=given, use_cache=False).logits.square().sum()
-    held, nodes, seen = {}, [loss.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [one for one, _ in node.next_functions]
-        for name in dir(node):
-            raw = getattr(node, name, None) if name.startswith("_raw_saved") else None
-            for one in raw if isinstance(raw, (tuple, list)) else [raw]:
-                data = getattr(one, "data", None)
-                if isinstance(data, torch.Tensor):
-                    held[data.untyped_storage().data_ptr()] = data.untyped_storage().nbytes()
+    held = bytes_held(loss)
     (gradient,) = torch.autograd.grad(loss, given)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    return sum(held.values()), gradient
+    return held, gradient
 
 
 def test_a_killed_scoring_of_a_mixture_resumes_to_the_same_numbers(both, tmp_path, monkeypatch):

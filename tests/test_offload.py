@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from graphs import bytes_held
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dean_interp import (
@@ -119,21 +120,8 @@ def test_the_graph_of_a_pass_holds_no_weight_that_was_brought(tmp_path):
 
 def graph_bytes(model) -> tuple[int, torch.Tensor]:
     """Bytes that the graph of one pass holds, by its saved tensors, and the gradient that comes back."""
-    held: dict[int, int] = {}
     given = torch.ones(1, 5, 256, requires_grad=True)
     loss = model(inputs_embeds=given).logits.square().sum()
-    nodes, seen = [loss.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [one for one, _ in node.next_functions]
-        for name in dir(node):
-            raw = getattr(node, name, None) if name.startswith("_raw_saved") else None
-            for one in raw if isinstance(raw, (tuple, list)) else [raw]:
-                data = getattr(one, "data", None)
-                if isinstance(data, torch.Tensor):
-                    held[data.untyped_storage().data_ptr()] = data.untyped_storage().nbytes()
+    held = bytes_held(loss)
     (gradient,) = torch.autograd.grad(loss, given)
-    return sum(held.values()), gradient
+    return held, gradient

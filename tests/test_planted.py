@@ -1,7 +1,7 @@
 """A tiny model in which one neuron is built to serve two behaviours: it must be found, and nothing else blamed."""
 
 import pytest
-from planted_coupling import LAYER, ONLY_F, ONLY_G, ONLY_P, SHARED, behaviour, planted_model
+from planted_coupling import LAYER, ONLY_F, ONLY_G, ONLY_P, SHARED, behaviour, margins, planted_model
 
 from dean_interp import (
     ScoringConfig,
@@ -10,7 +10,6 @@ from dean_interp import (
     couple,
     importance,
     load_model,
-    measure,
     random_like,
 )
 from dean_interp.circuits.neuron import strongest_neurons
@@ -38,11 +37,6 @@ def found(scores):
 @pytest.fixture(scope="module")
 def tests():
     return [behaviour(letter, 500) for letter in "fpg"]
-
-
-def margins(model, tests):
-    measured = measure(model, tests, template="raw")
-    return [float(measured[name].margin.mean()) for name in ("fairness", "privacy")], measured["general"].perplexity
 
 
 def test_the_shared_neuron_is_found_and_the_single_minded_ones_are_not(scores, found):

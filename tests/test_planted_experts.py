@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted_coupling import LAYER, behaviour
+from planted_coupling import LAYER, behaviour, margins
 from planted_experts import D_EXPERT, N_EXPERTS, ONLY_F, ONLY_G, ONLY_P, RARE, SHARED, planted_mixture
 
-from dean_interp import InputError, ScoringConfig, Site, ablate, couple, importance, load_model, measure, random_like
+from dean_interp import InputError, ScoringConfig, Site, ablate, couple, importance, load_model, random_like
 from dean_interp.circuits.neuron import strongest_neurons
 from dean_interp.selection.selection import top_fraction
 from dean_interp.selection.strata import strata
@@ -34,11 +34,6 @@ def found(scores):
 @pytest.fixture(scope="module")
 def tests():
     return [behaviour(letter, 500) for letter in "fpg"]
-
-
-def margins(model, tests):
-    measured = measure(model, tests, template="raw")
-    return [float(measured[name].margin.mean()) for name in ("fairness", "privacy")], measured["general"].perplexity
 
 
 def test_its_expert_is_rarely_routed(scores):

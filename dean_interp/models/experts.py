@@ -147,8 +147,7 @@ def hook_experts(bridge: Any) -> None:  # noqa: ANN401 - a TransformerBridge
     for layer, block in enumerate(bridge.blocks):
         where = f"layer {layer} of {bridge.cfg.model_name}"
         mlp = getattr(block, "mlp", None)
-        # In their own attributes, since a component of TransformerLens shows those of what it wraps.
-        found = [module for module in block.modules() if "_is_expert_parallel" in vars(module)]
+        found = list(_groups_of_experts(block).values())
         if len(found) > 1:
             raise InputError(f"{where} has {len(found)} groups of experts, not one")
         if found and mlp is None:
@@ -173,12 +172,18 @@ def routed_experts(model: Any, layer: int) -> RoutedExperts | None:  # noqa: ANN
 
 def refuse_experts(model: nn.Module, what: str) -> None:
     """Raise `InputError` where a plain model has routed experts, which something that works on `nn.Linear` misses."""
-    stacks = [name for name, module in model.named_modules() if "_is_expert_parallel" in vars(module)]
+    stacks = list(_groups_of_experts(model))
     if stacks:
         raise InputError(
             f"{what} do not reach the routed experts of this model ({stacks[0]} the first of {len(stacks)}), which are "
             "most of its MLPs: fine-tune in full (method='full')"
         )
+
+
+def _groups_of_experts(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules inside a model that go through the experts interface of `transformers`, by name."""
+    # By an attribute of their own, since a component of TransformerLens shows those of what it wraps.
+    return {name: module for name, module in model.named_modules() if "_is_expert_parallel" in vars(module)}
 
 
 def is_sparse(mlp: nn.Module) -> bool:

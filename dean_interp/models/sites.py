@@ -62,6 +62,11 @@ class Site(NamedTuple):
         return self._replace(part="out" if self.part == "neurons" else f"{self.part}.out")
 
     @property
+    def matrix(self) -> "Site":
+        """The matrix that holds a site's units: itself, or the one that its neurons feed."""
+        return self if self.unit == "weight" else self.out
+
+    @property
     def neurons(self) -> "Site":
         """The neurons that an MLP matrix makes, or that it reads."""
         prefix, dot, _ = self.part.rpartition(".")

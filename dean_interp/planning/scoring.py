@@ -28,7 +28,7 @@ from dean_interp.models.matrices import home
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.tokens import Row, batches, collate, row_length
 from dean_interp.models.torch_settings import own_torch_settings
-from dean_interp.planning.site_sums import alike, matrix_of, site_bytes
+from dean_interp.planning.site_sums import alike, site_bytes
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.importance import give_back
 from dean_interp.scoring.preparation import (
@@ -191,7 +191,7 @@ def held_memory(device: torch.device) -> int:
 def _pass_bytes(model: HookedModel, sites: Sequence[Site], n_groups: int) -> int:
     """Bytes of the sums of some sites on the device that computes. Those of offloaded weights lie in host memory."""
     device = torch.device(model.cfg.device)
-    here = [site for site in sites if home(model, matrix_of(site)).type == device.type]
+    here = [site for site in sites if home(model, site.matrix).type == device.type]
     return sum(site_bytes(model, site, n_groups) for site in here)
 
 

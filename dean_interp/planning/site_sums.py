@@ -9,22 +9,17 @@ from dean_interp.models.sites import Site
 
 def site_bytes(model: HookedModel, site: Site, n_groups: int) -> int:
     """Bytes of a site's running sums in float32 (`Sums`). Neurons have one effect for each group of examples."""
-    n_in, n_out = shape(model, matrix_of(site))
+    n_in, n_out = shape(model, site.matrix)
     n_slots = site.n_experts if site.is_of_experts else 0
     if site.unit == "weight":
         return 4 * (n_in + n_in * n_out + n_slots)
     return 4 * (n_in + n_in * (1 + n_groups) + n_slots)
 
 
-def matrix_of(site: Site) -> Site:
-    """The matrix of a site: itself, or `out`, which reads the neurons."""
-    return site if site.unit == "weight" else site.out
-
-
 def alike(model: HookedModel, sites: Sequence[Site]) -> dict[Site, Site]:
     """For each site one of the same part and shape, in the layer that is nearest to the middle."""
     nearest: dict[tuple[str, tuple[int, int]], Site] = {}
-    kinds = {site: (site.part, shape(model, matrix_of(site))) for site in sites}
+    kinds = {site: (site.part, shape(model, site.matrix)) for site in sites}
     for site in sorted(sites, key=lambda site: abs(site.layer - len(model.blocks) // 2)):
         nearest.setdefault(kinds[site], site)
     return {site: nearest[kind] for site, kind in kinds.items()}

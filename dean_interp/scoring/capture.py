@@ -184,7 +184,7 @@ def _effects_at_parameters(model: HookedModel, batch: Batch, sites: Sequence[Sit
 
 def _parameter_behind(model: HookedModel, site: Site) -> tuple[torch.nn.Parameter, Callable[[Tensor], Tensor]]:
     """The parameter that a site feeds: its own matrix, or for neurons the matrix `out`."""
-    return parameter(model, site.out if site.unit == "neuron" else site)
+    return parameter(model, site.matrix)
 
 
 def _answer_losses(

@@ -107,7 +107,7 @@ def _sites_to_check(model: HookedModel, sites: Sequence[Site]) -> list[Site]:
     """The sites of one layer in the middle whose weights are at hand: an offloaded weight takes no gradient."""
     layers = set()
     for layer in {site.layer for site in sites}:
-        matrices = [site if site.unit == "weight" else site.out for site in sites if site.layer == layer]
+        matrices = [site.matrix for site in sites if site.layer == layer]
         if not any(parameter(model, matrix)[0].is_meta for matrix in matrices):
             layers.add(layer)
     middle = min(layers, key=lambda layer: abs(layer - len(model.blocks) // 2), default=None)

@@ -45,15 +45,14 @@ class Sums:
         self.fold: Fold = fold
         self.sums = {"loss": torch.zeros(len(groups)), "n_positions": torch.zeros((), dtype=torch.int64)}
         for site in sites:
-            matrix = site if site.unit == "weight" else site.out
-            n_in, n_out = shape(model, matrix)
+            n_in, n_out = shape(model, site.matrix)
             sizes: dict[str, tuple[int, ...]] = {"square": (n_in,), "effect": (n_in, n_out)}
             if site.unit == "neuron":
                 sizes |= {"sum": (n_in,), "effect": (int(groups.max()) + 1, n_in)}
             if site.is_of_experts:
                 sizes["slots"] = (site.n_experts,)
             for kind, size in sizes.items():
-                self.sums[f"{kind}/{site}"] = torch.zeros(size, device=home(model, matrix))
+                self.sums[f"{kind}/{site}"] = torch.zeros(size, device=home(model, site.matrix))
 
     def begin(self, batch: Batch) -> None:
         """Say which batch the next pairs belong to."""
