@@ -1,6 +1,7 @@
 """The one error for what a caller can put right: bad names, bad files, bad fractions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -16,6 +17,16 @@ def refuse_below(settings: object, least: Mapping[str, int | float]) -> None:
         value = getattr(settings, name)
         if value is not None and not value >= smallest:
             raise InputError(f"{name} must be at least {smallest}, got {value}")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A question with the known name that is nearest to what was given: ` (did you mean 'fairness'?)`.
+
+    It is empty where no name is near. It stands behind the name in an error, before the names that are allowed.
+    """
+    by_lower_case = {name.lower(): name for name in known}
+    nearest = get_close_matches(given.lower(), by_lower_case, n=1, cutoff=0.7)
+    return f" (did you mean {by_lower_case[nearest[0]]!r}?)" if nearest else ""
 
 
 def first_line(error: BaseException) -> str:

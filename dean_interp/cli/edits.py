@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
+from dean_interp.cli.cards import MeasuringRun, WriteCard, checkpoint_card, do_card, where_the_card_is
 from dean_interp.cli.replacement import Replacement
 from dean_interp.cli.step_result import StepResult
 from dean_interp.editing.apply import create_edit
@@ -87,6 +88,7 @@ class ApplyEdit:
     """Hugging Face checkpoint folder with safetensors files; nothing is written to it."""
     out: Path
     """New folder to write."""
+    measured: OmitArgPrefixes[MeasuringRun] = field(default_factory=MeasuringRun)
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,13 @@ class ExportEdit:
     """Edit file."""
     out: Path
     """New folder to write."""
+    measured: OmitArgPrefixes[MeasuringRun] = field(default_factory=MeasuringRun)
     model: OmitArgPrefixes[EditedModel] = field(default_factory=EditedModel)
 
 
 @dataclass(frozen=True)
 class EditStep:
-    """Create, show, apply, verify, revert, diff, stack or export edit files."""
+    """Create, show, apply, verify, revert, diff, stack or export edit files, or write an edit's card."""
 
     action: OmitArgPrefixes[
         Annotated[CreateEdit, subcommand("create")]
@@ -155,6 +158,7 @@ class EditStep:
         | Annotated[DiffEdits, subcommand("diff")]
         | Annotated[StackEdits, subcommand("stack")]
         | Annotated[ExportEdit, subcommand("export")]
+        | Annotated[WriteCard, subcommand("card")]
     ]
 
 
@@ -179,6 +183,8 @@ def do_edit(step: EditStep) -> StepResult:
             return _stack(action)
         case ExportEdit():
             return _export(action)
+        case WriteCard():
+            return do_card(action)
 
 
 def _create(action: CreateEdit) -> StepResult:
@@ -207,9 +213,10 @@ def _gating(action: CreateEdit) -> tuple[Selection, Multiply]:
 
 def _apply(action: ApplyEdit) -> StepResult:
     edit = load_edit(action.edit)
-    apply_edit_to_checkpoint(action.checkpoint, edit, action.out)
+    card = checkpoint_card(edit, action.edit, action.measured.run, action.checkpoint)
+    apply_edit_to_checkpoint(action.checkpoint, edit, action.out, card=card)
     record = {"out": str(action.out), "numbers": len(edit)}
-    return StepResult(record, f"edited checkpoint: {action.out.resolve()}")
+    return StepResult(record, f"edited checkpoint: {action.out.resolve()}{where_the_card_is(action.out)}")
 
 
 def _revert(action: RevertEdit) -> StepResult:
@@ -252,7 +259,8 @@ def _stack(action: StackEdits) -> StepResult:
 def _export(action: ExportEdit) -> StepResult:
     edit = load_edit(action.edit)
     refuse_existing(action.out)
-    check = export(action.model.load(), edit, action.out)
+    card = checkpoint_card(edit, action.edit, action.measured.run, Path(action.model.model))
+    check = export(action.model.load(), edit, action.out, card=card)
     text = (
         f"checkpoint: {action.out.resolve()}\n"
         f"in plain transformers its logits differ from the edit's in memory by at most "

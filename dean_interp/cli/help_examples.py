@@ -1,8 +1,26 @@
-"""The examples that each `--help` ends with. A test parses every one of them."""
+"""The examples that each `--help` ends with, and what `dean-interp` alone prints. A test parses every command in it."""
 
 from collections.abc import Sequence
 
 from dean_interp.cli.ending import EXIT_CODES
+from dean_interp.errors import did_you_mean
+
+OVERVIEW = """dean-interp finds a small edit of a language model that raises two behaviours,
+measures what the edit costs, and writes it into checkpoints.
+
+Try these three first. The model is a small one that needs no hub and no GPU:
+
+  dean-interp data show privacy
+      the examples of a behaviour, as your own file would have them; seconds
+  dean-interp neuron L17.1042
+      a page of one neuron: where it fires, what it writes; a minute or two
+  dean-interp improve --out runs/improve
+      an edit and its proof; half an hour on two CPU cores
+
+Ctrl-C keeps what was done, and the same command goes on from there.
+
+  dean-interp --help           all commands
+  dean-interp improve --help   all options of one, with examples"""
 
 EXAMPLES = {
     "": (
@@ -68,6 +86,10 @@ EXAMPLES = {
     "edit diff": ("dean-interp edit diff one.safetensors two.safetensors",),
     "edit stack": ("dean-interp edit stack one.safetensors two.safetensors --out both.safetensors",),
     "edit export": ("dean-interp edit export edit.safetensors --model model.gguf --out path/to/edited",),
+    "edit card": (
+        "dean-interp edit card runs/improve --out card/README.md",
+        "dean-interp edit card edit.safetensors --run runs/improve --licence apache-2.0 --out card/README.md",
+    ),
     "chat": (
         "dean-interp chat --edit gates.safetensors",
         "dean-interp chat --edit edit.safetensors --model path/to/checkpoint --dose 0.5 --system 'Answer briefly.'",
@@ -109,6 +131,20 @@ def after_help(arguments: Sequence[str]) -> str:
     name = _command_name(arguments)
     lines = "\n".join(["", "examples:", *(f"  {example}" for example in EXAMPLES[name])])
     return lines if name else f"{lines}\n\n{EXIT_CODES}"
+
+
+def nearest_command(arguments: Sequence[str]) -> str:
+    """A question that names the command that a mistyped one is nearest to; empty where none is near, or none wrong."""
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    known, before = {name.split()[0] for name in EXAMPLES if name}, ""
+    if words and words[0] in known:
+        # The second word is a command, too, where the first one has actions.
+        before, *words = words
+        known = {name.removeprefix(f"{before} ") for name in EXAMPLES if name.startswith(f"{before} ")}
+    if not words or words[0] in known:
+        return ""
+    hint = did_you_mean(words[0], known)
+    return f"dean-interp: no command {f'{before} {words[0]}'.strip()!r}{hint}" if hint else ""
 
 
 def _command_name(arguments: Sequence[str]) -> str:

@@ -8,8 +8,9 @@ from contextlib import redirect_stdout
 import tyro
 from pydantic_core import to_json
 
+from dean_interp.cli.columns import fitted
 from dean_interp.cli.ending import exit_code_of
-from dean_interp.cli.help_examples import after_help
+from dean_interp.cli.help_examples import OVERVIEW, after_help, nearest_command
 from dean_interp.cli.steps import Command, do
 from dean_interp.cli.terminal import Talk, colours_where_wanted, has_every_character
 
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("dean_interp").setLevel(logging.INFO)
+    if not arguments:
+        print(OVERVIEW)  # noqa: T201 - the result
+        return
     command = parsed(arguments)
     talk = Talk(sys.stdin, sys.stdout, json=command.json)
     # Libraries print, too: stdout is for the result alone, and for steps that talk with their user.
@@ -36,7 +40,8 @@ def _command(arguments: Sequence[str]) -> None:
         text = to_json(result.record, indent=1, inf_nan_mode="null", ensure_ascii=ascii_alone).decode()
         print(text)  # noqa: T201 - the result
     elif result.text:
-        print(result.text)  # noqa: T201 - the result
+        width = talk.width
+        print(result.text if width is None else fitted(result.text, width))  # noqa: T201 - the result
     if not result.holds:
         raise SystemExit(1)
 
@@ -49,6 +54,8 @@ def parsed(arguments: Sequence[str]) -> Command:
     except SystemExit as leaving:
         if leaving.code == 0 and {"-h", "--help"} & {*arguments}:
             print(after_help(arguments))  # noqa: T201 - the end of the help
+        elif leaving.code and (hint := nearest_command(arguments)):
+            sys.stderr.write(f"{hint}\n")
         raise
 
 

@@ -67,7 +67,7 @@ def colours_where_wanted() -> Iterator[None]:
         yield
         return
     # tyro draws its boxes by stdout's encoding, which a plain `StringIO` does not have.
-    buffer = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, write_through=True)
+    buffer = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="backslashreplace", write_through=True)
     try:
         with redirect_stdout(buffer):
             yield

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dean_interp.data.prompt_text import normalised
-from dean_interp.data.text_files import Unreadable, all_records, csv_columns_and_records, jsonl_records, misnamed
-from dean_interp.errors import InputError
+from dean_interp.data.text_files import (
+    Unreadable,
+    all_records,
+    csv_columns_and_records,
+    jsonl_records,
+    meant_columns,
+    misnamed,
+)
+from dean_interp.errors import InputError, did_you_mean
 from dean_interp.files import refuse_unreadable
 
 if TYPE_CHECKING:
@@ -98,8 +105,9 @@ def read_rows(source: "str | Path | Dataset") -> list[DataRow]:
         raise InputError(f"no file {path}; and of files only .csv and .jsonl are read")
     if os.path.isdir(path) or str(source).count("/") == 1:
         return _parse(str(source), enumerate(_hugging_face(path, str(source)), 1), "row")
+    name = str(source)[:100]
     raise InputError(
-        f"no behaviour {str(source)[:100]!r}: give {', '.join(BUILTIN)}, a .csv or .jsonl file, "
+        f"no behaviour {name!r}{did_you_mean(name, BUILTIN)}: give {', '.join(BUILTIN)}, a .csv or .jsonl file, "
         "a folder saved by datasets, an owner/name on the Hugging Face hub, or a published set such as "
         "beavertails:fairness"
     )
@@ -156,7 +164,7 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
     numbered = csv_columns_and_records(path)
     start, columns = next(numbered, (1, []))
     if not _can_hold_examples(columns):
-        raise InputError(f"{path}: line {start}: {_COLUMNS}, got {columns}")
+        raise InputError(f"{path}: line {start}: {_COLUMNS}, got {columns}{meant_columns(columns)}")
     if fault := misnamed(columns):
         raise InputError(f"{path}: line {start}: {fault}")
     yield from numbered

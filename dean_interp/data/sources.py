@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dean_interp.data import published
 from dean_interp.data.published import PublishedRecord
 from dean_interp.data.readers import BUILTIN, FILES, DataRow, first_line, read_records, read_rows, source_name
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -181,11 +181,14 @@ def load_source(
         InputError: an unknown name or part, a source that cannot be read, a malformed row (by its number), no rows.
     """
     if name not in SOURCES:
-        raise InputError(f"no data set '{name}': give {', '.join(SOURCES)} or paper")
+        raise InputError(
+            f"no data set '{name}'{did_you_mean(name, (*SOURCES, 'paper'))}: give {', '.join(SOURCES)} or paper"
+        )
     source = SOURCES[name]
     wanted = source.parts.get(part)
     if wanted is None:
-        raise InputError(f"no part '{part}' of {name}: give {', '.join(f'{name}:{known}' for known in source.parts)}")
+        allowed = ", ".join(f"{name}:{known}" for known in source.parts)
+        raise InputError(f"no part '{part}' of {name}{did_you_mean(part, source.parts)}: give {allowed}")
     if records is None:
         records = _from_hub(source, wanted, revision or source.revision)
     try:
@@ -207,7 +210,8 @@ def paper_csvs(folder: str | Path, part: str, response: str = "safe") -> list[Da
     `_safe` and `_unsafe` are one of the files as it stands, `_questions` the SALAD questions, `general` Alpaca.
     """
     if part not in PAPER:
-        raise InputError(f"no part '{part}' of paper: give {', '.join(f'paper:{known}' for known in PAPER)}")
+        allowed = ", ".join(f"paper:{known}" for known in PAPER)
+        raise InputError(f"no part '{part}' of paper{did_you_mean(part, PAPER)}: give {allowed}")
     files = [read_rows(_only_file(folder, part, pattern)) for pattern in PAPER[part]]
     if len(files) == 1:
         return files[0]

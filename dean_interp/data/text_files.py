@@ -10,15 +10,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import StringIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, did_you_mean
 
 COLUMN_NAMES = ("prompt", "response", "safe", "unsafe", "topic", "split", "question", "questions")
 """Columns that mean something."""
+_OPTIONAL = ("topic", "split")
 _FIRST_BYTES = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "a zip archive or a spreadsheet",
@@ -117,11 +119,26 @@ def all_records(path: Path) -> list[Any]:
 
 
 def misnamed(names: Iterable[object]) -> str | None:
-    """What is wrong where a name is nearly that of a column (` topic`, `Split`): it would mean nothing, in silence."""
-    for name in names:
-        if isinstance(name, str) and name not in COLUMN_NAMES and _meant(name) in COLUMN_NAMES[:6]:
-            return f"the column {name!r} must be written {_meant(name)!r}"
+    """What is wrong where a name is nearly that of a column (` topic`, `Split`, `topics`): it would mean nothing, in
+    silence. Letters may be wrong where the column itself is not there and is one that may be left out.
+    """
+    written = [name for name in names if isinstance(name, str)]
+    missing = [column for column in _OPTIONAL if column not in written]
+    for name in written:
+        if name in COLUMN_NAMES:
+            continue
+        near = get_close_matches(name.lower(), missing, n=1, cutoff=0.85)
+        meant = near[0] if near else _meant(name)
+        if meant in COLUMN_NAMES[:6]:
+            return f"the column {name!r} must be written {meant!r}"
     return None
+
+
+def meant_columns(names: Iterable[str]) -> str:
+    """The columns that wrong names are nearest to, as a part of an error; empty where none is near."""
+    wrong = [name for name in names if name not in COLUMN_NAMES]
+    hints = [f"{name!r}{hint}" for name in wrong if (hint := did_you_mean(name, COLUMN_NAMES))]
+    return f": {', '.join(hints)}" if hints else ""
 
 
 def _meant(name: str) -> str:

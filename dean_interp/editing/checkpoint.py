@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.apply import apply_edit, edit_state, revert_edit
+from dean_interp.editing.card_file import is_card, write_card
 from dean_interp.editing.checkpoint_files import TensorPlace, all_files, unread_weights, weight_files
 from dean_interp.editing.edit import Edit, joint_edit_state, refuse_state
 from dean_interp.editing.matching import places_of
@@ -56,31 +57,35 @@ def _states_at(places: Mapping[str, TensorPlace], folder: Path, edit: Edit) -> d
     return states
 
 
-def apply_edit_to_checkpoint(folder: str | Path, edit: Edit, out: str | Path) -> None:
+def apply_edit_to_checkpoint(folder: str | Path, edit: Edit, out: str | Path, *, card: str | None = None) -> None:
     """Write an edited copy of a checkpoint to a new folder: the weights that `transformers` loads are edited.
 
-    Other weights in the folder (in another format, in subfolders, adapters) are left out; a warning names them.
+    Other weights in the folder (in another format, in subfolders, adapters) are left out; a warning names them. `card`
+    is the text of a card that the new folder shall carry (`editing.card_file`).
 
     Raises:
         InputError: before anything is written, where the checkpoint is not the edit's base or holds the edit already,
             has no safetensors files, or `out` exists; after a full disk, with nothing left behind.
     """
-    _write_copy(Path(folder), edit, Path(out), expected="base")
+    _write_copy(Path(folder), edit, Path(out), expected="base", card=card)
 
 
 def revert_edit_in_checkpoint(folder: str | Path, edit: Edit, out: str | Path) -> None:
     """Write a copy of an edited checkpoint without the edit: its files are those of the base, byte for byte.
 
-    Raises `InputError` as `apply_edit_to_checkpoint` does, where the checkpoint does not hold the edit.
+    The edit's card is left out. Raises `InputError` as `apply_edit_to_checkpoint` does, where the checkpoint does not hold the edit.
     """
     _write_copy(Path(folder), edit, Path(out), expected="edited")
 
 
 @own_torch_settings()
-def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int = 24) -> dict[str, float | str]:
+def export(
+    model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int = 24, card: str | None = None
+) -> dict[str, float | str]:
     """Write a model in memory with the edit as a checkpoint folder, load it in plain `transformers`, and compare.
 
-    This is for models that are no checkpoint folder (a GGUF file). The model itself is left as it was.
+    This is for models that are no checkpoint folder (a GGUF file). The model itself is left as it was. `card` is the
+    text of a card that the folder shall carry (`editing.card_file`).
 
     Returns:
         `largest_difference` of the logits to the hooked model's on a prompt (or, for changed biases and products that
@@ -107,6 +112,8 @@ def export(model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int
         with atomic_folder(out) as part:
             save_model(plain, part)
             loaded_tokenizer(model).save_pretrained(part)
+            if card is not None:
+                write_card(part, card)
             # Where hooks do not do quite the same, the edited model itself gives the expected logits.
             edited_logits = None if edit.equals_hooks else _logits(model, prompt)
             revert_edit(model, edit)
@@ -171,14 +178,17 @@ def _template(model: HookedModel) -> Template:
     return "chat" if native_tokenizer(model).chat_template else "raw"
 
 
-def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState) -> None:
+def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState, card: str | None = None) -> None:
     """Copy a folder whose state is `expected`, and write the edit's other values into the copy."""
     refuse_existing(out)
     places = places_of(folder, edit)
     state = joint_edit_state(list(_states_at(places, folder, edit).values()))
     refuse_state(state, expected, edit, str(folder))
     with atomic_folder(out) as part:
-        for file in progress_bar(_files_to_copy(folder), desc=f"copying {folder.name}", unit="file", leave=False):
+        files = _files_to_copy(folder)
+        if expected == "edited":
+            files = [file for file in files if not (file.parent == Path() and is_card(folder / file, edit))]
+        for file in progress_bar(files, desc=f"copying {folder.name}", unit="file", leave=False):
             (part / file).parent.mkdir(parents=True, exist_ok=True)
             # Links, as in the hub's cache, are followed: the copy holds files.
             shutil.copyfile(folder / file, part / file)
@@ -186,6 +196,8 @@ def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState) -> 
             change = edit.changes[name]
             write = change.write if expected == "base" else change.undo
             write(place.mapped(part, write=True))
+        if card is not None:
+            write_card(part, card)
 
 
 def _files_to_copy(folder: Path) -> list[Path]:

@@ -99,6 +99,17 @@ def run_harness(
     return tuple(results)
 
 
+def refuse_unknown_tasks(tasks: Sequence[str], folder: Path | None = None) -> None:
+    """Raise `InputError` where a task does not exist, or lm-eval is not installed; `run_harness` would say so later.
+
+    Args:
+        tasks: names of the harness, or of task files in `folder`.
+        folder: task files of one's own.
+    """
+    if tasks:
+        _task_manager(_lm_eval()[1], tasks, folder)
+
+
 def _lm_eval() -> tuple[Any, Any]:
     """The harness' function that evaluates, and its class that finds tasks; an error where it is not installed."""
     try:

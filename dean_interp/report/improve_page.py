@@ -34,7 +34,7 @@ def write_improve_report(improvement: Improvement, folder: Path) -> Path:
         improvement=improvement,
         config=improvement.config,
         behaviours=improvement.behaviours,
-        rows=_rows(improvement),
+        rows=improvement_rows(improvement),
         n_flips=len(improvement.of_kind(FLIP)),
         subtracts_register=bool(improvement.config.register and improvement.config.gating.against_register),
         effect=to_svg(effect_against_nulls(improvement), "Change of both margins under the edit and its nulls"),
@@ -108,7 +108,7 @@ def _information(improvement: Improvement) -> list[ShownInformation]:
     return [shown_information(titles.get(name, name), found) for name, found in improvement.information.items()]
 
 
-def _rows(improvement: Improvement) -> list[StateRow]:
+def improvement_rows(improvement: Improvement) -> list[StateRow]:
     """The edit, its opposite, and each kind of null as a group."""
     rows = [single_row(improvement.edit, "the edit")]
     rows += [single_row(state, "its opposite") for state in improvement.of_kind("opposite")]

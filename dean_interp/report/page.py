@@ -1,7 +1,7 @@
 """What all pages share: the frame in a notebook, the file, the template with its style, and how numbers are written."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -40,8 +40,28 @@ class Page:
 
 def rendered(template: str, **values: object) -> str:
     """A page from its template, with the style of all pages."""
+    environment = _environment(autoescape=True)
+    return environment.get_template(template).render(style=_text("style.css"), sorting=_text("sort.js"), **values)
+
+
+def rendered_markdown(template: str, **values: object) -> str:
+    """A text in Markdown from its template. What is put in stays in its line and in its cell of a table."""
+    return _environment(finalize=_one_cell).get_template(template).render(**values)
+
+
+def _one_cell(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _environment(*, autoescape: bool = False, finalize: Callable[[object], str] | None = None) -> Environment:
     environment = Environment(
-        loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_text),
+        autoescape=autoescape,
+        finalize=finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals["intervals"] = INTERVALS
     environment.filters |= {
@@ -58,7 +78,7 @@ def rendered(template: str, **values: object) -> str:
         "detectable": detectable,
         "rank": rank,
     }
-    return environment.get_template(template).render(style=_text("style.css"), sorting=_text("sort.js"), **values)
+    return environment
 
 
 def _text(name: str) -> str:

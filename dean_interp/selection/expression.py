@@ -8,7 +8,7 @@ import ast
 from collections.abc import Mapping
 from operator import and_, or_, sub
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, did_you_mean
 from dean_interp.selection.selection import Selection
 
 _OPERATIONS = {ast.BitAnd: and_, ast.BitOr: or_, ast.Sub: sub}
@@ -48,7 +48,10 @@ def _evaluate(
         case ast.Name(id=name) if name in sets:
             value = sets[name]
         case ast.Name(id=name):
-            raise InputError(f"no behaviour {name!r} in the expression {expression!r}: there are {', '.join(sets)}")
+            hint = did_you_mean(name, sets)
+            raise InputError(
+                f"no behaviour {name!r}{hint} in the expression {expression!r}: there are {', '.join(sets)}"
+            )
         case ast.BinOp(left, operator, right) if type(operator) in _OPERATIONS:
             left_value = _evaluate(left, expression, sets, values)
             right_value = _evaluate(right, expression, sets, values)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.values import Value, Zero
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, did_you_mean
 from dean_interp.evaluation.lines import Line, lines_frame
 from dean_interp.evaluation.outcomes import MARGIN, Outcome
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
@@ -67,7 +67,8 @@ class ArmResults(Framed):
         for line in self.arms.get(arm, ()):
             if (line.metric, line.on) == (metric, on):
                 return line
-        raise InputError(f"no '{metric}' on {on} in the arm {arm!r}; arms: {', '.join(self.arms)}")
+        hint = did_you_mean(arm, self.arms)
+        raise InputError(f"no '{metric}' on {on} in the arm {arm!r}{hint}; arms: {', '.join(self.arms)}")
 
 
 def margin_lines(lines: Sequence[Line]) -> dict[str, Line]:

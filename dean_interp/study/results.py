@@ -1,7 +1,7 @@
 """What a study found, as frozen records, and their file. Nothing in it depends on the time or place of the run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -216,6 +216,10 @@ class Results(Framed):
     def of(self, unit: Unit) -> UnitResults:
         """The results of one kind of unit."""
         return next(results for results in self.units if results.unit == unit)
+
+    def only(self, unit: Unit) -> "Results":
+        """The same study, as if one kind of unit were all that was studied."""
+        return replace(self, units=(self.of(unit),))
 
 
 @dataclass(frozen=True)

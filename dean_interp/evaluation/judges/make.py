@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, did_you_mean
 from dean_interp.evaluation.judges.classifier import SAFE_AND_UNSAFE, ClassifierJudge
 from dean_interp.evaluation.judges.forms import JSON, LLAMA_GUARD, MD_JUDGE, MD_JUDGE_2, QUESTION, Form
 from dean_interp.evaluation.judges.lexical import LexicalJudge
@@ -64,7 +64,8 @@ def make_judge(text: str, model: HookedModel | None = None, *, cache: Path | Non
         name, _, classes = rest.partition("?")
         labels = _labels_by_class(classes) if classes else SAFE_AND_UNSAFE
         return ClassifierJudge(name, labels=labels)
-    raise InputError(f"no judge {without_login(text)!r}: give {_ALLOWED}")
+    hint = did_you_mean(kind, ("lexical", "self", "classifier", *_FORMS))
+    raise InputError(f"no judge {without_login(text)!r}{hint}: give {_ALLOWED}")
 
 
 def refuse_useless(text: str) -> None:

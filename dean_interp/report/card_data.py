@@ -1,0 +1,109 @@
+"""Which model and which data sets the card of an edit names, and how: so that others find them, and no path is told."""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import metadata_load, try_to_load_from_cache
+
+from dean_interp.data.readers import BUILTIN
+from dean_interp.data.sources import SOURCES, behaviour_name, licence_of, named_source
+from dean_interp.models.demo import DEMO_MODEL, HUB_NAME, LICENCE
+from dean_interp.study.improvement import Improvement
+from dean_interp.study.results import Results
+
+_OWNER_AND_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class CardSet:
+    """A data set, as a card names it."""
+
+    name: str
+    origin: str
+    """Where it comes from, in words."""
+    hub: str | None
+    """Its name on the Hugging Face hub, where it comes from there."""
+    licence: str
+    sizes: Mapping[str, str]
+    """How many examples did what."""
+
+
+def hub_model(name: str) -> str | None:
+    """The name of a model on the Hugging Face hub; None where it is not known."""
+    # A converted file of the demo model has its version behind its name.
+    if re.fullmatch(rf"{DEMO_MODEL}(-[\d.]+)?", name):
+        return HUB_NAME
+    return name if _is_on_hub(name) else None
+
+
+def shared_name(name: str) -> str:
+    """What a model is called where others read it: of a path its last part."""
+    return name if _is_on_hub(name) else Path(name).name
+
+
+def shared_command(step: str, words: Sequence[str]) -> str:
+    """A command line as others read it: of every path in it the last part."""
+    shown = [Path(word).name if os.sep in word and os.path.exists(word) else word for word in words]
+    return shlex.join(["dean-interp", step, *shown])
+
+
+def licence_of_model(name: str) -> str | None:
+    """The licence that the card of a model names: in its folder, or in the cache of the hub; None where none does."""
+    hub = hub_model(name)
+    if hub == HUB_NAME:
+        return LICENCE
+    card = Path(name) / "README.md"
+    if not card.is_file() and hub:
+        cached = try_to_load_from_cache(hub, "README.md")
+        card = Path(cached) if isinstance(cached, str) else card
+    try:
+        facts = metadata_load(card) if card.is_file() else None
+    # Whoever wrote it: a card that is no card names no licence.
+    except (ValueError, yaml.YAMLError):
+        return None
+    licence = (facts or {}).get("license")
+    return licence if isinstance(licence, str) else None
+
+
+def improvement_sets(improvement: Improvement) -> tuple[CardSet, ...]:
+    """The sets of an improvement, with the examples of each role."""
+    config, sets = improvement.config, []
+    for source, role in zip(config.data.sources, improvement.roles, strict=True):
+        of = "prompts" if role.divided_by == "prompt" else "topics"
+        sizes = {name: f"{n} of {role.n_topics[name]} {of}" for name, n in role.n_examples.items()}
+        sets.append(_card_set(source, sizes))
+    if config.register is not None:
+        n = max(line.n for line in improvement.edit.lines if line.on == behaviour_name(config.register))
+        sets.append(_card_set(config.register, {"confirm": str(n)}))
+    return tuple(sets)
+
+
+def study_sets(results: Results) -> tuple[CardSet, ...]:
+    """The sets of a study, with the examples that were scored and those that were measured."""
+    data, n_scored = results.config.data, str(results.config.calibration.n_calibration)
+    n_tested = {data.first: data.n_test, data.second: data.n_test, data.general: data.n_general_test}
+    return tuple(_card_set(source, {"score": n_scored, "confirm": str(n)}) for source, n in n_tested.items())
+
+
+def _card_set(source: str, sizes: Mapping[str, str]) -> CardSet:
+    hub, origin = None, "a file of its own"
+    asked = named_source(source)
+    if source in BUILTIN:
+        origin = "built into dean_interp"
+    elif asked and asked.name in SOURCES:
+        hub, origin = SOURCES[asked.name].hub, f"{asked} ({SOURCES[asked.name].hub})"
+    elif asked:
+        origin = str(asked)
+    elif _is_on_hub(source):
+        hub, origin = source, source
+    return CardSet(behaviour_name(source), origin, hub, licence_of(source), sizes)
+
+
+def _is_on_hub(name: str) -> bool:
+    is_file = Path(name).suffix.lower() in (".csv", ".jsonl", ".gguf")
+    return bool(_OWNER_AND_NAME.fullmatch(name)) and not is_file and not os.path.exists(name)
