@@ -7,10 +7,11 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from test_improve import config, finished, sets  # noqa: F401 - fixtures: a whole small run
 
-from dean_interp import InputError, create_edit, load_edit, load_model, load_selection
+from dean_interp import InputError, Selection, Site, create_edit, load_edit, load_model, load_selection
 from dean_interp.cli.main import main
 from dean_interp.editing.apply import create_gates_edit
 from dean_interp.editing.edit import Edit
@@ -240,10 +241,6 @@ def test_of_two_edits_each_takes_its_own_card_away(checkpoints, llama, tmp_path)
 
 def two_edits(model: object, folder: Path) -> tuple[Path, Path]:
     """Two edits of different layers."""
-    import torch
-
-    from dean_interp import Selection, Site
-
     paths = []
     for layer in (0, 2):
         site = Site(layer, "neurons")
@@ -273,11 +270,9 @@ def test_a_text_that_is_no_card_is_not_replaced(finished, tmp_path, capsys):  # 
     assert written(path, folder) == written(path, folder), "a card is replaced"
 
 
-@pytest.mark.parametrize(
-    "text", ["---\nlicense: [a\n---\n", "---\n- a\n---\n", "# No facts\n", "---\nlicense: 5\n---\n"]
-)
-def test_a_card_of_the_model_that_names_no_licence_gives_none(tmp_path, text):
-    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+@pytest.mark.parametrize("facts", ["license: [a", "- a", "license: 5", "language: en"])
+def test_a_card_of_the_model_that_names_no_licence_gives_none(tmp_path, facts):
+    (tmp_path / "README.md").write_text(f"---\n{facts}\n---\n", encoding="utf-8")
     assert licence_of_model(str(tmp_path)) is None
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     assert licence_of_model(str(tmp_path)) == "mit"

@@ -181,9 +181,8 @@ def load_source(
         InputError: an unknown name or part, a source that cannot be read, a malformed row (by its number), no rows.
     """
     if name not in SOURCES:
-        raise InputError(
-            f"no data set '{name}'{did_you_mean(name, (*SOURCES, 'paper'))}: give {', '.join(SOURCES)} or paper"
-        )
+        hint = did_you_mean(name, (*SOURCES, "paper"))
+        raise InputError(f"no data set '{name}'{hint}: give {', '.join(SOURCES)} or paper")
     source = SOURCES[name]
     wanted = source.parts.get(part)
     if wanted is None:

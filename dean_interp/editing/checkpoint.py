@@ -73,7 +73,8 @@ def apply_edit_to_checkpoint(folder: str | Path, edit: Edit, out: str | Path, *,
 def revert_edit_in_checkpoint(folder: str | Path, edit: Edit, out: str | Path) -> None:
     """Write a copy of an edited checkpoint without the edit: its files are those of the base, byte for byte.
 
-    The edit's card is left out. Raises `InputError` as `apply_edit_to_checkpoint` does, where the checkpoint does not hold the edit.
+    The edit's card is left out. Raises `InputError` as `apply_edit_to_checkpoint` does, where the checkpoint does not
+    hold the edit.
     """
     _write_copy(Path(folder), edit, Path(out), expected="edited")
 

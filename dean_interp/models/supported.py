@@ -125,6 +125,6 @@ def unknown_model(name: str, error: Exception, known: Iterable[str] = ()) -> Inp
     if os.path.isdir(name):
         return InputError(f"cannot load the model '{name}' from its folder: {reason}")
     return InputError(
-        f"cannot load the model '{name}'{did_you_mean(name, known)}: no such local folder, and the Hugging Face hub did "
-        f"not give it ({reason})"
+        f"cannot load the model '{name}'{did_you_mean(name, known)}: no such local folder, and the Hugging Face hub "
+        f"did not give it ({reason})"
     )
