@@ -125,7 +125,7 @@ def equal_kl_controls(model: HookedModel, edit: Selection, matched: Strata, n: i
         return random_control(edit, matched, seed=0, number=number, growth=growth)
 
     target = kl(edit)
-    found: list[tuple[float, float]] = json.loads(path.read_text()) if path.is_file() else []
+    found: list[tuple[float, float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     for number in progress_bar(range(len(found), n), initial=len(found), total=n, desc="sizes of equal KL"):
         # The search begins at the median of the sizes so far; the first one has further to go.
         start, max_tries = 1.0, 8

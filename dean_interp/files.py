@@ -111,7 +111,7 @@ def check_writable(path: Path) -> None:
     def write_and_delete() -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.with_name(f".{path.name}.try").open("w") as trial:
+            with path.with_name(f".{path.name}.try").open("wb") as trial:
                 Path(trial.name).unlink()
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error

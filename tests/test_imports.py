@@ -18,6 +18,12 @@ def test_importing_the_package_loads_nothing_that_draws_pages_or_trains():
     assert done.stdout.strip() == "[]"
 
 
+def test_adapters_are_loaded_by_the_arms_that_train_them_alone():
+    program = "import sys, dean_interp.arms.all_arms, dean_interp.cli.steps; print('peft' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_the_three_lists_of_public_names_are_one():
     tree = ast.parse(Path(dean_interp.__file__).read_text(encoding="utf-8"))
     (type_checking,) = (statement for statement in tree.body if isinstance(statement, ast.If))

@@ -98,7 +98,7 @@ def _alone_in(cache: Path) -> Iterator[None]:
     """Inside, no other process converts a file into the same cache; waits until none does."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = (cache / f"{_UNFINISHED}.lock").open("w")
+        lock = (cache / f"{_UNFINISHED}.lock").open("wb")
     except OSError as error:
         raise _cannot_write(cache, error) from error
     with lock:
