@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from datetime import date
 from pathlib import Path
@@ -18,6 +19,7 @@ from dean_interp.editing.edit import Edit
 from dean_interp.editing.values import Scale
 from dean_interp.report.card_data import hub_model, licence_of_model, shared_name
 from dean_interp.report.edit_card import card_of_edit, card_of_run, layers_in_words
+from dean_interp.report.improve_page import next_commands
 from dean_interp.selection.gates import load_gates
 from dean_interp.study.measured_edit import measured_in
 
@@ -94,7 +96,10 @@ def test_the_numbers_on_the_card_of_an_improvement_are_those_of_its_record(finis
 
 def test_a_card_lists_the_conditions_that_hold_and_those_that_do_not(finished, tmp_path):  # noqa: F811
     folder, improvement = finished
-    card = written(tmp_path / "README.md", folder)
+    program, *arguments = shlex.split(next_commands(improvement, folder)["write its card"])
+    arguments[-1] = str(tmp_path / "README.md")
+    assert program == "dean-interp" and main(arguments) == 0
+    card = Path(arguments[-1]).read_text(encoding="utf-8")
     listed = re.findall(r"^- \[(x| )\] \*\*(.+)\*\* (holds|does not hold): ", card, re.MULTILINE)
     assert len(listed) > 3
     for (box, name, said), condition in zip(listed, improvement.conditions, strict=True):
@@ -132,7 +137,7 @@ def test_a_card_names_hub_models_and_published_sets(finished):  # noqa: F811
     assert hub_model("smollm2-135m-instruct-0.1.2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert hub_model("smollm2-of-mine") is None and hub_model("folder/model.gguf") is None
     text = card.markdown(licence=None, written=TODAY)
-    assert "look it up before you share" in text and "Card written on 2026-11-29." in text
+    assert "look it up before you share" in text and " on 2026-11-29." in text
     assert ModelCard(text).data.license is None
 
 

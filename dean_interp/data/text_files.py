@@ -5,6 +5,7 @@ these can be read as it was meant, so none is read.
 """
 
 import csv
+import functools
 import json
 import re
 from collections import Counter
@@ -127,11 +128,18 @@ def misnamed(names: Iterable[object]) -> str | None:
     for name in written:
         if name in COLUMN_NAMES:
             continue
-        near = get_close_matches(name.lower(), missing, n=1, cutoff=0.85)
-        meant = near[0] if near else _meant(name)
+        near = _misspelt(name)
+        meant = near if near in missing else _meant(name)
         if meant in COLUMN_NAMES[:6]:
             return f"the column {name!r} must be written {meant!r}"
     return None
+
+
+@functools.lru_cache
+def _misspelt(name: str) -> str:
+    """The column that a name is nearly; empty where it is none. Rows of one file have the same names."""
+    near = get_close_matches(name.lower(), _OPTIONAL, n=1, cutoff=0.85)
+    return near[0] if near else ""
 
 
 def meant_columns(names: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ Nothing on it says where a file lies on the machine that wrote it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Literal
 
@@ -62,7 +62,8 @@ class EditCard:
     """Empty: nothing was measured."""
     command: str
     """The command that made the edit; empty where no run did."""
-    versions: Mapping[str, str]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """The versions that the edit file was made with; empty where there is none."""
     digest: str | None = None
     """The digest of the edit file, where there is one."""
 
@@ -87,6 +88,7 @@ class EditCard:
             card=self,
             licence=licence,
             written=written.isoformat(),
+            version=versions()["dean_interp"],
             is_checkpoint=library == "transformers",
             headings=list(self.effects[0].rows[0].changes) if self.effects else [],
         )
@@ -101,9 +103,7 @@ def card_of_edit(edit: Edit, run: Improvement | Results | None) -> EditCard:
     """
     if run is None:
         model = shared_name(edit.facts["model"])
-        card = EditCard(
-            title=f"An edit of {model}", model=model, changes={}, sets=(), apart="", effects=(), command="", versions={}
-        )
+        card = EditCard(title=f"An edit of {model}", model=model, changes={}, sets=(), apart="", effects=(), command="")
     else:
         card = card_of_run(run)
     changes = {**_changes_of_edit(edit), **card.changes}
@@ -139,7 +139,6 @@ def _of_improvement(improvement: Improvement) -> EditCard:
         apart=_apart(improvement),
         effects=(effect,),
         command=shared_command("improve", options_of(config, ImproveConfig())),
-        versions=versions(),
     )
 
 
@@ -166,7 +165,6 @@ def _of_study(results: Results) -> EditCard:
         apart="Prompts that are calibration prompts, exactly or nearly, are left out of the test sets.",
         effects=tuple(map(_effect_of_units, results.units)),
         command=shared_command("run", options_of(config, StudyConfig())),
-        versions=versions(),
     )
 
 

@@ -67,6 +67,7 @@ def next_commands(improvement: Improvement, folder: Path) -> dict[str, str]:
         "chat with it": ["chat", *model, "--edit", edit],
         "write it into a checkpoint": ["edit", "export", edit, *model, "--out", edited],
         "take it back": ["edit", "revert", edit, edited, "--out", str(folder / "reverted")],
+        "write its card": ["edit", "card", str(folder), "--out", str(folder / "README.md")],
     }
     return {what: shlex.join(["dean-interp", *words]) for what, words in commands.items()}
 
