@@ -38,6 +38,7 @@ KINDS = {name: "data" for name in DATA.split()} | {
     "selections": "selection",
     "edit": "edit",
     "edits": "edit",
+    "source": "edit",
     "checkpoint": "checkpoint",
     "run": "run",
     "folders": "run",
@@ -47,7 +48,7 @@ KINDS = {name: "data" for name in DATA.split()} | {
     "out": "out",
     "adapter": "adapter",
     "date": "day",
-    **dict.fromkeys("prompts system expression neuron value values judges tasks answers_from".split(), "words"),
+    **dict.fromkeys("prompts system expression neuron value values judges tasks answers_from licence".split(), "words"),
 }
 """What each option that takes a text or a path names; `words` are no names of anything on the disk."""
 N_OF = {

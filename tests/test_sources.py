@@ -278,7 +278,9 @@ def test_a_missing_column_is_named_beside_those_that_are_there(name):
 
 def test_unknown_names_and_parts_list_what_there_is():
     assert error_of("beaver", "fairness", []) == (
-        "no data set 'beaver': give beavertails, salad, alpaca, wikitext, bbq, xstest, orbench or paper")  # fmt: skip
+        "no data set 'beaver' (did you mean 'beavertails'?): give beavertails, salad, alpaca, wikitext, bbq, xstest, "
+        "orbench or paper"
+    )
     assert error_of("salad", "fair", []) == "no part 'fair' of salad: give salad:fairness, salad:privacy"
     assert error_of("salad", "privacy", []) == "salad:privacy: none of the rows belongs to it"
     with pytest.raises(InputError, match="no data set 'beaver'"):

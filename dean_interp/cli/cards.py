@@ -11,7 +11,7 @@ from dean_interp.cli.step_result import StepResult
 from dean_interp.editing.card_file import DIGEST_KEY, card_names
 from dean_interp.editing.edit import Edit, load_edit
 from dean_interp.errors import InputError
-from dean_interp.files import write_text
+from dean_interp.files import check_writable, write_text
 from dean_interp.report.card_data import licence_of_model
 from dean_interp.report.edit_card import EditCard, card_of_edit, card_of_run
 from dean_interp.report.improve_page import EDIT_FILE
@@ -44,6 +44,7 @@ class WriteCard:
 
 def do_card(step: WriteCard) -> StepResult:
     """Write a card. Raises `InputError` for what its user can put right."""
+    check_writable(step.out)
     if step.out.is_file() and f"{DIGEST_KEY}: " not in step.out.read_text(encoding="utf-8", errors="replace"):
         raise InputError(f"{step.out} is there and is no card of an edit: give another --out, or move it away")
     if step.source.is_dir():

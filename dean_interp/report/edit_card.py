@@ -81,8 +81,9 @@ class EditCard:
             library_name=library,
             tags=TAGS,
             datasets=[each.hub for each in self.sets if each.hub] or None,
-            **{DIGEST_KEY: self.digest},
         )
+        if self.digest:
+            facts[DIGEST_KEY] = self.digest
         body = rendered_markdown(
             "card.md.j2",
             card=self,
