@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp import Behaviour, InputError, Scores, Selection, importance, load_behaviour
+from dean_interp import Behaviour, InputError, Scores, Selection, load_behaviour
 from dean_interp.circuits.lens import written
 from dean_interp.circuits.neuron import TextActivations, strongest_neurons, top_texts
 from dean_interp.cli.ending import command, script
@@ -87,7 +87,7 @@ def run(given: Where) -> ArmResults:
                 "coupled": shares_of_layers(coupling.coupled),
             }
             if unit == "neuron":
-                conclusions.append(signs(model, coupling.coupled, draws[0][:2], config))
+                conclusions.append(signs(coupling.coupled, of_unit))
                 conclusions += looked_at(
                     given=given, model=model, coupled=coupling.coupled, scores=of_unit, tests=tests
                 )
@@ -121,7 +121,8 @@ def scores_of_draws(given: Where, model: HookedModel, draws: Sequence[Sequence[B
     for number, behaviours in enumerate(progress_bar(draws, desc="draws", unit="draw")):
         folder = given.out / f"draw_{number + 1}"
         folder.mkdir(exist_ok=True)
-        scores.append([score(model, behaviour, given.study, folder) for behaviour in behaviours])
+        # One pass gives the scores and the signs of the same effects.
+        scores.append([score(model, behaviour, given.study, folder, also=("signed",)) for behaviour in behaviours])
     return scores
 
 
@@ -174,11 +175,9 @@ def stability(unit: Unit, couplings: Sequence[Coupling]) -> str:
     )
 
 
-def signs(model: HookedModel, coupled: Selection, behaviours: Sequence[Behaviour], config: StudyConfig) -> str:
+def signs(coupled: Selection, scores: Sequence[Scores]) -> str:
     """Whether silencing a coupled neuron would move both behaviours' losses the same way."""
-    scoring = dataclasses.replace(config.calibration.scoring(config.model.template), signed=True)
-    first, second = (importance(model, behaviour, unit="neuron", config=scoring) for behaviour in behaviours)
-    n_opposite = len(opposite_sign(coupled, first, second))
+    n_opposite = len(opposite_sign(coupled, scores[0], scores[1]))
     return (
         f"Of the {len(coupled)} coupled neurons {len(coupled) - n_opposite} push both behaviours' losses the same way "
         f"and {n_opposite} in opposite ways: only these trade one behaviour for the other, to first order."

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _KEEP_SHARE = 10  # the sums are written again after working this many times as long as writing them took
 _QUICK = 0.1  # seconds; sums that are written faster are written after every batch
+_BYTES_A_SECOND = 2**30  # how fast sums are taken to be written, before they were written once
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,14 @@ def batched(
     n_done = unfinished.restore(sums) if unfinished else 0
     n_rows_done = sum(len(batch_rows) for batch_rows in planned[:n_done])
     n_rows = sum(len(batch_rows) for batch_rows in planned)
-    seconds, kept_at = 0.0, time.monotonic()
+    seconds = sum(total.nbytes for total in sums.values()) / _BYTES_A_SECOND
+    kept_at = time.monotonic()
     with progress_bar(total=n_rows, initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
         for number, batch_rows in enumerate(planned[n_done:], n_done + 1):
             yield collate(batch_rows, device=model.cfg.device, padding=padding)
             # The body has added this batch to the sums.
             began = time.monotonic()
-            is_due = number == len(planned) or seconds < _QUICK or began - kept_at > _KEEP_SHARE * seconds
+            is_due = seconds < _QUICK or began - kept_at > _KEEP_SHARE * seconds
             if unfinished and is_due:
                 unfinished.keep(sums, n_batches=number)
                 kept_at = time.monotonic()

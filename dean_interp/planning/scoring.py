@@ -30,7 +30,7 @@ from dean_interp.models.tokens import Row, batches, collate, row_length
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.planning.site_sums import alike, site_bytes
 from dean_interp.scoring.capture import stream_gradients
-from dean_interp.scoring.importance import give_back
+from dean_interp.scoring.means import give_back
 from dean_interp.scoring.preparation import (
     Prepared,
     ScoringConfig,
@@ -202,7 +202,7 @@ class _Probe:
         self.model, self.data, self.sites, self.config = model, data, sites, config
         self.like = alike(model, sites)
         shared = sorted(set(self.like.values()))
-        self.sums = Sums(model, shared, groups=data.groups, rows_each=data.rows_each, fold=config.fold)
+        self.sums = Sums(model, shared, groups=data.groups, rows_each=data.rows_each, folds=(config.fold,))
 
     def run(self, rows: Sequence[Row]) -> float:
         """Seconds of one pass."""

@@ -5,21 +5,17 @@ how much the loss moves when it is silenced, is answered by its activation times
 `E |sum over positions of a * dL/da|`.
 """
 
-import contextlib
-import ctypes
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
-from dean_interp.models.matrices import parameter, weight
+from dean_interp.models.matrices import parameter
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.supported import refuse_not_finite
@@ -27,6 +23,7 @@ from dean_interp.models.tokens import Batch, collate
 from dean_interp.models.torch_settings import own_torch_settings, refuse_without_gradients
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.capture import check_hook_gradients, sampled_targets, stream_gradients
+from dean_interp.scoring.means import as_scores, further_folds
 from dean_interp.scoring.preparation import (
     Prepared,
     ScoringConfig,
@@ -38,8 +35,8 @@ from dean_interp.scoring.preparation import (
     scores_fingerprint,
     units_of,
 )
-from dean_interp.scoring.products import folded
-from dean_interp.scoring.scores import PER_SITE, Scores, refuse_keep, thinned
+from dean_interp.scoring.products import Fold
+from dean_interp.scoring.scores import Also, Scores, refuse_keep
 from dean_interp.scoring.sums import Sums
 
 log = logging.getLogger(__name__)
@@ -53,6 +50,7 @@ def importance(
     unit: Unit | Sequence[Unit] = "neuron",
     config: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
     keep: float = 1.0,
+    also: Sequence[Also] = (),
     unfinished: Path | None = None,
 ) -> Scores:
     """Score every unit of the model for one behaviour, by gradients at hook points.
@@ -64,7 +62,9 @@ def importance(
             `("neuron", "weight")`. Weights take one float32 accumulator a weight.
         config: template, target, sign, modules, batches.
         keep: the top fraction of each matrix's weights whose scores are kept (`Scores.kept`). Less than 1 saves memory:
-            the other scores are dropped as soon as their layers' pass is done.
+            the other scores are dropped on the device that scores, as soon as their layers' pass is done.
+        also: other means of the same effects that this pass adds up beside the scores: `signed` and `squared` fill the
+            fields of that name. For weights each takes one more float32 accumulator a weight.
         unfinished: a file for the sums of the finished batches. A call that was killed goes on from there when it is
             made again. Call `resume.discard(path)` once the scores are saved.
 
@@ -76,6 +76,7 @@ def importance(
     units = units_of(unit)
     sites = scored_sites(model, units, config)
     refuse_keep(keep)
+    further = further_folds(also, config)
     refuse_not_finite(model)
     refuse_without_gradients(model, str(model.cfg.model_name))
     data = prepare(model, behaviour, config)
@@ -89,7 +90,7 @@ def importance(
     def passes() -> Iterator[Sums]:
         for number, pass_sites in enumerate(in_passes(sites, config.layers_per_pass)):
             part = started.part(str(number)) if started else None
-            yield run_pass(model, data, pass_sites, config, label=label, unfinished=part, step=step)
+            yield run_pass(model, data, pass_sites, config, label=label, unfinished=part, step=step, further=further)
 
     facts = facts_of(model, behaviour, config, method="importance", data=data)
     scores = as_scores(model, behaviour, passes(), data=data, fingerprint=key, facts=facts, keep=keep)
@@ -146,12 +147,14 @@ def run_pass(
     label: str,
     unfinished: Unfinished | None = None,
     step: PassStep = gradient_step,
+    further: Sequence[Fold] = (),
 ) -> Sums:
-    """Run every batch once and return the sums of the sites.
+    """Run every batch once and return the sums of the sites: those of the config's fold, and of further ones.
 
     A batch that does not fit into memory is halved, and so are those after it; nothing that was added is lost.
     """
-    sums = Sums(model, sites, groups=data.groups, rows_each=data.rows_each, fold=config.fold)
+    folds = (config.fold, *further)
+    sums = Sums(model, sites, groups=data.groups, rows_each=data.rows_each, folds=folds)
     most_tokens = batch_tokens_of(model, config)
     for batch in batched(
         model,
@@ -204,63 +207,3 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))
-
-
-def as_scores(
-    model: HookedModel,
-    behaviour: Behaviour,
-    passes: Iterable[Sums],
-    *,
-    data: Prepared,
-    fingerprint: str,
-    facts: Mapping[str, Any],
-    keep: float = 1.0,
-) -> Scores:
-    """The means over examples (squares: over answer tokens), on the CPU.
-
-    The sums are used up, those of a pass before the next one runs.
-    """
-    loss = torch.zeros(0)
-    fields: dict[str, dict[Site, Any]] = {"values": {}, **{name: {} for name in PER_SITE}}
-    for sums in passes:
-        loss = sums.sums["loss"]
-        for site in sums.sites:
-            for name, tensor in _of_site(model, site, sums, data).items():
-                kept = thinned(behaviour.name, site, tensor, keep) if name == "values" else tensor
-                fields[name][site] = kept.cpu()
-        give_back()
-    in_order: dict[str, Any] = {name: dict(sorted(tensors.items())) for name, tensors in fields.items()}
-    return Scores(
-        **in_order,
-        behaviour=behaviour.name,
-        clusters=dict(zip(data.group_names, data.group_sizes.tolist(), strict=False)),
-        loss=loss,
-        prompt_hashes=behaviour.prompt_hashes,
-        fingerprint=fingerprint,
-        facts=facts,
-    )
-
-
-def _of_site(model: HookedModel, site: Site, sums: Sums, data: Prepared) -> dict[str, Tensor]:
-    """What the scores hold of one site, by field; the sums of the site are used up."""
-    effect, n_read = sums.sums.pop(f"effect/{site}"), sums.n_read(site)
-    n_counted = sum(data.answer_lengths) if sums.fold == "square" else data.n_examples
-    fields = {"activation_norm": (sums.sums.pop(f"square/{site}") / n_read).sqrt()}
-    if site.is_of_experts:
-        fields["slots"] = sums.sums.pop(f"slots/{site}")
-    if site.unit == "neuron":
-        fields["groups"] = effect / data.group_sizes[:, None].to(effect.device)
-        total = effect.square().sum(0) if sums.fold == "square" else effect.sum(0)
-        fields["values"] = total / n_counted
-        fields["activation_mean"] = sums.sums.pop(f"sum/{site}") / n_read
-    else:
-        # In place, since a second tensor of a matrix's size may not fit.
-        matrix = weight(model, site).detach().float()
-        fields["values"] = effect.div_(n_counted).mul_(folded(matrix, sums.fold))
-    return fields
-
-
-def give_back() -> None:
-    """Return the memory that glibc keeps of what was freed to the system, or it would count as held."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

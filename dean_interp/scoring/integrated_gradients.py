@@ -19,7 +19,8 @@ from dean_interp.models.tokens import Batch
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.capture import stream_activations, stream_gradients
-from dean_interp.scoring.importance import PassStep, as_scores, run_pass
+from dean_interp.scoring.importance import PassStep, run_pass
+from dean_interp.scoring.means import as_scores
 from dean_interp.scoring.preparation import ScoringConfig, facts_of, prepare, scores_fingerprint
 from dean_interp.scoring.scores import Scores
 from dean_interp.scoring.sums import Sums

@@ -57,18 +57,20 @@ def wanda(
     data = prepare(model, behaviour, config)
     fingerprint = scores_fingerprint(model, behaviour, unit="weight", config=config, method="wanda")
     sums = {f"square/{site}": torch.zeros(shape(model, site)[0], device=home(model, site)) for site in sites}
-    sums |= {f"slots/{site}": torch.zeros(site.n_experts) for site in sites if site.is_of_experts}
+    for site in sites:
+        if site.is_of_experts:
+            sums[f"slots/{site}"] = torch.zeros(site.n_experts, device=home(model, site))
 
     def add(batch: Batch, site: Site, x: Tensor) -> None:
         total = sums[f"square/{site}"]
         total += summed_where(model, site, x.float().square(), batch.real).to(total.device)
         if site.is_of_experts:
-            sums[f"slots/{site}"] += slots_where(model, site, batch.real).cpu()
+            sums[f"slots/{site}"] += slots_where(model, site, batch.real).to(total.device)
 
     n_positions, loss = _forward_pass(
         model, behaviour, data, config, sites=sites, sums=sums, add=add, fingerprint=fingerprint, unfinished=unfinished
     )
-    norms = {site: (sums[f"square/{site}"].cpu() / n_read(site, sums, n_positions)).sqrt() for site in sites}
+    norms = {site: (sums[f"square/{site}"] / n_read(site, sums, n_positions)).sqrt().cpu() for site in sites}
     return Scores(
         behaviour=behaviour.name,
         values=_size_times_norm(model, norms),
@@ -95,6 +97,8 @@ def wanda_from(model: HookedModel, scores: Scores) -> Scores:
         scores,
         values=_size_times_norm(model, norms),
         groups={},
+        signed={},
+        squared={},
         fingerprint=f"{scores.fingerprint} wanda",
         facts={**scores.facts, "method": "wanda"},
     )

@@ -16,15 +16,19 @@ from dean_interp.data.prompt_text import hashes_of, is_among
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
-from dean_interp.models.matrices import weight
+from dean_interp.models.matrices import home, weight
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, grouped, prepare
 from dean_interp.scoring.products import folded
-from dean_interp.scoring.scores import Scores, Top
+from dean_interp.scoring.scores import Scores
 from dean_interp.scoring.sums import Sums
+from dean_interp.scoring.top import Top
+
+_NUMBERS_AT_ONCE = 2**26
+"""So many numbers are laid out by unit at once, or the units that are kept of a large matrix would not fit."""
 
 
 def example_scores(
@@ -42,7 +46,7 @@ def example_scores(
     effects = {site: torch.zeros(len(behaviour), len(chosen)) for site, chosen in units.items()}
 
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
-        effects[site][examples] = effect
+        effects[site][examples.cpu()] = effect.cpu()
 
     _stream_effects(model, behaviour, units, config=config, sums=effects, keep=keep)
     return effects
@@ -69,13 +73,18 @@ def with_groups(
         raise InputError("groups of weights are taken for the highest of each matrix: scores.kept() first")
     groups, _ = grouped(behaviour, config)
     sizes = torch.bincount(groups)
-    sums = {site: torch.zeros(len(sizes), len(indices)) for site, indices in tops.items()}
+    # On the device of each matrix, since the effects of a batch are many more than their sums.
+    sums = {}
+    for site, indices in tops.items():
+        sums[site] = torch.zeros(len(sizes), len(indices), device=home(model, site))
 
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
-        sums[site].index_add_(0, groups[examples], folded(effect, config.fold))
+        total = sums[site]
+        of_groups = groups.to(examples.device)[examples].to(total.device)
+        total.index_add_(0, of_groups, folded(effect, config.fold).to(total.device))
 
     _stream_effects(model, behaviour, tops, config=config, sums=sums, keep=keep)
-    means = {site: total / sizes[:, None] for site, total in sums.items()}
+    means = {site: total.cpu() / sizes[:, None] for site, total in sums.items()}
     return replace(scores, groups={**scores.groups, **means})
 
 
@@ -95,22 +104,20 @@ def _stream_effects(
     """
     data = prepare(model, behaviour, config)
     sites = [site for site, chosen in units.items() if len(chosen)]
+    weights = {site: _weights(model, site, units[site]) for site in sites if site.unit == "weight"}
     # Sums of no site: they only tell which examples a batch holds, and their signs.
-    batch_examples = Sums(model, [], groups=data.groups, rows_each=data.rows_each, fold="value")
+    batch_examples = Sums(model, [], groups=data.groups, rows_each=data.rows_each, folds=("value",))
 
     def add(site: Site, x: Tensor, gradient: Tensor) -> None:
-        chosen = units[site].to(x.device)
-        if site.unit == "neuron":
-            effect = _products(x[..., chosen], gradient[..., chosen])
-        else:
+        rows = columns = units[site].to(x.device)
+        if site.unit == "weight":
+            rows, columns = rows // gradient.shape[-1], rows % gradient.shape[-1]
+        effect = _effects(x, gradient, rows, columns)
+        if site.unit == "weight":
             # The effect of weight (i, j) is W[i, j] times the sum over positions of x_i times the gradient of output j.
-            matrix = weight(model, site).detach().float()
-            rows, columns = chosen // matrix.shape[1], chosen % matrix.shape[1]
-            weights = matrix[rows.to(matrix.device), columns.to(matrix.device)]
-            effect = _products(x[..., rows], gradient[..., columns]) * weights.to(x.device)
+            effect = effect * weights[site].to(x.device)
         # The rows of an example (safe and unsafe answer) are added.
-        effect = effect.unflatten(0, (-1, data.rows_each)).sum(1)
-        keep(site, batch_examples.examples.cpu(), effect.cpu())
+        keep(site, batch_examples.examples, effect.unflatten(0, (-1, data.rows_each)).sum(1))
 
     for batch in batched(
         model,
@@ -126,8 +133,22 @@ def _stream_effects(
     scored_prompts(model).update(behaviour.prompt_hashes)
 
 
-def _products(
-    x: Float[Tensor, "batch pos unit"], gradient: Float[Tensor, "batch pos unit"]
+def _weights(model: HookedModel, site: Site, chosen: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+    """Some entries of a matrix."""
+    matrix = weight(model, site).detach()
+    chosen = chosen.to(matrix.device)
+    return matrix[chosen // matrix.shape[1], chosen % matrix.shape[1]].float()
+
+
+def _effects(
+    x: Float[Tensor, "batch pos d_in"],
+    gradient: Float[Tensor, "batch pos d_out"],
+    rows: Int[Tensor, " unit"],
+    columns: Int[Tensor, " unit"],
 ) -> Float[Tensor, "batch unit"]:
-    """The sum over positions of two tensors' products, in float32."""
-    return torch.einsum("bpn,bpn->bn", x.float(), gradient.float())
+    """The sum over positions of the products of chosen columns of two tensors, in float32."""
+    effects = []
+    at_once = max(1, _NUMBERS_AT_ONCE // (x.shape[0] * x.shape[1]))
+    for i, j in zip(rows.split(at_once), columns.split(at_once), strict=True):
+        effects.append(torch.einsum("bpn,bpn->bn", x[..., i].float(), gradient[..., j].float()))
+    return torch.cat(effects, 1)

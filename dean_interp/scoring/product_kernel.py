@@ -1,88 +1,139 @@
-"""`scoring.products.add_products` as one Triton kernel: a program for each tile of the matrix.
+"""`scoring.products.add_products` as one Triton kernel: a program for each tile of each expert's matrix.
 
 A program goes through the examples. It multiplies over an example's places in the inputs' precision with float32 sums,
-folds the product while it is in registers, and adds to the total once, at the end.
+folds the product while it is in registers, and adds to each total once, at the end. What is added is the same in every
+run: no two programs write to one place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.scoring.products import Fold
 
-_FOLDS: dict[Fold, int] = {"value": 0, "size": 1, "square": 2}
-_ROWS, _COLUMNS, _PLACES = 64, 64, 32
-"""Rows and columns of a tile, and places that are multiplied at once."""
-
 
 @triton.jit
 def _add_folded(
-    total: tl.tensor,
+    values: tl.tensor,
+    sizes: tl.tensor,
+    squares: tl.tensor,
     x: tl.tensor,
     gradient: tl.tensor,
     starts: tl.tensor,
     n_examples: tl.tensor,
     d_in: tl.tensor,
     d_out: tl.tensor,
+    expert_stride: tl.tensor,
     row_stride: tl.tensor,
     column_stride: tl.tensor,
-    fold: tl.constexpr,
+    to_values: tl.constexpr,
+    to_sizes: tl.constexpr,
+    to_squares: tl.constexpr,
     rows_a_tile: tl.constexpr,
     columns_a_tile: tl.constexpr,
     places_at_once: tl.constexpr,
 ) -> None:
-    i = tl.program_id(0).to(tl.int64) * rows_a_tile + tl.arange(0, rows_a_tile)
-    j = tl.program_id(1).to(tl.int64) * columns_a_tile + tl.arange(0, columns_a_tile)
-    is_row, is_column = i < d_in, j < d_out
-    added = tl.zeros((rows_a_tile, columns_a_tile), dtype=tl.float32)
+    expert = tl.program_id(2).to(tl.int64)
+    starts += expert * n_examples
+    # An expert that no token was sent to has nothing to add.
+    if tl.load(starts) == tl.load(starts + n_examples):
+        return
+    # Long offsets are the pointers' own: those inside a tile are short, and fewer registers hold them.
+    row, column = tl.program_id(0) * rows_a_tile, tl.program_id(1) * columns_a_tile
+    i, j, k = tl.arange(0, rows_a_tile), tl.arange(0, columns_a_tile), tl.arange(0, places_at_once)
+    is_row, is_column = row + i < d_in, column + j < d_out
+    read_from, written_from = k[None, :] * d_in + i[:, None], k[:, None] * d_out + j[None, :]
+    value = tl.zeros((rows_a_tile, columns_a_tile), dtype=tl.float32)
+    size = tl.zeros((rows_a_tile, columns_a_tile), dtype=tl.float32)
+    square = tl.zeros((rows_a_tile, columns_a_tile), dtype=tl.float32)
+    first, end = tl.load(starts), tl.load(starts + 1)
     for example in range(n_examples):
-        first, end = tl.load(starts + example), tl.load(starts + example + 1)
+        # Where the next example ends is fetched while this one is multiplied.
+        next_end = tl.load(starts + tl.minimum(example + 2, n_examples))
         product = tl.zeros((rows_a_tile, columns_a_tile), dtype=tl.float32)
         for start in range(first, end, places_at_once):
-            k = start + tl.arange(0, places_at_once)
-            is_place = k < end
-            read = tl.load(x + k[None, :] * d_in + i[:, None], mask=is_row[:, None] & is_place[None, :], other=0.0)
-            written = tl.load(
-                gradient + k[:, None] * d_out + j[None, :], mask=is_place[:, None] & is_column[None, :], other=0.0
-            )
+            is_place = start + k < end
+            is_read, is_written = is_row[:, None] & is_place[None, :], is_place[:, None] & is_column[None, :]
+            read = tl.load(x + start * d_in + row + read_from, mask=is_read, other=0.0)
+            written = tl.load(gradient + start * d_out + column + written_from, mask=is_written, other=0.0)
             product = tl.dot(read, written, product, input_precision="ieee")
-        if fold == 1:
-            product = tl.abs(product)
-        if fold == 2:
-            product = product * product
-        added += product
-    place = total + i[:, None] * row_stride + j[None, :] * column_stride
+        if to_values:
+            value += product
+        if to_sizes:
+            size += tl.abs(product)
+        if to_squares:
+            square += product * product
+        first, end = end, next_end
+    corner = expert * expert_stride + row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
+    place = i[:, None] * row_stride + j[None, :] * column_stride
     is_inside = is_row[:, None] & is_column[None, :]
-    tl.store(place, tl.load(place, mask=is_inside, other=0.0) + added, mask=is_inside)
+    if to_values:
+        _add_to(values + corner + place, value, is_inside)
+    if to_sizes:
+        _add_to(sizes + corner + place, size, is_inside)
+    if to_squares:
+        _add_to(squares + corner + place, square, is_inside)
+
+
+@triton.jit
+def _add_to(places: tl.tensor, added: tl.tensor, is_inside: tl.tensor) -> None:
+    tl.store(places, tl.load(places, mask=is_inside, other=0.0) + added, mask=is_inside)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How much one program of the kernel does at once."""
+
+    rows_a_tile: int
+    columns_a_tile: int
+    places_at_once: int
+    num_warps: int
+
+
+def tile_of(dtype: torch.dtype, n_folds: int) -> Tile:
+    """The tile whose sums stay in registers: the product, and one sum for each fold."""
+    if dtype == torch.float32:
+        return Tile(64, 64 if n_folds < 3 else 32, 32, num_warps=4)
+    return Tile(128, 128 if n_folds == 1 else 64, 32, num_warps=8)
 
 
 def add_products_in_one(
-    total: Float[Tensor, "d_in d_out"],
+    totals: Mapping[Fold, Float[Tensor, "expert d_in d_out"]],
     x: Float[Tensor, "place d_in"],
     gradient: Float[Tensor, "place d_out"],
-    lengths: Sequence[int],
-    fold: Fold,
+    counts: Int[Tensor, "expert example"],
 ) -> None:
     """Arguments as of `add_products`. `x` and `gradient` are multiplied in the wider of their formats."""
     dtype = torch.promote_types(x.dtype, gradient.dtype)
-    starts = torch.tensor([0, *lengths]).cumsum(0).to(total.device)
-    d_in, d_out = total.shape
-    _add_folded[(triton.cdiv(d_in, _ROWS), triton.cdiv(d_out, _COLUMNS))](
-        total,
-        x.to(dtype).contiguous(),
-        gradient.to(dtype).contiguous(),
-        starts,
-        len(lengths),
-        d_in,
-        d_out,
-        total.stride(0),
-        total.stride(1),
-        fold=_FOLDS[fold],
-        rows_a_tile=_ROWS,
-        columns_a_tile=_COLUMNS,
-        places_at_once=_PLACES,
-    )
+    total = next(iter(totals.values()))
+    assert {each.stride() for each in totals.values()} == {total.stride()}, "totals are laid out alike"
+    n_experts, d_in, d_out = total.shape
+    tile = tile_of(dtype, len(totals))
+    starts = torch.nn.functional.pad(counts.flatten().cumsum(0), (1, 0))
+    grid = (triton.cdiv(d_in, tile.rows_a_tile), triton.cdiv(d_out, tile.columns_a_tile), n_experts)
+    # Triton starts kernels on the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(total):
+        _add_folded[grid](
+            totals.get("value", total),
+            totals.get("size", total),
+            totals.get("square", total),
+            x.to(dtype).contiguous(),
+            gradient.to(dtype).contiguous(),
+            starts.to(total.device),
+            counts.shape[1],
+            d_in,
+            d_out,
+            *total.stride(),
+            to_values="value" in totals,
+            to_sizes="size" in totals,
+            to_squares="square" in totals,
+            rows_a_tile=tile.rows_a_tile,
+            columns_a_tile=tile.columns_a_tile,
+            places_at_once=tile.places_at_once,
+            num_warps=tile.num_warps,
+        )

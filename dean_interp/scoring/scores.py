@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -15,31 +15,15 @@ from dean_interp.errors import InputError
 from dean_interp.files import is_ascending, is_finite, raise_if_damaged, read_tensors, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site, Size, Unit, WrittenSite, coordinates, parse_site
+from dean_interp.scoring.top import Top, at_kept, highest, refuse_nan, thinned
 
 _FORMAT = "dean_interp.scores.3"
 KEPT_FRACTION = 0.02
 """The fraction of each matrix's weights whose scores a file holds, unless more is asked for."""
-PER_SITE = ("activation_mean", "activation_norm", "groups", "slots")
+PER_SITE = ("activation_mean", "activation_norm", "groups", "slots", "signed", "squared")
 """The fields of `Scores`, beside `values`, that hold a tensor for each site."""
-
-
-@dataclass(frozen=True)
-class Top:
-    """The highest scores of one matrix, by size. No other score of the matrix is larger than `threshold`."""
-
-    shape: tuple[int, ...]
-    indices: Int[Tensor, " kept"]
-    """Ascending flat indices."""
-    values: Float[Tensor, " kept"]
-    threshold: float
-
-    def numel(self) -> int:
-        """How many units the site has in all."""
-        return torch.Size(self.shape).numel()
-
-    def cpu(self) -> "Top":
-        """The same in the CPU's memory."""
-        return replace(self, indices=self.indices.cpu(), values=self.values.cpu())
+Also = Literal["signed", "squared"]
+"""The fields that hold another mean of the effects whose mean (or mean size) the scores are."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +56,11 @@ class Scores(Framed):
     """The topic (or prompt) of each group and its number of examples, in order; empty where examples are spread."""
     slots: Mapping[Site, Float[Tensor, " n_experts"]] = field(default_factory=dict)
     """How many tokens were sent to each routed expert. One that got none is unseen: its scores of 0 say nothing."""
+    signed: Mapping[Site, Float[Tensor, "..."]] = field(default_factory=dict)
+    """The mean effect of each unit whose score is held, with its sign; empty where it was not asked for, and where the
+    scores keep their sign themselves."""
+    squared: Mapping[Site, Float[Tensor, "..."]] = field(default_factory=dict)
+    """The mean of each such unit's squared effects, for standard errors; empty where it was not asked for."""
 
     def __getitem__(self, site: Site) -> Float[Tensor, "..."]:
         """All scores of a site. Raises `InputError` where a file kept the highest only."""
@@ -112,14 +101,8 @@ class Scores(Framed):
         """The scores of one kind of unit alone. Raises `InputError` where that kind was not scored."""
         if unit not in self.units:
             raise InputError(f"{self.behaviour} was scored for {' and '.join(self.units)}, not for {unit!r}")
-        return replace(
-            self,
-            values=_of_unit(self.values, unit),
-            activation_mean=_of_unit(self.activation_mean, unit),
-            activation_norm=_of_unit(self.activation_norm, unit),
-            groups=_of_unit(self.groups, unit),
-            slots=_of_unit(self.slots, unit),
-        )
+        fields = {name: _of_unit(getattr(self, name), unit) for name in ("values", *PER_SITE)}
+        return replace(self, **fields)
 
     def top(self, site: Site, count: int) -> Int[Tensor, " chosen"]:
         """The `count` highest scores of a site by size, as ascending flat indices; ties go to the lower index.
@@ -134,7 +117,7 @@ class Scores(Framed):
                     f"{len(value.indices)}: score again and keep at least {count / value.numel():.2g} (keep=...)"
                 )
             return value.indices[highest(value.values.abs(), count)]
-        _refuse_nan(self.behaviour, site, value)
+        refuse_nan(self.behaviour, site, value)
         return highest(value.flatten().abs(), count)
 
     def n_kept(self, site: Site) -> int:
@@ -150,29 +133,57 @@ class Scores(Framed):
     def at(self, site: Site, indices: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
         """The scores of some units of a site. Raises `InputError` where one of them was not kept."""
         value = self.values[site]
+        held = value.values if isinstance(value, Top) else value
+        return held.flatten()[self._held_places(site, indices)]
+
+    def signed_at(self, site: Site, indices: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+        """The signed means of some units of a site. Raises `InputError` as `at` and `signed_means`."""
+        return self.signed_means(site).flatten()[self._held_places(site, indices)]
+
+    def _held_places(self, site: Site, indices: Int[Tensor, " unit"]) -> Int[Tensor, " unit"]:
+        """Where the scores of some units stand among those that are held."""
+        value = self.values[site]
         if not isinstance(value, Top):
-            return value.flatten()[indices]
+            return indices
         if not bool(torch.isin(indices, value.indices).all()):
             raise InputError(f"not all of these {len(indices)} scores of {site} were kept: score again, keep=1")
-        return value.values[torch.searchsorted(value.indices, indices)]
+        return torch.searchsorted(value.indices, indices)
+
+    def signed_means(self, site: Site) -> Float[Tensor, "..."]:
+        """The mean effect of each unit of a site whose score is held, with its sign.
+
+        Raises `InputError` where no sign was kept.
+        """
+        value = self.signed.get(site, self.values[site] if self.facts.get("signed") else None)
+        if value is None:
+            raise InputError(
+                f"the scores of {self.behaviour} have no sign at {site}: score with ScoringConfig(signed=True), or "
+                "keep the signed means beside them (also=('signed',))"
+            )
+        return value.values if isinstance(value, Top) else value
 
     def kept(self, fraction: float = KEPT_FRACTION) -> "Scores":
         """The same scores with no more than the top `fraction` of each matrix. Those of neurons stay whole."""
         refuse_keep(fraction)
         values = {site: thinned(self.behaviour, site, value, fraction) for site, value in self.values.items()}
-        return replace(self, values=values)
+        fields: dict[str, dict[Site, Tensor]] = {}
+        for name in get_args(Also):
+            tensors = getattr(self, name)
+            fields[name] = {site: at_kept(tensors[site], self.values[site], values[site]) for site in tensors}
+        return replace(self, values=values, **fields)
 
     def save(self, path: str | Path, *, keep: float = KEPT_FRACTION) -> None:
         """Write a safetensors file, whole or not at all, with the top fraction `keep` of each matrix's weights."""
+        kept = self.kept(keep)
         tensors, tops = {"loss": self.loss}, {}
-        for site, value in self.kept(keep).values.items():
+        for site, value in kept.values.items():
             if isinstance(value, Top):
                 tensors |= {f"top/{site}": value.indices.to(torch.int32), f"values/{site}": value.values}
                 tops[str(site)] = {"shape": value.shape, "threshold": value.threshold}
             else:
                 tensors[f"values/{site}"] = value
         for kind in PER_SITE:
-            tensors |= {f"{kind}/{site}": tensor for site, tensor in getattr(self, kind).items()}
+            tensors |= {f"{kind}/{site}": tensor for site, tensor in getattr(kept, kind).items()}
         facts = {
             "behaviour": self.behaviour,
             "fingerprint": self.fingerprint,
@@ -239,42 +250,6 @@ def refuse_keep(fraction: float) -> None:
         raise InputError(f"keep must be in (0, 1], got {fraction}")
 
 
-def thinned(
-    behaviour: str, site: Site, value: Float[Tensor, "..."] | Top, fraction: float
-) -> Float[Tensor, "..."] | Top:
-    """The top `fraction` of a matrix's scores, by size. Scores of neurons, and a top that holds no more, stay.
-
-    Raises `InputError` where a score is NaN.
-    """
-    if site.unit == "neuron" or fraction == 1:
-        return value
-    count = max(1, int(fraction * value.numel()))
-    if isinstance(value, Top):
-        if count >= len(value.indices):
-            return value
-        indices, scores = value.indices, value.values
-    else:
-        indices, scores = None, value.flatten()
-    _refuse_nan(behaviour, site, scores)
-    chosen = highest(scores.abs(), count)
-    indices = chosen if indices is None else indices[chosen]
-    return Top(tuple(value.shape), indices, scores[chosen], float(scores[chosen].abs().min()))
-
-
-def _refuse_nan(behaviour: str, site: Site, values: Tensor) -> None:
-    if bool(values.isnan().any()):
-        raise InputError(f"the scores of {behaviour} are NaN at {site}: nothing can be ranked by them")
-
-
-def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"]:
-    """Indices of the `count` highest values, ascending; ties at the threshold go to the lower index."""
-    if not count:
-        return torch.zeros(0, dtype=torch.int64)
-    threshold = values.topk(count).values[-1]
-    above, tied = (values > threshold).nonzero()[:, 0], (values == threshold).nonzero()[:, 0]
-    return torch.cat([above, tied[: count - len(above)]]).sort().values
-
-
 def _raise_if_damaged(path: str | Path, fields: Mapping[str, Mapping[Site, Any]], loss: Tensor) -> None:
     """Raise `InputError` where a file's tensors do not fit each other, or hold numbers that are not finite."""
     raise_if_damaged(path, not fields["values"] or not _is_scores(loss, 1), "no scores, or a loss that is not finite")
@@ -288,12 +263,19 @@ def _raise_if_damaged(path: str | Path, fields: Mapping[str, Mapping[Site, Any]]
         is_whole = _is_scores(scores, n_axes)
         raise_if_damaged(path, not is_whole, f"a score of {site} is not finite, or its shape is another")
     for kind in PER_SITE:
-        n_axes = 2 if kind == "groups" else 1
         for site, tensor in fields[kind].items():
             value = fields["values"].get(site)
-            length = site.n_experts if kind == "slots" else value.shape[0] if value is not None else None
-            fits = value is not None and tensor.shape[-1:] == (length,) and _is_scores(tensor, n_axes)
+            fits = value is not None and _fits(kind, site, tensor, value)
             raise_if_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")
+
+
+def _fits(kind: str, site: Site, tensor: Tensor, value: Tensor | Top) -> bool:
+    """Whether a tensor of some kind is one of a site with these scores."""
+    if kind in get_args(Also):
+        held = value.values if isinstance(value, Top) else value
+        return tensor.shape == held.shape and _is_scores(tensor, held.dim())
+    length = site.n_experts if kind == "slots" else value.shape[0]
+    return tensor.shape[-1:] == (length,) and _is_scores(tensor, 2 if kind == "groups" else 1)
 
 
 def _is_scores(tensor: Tensor, n_axes: int) -> bool:

@@ -7,22 +7,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.models.experts import by_expert
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import home, shape
 from dean_interp.models.neurons import effect_of_rows, routed_ids, summed_over_positions
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
-from dean_interp.scoring.products import Fold, add_products
+from dean_interp.scoring.products import Fold, add_products, folded
 
 
 class Sums:
     """Running sums of some sites, in float32, on the device of each site's matrix (`matrices.home`).
 
     Per neuron: activation * gradient by group of examples, activation, squared activation. Per weight: x' @ gradient,
-    and the square of what its matrix reads. Of an example's effect the value, size or square is added up (`fold`); for
-    squares of neurons each example is a group, whose effect is kept with its sign.
-    Hand every batch to `begin` before its pass, and its losses to `add_losses` after.
+    and the square of what its matrix reads. Of an example's effect the value, size or square is added up, or several of
+    them (`folds`). Neurons have groups for the first fold alone; where that is the square, each example is a group,
+    whose effect is kept with its sign.
+    Hand every batch to `begin` before its pass, and its losses to `add_losses` after. In between nothing waits for a
+    GPU.
     """
 
     def __init__(
@@ -32,52 +33,58 @@ class Sums:
         *,
         groups: Int[Tensor, " example"],
         rows_each: int,
-        fold: Fold,
+        folds: Sequence[Fold],
     ) -> None:
         """Begin with zeros.
 
         Args:
             groups: the group of each example, from 0.
             rows_each: so many rows of a batch that follow each other make one example (2: a safe and an unsafe answer).
-            fold: what of an example's effect is added up.
+            folds: what of an example's effect is added up, each into sums of its own.
         """
         self.model, self.sites, self.rows_each, self.groups = model, sites, rows_each, groups
-        self.fold: Fold = fold
+        self.folds = tuple(folds)
         self.sums = {"loss": torch.zeros(len(groups)), "n_positions": torch.zeros((), dtype=torch.int64)}
         for site in sites:
             n_in, n_out = shape(model, site.matrix)
-            sizes: dict[str, tuple[int, ...]] = {"square": (n_in,), "effect": (n_in, n_out)}
+            sizes: dict[str, tuple[int, ...]] = {"square": (n_in,)}
+            for fold in self.folds:
+                sizes[f"{fold} effect"] = (n_in, n_out) if site.unit == "weight" else (n_in,)
             if site.unit == "neuron":
-                sizes |= {"sum": (n_in,), "effect": (int(groups.max()) + 1, n_in)}
+                sizes |= {"sum": (n_in,), f"{self.folds[0]} effect": (int(groups.max()) + 1, n_in)}
             if site.is_of_experts:
                 sizes["slots"] = (site.n_experts,)
             for kind, size in sizes.items():
                 self.sums[f"{kind}/{site}"] = torch.zeros(size, device=home(model, site.matrix))
+        # Which examples' gradients are finite at which site: looked at after a pass, since looking waits for a GPU.
+        self._are_finite: list[tuple[Site, Tensor, Tensor]] = []
 
     def begin(self, batch: Batch) -> None:
         """Say which batch the next pairs belong to."""
         answers = torch.zeros(len(batch.tokens), dtype=torch.int64, device=batch.answer.device)
         answers[batch.read_row] = batch.answer
         self.examples: Int[Tensor, " example"] = answers[:: self.rows_each] // self.rows_each
+        self.batch_groups = self.groups[self.examples.cpu()].to(self.examples.device)
         self.real = batch.real
+        # The positions without padding, as one axis, and how many of them each example has.
+        self.places = batch.real.flatten().nonzero()[:, 0]
+        self.lengths = batch.real.sum(1).unflatten(0, (-1, self.rows_each)).sum(1)
         self.folded: set[Site] = set()
 
     def add(
         self, site: Site, x: Float[Tensor, "batch pos *slot d_in"], gradient: Float[Tensor, "batch pos *slot d_out"]
     ) -> None:
-        """Fold one batch at one site in. Raises `InputError` where an example's gradient is not finite."""
-        self._refuse_not_finite(site, gradient)
+        """Fold one batch at one site in."""
+        self._note_finite(site, gradient)
         if site.unit == "neuron":
             self.fold_neurons(site, x.float(), effect_of_rows(self.model, site, x, gradient))
             return
-        total = self.sums[f"effect/{site}"]
-        here = total if total.device == x.device else torch.zeros(total.shape, device=x.device)
-        if site.is_of_experts:
-            self._add_expert_weights(here, site, x, gradient)
-        else:
-            self._add_weights(here, x, gradient)
-        if here is not total:
-            total += here.to(total.device)
+        totals = {fold: self.sums[f"{fold} effect/{site}"] for fold in self.folds}
+        here = {fold: total if total.device == x.device else _zeros(total, x) for fold, total in totals.items()}
+        add_products(*self._by_expert(site, here, x, gradient))
+        for fold, total in totals.items():
+            if here[fold] is not total:
+                total += here[fold].to(total.device)
         self._add_read("square", site, x.float().square())
         self._count_slots(site)
         self.folded.add(site)
@@ -86,24 +93,29 @@ class Sums:
         self, site: Site, x: Float[Tensor, "batch pos *slot width"], effect: Float[Tensor, "batch unit"]
     ) -> None:
         """Fold one batch's effects at a site of neurons in, with the activations that they come from."""
-        total = self.sums[f"effect/{site}"]
-        groups = self.groups[self.examples.cpu()].to(total.device)
-        # The rows of an example are one effect, whose size is taken after they are added.
-        effect = effect.unflatten(0, (-1, self.rows_each)).sum(1)
+        first, *others = self.folds
+        total = self.sums[f"{first} effect/{site}"]
+        # The rows of an example are one effect, which is folded after they are added.
+        effect = effect.unflatten(0, (-1, self.rows_each)).sum(1).to(total.device)
         # Squares are taken at the end: each example is a group of its own, and keeps its signed effect.
-        if self.fold == "size":
-            effect = effect.abs()
-        total.index_add_(0, groups, effect.to(total.device))
+        of_groups = effect if first == "square" else folded(effect, first)
+        total.index_add_(0, self.batch_groups.to(total.device), of_groups)
+        for fold in others:
+            self.sums[f"{fold} effect/{site}"] += folded(effect, fold).sum(0)
         self._add_read("sum", site, x)
         self._add_read("square", site, x.square())
         self._count_slots(site)
         self.folded.add(site)
 
     def add_losses(self, losses: Float[Tensor, " answer"]) -> None:
-        """Note the losses of the batch's answers, in the order of their numbers (two rows each: safe minus unsafe)."""
+        """Note the losses of the batch's answers, in the order of their numbers (two rows each: safe minus unsafe).
+
+        Raises `InputError` where the gradient of an example was not finite somewhere.
+        """
+        self._refuse_not_finite()
         signed = losses.unflatten(0, (-1, self.rows_each)) * _signs(self.rows_each, losses.device)
         self.sums["loss"][self.examples.sort().values.cpu()] = signed.sum(1).cpu()
-        self.sums["n_positions"] += int(self.real.sum())
+        self.sums["n_positions"] += len(self.places)
 
     def n_read(self, site: Site) -> int | Float[Tensor, " unit"]:
         """How often what a site's units read was added up: at every position, or at an expert's slots (at least 1)."""
@@ -125,34 +137,54 @@ class Sums:
             total = self.sums[f"slots/{site}"]
             total += slots_where(self.model, site, self.real).to(total)
 
-    def _add_expert_weights(self, here: Tensor, site: Site, x: Tensor, gradient: Tensor) -> None:
-        """Add each example's product over the slots of each expert to the expert's own part."""
+    def _by_expert(
+        self, site: Site, totals: Mapping[Fold, Tensor], x: Tensor, gradient: Tensor
+    ) -> tuple[dict[Fold, Tensor], Tensor, Tensor, Int[Tensor, "expert example"]]:
+        """What `add_products` takes: totals by expert, and the places without padding, sorted by expert and example."""
+        places = self.places.to(x.device)
+        if not site.is_of_experts:
+            by_expert = {fold: total[None] for fold, total in totals.items()}
+            read, written = x.flatten(0, 1)[places], gradient.flatten(0, 1)[places]
+            return by_expert, read, written, self.lengths[None].to(x.device)
         ids = routed_ids(self.model, site).to(x.device)
-        ids = ids.masked_fill(~self.real.to(x.device)[..., None], -1)
-        slots_an_example = self.rows_each * ids[0].numel()
-        read, written = x.flatten(0, 2), gradient.flatten(0, 2)
-        by_expert_first = here.unflatten(0 if site.part == "experts.out" else 1, (site.n_experts, -1))
-        for expert, slots in by_expert(ids):
-            if expert >= 0:
-                own = by_expert_first[expert] if site.part == "experts.out" else by_expert_first[:, expert]
-                # An expert's slots stand in the order of the examples.
-                lengths = (slots // slots_an_example).bincount(minlength=len(self.examples))
-                add_products(own, read[slots], written[slots], lengths.tolist(), self.fold)
+        experts = ids.flatten(0, 1)[places].flatten()
+        order = experts.argsort(stable=True)
+        # Slots stand in the order of the places, and places in that of the examples.
+        n_slots, n_examples = ids.shape[2], len(self.lengths)
+        place = places[order // n_slots]
+        slots, example = place * n_slots + order % n_slots, place // (self.rows_each * ids.shape[1])
+        counts = torch.zeros(site.n_experts * n_examples, dtype=torch.int64, device=x.device)
+        counts.index_add_(0, experts[order] * n_examples + example, torch.ones_like(example))
+        by_expert = {fold: _of_each_expert(site, total) for fold, total in totals.items()}
+        read, written = x.flatten(0, 2)[slots], gradient.flatten(0, 2)[slots]
+        return by_expert, read, written, counts.unflatten(0, (-1, n_examples))
 
-    def _add_weights(self, here: Tensor, x: Tensor, gradient: Tensor) -> None:
-        """Add each example's product over its own positions, without padding."""
-        real = self.real.to(x.device)
-        lengths = real.flatten(1).sum(1).unflatten(0, (-1, self.rows_each)).sum(1)
-        add_products(here, x[real], gradient[real], lengths.tolist(), self.fold)
+    def _note_finite(self, site: Site, gradient: Tensor) -> None:
+        is_finite = gradient.flatten(1).sum(1, dtype=torch.float32).isfinite()
+        self._are_finite.append((site, is_finite.unflatten(0, (-1, self.rows_each)).all(1), self.examples))
 
-    def _refuse_not_finite(self, site: Site, gradient: Tensor) -> None:
-        bad = ~gradient.flatten(1).sum(1, dtype=torch.float32).isfinite()
-        if bool(bad.any()):
-            example = int(self.examples[int(bad.nonzero()[0]) // self.rows_each])
-            raise InputError(
-                f"the gradient of example {example} is not finite in layer {site.layer} ({site}): the model overflows "
-                "in this dtype; load it in float32 or bfloat16, or leave the example out"
-            )
+    def _refuse_not_finite(self) -> None:
+        noted, self._are_finite = self._are_finite, []
+        if not noted or bool(torch.stack([is_finite.all().to(noted[0][1]) for _, is_finite, _ in noted]).all()):
+            return
+        for site, is_finite, examples in noted:
+            if not bool(is_finite.all()):
+                example = int(examples[int((~is_finite).nonzero()[0])])
+                raise InputError(
+                    f"the gradient of example {example} is not finite in layer {site.layer} ({site}): the model "
+                    "overflows in this dtype; load it in float32 or bfloat16, or leave the example out"
+                )
+
+
+def _zeros(total: Tensor, x: Tensor) -> Tensor:
+    return torch.zeros(total.shape, device=x.device)
+
+
+def _of_each_expert(site: Site, total: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "expert _ _"]:
+    """The experts' own parts of a matrix as wide as all of them, a view."""
+    if site.part == "experts.out":
+        return total.unflatten(0, (site.n_experts, -1))
+    return total.unflatten(1, (site.n_experts, -1)).transpose(0, 1)
 
 
 def summed_where(
@@ -172,7 +204,10 @@ def summed_where(
 def slots_where(model: HookedModel, site: Site, where: Bool[Tensor, "batch pos"]) -> Int[Tensor, " n_experts"]:
     """How many slots each expert of a site got at some positions."""
     ids = routed_ids(model, site)
-    return ids[where.to(ids.device)].flatten().bincount(minlength=site.n_experts)
+    # Masks and `bincount` would wait for a GPU.
+    counted = where.to(ids)[..., None].expand_as(ids)
+    counts = torch.zeros(site.n_experts, dtype=ids.dtype, device=ids.device)
+    return counts.index_add_(0, ids.flatten(), counted.flatten())
 
 
 def n_read(site: Site, sums: Mapping[str, Tensor], n_positions: int) -> int | Float[Tensor, " unit"]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site
-from dean_interp.scoring.scores import Scores, Top
+from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.top import Top
 from dean_interp.selection.selection import Selection, rounded_up, top_fraction
 
 Fraction = float | tuple[float, float, float]
@@ -90,14 +91,11 @@ def refuse_empty(coupling: Coupling, first: Scores, second: Scores, general: Sco
 def opposite_sign(selection: Selection, first: Scores, second: Scores) -> Selection:
     """The selected units whose effects on the two behaviours have opposite signs: what helps one hurts the other.
 
-    Raises `InputError` where the scores are not signed (`ScoringConfig(signed=True)`).
+    Raises `InputError` where the scores hold no signed means (`Scores.signed_means`), or not those of all these units.
     """
-    for scores in (first, second):
-        if not scores.facts.get("signed"):
-            raise InputError(f"the scores of {scores.behaviour} are not signed: score with ScoringConfig(signed=True)")
     units = {}
     for site, indices in selection.units.items():
-        units[site] = indices[first.at(site, indices) * second.at(site, indices) < 0]
+        units[site] = indices[first.signed_at(site, indices) * second.signed_at(site, indices) < 0]
     return Selection(units, selection.shapes, selection.prompt_hashes | first.prompt_hashes | second.prompt_hashes)
 
 

@@ -125,9 +125,22 @@ def gains_of(scores: Scores, *, signs: Mapping[str, int] | None = None) -> Gains
 def gains_at(
     scores: Scores, site: Site, *, signs: Mapping[str, int] | None = None
 ) -> tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]:
-    """The gain of each grouped unit of a site and its standard error, nats per token. Errors as of `gains_of`."""
+    """The gain of each unit of a site and its standard error, nats per token. Errors as of `gains_of`.
+
+    Units have their effects by group, or the mean of their squares (`Scores.squared`) where each topic is one prompt.
+    """
     # The loss is minus the margin, so scores are minus gains.
-    return _mean_and_error(-scores.groups[site], *_topics(scores, signs))
+    if site in scores.groups or signs is not None:
+        return _mean_and_error(-scores.groups[site], *_topics(scores, signs))
+    n_prompts, mean = int(_topics(scores, None)[0].sum()), -scores.signed_means(site)
+    variance = (scores.squared[site] - mean.square()).clamp(min=0)
+    return mean, (variance / (n_prompts - 1)).sqrt()
+
+
+def has_errors(scores: Scores, site: Site) -> bool:
+    """Whether the standard errors of a site's gains are known (`gains_at`)."""
+    are_single = set(scores.clusters.values()) == {1}
+    return site in scores.groups or (are_single and site in scores.squared)
 
 
 def refuse_other_scores(scores: Scores) -> None:

@@ -19,7 +19,7 @@ from dean_interp.errors import InputError
 from dean_interp.files import format_of, is_finite, raise_if_damaged, read_tensors, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site, WrittenSite
-from dean_interp.scoring.scores import highest
+from dean_interp.scoring.top import highest
 from dean_interp.selection.selection import Selection
 
 LIMITS = (0.0, 2.0)

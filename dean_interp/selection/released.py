@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.scoring.scores import Scores, highest
+from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.top import highest
 from dean_interp.selection.selection import Selection
 
 

@@ -18,7 +18,8 @@ from dean_interp.errors import InputError
 from dean_interp.files import is_ascending, raise_if_damaged, read_tensors, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Shape, Site, WrittenSite, coordinates
-from dean_interp.scoring.scores import Scores, highest
+from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.top import highest
 
 _FORMAT = "dean_interp.selection.1"
 Within = Literal["matrix", "layer", "model"]

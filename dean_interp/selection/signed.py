@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site
-from dean_interp.scoring.scores import Scores, Top
-from dean_interp.selection.gains import gains_at, refuse_other_scores, towards_zero
+from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.top import Top
+from dean_interp.selection.gains import gains_at, has_errors, refuse_other_scores, towards_zero
 from dean_interp.selection.selection import Selection
 
 
@@ -24,7 +25,9 @@ def signed_units(
     opposite signs help one behaviour and hurt the other. Selections have set algebra: leave out what general text needs
     by `signed_units(...) - top_fraction(general, 0.01)`.
 
-    Of weights, those count that both scores kept and that have groups (`scoring.per_example.with_groups`).
+    Of weights, those count that both scores kept. Their errors are known where they have groups
+    (`scoring.per_example.with_groups`, a further pass), or, where no two prompts share a topic, from the scoring pass
+    itself (`importance(..., also=("squared",))`).
 
     Args:
         first: `importance(..., config=ScoringConfig(target="margin", signed=True, groups="cluster"))`.
@@ -34,17 +37,18 @@ def signed_units(
         certainty: number of standard errors between a gain and 0.
 
     Raises:
-        InputError: other scores, weights without groups, scores of other sites, a sign that is not -1 or 1.
+        InputError: other scores, weights without errors, scores of other sites, a sign that is not -1 or 1.
     """
     if first_sign not in (-1, 1) or second_sign not in (-1, 1):
         raise InputError(f"a sign must be -1 or 1, got {first_sign} and {second_sign}")
     for scores in (first, second):
         refuse_other_scores(scores)
-        without = sorted(scores.values.keys() - scores.groups.keys())
+        without = sorted(site for site in scores.values if not has_errors(scores, site))
         if without:
             raise InputError(
                 f"the scores of '{scores.behaviour}' have no groups of examples at {without[0]}, so their errors are "
-                "not known: give the weights that were kept to scoring.per_example.with_groups"
+                "not known: give the weights that were kept to scoring.per_example.with_groups, or, where no two "
+                "prompts share a topic, score with also=('squared',)"
             )
     if first.shapes != second.shapes:
         raise InputError(f"'{first.behaviour}' and '{second.behaviour}' must be scored at the same sites")

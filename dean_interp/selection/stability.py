@@ -21,7 +21,8 @@ from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Site
-from dean_interp.scoring.scores import Scores, Top
+from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.top import Top
 from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.selection.strata import Strata
 
@@ -192,7 +193,7 @@ def on_groups(scores: Scores, groups: Sequence[int] | np.ndarray) -> Scores:
     for site, value in scores.values.items():
         mean = scores.groups[site][chosen].mean(0)
         values[site] = replace(value, values=mean) if isinstance(value, Top) else mean
-    return replace(scores, values=values)
+    return replace(scores, values=values, signed={}, squared={})
 
 
 def _refuse_without_groups(*behaviours: Scores) -> None:

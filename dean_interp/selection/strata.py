@@ -8,7 +8,6 @@ play no part: a control matched on them would be the edit again.
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
@@ -18,7 +17,8 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import weight
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
-from dean_interp.scoring.scores import Scores, Top
+from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.top import Top
 
 N_DECILES = 10
 N_FIFTHS = 5
@@ -49,7 +49,7 @@ def strata(
     for site, norm in pooled_norm(scores).items():
         codes[site] = deciles(norm)
         if site.unit == "weight":
-            sizes = weight(model, site).detach().float().abs().cpu()
+            sizes = weight(model, site).detach().float().abs()
             size = deciles(sizes.flatten()).reshape(scores[0].shapes[site])
             codes[site] = N_DECILES * size + codes[site][:, None]
         if site.is_of_experts:
@@ -72,10 +72,12 @@ def pooled_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor, " _"]]:
 
 
 def deciles(values: Float[Tensor, " unit"], n_classes: int = N_DECILES) -> Int16[Tensor, " unit"]:
-    """The decile (or other class) of every unit, by rank, so that ties and outliers cannot empty one."""
-    ranks = np.empty(len(values), dtype=np.int64)
-    ranks[np.argsort(values.numpy(), kind="stable")] = np.arange(len(values))
-    return torch.from_numpy((ranks * n_classes // len(values)).astype(np.int16))
+    """The decile (or other class) of every unit, by rank, so that ties and outliers cannot empty one. Ranked on the
+    device of the values, told on the CPU.
+    """
+    order = torch.sort(values, stable=True).indices
+    classes = torch.arange(len(values), device=values.device) * n_classes // len(values)
+    return torch.empty_like(order, dtype=torch.int16).scatter_(0, order, classes.to(torch.int16)).cpu()
 
 
 def _routing_fifths(scores: Sequence[Scores], site: Site, codes: Int16[Tensor, "..."]) -> Int16[Tensor, "..."]:

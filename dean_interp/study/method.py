@@ -34,7 +34,7 @@ from dean_interp.progress import progress_bar
 from dean_interp.resume import discard
 from dean_interp.scoring.importance import importance
 from dean_interp.scoring.preparation import ScoringConfig, scores_fingerprint
-from dean_interp.scoring.scores import Scores, load_scores
+from dean_interp.scoring.scores import Also, Scores, load_scores
 from dean_interp.selection.coupling import Coupling, couple, refuse_empty
 from dean_interp.selection.selection import Selection, top_fraction
 from dean_interp.selection.strata import Strata
@@ -49,10 +49,12 @@ from dean_interp.study.store import ORIGINAL, State
 log = logging.getLogger(__name__)
 
 
-def score(model: HookedModel, behaviour: Behaviour, config: StudyConfig, folder: Path) -> Scores:
+def score(
+    model: HookedModel, behaviour: Behaviour, config: StudyConfig, folder: Path, *, also: Sequence[Also] = ()
+) -> Scores:
     """Step 1: the scores of one behaviour. Raises `InputError` as `scored_once`."""
     scoring = config.calibration.scoring(config.model.template)
-    return scored_once(model, behaviour, folder, unit=config.scored, config=scoring, keep=config.keep)
+    return scored_once(model, behaviour, folder, unit=config.scored, config=scoring, keep=config.keep, also=also)
 
 
 def scored_once(
@@ -63,6 +65,7 @@ def scored_once(
     unit: Unit | Sequence[Unit],
     config: ScoringConfig,
     keep: float = 1.0,
+    also: Sequence[Also] = (),
 ) -> Scores:
     """The scores of one behaviour, from their file in `folder/scores`, else computed and written there.
 
@@ -71,7 +74,7 @@ def scored_once(
     path = folder / "scores" / f"{behaviour.name}.safetensors"
     partial = path.with_suffix(".unfinished")
     if not path.is_file():
-        scores = importance(model, behaviour, unit=unit, config=config, keep=keep, unfinished=partial)
+        scores = importance(model, behaviour, unit=unit, config=config, keep=keep, also=also, unfinished=partial)
         scores.save(path, keep=keep)
     # A run that was killed right after it saved left this, too.
     discard(partial)

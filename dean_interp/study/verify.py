@@ -25,7 +25,8 @@ from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.importance import importance
 from dean_interp.scoring.preparation import N_SPREAD_GROUPS, ScoringConfig, scores_fingerprint
-from dean_interp.scoring.scores import Scores, Top, load_scores
+from dean_interp.scoring.scores import Scores, load_scores
+from dean_interp.scoring.top import Top
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import load_selection
 from dean_interp.selection.stability import jaccard
