@@ -75,8 +75,8 @@ def test_batched_scores_equal_the_definition_one_example_at_a_time(tiny, tokeniz
         np.testing.assert_allclose(scores[site], value, rtol=2e-3, atol=1e-7)
 
 
-def weights_one_by_one(model, tokenizer, behaviour, modules="all"):
-    """The definition, slowly: one example at a time, the parameters' own gradients."""
+def weights_one_by_one(model, tokenizer, behaviour, modules="all", fold=torch.abs):
+    """The definition, slowly: one example at a time, the parameters' own gradients, each effect folded."""
     sites = weight_sites(model, modules)
     scores = {site: 0 for site in sites}
     for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
@@ -87,7 +87,7 @@ def weights_one_by_one(model, tokenizer, behaviour, modules="all"):
         stored = [parameter(model, site) for site in sites]
         gradients = torch.autograd.grad(loss, [one for one, _ in stored])
         for site, (weights, as_matrix), gradient in zip(sites, stored, gradients, strict=True):
-            scores[site] += as_matrix((weights * gradient).detach().abs().double() / len(behaviour))
+            scores[site] += as_matrix(fold((weights * gradient).detach().double()) / len(behaviour))
     return scores
 
 

@@ -12,25 +12,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.distributed import local_world_size, on_rank0, world_size
+from dean_interp.distributed import on_rank0, world_size
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
-from dean_interp.models.matrices import home
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.tokens import Row, batches, collate, row_length
 from dean_interp.models.torch_settings import own_torch_settings
-from dean_interp.planning.site_sums import alike, site_bytes
+from dean_interp.planning.device_memory import free_memory, held_memory
+from dean_interp.planning.site_sums import alike, pass_bytes
 from dean_interp.scoring.capture import stream_gradients
-from dean_interp.scoring.means import give_back
+from dean_interp.scoring.means import further_folds, give_back
 from dean_interp.scoring.preparation import (
     Prepared,
     ScoringConfig,
@@ -40,6 +38,8 @@ from dean_interp.scoring.preparation import (
     scored_sites,
     units_of,
 )
+from dean_interp.scoring.products import Fold
+from dean_interp.scoring.scores import Also
 from dean_interp.scoring.sums import Sums
 
 # A plan takes at most this share of the memory that is free.
@@ -99,6 +99,7 @@ def plan(
     *,
     unit: Unit | Sequence[Unit] = "neuron",
     config: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
+    also: Sequence[Also] = (),
     free_bytes: int | None = None,
 ) -> Plan:
     """Predict what `importance` will take, and choose batches and layers a pass that fit.
@@ -107,37 +108,42 @@ def plan(
     where they fit; else there are several passes over fewer layers each. Of several processes the first plans for all.
 
     Args:
+        also: other means that the pass shall keep, as of `importance`.
         free_bytes: memory that may be used beside what is held. None: what the device has free now.
 
     Raises `InputError` as `importance`, and where not even one example and one layer fit.
     """
+    further, sites = further_folds(also, config), scored_sites(model, units_of(unit), config)
 
     def planned() -> dict[str, Any]:
-        return dataclasses.asdict(_plan_here(model, behaviour, units_of(unit), config, free_bytes=free_bytes))
+        return dataclasses.asdict(_plan_here(model, behaviour, sites, config, further=further, free_bytes=free_bytes))
 
     return Plan(**on_rank0(planned))
 
 
 def _plan_here(
-    model: HookedModel, behaviour: Behaviour, units: Sequence[Unit], config: ScoringConfig, *, free_bytes: int | None
+    model: HookedModel,
+    behaviour: Behaviour,
+    sites: Sequence[Site],
+    config: ScoringConfig,
+    *,
+    further: Sequence[Fold],
+    free_bytes: int | None,
 ) -> Plan:
     """The plan of this process. The most layers a pass are tried first, and for these the largest batches."""
-    sites = scored_sites(model, units, config)
     data = prepare(model, behaviour, config)
     device = torch.device(model.cfg.device)
-    probe = _Probe(model, data, sites, config)
+    probe = _Probe(model, data, sites, config, further)
     batch_bytes = probe.batch_bytes()
     give_back()
-    if free_bytes is None:
-        # On the CPU the processes of one machine share its memory.
-        free_bytes = free_memory(device) // (local_world_size() if device.type == "cpu" else 1)
+    free_bytes = free_memory(device) if free_bytes is None else free_bytes
     held_bytes = held_memory(device)
     wanted = batch_tokens_of(model, config)
     batch_sizes = [wanted, *(size for size in _BATCH_TOKENS if size < wanted)]
     sums_bytes = largest_bytes = 0
     for layers_per_pass in halved(config.layers_per_pass or len(model.blocks)):
         passes = in_passes(sites, layers_per_pass)
-        sums_bytes = max(_pass_bytes(model, pass_sites, len(data.group_sizes)) for pass_sites in passes)
+        sums_bytes = max(pass_bytes(model, part, len(data.group_sizes), len(further)) for part in passes)
         for batch_tokens in batch_sizes:
             planned = batches(data.rows, batch_tokens=batch_tokens, together=data.rows_each)
             sizes = [(len(rows), _longest(rows)) for rows in planned]
@@ -172,37 +178,21 @@ def halved(n_layers: int) -> list[int]:
     return [n_layers >> k for k in range(n_layers.bit_length())]
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device; on the CPU what the machine and its container have left."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text(encoding="utf-8").strip().isdigit():
-        free = min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8")))
-    return free
-
-
-def held_memory(device: torch.device) -> int:
-    """Bytes in use now: by torch on a GPU, by the process on the CPU."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-
-
-def _pass_bytes(model: HookedModel, sites: Sequence[Site], n_groups: int) -> int:
-    """Bytes of the sums of some sites on the device that computes. Those of offloaded weights lie in host memory."""
-    device = torch.device(model.cfg.device)
-    here = [site for site in sites if home(model, site.matrix).type == device.type]
-    return sum(site_bytes(model, site, n_groups) for site in here)
-
-
 class _Probe:
     """Passes that are watched. Sites that are alike share the sums of one of them: their cost without their memory."""
 
-    def __init__(self, model: HookedModel, data: Prepared, sites: Sequence[Site], config: ScoringConfig) -> None:
+    def __init__(
+        self,
+        model: HookedModel,
+        data: Prepared,
+        sites: Sequence[Site],
+        config: ScoringConfig,
+        further: Sequence[Fold] = (),
+    ) -> None:
         self.model, self.data, self.sites, self.config = model, data, sites, config
         self.like = alike(model, sites)
         shared = sorted(set(self.like.values()))
-        self.sums = Sums(model, shared, groups=data.groups, rows_each=data.rows_each, folds=(config.fold,))
+        self.sums = Sums(model, shared, groups=data.groups, rows_each=data.rows_each, folds=(config.fold, *further))
 
     def run(self, rows: Sequence[Row]) -> float:
         """Seconds of one pass."""

@@ -2,18 +2,30 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from dean_interp.models.hooked_model import HookedModel
-from dean_interp.models.matrices import shape
+from dean_interp.models.matrices import home, shape
 from dean_interp.models.sites import Site
 
 
-def site_bytes(model: HookedModel, site: Site, n_groups: int) -> int:
-    """Bytes of a site's running sums in float32 (`Sums`). Neurons have one effect for each group of examples."""
+def site_bytes(model: HookedModel, site: Site, n_groups: int, *, n_further: int = 0) -> int:
+    """Bytes of a site's running sums in float32 (`Sums`). Neurons have one effect for each group of examples.
+
+    `n_further` is how many other folds of the effects are added up.
+    """
     n_in, n_out = shape(model, site.matrix)
     n_slots = site.n_experts if site.is_of_experts else 0
     if site.unit == "weight":
-        return 4 * (n_in + n_in * n_out + n_slots)
-    return 4 * (n_in + n_in * (1 + n_groups) + n_slots)
+        return 4 * (n_in + n_in * n_out * (1 + n_further) + n_slots)
+    return 4 * (n_in + n_in * (1 + n_groups + n_further) + n_slots)
+
+
+def pass_bytes(model: HookedModel, sites: Sequence[Site], n_groups: int, n_further: int) -> int:
+    """Bytes of the sums of some sites on the device that computes. Those of offloaded weights lie in host memory."""
+    device = torch.device(model.cfg.device)
+    here = [site for site in sites if home(model, site.matrix).type == device.type]
+    return sum(site_bytes(model, site, n_groups, n_further=n_further) for site in here)
 
 
 def alike(model: HookedModel, sites: Sequence[Site]) -> dict[Site, Site]:
