@@ -213,7 +213,7 @@ def memory(model: HookedModel, shape: Shape) -> dict[str, float]:
 
 def answer_plainly(plain: PreTrainedModel, tokenizer: Any, prompts: Sequence[str], n_new: int) -> None:  # noqa: ANN401
     """Greedy answers in batches of 32 as transformers' documentation shows them."""
-    encoded = [encode(tokenizer, prompt, []).prompt for prompt in prompts]
+    encoded = [list(encode(tokenizer, prompt, []).prompt) for prompt in prompts]
     for start in range(0, len(encoded), 32):
         rows = {"input_ids": encoded[start : start + 32]}
         given = tokenizer.pad(rows, return_tensors="pt", padding_side="left").to(plain.device)

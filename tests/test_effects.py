@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mixtures import save_mixture
-from test_scoring import weights_one_by_one
+from test_scoring import weight_effects_one_by_one
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dean_interp import (
@@ -77,12 +77,12 @@ def all_three(llama, pairs):
 def test_weights_effects_are_those_of_single_examples_by_autograd(model, tokenizer, pairs):
     config = ScoringConfig(batch_tokens=150, modules="all")
     scores = importance(model, pairs, unit="weight", config=config, also=ALSO)
-    folds = {"values": torch.abs, "signed": torch.clone, "squared": torch.square}
-    for name, fold in folds.items():
-        found = getattr(scores, name)
-        for site, expected in weights_one_by_one(model, tokenizer, pairs, fold=fold).items():
+    for site, effects in weight_effects_one_by_one(model, tokenizer, pairs).items():
+        means = {"values": effects.abs(), "signed": effects, "squared": effects.square()}
+        for name, each in means.items():
+            expected, found = each.mean(0), getattr(scores, name)[site]
             tolerance = 2e-4 * float(expected.abs().max()) + 1e-9
-            np.testing.assert_allclose(found[site], expected, rtol=2e-3, atol=tolerance, err_msg=f"{name} {site}")
+            np.testing.assert_allclose(found, expected, rtol=2e-3, atol=tolerance, err_msg=f"{name} {site}")
 
 
 def test_neurons_effects_are_those_of_single_examples(llama, pairs, all_three):

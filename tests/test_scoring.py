@@ -75,10 +75,10 @@ def test_batched_scores_equal_the_definition_one_example_at_a_time(tiny, tokeniz
         np.testing.assert_allclose(scores[site], value, rtol=2e-3, atol=1e-7)
 
 
-def weights_one_by_one(model, tokenizer, behaviour, modules="all", fold=torch.abs):
-    """The definition, slowly: one example at a time, the parameters' own gradients, each effect folded."""
+def weight_effects_one_by_one(model, tokenizer, behaviour, modules="all"):
+    """Each weight's effect on each example, slowly: one example at a time, the parameters' own gradients."""
     sites = weight_sites(model, modules)
-    scores = {site: 0 for site in sites}
+    effects = {site: [] for site in sites}
     for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
         one = encode(tokenizer, prompt, [answer])
         ids, n = torch.tensor([one.prompt + one.answers[0]]), len(one.prompt)
@@ -87,8 +87,14 @@ def weights_one_by_one(model, tokenizer, behaviour, modules="all", fold=torch.ab
         stored = [parameter(model, site) for site in sites]
         gradients = torch.autograd.grad(loss, [one for one, _ in stored])
         for site, (weights, as_matrix), gradient in zip(sites, stored, gradients, strict=True):
-            scores[site] += as_matrix(fold((weights * gradient).detach().double()) / len(behaviour))
-    return scores
+            effects[site].append(as_matrix((weights * gradient).detach().double()))
+    return {site: torch.stack(of_examples) for site, of_examples in effects.items()}
+
+
+def weights_one_by_one(model, tokenizer, behaviour, modules="all"):
+    """The definition of weights' scores."""
+    effects = weight_effects_one_by_one(model, tokenizer, behaviour, modules)
+    return {site: of_examples.abs().mean(0) for site, of_examples in effects.items()}
 
 
 def test_batched_weight_scores_equal_the_definition_one_example_at_a_time(tiny, tokenizer, behaviour):

@@ -9,7 +9,7 @@ from dean_interp.distributed import local_world_size
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device; on the CPU a process's share of what machine and container have."""
+    """Bytes that can still be allocated on a device; on the CPU a process's share of what the machine has."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available

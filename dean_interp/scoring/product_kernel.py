@@ -17,7 +17,8 @@ from torch import Tensor
 from dean_interp.scoring.products import Fold
 
 
-@triton.jit
+# Compiled once, not anew for some numbers of examples.
+@triton.jit(do_not_specialize=["n_examples"])
 def _add_folded(
     values: tl.tensor,
     sizes: tl.tensor,
