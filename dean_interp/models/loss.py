@@ -100,8 +100,7 @@ def batched(
     n_done = unfinished.restore(sums) if unfinished else 0
     n_rows_done = sum(len(batch_rows) for batch_rows in planned[:n_done])
     n_rows = sum(len(batch_rows) for batch_rows in planned)
-    seconds = sum(total.nbytes for total in sums.values()) / _BYTES_A_SECOND
-    kept_at = time.monotonic()
+    seconds, kept_at = _seconds_to_write(sums), time.monotonic()
     with progress_bar(total=n_rows, initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
         for number, batch_rows in enumerate(planned[n_done:], n_done + 1):
             yield collate(batch_rows, device=model.cfg.device, padding=padding)
@@ -114,6 +113,10 @@ def batched(
                 seconds = kept_at - began
             progress.update(len(batch_rows))
     all_reduce_sum(sums.values())
+
+
+def _seconds_to_write(sums: Mapping[str, Tensor]) -> float:
+    return sum(total.nbytes for total in sums.values()) / _BYTES_A_SECOND
 
 
 def _refuse_rows(model: HookedModel, rows: Sequence[Row]) -> None:

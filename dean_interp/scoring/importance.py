@@ -63,8 +63,8 @@ def importance(
         config: template, target, sign, modules, batches.
         keep: the top fraction of each matrix's weights whose scores are kept (`Scores.kept`). Less than 1 saves memory:
             the other scores are dropped on the device that scores, as soon as their layers' pass is done.
-        also: other means of the same effects that this pass adds up beside the scores: `signed` and `squared` fill the
-            fields of that name. For weights each takes one more float32 accumulator a weight.
+        also: other means of the same effects from the same pass, for the fields of `Scores` of that name: `signed`,
+            `squared`. For weights each takes one more float32 accumulator a weight.
         unfinished: a file for the sums of the finished batches. A call that was killed goes on from there when it is
             made again. Call `resume.discard(path)` once the scores are saved.
 
@@ -83,19 +83,29 @@ def importance(
     _check_hooks(model, data, sites)
     key = scores_fingerprint(model, behaviour, unit=units, config=config)
     started = Unfinished(unfinished, f"{key} {config}") if unfinished else None
-    step = fisher_step if config.target == "fisher" else gradient_step
     label = f"scoring {behaviour.name}"
-
-    # Each pass sums some layers' effects over all examples. Its sums become scores before the next pass begins.
-    def passes() -> Iterator[Sums]:
-        for number, pass_sites in enumerate(in_passes(sites, config.layers_per_pass)):
-            part = started.part(str(number)) if started else None
-            yield run_pass(model, data, pass_sites, config, label=label, unfinished=part, step=step, further=further)
-
+    passes = _passes(model, data, sites, config, label=label, unfinished=started, further=further)
     facts = facts_of(model, behaviour, config, method="importance", data=data)
-    scores = as_scores(model, behaviour, passes(), data=data, fingerprint=key, facts=facts, keep=keep)
+    scores = as_scores(model, behaviour, passes, data=data, fingerprint=key, facts=facts, keep=keep)
     scored_prompts(model).update(behaviour.prompt_hashes)
     return scores
+
+
+def _passes(
+    model: HookedModel,
+    data: Prepared,
+    sites: Sequence[Site],
+    config: ScoringConfig,
+    *,
+    label: str,
+    unfinished: Unfinished | None,
+    further: Sequence[Fold],
+) -> Iterator[Sums]:
+    """Each pass sums some layers' effects over all examples. Its sums become scores before the next pass begins."""
+    step = fisher_step if config.target == "fisher" else gradient_step
+    for number, pass_sites in enumerate(in_passes(sites, config.layers_per_pass)):
+        part = unfinished.part(str(number)) if unfinished else None
+        yield run_pass(model, data, pass_sites, config, label=label, unfinished=part, step=step, further=further)
 
 
 def _check_hooks(model: HookedModel, data: Prepared, sites: Sequence[Site]) -> None:

@@ -2,7 +2,8 @@
 
 A program goes through the examples. It multiplies over an example's places in the inputs' precision with float32 sums,
 folds the product while it is in registers, and adds to each total once, at the end. What is added is the same in every
-run: no two programs write to one place.
+run: no two programs write to one place. Long offsets are the pointers' own; those inside a tile are short, and fewer
+registers hold them.
 """
 
 from collections.abc import Mapping
@@ -44,25 +45,16 @@ def _add_folded(
     # An expert that no token was sent to has nothing to add.
     if tl.load(starts) == tl.load(starts + n_examples):
         return
-    # Long offsets are the pointers' own: those inside a tile are short, and fewer registers hold them.
     row, column = tl.program_id(0) * rows_a_tile, tl.program_id(1) * columns_a_tile
-    i, j, k = tl.arange(0, rows_a_tile), tl.arange(0, columns_a_tile), tl.arange(0, places_at_once)
+    i, j = tl.arange(0, rows_a_tile)[:, None], tl.arange(0, columns_a_tile)[None, :]
     is_row, is_column = row + i < d_in, column + j < d_out
-    read_from, written_from = k[None, :] * d_in + i[:, None], k[:, None] * d_out + j[None, :]
     value = tl.zeros((rows_a_tile, columns_a_tile), dtype=tl.float32)
-    size = tl.zeros((rows_a_tile, columns_a_tile), dtype=tl.float32)
-    square = tl.zeros((rows_a_tile, columns_a_tile), dtype=tl.float32)
+    size, square = value, value
     first, end = tl.load(starts), tl.load(starts + 1)
     for example in range(n_examples):
         # Where the next example ends is fetched while this one is multiplied.
         next_end = tl.load(starts + tl.minimum(example + 2, n_examples))
-        product = tl.zeros((rows_a_tile, columns_a_tile), dtype=tl.float32)
-        for start in range(first, end, places_at_once):
-            is_place = start + k < end
-            is_read, is_written = is_row[:, None] & is_place[None, :], is_place[:, None] & is_column[None, :]
-            read = tl.load(x + start * d_in + row + read_from, mask=is_read, other=0.0)
-            written = tl.load(gradient + start * d_out + column + written_from, mask=is_written, other=0.0)
-            product = tl.dot(read, written, product, input_precision="ieee")
+        product = _product(x + row, gradient + column, first, end, d_in, d_out, i, j, is_row, is_column, places_at_once)
         if to_values:
             value += product
         if to_sizes:
@@ -71,14 +63,39 @@ def _add_folded(
             square += product * product
         first, end = end, next_end
     corner = expert * expert_stride + row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
-    place = i[:, None] * row_stride + j[None, :] * column_stride
-    is_inside = is_row[:, None] & is_column[None, :]
+    place, is_inside = i * row_stride + j * column_stride, is_row & is_column
     if to_values:
         _add_to(values + corner + place, value, is_inside)
     if to_sizes:
         _add_to(sizes + corner + place, size, is_inside)
     if to_squares:
         _add_to(squares + corner + place, square, is_inside)
+
+
+@triton.jit
+def _product(
+    x: tl.tensor,
+    gradient: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
+    d_in: tl.tensor,
+    d_out: tl.tensor,
+    i: tl.tensor,
+    j: tl.tensor,
+    is_row: tl.tensor,
+    is_column: tl.tensor,
+    places_at_once: tl.constexpr,
+) -> tl.tensor:
+    k = tl.arange(0, places_at_once)
+    product = tl.zeros((i.shape[0], j.shape[1]), dtype=tl.float32)
+    for start in range(first, end, places_at_once):
+        is_place = start + k < end
+        read_at = x + start * d_in + (k[None, :] * d_in + i)
+        read = tl.load(read_at, mask=is_row & is_place[None, :], other=0.0)
+        written_at = gradient + start * d_out + (k[:, None] * d_out + j)
+        written = tl.load(written_at, mask=is_place[:, None] & is_column, other=0.0)
+        product = tl.dot(read, written, product, input_precision="ieee")
+    return product
 
 
 @triton.jit
