@@ -59,7 +59,8 @@ def as_scores(
             kept = thinned(behaviour.name, site, values, keep)
             fields["values"][site] = kept.cpu()
             for name, tensor in of_site.items():
-                fields[name][site] = (at_kept(tensor, values, kept) if name in get_args(Also) else tensor).cpu()
+                of_kept = at_kept(tensor, values, kept) if name in get_args(Also) else tensor
+                fields[name][site] = of_kept.cpu()
         give_back()
     in_order: dict[str, Any] = {name: dict(sorted(tensors.items())) for name, tensors in fields.items()}
     return Scores(
@@ -80,7 +81,7 @@ def _of_site(model: HookedModel, site: Site, sums: Sums, data: Prepared) -> dict
     fields = {"activation_norm": (sums.sums.pop(f"square/{site}") / n_read).sqrt()}
     if site.is_of_experts:
         fields["slots"] = sums.sums.pop(f"slots/{site}")
-    effects = {fold: sums.sums.pop(f"{fold} effect/{site}") for fold in sums.folds}
+    effects: dict[Fold, Tensor] = {fold: sums.sums.pop(f"{fold} effect/{site}") for fold in sums.folds}
     if site.unit == "neuron":
         fields["activation_mean"] = sums.sums.pop(f"sum/{site}") / n_read
         of_groups = effects[first]

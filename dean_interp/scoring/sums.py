@@ -43,7 +43,7 @@ class Sums:
             folds: what of an example's effect is added up, each into sums of its own.
         """
         self.model, self.sites, self.rows_each, self.groups = model, sites, rows_each, groups
-        self.folds = tuple(folds)
+        self.folds: tuple[Fold, ...] = tuple(folds)
         self.sums = {"loss": torch.zeros(len(groups)), "n_positions": torch.zeros((), dtype=torch.int64)}
         for site in sites:
             n_in, n_out = shape(model, site.matrix)
@@ -79,8 +79,8 @@ class Sums:
         if site.unit == "neuron":
             self.fold_neurons(site, x.float(), effect_of_rows(self.model, site, x, gradient))
             return
-        totals = {fold: self.sums[f"{fold} effect/{site}"] for fold in self.folds}
-        here = {fold: total if total.device == x.device else _zeros(total, x) for fold, total in totals.items()}
+        totals: dict[Fold, Tensor] = {fold: self.sums[f"{fold} effect/{site}"] for fold in self.folds}
+        here: dict[Fold, Tensor] = {fold: _on_device_of(x, total) for fold, total in totals.items()}
         add_products(*self._by_expert(site, here, x, gradient))
         for fold, total in totals.items():
             if here[fold] is not total:
@@ -143,7 +143,7 @@ class Sums:
         """What `add_products` takes: totals by expert, and the places without padding, sorted by expert and example."""
         places = self.places.to(x.device)
         if not site.is_of_experts:
-            by_expert = {fold: total[None] for fold, total in totals.items()}
+            by_expert: dict[Fold, Tensor] = {fold: total[None] for fold, total in totals.items()}
             read, written = x.flatten(0, 1)[places], gradient.flatten(0, 1)[places]
             return by_expert, read, written, self.lengths[None].to(x.device)
         ids = routed_ids(self.model, site).to(x.device)
@@ -176,8 +176,9 @@ class Sums:
                 )
 
 
-def _zeros(total: Tensor, x: Tensor) -> Tensor:
-    return torch.zeros(total.shape, device=x.device)
+def _on_device_of(x: Tensor, total: Tensor) -> Tensor:
+    """What is added to there: the total itself, or zeros where it lies on another device."""
+    return total if total.device == x.device else torch.zeros(total.shape, device=x.device)
 
 
 def _of_each_expert(site: Site, total: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "expert _ _"]:
