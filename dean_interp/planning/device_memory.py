@@ -9,7 +9,7 @@ from dean_interp.distributed import local_world_size
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device; on the CPU a process's share of what the machine has."""
+    """Bytes that can still be allocated on a device; on the CPU the share of this process in machine and container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
