@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dean_interp.editing.values import Mean, Scale, Zero
     from dean_interp.errors import InputError
     from dean_interp.evaluation.measure import Measurement, measure
+    from dean_interp.exploring.explore_page import ExplorePage, explore_page
+    from dean_interp.exploring.held_out import ExploreConfig
+    from dean_interp.exploring.notebook import explore
     from dean_interp.information.compare import mutual_information
     from dean_interp.information.estimands import InformationArm, MutualInformationConfig, random_arm_like
     from dean_interp.information.shifts import MutualInformation
@@ -69,6 +72,8 @@ __all__ = [
     "Evaluation",
     "EvaluationConfig",
     "Example",
+    "ExploreConfig",
+    "ExplorePage",
     "Gains",
     "Gates",
     "GatingConfig",
@@ -104,6 +109,8 @@ __all__ = [
     "damage_of",
     "estimate_information",
     "evaluate_edit",
+    "explore",
+    "explore_page",
     "gains_of",
     "gated",
     "generate",
@@ -151,6 +158,8 @@ _MODULES = {
     "Evaluation": "study.evaluate",
     "EvaluationConfig": "study.config",
     "Example": "data.examples",
+    "ExploreConfig": "exploring.held_out",
+    "ExplorePage": "exploring.explore_page",
     "Gains": "selection.gains",
     "Gates": "selection.gates",
     "GatingConfig": "selection.gating",
@@ -185,6 +194,8 @@ _MODULES = {
     "damage_of": "selection.gains",
     "estimate_information": "study.evaluate",
     "evaluate_edit": "study.evaluate",
+    "explore": "exploring.notebook",
+    "explore_page": "exploring.explore_page",
     "gains_of": "selection.gains",
     "gated": "editing.ablation",
     "generate": "models.generate",

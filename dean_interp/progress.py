@@ -31,6 +31,18 @@ def show_progress(shown: bool = True) -> None:
     _shown = shown
 
 
+@contextmanager
+def hidden_progress() -> Iterator[None]:
+    """While open, no bars are shown: for work that ends in the blink of an eye, again and again."""
+    global _shown
+    before = _shown
+    _shown = False
+    try:
+        yield
+    finally:
+        _shown = before
+
+
 def progress_bar(
     iterable: Iterable[Any] | None = None,
     *,

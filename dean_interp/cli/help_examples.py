@@ -95,6 +95,12 @@ EXAMPLES = {
         "dean-interp chat --edit edit.safetensors --model path/to/checkpoint --dose 0.5 --system 'Answer briefly.'",
         "dean-interp chat --edit coupled.safetensors --answer-length 64 --out transcript.json",
     ),
+    "explore": (
+        "dean-interp explore gates.safetensors --out page.html",
+        "dean-interp explore edit.safetensors --model path/to/checkpoint --behaviours mine.csv privacy --out page.html",
+        "dean-interp explore coupled.safetensors --scores fairness.safetensors privacy.safetensors --prompts "
+        "'Who should I hire?'",
+    ),
     "neuron": (
         "dean-interp neuron L17.1042",
         "dean-interp neuron L17.1042 --run runs/demo",

@@ -9,6 +9,7 @@ from dean_interp.cli.chat import ChatWithEdit, do_chat
 from dean_interp.cli.circuits import ShowCircuit, ShowNeuron, do_circuit, do_neuron
 from dean_interp.cli.data import DataStep, do_data
 from dean_interp.cli.edits import EditStep, do_edit
+from dean_interp.cli.exploring import ExploreChange, do_explore
 from dean_interp.cli.improving import ImproveEdit, do_improve
 from dean_interp.cli.measuring import (
     AblateUnits,
@@ -44,6 +45,7 @@ Step = (
     | Annotated[EstimateInformation, subcommand("information")]
     | Annotated[EditStep, subcommand("edit")]
     | Annotated[ChatWithEdit, subcommand("chat")]
+    | Annotated[ExploreChange, subcommand("explore")]
     | Annotated[ShowNeuron, subcommand("neuron")]
     | Annotated[ShowCircuit, subcommand("circuit")]
     | Annotated[ImproveEdit, subcommand("improve")]
@@ -93,6 +95,8 @@ def do(step: Step, talk: Talk) -> StepResult:
             return do_edit(step)
         case ChatWithEdit():
             return do_chat(step, talk)
+        case ExploreChange():
+            return do_explore(step)
         case ShowNeuron():
             return do_neuron(step)
         case ShowCircuit():

@@ -7,6 +7,7 @@ Below 0 is the opposite change, above 1 more of the same. At a dose `d` a gate `
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,16 +73,28 @@ def refuse_other_base(model: HookedModel, edit: AnyEdit) -> None:
 
 @reusable
 @contextmanager
-def at_dose(model: HookedModel, edit: AnyEdit, dose: float) -> Iterator[None]:
+def at_dose(model: HookedModel, edit: AnyEdit, dose: float, *, units: Selection | None = None) -> Iterator[None]:
     """While open, the model has the edit at a dose, by hooks alone.
 
-    Raises `InputError` for a dose out of range, an edit of another model, and one that hooks cannot do.
+    Args:
+        model: it is left as it was.
+        edit: gates, an edit, or a selection, which is silenced.
+        dose: 0 is the original, 1 the edit, -1 the opposite.
+        units: change these units alone, of those that the edit changes; None: all of them.
+
+    Raises:
+        InputError: a dose out of range, an edit of another model, one that hooks cannot do.
     """
     refuse_dose(dose)
     if dose == 0:
         yield
         return
     selection, value = as_hooks(edit)
+    if units is not None:
+        selection, value = _only(selection, value, units)
+        if not len(selection):
+            yield
+            return
     with ablate(model, selection, value=_value_at_dose(model, selection, value, dose)):
         yield
 
@@ -96,6 +109,20 @@ def as_hooks(edit: AnyEdit) -> tuple[Selection, Multiply | Given | Zero]:
             return edit, Multiply(gates_of(edit)) if is_of_neurons else Zero()
         case Edit():
             return edit.hooked()
+
+
+def _only(
+    selection: Selection, value: Multiply | Given | Zero, units: Selection
+) -> tuple[Selection, Multiply | Given | Zero]:
+    """The part of a change that is a change of some units."""
+    none = torch.zeros(0, dtype=torch.int64)
+    kept, weights = {}, {}
+    for site, changed in selection.units.items():
+        is_kept = torch.isin(changed, units.units.get(site, none))
+        kept[site] = changed[is_kept]
+        if isinstance(value, Given):
+            weights[site] = value.weights[site][is_kept]
+    return replace(selection, units=kept), Given(weights) if isinstance(value, Given) else value
 
 
 def _value_at_dose(model: HookedModel, selection: Selection, value: Multiply | Given | Zero, dose: float) -> Value:

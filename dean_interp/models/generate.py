@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Int
@@ -95,7 +96,7 @@ def generate_to(
     encoded = [encode(tokenizer, prompt, [], template=template).prompt for prompt in prompts]
     refuse_without_values(model)
     refuse_unknown_tokens(model, (token for ids in encoded for token in ids))
-    _refuse_too_long(model, prompts, encoded, longest)
+    refuse_too_long(model, prompts, encoded, longest)
     # Each process fills in its own batches. The others keep `_NOTHING` there, which is below every token.
     answers = torch.full((len(prompts), longest), _NOTHING)
     equal_length = not adapter_of(model).rows_may_pad_left
@@ -120,6 +121,42 @@ def generate_to(
     return texts
 
 
+def answer_stream(
+    model: HookedModel,
+    prompt: str,
+    *,
+    under: AbstractContextManager[None],
+    max_new_tokens: int = 64,
+    template: Template = "chat",
+) -> Iterator[str]:
+    """The greedy answer to a prompt as it grows: its text after every new token, the last of which `generate` gives.
+
+    Args:
+        model: between two texts it has none of our hooks, so that others may use it.
+        prompt: what is answered.
+        under: what changes the model. It is opened anew for every token.
+        max_new_tokens: the most tokens of the answer.
+        template: how the prompt becomes tokens (`models.tokens.encode`).
+
+    Raises:
+        InputError: a prompt that leaves no room for an answer in the model's context.
+    """
+    refuse_nothing_to_answer([prompt], [max_new_tokens], 1)
+    tokenizer = native_tokenizer(model)
+    encoded = [encode(tokenizer, prompt, [], template=template).prompt]
+    refuse_without_values(model)
+    refuse_unknown_tokens(model, encoded[0])
+    refuse_too_long(model, [prompt], encoded, max_new_tokens)
+    begun = begun_thought(tokenizer, encoded[0])
+    growing = _growing(model, encoded, max_new_tokens, at_a_time=1)
+    while True:
+        with own_torch_settings(), torch.inference_mode(), under:
+            answers = next(growing, None)
+        if answers is None:
+            return
+        yield begun + _text(tokenizer, answers[0])
+
+
 def refuse_nothing_to_answer(prompts: Sequence[str], lengths: Sequence[int], at_once: int) -> None:
     """Raise `InputError` for no prompts, no new tokens, or none at once."""
     if not prompts or not lengths or min(lengths) < 1 or at_once < 1:
@@ -129,9 +166,10 @@ def refuse_nothing_to_answer(prompts: Sequence[str], lengths: Sequence[int], at_
         )
 
 
-def _refuse_too_long(
+def refuse_too_long(
     model: HookedModel, prompts: Sequence[str], encoded: Sequence[Sequence[int]], max_new_tokens: int
 ) -> None:
+    """Raise `InputError` where a prompt leaves no room for its answer in the model's context."""
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + max_new_tokens > model.cfg.n_ctx:
             raise InputError(
@@ -158,6 +196,16 @@ def _batches(encoded: Sequence[Sequence[int]], size: int, *, equal_length: bool)
 
 def _continue(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Int[Tensor, "row new"]:
     """New tokens of one batch on the CPU, up to where a turn ends."""
+    keeps_cache = cache_is_right(model) and adapter_of(model).keeps_cache
+    at_a_time = _AT_A_TIME if keeps_cache else max_new_tokens
+    *_, answers = _growing(model, prompts, max_new_tokens, at_a_time=at_a_time)
+    return answers
+
+
+def _growing(
+    model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, at_a_time: int
+) -> Iterator[Int[Tensor, "row new"]]:
+    """The answers of one batch after every `at_a_time` new tokens. No hook of ours is open while they are looked at."""
     adapter, tokenizer = adapter_of(model), native_tokenizer(model)
     tokens, real = _padded_left(prompts, model.cfg.device)
     n_padded, n_prompt = tokens.shape[1], real.sum(1)
@@ -167,7 +215,6 @@ def _continue(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_toke
     # The prompts that are not answered to their end yet, as rows of `answers`; `tokens`, `real` and `cache` are theirs.
     rows = torch.arange(len(tokens), device=tokens.device)
     cache, cached = None, cache_is_right(model)
-    at_a_time = _AT_A_TIME if cached and adapter.keeps_cache else max_new_tokens
     while len(rows) and (n_done := tokens.shape[1] - n_padded) < max_new_tokens:
         # A few tokens further, from the cache if there is one.
         n_seen = 0 if cache is None else tokens.shape[1] - 1
@@ -192,7 +239,7 @@ def _continue(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_toke
         rows, tokens = rows[going], tokens[going]
         if cache is not None and len(going) < len(new):
             cache.batch_select_indices(going)
-    return answers
+        yield answers
 
 
 def _padded_left(

@@ -38,15 +38,25 @@ class Page:
         return f'<iframe srcdoc="{html.escape(self.html())}" style="{style}"></iframe>'
 
 
-def rendered(template: str, **values: object) -> str:
-    """A page from its template, with the style of all pages."""
-    environment = _environment(autoescape=True)
+def rendered(template: str, *, folder: str = "dean_interp.report", **values: object) -> str:
+    """A page from its template, with the style of all pages.
+
+    Args:
+        template: the name of a file, which extends `page.html.j2`.
+        folder: the package that holds it.
+        values: what the template writes.
+    """
+
+    def text_of(name: str) -> str:
+        return (files(folder) / name).read_text(encoding="utf-8") if name == template else _text(name)
+
+    environment = _environment(text_of, autoescape=True)
     return environment.get_template(template).render(style=_text("style.css"), sorting=_text("sort.js"), **values)
 
 
 def rendered_markdown(template: str, **values: object) -> str:
     """A text in Markdown from its template. What is put in stays in its line and in its cell of a table."""
-    return _environment(finalize=_one_cell).get_template(template).render(**values)
+    return _environment(_text, finalize=_one_cell).get_template(template).render(**values)
 
 
 def _one_cell(value: object) -> str:
@@ -54,9 +64,11 @@ def _one_cell(value: object) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def _environment(*, autoescape: bool = False, finalize: Callable[[object], str] | None = None) -> Environment:
+def _environment(
+    text_of: Callable[[str], str], *, autoescape: bool = False, finalize: Callable[[object], str] | None = None
+) -> Environment:
     environment = Environment(
-        loader=FunctionLoader(_text),
+        loader=FunctionLoader(text_of),
         autoescape=autoescape,
         finalize=finalize,
         undefined=StrictUndefined,
