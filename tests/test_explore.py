@@ -597,13 +597,13 @@ def test_a_number_that_is_not_finite_breaks_no_page(page):
 def test_the_command_writes_the_page_and_prints_its_states(llama, checkpoints, tmp_path, capsys):
     some_gates(llama).save(tmp_path / "gates")
     out = tmp_path / "pages" / "page.html"
-    sizes = ["--n-prompts", 2, "--n-general", 2, "--answer-length", 4, "--answer-tokens", 3]
+    sizes = ["--n-test", 2, "--n-general-test", 2, "--answer-length", 4, "--answer-tokens", 3]
     model = ["--model", checkpoints["llama-gqa"], "--device", "cpu"]
     command = ["explore", tmp_path / "gates", *sizes, *model, "--prompts", "Hello?", "--out", out]
     assert main([*map(str, command), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert [state["dose"] for state in record["states"]] == [step / 4 for step in range(-4, 9)]
     assert {margin["behaviour"] for margin in record["states"][0]["margins"]} == {"fairness", "privacy"}
-    assert f"dean-interp explore {tmp_path / 'gates'} --n-prompts 2" in out.read_text()
+    assert f"dean-interp explore {tmp_path / 'gates'} --n-test 2" in out.read_text()
     assert main(["explore", str(tmp_path / "gates"), "--prompts", " "]) == 2
     assert "prompts must not be blank" in capsys.readouterr().err

@@ -33,9 +33,9 @@ class ExploreChange:
     """Behaviours whose test prompts are measured: built-in names, files, or published sets."""
     general: str = DataConfig.general
     """General text, on which the KL to the original is measured."""
-    n_prompts: int = 6
+    n_test: int = 6
     """Number of test prompts of each behaviour. Prompts that were scored to make the edit are left out."""
-    n_general: int = DataConfig.n_general_test
+    n_general_test: int = DataConfig.n_general_test
     """Number of general texts."""
     prompts: tuple[str, ...] = ()
     """Prompts that are answered at every dose. Unset: the first test prompt of each behaviour."""
@@ -54,7 +54,7 @@ class ExploreChange:
 
 def do_explore(step: ExploreChange) -> StepResult:
     """Measure the edit at every dose and write the page. Raises `InputError` for what can be put right."""
-    refuse_below(step, {"n_prompts": 1, "n_general": 1, "answer_tokens": 1, "answer_length": 1, "seed": 0})
+    refuse_below(step, {"n_test": 1, "n_general_test": 1, "answer_tokens": 1, "answer_length": 1, "seed": 0})
     if any(not prompt.strip() for prompt in step.prompts):
         raise InputError("prompts must not be blank")
     check_writable(step.out)
@@ -62,8 +62,8 @@ def do_explore(step: ExploreChange) -> StepResult:
     change = load_any_edit(step.edit)
     scores = [load_scores(path) for path in step.scores]
     scored = as_hooks(change)[0].prompt_hashes
-    behaviours = [unscored(name, step.n_prompts, scored, seed=step.seed) for name in step.behaviours]
-    general = unscored(step.general, step.n_general, scored, seed=step.seed)
+    behaviours = [unscored(name, step.n_test, scored, seed=step.seed) for name in step.behaviours]
+    general = unscored(step.general, step.n_general_test, scored, seed=step.seed)
     refuse_other_kinds(behaviours, general)
     page = explore_page(
         step.model.load(),

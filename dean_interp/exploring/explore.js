@@ -91,7 +91,7 @@ function tokenTable(following) {
 
 // All curves are in nats per token, so they share one axis: an effect stands beside what it costs.
 function chart(points, facts, dose) {
-  const width = 640, height = 190, left = 46, right = 12, top = 10, bottom = 24;
+  const width = 440, height = 190, left = 46, right = 12, top = 10, bottom = 24;
   const values = points.flatMap(point => [...point.values.values()]).filter(isNumber);
   const low = Math.min(0, ...values), high = Math.max(0.01, ...values);
   const x = at => left + ((at - facts.lowest) / (facts.highest - facts.lowest)) * (width - left - right);

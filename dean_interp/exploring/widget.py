@@ -13,7 +13,7 @@ from typing import Any
 
 import anywidget
 import traitlets
-from IPython.display import HTML, display, update_display
+from IPython.display import display, update_display
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
@@ -54,7 +54,7 @@ class ExploreWidget(anywidget.AnyWidget):
         self.observe(self._grow, "wanted")
         self.request = {"number": 1, "dose": dose, "prompt": prompts[0]}
 
-    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401 - IPython's own
         """The widget, and the copy for a reader that draws no widgets."""
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if bundle else ({}, {})
@@ -66,7 +66,7 @@ class ExploreWidget(anywidget.AnyWidget):
         del data["text/html"]
         display(data, metadata=metadata, raw=True)
         self._shown_as = self.facts["name"]
-        display(HTML(self.html()), display_id=self._shown_as)
+        display({"text/html": self.html()}, raw=True, display_id=self._shown_as)
 
     def html(self) -> str:
         """What is shown now, without a script."""
@@ -100,7 +100,7 @@ class ExploreWidget(anywidget.AnyWidget):
 
     def _keep_copy(self) -> None:
         if self._shown_as:
-            update_display(HTML(self.html()), display_id=self._shown_as)
+            update_display({"text/html": self.html()}, raw=True, display_id=self._shown_as)
 
 
 def _plain(record: object) -> dict[str, Any]:
