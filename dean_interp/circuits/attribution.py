@@ -118,16 +118,21 @@ class Effects:
         """The site of the neurons at a hook point; None where it is one of heads."""
         return next((site for site in self.kept.pair.neuron_shapes if site.hook_name == name), None)
 
-    def of(self, name: str) -> Float[Tensor, "column unit"]:
-        """The effects of all units of a hook point. Made when asked for: with all experts they are many numbers."""
+    def of(self, name: str, units: Int[Tensor, " unit"] | None = None) -> Float[Tensor, "column unit"]:
+        """The effects of some units of a hook point (None: of all).
+
+        They are made when asked for: with all experts they are many numbers.
+        """
         site, product, pair = self.site(name), self.products[name].float(), self.kept.pair
         if site is None:
             by_row = product.reshape(*self.kept.batch.tokens.shape, pair.n_heads, -1).sum(-1)
         elif site.is_of_experts:
-            by_row = self.kept.by_row(site, product, torch.arange(pair.neuron_shapes[site][0]))
+            asked = torch.arange(pair.neuron_shapes[site][0]) if units is None else units
+            return pair.by_column(self.kept.by_row(site, product, asked))
         else:
             by_row = product.reshape(*self.kept.batch.tokens.shape, -1)
-        return pair.by_column(by_row)
+        effects = pair.by_column(by_row)
+        return effects if units is None else effects[:, units.to(effects.device)]
 
     def node(self, name: str, unit: int, column: int) -> Node:
         """A unit of a hook point at a column."""
@@ -156,16 +161,25 @@ class SourceEffects:
     scale: float
     """The size of the target's activation, which effects are shares of."""
 
-    def largest(self, n: int) -> list[Edge]:
-        """The edges with the largest effect."""
+    def largest(self, n: int, *, among: Selection | None = None) -> list[Edge]:
+        """The edges with the largest effect: from any unit, or from the neurons of a selection alone."""
         edges = []
-        for name in self.effects.products:
-            effect = self.effects.of(name)
+        for name, units in self._units(among).items():
+            effect = self.effects.of(name, units)
             seen = effect[self.columns].abs().flatten()
             for place in seen.topk(min(n, seen.numel())).indices.tolist():
-                column, unit = divmod(place, effect.shape[1])
-                edges.append(self._edge(name, effect, self.columns[column], unit))
+                place_of_column, number = divmod(place, effect.shape[1])
+                column = self.columns[place_of_column]
+                unit = number if units is None else int(units[number])
+                edges.append(self._edge(name, column, unit, float(effect[column, number])))
         return largest(edges, n)
+
+    def _units(self, among: Selection | None) -> dict[str, Int[Tensor, " unit"] | None]:
+        """The hook points of all sources, with None for all their units; or those that a selection has units at."""
+        if among is None:
+            return dict.fromkeys(self.effects.products)
+        units = {site.hook_name: indices for site, indices in among.units.items() if len(indices)}
+        return {name: indices for name, indices in units.items() if name in self.effects.products}
 
     def random(self, n: int, generator: np.random.Generator) -> list[Edge]:
         """Edges drawn at random, each unit and column as likely as any other.
@@ -180,10 +194,10 @@ class SourceEffects:
             unit = self.effects.unit_at(names[hook], int(generator.integers(n_units[hook])), column)
             drawn.append((names[hook], column, unit))
         effects = {name: self.effects.of(name) for name in dict.fromkeys(name for name, _, _ in drawn)}
-        return [self._edge(name, effects[name], column, unit) for name, column, unit in drawn]
+        return [self._edge(name, column, unit, float(effects[name][column, unit])) for name, column, unit in drawn]
 
-    def _edge(self, name: str, effect: Float[Tensor, "column unit"], column: int, unit: int) -> Edge:
-        return Edge(self.effects.node(name, unit, column), self.target, float(effect[column, unit]) / self.scale)
+    def _edge(self, name: str, column: int, unit: int, effect: float) -> Edge:
+        return Edge(self.effects.node(name, unit, column), self.target, effect / self.scale)
 
 
 @contextmanager

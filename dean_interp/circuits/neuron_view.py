@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 
 from dean_interp.circuits.lens import Written, written
-from dean_interp.circuits.neuron import NeuronScores, TextActivations, neuron_scores, top_texts
+from dean_interp.circuits.neuron import NeuronScores, TextActivations, neuron_scores, of_neuron, read_texts
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.lines import Line, compare
-from dean_interp.evaluation.measure import measure
+from dean_interp.evaluation.measure import Measurement, measure
 from dean_interp.evaluation.outcomes import likelihoods
 from dean_interp.models.load import HookedModel
 from dean_interp.models.neuron_names import Neuron, name_of, refuse_unknown
@@ -21,6 +21,7 @@ from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sizes import site_shape
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
+from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 
@@ -82,15 +83,85 @@ def view_neuron(
     Raises:
         InputError: no examples, a site or index that the model does not have, scores without neurons.
     """
-    _check(model, neuron, examples)
-    texts = top_texts(model, [neuron], examples, n_texts=sum(map(len, examples)), template=template)
-    effect = _effect_alone(model, neuron, examples, template=template, answer_tokens=answer_tokens)
+    readings = neuron_readings(model, [neuron], examples, template=template, answer_tokens=answer_tokens)
+    return view_of_reading(model, readings, 0, scores=scores, selections=selections, n_texts=n_texts)
+
+
+@dataclass(frozen=True)
+class NeuronReadings:
+    """What one pass over examples says of several neurons, and the measurement that their effects are compared with."""
+
+    neurons: tuple[Neuron, ...]
+    examples: tuple[Behaviour, ...]
+    texts: tuple[TextActivations, ...]
+    """Every text, with one column of activations a neuron."""
+    tests: tuple[Behaviour, ...]
+    """The examples that may be measured."""
+    original: Measurement | None
+    """The unchanged model on them; None where there are none."""
+    template: Template
+    answer_tokens: int | None
+
+
+@own_torch_settings()
+def neuron_readings(
+    model: HookedModel,
+    neurons: Sequence[Neuron],
+    examples: Sequence[Behaviour],
+    *,
+    template: Template = "chat",
+    answer_tokens: int | None = None,
+    unfinished: Unfinished | None = None,
+) -> NeuronReadings:
+    """Read several neurons on examples, all in one pass, and measure the unchanged model once.
+
+    Args:
+        neurons, examples, template, answer_tokens: as of `view_neuron`.
+        unfinished: keeps the activations of the finished batches; a killed call goes on from there.
+    """
+    _check(model, neurons, examples)
+    texts = read_texts(model, neurons, examples, template=template, unfinished=unfinished)
+    scored = scored_prompts(model)
+    tests = [each for each in examples if each.split != "calibration" and not each.prompts_among(scored)]
+    original = measure(model, tests, template=template, answer_tokens=answer_tokens) if tests else None
+    return NeuronReadings(
+        neurons=tuple(neurons),
+        examples=tuple(examples),
+        texts=tuple(texts),
+        tests=tuple(tests),
+        original=original,
+        template=template,
+        answer_tokens=answer_tokens,
+    )
+
+
+@own_torch_settings()
+def view_of_reading(
+    model: HookedModel,
+    readings: NeuronReadings,
+    column: int,
+    *,
+    scores: Sequence[Scores] = (),
+    selections: Mapping[str, Selection] | None = None,
+    n_texts: int = 8,
+) -> NeuronView:
+    """The record of one of the neurons that were read, with the effect of silencing it alone.
+
+    Args:
+        column: the neuron's place among those that were read.
+        scores, selections, n_texts: as of `view_neuron`.
+    """
+    neuron, texts = readings.neurons[column], of_neuron(readings.texts, column)
     view = view_from_texts(model, neuron, texts, scores=scores, selections=selections, n_texts=n_texts)
     # In the order in which the examples were given.
-    firing = {behaviour.name: view.firing[behaviour.name] for behaviour in examples}
-    activations = {behaviour.name: view.activations[behaviour.name] for behaviour in examples}
-    routed = {behaviour.name: view.routed[behaviour.name] for behaviour in examples if view.routed}
-    return replace(view, activations=activations, firing=firing, effect=tuple(effect), routed=routed)
+    names = [behaviour.name for behaviour in readings.examples]
+    return replace(
+        view,
+        activations={name: view.activations[name] for name in names},
+        firing={name: view.firing[name] for name in names},
+        routed={name: view.routed[name] for name in names if view.routed},
+        effect=tuple(_effect_alone(model, neuron, readings)),
+    )
 
 
 def view_from_texts(
@@ -130,8 +201,9 @@ def view_from_texts(
     )
 
 
-def _check(model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour]) -> None:
-    refuse_unknown(model, neuron)
+def _check(model: HookedModel, neurons: Sequence[Neuron], examples: Sequence[Behaviour]) -> None:
+    for neuron in neurons:
+        refuse_unknown(model, neuron)
     if not examples:
         raise InputError("a neuron is looked at on examples: give at least one behaviour")
 
@@ -161,17 +233,18 @@ def _are_routed(texts: Sequence[TextActivations], behaviour: str) -> Bool[np.nda
     return np.array([row[0] for text in texts if text.behaviour == behaviour for row in text.routed])
 
 
-def _effect_alone(
-    model: HookedModel, neuron: Neuron, examples: Sequence[Behaviour], *, template: Template, answer_tokens: int | None
-) -> list[Line]:
+def _effect_alone(model: HookedModel, neuron: Neuron, readings: NeuronReadings) -> list[Line]:
     """What silencing the neuron alone changes on the examples that may be measured; nothing where there are none."""
-    scored = scored_prompts(model)
-    tests = [each for each in examples if each.split != "calibration" and not each.prompts_among(scored)]
-    if not tests:
+    if readings.original is None:
         return []
     site, index = neuron
     alone = Selection({site: torch.tensor([index])}, {site: site_shape(model, site)})
-    before = measure(model, tests, template=template, answer_tokens=answer_tokens)
     with ablate(model, alone):
-        after = measure(model, tests, original=before, template=template, answer_tokens=answer_tokens)
-    return compare(likelihoods(before, tests), likelihoods(after, tests))
+        silenced = measure(
+            model,
+            readings.tests,
+            original=readings.original,
+            template=readings.template,
+            answer_tokens=readings.answer_tokens,
+        )
+    return compare(likelihoods(readings.original, readings.tests), likelihoods(silenced, readings.tests))

@@ -3,13 +3,15 @@
 1. `attribution`: the selected neurons that do most to the margin, at their tokens, are the targets.
 2. `attribution`: of each target, the neurons and heads that do most to its activation are its sources.
 3. `intervention`: the largest edges are measured, and as many random ones into the same targets.
+
+`trace_links` asks the same of the set alone: which of its neurons feed which.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dean_interp.circuits.answer_pair import answer_pair
+from dean_interp.circuits.answer_pair import AnswerPair, answer_pair
 from dean_interp.circuits.attribution import KeptPass, kept_pass, largest
 from dean_interp.circuits.graph import Circuit, Edge, Node
 from dean_interp.circuits.intervention import measured
@@ -62,6 +64,61 @@ def trace_circuit(
         outward = _edges_to_margin(kept, selection, n_targets)
         targets = [edge.source for edge in outward]
         inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed)
+    return _circuit(pair, margin, outward, inward, random, n_checked=n_checked)
+
+
+@own_torch_settings()
+def trace_links(
+    model: HookedModel,
+    selection: Selection,
+    example: Example,
+    *,
+    n_sources: int = 4,
+    n_checked: int = 32,
+    answer_tokens: int | None = 12,
+    template: Template = "chat",
+    seed: int = 0,
+) -> Circuit:
+    """Trace the strongest edges between the selected neurons on one example, and what each does to its margin.
+
+    Every neuron is a target once, at the token where it does most to the margin. In a mixture the circuit has no edge
+    where no token is sent to an expert that holds a selected neuron.
+
+    Args:
+        n_sources: how many sources of each target are kept: of the selected neurons, at any token before it.
+        n_checked, answer_tokens, seed, and what is refused: as of `trace_circuit`.
+    """
+    _check(model, selection, example, {"n_sources": n_sources, "n_checked": n_checked})
+    refuse_without_gradients(model, str(model.cfg.model_name))
+    pair = answer_pair(model, example, template, answer_tokens)
+    with kept_pass(pair) as kept:
+        margin = float(kept.margin.detach())
+        outward = _strongest_of_each(kept.edges_to_margin(selection, len(selection) * pair.n_columns))
+        targets = [edge.source for edge in outward]
+        inward, random = _edges_into(
+            kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed, among=selection
+        )
+    return _circuit(pair, margin, outward, inward, random, n_checked=n_checked)
+
+
+def _strongest_of_each(edges: Sequence[Edge]) -> list[Edge]:
+    """The first edge of every neuron: edges come largest first."""
+    first: dict[str, Edge] = {}
+    for edge in edges:
+        first.setdefault(edge.source.name, edge)
+    return list(first.values())
+
+
+def _circuit(
+    pair: AnswerPair,
+    margin: float,
+    outward: Sequence[Edge],
+    inward: Sequence[Edge],
+    random: Sequence[Edge],
+    *,
+    n_checked: int,
+) -> Circuit:
+    """The record, with every edge to the margin, `n_checked` edges into the set and all random ones measured."""
     edges = [*outward, *inward]
     checked = measured(pair, [*edges[: len(outward) + n_checked], *random])
     n_checked_edges = len(checked) - len(random)
@@ -83,16 +140,24 @@ def _edges_to_margin(kept: KeptPass, selection: Selection, n_targets: int) -> li
 
 
 def _edges_into(
-    kept: KeptPass, targets: Sequence[Node], *, n_sources: int, n_random: int, seed: int
+    kept: KeptPass,
+    targets: Sequence[Node],
+    *,
+    n_sources: int,
+    n_random: int,
+    seed: int,
+    among: Selection | None = None,
 ) -> tuple[list[Edge], list[Edge]]:
-    """The largest edges into all targets, largest first, and `n_random` random ones."""
+    """The largest edges into all targets (among a selection alone, where one is given), and `n_random` random ones."""
+    if not targets:
+        return [], []
     generator = np.random.default_rng(seed)
     n_random_each = -(-n_random // len(targets))
     inward: list[Edge] = []
     random: list[Edge] = []
     for target in progress_bar(targets, desc="tracing", unit="neuron", leave=False):
         sources = kept.sources_of(target)
-        inward += sources.largest(n_sources)
+        inward += sources.largest(n_sources, among=among)
         random += sources.random(n_random_each, generator)
     return largest(inward), random[:n_random]
 

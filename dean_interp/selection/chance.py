@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dean_interp.models.neuron_names import name_of
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import Coupling, couple
 from dean_interp.selection.selection import Selection
@@ -70,7 +71,8 @@ def chance_of(coupling: Coupling, scores: Sequence[Scores], strata: Strata, *, s
     probability = {}
     for site, indices in coupling.coupled.units.items():
         for index in indices.tolist():
-            probability[f"L{site.layer}.{index}"] = float(chances[site][index])
+            name = name_of((site, index), coupling.coupled.shapes[site][0])
+            probability[str(name)] = float(chances[site][index])
     return Chance(floor=floor, overlap=overlap, halves=halves, ceiling=ceiling, probability=probability)
 
 
