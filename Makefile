@@ -98,4 +98,6 @@ $(VENV)/.run: pyproject.toml
 # Adds what tests, lint and documentation need.
 $(VENV)/.test: $(VENV)/.run
 	$(pip) --editable ".[test]"
+	# Only its copy of axe-core is used: without Playwright, which it would bring.
+	$(pip) --no-deps axe-playwright-python==0.1.8
 	touch $@

@@ -95,9 +95,7 @@ def trace_links(
         margin = float(kept.margin.detach())
         outward = _strongest_of_each(kept.edges_to_margin(selection, len(selection) * pair.n_columns))
         targets = [edge.source for edge in outward]
-        inward, random = _edges_into(
-            kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed, among=selection
-        )
+        inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed, among=selection)
     return _circuit(pair, margin, outward, inward, random, n_checked=n_checked)
 
 

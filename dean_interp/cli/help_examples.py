@@ -110,6 +110,10 @@ EXAMPLES = {
         "dean-interp circuit runs/demo/selection.neuron.safetensors --behaviour privacy",
         "dean-interp circuit coupled.safetensors --behaviour mine.csv --example 3 --n-targets 5 --out circuit.html",
     ),
+    "pages": (
+        "dean-interp pages runs/improve",
+        "dean-interp pages runs/demo --n-units 100 --n-traced 4 --out pages",
+    ),
     "improve": (
         "dean-interp improve --first fairness --second privacy --out runs/improve",
         "dean-interp improve --first mine.csv --second privacy --model Qwen/Qwen2.5-0.5B-Instruct --max-kl 0.1 "

@@ -19,6 +19,7 @@ from dean_interp.cli.measuring import (
     do_evaluate,
     do_information,
 )
+from dean_interp.cli.pages import WritePages, do_pages
 from dean_interp.cli.step_result import StepResult
 from dean_interp.cli.studies import (
     PlanStudy,
@@ -48,6 +49,7 @@ Step = (
     | Annotated[ExploreChange, subcommand("explore")]
     | Annotated[ShowNeuron, subcommand("neuron")]
     | Annotated[ShowCircuit, subcommand("circuit")]
+    | Annotated[WritePages, subcommand("pages")]
     | Annotated[ImproveEdit, subcommand("improve")]
     | Annotated[RunSweep, subcommand("sweep")]
     | Annotated[RunStudy, subcommand("run")]
@@ -101,6 +103,8 @@ def do(step: Step, talk: Talk) -> StepResult:
             return do_neuron(step)
         case ShowCircuit():
             return do_circuit(step)
+        case WritePages():
+            return do_pages(step)
         case ImproveEdit():
             return do_improve(step)
         case RunSweep():

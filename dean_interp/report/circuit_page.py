@@ -1,6 +1,7 @@
 """The page of a circuit: a graph of units by layer and token, and how far its edges can be believed."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dean_interp.circuits.graph import Circuit, Edge, Node
 from dean_interp.circuits.trace import trace_circuit
@@ -11,9 +12,10 @@ from dean_interp.report.figures import predicted_against_measured, to_svg
 from dean_interp.report.page import Page, rendered
 from dean_interp.selection.selection import Selection
 
-# of the graph, in pixels
+# of the graph, in pixels; where the page is wider, columns move apart
 _LEFT, _TOP, _FOOT = 44.0, 36.0, 110.0
 _COLUMN, _LAYER = 40.0, 20.0
+_RIGHT = 3 * _COLUMN
 _SMALLEST_SHOWN = 15
 """Percent of the largest edge from which edges are shown at first."""
 
@@ -26,6 +28,14 @@ class CircuitPage(Page):
     title: str = "What feeds the neurons, and what they feed"
     command: str = ""
     """The command that makes the page again, where a command made it."""
+    text: str = ""
+    """What else stands under the title: the prompt, for instance."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """The page of each unit that has one, by the unit's name."""
+    index: str = ""
+    """The page that lists all units, where there is one."""
+    fingerprint: str = ""
+    """The fingerprint of what the page shows, where a page that is made already shall be known by it."""
     frame_rem = 50
 
     def __repr__(self) -> str:
@@ -44,6 +54,8 @@ class CircuitPage(Page):
                 f"{edge.measured:+.3f} (predicted {edge.predicted:+.3f}: the largest) from {circuit.margin:+.3f} nats "
                 "per token. "
             )
+        if not largest.n:
+            return f"{strongest}No unit of a layer before feeds one of the set."
         return (
             f"{strongest}Over the {largest.n} largest edges into the set predicted and measured effects agree with a "
             f"rank correlation of {largest.rank_correlation:.2f}; they move their targets by {largest.mean_size:.0%} "
@@ -59,6 +71,10 @@ class CircuitPage(Page):
             headline=self.headline,
             circuit=circuit,
             command=self.command,
+            text=self.text,
+            links=self.links,
+            index=self.index,
+            fingerprint=self.fingerprint,
             figure=to_svg(predicted_against_measured(circuit), "Predicted against measured effects"),
             edges=_drawn_edges(circuit, layout),
             nodes=_drawn_nodes(circuit, layout),
@@ -66,8 +82,9 @@ class CircuitPage(Page):
             columns=_column_labels(circuit, layout),
             parts=_part_labels(circuit, layout),
             left=_LEFT,
+            right=_RIGHT,
             bottom=layout.bottom + 8,
-            width=layout.right + 3 * _COLUMN,
+            width=layout.right + _RIGHT,
             height=layout.bottom + _FOOT,
             smallest_shown=_SMALLEST_SHOWN,
         )
@@ -176,6 +193,7 @@ def _drawn_edges(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
         drawn.append(
             {
                 "path": f"M{x:.0f} {y:.0f} C{x:.0f} {half_y:.0f} {to_x:.0f} {half_y:.0f} {to_x:.0f} {to_y:.0f}",
+                "points": f"{x:.0f} {y:.0f} {to_x:.0f} {to_y:.0f}",
                 "value": edge.predicted,
                 "width": round(0.5 + 4 * size, 2),
                 "size": round(size, 3),
@@ -200,9 +218,16 @@ def _drawn_nodes(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
     for node in _nodes(circuit):
         x, y = layout.point(node)
         if node is None:
-            kind = {"is_head": False, "is_selected": False, "label": "margin", "title": "margin of safe over unsafe"}
+            kind = {
+                "name": "margin",
+                "is_head": False,
+                "is_selected": False,
+                "label": "margin",
+                "title": "margin of safe over unsafe",
+            }
         else:
             kind = {
+                "name": node.name,
                 "is_head": node.kind == "head",
                 "is_selected": node in selected,
                 "label": node.name if node in selected else "",

@@ -47,18 +47,22 @@ class NeuronPage(Page):
 
     def html(self) -> str:
         """The page: nothing in it is loaded from a network."""
+        return rendered("neuron.html.j2", **self.values)
+
+    @property
+    def values(self) -> dict[str, object]:
+        """What the template of the page shows."""
         view = self.view
         peak = _peak(view.texts)
-        return rendered(
-            "neuron.html.j2",
-            view=view,
-            headline=self.headline,
-            written=list(zip(view.written.promoted, view.written.suppressed, strict=True)),
-            figure=to_svg(activations_by_behaviour(view), "Activations by behaviour"),
-            texts=[(text.behaviour, _shaded(text, peak)) for text in view.texts],
-            peak=peak,
-            command=self.command,
-        )
+        return {
+            "view": view,
+            "headline": self.headline,
+            "written": list(zip(view.written.promoted, view.written.suppressed, strict=True)),
+            "figure": to_svg(activations_by_behaviour(view), "Activations by behaviour"),
+            "texts": [(text.behaviour, _shaded(text, peak)) for text in view.texts],
+            "peak": peak,
+            "command": self.command,
+        }
 
 
 def neuron_page(

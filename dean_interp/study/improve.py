@@ -27,7 +27,6 @@ from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
-from dean_interp.models.neuron_names import name_of
 from dean_interp.models.sizes import neuron_counts
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
@@ -51,6 +50,7 @@ from dean_interp.study.preflight import refuse_silent
 from dean_interp.study.results import StateResults, save_record
 from dean_interp.study.roles import RoleCount, Roles
 from dean_interp.study.run_folder import Clock, note_checksums, owned
+from dean_interp.study.run_units import strongest_changes
 from dean_interp.study.shown import shown_answers
 from dean_interp.study.state_outcomes import measurement_plan
 
@@ -215,24 +215,7 @@ def _role_count(roles: Roles) -> RoleCount:
 
 
 def _strongest(chosen: Chosen) -> tuple[ChangedNeuron, ...]:
-    """The neurons with the largest part in the predicted rise of both margins, the largest first."""
-    first, second = chosen.direction.first, chosen.direction.second
-    parts = {}
-    for site, change in chosen.gates.changes.items():
-        parts[site] = change * (first.mean[site] / first.size + second.mean[site] / second.size)
-    n_neurons = min(N_NEURONS, len(chosen.gates))
-    neurons, damage = [], chosen.direction.damage.diagonal
-    for site, units in chosen.gates.strongest(n_neurons, by=parts).selection.units.items():
-        for index in units.tolist():
-            name = name_of((site, index), len(parts[site]))
-            neuron = ChangedNeuron(
-                layer=name.layer,
-                index=name.index,
-                owner=name.owner,
-                multiplier=float(chosen.gates.multipliers[site][index]),
-                gain={gains.behaviour: float(gains.mean[site][index]) for gains in (first, second)},
-                error={gains.behaviour: float(gains.error[site][index]) for gains in (first, second)},
-                damage=float(damage[site][index]),
-            )
-            neurons.append((float(parts[site][index]), neuron))
-    return tuple(neuron for _, neuron in sorted(neurons, key=lambda each: -each[0]))
+    """The neurons that the report names."""
+    direction = chosen.direction
+    changes = strongest_changes(chosen.gates, direction.first, direction.second, direction.damage, n_neurons=N_NEURONS)
+    return tuple(changed for _, changed in changes)
