@@ -10,6 +10,7 @@ from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
 from dean_interp import CircuitPage, Example, InputError, Selection, Site, load_model, trace_circuit
 from dean_interp.circuits.graph import Node
+from dean_interp.circuits.trace import trace_links
 from dean_interp.cli.main import main
 from dean_interp.models.tokens import encode
 
@@ -129,6 +130,27 @@ def test_tracing_leaves_the_model_as_it_was(attentive):
                           template="raw", n_targets=6, n_checked=24)  # fmt: skip
     assert again == circuit, "same seed, same circuit"
     assert all(one.grad is None for one in model.parameters())
+
+
+def test_links_are_the_edges_of_a_whole_trace_that_lie_between_selected_neurons(attentive):
+    model, example, _ = attentive
+    units = {Site(layer, "neurons"): torch.tensor([1, 5, 9]) for layer in range(model.cfg.n_layers)}
+    chosen = Selection(units, dict.fromkeys(units, (model.cfg.d_mlp,)))
+    links = trace_links(model, chosen, example, template="raw", n_sources=10**5, n_checked=4)
+    names = {f"L{site.layer}.{index}" for site, indices in units.items() for index in indices.tolist()}
+    assert {edge.source.name for edge in links.outward} == names and len(links.outward) == len(names)
+    assert {edge.source.name for edge in links.inward} < names, "nothing comes before the first layer"
+    last = max(units)
+    alone = Selection({last: units[last]}, {last: (model.cfg.d_mlp,)})
+    whole = trace_circuit(model, alone, example, template="raw", n_targets=1, n_sources=10**5, n_checked=4)
+    (target,) = (edge.source for edge in whole.outward)
+    between = {edge.source: edge.predicted for edge in whole.inward if edge.source.name in names}
+    assert len(between) > 20 and target == next(
+        edge.source for edge in links.outward if edge.source.layer == last.layer
+    )
+    assert {edge.source: edge.predicted for edge in links.inward if edge.target == target} == pytest.approx(between)
+    for edges in (links.outward, links.inward):
+        assert [edge.measured is not None for edge in edges[:5]] == [True] * 4 + [False]
 
 
 def test_what_cannot_be_traced_is_named(planted):

@@ -64,7 +64,7 @@ def trace_circuit(
         outward = _edges_to_margin(kept, selection, n_targets)
         targets = [edge.source for edge in outward]
         inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed)
-    return _circuit(pair, margin, outward, inward, random, n_checked=n_checked)
+    return _circuit(pair, margin, outward, inward, random, n_measured=(len(outward), n_checked))
 
 
 @own_torch_settings()
@@ -74,7 +74,7 @@ def trace_links(
     example: Example,
     *,
     n_sources: int = 4,
-    n_checked: int = 32,
+    n_checked: int = 16,
     answer_tokens: int | None = 12,
     template: Template = "chat",
     seed: int = 0,
@@ -86,7 +86,9 @@ def trace_links(
 
     Args:
         n_sources: how many sources of each target are kept: of the selected neurons, at any token before it.
-        n_checked, answer_tokens, seed, and what is refused: as of `trace_circuit`.
+        n_checked: how many of the largest edges to the margin, and as many of the largest between the neurons, are
+            measured, beside as many random ones.
+        answer_tokens, seed, and what is refused: as of `trace_circuit`.
     """
     _check(model, selection, example, {"n_sources": n_sources, "n_checked": n_checked})
     refuse_without_gradients(model, str(model.cfg.model_name))
@@ -96,7 +98,7 @@ def trace_links(
         outward = _strongest_of_each(kept.edges_to_margin(selection, len(selection) * pair.n_columns))
         targets = [edge.source for edge in outward]
         inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed, among=selection)
-    return _circuit(pair, margin, outward, inward, random, n_checked=n_checked)
+    return _circuit(pair, margin, outward, inward, random, n_measured=(n_checked, n_checked))
 
 
 def _strongest_of_each(edges: Sequence[Edge]) -> list[Edge]:
@@ -114,19 +116,19 @@ def _circuit(
     inward: Sequence[Edge],
     random: Sequence[Edge],
     *,
-    n_checked: int,
+    n_measured: tuple[int, int],
 ) -> Circuit:
-    """The record, with every edge to the margin, `n_checked` edges into the set and all random ones measured."""
-    edges = [*outward, *inward]
-    checked = measured(pair, [*edges[: len(outward) + n_checked], *random])
-    n_checked_edges = len(checked) - len(random)
+    """The record, with so many of the largest edges to the margin and into the set measured, and all random ones."""
+    to_margin, into_set = (min(n, len(edges)) for n, edges in zip(n_measured, (outward, inward), strict=True))
+    checked = measured(pair, [*outward[:to_margin], *inward[:into_set], *random])
+    n_largest = to_margin + into_set
     return Circuit(
         tokens=pair.tokens,
         n_prompt=pair.n_prompt,
         n_safe=pair.n_safe,
         margin=margin,
-        edges=(*checked[:n_checked_edges], *edges[n_checked_edges:]),
-        random=tuple(checked[n_checked_edges:]),
+        edges=(*checked[:to_margin], *outward[to_margin:], *checked[to_margin:n_largest], *inward[into_set:]),
+        random=tuple(checked[n_largest:]),
     )
 
 

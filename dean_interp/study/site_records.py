@@ -34,7 +34,7 @@ from dean_interp.study.store import fingerprint_of
 RECORDS = "records"
 """The folder of the records, in that of the pages."""
 _VERSION = "1"
-"""Of what records hold: another one makes all of them anew."""
+"""The version of what records hold: another one makes all of them anew."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class PagesConfig:
     """Number of test prompts of each of the two behaviours on which edges between units are traced: the first ones."""
     n_sources: int = 4
     """Number of edges into each unit that are kept on each prompt: the largest from other units."""
-    n_checked: int = 32
-    """Number of largest edges of each prompt that are measured by intervention, beside as many random edges."""
+    n_checked: int = 16
+    """Number of largest edges to the margin, and of largest edges between units, that are measured by intervention on
+    each prompt, beside as many random edges."""
     n_texts: int = 8
     """Number of texts on a unit's page: those on which it fires most."""
     answer_tokens: int | None = 12
