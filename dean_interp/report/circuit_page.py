@@ -9,13 +9,15 @@ from dean_interp.data.examples import Example
 from dean_interp.models.load import HookedModel
 from dean_interp.models.tokens import Template
 from dean_interp.report.figures import predicted_against_measured, to_svg
-from dean_interp.report.page import Page, rendered
+from dean_interp.report.page import Page, rendered, visible
 from dean_interp.selection.selection import Selection
 
-# of the graph, in pixels; where the page is wider, columns move apart
+# of the graph, in pixels; where the page is wider or narrower, columns move apart or together
 _LEFT, _TOP, _FOOT = 44.0, 36.0, 110.0
 _COLUMN, _LAYER = 40.0, 20.0
 _RIGHT = 3 * _COLUMN
+_NARROWEST = 0.5
+"""How near columns come to each other, as a share of `_COLUMN`: labels are still apart."""
 _SMALLEST_SHOWN = 15
 """Percent of the largest edge from which edges are shown at first."""
 
@@ -83,6 +85,7 @@ class CircuitPage(Page):
             parts=_part_labels(circuit, layout),
             left=_LEFT,
             right=_RIGHT,
+            narrowest=_NARROWEST,
             bottom=layout.bottom + 8,
             width=layout.right + _RIGHT,
             height=layout.bottom + _FOOT,
@@ -212,8 +215,10 @@ def _edge_title(edge: Edge) -> str:
 
 def _drawn_nodes(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
     """The units and the margin as the template draws them."""
-    selected: set[Node | None] = {edge.source for edge in circuit.outward}
-    selected |= {edge.target for edge in circuit.inward}
+    targets: set[Node | None] = {edge.source for edge in circuit.outward}
+    targets |= {edge.target for edge in circuit.inward}
+    # a selected neuron may be a source at another token, too
+    selected = {node.name for node in targets if node is not None}
     drawn = []
     for node in _nodes(circuit):
         x, y = layout.point(node)
@@ -229,8 +234,8 @@ def _drawn_nodes(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
             kind = {
                 "name": node.name,
                 "is_head": node.kind == "head",
-                "is_selected": node in selected,
-                "label": node.name if node in selected else "",
+                "is_selected": node.name in selected,
+                "label": node.name if node in targets else "",
                 "title": f"{node.name} at {circuit.tokens[node.position]!r}",
             }
         drawn.append({"key": _key(node), "x": x, "y": y, **kind})
@@ -241,10 +246,7 @@ def _column_labels(circuit: Circuit, layout: _Layout) -> list[tuple[str, float, 
     """The token under each column, where it is drawn, and whether it belongs to an answer."""
     labels = []
     for column, x in layout.x_of_column.items():
-        token = circuit.tokens[column]
-        # a token of white space is shown by its escape
-        label = token.strip() or repr(token).strip("'")
-        labels.append((label, x - 4, column >= circuit.n_prompt))
+        labels.append((visible(circuit.tokens[column]), x - 4, column >= circuit.n_prompt))
     return labels
 
 

@@ -89,6 +89,7 @@ def _environment(
         "change": change,
         "detectable": detectable,
         "rank": rank,
+        "visible": visible,
     }
     return environment
 
@@ -166,6 +167,11 @@ def detectable(line: Line) -> str:
 def rank(line: Line) -> str:
     """The p that the line's rank gives, and the number of random controls. Empty where there is none."""
     return "" if line.rank is None else f"{p_value(line.rank)} ({len(line.control_changes)})"
+
+
+def visible(token: str) -> str:
+    """A token without the space around it; one of white space is shown by its escape."""
+    return token.strip() or repr(token).strip("'")
 
 
 def is_share(line: Line) -> bool:
