@@ -198,7 +198,7 @@ def test_a_studys_units_are_its_strongest_coupled_neurons_with_their_stability(c
         controls=ControlConfig(n_random=1, n_equal_kl=0),
         answers=NO_ANSWERS,
         unit=("neuron",),
-        neuron_fraction=0.2,
+        neuron_fraction=(0.2, 0.2, 0.05),
         information_fraction=0.3,
     )
     results = run_study(config, tmp_path / "run")
