@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM, BertConfig, T5Config
 
 from dean_interp import InputError, Selection, ablate, generate, load_behaviour, load_model
-from dean_interp.models.attention import fused_attention
 from dean_interp.models.generate import cache_is_right
 from dean_interp.models.greedy import CACHE
 from dean_interp.models.hooked_model import hooked_transformer_class
@@ -242,33 +241,6 @@ def test_answers_that_have_ended_leave_their_batch_and_change_no_other(checkpoin
     seen.remove()
     assert got == [tokenizer.decode(row, skip_special_tokens=True) for row in plainly(end)]
     assert sizes[-1] < len(prompts) == sizes[0]
-
-
-@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "qwen2"])
-def test_the_fused_attention_is_used_where_no_hook_looks_and_leaves_nothing_behind(checkpoints, name):
-    model = load_model(checkpoints[name], device="cpu")
-    kind, tokens = model.original_model.config._attn_implementation, torch.arange(3, 40)[None]
-    before = logits_of(model, tokens)
-    with fused_attention(model):
-        assert model.original_model.config._attn_implementation == "sdpa"
-        torch.testing.assert_close(logits_of(model, tokens), before, atol=1e-4, rtol=1e-4)
-    assert model.original_model.config._attn_implementation == kind
-    assert "forward" not in model.blocks[0].attn.__dict__
-    assert torch.equal(logits_of(model, tokens), before)
-    generate(model, ["hi"], max_new_tokens=1)  # a model's first answers come with checks
-    seen = []
-    with model.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", lambda pattern, hook: seen.append(hook.name))]):
-        generate(model, ["hi"], max_new_tokens=3)
-    assert len(seen) == 3, "a hook on the pattern is called at every pass"
-
-
-def test_the_fused_attention_is_not_used_where_it_gives_other_logits(checkpoints, monkeypatch):
-    model = load_model(checkpoints["llama-gqa"], device="cpu")
-    attention = type(model.blocks[0].attn.original_component)
-    monkeypatch.setattr(attention, "forward", lambda self, hidden_states, **_: (hidden_states, None))
-    with fused_attention(model):
-        assert model.original_model.config._attn_implementation == "eager"
-        assert "forward" not in model.blocks[0].attn.__dict__
 
 
 @pytest.mark.parametrize("at_a_time", [1, 5])

@@ -25,6 +25,7 @@ from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.sizes import unembedding_shape
 from dean_interp.models.tokens import Encoded, Template, encode, paths, trees
 from dean_interp.models.torch_settings import own_torch_settings
+from dean_interp.models.unhooked import unhooked
 from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
 
@@ -243,7 +244,8 @@ def _run(
             recorded.batch = batch
         place = _places(batch.answer.cpu(), starts)
         then = original[place].to(batch.tokens.device) if original is not None else None
-        out = answer_log_probs(model, batch, original=then)
+        with unhooked(model):
+            out = answer_log_probs(model, batch, original=then)
         log_prob[place], final[place] = out.log_prob.cpu(), out.final.float().cpu()
         if out.kl is not None:
             kl[place] = out.kl.cpu()

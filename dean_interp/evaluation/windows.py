@@ -19,6 +19,7 @@ from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.sizes import unembedding_shape
 from dean_interp.models.tokens import Encoded, paths
 from dean_interp.models.torch_settings import own_torch_settings
+from dean_interp.models.unhooked import unhooked
 from dean_interp.resume import Unfinished
 
 
@@ -95,7 +96,8 @@ def window_loss(
         (number,) = batch.answer.unique().tolist()
         positions = slice(number * n_predicted, (number + 1) * n_predicted)
         final_before = original.final[positions].to(batch.tokens.device) if original is not None else None
-        out = answer_log_probs(model, batch, original=final_before)
+        with unhooked(model):
+            out = answer_log_probs(model, batch, original=final_before)
         sums["loss"][number] = -out.log_prob.double().mean().cpu()
         sums["final"][positions] = out.final.float().cpu()
         if out.kl is not None:

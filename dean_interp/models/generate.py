@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from dean_interp.distributed import all_reduce_max, shard
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
-from dean_interp.models.attention import fused_attention
 from dean_interp.models.greedy import CACHE
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.kv_cache import hand_over_cache
@@ -25,6 +24,7 @@ from dean_interp.models.thoughts import begun_thought, decoded
 from dean_interp.models.tokens import Template, encode
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.models.turn_end import markers
+from dean_interp.models.unhooked import unhooked, unhooked_is_right
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
 
@@ -215,11 +215,13 @@ def _growing(
     # The prompts that are not answered to their end yet, as rows of `answers`; `tokens`, `real` and `cache` are theirs.
     rows = torch.arange(len(tokens), device=tokens.device)
     cache, cached = None, cache_is_right(model)
+    # Asked before positions are counted, since it runs passes of its own.
+    unhooked_is_right(model)
     while len(rows) and (n_done := tokens.shape[1] - n_padded) < max_new_tokens:
         # A few tokens further, from the cache if there is one.
         n_seen = 0 if cache is None else tokens.shape[1] - 1
         positions = while_generating(model, n_prompt[rows], n_padded, cached=cached, n_seen=n_seen)
-        with fused_attention(model), positions:
+        with positions, unhooked(model):
             tokens, cache = adapter.generate(
                 tokens,
                 real,

@@ -27,6 +27,7 @@ from dean_interp.resume import Unfinished
 log = logging.getLogger(__name__)
 
 _KEEP_SHARE = 10  # the sums are written again after working this many times as long as writing them took
+_TOKENS_IN_CACHE, _TOKENS_AT_ONCE = 8, 1024  # logits of so many tokens are normalised at once, on a CPU and elsewhere
 _QUICK = 0.1  # seconds; sums that are written faster are written after every batch
 _BYTES_A_SECOND = 2**30  # how fast sums are taken to be written, before they were written once
 
@@ -56,11 +57,37 @@ def answer_log_probs(
         logits = forward(model, batch)[0].float()
     n_tokens = len(batch.target)
     now = logits[:n_tokens]
-    log_prob = now.gather(-1, batch.target[:, None])[:, 0] - now.logsumexp(-1)
-    if original is None:
-        return AnswerTokens(log_prob, None, read[0])
-    now, then = now.log_softmax(-1), logits[n_tokens:].log_softmax(-1)
-    return AnswerTokens(log_prob, (then.exp() * (then - now)).sum(-1), read[0])
+    log_prob = target_log_probs(now, batch.target)
+    kl = None if original is None else kl_divergence(logits[n_tokens:], now)
+    return AnswerTokens(log_prob, kl, read[0])
+
+
+def target_log_probs(logits: Float[Tensor, "token d_vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """Log-probability of each target (nats)."""
+    n_tokens, log_probs = _tokens_at_once(logits), []
+    for some, its_target in zip(logits.split(n_tokens), target.split(n_tokens), strict=True):
+        log_probs.append(some.gather(-1, its_target[:, None])[:, 0] - some.logsumexp(-1))
+    return torch.cat(log_probs)
+
+
+def kl_divergence(
+    before: Float[Tensor, "token d_vocab"], now: Float[Tensor, "token d_vocab"]
+) -> Float[Tensor, " token"]:
+    """`KL(before || now)` of two models' logits at each token, in nats."""
+    n_tokens, divergences = _tokens_at_once(now), []
+    for some_before, some_now in zip(before.split(n_tokens), now.split(n_tokens), strict=True):
+        log_before, log_now = some_before.log_softmax(-1), some_now.log_softmax(-1)
+        divergences.append((log_before.exp() * (log_before - log_now)).sum(-1))
+    return torch.cat(divergences)
+
+
+def _tokens_at_once(logits: Float[Tensor, "token d_vocab"]) -> int:
+    """How many tokens' logits are worked on at once: their numbers do not depend on it, their time does.
+
+    On a CPU they stay in its cache, where those of a whole batch would go through memory at each step. Elsewhere small
+    pieces would be many calls.
+    """
+    return _TOKENS_IN_CACHE if logits.device.type == "cpu" else _TOKENS_AT_ONCE
 
 
 def batched(

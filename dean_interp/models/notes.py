@@ -57,8 +57,8 @@ class ModelNotes:
     """What open ablations have made of weights (`editing.ablation`): none may be taken out twice."""
     cache_is_right: bool | None = None
     """Whether its KV cache may be used (`generate.cache_is_right`); None before the check."""
-    fused_attention_is_right: bool | None = None
-    """Whether the fused attention gives its logits (`attention.fused_attention`); None before the check."""
+    unhooked_is_right: bool | None = None
+    """Whether it gives its logits without what serves hooks (`unhooked.unhooked_is_right`); None before the check."""
     shares_prompts: bool | None = None
     """Whether rows of `tokens.trees` give its log-probabilities (`loss.shares_prompts`); None before the check."""
 
