@@ -30,6 +30,8 @@ from transformers import (
 
 N_THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 torch.set_num_threads(N_THREADS)
+# A number that is set is kept by runs, which would else choose one by the clock.
+os.environ["OMP_NUM_THREADS"] = str(N_THREADS)
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS = 24, 40, 3, 4
 CHAT = (

@@ -28,6 +28,7 @@ from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sizes import neuron_counts
+from dean_interp.models.threads import chosen_threads
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gates import Gates
@@ -49,7 +50,7 @@ from dean_interp.study.improvement import (
 from dean_interp.study.preflight import refuse_silent
 from dean_interp.study.results import StateResults, save_record
 from dean_interp.study.roles import RoleCount, Roles
-from dean_interp.study.run_folder import Clock, note_checksums, owned
+from dean_interp.study.run_folder import THREADS, Clock, note_checksums, owned
 from dean_interp.study.run_units import strongest_changes
 from dean_interp.study.shown import shown_answers
 from dean_interp.study.state_outcomes import measurement_plan
@@ -82,32 +83,37 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
         if not path.is_file():
             clock = Clock(folder / "times.json")
             model = config.model.load()
-            # The plan opens no prompt: it comes first so that a judge or a text that does not exist is told now.
-            store = gates_store(folder / "confirm", model, config, data.confirming, data.others)
-            plan = measurement_plan(store, data.prompts, config.answers, model, progress=None)
-            clock.lap("load")
-            chosen = choose(folder, model, config, data.scoring, data.choosing, clock)
-            chosen.gates.save(folder / "gates.safetensors")
-            earlier = earlier_confirmations(folder, data)
-            rounding_kl = write_edit(folder, model, chosen.gates, data.general.choose, config.model.template)
-            clock.lap("edit file")
-            confirmed = confirm(folder, model, config, chosen, plan)
-            clock.lap("confirming")
-            information = information_of(chosen, confirmed)
-            clock.lap("mutual information")
-            improvement = _improvement(
-                model,
-                config,
-                data,
-                chosen,
-                confirmed,
-                earlier=earlier,
-                rounding_kl=rounding_kl,
-                information=information,
-            )
-            save_record(improvement, path)
+            with chosen_threads(model, folder / THREADS):
+                save_record(_improved(folder, model, config, data, clock), path)
         note_checksums(folder)
         return load_improvement(folder)
+
+
+def _improved(folder: Path, model: HookedModel, config: ImproveConfig, data: ImproveData, clock: Clock) -> Improvement:
+    """All ten steps. What is not in the folder yet is made and written there."""
+    # The plan opens no prompt: it comes first so that a judge or a text that does not exist is told now.
+    store = gates_store(folder / "confirm", model, config, data.confirming, data.others)
+    plan = measurement_plan(store, data.prompts, config.answers, model, progress=None)
+    clock.lap("load")
+    chosen = choose(folder, model, config, data.scoring, data.choosing, clock)
+    chosen.gates.save(folder / "gates.safetensors")
+    earlier = earlier_confirmations(folder, data)
+    rounding_kl = write_edit(folder, model, chosen.gates, data.general.choose, config.model.template)
+    clock.lap("edit file")
+    confirmed = confirm(folder, model, config, chosen, plan)
+    clock.lap("confirming")
+    information = information_of(chosen, confirmed)
+    clock.lap("mutual information")
+    return _improvement(
+        model,
+        config,
+        data,
+        chosen,
+        confirmed,
+        earlier=earlier,
+        rounding_kl=rounding_kl,
+        information=information,
+    )
 
 
 def write_edit(folder: Path, model: HookedModel, gates: Gates, general: Behaviour, template: Template) -> float:

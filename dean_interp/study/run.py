@@ -17,6 +17,7 @@ from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.sites import Unit
 from dean_interp.models.sizes import neuron_counts
+from dean_interp.models.threads import chosen_threads
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores
@@ -48,7 +49,7 @@ from dean_interp.study.results import (
     load_results,
     save_results,
 )
-from dean_interp.study.run_folder import Clock, note_checksums, owned
+from dean_interp.study.run_folder import THREADS, Clock, note_checksums, owned
 from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.shown import shown_answers, shown_neurons, shown_texts
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
@@ -79,7 +80,8 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
             clock = Clock(folder / "times.json")
             model = config.model.load()
             clock.lap("load")
-            save_results(results_in(folder, model, config, data, clock), path)
+            with chosen_threads(model, folder / THREADS):
+                save_results(results_in(folder, model, config, data, clock), path)
         note_checksums(folder)
         return load_results(path)
 

@@ -17,7 +17,7 @@ from dean_interp.distributed import is_rank0, on_rank0
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_text
 
-CHECKSUMS = "checksums.json"
+CHECKSUMS, THREADS = "checksums.json", "threads.json"
 _WAIT = 2.0  # seconds between two looks at a folder that another process writes to
 
 
@@ -114,9 +114,9 @@ def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def kept_files(folder: Path) -> list[str]:
-    """All records and tensors of a run but its times, and what tells of the others."""
+    """All records and tensors of a run but its times and its threads, and what tells of the others."""
     files = (one.relative_to(folder) for one in folder.rglob("*") if one.suffix in (".json", ".safetensors"))
-    return sorted(one.as_posix() for one in files if one.name not in (CHECKSUMS, "times.json"))
+    return sorted(one.as_posix() for one in files if one.name not in (CHECKSUMS, THREADS, "times.json"))
 
 
 def _refuse_other(folder: Path, there: RunSettings, wanted: RunSettings) -> None:
