@@ -1,7 +1,7 @@
 """How many threads a run computes with on a CPU.
 
 torch takes one thread for each core. Where other processes use the cores too, its threads wait for each other at every
-product: on two shared cores one thread was four times as fast as two. So a run first times a product of its model.
+product, so that fewer threads can be faster (docs/performance.md). So a run first times a product of its model.
 """
 
 import logging

@@ -143,12 +143,8 @@ def _unhooked_equals_hooked(model: HookedModel) -> bool:
     with while_generating(model, torch.tensor([1]), 1, cached=False):
         try:
             return all(_logits_stay(model, options) for options in ({}, _two_branches(model)))
-        except (
-            AttributeError,
-            IndexError,
-            TypeError,
-            ValueError,
-        ):  # an architecture without it, or built in another way
+        # An architecture without such a kernel or such a mask, or built in another way.
+        except (AttributeError, IndexError, TypeError, ValueError):
             return False
 
 

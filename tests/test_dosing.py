@@ -1,0 +1,32 @@
+"""What doses of nulls cost, in passes of the model."""
+
+import pytest
+import torch
+
+from dean_interp import load_behaviour
+from dean_interp.models.matrices import neuron_sites
+from dean_interp.models.sizes import site_shape
+from dean_interp.selection.gates import Gates
+from dean_interp.study.dosing import dose_to_kl, kl_meter
+from dean_interp.study.settings import DataConfig
+from dean_interp.study.store import Store
+
+pytestmark = pytest.mark.hooks
+
+
+def test_a_null_costs_one_pass_over_general_text_and_the_original_is_measured_once(llama, tmp_path):
+    sets = [load_behaviour(name, n_examples=3, split="test") for name in ("fairness", "privacy", "general")]
+    store = Store(folder=tmp_path, fingerprint="x", tests=sets, config=DataConfig(), template="chat")
+    directions = []
+    for factor in (1.1, 1.2, 1.3):
+        multipliers = {site: torch.full(site_shape(llama, site), factor) for site in neuron_sites(llama)}
+        directions.append(Gates(multipliers, frozenset()))
+    passes = []
+    with llama.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda residual, hook: passes.append(hook.name))]):
+        meter = kl_meter(store, llama)
+        n_of_original = len(passes)
+        for number, direction in enumerate(directions, 1):
+            dose_to_kl(direction, meter, kl=0.01, start=1.0)
+            assert len(passes) == n_of_original + number, "one batch, one pass a null"
+    # The first measurement of a model also compares rows, and components that are left out, in passes of their own.
+    assert n_of_original > 1
