@@ -6,6 +6,7 @@ Its norms are computed twice, and calls of Python stand around each matrix.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +91,8 @@ def _is_watched(model: HookedModel) -> bool:
     return any(_has_hooks(module) for layer in _attentions(model) for module in layer.modules())
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._backward_hooks or module._forward_pre_hooks)
+def _has_hooks(module: nn.Module | None) -> bool:
+    return module is not None and bool(module._forward_hooks or module._backward_hooks or module._forward_pre_hooks)
 
 
 def _idle_components(model: HookedModel, *, is_fused: bool) -> list[nn.Module]:
@@ -118,7 +119,7 @@ def _is_idle(component: nn.Module, own: set[int]) -> bool:
     return not any(map(_has_hooks, points))
 
 
-def _places_in_checkpoint(plain: nn.Module, components: list[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
+def _places_in_checkpoint(plain: nn.Module, components: list[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
     """Where `transformers`' own modules hold the components: the module and its name for each."""
     wanted, places = set(map(id, components)), []
     for parent in plain.modules():
