@@ -52,7 +52,8 @@ def as_matrices(
 
     Raises `InputError` for sides of different length, fewer than `least` examples, or a value that is not finite.
     """
-    first, second = _matrix(x, "first"), _matrix(y, "second")
+    first = _matrix(x, "first")
+    second = _matrix(y, "second")
     if len(first) != len(second):
         raise InputError(f"both sides must hold the same examples, got {len(first)} and {len(second)} rows")
     if len(first) < least:
@@ -60,58 +61,70 @@ def as_matrices(
     return first, second.to(first.device)
 
 
-def _matrix(x: Side, which: str) -> Float[Tensor, "example dim"]:
-    if isinstance(x, Tensor):
-        x = x.detach().double()
+def _matrix(side: Side, which: str) -> Float[Tensor, "example dim"]:
+    if isinstance(side, Tensor):
+        matrix = side.detach().double()
     else:
         # a copy: an array that is reversed or read-only cannot become a tensor as it is
-        x = torch.from_numpy(np.array(x, dtype=np.float64))
-    if x.ndim == 1:
-        x = x[:, None]
-    if x.ndim != 2 or not x.shape[1]:
-        raise InputError(f"a side is a matrix (example, dim) with at least one column, got shape {tuple(x.shape)}")
-    if not bool(torch.isfinite(x).all()):
-        n_bad = int((~torch.isfinite(x)).any(1).sum())
-        raise InputError(f"the {which} side holds NaN or infinity in {n_bad} of {len(x)} rows")
-    if x.numel() and float(x.abs().max()) > _LARGEST:
-        raise InputError(f"the {which} side holds values up to {float(x.abs().max()):.1g}, whose squares overflow")
-    return x
+        matrix = torch.from_numpy(np.array(side, dtype=np.float64))
+    if matrix.ndim == 1:
+        matrix = matrix[:, None]
+    if matrix.ndim != 2 or not matrix.shape[1]:
+        shape = tuple(matrix.shape)
+        raise InputError(f"a side is a matrix (example, dim) with at least one column, got shape {shape}")
+    is_finite = torch.isfinite(matrix).all(1)
+    if not bool(is_finite.all()):
+        n_bad = int((~is_finite).sum())
+        raise InputError(f"the {which} side holds NaN or infinity in {n_bad} of {len(matrix)} rows")
+    largest = float(matrix.abs().max()) if len(matrix) else 0.0
+    if largest > _LARGEST:
+        raise InputError(f"the {which} side holds values up to {largest:.1g}, whose squares overflow")
+    return matrix
 
 
 def is_constant(x: Float[Tensor, "example dim"]) -> bool:
     """Whether no column varies, beyond rounding."""
-    return bool(((x.amax(0) - x.amin(0)) <= 1e-12 * x.abs().amax(0)).all())
+    span = x.amax(0) - x.amin(0)
+    rounding = 1e-12 * x.abs().amax(0)
+    return bool((span <= rounding).all())
 
 
 def doubts(x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> list[str]:
     """What is wrong with a pair of sides whatever the estimator."""
-    n, flags = len(x), []
+    flags = []
     if is_constant(x) or is_constant(y):
         flags.append(CONSTANT)
-    n_distinct = len(_equal_rows(torch.cat([x, y], 1)))
-    if n_distinct < n:
-        flags.append(f"{DUPLICATES}: {n - n_distinct} of {n} examples repeat another")
+    n_examples = len(x)
+    n_repeated = n_examples - len(_equal_rows(torch.cat([x, y], 1)))
+    if n_repeated:
+        flags.append(f"{DUPLICATES}: {n_repeated} of {n_examples} examples repeat another")
     return flags
 
 
-def few(n_examples: int, dims: int) -> list[str]:
+def few(n_examples: int, n_dims: int) -> list[str]:
     """The flag of an estimate in nats with fewer than 8 examples a dimension; none where it has as many."""
-    wanted = PER_DIMENSION * dims
+    wanted = PER_DIMENSION * n_dims
     if n_examples >= wanted:
         return []
-    return [f"few examples: {n_examples} for {dims} dimensions, {wanted} are wanted"]
+    return [f"few examples: {n_examples} for {n_dims} dimensions, {wanted} are wanted"]
 
 
 def most_coincide(x: Float[Tensor, "example dim"]) -> bool:
     """Whether more than half of the distances between two examples of a side are zero."""
-    n_zero = sum(count * (count - 1) for count in _equal_rows(x).values())
-    return 2 * n_zero > len(x) * (len(x) - 1)
+    n_distances = _n_ordered_pairs(len(x))
+    n_zero = sum(map(_n_ordered_pairs, _equal_rows(x).values()))
+    return 2 * n_zero > n_distances
+
+
+def _n_ordered_pairs(n: int) -> int:
+    return n * (n - 1)
 
 
 def _equal_rows(x: Float[Tensor, "example dim"]) -> Counter[bytes]:
     """How often each row occurs, by its bytes."""
     # adding 0 turns -0 into 0, whose bytes differ
-    return Counter(row.tobytes() for row in x.add(0.0).cpu().numpy())
+    rows = x.add(0.0).cpu().numpy()
+    return Counter(row.tobytes() for row in rows)
 
 
 def in_nats(value: float, n_examples: int, flags: Sequence[str]) -> Estimate:

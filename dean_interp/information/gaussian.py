@@ -13,6 +13,8 @@ from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matric
 
 _BATCH_NUMBERS = 2**24
 """Numbers that a batch of re-paired sides may hold."""
+_LEAST_LOG = -37.0
+"""Log of the share of variance that rounding leaves of a direction that both sides hold."""
 
 
 def gaussian_mi(x: Side, y: Side, *, k: int | None = None) -> Estimate:
@@ -32,7 +34,9 @@ def gaussian_mi(x: Side, y: Side, *, k: int | None = None) -> Estimate:
             `8 * (dim_x + dim_y)` examples the estimate is flagged.
     """
     x, y = as_matrices(x, y)
-    return _gaussian(*reduced(x, y, k), doubts(x, y))
+    flags = doubts(x, y)
+    first, second = reduced(x, y, k)
+    return _gaussian(first, second, flags)
 
 
 def copula_mi(x: Side, y: Side, *, k: int | None = None) -> Estimate:
@@ -43,34 +47,48 @@ def copula_mi(x: Side, y: Side, *, k: int | None = None) -> Estimate:
     `k` the scores are those of the principal components.
     """
     x, y = as_matrices(x, y)
+    flags = doubts(x, y)
     first, second = reduced(x, y, k)
-    return _gaussian(normal_scores(first), normal_scores(second), doubts(x, y))
+    first, second = normal_scores(first), normal_scores(second)
+    return _gaussian(first, second, flags)
 
 
 def _gaussian(x: Tensor, y: Tensor, flags: list[str]) -> Estimate:
     """The estimate on sides that are reduced already."""
-    n, dims = len(x), x.shape[1] + y.shape[1]
-    if n <= dims + 1:
+    n_examples, dim_x = x.shape
+    dim_y = y.shape[1]
+    n_dims = dim_x + dim_y
+    if n_examples <= n_dims + 1:
         raise InputError(
-            f"{x.shape[1]} + {y.shape[1]} dimensions need more than {dims + 1} examples, got {n}; "
+            f"{dim_x} + {dim_y} dimensions need more than {n_dims + 1} examples, got {n_examples}; "
             "k= takes principal components"
         )
     if CONSTANT in flags:
         return Estimate(0.0, "nats", tuple(flags))
-    return in_nats(float(gaussian_of_pairings(x, y, torch.arange(n)[None])), n, [*flags, *few(n, dims)])
+    as_it_is = torch.arange(n_examples)[None]
+    value = float(gaussian_of_pairings(x, y, as_it_is))
+    flags = flags + few(n_examples, n_dims)
+    return in_nats(value, n_examples, flags)
 
 
 def gaussian_of_pairings(
-    x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"], pairings: Int[Tensor, "pairing example"]
+    x: Float[Tensor, "example dim_x"],
+    y: Float[Tensor, "example dim_y"],
+    pairings: Int[Tensor, "pairing example"],
 ) -> Float[Tensor, " pairing"]:
     """`gaussian_mi` (nats) of row `i` of `x` with row `pairing[i]` of `y`, one value a pairing."""
-    white_x, white_y = whitened(x), whitened(y)
-    n, rank_x, rank_y = len(x), rank(white_x), rank(white_y)
+    n_examples = len(x)
     # whitening does not depend on the pairing: only the cross-covariance does
+    white_x = whitened(x)
+    white_y = whitened(y)
+    rank_x = rank(white_x)
+    rank_y = rank(white_y)
+    batch_size = max(1, _BATCH_NUMBERS // y.numel())
     values = []
-    for batch in pairings.to(x.device).split(max(1, _BATCH_NUMBERS // y.numel())):
-        cross = torch.einsum("nx,sny->sxy", white_x, white_y[batch]) / (n - 1)
-        values.append(cross_mi(cross, n, rank_x, rank_y))
+    for batch in pairings.to(x.device).split(batch_size):
+        products = torch.einsum("nx,sny->sxy", white_x, white_y[batch])
+        cross = products / (n_examples - 1)
+        values.append(cross_mi(cross, n_examples, rank_x, rank_y))
     return torch.cat(values)
 
 
@@ -78,15 +96,21 @@ def gaussian_of_samples(
     x: Float[Tensor, "sample example dim_x"], y: Float[Tensor, "sample example dim_y"]
 ) -> Float[Tensor, " sample"]:
     """`gaussian_mi` (nats) of many samples at once; every column must vary."""
-    n, dim_x, dim_y = x.shape[1], x.shape[2], y.shape[2]
+    n_examples, dim_x = x.shape[1:]
+    dim_y = y.shape[2]
+    n_dims = dim_x + dim_y
     both = torch.cat([x, y], 2).double()
     both = both - both.mean(1, keepdim=True)
-    covariance = both.transpose(1, 2) @ both / (n - 1)
-    first = torch.linalg.slogdet(covariance[:, :dim_x, :dim_x]).logabsdet
-    second = torch.linalg.slogdet(covariance[:, dim_x:, dim_x:]).logabsdet
-    joint = torch.linalg.slogdet(covariance).logabsdet
-    bias = _log_det_bias(dim_x + dim_y, n).to(x.device)
-    return 0.5 * (first + second - joint - bias[dim_x] - bias[dim_y] + bias[dim_x + dim_y])
+    products = both.transpose(1, 2) @ both
+    covariance = products / (n_examples - 1)
+    # log|S_x| + log|S_y| - log|S_xy|, each minus its own bias
+    log_det_x = _log_det(covariance[:, :dim_x, :dim_x])
+    log_det_y = _log_det(covariance[:, dim_x:, dim_x:])
+    log_det_xy = _log_det(covariance)
+    bias = _log_det_bias(n_dims, n_examples).to(x.device)
+    raw = log_det_x + log_det_y - log_det_xy
+    corrected = raw - bias[dim_x] - bias[dim_y] + bias[n_dims]
+    return 0.5 * corrected
 
 
 def cross_mi(
@@ -100,28 +124,43 @@ def cross_mi(
     The ranks are the sides' dimensions that vary; all of them where they are not given.
     """
     dim_x, dim_y = cross.shape[-2:]
-    rank_x = torch.tensor(dim_x) if rank_x is None else rank_x
-    rank_y = torch.tensor(dim_y) if rank_y is None else rank_y
-    rest = torch.eye(dim_x, dtype=cross.dtype, device=cross.device) - cross @ cross.transpose(-1, -2)
+    if rank_x is None:
+        rank_x = torch.tensor(dim_x)
+    if rank_y is None:
+        rank_y = torch.tensor(dim_y)
+    identity = torch.eye(dim_x, dtype=cross.dtype, device=cross.device)
+    shared = cross @ cross.transpose(-1, -2)
     # equal sides have many nats, not infinitely many
-    left = torch.linalg.slogdet(rest).logabsdet.clamp(min=-37.0 * dim_x)
+    log_det = _log_det(identity - shared).clamp(min=_LEAST_LOG * dim_x)
     bias = _log_det_bias(dim_x + dim_y, n_examples).to(cross.device)
-    return -0.5 * (left + bias[rank_x] + bias[rank_y] - bias[rank_x + rank_y])
+    corrected = log_det + bias[rank_x] + bias[rank_y] - bias[rank_x + rank_y]
+    return -0.5 * corrected
+
+
+def _log_det(matrix: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*batch"]:
+    return torch.linalg.slogdet(matrix).logabsdet
 
 
 def whitened(x: Float[Tensor, "*batch example dim"]) -> Float[Tensor, "*batch example _"]:
     """Centred, with identity sample covariance; a direction without variance (beyond rounding) is zero."""
     x = x.double()
+    n_examples = x.shape[-2]
     centred = x - x.mean(-2, keepdim=True)
+    # the left singular vectors are the examples in directions of length 1
     left, size, _ = torch.linalg.svd(centred, full_matrices=False)
+    largest = size.amax(-1, keepdim=True)
+    # centring large numbers leaves rounding that grows with them
     rounding = 1e-12 * torch.linalg.matrix_norm(x)[..., None]
-    kept = (size > rounding) & (size > 1e-10 * size.amax(-1, keepdim=True))
-    return left * kept[..., None, :] * (x.shape[-2] - 1) ** 0.5
+    varies = (size > rounding) & (size > 1e-10 * largest)
+    kept = left * varies[..., None, :]
+    return kept * (n_examples - 1) ** 0.5
 
 
 def rank(white: Float[Tensor, "*batch example dim"]) -> Int[Tensor, "*batch"]:
     """How many directions of a whitened side vary."""
-    return (white.square().sum(-2) > 0.5).sum(-1)
+    # the squares of a direction sum to n - 1, or to 0
+    power = white.square().sum(-2)
+    return (power > 0.5).sum(-1)
 
 
 def normal_scores(x: Float[Tensor, "example dim"]) -> Float[Tensor, "example dim"]:
@@ -129,29 +168,40 @@ def normal_scores(x: Float[Tensor, "example dim"]) -> Float[Tensor, "example dim
 
     A column that does not vary gives zeros.
     """
-    ranks = []
+    columns = []
     for column in x.double().T:
-        _, place, counts = torch.unique(column, return_inverse=True, return_counts=True)
+        _, value_of, counts = torch.unique(column, return_inverse=True, return_counts=True)
         # the mean rank of each distinct value, from 1
-        mean_rank = counts.cumsum(0) - (counts - 1) / 2
-        ranks.append(mean_rank[place])
-    return torch.special.ndtri((torch.stack(ranks, 1) - 0.5).double() / len(x))
+        last_rank = counts.cumsum(0)
+        mean_rank = last_rank - (counts - 1) / 2
+        columns.append(mean_rank[value_of])
+    ranks = torch.stack(columns, 1)
+    shares = (ranks - 0.5).double() / len(x)
+    return torch.special.ndtri(shares)
 
 
 def principal_components(x: Float[Tensor, "example dim"], k: int) -> tuple[Float[Tensor, "dim k"], float]:
     """The first `k` principal directions of `x`, and the share of its variance that they keep."""
     x = x.double()
+    n_examples, dim = x.shape
     centred = x - x.mean(0)
-    if x.shape[1] <= len(x):
-        power, directions = torch.linalg.eigh(centred.T @ centred)
-        power, directions = power.flip(0), directions.flip(1)[:, :k]
+    if dim <= n_examples:
+        power, directions = _by_power(centred.T @ centred)
+        directions = directions[:, :k]
     else:
         # fewer examples than columns: the Gram matrix is the smaller one
-        power, left = torch.linalg.eigh(centred @ centred.T)
-        power, left = power.flip(0), left.flip(1)[:, :k]
-        directions = torch.linalg.qr(centred.T @ left).Q
+        power, scores = _by_power(centred @ centred.T)
+        directions = torch.linalg.qr(centred.T @ scores[:, :k]).Q
     total = float(power.sum())
-    return directions, float(power[:k].sum()) / total if total > 0 else 0.0
+    if not total > 0:
+        return directions, 0.0
+    return directions, float(power[:k].sum()) / total
+
+
+def _by_power(matrix: Float[Tensor, "dim dim"]) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim dim"]]:
+    """The eigenvalues and the eigenvectors (columns) of a symmetric matrix, the largest first."""
+    power, directions = torch.linalg.eigh(matrix)
+    return power.flip(0), directions.flip(1)
 
 
 def reduced(
@@ -162,12 +212,17 @@ def reduced(
         return x, y
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
-    return x @ principal_components(x, k)[0], y @ principal_components(y, k)[0]
+    directions_x, _ = principal_components(x, k)
+    directions_y, _ = principal_components(y, k)
+    return x @ directions_x, y @ directions_y
 
 
 def _log_det_bias(dim: int, n_examples: int) -> Float[Tensor, " dims"]:
     """`E log|S| - log|Sigma|` of a covariance with `n_examples - 1` degrees of freedom, for 0 to `dim` dimensions."""
     degrees = torch.tensor(float(n_examples - 1), dtype=torch.float64)
-    steps = torch.arange(dim, dtype=torch.float64)
-    terms = torch.digamma((degrees - steps) / 2) + torch.log(2 / degrees)
-    return torch.cat([torch.zeros(1, dtype=torch.float64), terms.cumsum(0)])
+    dimensions = torch.arange(dim, dtype=torch.float64)
+    # every dimension adds the mean log of a chi-square with one degree less than the one before
+    log_chi_square = torch.digamma((degrees - dimensions) / 2)
+    terms = log_chi_square + torch.log(2 / degrees)
+    none = torch.zeros(1, dtype=torch.float64)
+    return torch.cat([none, terms.cumsum(0)])

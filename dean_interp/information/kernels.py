@@ -4,6 +4,7 @@ All are `tr(A P B P')` of two matrices whose rows sum to zero, with `P` the pair
 all `n!` shuffles are known in closed form (Kazi-Aoual et al. 1995); every estimate carries them.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,6 +17,10 @@ from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matric
 
 Kernel = Literal["linear", "rbf"]
 PAPER_SIGMA, PAPER_EPS = 50.0, 1e-5
+_ROUNDING = 1e-12
+_FEW_COLUMNS = 32
+"""Below so many columns distances are summed one by one, which is exact and as fast."""
+_KernelMatrix = Float[Tensor, "example example"]
 
 
 def hsic(x: Side, y: Side, *, kernel: Kernel = "linear", debiased: bool = True) -> Estimate:
@@ -37,8 +42,9 @@ def hsic(x: Side, y: Side, *, kernel: Kernel = "linear", debiased: bool = True) 
     x, y, flags = _checked(x, y, kernel)
     if CONSTANT in flags:
         return _nothing(flags)
+    first = centred(gram(x, kernel), debiased=debiased)
+    second = centred(gram(y, kernel), debiased=debiased)
     n = len(x)
-    first, second = centred(gram(x, kernel), debiased=debiased), centred(gram(y, kernel), debiased=debiased)
     norm = n * (n - 3) if debiased else (n - 1) ** 2
     return _estimate(first, second, float(norm), flags)
 
@@ -66,24 +72,27 @@ def aligned(
     *,
     debiased: bool = True,
     widths: tuple[float | None, float | None] = (None, None),
-) -> tuple[Float[Tensor, "example example"], Float[Tensor, "example example"], float]:
+) -> tuple[_KernelMatrix, _KernelMatrix, float]:
     """Both centred kernel matrices, and what CKA divides by; 0 where a side's own dependence is only rounding.
 
     Rows at equal distances from each other (as those of an identity matrix are) have none once it is debiased.
     """
-    first, first_norm = _centred_with_norm(x, kernel, widths[0], debiased=debiased)
-    second, second_norm = _centred_with_norm(y, kernel, widths[1], debiased=debiased)
+    width_x, width_y = widths
+    first, first_norm = _centred_with_norm(x, kernel, width_x, debiased=debiased)
+    second, second_norm = _centred_with_norm(y, kernel, width_y, debiased=debiased)
     return first, second, first_norm * second_norm
 
 
 def _centred_with_norm(
     x: Float[Tensor, "example dim"], kernel: Kernel, width: float | None, *, debiased: bool
-) -> tuple[Float[Tensor, "example example"], float]:
+) -> tuple[_KernelMatrix, float]:
     values = gram(x, kernel, bandwidth=width)
     matrix = centred(values, debiased=debiased)
     norm = float(matrix.norm())
-    is_more_than_rounding = norm > 1e-12 * float(values.norm())
-    return matrix, norm if is_more_than_rounding else 0.0
+    is_more_than_rounding = norm > _ROUNDING * float(values.norm())
+    if not is_more_than_rounding:
+        norm = 0.0
+    return matrix, norm
 
 
 def nhsic(x: Side, y: Side, *, sigma: float = PAPER_SIGMA, eps: float = PAPER_EPS) -> Estimate:
@@ -102,92 +111,133 @@ def nhsic(x: Side, y: Side, *, sigma: float = PAPER_SIGMA, eps: float = PAPER_EP
     x, y, flags = _checked(x, y, "rbf")
     if CONSTANT in flags:
         return _nothing(flags)
-    return _estimate(smoother(x, sigma=sigma, eps=eps), smoother(y, sigma=sigma, eps=eps), 1.0, flags)
+    first = smoother(x, sigma=sigma, eps=eps)
+    second = smoother(y, sigma=sigma, eps=eps)
+    return _estimate(first, second, 1.0, flags)
 
 
-def shuffle_moments(
-    first: Float[Tensor, "example example"], second: Float[Tensor, "example example"]
-) -> tuple[float, float]:
+def shuffle_moments(first: _KernelMatrix, second: _KernelMatrix) -> tuple[float, float]:
     """Mean and standard deviation of `tr(A P B P')` over all permutations; rows of both symmetric matrices sum to 0.
 
     Kazi-Aoual, Hitier, Sabatier and Lebreton 1995, as Josse, Pagès and Husson 2008 write it. Needs `n >= 4`.
     """
     n = len(first)
-    # of each matrix A: tr(A), tr(A A), and the sum of its squared diagonal
+    # t, t2 and s2 of the first matrix, u, u2 and v2 of the second, as the paper calls them
     t, t2, s2 = _traces(first)
     u, u2, v2 = _traces(second)
-    variance = 2 * ((n - 1) * t2 - t**2) * ((n - 1) * u2 - u**2) / ((n - 1) ** 2 * (n + 1) * (n - 2))
+    mean = t * u / (n - 1)
+    # the first term: of the eigenvalues alone
+    first_spread = (n - 1) * t2 - t**2
+    second_spread = (n - 1) * u2 - u**2
+    divisor = (n - 1) ** 2 * (n + 1) * (n - 2)
+    variance = 2 * first_spread * second_spread / divisor
+    # the second term: of the diagonals too
     first_rest = n * (n + 1) * s2 - (n - 1) * (t**2 + 2 * t2)
     second_rest = n * (n + 1) * v2 - (n - 1) * (u**2 + 2 * u2)
-    variance += first_rest * second_rest / ((n + 1) * n * (n - 1) * (n - 2) * (n - 3))
-    return t * u / (n - 1), max(variance, 0.0) ** 0.5
+    divisor = (n + 1) * n * (n - 1) * (n - 2) * (n - 3)
+    variance += first_rest * second_rest / divisor
+    # rounding may leave a variance of 0 below it
+    return mean, max(variance, 0.0) ** 0.5
 
 
-def _traces(matrix: Float[Tensor, "example example"]) -> tuple[float, float, float]:
-    return float(matrix.trace()), float(matrix.square().sum()), float(matrix.diagonal().square().sum())
+def _traces(matrix: _KernelMatrix) -> tuple[float, float, float]:
+    """`tr(A)`, `tr(A A)` and the sum of the squared diagonal of a symmetric matrix `A`."""
+    trace = float(matrix.trace())
+    trace_of_square = float(matrix.square().sum())
+    diagonal_squares = float(matrix.diagonal().square().sum())
+    return trace, trace_of_square, diagonal_squares
 
 
 def trace_of_pairings(
-    first: Float[Tensor, "example example"],
-    second: Float[Tensor, "example example"],
+    first: _KernelMatrix,
+    second: _KernelMatrix,
     pairings: Int[Tensor, "pairing example"],
 ) -> Float[Tensor, " pairing"]:
     """`tr(A P B P')` for each pairing of row `i` with row `pairing[i]`."""
+    traces = []
     if first.device.type != "cpu":
-        return torch.stack([(first * second[order][:, order]).sum() for order in pairings.to(first.device)])
+        for order in pairings.to(first.device):
+            paired = second[order][:, order]
+            traces.append((first * paired).sum())
+        return torch.stack(traces)
     # in numpy: torch's threads cost more here than they do
-    a, b = first.numpy(), second.numpy()
-    values = [np.vdot(a, b.take(order, 0).take(order, 1)) for order in pairings.numpy()]
-    return torch.tensor(np.array(values), dtype=first.dtype)
+    first_values, second_values = first.numpy(), second.numpy()
+    for order in pairings.numpy():
+        paired = second_values.take(order, 0).take(order, 1)
+        traces.append(np.vdot(first_values, paired))
+    return torch.tensor(np.array(traces), dtype=first.dtype)
 
 
-def gram(
-    x: Float[Tensor, "example dim"], kernel: Kernel, *, bandwidth: float | None = None
-) -> Float[Tensor, "example example"]:
+def gram(x: Float[Tensor, "example dim"], kernel: Kernel, *, bandwidth: float | None = None) -> _KernelMatrix:
     """The kernel's value for every two examples; the RBF's `bandwidth` is the median distance where none is given."""
-    x = x.double() - x.double().mean(0)
+    x = x.double()
+    x = x - x.mean(0)
     if kernel == "linear":
         return x @ x.T
+    if bandwidth is None:
+        bandwidth = median_distance(x)
     squared = squared_distances(x)
-    width = bandwidth if bandwidth is not None else median_distance(x)
-    return torch.exp(-squared / (2 * width**2))
+    return torch.exp(-squared / (2 * bandwidth**2))
 
 
-def squared_distances(x: Float[Tensor, "example dim"]) -> Float[Tensor, "example example"]:
+def squared_distances(x: Float[Tensor, "example dim"]) -> _KernelMatrix:
     """Squared Euclidean distances between examples."""
+    mode = "donot_use_mm_for_euclid_dist"
     # by products of matrices where there are many columns: faster, and exact enough there
-    mode = "donot_use_mm_for_euclid_dist" if x.shape[1] < 32 else "use_mm_for_euclid_dist"
-    return torch.cdist(x, x, compute_mode=mode).square().fill_diagonal_(0)
+    if x.shape[1] >= _FEW_COLUMNS:
+        mode = "use_mm_for_euclid_dist"
+    distances = torch.cdist(x, x, compute_mode=mode)
+    return distances.square().fill_diagonal_(0)
 
 
 def median_distance(x: Float[Tensor, "example dim"]) -> float:
     """Median distance between two different examples; the mean where more than half of the distances are 0."""
     x = x.double()
-    distances = squared_distances(x - x.mean(0)).sqrt()
-    above = distances[torch.triu(torch.ones_like(distances), 1) > 0]
-    return float(above.median()) or float(above.mean()) or 1.0
+    x = x - x.mean(0)
+    distances = squared_distances(x).sqrt()
+    # each pair of examples once
+    is_above_diagonal = torch.triu(torch.ones_like(distances), 1) > 0
+    distances = distances[is_above_diagonal]
+    median = float(distances.median())
+    mean = float(distances.mean())
+    return median or mean or 1.0
 
 
-def centred(kernel: Float[Tensor, "example example"], *, debiased: bool = False) -> Float[Tensor, "example example"]:
+def centred(kernel: _KernelMatrix, *, debiased: bool = False) -> _KernelMatrix:
     """`H K H`, or the U-centred matrix whose diagonal is 0 (Székely and Rizzo 2014); rows sum to 0 in both."""
     if not debiased:
-        return kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+        columns = kernel.mean(0)
+        rows = kernel.mean(1)[:, None]
+        return kernel - columns - rows + kernel.mean()
     n = len(kernel)
     kernel = kernel - torch.diag(kernel.diagonal())
-    rows = kernel.sum(0) / (n - 2)
-    return (kernel - rows - rows[:, None] + kernel.sum() / ((n - 1) * (n - 2))).fill_diagonal_(0)
+    columns = kernel.sum(0) / (n - 2)
+    rows = columns[:, None]
+    total = kernel.sum() / ((n - 1) * (n - 2))
+    return (kernel - columns - rows + total).fill_diagonal_(0)
 
 
 def smoother(
-    x: Float[Tensor, "example dim"], *, sigma: float = PAPER_SIGMA, eps: float = PAPER_EPS, scale: Tensor | None = None
-) -> Float[Tensor, "example example"]:
+    x: Float[Tensor, "example dim"],
+    *,
+    sigma: float = PAPER_SIGMA,
+    eps: float = PAPER_EPS,
+    scale: Float[Tensor, " dim"] | None = None,
+) -> _KernelMatrix:
     """`Kc (Kc + eps n I)^-1` of one side, whose columns are divided by `scale` (None: by their own spread)."""
     x = x.double()
-    x = (x - x.mean(0)) / (spread(x) if scale is None else scale)
-    kernel = centred(torch.exp(-squared_distances(x) / (2 * sigma**2 * x.shape[1])))
-    ridge = eps * len(x) * torch.eye(len(x), dtype=x.dtype, device=x.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel + ridge))
-    return torch.eye(len(x), dtype=x.dtype, device=x.device) - eps * len(x) * inverse
+    n_examples, dim = x.shape
+    if scale is None:
+        scale = spread(x)
+    x = (x - x.mean(0)) / scale
+    squared = squared_distances(x)
+    kernel = torch.exp(-squared / (2 * sigma**2 * dim))
+    identity = torch.eye(n_examples, dtype=x.dtype, device=x.device)
+    ridge = eps * n_examples
+    root = torch.linalg.cholesky(centred(kernel) + ridge * identity)
+    inverse = torch.cholesky_inverse(root)
+    # K (K + r I)^-1 = I - r (K + r I)^-1: one inverse, and no product
+    return identity - ridge * inverse
 
 
 def spread(x: Float[Tensor, "example dim"]) -> Float[Tensor, " dim"]:
@@ -201,17 +251,24 @@ def _checked(x: Side, y: Side, kernel: Kernel) -> tuple[Tensor, Tensor, list[str
         raise InputError(f"kernel must be one of {get_args(Kernel)}, got {kernel!r}")
     x, y = as_matrices(x, y)
     flags = doubts(x, y)
-    if kernel == "rbf" and CONSTANT not in flags and (most_coincide(x) or most_coincide(y)):
-        flags.append("the median distance of a side is zero")
+    if kernel == "rbf" and CONSTANT not in flags:
+        if most_coincide(x) or most_coincide(y):
+            flags.append("the median distance of a side is zero")
     return x, y, flags
 
 
-def _estimate(first: Tensor, second: Tensor, norm: float, flags: list[str]) -> Estimate:
+def _estimate(first: _KernelMatrix, second: _KernelMatrix, norm: float, flags: Sequence[str]) -> Estimate:
     mean, sd = shuffle_moments(first, second)
-    value = float((first * second).sum()) / norm
-    return Estimate(value=value, units="index", flags=tuple(flags), null_mean=mean / norm, null_sd=sd / norm)
+    trace = float((first * second).sum())
+    return Estimate(
+        value=trace / norm,
+        units="index",
+        flags=tuple(flags),
+        null_mean=mean / norm,
+        null_sd=sd / norm,
+    )
 
 
-def _nothing(flags: list[str]) -> Estimate:
+def _nothing(flags: Sequence[str]) -> Estimate:
     """The index of a side that cannot depend on anything."""
     return Estimate(value=0.0, units="index", flags=tuple(flags), null_mean=0.0, null_sd=0.0)

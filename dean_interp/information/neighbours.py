@@ -12,6 +12,7 @@ from torch import Tensor
 from dean_interp.errors import InputError
 from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices, doubts, few, in_nats
 from dean_interp.information.gaussian import normal_scores, whitened
+from dean_interp.information.kernels import spread
 
 Scaling = Literal["standard", "ranks", "whitened"]
 MOST_DIMENSIONS = 3
@@ -42,16 +43,19 @@ def ksg_mi(x: Side, y: Side, *, k: int = 3, scaling: Scaling = "standard") -> Es
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
     x, y = as_matrices(x, y, least=k + 2)
-    dims = x.shape[1] + y.shape[1]
-    flags = doubts(x, y) + few(len(x), dims)
+    n_dims = x.shape[1] + y.shape[1]
+    flags = doubts(x, y) + few(len(x), n_dims)
     if CONSTANT in flags:
         return Estimate(0.0, "nats", tuple(flags))
-    first, second = scaled(x, scaling), scaled(y, scaling)
-    if dims > MOST_DIMENSIONS:
-        flags.append(f"{dims} dimensions; neighbours serve up to {MOST_DIMENSIONS}")
-    if float(np.median(_distances(first.cpu().numpy(), second.cpu().numpy(), k))) == 0:
+    first = scaled(x, scaling)
+    second = scaled(y, scaling)
+    if n_dims > MOST_DIMENSIONS:
+        flags.append(f"{n_dims} dimensions; neighbours serve up to {MOST_DIMENSIONS}")
+    distances = _distances(first.cpu().numpy(), second.cpu().numpy(), k)
+    if float(np.median(distances)) == 0:
         flags.append(f"the median distance to neighbour {k} is zero")
-    value = float(ksg_of_pairings(first, second, torch.arange(len(x))[None], k=k))
+    as_it_is = torch.arange(len(x))[None]
+    value = float(ksg_of_pairings(first, second, as_it_is, k=k))
     return in_nats(value, len(x), flags)
 
 
@@ -61,8 +65,7 @@ def scaled(x: Float[Tensor, "example dim"], scaling: Scaling) -> Float[Tensor, "
         return normal_scores(x)
     if scaling == "whitened":
         return whitened(x)
-    spread = x.std(0)
-    return (x - x.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    return (x - x.mean(0)) / spread(x)
 
 
 def ksg_of_pairings(
@@ -73,39 +76,50 @@ def ksg_of_pairings(
     k: int = 3,
 ) -> Float[Tensor, " pairing"]:
     """`ksg_mi` (nats) of row `i` of `x` with row `pairing[i]` of `y`, one value a pairing; sides are scaled already."""
-    first, second = x.double().cpu().numpy(), y.double().cpu().numpy()
-    near_first, near_second = _Near(first), _Near(second)
+    first = x.double().cpu().numpy()
+    second = y.double().cpu().numpy()
+    near_first = _Near(first)
+    near_second = _Near(second)
     constant = digamma(k) + digamma(len(first))
     values = []
     for order in pairings.cpu().numpy():
         # each example's distance to its k-th neighbour, in the order of the first side and of the second
-        radius = _distances(first, second[order], k) * _INSIDE
+        radius = _INSIDE * _distances(first, second[order], k)
         radius_second = np.empty_like(radius)
         radius_second[order] = radius
         # how many others are as near on one side alone
-        first_term = digamma(near_first.counts(radius) + 1).mean()
-        second_term = digamma(near_second.counts(radius_second) + 1).mean()
+        n_first = near_first.counts(radius)
+        n_second = near_second.counts(radius_second)
+        first_term = digamma(n_first + 1).mean()
+        second_term = digamma(n_second + 1).mean()
         values.append(constant - first_term - second_term)
     return torch.tensor(np.array(values), device=x.device)
 
 
-def _distances(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
-    """To the `k`-th neighbour of each example in the joint space."""
+def _distances(
+    x: Float[np.ndarray, "example dim_x"],
+    y: Float[np.ndarray, "example dim_y"],
+    k: int,
+) -> Float[np.ndarray, " example"]:
+    """The distance of each example to its `k`-th neighbour in the joint space."""
     both = np.concatenate([x, y], axis=1)
-    return KDTree(both).query(both, k=k + 1, p=np.inf)[0][:, -1]
+    # every example is its own nearest neighbour
+    distances, _ = KDTree(both).query(both, k=k + 1, p=np.inf)
+    return distances[:, -1]
 
 
 class _Near:
     """Counts the neighbours of every row of one side within that row's radius, without the row itself."""
 
-    def __init__(self, side: np.ndarray) -> None:
+    def __init__(self, side: Float[np.ndarray, "example dim"]) -> None:
         self.side = side
         self.ordered = np.sort(side[:, 0])
         self.tree = KDTree(side) if side.shape[1] > 1 else None
 
-    def counts(self, radius: np.ndarray) -> np.ndarray:
+    def counts(self, radius: Float[np.ndarray, " example"]) -> Int[np.ndarray, " example"]:
         if self.tree is not None:
-            return np.asarray(self.tree.query_ball_point(self.side, radius, p=np.inf, return_length=True)) - 1
+            n_near = self.tree.query_ball_point(self.side, radius, p=np.inf, return_length=True)
+            return np.asarray(n_near) - 1
         # on one column: by its order
         middle = self.side[:, 0]
         n_up_to = np.searchsorted(self.ordered, middle + radius, side="right")

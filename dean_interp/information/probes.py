@@ -12,6 +12,8 @@ from dean_interp.errors import InputError
 from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices, doubts, few, in_nats
 
 N_FOLDS = 5
+_LEAST_PROBABILITY = 1e-12
+"""Keeps the loss of a probe finite where it was sure and wrong."""
 Folds = Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]
 """For each fold, the examples that a probe is fitted on and those that it is asked about."""
 
@@ -41,66 +43,95 @@ def v_information(
         InputError: NaN or infinity, labels or groups of another length, a label with fewer examples (or groups) than
             folds.
     """
-    label = _numbered(labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels))
+    names = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    label = _numbered(names)
     matrix, column = as_matrices(x, label.astype(np.float64))
+    n_examples, n_dims = matrix.shape
     flags = doubts(matrix, column)
     if CONSTANT in flags:
         return Estimate(0.0, "nats", tuple(flags))
-    flags += few(len(matrix), matrix.shape[1])
+    flags += few(n_examples, n_dims)
     folds = folds_of(label, groups, n_folds=n_folds, seed=seed)
-    return in_nats(usable_information(matrix.cpu().numpy(), label, folds), len(matrix), flags)
+    value = usable_information(matrix.cpu().numpy(), label, folds)
+    return in_nats(value, n_examples, flags)
 
 
 def _numbered(names: Sequence[Hashable]) -> Int[np.ndarray, " example"]:
     """Each name by its number, in the order of their first appearance."""
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names], dtype=np.int64)
+    distinct = dict.fromkeys(names)
+    number_of = {name: number for number, name in enumerate(distinct)}
+    numbers = [number_of[name] for name in names]
+    return np.array(numbers, dtype=np.int64)
 
 
 def folds_of(
-    label: Int[np.ndarray, " example"], groups: Sequence[Hashable] | None, *, n_folds: int, seed: int
+    label: Int[np.ndarray, " example"],
+    groups: Sequence[Hashable] | None,
+    *,
+    n_folds: int,
+    seed: int,
 ) -> Folds:
     """Which examples a probe is fitted on and which it is asked about, labels in equal shares."""
-    names = list(range(len(label)) if groups is None else groups)
-    if len(names) != len(label):
-        raise InputError(f"groups must have one entry an example, got {len(names)} for {len(label)}")
+    n_examples = len(label)
+    names = list(range(n_examples) if groups is None else groups)
+    if len(names) != n_examples:
+        raise InputError(f"groups must have one entry an example, got {len(names)} for {n_examples}")
     group = _numbered(names)
-    fewest = min(len(np.unique(group[label == value])) for value in np.unique(label))
+    values = np.unique(label)
+    # every fold must hold every label
+    fewest = min(len(np.unique(group[label == value])) for value in values)
     if not 2 <= n_folds <= fewest:
         raise InputError(
             f"the rarest label has {fewest} examples or groups: n_folds must be from 2 to that, got {n_folds}"
         )
+    # a splitter looks at the number of rows alone, not at what they hold
+    rows = group[:, None]
     if groups is None:
         splitter = StratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)
-        return list(splitter.split(group[:, None], label))
+        return list(splitter.split(rows, label))
     splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
-    folds = list(splitter.split(group[:, None], label, group))
-    n_labels = len(np.unique(label))
-    if any(len(np.unique(label[train])) < n_labels for train, _ in folds):
-        raise InputError(
-            f"one of {n_folds} folds would hold every example of a label: take fewer folds or smaller groups"
-        )
+    folds = list(splitter.split(rows, label, group))
+    for train, _ in folds:
+        if len(np.unique(label[train])) < len(values):
+            raise InputError(
+                f"one of {n_folds} folds would hold every example of a label: take fewer folds or smaller groups"
+            )
     return folds
 
 
-def usable_information(x: Float[np.ndarray, "example dim"], label: Int[np.ndarray, " example"], folds: Folds) -> float:
+def usable_information(
+    x: Float[np.ndarray, "example dim"],
+    label: Int[np.ndarray, " example"],
+    folds: Folds,
+) -> float:
     """The value of `v_information` (nats); labels are 0, 1, ... and all occur."""
     loss = np.zeros(len(label))
     for train, test in folds:
-        mean, spread = x[train].mean(0), x[train].std(0)
-        scaled = (x - mean) / np.where(spread > 0, spread, 1.0)
-        fitted = LogisticRegression(max_iter=1000).fit(scaled[train], label[train])
-        column = np.searchsorted(fitted.classes_, label[test])
-        probability = fitted.predict_proba(scaled[test])[np.arange(len(test)), column]
-        loss[test] = -np.log(np.maximum(probability, 1e-12))
+        mean = x[train].mean(0)
+        scaled = (x - mean) / _scale(x[train])
+        probe = LogisticRegression(max_iter=1000).fit(scaled[train], label[train])
+        # the probability that the probe gives to the true label
+        column = np.searchsorted(probe.classes_, label[test])
+        probabilities = probe.predict_proba(scaled[test])
+        probability = probabilities[np.arange(len(test)), column]
+        loss[test] = -np.log(np.maximum(probability, _LEAST_PROBABILITY))
     share = np.bincount(label) / len(label)
-    return float(-(share * np.log(share)).sum() - loss.mean())
+    entropy = -(share * np.log(share)).sum()
+    return float(entropy - loss.mean())
 
 
 def probe_direction(
-    x: Float[np.ndarray, "example dim"], label: Int[np.ndarray, " example"]
+    x: Float[np.ndarray, "example dim"],
+    label: Int[np.ndarray, " example"],
 ) -> Float[np.ndarray, " dim"]:
     """The direction along which a probe's evidence for label 1 grows, in the units of `x`."""
-    spread = x.std(0)
-    scale = np.where(spread > 0, spread, 1.0)
-    return LogisticRegression(max_iter=1000).fit((x - x.mean(0)) / scale, label).coef_[0] / scale
+    scale = _scale(x)
+    scaled = (x - x.mean(0)) / scale
+    probe = LogisticRegression(max_iter=1000).fit(scaled, label)
+    return probe.coef_[0] / scale
+
+
+def _scale(x: Float[np.ndarray, "example dim"]) -> Float[np.ndarray, " dim"]:
+    """Standard deviation of every column; 1 for a column that does not vary."""
+    sd = x.std(0)
+    return np.where(sd > 0, sd, 1.0)
