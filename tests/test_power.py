@@ -16,10 +16,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("information", [0.2, 1.0, 3.0])
 def test_the_simulated_sides_hold_the_information_that_was_asked_for(information):
     drawn = torch.Generator().manual_seed(0)
-    cause, *own = (torch.randn(20, 2000, 4, generator=drawn, dtype=torch.float64) for _ in range(3))
-    assert float(gaussian_of_samples(*_sides(cause, own, information, 4)).mean()) == pytest.approx(
-        information, abs=0.03
-    )
+    cause, own_x, own_y = (torch.randn(20, 2000, 4, generator=drawn, dtype=torch.float64) for _ in range(3))
+    estimates = gaussian_of_samples(*_sides(cause, own_x, own_y, information))
+    assert float(estimates.mean()) == pytest.approx(information, abs=0.03)
 
 
 def test_without_a_fall_alarms_are_as_rare_as_the_level():

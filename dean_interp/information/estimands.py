@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dean_interp.editing.ablation import ablate, gated
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below
 from dean_interp.information.activations import Activations
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.selection.gates import Gates
@@ -28,6 +28,10 @@ from dean_interp.selection.strata import Strata
 
 Estimand = Literal["downstream_mi", "awareness_mi", "label_information", "subset_mi", "paper_nhsic"]
 HEADLINES: tuple[Estimand, ...] = ("downstream_mi", "awareness_mi")
+WITH_SILENCED: tuple[Estimand, ...] = ("subset_mi", "paper_nhsic")
+"""Estimands that compare the silenced neurons too."""
+INDICES = ("rbf_cka", "nhsic")
+"""Estimators whose value is an index, no nats."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,15 @@ class _Default:
     n_subsamples: int
 
 
+_MANY_PROMPTS = 320
+"""From so many prompts on, 10 components a side can be estimated."""
 _OF_NEURONS = ("gaussian_mi", "copula_mi", "rbf_cka")
 _DEFAULTS: dict[str, _Default] = {
-    "downstream_mi": _Default(_OF_NEURONS, 999, 199, 200),
-    "awareness_mi": _Default(("ksg_mi", *_OF_NEURONS), 199, 49, 200),
-    "label_information": _Default(("v_information",), 19, 0, 20),
-    "subset_mi": _Default(_OF_NEURONS, 999, 199, 200),
-    "paper_nhsic": _Default(("nhsic",), 999, 199, 100),
+    "downstream_mi": _Default(_OF_NEURONS, n_shuffles=999, n_null=199, n_subsamples=200),
+    "awareness_mi": _Default(("ksg_mi", *_OF_NEURONS), n_shuffles=199, n_null=49, n_subsamples=200),
+    "label_information": _Default(("v_information",), n_shuffles=19, n_null=0, n_subsamples=20),
+    "subset_mi": _Default(_OF_NEURONS, n_shuffles=999, n_null=199, n_subsamples=200),
+    "paper_nhsic": _Default(("nhsic",), n_shuffles=999, n_null=199, n_subsamples=100),
 }
 
 
@@ -75,20 +81,18 @@ class MutualInformationConfig:
         allowed = _DEFAULTS[self.estimand].estimators
         if self.estimator is not None and self.estimator not in allowed:
             raise InputError(f"{self.estimand} takes the estimators {allowed}, got {self.estimator!r}")
-        for name, least in (("k", 1), ("n_shuffles", 1), ("n_null", 0), ("n_subsamples", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+        refuse_below(self, {"k": 1, "n_shuffles": 1, "n_null": 0, "n_subsamples": 2})
 
     def settled(self, n_prompts: int) -> "MutualInformationConfig":
         """With every default written out."""
         default = _DEFAULTS[self.estimand]
+        default_k = 10 if n_prompts >= _MANY_PROMPTS else 5
         n_shuffles = self.n_shuffles or default.n_shuffles
         n_null = default.n_null if self.n_null is None else self.n_null
         return MutualInformationConfig(
             estimand=self.estimand,
             estimator=self.estimator or default.estimators[0],
-            k=self.k or (10 if n_prompts >= 320 else 5),
+            k=self.k or default_k,
             n_shuffles=n_shuffles,
             n_null=min(n_shuffles, n_null),
             n_subsamples=self.n_subsamples or default.n_subsamples,
@@ -118,30 +122,43 @@ class InformationArm:
     @property
     def changed(self) -> Selection:
         """The units that the ablation changes."""
-        return self.ablated.selection if isinstance(self.ablated, Gates) else self.ablated
+        if isinstance(self.ablated, Gates):
+            return self.ablated.selection
+        return self.ablated
 
     @property
     def silenced(self) -> Selection:
         """The units of which nothing is left."""
-        return self.ablated.silenced if isinstance(self.ablated, Gates) else self.ablated
+        if isinstance(self.ablated, Gates):
+            return self.ablated.silenced
+        return self.ablated
 
     def applied(self, model: HookedModel) -> AbstractContextManager[object]:
         """While open, the model is under the ablation."""
-        return gated(model, self.ablated) if isinstance(self.ablated, Gates) else ablate(model, self.ablated)
+        if isinstance(self.ablated, Gates):
+            return gated(model, self.ablated)
+        return ablate(model, self.ablated)
 
     def compared(self, activations: Activations) -> Activations:
         """Activations under the ablation, each without what its own gate did to it."""
-        return activations.before(self.ablated) if isinstance(self.ablated, Gates) else activations
+        if isinstance(self.ablated, Gates):
+            return activations.before(self.ablated)
+        return activations
 
     def neurons(self, estimand: Estimand) -> tuple[Selection, Selection]:
         """The neurons on each side: without those that are silenced, but for `subset_mi`, which is about them."""
-        if estimand in ("subset_mi", "paper_nhsic"):
+        if estimand in WITH_SILENCED:
             return self.first_neurons, self.second_neurons
-        return self._without_silenced(self.first_neurons), self._without_silenced(self.second_neurons)
+        first = self._without_silenced(self.first_neurons)
+        second = self._without_silenced(self.second_neurons)
+        return first, second
 
     def _without_silenced(self, neurons: Selection) -> Selection:
+        silenced = self.silenced
         # silenced weights are no neurons: nothing is left out for them
-        return neurons - self.silenced if neurons.shapes == self.silenced.shapes else neurons
+        if neurons.shapes != silenced.shapes:
+            return neurons
+        return neurons - silenced
 
 
 def random_arm_like(arm: InformationArm, strata: Strata, *, seed: int) -> InformationArm:
@@ -151,8 +168,15 @@ def random_arm_like(arm: InformationArm, strata: Strata, *, seed: int) -> Inform
     are silenced as the arm silences.
     """
     both = arm.first_neurons & arm.second_neurons
+    either = arm.first_neurons | arm.second_neurons
     silenced = both & arm.silenced
+    # four disjoint parts: silenced, in both but kept, of the first alone, of the second alone
     parts = [silenced, both - silenced, arm.first_neurons - both, arm.second_neurons - both]
-    drawn = random_like(arm.first_neurons | arm.second_neurons, strata, seed=seed)
-    ablated, shared, first, second = split_like(drawn, parts, strata, seed=seed)
-    return InformationArm(ablated, ablated | shared | first, ablated | shared | second)
+    drawn = random_like(either, strata, seed=seed)
+    ablated, kept, first, second = split_like(drawn, parts, strata, seed=seed)
+    drawn_both = ablated | kept
+    return InformationArm(
+        ablated=ablated,
+        first_neurons=drawn_both | first,
+        second_neurons=drawn_both | second,
+    )

@@ -22,13 +22,15 @@ from dean_interp.information.kernels import (
     spread,
     trace_of_pairings,
 )
-from dean_interp.information.neighbours import ksg_mi, ksg_of_pairings, scaled
+from dean_interp.information.neighbours import ksg_mi, ksg_of_pairings
 from dean_interp.statistics import rank_p_value
 
 Estimator = Literal["gaussian_mi", "copula_mi", "ksg_mi", "cka", "rbf_cka", "nhsic"]
 """Estimators by name. `cka` and `rbf_cka` are debiased; `ksg_mi` is on ranks with 5 neighbours."""
 N_SHUFFLES = 999
 KSG_NEIGHBOURS = 5
+_ROUNDING = 1e-9
+"""Nats by which the changes of a layer may differ though nothing moved it."""
 Core = Callable[
     [Float[Tensor, "example dim_x"], Float[Tensor, "example dim_y"], Int[Tensor, "pairing example"]],
     Float[Tensor, " pairing"],
@@ -79,9 +81,10 @@ def shuffle_test(
         InputError: bad sides (see the estimators), `groups` of another length.
     """
     x, y = as_matrices(x, y)
-    names = [0] * len(x) if groups is None else list(groups)
-    if len(names) != len(x):
-        raise InputError(f"groups must have one entry an example, got {len(names)} for {len(x)}")
+    n_examples = len(x)
+    names = [0] * n_examples if groups is None else list(groups)
+    if len(names) != n_examples:
+        raise InputError(f"groups must have one entry an example, got {len(names)} for {n_examples}")
     if n_shuffles < 1:
         raise InputError(f"n_shuffles must be at least 1, got {n_shuffles}")
     first, second = reduced(x, y, k)
@@ -89,9 +92,11 @@ def shuffle_test(
     if CONSTANT in flags:
         return ShuffleTest(value=0.0, null_mean=0.0, null_sd=0.0, p=1.0, n_shuffles=n_shuffles, flags=flags)
     # the pairing as it is stands first, its shuffles after it
+    as_it_is = torch.arange(n_examples)[None]
     shuffles = within_group_permutations(names, n_shuffles, seed=seed)
-    pairings = torch.cat([torch.arange(len(x))[None], shuffles])
-    value, *null = frozen_core(estimator, first, second)(first, second, pairings).tolist()
+    pairings = torch.cat([as_it_is, shuffles])
+    core = frozen_core(estimator, first, second)
+    value, *null = core(first, second, pairings).tolist()
     return ShuffleTest(
         value=value,
         null_mean=float(np.mean(null)),
@@ -132,7 +137,8 @@ def frozen_core(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tens
         case "nhsic":
             return _frozen_nhsic(x, y)
         case "rbf_cka":
-            return _frozen_cka("rbf", (median_distance(x), median_distance(y)))
+            widths = median_distance(x), median_distance(y)
+            return _frozen_cka("rbf", widths)
     return _frozen_cka("linear", (None, None))
 
 
@@ -141,14 +147,17 @@ def _copula_of_pairings(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
 
 
 def _ksg_of_ranks(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
-    return ksg_of_pairings(scaled(x, "ranks"), scaled(y, "ranks"), pairings, k=KSG_NEIGHBOURS)
+    return ksg_of_pairings(normal_scores(x), normal_scores(y), pairings, k=KSG_NEIGHBOURS)
 
 
 def _frozen_nhsic(x: Tensor, y: Tensor) -> Core:
-    scale_x, scale_y = spread(x), spread(y)
+    scale_x = spread(x)
+    scale_y = spread(y)
 
     def core(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
-        return trace_of_pairings(smoother(x, scale=scale_x), smoother(y, scale=scale_y), pairings)
+        first = smoother(x, scale=scale_x)
+        second = smoother(y, scale=scale_y)
+        return trace_of_pairings(first, second, pairings)
 
     return core
 
@@ -156,7 +165,9 @@ def _frozen_nhsic(x: Tensor, y: Tensor) -> Core:
 def _frozen_cka(kernel: Kernel, widths: tuple[float | None, float | None]) -> Core:
     def core(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
         first, second, norm = aligned(x, y, kernel, widths=widths)
-        return trace_of_pairings(first, second, pairings) / (norm or float("inf"))
+        traces = trace_of_pairings(first, second, pairings)
+        # a side that does not depend on itself depends on nothing
+        return traces / (norm or float("inf"))
 
     return core
 
@@ -171,14 +182,18 @@ def within_group_permutations(
     """
     generator = np.random.default_rng(seed)
     block_groups = list(groups[::block])
-    shuffles = np.tile(np.arange(len(block_groups)), (n_shuffles, 1))
+    n_blocks = len(block_groups)
+    shuffles = np.tile(np.arange(n_blocks), (n_shuffles, 1))
     for group in dict.fromkeys(block_groups):
         members = np.array([i for i, name in enumerate(block_groups) if name == group])
-        shuffles[:, members] = generator.permuted(np.tile(members, (n_shuffles, 1)), axis=1)
+        repeated = np.tile(members, (n_shuffles, 1))
+        shuffles[:, members] = generator.permuted(repeated, axis=1)
     if block > 1:
         # from blocks to their rows, in a random order within each block
-        order = generator.permuted(np.tile(np.arange(block), (n_shuffles, len(block_groups), 1)), axis=2)
-        shuffles = (block * shuffles[:, :, None] + order).reshape(n_shuffles, len(block_groups) * block)
+        in_order = np.tile(np.arange(block), (n_shuffles, n_blocks, 1))
+        order = generator.permuted(in_order, axis=2)
+        first_rows = block * shuffles[:, :, None]
+        shuffles = (first_rows + order).reshape(n_shuffles, n_blocks * block)
     return torch.from_numpy(shuffles)
 
 
@@ -200,12 +215,13 @@ def half_samples(
         for parts in parts_of_groups:
             rows += _half_of(parts, generator)
         n_left = max(1, len(clusters) - len(rows))
-        samples.append((torch.tensor(sorted(rows)), (len(rows) / n_left) ** 0.5))
+        factor = (len(rows) / n_left) ** 0.5
+        samples.append((torch.tensor(sorted(rows)), factor))
     return samples
 
 
 def _parts_of_groups(clusters: Sequence[Hashable], groups: Sequence[Hashable]) -> list[list[list[int]]]:
-    """Of every group the rows of each of its clusters; single rows where it is one cluster."""
+    """The rows of each cluster of every group; single rows where a group is one cluster."""
     by_group: dict[Hashable, dict[Hashable, list[int]]] = {}
     for row, (cluster, group) in enumerate(zip(clusters, groups, strict=True)):
         by_group.setdefault(group, {}).setdefault(cluster, []).append(row)
@@ -221,8 +237,10 @@ def _parts_of_groups(clusters: Sequence[Hashable], groups: Sequence[Hashable]) -
 def _half_of(parts: Sequence[Sequence[int]], generator: np.random.Generator) -> list[int]:
     """Whole parts in random order until they hold half of all rows; never all of several parts."""
     half = sum(map(len, parts)) / 2
+    most = max(1, len(parts) - 1)
+    order = generator.permutation(len(parts))
     rows: list[int] = []
-    for i in generator.permutation(len(parts))[: max(1, len(parts) - 1)]:
+    for i in order[:most]:
         if len(rows) < half:
             rows += parts[i]
     return rows
@@ -237,6 +255,10 @@ def largest_fall(change: Sequence[float], control_changes: Sequence[Sequence[flo
     changes = np.array([change, *control_changes])
     sd = changes.std(axis=0, ddof=1)
     # a layer that nothing can move (none lies upstream) differs by rounding alone: it takes no part
-    standard = (changes - changes.mean(axis=0)) / np.where(sd > 1e-9, sd, np.inf)
-    lowest = standard.min(axis=1)
-    return int(standard[0].argmin()), rank_p_value(-lowest[0], (-lowest[1:]).tolist())
+    scale = np.where(sd > _ROUNDING, sd, np.inf)
+    standard = (changes - changes.mean(axis=0)) / scale
+    # the edit stands first, its controls after it
+    layer = int(standard[0].argmin())
+    largest_falls = -standard.min(axis=1)
+    p = rank_p_value(largest_falls[0], largest_falls[1:].tolist())
+    return layer, p

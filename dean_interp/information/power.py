@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.errors import InputError
 from dean_interp.information.gaussian import gaussian_of_samples
+
+Part = Float[Tensor, "#state prompt k"]
+"""A part of one side, in each state of the model or in all of them alike."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,23 @@ def detection_rate(
     """
     if not 0 <= after <= before:
         raise InputError(f"a fall goes from `before` to an `after` between 0 and it, got {before} and {after}")
-    if n_prompts < 2 * design.k + 2:
-        raise InputError(f"k={design.k} a side needs at least {2 * design.k + 2} prompts, got {n_prompts}")
+    least = _fewest_prompts(design)
+    if n_prompts < least:
+        raise InputError(f"k={design.k} a side needs at least {least} prompts, got {n_prompts}")
     if not 0 < design.disturbed <= 1 or not 0 < design.level < 1:
         raise InputError(f"disturbed and level must be between 0 and 1, got {design.disturbed} and {design.level}")
     if 1 / (design.n_controls + 1) > design.level:
         raise InputError(f"{design.n_controls} controls can never give p <= {design.level}")
     generator = torch.Generator().manual_seed(seed)
-    n_finding = sum(_finds(n_prompts, before, after, design, generator=generator) for _ in range(n_trials))
+    n_finding = 0
+    for _ in range(n_trials):
+        n_finding += _finds(n_prompts, before, after, design, generator=generator)
     return n_finding / n_trials
+
+
+def _fewest_prompts(design: PowerDesign) -> int:
+    n_dims = 2 * design.k
+    return n_dims + 2
 
 
 def prompts_needed(
@@ -77,7 +89,7 @@ def prompts_needed(
     """
     if not 0 < power < 1:
         raise InputError(f"power must be between 0 and 1, got {power}")
-    n_prompts = 2 * design.k + 2
+    n_prompts = _fewest_prompts(design)
     while n_prompts <= at_most:
         rate = detection_rate(n_prompts, before=before, after=after, design=design, n_trials=n_trials, seed=seed)
         if rate >= power:
@@ -106,26 +118,31 @@ def _finds(n: int, before: float, after: float, design: PowerDesign, *, generato
     """Whether one simulated study finds the fall."""
     shape = (1, n, design.k)
     cause, own_x, own_y = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
-    then = gaussian_of_samples(*_sides(cause, [own_x, own_y], before, design.k))
+    estimate_before = gaussian_of_samples(*_sides(cause, own_x, own_y, before))
     # the edit, which stands first, and each control replace some of each side's own part
     n_states = design.n_controls + 1
     own_x = _disturbed(own_x, n_states, design.disturbed, generator)
     own_y = _disturbed(own_y, n_states, design.disturbed, generator)
     # only the edit weakens the cause
-    edit = gaussian_of_samples(*_sides(cause, [own_x[:1], own_y[:1]], after, design.k))
-    controls = gaussian_of_samples(*_sides(cause, [own_x[1:], own_y[1:]], before, design.k))
-    n_as_low = int((controls - then <= edit - then).sum())
-    return (1 + n_as_low) / n_states <= design.level
+    edit = gaussian_of_samples(*_sides(cause, own_x[:1], own_y[:1], after))
+    controls = gaussian_of_samples(*_sides(cause, own_x[1:], own_y[1:], before))
+    is_as_low = controls - estimate_before <= edit - estimate_before
+    p = (1 + int(is_as_low.sum())) / n_states
+    return p <= design.level
 
 
-def _disturbed(own: Tensor, n_states: int, share: float, generator: torch.Generator) -> Tensor:
+def _disturbed(own: Part, n_states: int, share: float, generator: torch.Generator) -> Part:
     """A side's own part in each state: a share of its variance is new."""
-    fresh = torch.randn((n_states, *own.shape[1:]), generator=generator, dtype=torch.float64)
+    _, n_prompts, k = own.shape
+    fresh = torch.randn((n_states, n_prompts, k), generator=generator, dtype=torch.float64)
     return (1 - share) ** 0.5 * own + share**0.5 * fresh
 
 
-def _sides(cause: Tensor, own: Sequence[Tensor], information: float, k: int) -> tuple[Tensor, Tensor]:
+def _sides(cause: Part, own_x: Part, own_y: Part, information: float) -> tuple[Part, Part]:
     """Two sides of `information` nats, the same on each component: their correlation is the cause's share."""
-    share = (1 - math.exp(-2 * information / k)) ** 0.5
-    first, second = (share**0.5 * cause + (1 - share) ** 0.5 * part for part in own)
-    return first, second
+    per_component = information / cause.shape[2]
+    # the correlation of two Gaussians from their mutual information: I = -0.5 log(1 - rho^2)
+    correlation = (1 - math.exp(-2 * per_component)) ** 0.5
+    shared = correlation**0.5 * cause
+    own_scale = (1 - correlation) ** 0.5
+    return shared + own_scale * own_x, shared + own_scale * own_y

@@ -1,7 +1,6 @@
 """From the activations of one place to a few coordinates, by rules of the unablated model."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from dean_interp.information.activations import Activations
 from dean_interp.information.gaussian import principal_components
 from dean_interp.information.kernels import spread
+from dean_interp.information.places import Place
 from dean_interp.information.probes import probe_direction
 from dean_interp.models.sites import NEURONS, Site
 from dean_interp.selection.selection import Selection
@@ -18,18 +18,8 @@ from dean_interp.selection.selection import Selection
 READ_NOISE = 0.3
 """Standard deviation of the independent noise on each neuron, in units of its own before the ablation."""
 Rows = Int[Tensor, " row"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A layer, or several layers taken as one."""
-
-    name: str
-    layers: tuple[int, ...]
-
-    def sites_among(self, sites: Iterable[Site]) -> list[Site]:
-        """Those of some sites that lie in its layers, layer by layer: in a mixture a layer has several of neurons."""
-        return sorted(site for site in sites if site.layer in self.layers)
+IsRow = Bool[Tensor, " row"]
+Score = Callable[[Float[Tensor, "row unit"]], Float[Tensor, " row"]]
 
 
 class Projection:
@@ -49,18 +39,23 @@ class Projection:
         at_answers: Rows | None = None,
     ) -> None:
         """With `at_answers` the rows are these answers, without noise; without, they are the prompts."""
-        self.place, self.neurons, self.rows = place, neurons, at_answers
+        self.place = place
+        self.neurons = neurons
+        self.rows = at_answers
         values = self._columns(before)
         self.n_units = values.shape[1]
-        self.mean = values.mean(0)
-        sd = values.std(0) if self.n_units else self.mean
+        # standardise: a neuron that does not vary keeps its units
+        sd = values.std(0)
         self.is_dead = not bool((sd > 0).any())
-        self.scale = torch.where(sd > 0, sd, torch.ones_like(sd))
+        self.mean = values.mean(0)
+        self.scale = spread(values)
+        # add noise: without it, a set of neurons that is computed from the other would tell all of it
         self.noise = torch.zeros_like(values)
-        sites = place.sites_among(before.values)
-        if at_answers is None and sites:
-            self.noise = READ_NOISE * torch.cat([_noise(before, site, neurons, seed) for site in sites], 1)
-        self.basis, self.kept = torch.zeros(self.n_units, 0, dtype=torch.float64), 0.0
+        if at_answers is None:
+            self.noise = READ_NOISE * _noise(before, place, neurons, seed)
+        # project
+        self.basis = torch.zeros(self.n_units, 0, dtype=torch.float64)
+        self.kept = 0.0
         if self.n_units:
             self.basis, self.kept = principal_components(self._noisy(values), k)
 
@@ -72,12 +67,14 @@ class Projection:
         return self._noisy(values) @ self.basis
 
     def _noisy(self, values: Tensor) -> Tensor:
-        return (values - self.mean) / self.scale + self.noise
+        standardised = (values - self.mean) / self.scale
+        return standardised + self.noise
 
     def _columns(self, state: Activations) -> Float[Tensor, "row unit"]:
         if self.rows is None:
             return prompt_columns(state, self.place, self.neurons)
-        return answer_columns(state, self.place, self.neurons)[self.rows]
+        columns = answer_columns(state, self.place, self.neurons)
+        return columns[self.rows]
 
 
 class Probe:
@@ -97,22 +94,26 @@ class Probe:
         behaviour: str,
         seed: int,
     ) -> None:
-        self.place, self.neurons = place, neurons
+        self.place = place
+        self.neurons = neurons
         values = answer_columns(before, place, neurons)
         self.n_units = values.shape[1]
-        self.parts: list[tuple[Bool[Tensor, " row"], Callable[[Tensor], Tensor]]] = []
+        self.parts: list[tuple[IsRow, Score]] = []
         """Rows, and what scores them."""
         if not self.n_units:
             return
         if calibration is not None:
-            direction = _direction(answer_columns(calibration, place, neurons), calibration, behaviour)
+            calibration_values = answer_columns(calibration, place, neurons)
+            direction = _direction(calibration_values, calibration, behaviour)
             everywhere = torch.ones(len(values), dtype=torch.bool)
             self.parts.append((everywhere, _standardised_score(values, direction)))
             return
-        half = torch.from_numpy(_first_half(before, seed))
+        # no probe scores what it was fitted on
+        half = _is_in_first_half(before, seed)
         for fitted_on, scored in ((~half, half), (half, ~half)):
             direction = _direction(values, before, behaviour, fitted_on)
-            self.parts.append((scored, _standardised_score(values[scored], direction)))
+            score = _standardised_score(values[scored], direction)
+            self.parts.append((scored, score))
 
     def __call__(self, state: Activations) -> Float[Tensor, "row 1"]:
         """The score of every answer in any state of the model; 0 without neurons."""
@@ -125,44 +126,53 @@ class Probe:
     def in_direction(self, state: Activations, direction: Float[np.ndarray, " unit"]) -> Float[Tensor, "row 1"]:
         """A score in another direction, in standardised units."""
         values = answer_columns(state, self.place, self.neurons)
-        return (values / spread(values)) @ torch.from_numpy(direction)[:, None]
+        standardised = values / spread(values)
+        return standardised @ torch.from_numpy(direction)[:, None]
 
 
 def _direction(
     values: Float[Tensor, "row unit"],
     state: Activations,
     behaviour: str,
-    among: Bool[Tensor, " row"] | None = None,
+    among: IsRow | None = None,
 ) -> Float[Tensor, " unit"]:
     """The direction of a probe that is fitted on the behaviour's answers, those `among` some rows."""
-    rows = torch.tensor([group == behaviour for group in twice(state.groups)])
-    is_safe = is_safe_row(torch.arange(len(rows))).long()
+    is_fitted_on = torch.tensor([group == behaviour for group in twice(state.groups)])
+    is_safe = is_safe_row(torch.arange(len(is_fitted_on))).long()
     if among is not None:
-        rows = rows & among
-    return torch.from_numpy(probe_direction(values[rows].numpy(), is_safe[rows].numpy()))
+        is_fitted_on = is_fitted_on & among
+    label = is_safe[is_fitted_on].numpy()
+    direction = probe_direction(values[is_fitted_on].numpy(), label)
+    return torch.from_numpy(direction)
 
 
-def _standardised_score(
-    values: Float[Tensor, "row unit"], direction: Float[Tensor, " unit"]
-) -> Callable[[Tensor], Tensor]:
+def _standardised_score(values: Float[Tensor, "row unit"], direction: Float[Tensor, " unit"]) -> Score:
     """The score along a direction, standardised as it is on these values."""
-    score = values @ direction
-    mean, sd = score.mean(), score.std()
-    return lambda values: (values @ direction - mean) / (sd if sd > 0 else 1.0)
+    before = values @ direction
+    mean = before.mean()
+    sd = before.std()
+    scale = sd if sd > 0 else 1.0
+
+    def score(values: Float[Tensor, "row unit"]) -> Float[Tensor, " row"]:
+        return (values @ direction - mean) / scale
+
+    return score
 
 
-def _first_half(state: Activations, seed: int) -> Bool[np.ndarray, " row"]:
+def _is_in_first_half(state: Activations, seed: int) -> IsRow:
     """Whether a row is in the first half: half of the topics of every behaviour, both answers together."""
     generator = np.random.default_rng([seed, 3])
-    topics_of: dict[str, list[str]] = {group: [] for group in state.groups}
+    # every topic once, in the order of the prompts
+    topics_of: dict[str, dict[str, None]] = {}
     for topic, group in zip(state.clusters, state.groups, strict=True):
-        if topic not in topics_of[group]:
-            topics_of[group].append(topic)
+        topics_of.setdefault(group, {})[topic] = None
     chosen: set[str] = set()
     for topics in topics_of.values():
-        order = generator.permutation(len(topics))
-        chosen.update(topics[i] for i in order[: len(topics) // 2])
-    return np.array([topic in chosen for topic in twice(state.clusters)])
+        names = list(topics)
+        order = generator.permutation(len(names))
+        half = order[: len(names) // 2]
+        chosen.update(names[i] for i in half)
+    return torch.tensor([topic in chosen for topic in twice(state.clusters)])
 
 
 def prompt_columns(state: Activations, place: Place, neurons: Selection) -> Float[Tensor, "prompt unit"]:
@@ -178,15 +188,35 @@ def answer_columns(state: Activations, place: Place, neurons: Selection) -> Floa
 
 
 def _joined(columns: Sequence[Float[Tensor, "row _"]], n_rows: int) -> Float[Tensor, "row unit"]:
-    return torch.cat(list(columns), 1) if columns else torch.zeros(n_rows, 0, dtype=torch.float64)
+    if not columns:
+        return torch.zeros(n_rows, 0, dtype=torch.float64)
+    return torch.cat(list(columns), 1)
 
 
-def _noise(state: Activations, site: Site, neurons: Selection, seed: tuple[int, int]) -> Float[Tensor, "prompt unit"]:
-    # drawn for every recorded neuron of the site, whatever is ablated: an edit and its controls share the noise
-    # of several sites of a layer each has its own
+def _noise(
+    state: Activations,
+    place: Place,
+    neurons: Selection,
+    seed: tuple[int, int],
+) -> Float[Tensor, "prompt unit"]:
+    """Standard normal noise for some neurons of a place, layer by layer."""
+    columns = [_noise_of_site(state, site, neurons, seed) for site in place.sites_among(state.values)]
+    return _joined(columns, len(state.groups))
+
+
+def _noise_of_site(
+    state: Activations,
+    site: Site,
+    neurons: Selection,
+    seed: tuple[int, int],
+) -> Float[Tensor, "prompt unit"]:
+    # each of a layer's several sites has noise of its own
     parts = [] if site.part == "neurons" else [NEURONS.index(site.part)]
-    noise = np.random.default_rng([*seed, site.layer, *parts]).standard_normal(state.values[site].shape)
-    return torch.from_numpy(noise)[:, torch.isin(state.units.units[site], neurons.units[site])]
+    generator = np.random.default_rng([*seed, site.layer, *parts])
+    # drawn for every recorded neuron of the site, whatever is ablated: an edit and its controls share the noise
+    noise = generator.standard_normal(state.values[site].shape)
+    is_asked_for = torch.isin(state.units.units[site], neurons.units[site])
+    return torch.from_numpy(noise)[:, is_asked_for]
 
 
 def is_safe_row(rows: Rows) -> Bool[Tensor, " row"]:
@@ -196,4 +226,7 @@ def is_safe_row(rows: Rows) -> Bool[Tensor, " row"]:
 
 def twice(names: Sequence[str]) -> tuple[str, ...]:
     """One entry an answer, where there is one a prompt."""
-    return tuple(name for name in names for _ in range(2))
+    doubled = []
+    for name in names:
+        doubled += [name, name]
+    return tuple(doubled)

@@ -15,8 +15,9 @@ from torch import Tensor
 from dean_interp.information.activations import Activations
 from dean_interp.information.kernels import smoother, spread
 from dean_interp.information.nulls import Core, frozen_core
+from dean_interp.information.places import Place
 from dean_interp.information.probes import N_FOLDS, folds_of, usable_information
-from dean_interp.information.projections import Place, Probe, Projection, Rows, is_safe_row, twice
+from dean_interp.information.projections import Probe, Projection, Rows, is_safe_row, twice
 from dean_interp.information.shifts import DEAD, NO_NEURONS
 from dean_interp.selection.selection import Selection
 from dean_interp.statistics import rank_p_value
@@ -53,25 +54,35 @@ class Sides:
 
 
 def neuron_sides(
-    before: Activations, place: Place, neurons: Sequence[Selection], *, estimator: str, k: int, seed: int
+    before: Activations,
+    place: Place,
+    neurons: tuple[Selection, Selection],
+    *,
+    estimator: str,
+    k: int,
+    seed: int,
 ) -> list[Sides]:
     """Two sets of neurons at prompt ends, each with independent noise, on `k` principal components."""
-    first, second = (
-        Projection(before, place, selection, k=k, seed=(seed, side)) for side, selection in enumerate(neurons)
-    )
+    first_neurons, second_neurons = neurons
+    # each side's number makes its noise independent of the other's
+    first = Projection(before, place, first_neurons, k=k, seed=(seed, 0))
+    second = Projection(before, place, second_neurons, k=k, seed=(seed, 1))
 
     def matrices(state: Activations) -> Matrices:
         return first(state), second(state)
 
+    x, y = matrices(before)
+    core = frozen_core(estimator, x, y)
+    is_dead = first.is_dead or second.is_dead
     sides = Sides(
         variant="",
         matrices=matrices,
-        core=_of_any_rows(frozen_core(estimator, *matrices(before))),
+        core=_of_any_rows(core),
         groups=before.groups,
         clusters=before.clusters,
         n_units=(first.n_units, second.n_units),
         variance_kept=min(first.kept, second.kept),
-        flags=(DEAD,) if first.is_dead or second.is_dead else (),
+        flags=(DEAD,) if is_dead else (),
     )
     return [sides]
 
@@ -79,9 +90,9 @@ def neuron_sides(
 def probe_sides(
     before: Activations,
     place: Place,
-    neurons: Sequence[Selection],
-    calibration: Activations | None,
+    neurons: tuple[Selection, Selection],
     *,
+    calibration: Activations | None,
     behaviours: Sequence[str],
     estimator: str,
     seed: int,
@@ -99,10 +110,11 @@ def probe_sides(
     def matrices(state: Activations) -> Matrices:
         return first(state), second(state)
 
-    core = frozen_core(estimator, *matrices(before))
+    x, y = matrices(before)
+    core = frozen_core(estimator, x, y)
     groups = twice(before.groups)
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    topic = torch.tensor([numbers[group] for group in groups])
+    number_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    topic = torch.tensor([number_of[group] for group in groups])
 
     def given_topic(x: Tensor, y: Tensor, pairings: Tensor, rows: Rows) -> Tensor:
         return _conditional(core, x, y, pairings, topic=topic[rows])
@@ -110,7 +122,7 @@ def probe_sides(
     def random_probes(x: Tensor, y: Tensor) -> dict[str, float]:
         return _among_random_probes(given_topic, (x, y), before, (first, second), seed=seed)
 
-    is_dead = not (first.n_units and second.n_units)
+    has_neurons = first.n_units and second.n_units
     pooled = Sides(
         variant="pooled",
         matrices=matrices,
@@ -119,57 +131,94 @@ def probe_sides(
         clusters=twice(before.clusters),
         n_units=(first.n_units, second.n_units),
         block=2,
-        flags=(NO_NEURONS,) if is_dead else (),
+        flags=() if has_neurons else (NO_NEURONS,),
     )
-    return [pooled, replace(pooled, variant="given topic", core=given_topic, beside=random_probes)]
+    conditional = replace(pooled, variant="given topic", core=given_topic, beside=random_probes)
+    return [pooled, conditional]
 
 
 def _among_random_probes(
-    core: RowCore, fitted: Matrices, before: Activations, probes: tuple[Probe, Probe], *, seed: int
+    core: RowCore,
+    fitted: Matrices,
+    before: Activations,
+    probes: tuple[Probe, Probe],
+    *,
+    seed: int,
 ) -> dict[str, float]:
     """The mean of the number over pairs of probes in random directions, and the rank of the fitted pair among them."""
     first, second = probes
     generator = np.random.default_rng([seed, 2])
     rows = torch.arange(len(fitted[0]))
-    values = []
-    for _ in range(N_RANDOM_PROBES if first.n_units and second.n_units else 0):
+
+    def value(x: Tensor, y: Tensor) -> float:
+        as_it_is = rows[None]
+        return float(core(x, y, as_it_is, rows))
+
+    has_neurons = first.n_units and second.n_units
+    random_values = []
+    for _ in range(N_RANDOM_PROBES if has_neurons else 0):
         x = first.in_direction(before, generator.standard_normal(first.n_units))
         y = second.in_direction(before, generator.standard_normal(second.n_units))
-        values.append(float(core(x, y, rows[None], rows)))
-    p = rank_p_value(float(core(*fitted, rows[None], rows)), values)
-    return {"mean of random probes": float(np.mean(values or [0.0])), "p among random probes": p}
+        random_values.append(value(x, y))
+    return {
+        "mean of random probes": float(np.mean(random_values or [0.0])),
+        "p among random probes": rank_p_value(value(*fitted), random_values),
+    }
 
 
 def label_sides(
-    before: Activations, place: Place, neurons: Sequence[Selection], *, behaviours: Sequence[str], k: int, seed: int
+    before: Activations,
+    place: Place,
+    neurons: tuple[Selection, Selection],
+    *,
+    behaviours: Sequence[str],
+    k: int,
+    seed: int,
 ) -> list[Sides]:
     """What each side's neurons tell of each behaviour's label (safe or unsafe answer); crossed where the two differ."""
-    groups, clusters = twice(before.groups), twice(before.clusters)
-    made = []
+    groups = twice(before.groups)
+    clusters = twice(before.clusters)
+    sides_of_labels = []
     for side, (selection, whose) in enumerate(zip(neurons, behaviours, strict=True)):
         for behaviour in behaviours:
-            rows = torch.tensor([row for row, group in enumerate(groups) if group == behaviour])
-            projection = Projection(before, place, selection, k=k, seed=(seed, side), at_answers=rows)
-            rows_clusters = [clusters[row] for row in rows.tolist()]
-            variant = f"{whose} neurons, {behaviour} label"
-            made.append(_label_sides(projection, rows, rows_clusters, variant=variant, seed=seed))
-    return made
+            rows = [row for row, group in enumerate(groups) if group == behaviour]
+            at_answers = torch.tensor(rows)
+            projection = Projection(before, place, selection, k=k, seed=(seed, side), at_answers=at_answers)
+            sides = _label_sides(
+                projection,
+                at_answers,
+                [clusters[row] for row in rows],
+                variant=f"{whose} neurons, {behaviour} label",
+                seed=seed,
+            )
+            sides_of_labels.append(sides)
+    return sides_of_labels
 
 
-def _label_sides(projection: Projection, rows: Rows, clusters: Sequence[str], *, variant: str, seed: int) -> Sides:
+def _label_sides(
+    projection: Projection,
+    rows: Rows,
+    clusters: Sequence[str],
+    *,
+    variant: str,
+    seed: int,
+) -> Sides:
     """Neurons against the label of some answers; a shuffle moves both answers to a prompt together."""
-    label = is_safe_row(rows).double()[:, None]
+    labels = is_safe_row(rows).double()[:, None]
     cluster_of = np.array(clusters)
     # half of the topics, which a subsample holds, must do for all folds
-    n_folds = min(N_FOLDS, (len(set(clusters)) + 1) // 2)
+    n_in_half = (len(set(clusters)) + 1) // 2
+    n_folds = min(N_FOLDS, n_in_half)
 
     def matrices(state: Activations) -> Matrices:
-        return projection(state), label
+        return projection(state), labels
 
-    def core(x: Tensor, y: Tensor, pairings: Tensor, some: Rows) -> Tensor:
+    def core(x: Tensor, y: Tensor, pairings: Tensor, subset: Rows) -> Tensor:
         label = y[:, 0].long().numpy()
-        folds = folds_of(label, cluster_of[some].tolist(), n_folds=n_folds, seed=seed)
-        values = [usable_information(x.numpy(), label[order], folds) for order in pairings.numpy()]
+        folds = folds_of(label, cluster_of[subset].tolist(), n_folds=n_folds, seed=seed)
+        values = []
+        for order in pairings.numpy():
+            values.append(usable_information(x.numpy(), label[order], folds))
         return torch.tensor(values, dtype=torch.float64)
 
     return Sides(
@@ -189,22 +238,25 @@ def residual_sides(before: Activations, place: Place, *, behaviours: Sequence[st
     """The residual streams of both behaviours' prompts, paired by the seed, as the paper's group does elsewhere."""
     (layer,) = place.layers
     generator = np.random.default_rng(seed)
-    prompts_of = []
+    rows_of = []
     for behaviour in behaviours:
-        prompts_of.append(np.array([i for i, group in enumerate(before.groups) if group == behaviour]))
-    n_pairs = min(map(len, prompts_of))
-    first_rows, second_rows = (torch.from_numpy(generator.permutation(rows)[:n_pairs]) for rows in prompts_of)
+        rows_of.append([row for row, group in enumerate(before.groups) if group == behaviour])
+    n_pairs = min(map(len, rows_of))
+    first_rows, second_rows = (torch.from_numpy(generator.permutation(rows)[:n_pairs]) for rows in rows_of)
 
     def matrices(state: Activations) -> Matrices:
         residual = state.residual[layer]
         return residual[first_rows].double(), residual[second_rows].double()
 
     x, y = matrices(before)
-    scales = spread(x), spread(y)
+    scale_x = spread(x)
+    scale_y = spread(y)
 
     def norms(x: Tensor, y: Tensor) -> dict[str, float]:
-        first, second = smoother(x, scale=scales[0]), smoother(y, scale=scales[1])
-        return {"of equal sides": float((first.square().sum() * second.square().sum()).sqrt())}
+        first = smoother(x, scale=scale_x)
+        second = smoother(y, scale=scale_y)
+        squares = first.square().sum() * second.square().sum()
+        return {"of equal sides": float(squares.sqrt())}
 
     sides = Sides(
         variant="",
@@ -224,14 +276,22 @@ def _of_any_rows(core: Core) -> RowCore:
 
 
 def _conditional(
-    core: Core, x: Tensor, y: Tensor, pairings: Int[Tensor, "pairing row"], *, topic: Int[Tensor, " row"]
+    core: Core,
+    x: Tensor,
+    y: Tensor,
+    pairings: Int[Tensor, "pairing row"],
+    *,
+    topic: Int[Tensor, " row"],
 ) -> Float[Tensor, " pairing"]:
     """The mean over topics, each by its share of the rows; pairings stay within topics."""
+    n_rows = len(topic)
     total = torch.zeros(len(pairings), dtype=torch.float64)
     for number in topic.unique():
         rows = torch.nonzero(topic == number)[:, 0]
         # pairings name rows of the whole: here they name rows of this topic
-        place = torch.zeros(len(topic), dtype=torch.long)
-        place[rows] = torch.arange(len(rows))
-        total += len(rows) / len(topic) * core(x[rows], y[rows], place[pairings[:, rows]])
+        row_of_topic = torch.zeros(n_rows, dtype=torch.long)
+        row_of_topic[rows] = torch.arange(len(rows))
+        topic_pairings = row_of_topic[pairings[:, rows]]
+        share = len(rows) / n_rows
+        total += share * core(x[rows], y[rows], topic_pairings)
     return total
