@@ -14,6 +14,9 @@ from scipy import stats
 
 from dean_interp.errors import InputError
 
+_BATCH_NUMBERS = 2_000_000
+"""Numbers that a batch of resamples may hold."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -25,7 +28,9 @@ class Interval:
     n_clusters: int
 
     def __str__(self) -> str:
-        digits = 3 if max(abs(self.low), abs(self.high)) >= 0.01 else 5  # small effects are not all 0.000
+        largest = max(abs(self.low), abs(self.high))
+        # small effects are not all 0.000
+        digits = 3 if largest >= 0.01 else 5
         return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
@@ -38,9 +43,15 @@ def clustered_interval(
     Raises `InputError` below two clusters, where no interval exists.
     """
     sums, sizes = _by_cluster(values, clusters)
-    mean, n_clusters = float(sums.sum() / sizes.sum()), len(sums)
-    half = float(stats.t.ppf(0.5 + confidence / 2, n_clusters - 1)) * standard_error(values, clusters)
-    return Interval(mean=mean, low=mean - half, high=mean + half, n_clusters=n_clusters)
+    n_clusters = len(sums)
+    mean = float(sums.sum() / sizes.sum())
+    half_width = _t_quantile(confidence, n_clusters - 1) * standard_error(values, clusters)
+    return Interval(
+        mean=mean,
+        low=mean - half_width,
+        high=mean + half_width,
+        n_clusters=n_clusters,
+    )
 
 
 def standard_error(values: Float[np.ndarray, " example"], clusters: Sequence[Hashable]) -> float:
@@ -49,9 +60,15 @@ def standard_error(values: Float[np.ndarray, " example"], clusters: Sequence[Has
     Raises `InputError` below two clusters.
     """
     sums, sizes = _by_cluster(values, clusters)
-    n_clusters, mean = len(sums), sums.sum() / sizes.sum()
-    squares = ((sums - mean * sizes) ** 2).sum()
-    return float(np.sqrt(n_clusters / (n_clusters - 1) * squares) / sizes.sum())
+    n_clusters = len(sums)
+    n_values = sizes.sum()
+    mean = sums.sum() / n_values
+    # how far each cluster's sum is from what the mean would give it
+    residuals = sums - mean * sizes
+    squares = (residuals**2).sum()
+    # CR1 is exact for one value a cluster: n / (n - 1)
+    correction = n_clusters / (n_clusters - 1)
+    return float(np.sqrt(correction * squares) / n_values)
 
 
 def bootstrap_interval(
@@ -68,19 +85,28 @@ def bootstrap_interval(
     Raises `InputError` as `clustered_interval` does.
     """
     sums, sizes = _by_cluster(values, clusters)
-    found = stats.bootstrap(
+
+    def mean(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
+        return sums.sum(axis) / sizes.sum(axis)
+
+    bootstrap = stats.bootstrap(
         (sums, sizes),
-        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
+        mean,
         paired=True,
         vectorized=True,
         method="percentile",
         confidence_level=confidence,
         n_resamples=n_resamples,
-        batch=max(1, 2_000_000 // len(sums)),
+        batch=_n_in_batch(len(sums)),
         rng=np.random.default_rng(seed),
     )
-    low, high = found.confidence_interval
-    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high), len(sums))
+    low, high = bootstrap.confidence_interval
+    return Interval(
+        mean=float(mean(sums, sizes)),
+        low=float(low),
+        high=float(high),
+        n_clusters=len(sums),
+    )
 
 
 def bootstrap_of_means(
@@ -94,13 +120,17 @@ def bootstrap_of_means(
 
     For an interval of a function of these means. Raises `InputError` below two clusters.
     """
-    sums = []
+    columns = []
     for quantity in values:
-        of_quantity, sizes = _by_cluster(quantity, clusters)
-        sums.append(of_quantity)
+        sums, sizes = _by_cluster(quantity, clusters)
+        columns.append(sums)
+    # how often each cluster is in each resample
     n_clusters = len(sizes)
-    draws = np.random.default_rng(seed).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), n_resamples)
-    return (draws @ np.stack(sums).T) / (draws @ sizes)[:, None]
+    shares = np.full(n_clusters, 1 / n_clusters)
+    draws = np.random.default_rng(seed).multinomial(n_clusters, shares, n_resamples)
+    drawn_sums = draws @ np.stack(columns).T
+    drawn_sizes = draws @ sizes
+    return drawn_sums / drawn_sizes[:, None]
 
 
 def sign_flip_p_value(
@@ -118,16 +148,16 @@ def sign_flip_p_value(
     sums, _ = _by_cluster(differences, clusters)
     if not sums.any():
         return 1.0
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (sums,),
         lambda sums, axis: sums.mean(axis),
         permutation_type="samples",
         vectorized=True,
         n_resamples=n_resamples,
-        batch=max(1, 2_000_000 // len(sums)),
+        batch=_n_in_batch(len(sums)),
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def mcnemar_p_value(before: Bool[np.ndarray, " before"], after: Bool[np.ndarray, " after"]) -> float:
@@ -138,24 +168,35 @@ def mcnemar_p_value(before: Bool[np.ndarray, " before"], after: Bool[np.ndarray,
     """
     if len(before) != len(after):
         raise InputError(f"paired outcomes need one entry a prompt, got {len(before)} and {len(after)}")
-    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    n_gained = int((after & ~before).sum())
+    n_lost = int((before & ~after).sum())
+    n_changed = n_gained + n_lost
+    if n_changed == 0:
+        return 1.0
+    return float(stats.binomtest(n_gained, n_changed).pvalue)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """p-values adjusted for how many there are, so that the family errs no more often than one test (Holm 1979)."""
-    adjusted, largest = {}, 0.0
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda each: each[1])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+    n_left = len(p_values)
+    largest = 0.0
+    adjusted = dict.fromkeys(p_values, largest)
+    # step down: the smallest p counts for all, the next one for all but one; none is below the one before
+    for name in sorted(p_values, key=p_values.__getitem__):
+        scaled = min(1.0, n_left * p_values[name])
+        largest = max(largest, scaled)
         adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
+        n_left -= 1
+    return adjusted
 
 
 def proportion(n_yes: int, n: int, *, confidence: float = 0.95) -> Interval:
     """A share with its Wilson (1927) score interval; `n` independent trials."""
     if not 0 <= n_yes <= n or n < 1:
         raise InputError(f"a share needs 0 <= n_yes <= n and n of at least 1, got {n_yes} of {n}")
-    return Interval(n_yes / n, *_wilson(n_yes / n, float(n), confidence), n)
+    share = n_yes / n
+    low, high = _wilson(share, float(n), confidence)
+    return Interval(share, low, high, n)
 
 
 def share_interval(
@@ -167,17 +208,23 @@ def share_interval(
     alike it is the number of clusters, so that 0 of 30 does not look certain. Errors as of `clustered_interval`.
     """
     robust = clustered_interval(values, clusters, confidence=confidence)
-    share, n = robust.mean, len(values)
-    error = (robust.high - robust.mean) / float(stats.t.ppf(0.5 + confidence / 2, robust.n_clusters - 1))
-    size = min(float(n), share * (1 - share) / error**2) if error > 0 else float(robust.n_clusters)
-    return Interval(share, *_wilson(share, size, confidence), robust.n_clusters)
+    share = robust.mean
+    n_clusters = robust.n_clusters
+    size = float(n_clusters)
+    error = (robust.high - share) / _t_quantile(confidence, n_clusters - 1)
+    if error > 0:
+        independent_size = share * (1 - share) / error**2
+        size = min(float(len(values)), independent_size)
+    low, high = _wilson(share, size, confidence)
+    return Interval(share, low, high, n_clusters)
 
 
 def rank_p_value(observed: float, controls: Sequence[float]) -> float:
     """One-sided p that `observed` is larger than chance: `(1 + #{control >= observed}) / (n_controls + 1)`."""
     if np.isnan([observed, *controls]).any():
         raise InputError("a rank needs numbers, got NaN")
-    return (1 + sum(control >= observed for control in controls)) / (len(controls) + 1)
+    n_as_large = sum(control >= observed for control in controls)
+    return (1 + n_as_large) / (1 + len(controls))
 
 
 def detectable_difference(
@@ -192,16 +239,26 @@ def detectable_difference(
     if n_clusters < 2:
         raise InputError(f"a paired test needs at least 2 clusters, got {n_clusters}")
     degrees = n_clusters - 1
-    quantiles = stats.t.ppf(0.5 + confidence / 2, degrees) + stats.t.ppf(power, degrees)
-    return float(quantiles) * standard_error
+    quantiles = _t_quantile(confidence, degrees) + float(stats.t.ppf(power, degrees))
+    return quantiles * standard_error
+
+
+def _t_quantile(confidence: float, degrees: int) -> float:
+    """How many standard errors a two-sided t interval reaches to either side."""
+    return float(stats.t.ppf(0.5 + confidence / 2, degrees))
 
 
 def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
     """Score interval of a share of `n` trials; `n` need not be whole."""
     z = float(stats.norm.ppf(0.5 + confidence / 2))
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    shrinkage = 1 + z**2 / n
+    middle = (share + z**2 / (2 * n)) / shrinkage
+    variance = share * (1 - share) / n
+    half_width = z * np.sqrt(variance + z**2 / (4 * n**2)) / shrinkage
+    low = float(middle - half_width)
+    high = float(middle + half_width)
+    # rounding may lead out of the range of shares
+    return max(0.0, low), min(1.0, high)
 
 
 def _by_cluster(
@@ -211,8 +268,16 @@ def _by_cluster(
     values = np.asarray(values, dtype=np.float64)
     if len(values) != len(clusters):
         raise InputError(f"values and clusters must have one entry an example, got {len(values)} and {len(clusters)}")
-    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-    if len(number) < 2:
-        raise InputError(f"an interval needs at least 2 clusters, got {len(number)}")
-    index = [number[cluster] for cluster in clusters]
-    return np.bincount(index, values), np.bincount(index).astype(np.float64)
+    distinct = dict.fromkeys(clusters)
+    if len(distinct) < 2:
+        raise InputError(f"an interval needs at least 2 clusters, got {len(distinct)}")
+    number_of = {cluster: number for number, cluster in enumerate(distinct)}
+    numbers = [number_of[cluster] for cluster in clusters]
+    sums = np.bincount(numbers, values)
+    sizes = np.bincount(numbers).astype(np.float64)
+    return sums, sizes
+
+
+def _n_in_batch(n_clusters: int) -> int:
+    """How many resamples scipy holds at a time."""
+    return max(1, _BATCH_NUMBERS // n_clusters)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour, Example
@@ -20,6 +20,9 @@ from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
+
+NamedExample = tuple[str, Example]
+"""An example with the name of its behaviour."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +44,30 @@ class Activations:
 
     def columns(self, site: Site, neurons: Selection) -> Float[Tensor, "prompt unit"]:
         """The activations of some neurons of a site at prompt ends; all of them must be among `units`."""
-        return self.values[site][:, self._is_among(site, neurons)].double()
+        is_among = self._is_among(site, neurons)
+        return self.values[site][:, is_among].double()
 
     def answer_columns(self, site: Site, neurons: Selection) -> Float[Tensor, "row unit"]:
         """The same at the ends of answers: rows are prompt by prompt, safe before unsafe."""
-        return self.answers[site][:, :, self._is_among(site, neurons)].flatten(0, 1).double()
+        is_among = self._is_among(site, neurons)
+        rows = self.answers[site].flatten(0, 1)
+        return rows[:, is_among].double()
 
     def before(self, gates: Gates) -> "Activations":
         """The activations as they were before these gates multiplied them; 0 where the gate is 0."""
-        values, answers = {}, {}
+        values = {}
+        answers = {}
         for site, units in self.units.units.items():
             gate = gates.multipliers[site][units]
-            undo = torch.where(gate == 0, 0.0, 1 / gate)
+            is_silenced = gate == 0
+            undo = torch.where(is_silenced, 0.0, 1 / gate)
             if site in self.values:
                 values[site] = self.values[site] * undo
             if site in self.answers:
                 answers[site] = self.answers[site] * undo
         return replace(self, values=values, answers=answers)
 
-    def _is_among(self, site: Site, neurons: Selection) -> Tensor:
+    def _is_among(self, site: Site, neurons: Selection) -> Bool[Tensor, " unit"]:
         return torch.isin(self.units.units[site], neurons.units[site])
 
 
@@ -92,10 +100,13 @@ def read_activations(
     rows = _rows(model, prompts, answers=answers, template=template, answer_tokens=answer_tokens)
     hooks = hooks_of(units)
     if residual:
-        width = torch.arange(residual_width(model))
-        hooks |= {residual_hook(layer): width for layer in range(len(model.blocks))}
-    n_answers = 2 * len(prompts) if answers else 0
-    with torch.inference_mode(), end_activations(model, hooks, n_prompts=len(prompts), n_answers=n_answers) as ends:
+        everywhere = torch.arange(residual_width(model))
+        for layer in range(len(model.blocks)):
+            hooks[residual_hook(layer)] = everywhere
+    n_prompts = len(prompts)
+    n_answers = 2 * n_prompts if answers else 0
+    collecting = end_activations(model, hooks, n_prompts=n_prompts, n_answers=n_answers)
+    with torch.inference_mode(), collecting as ends:
         batches = batched(
             model,
             rows,
@@ -112,34 +123,41 @@ def read_activations(
     return activations_of([ends], prompts, units)
 
 
-def _refuse_unpaired(prompts: Sequence[tuple[str, Example]]) -> None:
+def _refuse_unpaired(prompts: Sequence[NamedExample]) -> None:
     for _, example in prompts:
         if not example.paired:
             raise InputError(f"the prompt {example.prompt[:40]!r} has no safe and unsafe answer to be read at")
 
 
 def _answers(example: Example) -> list[str]:
-    kinds = ("safe", "unsafe") if example.paired else list(example.answers)[:1]
-    return [example.answers[kind] for kind in kinds]
+    """Both answers of a pair, else the first answer that there is."""
+    if example.paired:
+        return [example.answers["safe"], example.answers["unsafe"]]
+    return list(example.answers.values())[:1]
 
 
 def _rows(
     model: HookedModel,
-    prompts: Sequence[tuple[str, Example]],
+    prompts: Sequence[NamedExample],
     *,
     answers: bool,
     template: Template,
     answer_tokens: int | None,
 ) -> list[Row]:
     """The prompts as rows, with their answers or without them."""
-    tokenizer, n_ctx = native_tokenizer(model), model.cfg.n_ctx
+    tokenizer = native_tokenizer(model)
     encoded = []
     for _, example in prompts:
-        texts = _answers(example)
-        # answers are always encoded: they fix where the prompt's tokens end
-        encoded.append(
-            encode(tokenizer, example.prompt, texts, template=template, answer_tokens=answer_tokens, n_ctx=n_ctx)
+        text = encode(
+            tokenizer,
+            example.prompt,
+            # answers are always encoded: they fix where the prompt's tokens end
+            _answers(example),
+            template=template,
+            answer_tokens=answer_tokens,
+            n_ctx=model.cfg.n_ctx,
         )
+        encoded.append(text)
     shared = shares_prompts(model, encoded)
     if not answers:
         encoded = [replace(text, answers=()) for text in encoded]
@@ -156,15 +174,23 @@ def hooks_of(units: Selection) -> dict[str, Int[Tensor, " unit"]]:
 
 
 def activations_of(
-    passes: Sequence[EndActivations], prompts: Sequence[tuple[str, Example]], units: Selection
+    passes: Sequence[EndActivations],
+    prompts: Sequence[NamedExample],
+    units: Selection,
 ) -> Activations:
     """What passes over the prompts collected, one after another, as one record."""
-    hooks = list(passes[0].prompts)
-    at_prompts, at_answers = {}, {}
-    for name in hooks:
-        at_prompts[name] = torch.cat([each.prompts[name] for each in passes])
-        at_answers[name] = torch.cat([each.answers[name] for each in passes])
-    values, answers = {}, {}
+    at_prompts = {}
+    at_answers = {}
+    residual = {}
+    for name in passes[0].prompts:
+        at_prompts[name] = torch.cat([ends.prompts[name] for ends in passes])
+        at_answers[name] = torch.cat([ends.answers[name] for ends in passes])
+        if name.endswith("resid_post"):
+            # blocks.3.hook_resid_post
+            layer = int(name.split(".")[1])
+            residual[layer] = at_prompts[name]
+    values = {}
+    answers = {}
     for site in units.units:
         name = site.hook_name
         if name in at_prompts:
@@ -172,7 +198,6 @@ def activations_of(
             # safe and unsafe follow each other; there are none where answers were not run
             if len(at_answers[name]):
                 answers[site] = at_answers[name].reshape(len(prompts), 2, -1)
-    layers = [int(name.split(".")[1]) for name in hooks if name.endswith("resid_post")]
     groups, clusters = groups_and_clusters(prompts)
     return Activations(
         values=values,
@@ -180,20 +205,23 @@ def activations_of(
         groups=groups,
         clusters=clusters,
         answers=answers,
-        residual={layer: at_prompts[residual_hook(layer)] for layer in layers},
+        residual=residual,
     )
 
 
-def groups_and_clusters(prompts: Sequence[tuple[str, Example]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def groups_and_clusters(prompts: Sequence[NamedExample]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The behaviour of each prompt, and its topic (or the prompt where it has none)."""
-    groups = tuple(name for name, _ in prompts)
-    clusters = tuple(f"{name}: {example.topic or example.prompt}" for name, example in prompts)
-    return groups, clusters
+    groups = []
+    clusters = []
+    for name, example in prompts:
+        groups.append(name)
+        clusters.append(f"{name}: {example.cluster}")
+    return tuple(groups), tuple(clusters)
 
 
-def distinct(behaviours: Sequence[Behaviour]) -> list[tuple[str, Example]]:
+def distinct(behaviours: Sequence[Behaviour]) -> list[NamedExample]:
     """Every prompt once, with the name of the first behaviour that holds it, in the order of the behaviours."""
-    first: dict[str, tuple[str, Example]] = {}
+    first: dict[str, NamedExample] = {}
     for behaviour in behaviours:
         for example in behaviour.examples:
             first.setdefault(example.prompt, (behaviour.name, example))

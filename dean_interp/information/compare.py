@@ -4,22 +4,18 @@ The model passes once over the prompts in each state: the original, the edit, ev
 activations are in memory beside the original's. Of a control only its changes stay; they are kept on disk as they come.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, write_text
 from dean_interp.information.activations import Activations, distinct, read_activations
 from dean_interp.information.before_after import BeforeAfter, refuse_few
 from dean_interp.information.estimands import InformationArm, MutualInformationConfig
+from dean_interp.information.kept_controls import Changes, KeptControls, kept_controls
 from dean_interp.information.shifts import MutualInformation
-from dean_interp.models.load import HookedModel, model_fingerprint
-from dean_interp.models.native_tokenizer import chat_settings
+from dean_interp.models.load import HookedModel
 from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.sizes import residual_width
 from dean_interp.models.tokens import Template
@@ -32,9 +28,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = MutualInformationConfig()
 """`downstream_mi` with every default."""
-
-Changes = list[dict[str, float]]
-"""The change of one control at every place, for each config."""
 
 
 def mutual_information(
@@ -102,7 +95,14 @@ def mutual_informations(
     units = _all_neurons([edit, *arms])
     answers = any(config.at_answers for config in configs)
     residual = any(config.estimand == "paper_nhsic" for config in configs)
-    _log_memory(model, len(distinct(behaviours)), len(units), len(arms), answers=answers, residual=residual)
+    _log_memory(
+        model,
+        n_prompts=len(distinct(behaviours)),
+        n_units=len(units),
+        n_controls=len(arms),
+        answers=answers,
+        residual=residual,
+    )
 
     def activations() -> Activations:
         """Activations on the test prompts, in the model's present state."""
@@ -117,24 +117,23 @@ def mutual_informations(
     estimands = [BeforeAfter(config, before, edit, names, calibration=known) for config in configs]
     # controls first: what a killed call must not lose
     data = [*behaviours, *calibration]
-    store = _store(folder, model, data=data, configs=configs, arms=[edit, *arms], template=template)
+    store = kept_controls(folder, model, data=data, configs=configs, arms=[edit, *arms], template=template)
     control_changes = _control_changes(model, arms, estimands, activations=activations, store=store)
     # the edit
     with edit.applied(model):
         after = activations()
     informations = []
     for i, estimand in enumerate(estimands):
-        informations.append(estimand.information(after, [changes[i] for changes in control_changes]))
+        controls_of_estimand = [changes[i] for changes in control_changes]
+        informations.append(estimand.information(after, controls_of_estimand))
     return tuple(informations)
 
 
 def _as_arm(control: Selection | Gates | InformationArm, edit: InformationArm) -> InformationArm:
     """A control of ablated units alone compares the edit's neurons."""
-    return (
-        control
-        if isinstance(control, InformationArm)
-        else InformationArm(control, edit.first_neurons, edit.second_neurons)
-    )
+    if isinstance(control, InformationArm):
+        return control
+    return InformationArm(control, edit.first_neurons, edit.second_neurons)
 
 
 def _all_neurons(arms: Sequence[InformationArm]) -> Selection:
@@ -145,12 +144,22 @@ def _all_neurons(arms: Sequence[InformationArm]) -> Selection:
 
 
 def _log_memory(
-    model: HookedModel, n_prompts: int, n_units: int, n_controls: int, *, answers: bool, residual: bool
+    model: HookedModel,
+    *,
+    n_prompts: int,
+    n_units: int,
+    n_controls: int,
+    answers: bool,
+    residual: bool,
 ) -> None:
-    n_numbers = n_units * (3 if answers else 1)
+    # where a prompt ends, and where its two answers do
+    n_ends = 3 if answers else 1
+    n_numbers = n_ends * n_units
     if residual:
         n_numbers += len(model.blocks) * residual_width(model)
-    megabytes = 2 * 4 * n_numbers * n_prompts / 1e6
+    # two states, in float32
+    n_bytes = 2 * 4 * n_numbers * n_prompts
+    megabytes = n_bytes / 1e6
     text = "%d passes over %d prompts; two states' activations take %.0f MB"
     log.info(text, 2 + n_controls, n_prompts, megabytes)
 
@@ -161,64 +170,20 @@ def _control_changes(
     estimands: Sequence[BeforeAfter],
     *,
     activations: Callable[[], Activations],
-    store: "_Store",
+    store: KeptControls,
 ) -> list[Changes]:
     """Every control's changes: those that a killed call left, then one control after another."""
     done = store.load()
     if not arms:
         return done
-    for arm in progress_bar(arms[len(done) :], initial=len(done), total=len(arms), desc="controls", unit="control"):
+    n_done = len(done)
+    bar = progress_bar(arms[n_done:], initial=n_done, total=len(arms), desc="controls", unit="control")
+    for arm in bar:
         with arm.applied(model):
             after = activations()
         done.append([estimand.changes(arm, after) for estimand in estimands])
         store.save(done)
     return done
-
-
-@dataclass(frozen=True)
-class _Stored:
-    fingerprint: str
-    changes: list[Changes]
-
-
-@dataclass(frozen=True)
-class _Store:
-    """The changes of finished controls, in one file that is replaced whole after each."""
-
-    path: Path | None
-    """None: nothing is kept."""
-    fingerprint: str
-    """Hash of everything that the changes depend on."""
-
-    def load(self) -> list[Changes]:
-        if self.path is None or not self.path.is_file():
-            return []
-        stored = read_json(self.path, _Stored)
-        return stored.changes if stored.fingerprint == self.fingerprint else []
-
-    def save(self, changes: Sequence[Changes]) -> None:
-        if self.path is not None:
-            write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "changes": changes}))
-
-
-def _store(
-    folder: str | Path | None,
-    model: HookedModel,
-    *,
-    data: Sequence[Behaviour],
-    configs: Sequence[MutualInformationConfig],
-    arms: Sequence[InformationArm],
-    template: Template,
-) -> _Store:
-    if folder is None:
-        return _Store(None, "")
-    parts = [model_fingerprint(model), template, *map(str, configs)]
-    parts += chat_settings(model).parts if template == "chat" else []
-    parts += [behaviour.fingerprint for behaviour in data]
-    for arm in arms:
-        parts += [arm.ablated.fingerprint, arm.first_neurons.fingerprint, arm.second_neurons.fingerprint]
-    digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-    return _Store(Path(folder) / "controls.json", digest)
 
 
 def _check(
@@ -229,6 +194,7 @@ def _check(
     configs: Sequence[MutualInformationConfig],
     arms: Sequence[InformationArm],
 ) -> None:
+    # nothing that was scored is ever measured
     scored: set[str] = set()
     for arm in arms:
         for selection in (arm.first_neurons, arm.second_neurons, arm.changed):
@@ -247,16 +213,20 @@ def _check(
 
 def _check_behaviours(behaviours: Sequence[Behaviour], calibration: Sequence[Behaviour]) -> None:
     names = [behaviour.name for behaviour in behaviours]
-    if len(names) < 2 or len(set(names)) < len(names):
+    n_names = len(set(names))
+    if n_names < 2 or n_names < len(names):
         raise InputError(f"two behaviours or more are needed, each with a name of its own, got {names}")
     calibration_names = [behaviour.name for behaviour in calibration]
     if calibration and not set(names[:2]) <= set(calibration_names):
         raise InputError(f"calibration must hold {names[:2]}, got {calibration_names}")
-    prompts = set().union(*(behaviour.prompts for behaviour in behaviours))
-    calibration_prompts = set().union(*(behaviour.prompts for behaviour in calibration))
-    overlap = prompts & calibration_prompts
+    overlap = _all_prompts(behaviours) & _all_prompts(calibration)
     if overlap:
-        raise InputError(f"{len(overlap)} calibration prompts are test prompts too, among them {min(overlap)[:60]!r}")
+        example = min(overlap)[:60]
+        raise InputError(f"{len(overlap)} calibration prompts are test prompts too, among them {example!r}")
+
+
+def _all_prompts(behaviours: Sequence[Behaviour]) -> set[str]:
+    return set().union(*(behaviour.prompts for behaviour in behaviours))
 
 
 def _check_neurons(neurons: Selection, name: str) -> None:

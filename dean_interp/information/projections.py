@@ -45,10 +45,12 @@ class Projection:
         values = self._columns(before)
         self.n_units = values.shape[1]
         # standardise: a neuron that does not vary keeps its units
-        sd = values.std(0)
-        self.is_dead = not bool((sd > 0).any())
         self.mean = values.mean(0)
-        self.scale = spread(values)
+        # torch warns where it takes the spread of no columns
+        sd = values.std(0) if self.n_units else self.mean
+        varies = sd > 0
+        self.is_dead = not bool(varies.any())
+        self.scale = torch.where(varies, sd, torch.ones_like(sd))
         # add noise: without it, a set of neurons that is computed from the other would tell all of it
         self.noise = torch.zeros_like(values)
         if at_answers is None:

@@ -114,19 +114,23 @@ class MutualInformation(Framed):
         """A table for people: the excess over the null before and after, its change, and p among the controls."""
         lines = []
         for variant in self.variants:
-            name = self._title(variant)
             if self.not_estimated(variant):
                 lines.append(self._missing(variant))
                 continue
-            lines.append(f"{name}: {self.units} above the null, before -> after, change [95 %], p among controls")
+            title = self._title(variant)
+            lines.append(f"{title}: {self.units} above the null, before -> after, change [95 %], p among controls")
             lines += [_line(shift) for shift in self.of(variant)]
-            layer, p = self.largest_fall_layer[variant], self.largest_fall_p[variant]
-            rank = "no controls" if p is None else f"p = {p:.2f} for a fall that large in any layer"
+            layer = self.largest_fall_layer[variant]
+            p = self.largest_fall_p[variant]
+            rank = "no controls" if p is None else _rank_of_fall(p)
             lines.append(f"largest standardised fall: layer {layer}, {rank}")
         return "\n".join(lines)
 
     def _title(self, variant: str) -> str:
-        return f"{self.estimand}, {variant}" if variant else self.estimand
+        """The estimand and which of its numbers this is."""
+        if not variant:
+            return self.estimand
+        return f"{self.estimand}, {variant}"
 
     @property
     def name(self) -> str:
@@ -139,8 +143,9 @@ class MutualInformation(Framed):
     @property
     def is_default(self) -> bool:
         """Whether the estimator and the components are those that are taken where none are asked for."""
+        config = self.config
         default = MutualInformationConfig(self.estimand).settled(self.n_prompts)
-        return (self.config.estimator, self.config.k) == (default.estimator, default.k)
+        return config.estimator == default.estimator and config.k == default.k
 
     @property
     def headline(self) -> str:
@@ -150,17 +155,21 @@ class MutualInformation(Framed):
             if self.not_estimated(variant):
                 sentences.append(self._missing(variant))
                 continue
-            layer, p = self.largest_fall_layer[variant], self.largest_fall_p[variant]
-            shift = next(shift for shift in self.of(variant) if shift.layers == (layer,))
-            rank = "there are no controls"
-            if p is not None:
-                n_controls = len(shift.control_changes)
-                rank = f"p = {p:.2f} for a fall that large in any layer, among {n_controls} random ablations"
-            sentences.append(
-                f"{self._title(variant)}: the largest standardised fall, in layer {layer}, is {shift.change:+.3f} "
-                f"{self.units} (95 % {shift.low:+.3f} to {shift.high:+.3f}); {rank}."
-            )
+            sentences.append(self._sentence(variant))
         return " ".join(sentences)
+
+    def _sentence(self, variant: str) -> str:
+        layer = self.largest_fall_layer[variant]
+        p = self.largest_fall_p[variant]
+        (shift,) = [shift for shift in self.of(variant) if shift.layers == (layer,)]
+        rank = "there are no controls"
+        if p is not None:
+            n_controls = len(shift.control_changes)
+            rank = f"{_rank_of_fall(p)}, among {n_controls} random ablations"
+        return (
+            f"{self._title(variant)}: the largest standardised fall, in layer {layer}, is {shift.change:+.3f} "
+            f"{self.units} (95 % {shift.low:+.3f} to {shift.high:+.3f}); {rank}."
+        )
 
     @property
     def estimand(self) -> Estimand:
@@ -170,7 +179,8 @@ class MutualInformation(Framed):
     @property
     def variants(self) -> list[str]:
         """The numbers of this estimand; the first is the main one."""
-        return list(dict.fromkeys(shift.variant for shift in self.shifts))
+        names = [shift.variant for shift in self.shifts]
+        return list(dict.fromkeys(names))
 
     def of(self, variant: str) -> list[Shift]:
         """One number, layer by layer, the joint place last."""
@@ -193,17 +203,25 @@ class MutualInformation(Framed):
         return [self._missing(variant) for variant in self.variants if self.not_estimated(variant)]
 
     def _missing(self, variant: str) -> str:
-        return f"{self._title(variant)}: not estimated, since {self.not_estimated(variant)}."
+        reason = self.not_estimated(variant)
+        return f"{self._title(variant)}: not estimated, since {reason}."
+
+    @property
+    def _main(self) -> list[Shift]:
+        return self.of(self.variants[0])
 
     @property
     def layers(self) -> list[Shift]:
         """The main number's single layers."""
-        return [shift for shift in self.of(self.variants[0]) if not shift.is_joint]
+        return [shift for shift in self._main if not shift.is_joint]
 
     @property
     def joint(self) -> Shift | None:
         """The main number for all layers that the ablation can reach, taken as one."""
-        return next((shift for shift in self.of(self.variants[0]) if shift.is_joint), None)
+        for shift in self._main:
+            if shift.is_joint:
+                return shift
+        return None
 
     @property
     def changes(self) -> tuple[float, ...]:
@@ -214,8 +232,14 @@ class MutualInformation(Framed):
 def _line(shift: Shift) -> str:
     """One line of the table for people."""
     rank = "no controls" if shift.p is None else f"p = {shift.p:.2f}"
-    flags = f"  ({'; '.join(shift.flags)})" if shift.flags else ""
-    return (
+    line = (
         f"{shift.place:>22}  {shift.before.excess:+.3f} -> {shift.after.excess:+.3f}  {shift.change:+.3f} "
-        f"[{shift.low:+.3f}, {shift.high:+.3f}]  {rank}{flags}"
+        f"[{shift.low:+.3f}, {shift.high:+.3f}]  {rank}"
     )
+    if shift.flags:
+        line += f"  ({'; '.join(shift.flags)})"
+    return line
+
+
+def _rank_of_fall(p: float) -> str:
+    return f"p = {p:.2f} for a fall that large in any layer"
