@@ -32,4 +32,6 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line: its first, or its kind where it says nothing."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[0]

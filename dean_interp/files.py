@@ -26,27 +26,45 @@ _METADATA_KEY = "dean_interp"
 Record = TypeVar("Record")
 
 
-def write_tensors(path: str | Path, file_format: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: str | Path,
+    file_format: str,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+) -> None:
     """Write tensors, their format (`dean_interp.scores.1`) and facts, which are JSON values, on rank 0.
 
     Raises `InputError` where the disk is full or the folder cannot be written; an older file of that name is kept.
     """
-    write_on_rank0(Path(path), lambda: write_tensors_of_this_rank(path, file_format, tensors, facts))
+
+    def write() -> None:
+        write_tensors_of_this_rank(path, file_format, tensors, facts)
+
+    write_on_rank0(Path(path), write)
 
 
 def write_tensors_of_this_rank(
-    path: str | Path, file_format: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    path: str | Path,
+    file_format: str,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
 ) -> None:
     """Write tensors as `write_tensors` does, on the rank that calls it: each rank has a file of its own."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    header = json.dumps({"format": file_format, "facts": facts})
     # one key: safetensors writes several in an order of its own, and equal content must be equal bytes
-    metadata = {_METADATA_KEY: json.dumps({"format": file_format, "facts": facts})}
+    metadata = {_METADATA_KEY: header}
     _write_atomically(Path(path), lambda part: save_file(contiguous, part, metadata))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file atomically on rank 0, and make its folder. Raises `InputError` as `write_tensors`."""
-    write_on_rank0(Path(path), lambda: _write_atomically(Path(path), lambda part: part.write_bytes(content)))
+    target = Path(path)
+
+    def write() -> None:
+        _write_atomically(target, lambda part: part.write_bytes(content))
+
+    write_on_rank0(target, write)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -59,12 +77,12 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     folder = path.with_suffix(".part")
     try:
         with _empty_folder(folder):
-            write(folder / path.name)
-            (folder / path.name).replace(path)
+            part = folder / path.name
+            write(part)
+            part.replace(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"cannot write {path}: {_reason(error)}. What was finished before is kept; start again"
-        ) from error
+        reason = _reason(error)
+        raise InputError(f"cannot write {path}: {reason}. What was finished before is kept; start again") from error
 
 
 @contextmanager
@@ -77,17 +95,23 @@ def atomic_folder(out: Path, *, part: Path | None = None) -> Iterator[Path]:
 
     Raises `InputError` where the disk is full or the folder cannot be written.
     """
+    beside = out.with_name(f"{out.name}.part")
     try:
-        with _empty_folder(part or out.with_name(f"{out.name}.part")) as filled:
+        with _empty_folder(part or beside) as filled:
             yield filled
             # the content must be on disk before the name is
-            for path in filled.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+            _sync(filled)
             filled.rename(out)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {out}: {_reason(error)}; nothing was kept") from error
+        reason = _reason(error)
+        raise InputError(f"cannot write {out}: {reason}; nothing was kept") from error
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 @contextmanager
@@ -102,7 +126,8 @@ def _empty_folder(folder: Path) -> Iterator[Path]:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    said_by_system = getattr(error, "strerror", None)
+    return said_by_system or str(error)
 
 
 def check_writable(path: Path) -> None:
@@ -111,8 +136,9 @@ def check_writable(path: Path) -> None:
     def write_and_delete() -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.with_name(f".{path.name}.try").open("wb") as trial:
-                Path(trial.name).unlink()
+            trial = path.with_name(f".{path.name}.try")
+            with trial.open("wb"):
+                trial.unlink()
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
 
@@ -124,23 +150,31 @@ def read_tensors(path: str | Path, file_format: str, facts: type[Record]) -> tup
 
     Raises `InputError` where the file is missing, damaged, of another format, or holds other facts.
     """
-    what = file_format.split(".")[1]
+    # dean_interp.scores.1
+    _, what, _ = file_format.split(".")
     if not Path(path).is_file():
         raise InputError(f"no {what} file {path}")
     refuse_unreadable(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            content = TypeAdapter(dict[str, Any]).validate_json(metadata.get(_METADATA_KEY, "{}"))
-            given = content.get("format")
+            header = _header(file)
+            given = header.get("format")
             if given != file_format:
                 raise InputError(f"{path} is not a {what} file of this version ({file_format}), got {given!s:.60}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, TypeAdapter(facts).validate_python(content.get("facts"))
+        return tensors, TypeAdapter(facts).validate_python(header.get("facts"))
     except ValidationError as error:
-        raise InputError(f"{path} is damaged or not a {what} file ({_first_error(error)})") from error
+        reason = _first_error(error)
+        raise InputError(f"{path} is damaged or not a {what} file ({reason})") from error
     except (SafetensorError, KeyError) as error:
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error
+
+
+def _header(file: Any) -> dict[str, Any]:  # noqa: ANN401 - an open file of safetensors
+    """The format and the facts that a file holds; empty where another program wrote it."""
+    metadata = file.metadata() or {}
+    header = metadata.get(_METADATA_KEY, "{}")
+    return TypeAdapter(dict[str, Any]).validate_json(header)
 
 
 def refuse_unreadable(path: str | Path) -> None:
@@ -159,8 +193,8 @@ def format_of(path: str | Path) -> str:
     """The format that a file of `write_tensors` names; empty where there is none, or it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return str(TypeAdapter(dict[str, Any]).validate_json(metadata.get(_METADATA_KEY, "{}")).get("format"))
+            header = _header(file)
+        return str(header.get("format"))
     except (OSError, SafetensorError, ValidationError):
         return ""
 
@@ -176,14 +210,17 @@ def read_json(path: Path, kind: type[Record] | Any) -> Record:  # noqa: ANN401 -
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        raise InputError(f"{path} is damaged or of another version ({_first_error(error)})") from error
+        reason = _first_error(error)
+        raise InputError(f"{path} is damaged or of another version ({reason})") from error
 
 
 def _first_error(error: ValidationError) -> str:
     """The first error of a record that did not validate: the field, and what is wrong with it."""
-    details = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(map(str, details["loc"]))
-    return f"{field[:100]} {details['msg'][:300]}".strip()
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    first = errors[0]
+    field = ".".join(map(str, first["loc"]))
+    message = first["msg"]
+    return f"{field[:100]} {message[:300]}".strip()
 
 
 def raise_if_damaged(path: str | Path, is_damaged: bool, what: str) -> None:
@@ -194,12 +231,19 @@ def raise_if_damaged(path: str | Path, is_damaged: bool, what: str) -> None:
 
 def is_finite(tensor: Tensor, n_axes: int) -> bool:
     """Whether a tensor holds finite floats and has `n_axes` axes."""
-    return tensor.dim() == n_axes and tensor.is_floating_point() and bool(tensor.isfinite().all())
+    if tensor.dim() != n_axes or not tensor.is_floating_point():
+        return False
+    return bool(tensor.isfinite().all())
 
 
 def is_ascending(indices: Tensor, n: int) -> bool:
     """Whether a tensor holds indices below `n`, each larger than the one before."""
     if indices.dim() != 1 or indices.dtype not in (torch.int32, torch.int64):
         return False
-    is_inside = not len(indices) or 0 <= int(indices[0]) <= int(indices[-1]) < n
-    return is_inside and bool((indices[1:] > indices[:-1]).all())
+    if not len(indices):
+        return True
+    lowest = int(indices[0])
+    highest = int(indices[-1])
+    is_inside = lowest >= 0 and highest < n
+    steps_up = indices[1:] > indices[:-1]
+    return is_inside and bool(steps_up.all())

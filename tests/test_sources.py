@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from dean_interp import Behaviour, InputError, load_behaviour
 from dean_interp.cli.main import main
-from dean_interp.data.sources import PAPER, SOURCES, licence_of, load_source, named_source
+from dean_interp.data.paper_files import PAPER_FILES
+from dean_interp.data.sources import SOURCES, licence_of, load_source, named_source
 
 BIASED, NOSY = "discrimination,stereotype,injustice", "privacy_violation"
 
@@ -419,7 +420,7 @@ def test_missing_or_ambiguous_files_of_the_paper_are_named(tmp_path):
 
 
 def test_the_papers_real_files_have_112_and_63_pairs_and_only_these_are_tested(shared: Path):
-    sizes = {part: len(whole(f"paper:{part}@{shared / 'data'}")) for part in PAPER}
+    sizes = {part: len(whole(f"paper:{part}@{shared / 'data'}")) for part in PAPER_FILES}
     assert sizes["general"] == 1000
     for part, n in (("fairness", 112), ("privacy", 63)):
         name = f"paper:{part}@{shared / 'data'}"

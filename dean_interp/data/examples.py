@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from dean_interp.data.data_rows import DataRow, Split, splits_of
 from dean_interp.data.prompt_text import is_among, prompt_hash
-from dean_interp.data.readers import Split, read_rows, splits_of
+from dean_interp.data.readers import read_rows
 from dean_interp.data.sources import behaviour_name, load_named, named_source
 from dean_interp.errors import InputError
 from dean_interp.frames import Framed
@@ -61,7 +62,8 @@ class Behaviour(Framed):
 
     def __post_init__(self) -> None:
         is_plain = self.name.isprintable() and re.fullmatch(r"[^./][^/]*", self.name)
-        if not is_plain or len(self.name.encode()) > 100:
+        n_bytes = len(self.name.encode())
+        if not is_plain or n_bytes > 100:
             raise InputError(
                 "a behaviour's name is in file names: it must be 1 to 100 bytes of printable text without '/' that do "
                 f"not begin with '.', got {self.name[:100]!r}"
@@ -78,9 +80,10 @@ class Behaviour(Framed):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row an example: its prompt, its answers by kind, its topic."""
-        return pd.DataFrame(
-            [{"prompt": example.prompt, **example.answers, "topic": example.topic} for example in self.examples]
-        )
+        rows = []
+        for example in self.examples:
+            rows.append({"prompt": example.prompt, **example.answers, "topic": example.topic})
+        return pd.DataFrame(rows)
 
     @property
     def prompts(self) -> list[str]:
@@ -104,14 +107,18 @@ class Behaviour(Framed):
 
     def prompts_among(self, hashes: Set[str]) -> set[str]:
         """The prompts that the hashes hold, as they stand here (`prompt_text.is_among`)."""
-        return {prompt for prompt in set(self.prompts) if is_among(prompt, hashes)}
+        distinct = set(self.prompts)
+        return {prompt for prompt in distinct if is_among(prompt, hashes)}
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the whole content; equal content gives equal fingerprints on every machine."""
-        examples = [[example.prompt, sorted(example.answers.items()), example.topic] for example in self.examples]
-        content = [self.name, self.response, self.split, *examples]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        content = [self.name, self.response, self.split]
+        for example in self.examples:
+            answers = sorted(example.answers.items())
+            content.append([example.prompt, answers, example.topic])
+        digest = hashlib.sha256(json.dumps(content).encode())
+        return digest.hexdigest()[:16]
 
 
 def load_behaviour(
@@ -135,7 +142,7 @@ def load_behaviour(
         seed: seed for the draw, which is `numpy.random.default_rng(seed).permutation(n_rows)[:n_examples]`, as in the
             released code.
         split: `calibration` is for scoring and `test` for measuring; no prompt is in both. Rows with a `split` field
-            keep it; other files are halved by a hash of the prompt (`readers.splits_of`). `None` takes the whole file.
+            keep it; other files are halved by a hash of the prompt (`data_rows`). `None` takes the whole file.
         response: which answer of a pair is scored. Data with one answer a prompt has no choice to make.
         name: what the behaviour is called in tables and files; None: after its source. Of several data sets in memory
             each needs one.
@@ -149,19 +156,28 @@ def load_behaviour(
         raise InputError(f"response must be 'safe' or 'unsafe', got {response!r}")
     if n_examples is not None and n_examples < 1:
         raise InputError(f"n_examples must be at least 1, got {n_examples}")
-    published = named_source(name_or_path)
     name = name or behaviour_name(name_or_path)
-    try:
-        rows = load_named(published, response) if published else read_rows(name_or_path)
-    except OSError as error:
-        raise InputError(f"cannot read {name_or_path}: {error.strerror or error}") from error
+    rows = _rows(name_or_path, response)
     if split is not None:
-        rows = [row for row, half in zip(rows, splits_of(rows), strict=True) if half == split]
+        halves = splits_of(rows)
+        rows = [row for row, half in zip(rows, halves, strict=True) if half == split]
     if not rows:
         raise InputError(f"{_part_name(name, split)} has no examples")
     examples = tuple(Example(row.prompt, row.answers, row.topic) for row in rows)
     whole = Behaviour(name=name, examples=examples, response=response, split=split)
-    return whole if n_examples is None else draw(whole, n_examples, seed=seed)
+    if n_examples is None:
+        return whole
+    return draw(whole, n_examples, seed=seed)
+
+
+def _rows(source: "str | Path | Dataset", response: ResponseKind) -> list[DataRow]:
+    published = named_source(source)
+    try:
+        if published is not None:
+            return load_named(published, response)
+        return read_rows(source)
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error.strerror or error}") from error
 
 
 def draw(behaviour: Behaviour, n_examples: int, *, seed: int = 0) -> Behaviour:
@@ -169,20 +185,24 @@ def draw(behaviour: Behaviour, n_examples: int, *, seed: int = 0) -> Behaviour:
     if n_examples > len(behaviour):
         part = _part_name(behaviour.name, behaviour.split)
         raise InputError(f"n_examples={n_examples} but {part} has {len(behaviour)} examples")
-    rows = np.random.default_rng(seed).permutation(len(behaviour))[:n_examples]
-    return dataclasses.replace(behaviour, examples=tuple(behaviour.examples[i] for i in rows))
+    order = np.random.default_rng(seed).permutation(len(behaviour))
+    examples = tuple(behaviour.examples[i] for i in order[:n_examples])
+    return dataclasses.replace(behaviour, examples=examples)
 
 
 def _part_name(name: str, split: Split | None) -> str:
-    return f"{name} ({split} split)" if split else name
+    if split is None:
+        return name
+    return f"{name} ({split} split)"
 
 
 def _scored_answer(behaviour: Behaviour, example: Example) -> str:
-    if behaviour.response in example.answers:
-        return example.answers[behaviour.response]
-    if "response" in example.answers:
-        return example.answers["response"]
+    answers = example.answers
+    for kind in (behaviour.response, "response"):
+        if kind in answers:
+            return answers[kind]
+    others = ", ".join(answers) or "the prompt itself: it can be answered, not scored or measured"
     raise InputError(
         f"behaviour '{behaviour.name}': the prompt {example.prompt[:40]!r} has no {behaviour.response} answer, "
-        f"only {', '.join(example.answers) or 'the prompt itself: it can be answered, not scored or measured'}"
+        f"only {others}"
     )

@@ -22,6 +22,8 @@ NEAR = 0.7
 """Jaccard similarity of word trigrams from which two prompts count as near duplicates."""
 Likeness = Literal["exact", "near"]
 _N_HASHES = 128
+_LEAST_THRESHOLD = 0.05
+"""Below it an index cannot be built of so many hashes."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,17 @@ class Leaked:
 
 
 def without_leaks(
-    test: Behaviour, calibration: Sequence[Behaviour], *, threshold: float = NEAR
+    test: Behaviour,
+    calibration: Sequence[Behaviour],
+    *,
+    threshold: float = NEAR,
 ) -> tuple[Behaviour, Leaked]:
     """The test examples whose prompts are no exact or near duplicates of a calibration prompt, and the others' prompts.
 
     Raises `InputError` where none is left.
     """
-    return all_without_leaks([test], calibration, threshold=threshold)[0]
+    (clean,) = all_without_leaks([test], calibration, threshold=threshold)
+    return clean
 
 
 def all_without_leaks(
@@ -53,13 +59,19 @@ def all_without_leaks(
 ) -> list[tuple[Behaviour, Leaked]]:
     """Do the same for several test sets: the calibration prompts are hashed once."""
     check_threshold(threshold)
-    index = PromptIndex([prompt for behaviour in calibration for prompt in behaviour.prompts], threshold)
+    prompts = []
+    for behaviour in calibration:
+        prompts += behaviour.prompts
+    index = PromptIndex(prompts, threshold)
     return [_without(test, index) for test in tests]
 
 
 def _without(test: Behaviour, calibration: "PromptIndex") -> tuple[Behaviour, Leaked]:
     likeness = calibration.likeness(PromptIndex(test.prompts, calibration.threshold))
-    kept = tuple(example for example in test.examples if likeness[normalised(example.prompt)] is None)
+    kept = []
+    for example in test.examples:
+        if likeness[normalised(example.prompt)] is None:
+            kept.append(example)
     if not kept:
         raise InputError(f"every test prompt of '{test.name}' is among the calibration prompts: give other test data")
     prompts = list(dict.fromkeys(test.prompts))
@@ -69,7 +81,7 @@ def _without(test: Behaviour, calibration: "PromptIndex") -> tuple[Behaviour, Le
         exact=tuple(prompt for prompt in prompts if likeness[normalised(prompt)] == "exact"),
         near=tuple(prompt for prompt in prompts if likeness[normalised(prompt)] == "near"),
     )
-    return dataclasses.replace(test, examples=kept), leaked
+    return dataclasses.replace(test, examples=tuple(kept)), leaked
 
 
 def near_groups(prompts: Sequence[str], *, threshold: float = NEAR) -> list[int]:
@@ -79,17 +91,17 @@ def near_groups(prompts: Sequence[str], *, threshold: float = NEAR) -> list[int]
     """
     check_threshold(threshold)
     keys = [normalised(prompt) for prompt in prompts]
-    index = PromptIndex(prompts, threshold)
-    group_of: dict[str, str] = {key: key for key in index.trigrams}
-    for key, earlier in index.near_pairs:
-        # Both groups become the one of the earlier prompt.
-        old, new = group_of[key], group_of[earlier]
-        group_of = {member: new if group == old else group for member, group in group_of.items()}
-    first_place = {key: place for place, key in reversed(list(enumerate(keys)))}
-    smallest: dict[str, int] = {}
-    for key, group in group_of.items():
-        smallest[group] = min(first_place[key], smallest.get(group, len(keys)))
-    return [smallest[group_of[key]] for key in keys]
+    # every prompt is a group of its own, whose number is the place of the first prompt of that normal form
+    group_of: dict[str, int] = {}
+    for place, key in enumerate(keys):
+        group_of.setdefault(key, place)
+    # near duplicates join their groups, under the smaller number
+    for key, earlier in PromptIndex(prompts, threshold).near_pairs:
+        joined = {group_of[key], group_of[earlier]}
+        for member, group in group_of.items():
+            if group in joined:
+                group_of[member] = min(joined)
+    return [group_of[key] for key in keys]
 
 
 class PromptIndex:
@@ -97,30 +109,33 @@ class PromptIndex:
 
     def __init__(self, prompts: Iterable[str], threshold: float) -> None:
         self.threshold = threshold
-        self.trigrams = {key: _trigrams(key) for key in map(normalised, prompts)}
+        keys = map(normalised, prompts)
+        self.trigrams = {key: _trigrams(key) for key in keys}
 
     @cached_property
     def n_near(self) -> int:
         """How many prompts have a near duplicate among those before them."""
-        return len({later for later, _ in self.near_pairs})
+        later_prompts = {later for later, _ in self.near_pairs}
+        return len(later_prompts)
 
     @property
     def near_pairs(self) -> list[tuple[str, str]]:
         """Pairs of prompts that are near duplicates, the later one first."""
-        return self._lsh_and_near_pairs[1]
+        _, pairs = self._lsh_and_near_pairs
+        return pairs
 
     def likeness(self, others: "PromptIndex") -> dict[str, Likeness | None]:
         """Whether each prompt of another data set is in this one: `exact`, `near` or None."""
-        result: dict[str, Likeness | None] = dict.fromkeys(others.trigrams)
+        likeness: dict[str, Likeness | None] = dict.fromkeys(others.trigrams)
         if not self.trigrams:
-            return result
+            return likeness
         lsh, _ = self._lsh_and_near_pairs
         for key in others.trigrams:
             if key in self.trigrams:
-                result[key] = "exact"
+                likeness[key] = "exact"
             elif self._near(lsh, others, key):
-                result[key] = "near"
-        return result
+                likeness[key] = "near"
+        return likeness
 
     @cached_property
     def _hashes(self) -> dict[str, MinHash]:
@@ -129,19 +144,25 @@ class PromptIndex:
     @cached_property
     def _lsh_and_near_pairs(self) -> tuple[MinHashLSH, list[tuple[str, str]]]:
         # the index answers with candidates: below the threshold, so that few pairs at the threshold are missed
-        lsh = MinHashLSH(threshold=max(0.05, self.threshold - 0.1), num_perm=_N_HASHES)
+        candidate_threshold = max(_LEAST_THRESHOLD, self.threshold - 0.1)
+        lsh = MinHashLSH(threshold=candidate_threshold, num_perm=_N_HASHES)
         pairs = []
         for key in self.trigrams:
             # each prompt is looked for before it is inserted: among those before it
-            pairs += [(key, earlier) for earlier in self._near(lsh, self, key)]
+            for earlier in self._near(lsh, self, key):
+                pairs.append((key, earlier))
             lsh.insert(key, self._hashes[key])
         return lsh, pairs
 
     def _near(self, lsh: MinHashLSH, others: "PromptIndex", key: str) -> list[str]:
         """The inserted prompts that are near duplicates of the prompt `key` of `others`; candidates are checked."""
-        candidates = map(str, lsh.query(others._hashes[key]))
         trigrams = others.trigrams[key]
-        return [each for each in candidates if _jaccard(trigrams, self.trigrams[each]) >= self.threshold]
+        near = []
+        for candidate in map(str, lsh.query(others._hashes[key])):
+            similarity = _jaccard(trigrams, self.trigrams[candidate])
+            if similarity >= self.threshold:
+                near.append(candidate)
+        return near
 
 
 def check_threshold(threshold: float) -> None:
@@ -153,7 +174,8 @@ def check_threshold(threshold: float) -> None:
 def _trigrams(normal: str) -> frozenset[str]:
     """Runs of three words; a shorter text is one run."""
     words = normal.split()
-    return frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
+    n_runs = max(1, len(words) - 2)
+    return frozenset(" ".join(words[i : i + 3]) for i in range(n_runs))
 
 
 def _min_hash(trigrams: frozenset[str]) -> MinHash:
@@ -163,4 +185,5 @@ def _min_hash(trigrams: frozenset[str]) -> MinHash:
 
 
 def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    return len(first & second) / len(first | second)
+    n_shared = len(first & second)
+    return n_shared / len(first | second)

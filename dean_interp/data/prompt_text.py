@@ -30,18 +30,25 @@ def normalised(text: str) -> str:
     """
     if text.isascii():
         plain = _HYPHEN_MINUS.sub(_MINUS_SIGN, text.lower())
-        return " ".join(_WORDS.findall(plain)) or text.strip()
-    plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
-    plain = _HYPHEN_MINUS.sub(_MINUS_SIGN, unicodedata.normalize("NFKC", plain))
-    kept = []
-    for letter in plain:
-        if letter == "_" or unicodedata.category(letter)[0] in "LMN":
-            kept.append(letter)
-        elif letter in _SIGNS or unicodedata.category(letter) == "Sm":
-            kept.append(f" {letter} ")
-        else:
-            kept.append(" ")
-    return " ".join("".join(kept).split()) or plain.strip()
+        words = _WORDS.findall(plain)
+        return " ".join(words) or text.strip()
+    visible = _INVISIBLE.sub("", text)
+    plain = unicodedata.normalize("NFKC", visible).casefold()
+    # lower case may undo a composition
+    plain = unicodedata.normalize("NFKC", plain)
+    plain = _HYPHEN_MINUS.sub(_MINUS_SIGN, plain)
+    words = "".join(map(_spaced, plain)).split()
+    return " ".join(words) or plain.strip()
+
+
+def _spaced(letter: str) -> str:
+    """A letter, digit or mark as it is; a sign between spaces; a space for all else."""
+    category = unicodedata.category(letter)
+    if letter == "_" or category[0] in "LMN":
+        return letter
+    if letter in _SIGNS or category == "Sm":
+        return f" {letter} "
+    return " "
 
 
 def prompt_hash(prompt: str) -> str:
@@ -60,4 +67,5 @@ def hashes_of(prompt: str) -> frozenset[str]:
 
 
 def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode())
+    return digest.hexdigest()[:16]

@@ -3,7 +3,7 @@
 `load_behaviour("beavertails:fairness")` loads from the Hugging Face hub, or from the cache of `datasets` where there is
 no network, at the commit that is fixed here; `name:part@commit` takes another one. `name:part@path` reads a local file
 (.jsonl, .json, .csv, .parquet) or a saved folder with the same columns. `paper:fairness@folder` reads the CSV files of
-the paper's authors (`paper_csvs`).
+the paper's authors (`paper_files`).
 """
 
 import json
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dean_interp.data import published
+from dean_interp.data.data_rows import DataRow
+from dean_interp.data.paper_files import paper_csvs
 from dean_interp.data.published import PublishedRecord
-from dean_interp.data.readers import BUILTIN, FILES, DataRow, first_line, read_records, read_rows, source_name
-from dean_interp.errors import InputError, did_you_mean
+from dean_interp.data.readers import BUILTIN, FILES, read_records, source_name
+from dean_interp.errors import InputError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,32 +113,24 @@ SOURCES: Mapping[str, PublishedSet] = {
     ),
 }  # fmt: skip
 
-PAPER: Mapping[str, tuple[str, ...]] = {
-    "fairness": ("*_fairness_safe*.csv", "*_fairness_unsafe*.csv"),
-    "fairness_safe": ("*_fairness_safe*.csv",),
-    "fairness_unsafe": ("*_fairness_unsafe*.csv",),
-    "fairness_questions": ("salad_fairness*.csv",),
-    "privacy": ("*_privacy_safe*.csv", "*_privacy_unsafe*.csv"),
-    "privacy_safe": ("*_privacy_safe*.csv",),
-    "privacy_unsafe": ("*_privacy_unsafe*.csv",),
-    "privacy_questions": ("salad_privacy*.csv",),
-    "general": ("alpaca*.csv",),
-}
-"""The files of the paper's authors that each part is read from."""
-
 
 def named_source(source: object) -> PublishedName | None:
     """What a name of the form `name:part` or `name:part@at` asks for; None for every other source of a behaviour."""
     if not isinstance(source, str) or os.path.exists(source):
         return None
     match = re.fullmatch(r"([\w-]+):([\w-]+)(?:@(.+))?", source)
-    return PublishedName(*match.groups()) if match else None
+    if match is None:
+        return None
+    name, part, at = match.groups()
+    return PublishedName(name, part, at)
 
 
 def behaviour_name(source: Any) -> str:  # noqa: ANN401 - whatever `load_behaviour` takes
     """What `load_behaviour` calls the behaviour of a source; a published set is called `name_part`."""
     asked = named_source(source)
-    return f"{asked.name}_{asked.part}" if asked else source_name(source)
+    if asked is None:
+        return source_name(source)
+    return f"{asked.name}_{asked.part}"
 
 
 def names_fault(sources: Sequence[str]) -> str | None:
@@ -145,10 +139,12 @@ def names_fault(sources: Sequence[str]) -> str | None:
     Names that differ in case alone are one, as they are to some file systems.
     """
     for first, second in combinations(sources, 2):
-        if os.path.isfile(first) and os.path.isfile(second) and os.path.samefile(first, second):
+        are_files = os.path.isfile(first) and os.path.isfile(second)
+        if are_files and os.path.samefile(first, second):
             return f"{first} and {second} are one file"
-        if behaviour_name(first).lower() == behaviour_name(second).lower():
-            return f"{first} and {second} would both be called '{behaviour_name(second)}': rename one of them"
+        name = behaviour_name(second)
+        if behaviour_name(first).lower() == name.lower():
+            return f"{first} and {second} would both be called '{name}': rename one of them"
     return None
 
 
@@ -167,7 +163,11 @@ def load_named(asked: PublishedName, response: str = "safe") -> list[DataRow]:
 
 
 def load_source(
-    name: str, part: str, records: Iterable[Any] | Path | None = None, *, revision: str | None = None
+    name: str,
+    part: str,
+    records: Iterable[Any] | Path | None = None,
+    *,
+    revision: str | None = None,
 ) -> list[DataRow]:
     """The rows of one part of a published data set.
 
@@ -186,8 +186,9 @@ def load_source(
     source = SOURCES[name]
     wanted = source.parts.get(part)
     if wanted is None:
-        allowed = ", ".join(f"{name}:{known}" for known in source.parts)
-        raise InputError(f"no part '{part}' of {name}{did_you_mean(part, source.parts)}: give {allowed}")
+        known = ", ".join(f"{name}:{known_part}" for known_part in source.parts)
+        hint = did_you_mean(part, source.parts)
+        raise InputError(f"no part '{part}' of {name}{hint}: give {known}")
     if records is None:
         records = _from_hub(source, wanted, revision or source.revision)
     try:
@@ -201,49 +202,11 @@ def load_source(
     return rows
 
 
-def paper_csvs(folder: str | Path, part: str, response: str = "safe") -> list[DataRow]:
-    """Rows of the paper's own CSV files, from the folder that holds them.
-
-    `fairness` and `privacy` are the prompts of the safe file (`response="unsafe"`: of the unsafe one), each with its
-    first answer in either; those that are in one file alone are for calibration, since a test needs both answers.
-    `_safe` and `_unsafe` are one of the files as it stands, `_questions` the SALAD questions, `general` Alpaca.
-    """
-    if part not in PAPER:
-        allowed = ", ".join(f"paper:{known}" for known in PAPER)
-        raise InputError(f"no part '{part}' of paper{did_you_mean(part, PAPER)}: give {allowed}")
-    files = [read_rows(_only_file(folder, part, pattern)) for pattern in PAPER[part]]
-    if len(files) == 1:
-        return files[0]
-    # the first answer of each prompt in the safe and in the unsafe file
-    first_answers: dict[str, dict[str, str]] = {"safe": {}, "unsafe": {}}
-    for answers, rows in zip(first_answers.values(), files, strict=True):
-        for row in rows:
-            if "response" in row.answers:
-                answers.setdefault(row.prompt, row.answers["response"])
-    paired = []
-    scored_file = files[0 if response == "safe" else 1]
-    for prompt in dict.fromkeys(row.prompt for row in scored_file):
-        answers = {kind: answer_of[prompt] for kind, answer_of in first_answers.items() if prompt in answer_of}
-        if response in answers:
-            paired.append(DataRow(prompt, answers, split=None if len(answers) == 2 else "calibration"))
-    return paired
-
-
-def _only_file(folder: str | Path, part: str, pattern: str) -> Path:
-    """The one file of a pattern. Raises `InputError` where there is none, or more than one."""
-    paths = sorted(Path(folder).expanduser().glob(pattern))
-    if not paths:
-        raise InputError(f"paper:{part} needs one file of each kind, but {folder} has no file {pattern}")
-    if len(paths) > 1:
-        names = ", ".join(path.name for path in paths)
-        raise InputError(
-            f"paper:{part} needs one file of each kind, but {folder} has {len(paths)} files {pattern}: {names}"
-        )
-    return paths[0]
-
-
 def _is_path(text: str) -> bool:
-    return os.path.exists(text) or Path(text).suffix.lower() in FILES or text.startswith((".", "/", "~"))
+    """Whether a text means a file or a folder, there or not, and no commit."""
+    if os.path.exists(text) or text.startswith((".", "/", "~")):
+        return True
+    return Path(text).suffix.lower() in FILES
 
 
 def licence_of(source: object) -> str:
@@ -252,7 +215,8 @@ def licence_of(source: object) -> str:
     if asked and asked.name in SOURCES:
         return SOURCES[asked.name].licence
     if asked and asked.name == "paper":
-        return "Apache-2.0" if asked.part.endswith("questions") else "CC BY-NC 4.0"
+        is_salad = asked.part.endswith("questions")
+        return "Apache-2.0" if is_salad else "CC BY-NC 4.0"
     if str(source) in BUILTIN:
         return "Apache-2.0"
     # a `Dataset` in memory has an `info`, a saved one a file of it
@@ -269,7 +233,9 @@ def _from_hub(source: PublishedSet, part: PublishedPart, revision: str | None) -
     # loaded only where it is needed: importing it takes seconds
     import datasets
 
-    at = f"'{source.hub}' at {revision}" if revision else f"'{source.hub}'"
+    at = f"'{source.hub}'"
+    if revision:
+        at = f"'{source.hub}' at {revision}"
     try:
         loaded = datasets.load_dataset(source.hub, part.config, split=part.split, revision=revision)
     # whatever the loader raises, the user needs one line that names the source
@@ -277,7 +243,10 @@ def _from_hub(source: PublishedSet, part: PublishedPart, revision: str | None) -
         reason = first_line(error)
         raise InputError(f"cannot load {at} from the Hugging Face hub, nor from its cache: {reason}") from error
     # without a network `datasets` takes what it cached last, whichever commit was asked for
-    cached = {Path(file["filename"]).parent.name for file in getattr(loaded, "cache_files", [])}
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision) and cached - {revision}:
-        raise InputError(f"cannot load {at}: without a network the cache gives its commit {', '.join(sorted(cached))}")
+    files = getattr(loaded, "cache_files", [])
+    cached = {Path(file["filename"]).parent.name for file in files}
+    is_commit = revision and re.fullmatch(r"[0-9a-f]{40}", revision)
+    if is_commit and cached - {revision}:
+        commits = ", ".join(sorted(cached))
+        raise InputError(f"cannot load {at}: without a network the cache gives its commit {commits}")
     return loaded

@@ -19,7 +19,8 @@ from typing import Any
 
 from dean_interp.errors import InputError, did_you_mean
 
-COLUMN_NAMES = ("prompt", "response", "safe", "unsafe", "topic", "split", "question", "questions")
+_EXAMPLE_COLUMNS = ("prompt", "response", "safe", "unsafe", "topic", "split")
+COLUMN_NAMES = (*_EXAMPLE_COLUMNS, "question", "questions")
 """Columns that mean something."""
 _OPTIONAL = ("topic", "split")
 _FIRST_BYTES = {
@@ -50,11 +51,13 @@ def decoded(path: Path) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = _line_after(error.object[: error.start].decode("latin-1"))
+        readable = error.object[: error.start]
+        line = _line_after(readable.decode("latin-1"))
         byte = error.object[error.start]
         raise InputError(f"{path}: line {line}: the byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from error
     if "\0" in text:
-        line = _line_after(text[: text.index("\0")])
+        before, _, _ = text.partition("\0")
+        line = _line_after(before)
         raise InputError(f"{path}: line {line}: holds a NUL, which no text does (UTF-16?): save the file as UTF-8")
     return text
 
@@ -64,12 +67,14 @@ def csv_columns_and_records(path: Path) -> Iterator[tuple[int, Any]]:
 
     Raises `InputError` where the file is no CSV, or has a column twice.
     """
-    end, columns = 0, None
+    end = 0
+    columns = None
     reader = csv.reader(StringIO(decoded(path), newline=""), strict=True)
     try:
         for fields in reader:
             # a quoted field may run over several lines
-            start, end = end + 1, reader.line_num
+            start = end + 1
+            end = reader.line_num
             if columns is None:
                 columns = fields
                 if fault := _column_twice(columns):
@@ -108,9 +113,11 @@ def all_records(path: Path) -> list[Any]:
             return json.loads(decoded(path), object_pairs_hook=_once_each)
         except (InputError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read {path}: {error}") from error
-    numbered = csv_columns_and_records(path) if kind == ".csv" else jsonl_records(path)
     if kind == ".csv":
+        numbered = csv_columns_and_records(path)
         next(numbered, None)
+    else:
+        numbered = jsonl_records(path)
     records = []
     for line, record in numbered:
         if isinstance(record, Unreadable):
@@ -120,8 +127,10 @@ def all_records(path: Path) -> list[Any]:
 
 
 def misnamed(names: Iterable[object]) -> str | None:
-    """What is wrong where a name is nearly that of a column (` topic`, `Split`, `topics`): it would mean nothing, in
-    silence. Letters may be wrong where the column itself is not there and is one that may be left out.
+    """What is wrong where a name is nearly that of a column (` topic`, `Split`, `topics`).
+
+    Such a column would mean nothing, in silence. Letters may be wrong where the column itself is not there and is one
+    that may be left out.
     """
     written = [name for name in names if isinstance(name, str)]
     missing = [column for column in _OPTIONAL if column not in written]
@@ -130,7 +139,7 @@ def misnamed(names: Iterable[object]) -> str | None:
             continue
         near = _misspelt(name)
         meant = near if near in missing else _meant(name)
-        if meant in COLUMN_NAMES[:6]:
+        if meant in _EXAMPLE_COLUMNS:
             return f"the column {name!r} must be written {meant!r}"
     return None
 
@@ -152,28 +161,37 @@ def meant_columns(names: Iterable[str]) -> str:
 def _meant(name: str) -> str:
     """The column that a name means, whatever its case and blanks."""
     plain = name.strip().lower()
-    return plain if plain in COLUMN_NAMES else name
+    if plain in COLUMN_NAMES:
+        return plain
+    return name
 
 
 def _column_twice(columns: Sequence[str]) -> str | None:
     # columns without a name come from commas at the end of lines
-    counts = Counter(_meant(name) for name in columns if name.strip())
-    twice = [name for name, n in counts.items() if n > 1]
-    if not twice:
+    name = _twice(_meant(column) for column in columns if column.strip())
+    if name is None:
         return None
-    written = ", ".join(repr(name) for name in columns if _meant(name) == twice[0])
-    return f"has the column {twice[0]!r} twice ({written})"
+    written = ", ".join(repr(column) for column in columns if _meant(column) == name)
+    return f"has the column {name!r} twice ({written})"
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises `InputError` where it has a key twice: one of the values would be lost."""
-    counts = Counter(name for name, _ in pairs)
-    twice = [name for name, n in counts.items() if n > 1]
-    if twice:
-        raise InputError(f"has {twice[0][:100]!r} twice")
+    name = _twice(name for name, _ in pairs)
+    if name is not None:
+        raise InputError(f"has {name[:100]!r} twice")
     return dict(pairs)
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first name that is there twice; None where there is none."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            return name
+    return None
 
 
 def _line_after(text: str) -> int:
     """The number of the line that goes on where the text ends."""
-    return 1 + len(re.findall(r"\r\n|\r|\n", text))
+    ends = re.findall(r"\r\n|\r|\n", text)
+    return 1 + len(ends)
