@@ -15,7 +15,9 @@ def refuse_below(settings: object, least: Mapping[str, int | float]) -> None:
     """Raise `InputError` where one of these settings is below its least value, or no number; None is unset."""
     for name, smallest in least.items():
         value = getattr(settings, name)
-        if value is not None and not value >= smallest:
+        if value is None:
+            continue
+        if not value >= smallest:
             raise InputError(f"{name} must be at least {smallest}, got {value}")
 
 

@@ -145,7 +145,11 @@ def check_writable(path: Path) -> None:
     on_rank0(write_and_delete)
 
 
-def read_tensors(path: str | Path, file_format: str, facts: type[Record]) -> tuple[dict[str, Tensor], Record]:
+def read_tensors(
+    path: str | Path,
+    file_format: str,
+    facts: type[Record],
+) -> tuple[dict[str, Tensor], Record]:
     """Read what `write_tensors` wrote: the tensors, and the facts as a record of the type `facts`.
 
     Raises `InputError` where the file is missing, damaged, of another format, or holds other facts.

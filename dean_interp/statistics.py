@@ -14,6 +14,8 @@ from scipy import stats
 
 from dean_interp.errors import InputError
 
+Clusters = Sequence[Hashable]
+"""The cluster of each example."""
 _BATCH_NUMBERS = 2_000_000
 """Numbers that a batch of resamples may hold."""
 
@@ -35,7 +37,10 @@ class Interval:
 
 
 def clustered_interval(
-    values: Float[np.ndarray, " example"], clusters: Sequence[Hashable], *, confidence: float = 0.95
+    values: Float[np.ndarray, " example"],
+    clusters: Clusters,
+    *,
+    confidence: float = 0.95,
 ) -> Interval:
     """Mean of `values` with a cluster-robust t interval (CR1, Liang and Zeger 1986; `n_clusters - 1` degrees).
 
@@ -45,7 +50,8 @@ def clustered_interval(
     sums, sizes = _by_cluster(values, clusters)
     n_clusters = len(sums)
     mean = float(sums.sum() / sizes.sum())
-    half_width = _t_quantile(confidence, n_clusters - 1) * standard_error(values, clusters)
+    error = standard_error(values, clusters)
+    half_width = _t_quantile(confidence, n_clusters - 1) * error
     return Interval(
         mean=mean,
         low=mean - half_width,
@@ -54,7 +60,7 @@ def clustered_interval(
     )
 
 
-def standard_error(values: Float[np.ndarray, " example"], clusters: Sequence[Hashable]) -> float:
+def standard_error(values: Float[np.ndarray, " example"], clusters: Clusters) -> float:
     """Cluster-robust standard error of the mean of `values`, in their units (CR1, Liang and Zeger 1986).
 
     Raises `InputError` below two clusters.
@@ -73,7 +79,7 @@ def standard_error(values: Float[np.ndarray, " example"], clusters: Sequence[Has
 
 def bootstrap_interval(
     values: Float[np.ndarray, " example"],
-    clusters: Sequence[Hashable],
+    clusters: Clusters,
     *,
     confidence: float = 0.95,
     n_resamples: int = 9999,
@@ -111,7 +117,7 @@ def bootstrap_interval(
 
 def bootstrap_of_means(
     values: Float[np.ndarray, "quantity example"],
-    clusters: Sequence[Hashable],
+    clusters: Clusters,
     *,
     n_resamples: int = 9999,
     seed: int = 0,
@@ -135,7 +141,7 @@ def bootstrap_of_means(
 
 def sign_flip_p_value(
     differences: Float[np.ndarray, " example"],
-    clusters: Sequence[Hashable],
+    clusters: Clusters,
     *,
     n_resamples: int = 9999,
     seed: int = 0,
@@ -160,7 +166,10 @@ def sign_flip_p_value(
     return float(test.pvalue)
 
 
-def mcnemar_p_value(before: Bool[np.ndarray, " before"], after: Bool[np.ndarray, " after"]) -> float:
+def mcnemar_p_value(
+    before: Bool[np.ndarray, " before"],
+    after: Bool[np.ndarray, " after"],
+) -> float:
     """Two-sided exact p that a yes/no outcome of the same prompts did not change (McNemar 1947, binomial form).
 
     Only prompts whose outcome changed count: under the null each changes either way with probability one half. Prompts
@@ -168,8 +177,10 @@ def mcnemar_p_value(before: Bool[np.ndarray, " before"], after: Bool[np.ndarray,
     """
     if len(before) != len(after):
         raise InputError(f"paired outcomes need one entry a prompt, got {len(before)} and {len(after)}")
-    n_gained = int((after & ~before).sum())
-    n_lost = int((before & ~after).sum())
+    is_gained = after & ~before
+    is_lost = before & ~after
+    n_gained = int(is_gained.sum())
+    n_lost = int(is_lost.sum())
     n_changed = n_gained + n_lost
     if n_changed == 0:
         return 1.0
@@ -200,7 +211,10 @@ def proportion(n_yes: int, n: int, *, confidence: float = 0.95) -> Interval:
 
 
 def share_interval(
-    values: Float[np.ndarray, " example"], clusters: Sequence[Hashable], *, confidence: float = 0.95
+    values: Float[np.ndarray, " example"],
+    clusters: Clusters,
+    *,
+    confidence: float = 0.95,
 ) -> Interval:
     """A share (values 0 or 1) with a Wilson interval at its effective size (Korn and Graubard 1998).
 
@@ -211,7 +225,9 @@ def share_interval(
     share = robust.mean
     n_clusters = robust.n_clusters
     size = float(n_clusters)
-    error = (robust.high - share) / _t_quantile(confidence, n_clusters - 1)
+    half_width = robust.high - share
+    error = half_width / _t_quantile(confidence, n_clusters - 1)
+    # the share of so many independent trials has this error
     if error > 0:
         independent_size = share * (1 - share) / error**2
         size = min(float(len(values)), independent_size)
@@ -239,18 +255,22 @@ def detectable_difference(
     if n_clusters < 2:
         raise InputError(f"a paired test needs at least 2 clusters, got {n_clusters}")
     degrees = n_clusters - 1
-    quantiles = _t_quantile(confidence, degrees) + float(stats.t.ppf(power, degrees))
-    return quantiles * standard_error
+    quantile = _t_quantile(confidence, degrees)
+    power_quantile = float(stats.t.ppf(power, degrees))
+    return (quantile + power_quantile) * standard_error
 
 
 def _t_quantile(confidence: float, degrees: int) -> float:
     """How many standard errors a two-sided t interval reaches to either side."""
-    return float(stats.t.ppf(0.5 + confidence / 2, degrees))
+    level = 0.5 + confidence / 2
+    return float(stats.t.ppf(level, degrees))
 
 
 def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
     """Score interval of a share of `n` trials; `n` need not be whole."""
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    level = 0.5 + confidence / 2
+    z = float(stats.norm.ppf(level))
+    # as if z^2 trials were added, half of them with yes
     shrinkage = 1 + z**2 / n
     middle = (share + z**2 / (2 * n)) / shrinkage
     variance = share * (1 - share) / n
@@ -262,7 +282,7 @@ def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
 
 
 def _by_cluster(
-    values: Float[np.ndarray, " example"], clusters: Sequence[Hashable]
+    values: Float[np.ndarray, " example"], clusters: Clusters
 ) -> tuple[Float[np.ndarray, " cluster"], Float[np.ndarray, " cluster"]]:
     """Sum and number of values of each cluster. Raises `InputError` below two clusters."""
     values = np.asarray(values, dtype=np.float64)

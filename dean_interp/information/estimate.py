@@ -7,14 +7,20 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from dean_interp.errors import InputError
 
 Units = Literal["nats", "index"]
-Side = Num[Tensor, "example _"] | Num[np.ndarray, "example _"] | Num[Tensor, " example"] | Num[np.ndarray, " example"]
+_TwoAxes = Num[Tensor, "example _"] | Num[np.ndarray, "example _"]
+_OneAxis = Num[Tensor, " example"] | Num[np.ndarray, " example"]
+Side = _TwoAxes | _OneAxis
 """One side of a pair. Each row is an example; a vector counts as one column."""
+Matrix = Float[Tensor, "example _"]
+"""A side as estimators compute with it: each row is an example, each column a dimension."""
+Pairings = Int[Tensor, "pairing example"]
+"""Each row pairs all examples: row `i` of the first side with row `pairing[i]` of the second."""
 
 _LARGEST = 1e150
 CONSTANT = "constant side"
@@ -45,9 +51,7 @@ class Estimate:
         return (self.value - self.null_mean) / self.null_sd
 
 
-def as_matrices(
-    x: Side, y: Side, *, least: int = 4
-) -> tuple[Float[Tensor, "example dim_x"], Float[Tensor, "example dim_y"]]:
+def as_matrices(x: Side, y: Side, *, least: int = 4) -> tuple[Matrix, Matrix]:
     """Both sides as float64 matrices on one device.
 
     Raises `InputError` for sides of different length, fewer than `least` examples, or a value that is not finite.
@@ -61,7 +65,7 @@ def as_matrices(
     return first, second.to(first.device)
 
 
-def _matrix(side: Side, which: str) -> Float[Tensor, "example dim"]:
+def _matrix(side: Side, which: str) -> Matrix:
     if isinstance(side, Tensor):
         matrix = side.detach().double()
     else:
@@ -74,7 +78,7 @@ def _matrix(side: Side, which: str) -> Float[Tensor, "example dim"]:
         raise InputError(f"a side is a matrix (example, dim) with at least one column, got shape {shape}")
     is_finite = torch.isfinite(matrix).all(1)
     if not bool(is_finite.all()):
-        n_bad = int((~is_finite).sum())
+        n_bad = len(matrix) - int(is_finite.sum())
         raise InputError(f"the {which} side holds NaN or infinity in {n_bad} of {len(matrix)} rows")
     largest = float(matrix.abs().max()) if len(matrix) else 0.0
     if largest > _LARGEST:
@@ -82,20 +86,21 @@ def _matrix(side: Side, which: str) -> Float[Tensor, "example dim"]:
     return matrix
 
 
-def is_constant(x: Float[Tensor, "example dim"]) -> bool:
+def is_constant(x: Matrix) -> bool:
     """Whether no column varies, beyond rounding."""
     span = x.amax(0) - x.amin(0)
     rounding = 1e-12 * x.abs().amax(0)
     return bool((span <= rounding).all())
 
 
-def doubts(x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> list[str]:
+def doubts(x: Matrix, y: Matrix) -> list[str]:
     """What is wrong with a pair of sides whatever the estimator."""
     flags = []
     if is_constant(x) or is_constant(y):
         flags.append(CONSTANT)
     n_examples = len(x)
-    n_repeated = n_examples - len(_equal_rows(torch.cat([x, y], 1)))
+    both = torch.cat([x, y], 1)
+    n_repeated = n_examples - len(_equal_rows(both))
     if n_repeated:
         flags.append(f"{DUPLICATES}: {n_repeated} of {n_examples} examples repeat another")
     return flags
@@ -109,7 +114,7 @@ def few(n_examples: int, n_dims: int) -> list[str]:
     return [f"few examples: {n_examples} for {n_dims} dimensions, {wanted} are wanted"]
 
 
-def most_coincide(x: Float[Tensor, "example dim"]) -> bool:
+def most_coincide(x: Matrix) -> bool:
     """Whether more than half of the distances between two examples of a side are zero."""
     n_distances = _n_ordered_pairs(len(x))
     n_zero = sum(map(_n_ordered_pairs, _equal_rows(x).values()))
@@ -120,7 +125,7 @@ def _n_ordered_pairs(n: int) -> int:
     return n * (n - 1)
 
 
-def _equal_rows(x: Float[Tensor, "example dim"]) -> Counter[bytes]:
+def _equal_rows(x: Matrix) -> Counter[bytes]:
     """How often each row occurs, by its bytes."""
     # adding 0 turns -0 into 0, whose bytes differ
     rows = x.add(0.0).cpu().numpy()

@@ -9,7 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices, doubts, few, in_nats
+from dean_interp.information.estimate import (
+    CONSTANT,
+    Estimate,
+    Matrix,
+    Pairings,
+    Side,
+    as_matrices,
+    doubts,
+    few,
+    in_nats,
+)
 
 _BATCH_NUMBERS = 2**24
 """Numbers that a batch of re-paired sides may hold."""
@@ -53,7 +63,7 @@ def copula_mi(x: Side, y: Side, *, k: int | None = None) -> Estimate:
     return _gaussian(first, second, flags)
 
 
-def _gaussian(x: Tensor, y: Tensor, flags: list[str]) -> Estimate:
+def _gaussian(x: Matrix, y: Matrix, flags: list[str]) -> Estimate:
     """The estimate on sides that are reduced already."""
     n_examples, dim_x = x.shape
     dim_y = y.shape[1]
@@ -72,9 +82,9 @@ def _gaussian(x: Tensor, y: Tensor, flags: list[str]) -> Estimate:
 
 
 def gaussian_of_pairings(
-    x: Float[Tensor, "example dim_x"],
-    y: Float[Tensor, "example dim_y"],
-    pairings: Int[Tensor, "pairing example"],
+    x: Matrix,
+    y: Matrix,
+    pairings: Pairings,
 ) -> Float[Tensor, " pairing"]:
     """`gaussian_mi` (nats) of row `i` of `x` with row `pairing[i]` of `y`, one value a pairing."""
     n_examples = len(x)
@@ -180,7 +190,10 @@ def normal_scores(x: Float[Tensor, "example dim"]) -> Float[Tensor, "example dim
     return torch.special.ndtri(shares)
 
 
-def principal_components(x: Float[Tensor, "example dim"], k: int) -> tuple[Float[Tensor, "dim k"], float]:
+def principal_components(
+    x: Float[Tensor, "example dim"],
+    k: int,
+) -> tuple[Float[Tensor, "dim k"], float]:
     """The first `k` principal directions of `x`, and the share of its variance that they keep."""
     x = x.double()
     n_examples, dim = x.shape
@@ -191,22 +204,25 @@ def principal_components(x: Float[Tensor, "example dim"], k: int) -> tuple[Float
     else:
         # fewer examples than columns: the Gram matrix is the smaller one
         power, scores = _by_power(centred @ centred.T)
-        directions = torch.linalg.qr(centred.T @ scores[:, :k]).Q
+        # a sum of examples, weighted by their scores, points along a direction
+        sums = centred.T @ scores[:, :k]
+        directions = torch.linalg.qr(sums).Q
     total = float(power.sum())
     if not total > 0:
         return directions, 0.0
-    return directions, float(power[:k].sum()) / total
+    kept = float(power[:k].sum())
+    return directions, kept / total
 
 
-def _by_power(matrix: Float[Tensor, "dim dim"]) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim dim"]]:
+def _by_power(
+    matrix: Float[Tensor, "dim dim"],
+) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim dim"]]:
     """The eigenvalues and the eigenvectors (columns) of a symmetric matrix, the largest first."""
     power, directions = torch.linalg.eigh(matrix)
     return power.flip(0), directions.flip(1)
 
 
-def reduced(
-    x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"], k: int | None
-) -> tuple[Float[Tensor, "example k_x"], Float[Tensor, "example k_y"]]:
+def reduced(x: Matrix, y: Matrix, k: int | None) -> tuple[Matrix, Matrix]:
     """Both sides on their first `k` principal components; as they are where `k` is None."""
     if k is None:
         return x, y

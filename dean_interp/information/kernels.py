@@ -9,11 +9,20 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices, doubts, most_coincide
+from dean_interp.information.estimate import (
+    CONSTANT,
+    Estimate,
+    Matrix,
+    Pairings,
+    Side,
+    as_matrices,
+    doubts,
+    most_coincide,
+)
 
 Kernel = Literal["linear", "rbf"]
 PAPER_SIGMA, PAPER_EPS = 50.0, 1e-5
@@ -45,7 +54,9 @@ def hsic(x: Side, y: Side, *, kernel: Kernel = "linear", debiased: bool = True) 
     first = centred(gram(x, kernel), debiased=debiased)
     second = centred(gram(y, kernel), debiased=debiased)
     n = len(x)
-    norm = n * (n - 3) if debiased else (n - 1) ** 2
+    norm = (n - 1) ** 2
+    if debiased:
+        norm = n * (n - 3)
     return _estimate(first, second, float(norm), flags)
 
 
@@ -66,8 +77,8 @@ def cka(x: Side, y: Side, *, kernel: Kernel = "linear", debiased: bool = True) -
 
 
 def aligned(
-    x: Float[Tensor, "example dim_x"],
-    y: Float[Tensor, "example dim_y"],
+    x: Matrix,
+    y: Matrix,
     kernel: Kernel,
     *,
     debiased: bool = True,
@@ -84,7 +95,7 @@ def aligned(
 
 
 def _centred_with_norm(
-    x: Float[Tensor, "example dim"], kernel: Kernel, width: float | None, *, debiased: bool
+    x: Matrix, kernel: Kernel, width: float | None, *, debiased: bool
 ) -> tuple[_KernelMatrix, float]:
     values = gram(x, kernel, bandwidth=width)
     matrix = centred(values, debiased=debiased)
@@ -137,7 +148,8 @@ def shuffle_moments(first: _KernelMatrix, second: _KernelMatrix) -> tuple[float,
     divisor = (n + 1) * n * (n - 1) * (n - 2) * (n - 3)
     variance += first_rest * second_rest / divisor
     # rounding may leave a variance of 0 below it
-    return mean, max(variance, 0.0) ** 0.5
+    variance = max(variance, 0.0)
+    return mean, variance**0.5
 
 
 def _traces(matrix: _KernelMatrix) -> tuple[float, float, float]:
@@ -151,7 +163,7 @@ def _traces(matrix: _KernelMatrix) -> tuple[float, float, float]:
 def trace_of_pairings(
     first: _KernelMatrix,
     second: _KernelMatrix,
-    pairings: Int[Tensor, "pairing example"],
+    pairings: Pairings,
 ) -> Float[Tensor, " pairing"]:
     """`tr(A P B P')` for each pairing of row `i` with row `pairing[i]`."""
     traces = []
@@ -168,7 +180,7 @@ def trace_of_pairings(
     return torch.tensor(np.array(traces), dtype=first.dtype)
 
 
-def gram(x: Float[Tensor, "example dim"], kernel: Kernel, *, bandwidth: float | None = None) -> _KernelMatrix:
+def gram(x: Matrix, kernel: Kernel, *, bandwidth: float | None = None) -> _KernelMatrix:
     """The kernel's value for every two examples; the RBF's `bandwidth` is the median distance where none is given."""
     x = x.double()
     x = x - x.mean(0)
@@ -177,10 +189,11 @@ def gram(x: Float[Tensor, "example dim"], kernel: Kernel, *, bandwidth: float | 
     if bandwidth is None:
         bandwidth = median_distance(x)
     squared = squared_distances(x)
-    return torch.exp(-squared / (2 * bandwidth**2))
+    width = 2 * bandwidth**2
+    return torch.exp(-squared / width)
 
 
-def squared_distances(x: Float[Tensor, "example dim"]) -> _KernelMatrix:
+def squared_distances(x: Matrix) -> _KernelMatrix:
     """Squared Euclidean distances between examples."""
     mode = "donot_use_mm_for_euclid_dist"
     # by products of matrices where there are many columns: faster, and exact enough there
@@ -190,7 +203,7 @@ def squared_distances(x: Float[Tensor, "example dim"]) -> _KernelMatrix:
     return distances.square().fill_diagonal_(0)
 
 
-def median_distance(x: Float[Tensor, "example dim"]) -> float:
+def median_distance(x: Matrix) -> float:
     """Median distance between two different examples; the mean where more than half of the distances are 0."""
     x = x.double()
     x = x - x.mean(0)
@@ -214,7 +227,8 @@ def centred(kernel: _KernelMatrix, *, debiased: bool = False) -> _KernelMatrix:
     columns = kernel.sum(0) / (n - 2)
     rows = columns[:, None]
     total = kernel.sum() / ((n - 1) * (n - 2))
-    return (kernel - columns - rows + total).fill_diagonal_(0)
+    centred_kernel = kernel - columns - rows + total
+    return centred_kernel.fill_diagonal_(0)
 
 
 def smoother(
@@ -231,7 +245,8 @@ def smoother(
         scale = spread(x)
     x = (x - x.mean(0)) / scale
     squared = squared_distances(x)
-    kernel = torch.exp(-squared / (2 * sigma**2 * dim))
+    width = 2 * sigma**2 * dim
+    kernel = torch.exp(-squared / width)
     identity = torch.eye(n_examples, dtype=x.dtype, device=x.device)
     ridge = eps * n_examples
     root = torch.linalg.cholesky(centred(kernel) + ridge * identity)
@@ -246,7 +261,7 @@ def spread(x: Float[Tensor, "example dim"]) -> Float[Tensor, " dim"]:
     return torch.where(sd > 0, sd, torch.ones_like(sd))
 
 
-def _checked(x: Side, y: Side, kernel: Kernel) -> tuple[Tensor, Tensor, list[str]]:
+def _checked(x: Side, y: Side, kernel: Kernel) -> tuple[Matrix, Matrix, list[str]]:
     if kernel not in get_args(Kernel):
         raise InputError(f"kernel must be one of {get_args(Kernel)}, got {kernel!r}")
     x, y = as_matrices(x, y)
@@ -271,4 +286,10 @@ def _estimate(first: _KernelMatrix, second: _KernelMatrix, norm: float, flags: S
 
 def _nothing(flags: Sequence[str]) -> Estimate:
     """The index of a side that cannot depend on anything."""
-    return Estimate(value=0.0, units="index", flags=tuple(flags), null_mean=0.0, null_sd=0.0)
+    return Estimate(
+        value=0.0,
+        units="index",
+        flags=tuple(flags),
+        null_mean=0.0,
+        null_sd=0.0,
+    )

@@ -10,7 +10,17 @@ from scipy.special import digamma
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices, doubts, few, in_nats
+from dean_interp.information.estimate import (
+    CONSTANT,
+    Estimate,
+    Matrix,
+    Pairings,
+    Side,
+    as_matrices,
+    doubts,
+    few,
+    in_nats,
+)
 from dean_interp.information.gaussian import normal_scores, whitened
 from dean_interp.information.kernels import spread
 
@@ -55,8 +65,8 @@ def ksg_mi(x: Side, y: Side, *, k: int = 3, scaling: Scaling = "standard") -> Es
     if float(np.median(distances)) == 0:
         flags.append(f"the median distance to neighbour {k} is zero")
     as_it_is = torch.arange(len(x))[None]
-    value = float(ksg_of_pairings(first, second, as_it_is, k=k))
-    return in_nats(value, len(x), flags)
+    values = ksg_of_pairings(first, second, as_it_is, k=k)
+    return in_nats(float(values), len(x), flags)
 
 
 def scaled(x: Float[Tensor, "example dim"], scaling: Scaling) -> Float[Tensor, "example dim"]:
@@ -69,9 +79,9 @@ def scaled(x: Float[Tensor, "example dim"], scaling: Scaling) -> Float[Tensor, "
 
 
 def ksg_of_pairings(
-    x: Float[Tensor, "example dim_x"],
-    y: Float[Tensor, "example dim_y"],
-    pairings: Int[Tensor, "pairing example"],
+    x: Matrix,
+    y: Matrix,
+    pairings: Pairings,
     *,
     k: int = 3,
 ) -> Float[Tensor, " pairing"]:
@@ -114,7 +124,9 @@ class _Near:
     def __init__(self, side: Float[np.ndarray, "example dim"]) -> None:
         self.side = side
         self.ordered = np.sort(side[:, 0])
-        self.tree = KDTree(side) if side.shape[1] > 1 else None
+        self.tree = None
+        if side.shape[1] > 1:
+            self.tree = KDTree(side)
 
     def counts(self, radius: Float[np.ndarray, " example"]) -> Int[np.ndarray, " example"]:
         if self.tree is not None:

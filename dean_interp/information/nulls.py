@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matrices
+from dean_interp.information.estimate import CONSTANT, Estimate, Matrix, Pairings, Side, as_matrices
 from dean_interp.information.gaussian import copula_mi, gaussian_mi, gaussian_of_pairings, normal_scores, reduced
 from dean_interp.information.kernels import (
     Kernel,
@@ -31,10 +31,7 @@ N_SHUFFLES = 999
 KSG_NEIGHBOURS = 5
 _ROUNDING = 1e-9
 """Nats by which the changes of a layer may differ though nothing moved it."""
-Core = Callable[
-    [Float[Tensor, "example dim_x"], Float[Tensor, "example dim_y"], Int[Tensor, "pairing example"]],
-    Float[Tensor, " pairing"],
-]
+Core = Callable[[Matrix, Matrix, Pairings], Float[Tensor, " pairing"]]
 """The values of an estimator for several pairings of row `i` of the first side with row `pairing[i]` of the second."""
 
 
@@ -114,7 +111,7 @@ def shuffle_test(
     )
 
 
-def estimated(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> Estimate:
+def estimated(estimator: str, x: Matrix, y: Matrix) -> Estimate:
     """One estimate by the estimator's name, with its flags and errors."""
     match estimator:
         case "gaussian_mi":
@@ -132,7 +129,7 @@ def estimated(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor
     raise InputError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
 
 
-def frozen_core(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tensor, "example dim_y"]) -> Core:
+def frozen_core(estimator: str, x: Matrix, y: Matrix) -> Core:
     """An estimator's core, whose scales and bandwidths are those of these sides, whatever sides it is given later."""
     match estimator:
         case "gaussian_mi":
@@ -149,11 +146,11 @@ def frozen_core(estimator: str, x: Float[Tensor, "example dim_x"], y: Float[Tens
     return _frozen_cka("linear", (None, None))
 
 
-def _copula_of_pairings(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+def _copula_of_pairings(x: Matrix, y: Matrix, pairings: Pairings) -> Tensor:
     return gaussian_of_pairings(normal_scores(x), normal_scores(y), pairings)
 
 
-def _ksg_of_ranks(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+def _ksg_of_ranks(x: Matrix, y: Matrix, pairings: Pairings) -> Tensor:
     return ksg_of_pairings(normal_scores(x), normal_scores(y), pairings, k=KSG_NEIGHBOURS)
 
 
@@ -161,7 +158,7 @@ def _frozen_nhsic(x: Tensor, y: Tensor) -> Core:
     scale_x = spread(x)
     scale_y = spread(y)
 
-    def core(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+    def core(x: Matrix, y: Matrix, pairings: Pairings) -> Tensor:
         first = smoother(x, scale=scale_x)
         second = smoother(y, scale=scale_y)
         return trace_of_pairings(first, second, pairings)
@@ -170,7 +167,7 @@ def _frozen_nhsic(x: Tensor, y: Tensor) -> Core:
 
 
 def _frozen_cka(kernel: Kernel, widths: tuple[float | None, float | None]) -> Core:
-    def core(x: Tensor, y: Tensor, pairings: Tensor) -> Tensor:
+    def core(x: Matrix, y: Matrix, pairings: Pairings) -> Tensor:
         first, second, norm = aligned(x, y, kernel, widths=widths)
         traces = trace_of_pairings(first, second, pairings)
         # a side that does not depend on itself depends on nothing

@@ -14,7 +14,8 @@ from dean_interp.information.estimate import CONSTANT, Estimate, Side, as_matric
 N_FOLDS = 5
 _LEAST_PROBABILITY = 1e-12
 """Keeps the loss of a probe finite where it was sure and wrong."""
-Folds = Sequence[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]
+_Rows = Int[np.ndarray, " _"]
+Folds = Sequence[tuple[_Rows, _Rows]]
 """For each fold, the examples that a probe is fitted on and those that it is asked about."""
 
 
@@ -43,8 +44,9 @@ def v_information(
         InputError: NaN or infinity, labels or groups of another length, a label with fewer examples (or groups) than
             folds.
     """
-    names = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
-    label = _numbered(names)
+    if isinstance(labels, Tensor | np.ndarray):
+        labels = labels.tolist()
+    label = _numbered(labels)
     matrix, column = as_matrices(x, label.astype(np.float64))
     n_examples, n_dims = matrix.shape
     flags = doubts(matrix, column)
@@ -73,7 +75,7 @@ def folds_of(
 ) -> Folds:
     """Which examples a probe is fitted on and which it is asked about, labels in equal shares."""
     n_examples = len(label)
-    names = list(range(n_examples) if groups is None else groups)
+    names = list(range(n_examples)) if groups is None else list(groups)
     if len(names) != n_examples:
         raise InputError(f"groups must have one entry an example, got {len(names)} for {n_examples}")
     group = _numbered(names)
@@ -107,16 +109,20 @@ def usable_information(
     """The value of `v_information` (nats); labels are 0, 1, ... and all occur."""
     loss = np.zeros(len(label))
     for train, test in folds:
+        # on the scale of the training examples
         mean = x[train].mean(0)
-        scaled = (x - mean) / _scale(x[train])
+        scale = _scale(x[train])
+        scaled = (x - mean) / scale
         probe = LogisticRegression(max_iter=1000).fit(scaled[train], label[train])
         # the probability that the probe gives to the true label
         column = np.searchsorted(probe.classes_, label[test])
         probabilities = probe.predict_proba(scaled[test])
         probability = probabilities[np.arange(len(test)), column]
-        loss[test] = -np.log(np.maximum(probability, _LEAST_PROBABILITY))
+        probability = np.maximum(probability, _LEAST_PROBABILITY)
+        loss[test] = -np.log(probability)
     share = np.bincount(label) / len(label)
-    entropy = -(share * np.log(share)).sum()
+    surprise = -np.log(share)
+    entropy = (share * surprise).sum()
     return float(entropy - loss.mean())
 
 
