@@ -52,12 +52,7 @@ def clustered_interval(
     mean = float(sums.sum() / sizes.sum())
     error = standard_error(values, clusters)
     half_width = _t_quantile(confidence, n_clusters - 1) * error
-    return Interval(
-        mean=mean,
-        low=mean - half_width,
-        high=mean + half_width,
-        n_clusters=n_clusters,
-    )
+    return Interval(mean=mean, low=mean - half_width, high=mean + half_width, n_clusters=n_clusters)
 
 
 def standard_error(values: Float[np.ndarray, " example"], clusters: Clusters) -> float:

@@ -64,11 +64,17 @@ def audit(
 
 
 def _set_audit(
-    behaviour: Behaviour, prompts: PromptIndex, refused: Refused, *, tokenize: Tokenize | None, licence: str
+    behaviour: Behaviour,
+    prompts: PromptIndex,
+    refused: Refused,
+    *,
+    tokenize: Tokenize | None,
+    licence: str,
 ) -> SetAudit:
     answers: list[str] = []
     for example in behaviour.examples:
         answers += example.answers.values()
+    n_prompts = len(prompts.trigrams)
     n_templated, template = _chat_template(behaviour)
     prompt_tokens = None
     answer_tokens = None
@@ -77,14 +83,15 @@ def _set_audit(
         if answers:
             answer_tokens = _quartiles(map(tokenize, answers))
     kinds_of_prompts = _answer_kinds(behaviour).values()
+    n_both = sum({"safe", "unsafe"} <= kinds for kinds in kinds_of_prompts)
     return SetAudit(
         name=behaviour.name,
         n_rows=len(behaviour),
         n_verbatim=len(set(behaviour.prompts)),
-        n_prompts=len(prompts.trigrams),
-        n_repeats=len(behaviour) - len(prompts.trigrams),
+        n_prompts=n_prompts,
+        n_repeats=len(behaviour) - n_prompts,
         n_near=prompts.n_near,
-        n_both=sum({"safe", "unsafe"} <= kinds for kinds in kinds_of_prompts),
+        n_both=n_both,
         n_answers=len(answers),
         n_refusals=sum(refused(answers)) if answers else 0,
         prompt_length=_quartiles(behaviour.prompts),

@@ -75,11 +75,13 @@ def _without(test: Behaviour, calibration: "PromptIndex") -> tuple[Behaviour, Le
     if not kept:
         raise InputError(f"every test prompt of '{test.name}' is among the calibration prompts: give other test data")
     prompts = list(dict.fromkeys(test.prompts))
+    exact = [prompt for prompt in prompts if likeness[normalised(prompt)] == "exact"]
+    near = [prompt for prompt in prompts if likeness[normalised(prompt)] == "near"]
     leaked = Leaked(
         name=test.name,
         n_prompts=len(prompts),
-        exact=tuple(prompt for prompt in prompts if likeness[normalised(prompt)] == "exact"),
-        near=tuple(prompt for prompt in prompts if likeness[normalised(prompt)] == "near"),
+        exact=tuple(exact),
+        near=tuple(near),
     )
     return dataclasses.replace(test, examples=tuple(kept)), leaked
 

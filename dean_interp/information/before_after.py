@@ -97,7 +97,7 @@ class BeforeAfter:
     def _sides_of(self, arm: InformationArm) -> list[tuple[Place, Sides]]:
         """Every place with each of its sides, of the neurons that the arm compares."""
         neurons = arm.neurons(self.config.estimand)
-        each = []
+        sides_of_places = []
         for place in self.places:
             units = []
             for selection in neurons:
@@ -105,12 +105,12 @@ class BeforeAfter:
                     units.append(selection.units[site].numpy().tobytes())
             key = (place, *units)
             if key not in self._sides:
-                self._sides[key] = self._made(place, neurons)
+                self._sides[key] = self._new_sides(place, neurons)
             for sides in self._sides[key]:
-                each.append((place, sides))
-        return each
+                sides_of_places.append((place, sides))
+        return sides_of_places
 
-    def _made(self, place: Place, neurons: tuple[Selection, Selection]) -> list[Sides]:
+    def _new_sides(self, place: Place, neurons: tuple[Selection, Selection]) -> list[Sides]:
         before = self.before
         behaviours = self.behaviours
         seed = self.config.seed
