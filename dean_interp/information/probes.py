@@ -44,9 +44,8 @@ def v_information(
         InputError: NaN or infinity, labels or groups of another length, a label with fewer examples (or groups) than
             folds.
     """
-    if isinstance(labels, Tensor | np.ndarray):
-        labels = labels.tolist()
-    label = _numbered(labels)
+    names = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    label = _numbered(names)
     matrix, column = as_matrices(x, label.astype(np.float64))
     n_examples, n_dims = matrix.shape
     flags = doubts(matrix, column)
