@@ -87,14 +87,7 @@ def shuffle_test(
     first, second = reduced(x, y, k)
     flags = estimated(estimator, first, second).flags
     if CONSTANT in flags:
-        return ShuffleTest(
-            value=0.0,
-            null_mean=0.0,
-            null_sd=0.0,
-            p=1.0,
-            n_shuffles=n_shuffles,
-            flags=flags,
-        )
+        return _no_dependence(n_shuffles, flags)
     # the pairing as it is stands first, its shuffles after it
     as_it_is = torch.arange(n_examples)[None]
     shuffles = within_group_permutations(names, n_shuffles, seed=seed)
@@ -109,6 +102,11 @@ def shuffle_test(
         n_shuffles=n_shuffles,
         flags=flags,
     )
+
+
+def _no_dependence(n_shuffles: int, flags: tuple[str, ...]) -> ShuffleTest:
+    """The test of a constant side, which no shuffle changes."""
+    return ShuffleTest(value=0.0, null_mean=0.0, null_sd=0.0, p=1.0, n_shuffles=n_shuffles, flags=flags)
 
 
 def estimated(estimator: str, x: Matrix, y: Matrix) -> Estimate:
