@@ -87,7 +87,7 @@ def bootstrap_interval(
     """
     sums, sizes = _by_cluster(values, clusters)
 
-    def mean(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
+    def mean(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
         return sums.sum(axis) / sizes.sum(axis)
 
     bootstrap = stats.bootstrap(
