@@ -16,7 +16,7 @@ from dean_interp.exploring.view_state import ViewState, view_state
 from dean_interp.models.generate import generate
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.progress import progress_bar
-from dean_interp.report.page import Page, rendered
+from dean_interp.report.page import Page, rendered_from
 from dean_interp.scoring.scores import Scores
 
 DOSES_PER_ONE = 4
@@ -61,17 +61,16 @@ class ExplorePage(Page):
     def html(self) -> str:
         """The page: nothing in it is loaded from a network."""
         record = to_json({"facts": self.facts, "recorded": self.recorded}, inf_nan_mode="null").decode()
-        return rendered(
-            "explore.html.j2",
-            folder="dean_interp.exploring",
-            facts=self.facts,
-            headline=self.headline,
-            command=self.command,
+        values = {
+            "facts": self.facts,
+            "headline": self.headline,
+            "command": self.command,
             # A "</script>" in a text would end the script.
-            record=record.replace("<", "\\u003c"),
-            own_style=_text("explore.css"),
-            script=_text("explore.js"),
-        )
+            "record": record.replace("<", "\\u003c"),
+            "own_style": _text("explore.css"),
+            "script": _text("explore.js"),
+        }
+        return rendered_from("dean_interp.exploring", "explore.html.j2", values)
 
 
 def explore_page(

@@ -1,7 +1,7 @@
 """What all pages share: the frame in a notebook, the file, the template with its style, and how numbers are written."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,12 +38,17 @@ class Page:
         return f'<iframe srcdoc="{html.escape(self.html())}" style="{style}"></iframe>'
 
 
-def rendered(template: str, *, folder: str = "dean_interp.report", **values: object) -> str:
-    """A page from its template, with the style of all pages.
+def rendered(template: str, **values: object) -> str:
+    """A page from its template, with the style of all pages."""
+    return rendered_from("dean_interp.report", template, values)
+
+
+def rendered_from(folder: str, template: str, values: Mapping[str, object]) -> str:
+    """A page from a template of another room, with the style of all pages.
 
     Args:
-        template: the name of a file, which extends `page.html.j2`.
-        folder: the package that holds it.
+        folder: the package that holds the template.
+        template: the name of its file, which extends `page.html.j2`.
         values: what the template writes.
     """
 
