@@ -38,42 +38,70 @@ class Chance:
     @property
     def stable(self) -> list[str]:
         """The coupled units that are selected often enough to be called stable."""
-        return [name for name, share in (self.probability or {}).items() if share >= STABLE_PROBABILITY]
+        if self.probability is None:
+            return []
+        return [name for name, share in self.probability.items() if share >= STABLE_PROBABILITY]
 
 
-def chance_of(coupling: Coupling, scores: Sequence[Scores], strata: Strata, *, seed: int) -> Chance:
+def chance_of(
+    coupling: Coupling,
+    scores: Sequence[Scores],
+    strata: Strata,
+    *,
+    seed: int,
+) -> Chance:
     """The coupling's floor, its ceiling, and how often each coupled unit is selected on other draws of the examples.
 
     Ceiling and stability need groups of examples, which neurons' scores hold. For weights they are None (see
     `scoring.per_example.with_groups`).
     """
-    first, second, general = (behaviour.behaviour for behaviour in scores)
-    finer = by_general_score(strata, scores[2])
-    floor = chance_overlap(coupling.first, coupling.second, finer, excluded=coupling.general, seed=seed)
+    first, second, general = scores
+    floor = chance_overlap(
+        coupling.first,
+        coupling.second,
+        by_general_score(strata, general),
+        excluded=coupling.general,
+        seed=seed,
+    )
     overlap = {
-        f"{first} and {second}": overlap_coefficient(coupling.first, coupling.second),
-        f"{first} and {general}": overlap_coefficient(coupling.first, coupling.general),
-        f"{second} and {general}": overlap_coefficient(coupling.second, coupling.general),
+        f"{first.behaviour} and {second.behaviour}": overlap_coefficient(coupling.first, coupling.second),
+        f"{first.behaviour} and {general.behaviour}": overlap_coefficient(coupling.first, coupling.general),
+        f"{second.behaviour} and {general.behaviour}": overlap_coefficient(coupling.second, coupling.general),
     }
     if not all(map(_has_groups, scores)):
         return Chance(floor=floor, overlap=overlap, halves=None, ceiling=None, probability=None)
     fraction = max(coupling.fractions[:2])
-    halves = half_overlap(scores[0], scores[1], fraction=fraction, seed=seed)
+    halves = half_overlap(first, second, fraction=fraction, seed=seed)
     ceiling = {
-        first: half_overlap(scores[0], scores[0], fraction=fraction, seed=seed),
-        second: half_overlap(scores[1], scores[1], fraction=fraction, seed=seed),
+        first.behaviour: half_overlap(first, first, fraction=fraction, seed=seed),
+        second.behaviour: half_overlap(second, second, fraction=fraction, seed=seed),
     }
+    return Chance(
+        floor=floor,
+        overlap=overlap,
+        halves=halves,
+        ceiling=ceiling,
+        probability=_coupled_probability(coupling, scores, seed),
+    )
 
-    def select(drawn: Sequence[Scores]) -> Selection:
+
+def _coupled_probability(
+    coupling: Coupling,
+    scores: Sequence[Scores],
+    seed: int,
+) -> dict[str, float]:
+    """How often each coupled neuron is coupled when the examples are drawn anew, by name: `L3.17`."""
+
+    def coupled(drawn: Sequence[Scores]) -> Selection:
         return couple(*drawn, fraction=coupling.fractions).coupled
 
-    chances = selection_probability(scores, select, seed=seed)
-    probability = {}
+    probability = selection_probability(scores, coupled, seed=seed)
+    named = {}
     for site, indices in coupling.coupled.units.items():
         for index in indices.tolist():
             name = name_of((site, index), coupling.coupled.shapes[site][0])
-            probability[str(name)] = float(chances[site][index])
-    return Chance(floor=floor, overlap=overlap, halves=halves, ceiling=ceiling, probability=probability)
+            named[str(name)] = float(probability[site][index])
+    return named
 
 
 def _has_groups(scores: Scores) -> bool:

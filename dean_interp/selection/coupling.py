@@ -41,15 +41,30 @@ class Coupling(Framed):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a layer: how many units of it each set holds."""
-        counts = {name: getattr(self, name).layer_counts() for name in self.sizes()}
+        counts = {name: selection.layer_counts() for name, selection in self._sets().items()}
         return pd.DataFrame(counts).rename_axis("layer").reset_index()
 
     def sizes(self) -> dict[str, int]:
         """How many units each set holds, in the order in which they are made."""
-        return {name: len(getattr(self, name)) for name in ("first", "second", "general", "both", "coupled")}
+        return {name: len(selection) for name, selection in self._sets().items()}
+
+    def _sets(self) -> dict[str, Selection]:
+        return {
+            "first": self.first,
+            "second": self.second,
+            "general": self.general,
+            "both": self.both,
+            "coupled": self.coupled,
+        }
 
 
-def couple(first: Scores, second: Scores, general: Scores, *, fraction: Fraction) -> Coupling:
+def couple(
+    first: Scores,
+    second: Scores,
+    general: Scores,
+    *,
+    fraction: Fraction,
+) -> Coupling:
     """Units in the top `fraction` for both behaviours but not for general text (arXiv 2410.16672, section 4).
 
     The coupled set may be empty (`refuse_empty`). Raises `InputError` where a fraction is not in (0, 1], or selects no
@@ -72,19 +87,31 @@ def couple(first: Scores, second: Scores, general: Scores, *, fraction: Fraction
 
 def each_fraction(fraction: Fraction) -> tuple[float, float, float]:
     """The fractions of first, second and general. Raises `InputError` where one is not in (0, 1]."""
-    fractions = (fraction,) * 3 if isinstance(fraction, float | int) else tuple(fraction)
+    if isinstance(fraction, float | int):
+        fractions = (fraction, fraction, fraction)
+    else:
+        fractions = tuple(fraction)
     if len(fractions) != 3 or not all(0 < each <= 1 for each in fractions):
         raise InputError(f"fraction must be in (0, 1], one or one each for first, second, general; got {fraction}")
     return fractions
 
 
-def refuse_empty(coupling: Coupling, first: Scores, second: Scores, general: Scores) -> None:
+def refuse_empty(
+    coupling: Coupling,
+    first: Scores,
+    second: Scores,
+    general: Scores,
+) -> None:
     """Raise `InputError` where no unit is coupled, with the smallest fraction (for all three) that gives one."""
     if len(coupling.coupled):
         return
     smallest = smallest_coupling_fraction(first, second, general)
-    hint = f"the smallest fraction with one is {rounded_up(smallest)}" if smallest else "no fraction gives one"
-    fractions = coupling.fractions[0] if len(set(coupling.fractions)) == 1 else coupling.fractions
+    if smallest is None:
+        hint = "no fraction gives one"
+    else:
+        hint = f"the smallest fraction with one is {rounded_up(smallest)}"
+    is_one_fraction = len(set(coupling.fractions)) == 1
+    fractions = coupling.fractions[0] if is_one_fraction else coupling.fractions
     raise InputError(f"no coupled unit at fraction {fractions} (sizes {coupling.sizes()}); {hint}")
 
 
@@ -95,24 +122,33 @@ def opposite_sign(selection: Selection, first: Scores, second: Scores) -> Select
     """
     units = {}
     for site, indices in selection.units.items():
-        units[site] = indices[first.signed_at(site, indices) * second.signed_at(site, indices) < 0]
-    return Selection(units, selection.shapes, selection.prompt_hashes | first.prompt_hashes | second.prompt_hashes)
+        product = first.signed_at(site, indices) * second.signed_at(site, indices)
+        units[site] = indices[product < 0]
+    prompt_hashes = selection.prompt_hashes | first.prompt_hashes | second.prompt_hashes
+    return Selection(units, selection.shapes, prompt_hashes)
 
 
-def smallest_coupling_fraction(first: Scores, second: Scores, general: Scores) -> float | None:
+def smallest_coupling_fraction(
+    first: Scores,
+    second: Scores,
+    general: Scores,
+) -> float | None:
     """The smallest fraction at which some unit is coupled, or None where there is none at any (of what was kept).
 
     A unit is coupled while the fraction passes both behaviours' ranks and not yet general's.
     """
-    # At each site the first unit that both tops reach before general's does.
     smallest = []
     for site, shape in first.shapes.items():
         n_units = torch.Size(shape).numel()
-        both = torch.maximum(_ranks(first, site), _ranks(second, site))
-        both = both[(both < _ranks(general, site)) & (both < n_units)]
-        if len(both):
+        # A unit is in both tops from the worse of its two ranks on. Ranks of n_units are those of units not kept.
+        in_both_from = torch.maximum(_ranks(first, site), _ranks(second, site))
+        is_ranked = in_both_from < n_units
+        is_before_general = in_both_from < _ranks(general, site)
+        candidates = in_both_from[is_ranked & is_before_general]
+        if len(candidates):
             # The smallest float fraction with int(fraction * n_units) above the rank.
-            smallest.append(float(both.min() + 1) / n_units * (1 + 1e-9))
+            n_selected = float(candidates.min() + 1)
+            smallest.append(n_selected / n_units * (1 + 1e-9))
     return min(smallest, default=None)
 
 
@@ -121,8 +157,12 @@ def _ranks(scores: Scores, site: Site) -> Int[Tensor, " unit"]:
     value = scores.values[site]
     n_units = value.numel()
     if isinstance(value, Top):
-        indices, scored = value.indices, value.values
+        indices = value.indices
+        values = value.values
     else:
-        indices, scored = torch.arange(n_units), value.flatten()
-    order = torch.sort(scored.abs(), descending=True, stable=True).indices
-    return torch.full((n_units,), n_units).scatter(0, indices[order], torch.arange(len(order)))
+        indices = torch.arange(n_units)
+        values = value.flatten()
+    order = torch.sort(values.abs(), descending=True, stable=True).indices
+    ranks = torch.full((n_units,), n_units)
+    ranks[indices[order]] = torch.arange(len(order))
+    return ranks

@@ -21,7 +21,8 @@ def select(expression: str, sets: Mapping[str, Selection]) -> Selection:
     Raises:
         InputError: something other than names, `&`, `|`, `-` and parentheses, or a name that `sets` lacks.
     """
-    return list(select_each(expression, sets).values())[-1]
+    *_, whole = select_each(expression, sets).values()
+    return whole
 
 
 def select_each(expression: str, sets: Mapping[str, Selection]) -> dict[str, Selection]:
@@ -35,31 +36,34 @@ def _parsed(expression: str) -> ast.expr:
     try:
         return ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
-        offset = error.offset if isinstance(error, SyntaxError) else None
-        place = f" (near character {offset})" if offset else ""
+        place = ""
+        if isinstance(error, SyntaxError) and error.offset:
+            place = f" (near character {error.offset})"
         raise InputError(f"cannot read the expression {expression!r}{place}: {_ALLOWED}") from error
 
 
 def _evaluate(
-    node: ast.expr, expression: str, sets: Mapping[str, Selection], values: dict[str, Selection]
+    node: ast.expr,
+    expression: str,
+    sets: Mapping[str, Selection],
+    values: dict[str, Selection],
 ) -> Selection:
     """The value of a node. It and the values of the node's parts are added to `values` under their text."""
+    text = ast.unparse(node)
     match node:
         case ast.Name(id=name) if name in sets:
             value = sets[name]
         case ast.Name(id=name):
-            hint = did_you_mean(name, sets)
-            raise InputError(
-                f"no behaviour {name!r}{hint} in the expression {expression!r}: there are {', '.join(sets)}"
-            )
+            hint, names = did_you_mean(name, sets), ", ".join(sets)
+            raise InputError(f"no behaviour {name!r}{hint} in the expression {expression!r}: there are {names}")
         case ast.BinOp(left, operator, right) if type(operator) in _OPERATIONS:
+            combine = _OPERATIONS[type(operator)]
             left_value = _evaluate(left, expression, sets, values)
             right_value = _evaluate(right, expression, sets, values)
-            value = _OPERATIONS[type(operator)](left_value, right_value)
+            value = combine(left_value, right_value)
         case _:
-            raise InputError(f"{ast.unparse(node)!r} in the expression {expression!r}: {_ALLOWED}")
+            raise InputError(f"{text!r} in the expression {expression!r}: {_ALLOWED}")
     # A part that comes twice stands where it came last.
-    text = ast.unparse(node)
     values.pop(text, None)
     values[text] = value
     return value

@@ -49,7 +49,10 @@ class Gates(Framed):
 
     def __len__(self) -> int:
         """Number of neurons that change."""
-        return sum(int((multiplier != 1).sum()) for multiplier in self.multipliers.values())
+        n_changed = 0
+        for multiplier in self.multipliers.values():
+            n_changed += int((multiplier != 1).sum())
+        return n_changed
 
     def __repr__(self) -> str:
         n_neurons = sum(len(multiplier) for multiplier in self.multipliers.values())
@@ -57,7 +60,8 @@ class Gates(Framed):
 
     def __mul__(self, dose: float | int) -> "Gates":
         """`dose` times every change: 0 is no change, -1 the opposite change."""
-        return self._from_changes({site: dose * change for site, change in self.changes.items()})
+        changes = {site: dose * change for site, change in self.changes.items()}
+        return self._from_changes(changes)
 
     __rmul__ = __mul__
 
@@ -66,12 +70,12 @@ class Gates(Framed):
 
     def __add__(self, other: "Gates") -> "Gates":
         """The sum of two changes of one model's neurons."""
-        theirs = other.changes
-        sizes = {site: len(change) for site, change in self.changes.items()}
-        if sizes != {site: len(change) for site, change in theirs.items()}:
+        if self._shapes != other._shapes:
             raise InputError("gates can be added only when they are of one model")
-        summed = self._from_changes({site: change + theirs[site] for site, change in self.changes.items()})
-        return replace(summed, prompt_hashes=self.prompt_hashes | other.prompt_hashes)
+        other_changes = other.changes
+        changes = {site: change + other_changes[site] for site, change in self.changes.items()}
+        prompt_hashes = self.prompt_hashes | other.prompt_hashes
+        return replace(self._from_changes(changes), prompt_hashes=prompt_hashes)
 
     def __sub__(self, other: "Gates") -> "Gates":
         return self + -other
@@ -89,23 +93,27 @@ class Gates(Framed):
     @property
     def selection(self) -> Selection:
         """The neurons that change."""
-        units = {site: (change != 0).nonzero()[:, 0] for site, change in self.changes.items()}
-        shapes = {site: (len(multiplier),) for site, multiplier in self.multipliers.items()}
-        return Selection(units, shapes, self.prompt_hashes)
+        units = {}
+        for site, change in self.changes.items():
+            units[site] = torch.nonzero(change)[:, 0]
+        return Selection(units, self._shapes, self.prompt_hashes)
 
     @property
     def silenced(self) -> Selection:
         """The neurons whose gate is 0."""
-        units = {site: (multiplier == 0).nonzero()[:, 0] for site, multiplier in self.multipliers.items()}
-        return replace(self.selection, units=units)
+        units = {}
+        for site, multiplier in self.multipliers.items():
+            units[site] = torch.nonzero(multiplier == 0)[:, 0]
+        return Selection(units, self._shapes, self.prompt_hashes)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the sites and their multipliers, its first 16 digits."""
         digest = hashlib.sha256()
-        for site, multiplier in sorted(self.multipliers.items()):
+        for site in sorted(self.multipliers):
+            multiplier = self.multipliers[site].float().contiguous()
             digest.update(str(site).encode())
-            digest.update(multiplier.float().contiguous().numpy().tobytes())
+            digest.update(multiplier.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def clipped(self, low: float | int, high: float | int) -> "Gates":
@@ -113,45 +121,62 @@ class Gates(Framed):
         multipliers = {site: multiplier.clamp(low, high) for site, multiplier in self.multipliers.items()}
         return replace(self, multipliers=multipliers)
 
-    def strongest(self, count: int, *, by: Mapping[Site, Float[Tensor, " d_mlp"]] | None = None) -> "Gates":
+    def strongest(
+        self,
+        count: int,
+        *,
+        by: Mapping[Site, Float[Tensor, " d_mlp"]] | None = None,
+    ) -> "Gates":
         """The gates of the `count` neurons of the model that change most; the others become 1.
 
         Args:
             count: number of neurons; ties go to the lower layer and index.
             by: what is ranked in place of the size of the change, one number a neuron.
         """
-        ranked = by if by is not None else {site: change.abs() for site, change in self.changes.items()}
+        if by is None:
+            by = {site: change.abs() for site, change in self.changes.items()}
         sites = sorted(self.multipliers)
-        values = torch.cat([ranked[site] for site in sites])
+        values = torch.cat([by[site] for site in sites])
         if not 1 <= count <= len(values):
             raise InputError(f"count must be from 1 to {len(values)} neurons, got {count}")
         is_kept = torch.zeros(len(values), dtype=torch.bool)
         is_kept[highest(values, count)] = True
-        parts = is_kept.split([len(self.multipliers[site]) for site in sites])
+        # The neurons of the sites lie one after the other.
+        sizes = [len(self.multipliers[site]) for site in sites]
         multipliers = {}
-        for site, kept in zip(sites, parts, strict=True):
+        for site, is_kept_here in zip(sites, is_kept.split(sizes), strict=True):
             multiplier = self.multipliers[site]
-            multipliers[site] = torch.where(kept, multiplier, torch.ones_like(multiplier))
+            multipliers[site] = torch.where(is_kept_here, multiplier, torch.ones_like(multiplier))
         return replace(self, multipliers=multipliers)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a neuron that changes, the largest change first: layer, index, multiplier."""
         tables = []
         for site, units in self.selection.units.items():
-            values = self.multipliers[site][units].numpy()
-            tables.append(pd.DataFrame({"layer": site.layer, "index": units.numpy(), "multiplier": values}))
+            columns = {
+                "layer": site.layer,
+                "index": units.numpy(),
+                "multiplier": self.multipliers[site][units].numpy(),
+            }
+            tables.append(pd.DataFrame(columns))
         table = pd.concat(tables, ignore_index=True)
-        order = np.argsort(-(table["multiplier"] - 1).abs().to_numpy(), kind="stable")
+        size = (table["multiplier"] - 1).abs()
+        order = np.argsort(-size.to_numpy(), kind="stable")
         return table.iloc[order].reset_index(drop=True)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; it appears whole or not at all."""
         tensors = {str(site): multiplier for site, multiplier in self.multipliers.items()}
-        facts = {"sites": [str(site) for site in self.multipliers], "prompt_hashes": sorted(self.prompt_hashes)}
+        facts = {"sites": list(tensors), "prompt_hashes": sorted(self.prompt_hashes)}
         write_tensors(path, _FORMAT, tensors, facts)
 
+    @property
+    def _shapes(self) -> dict[Site, tuple[int]]:
+        return {site: (len(multiplier),) for site, multiplier in self.multipliers.items()}
+
     def _from_changes(self, changes: Mapping[Site, Tensor]) -> "Gates":
-        return replace(self, multipliers={site: 1 + change for site, change in changes.items()})
+        multipliers = {site: 1 + change for site, change in changes.items()}
+        return replace(self, multipliers=multipliers)
 
 
 @dataclass(frozen=True)
@@ -167,7 +192,8 @@ def load_gates(path: str | Path) -> Gates:
         tensor = tensors.get(str(site), torch.empty(0, 0))
         is_whole = site.unit == "neuron" and is_finite(tensor, 1)
         raise_if_damaged(path, not is_whole, f"the gates of {site} are not one finite number a neuron")
-    return Gates({site: tensors[str(site)] for site in sorted(facts.sites)}, facts.prompt_hashes)
+    multipliers = {site: tensors[str(site)] for site in sorted(facts.sites)}
+    return Gates(multipliers, facts.prompt_hashes)
 
 
 def is_gates_file(path: str | Path) -> bool:

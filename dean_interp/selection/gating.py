@@ -26,7 +26,10 @@ from dean_interp.selection.gains import Damage, Gains, towards_zero
 from dean_interp.selection.gates import Gates
 
 Cost = Literal["together", "alone"]
+"""Whether changes cost what their neurons do together, or what each does alone."""
 PerNeuron = Mapping[Site, Float[Tensor, " d_mlp"]]
+Among = Mapping[Site, Bool[Tensor, " d_mlp"]]
+"""The neurons that may change."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ class GatingConfig:
         if self.cost not in get_args(Cost):
             raise InputError(f"cost must be one of {get_args(Cost)}, got {self.cost!r}")
         for name in ("ridge", "certainty", "against_register", "sparsity"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not value >= 0:
+                raise InputError(f"{name} must be at least 0, got {value}")
         if self.count is not None and self.count < 1:
             raise InputError(f"count must be at least 1, got {self.count}")
         if self.folds < 0 or self.folds == 1:
@@ -104,29 +108,42 @@ def closed_form_gates(
     changes = _cheapest(benefit, damage, config)
     # Fewer neurons are the best for a change of all of them; then their own best change is found.
     if config.silence_only or config.count is not None:
-        kept = _kept(changes, benefit, config)
-        changes = _cheapest({site: benefit[site] * kept[site] for site in benefit}, damage, config, among=kept)
+        among = _kept(changes, benefit, config)
+        benefit = {site: benefit[site] * among[site] for site in benefit}
+        changes = _cheapest(benefit, damage, config, among=among)
     if config.silence_only:
         changes = {site: change.clamp(max=0) for site, change in changes.items()}
     return gates_of_cost_one(changes, damage, first, second)
 
 
-def gates_of_cost_one(changes: PerNeuron, damage: Damage, first: Gains, second: Gains) -> Gates:
+def gates_of_cost_one(
+    changes: PerNeuron,
+    damage: Damage,
+    first: Gains,
+    second: Gains,
+) -> Gates:
     """Gates in the direction of changes that these gains chose. They cost 1 nat per token, each neuron alone.
 
     Raises `NoNeuronError` where nothing changes.
     """
-    gates = Gates({site: 1 + change for site, change in changes.items()}, first.prompt_hashes | second.prompt_hashes)
+    multipliers = {site: 1 + change for site, change in changes.items()}
+    gates = Gates(multipliers, first.prompt_hashes | second.prompt_hashes)
     cost = damage.kl_alone(gates)
     if not cost > 0:
         raise NoNeuronError(
             f"no neuron raises both {first.behaviour} and {second.behaviour}: every gain is 0 under these settings "
             "(lower certainty, leave agree and silence_only off, or score more examples)"
         )
+    # The cost grows with the square of the dose.
     return gates * cost**-0.5
 
 
-def benefit_of(first: Gains, second: Gains, register: Gains | None, config: GatingConfig) -> dict[Site, Tensor]:
+def benefit_of(
+    first: Gains,
+    second: Gains,
+    register: Gains | None,
+    config: GatingConfig,
+) -> dict[Site, Tensor]:
     """The sum of both behaviours' gains, less those for the register set, each in units of its mean size.
 
     Raises `NoNeuronError` where no neuron moves the margin of a behaviour.
@@ -139,15 +156,17 @@ def benefit_of(first: Gains, second: Gains, register: Gains | None, config: Gati
             )
     benefit = {}
     for site in sorted(first.mean):
-        of_first = shrunk(first, site, config.certainty) / first.size
-        of_second = shrunk(second, site, config.certainty) / second.size
-        total = of_first + of_second
+        for_first = shrunk(first, site, config.certainty) / first.size
+        for_second = shrunk(second, site, config.certainty) / second.size
+        total = for_first + for_second
         # A register set that no neuron tells apart has nothing to subtract.
         if register is not None and register.size > 0:
             # A neuron that does nothing for either behaviour is not changed for the register's sake.
-            is_useful = (of_first != 0) | (of_second != 0)
+            is_useful = (for_first != 0) | (for_second != 0)
             total = total - is_useful * config.against_register * register.mean[site] / register.size
-        benefit[site] = torch.where(of_first * of_second > 0, total, 0.0) if config.agree else total
+        if config.agree:
+            total = torch.where(for_first * for_second > 0, total, 0.0)
+        benefit[site] = total
     return benefit
 
 
@@ -156,39 +175,50 @@ def _cheapest(
     damage: Damage,
     config: GatingConfig,
     *,
-    among: Mapping[Site, Bool[Tensor, " d_mlp"]] | None = None,
+    among: Among | None = None,
 ) -> dict[Site, Tensor]:
     """`(F + D)^-1 benefit`, or `D^-1 benefit`; of some neurons alone where `among` says which."""
-    own = damage.own_costs(config.ridge)
-    alone = {site: benefit[site] / own[site] for site in benefit}
+    d = damage.own_costs(config.ridge)
+    alone = {site: benefit[site] / d[site] for site in benefit}
     if config.cost == "alone":
         return alone
     # Woodbury: (D + R'R/n)^-1 b = D^-1 b - D^-1 R' (n I + R D^-1 R')^-1 R D^-1 b, with R the rows of F.
-    n_answers = len(next(iter(damage.rows.values())))
+    n_answers = len(damage.lengths)
     inner = damage.n_tokens * torch.eye(n_answers, dtype=torch.float64)
     along = torch.zeros(n_answers, dtype=torch.float64)
-    for site, rows in damage.rows.items():
-        rows = rows * among[site] if among else rows
-        inner += ((rows / own[site]) @ rows.T).double()
+    for site in damage.rows:
+        rows = _rows_among(damage, site, among)
+        gram = (rows / d[site]) @ rows.T
+        inner += gram.double()
         along += (rows @ alone[site]).double()
     weights = torch.linalg.solve(inner, along).float()
     changes = {}
-    for site, rows in damage.rows.items():
-        rows = rows * among[site] if among else rows
-        changes[site] = alone[site] - rows.T @ weights / own[site]
+    for site in damage.rows:
+        rows = _rows_among(damage, site, among)
+        changes[site] = alone[site] - rows.T @ weights / d[site]
     return changes
 
 
-def _kept(changes: PerNeuron, benefit: PerNeuron, config: GatingConfig) -> dict[Site, Bool[Tensor, " d_mlp"]]:
+def _rows_among(damage: Damage, site: Site, among: Among | None) -> Float[Tensor, "answer d_mlp"]:
+    """The rows of F at a site, 0 for neurons that may not change."""
+    rows = damage.rows[site]
+    return rows if among is None else rows * among[site]
+
+
+def _kept(
+    changes: PerNeuron,
+    benefit: PerNeuron,
+    config: GatingConfig,
+) -> dict[Site, Bool[Tensor, " d_mlp"]]:
     """The neurons that may change: those that are lowered, the `count` with the largest part in the rise, or both."""
-    gates = Gates({site: 1 + change for site, change in changes.items()})
+    multipliers = {site: 1 + change for site, change in changes.items()}
+    gates = Gates(multipliers)
     if config.silence_only:
         gates = gates.clipped(-float("inf"), 1.0)
     if config.count is not None:
         # A neuron's part in the rise is its change times its gains.
-        gates = gates.strongest(
-            config.count, by={site: change * benefit[site] for site, change in gates.changes.items()}
-        )
+        parts = {site: change * benefit[site] for site, change in gates.changes.items()}
+        gates = gates.strongest(config.count, by=parts)
     return {site: change != 0 for site, change in gates.changes.items()}
 
 

@@ -10,7 +10,8 @@ The first step counts each neuron's cost alone, the last ones count costs togeth
 number of steps is the one whose gates raise the margins of a left-out fold most for their damage, on average.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -26,6 +27,7 @@ from dean_interp.selection.gates import Gates
 from dean_interp.selection.gating import GatingConfig, PerNeuron, benefit_of, closed_form_gates, gates_of_cost_one
 
 Signs = Mapping[str, int]
+"""The topics that count, each with 1 or -1."""
 PerAnswer = Mapping[Site, Float[Tensor, "answer d_mlp"]]
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Numbers of steps that folds choose among."""
@@ -55,65 +57,60 @@ def gates_of_scores(
         NoNeuronError: no neuron that is left to change.
     """
     config.check()
-    of_first, of_second = gains_of(first, signs=signs[0]), gains_of(second, signs=signs[1])
+    first_gains = gains_of(first, signs=signs[0])
+    second_gains = gains_of(second, signs=signs[1])
     if not config.folds:
-        return closed_form_gates(of_first, of_second, damage, register=register, config=config)
-    counted = (_counted(first, signs[0]), _counted(second, signs[1]))
-    n_reached = _reached_by_folds((first, second), counted, damage, register, config)
-    # All topics climb as far as the folds said.
-    stages = climb(benefit_of(of_first, of_second, register, config), damage, config)
-    return gates_of_cost_one(next(islice(stages, n_reached, None)), damage, of_first, of_second)
-
-
-def _reached_by_folds(
-    scores: Sequence[Scores],
-    counted: Sequence[Signs],
-    damage: Damage,
-    register: Gains | None,
-    config: GatingConfig,
-) -> int:
-    """The place in `STEPS` whose gates raise the margins of left-out folds most."""
-    folds = [_folds(each.behaviour, list(topics), config) for each, topics in zip(scores, counted, strict=True)]
+        return closed_form_gates(first_gains, second_gains, damage, register=register, config=config)
+    first_folds = _folds(first, signs[0], config)
+    second_folds = _folds(second, signs[1], config)
     values = np.zeros(len(STEPS))
-    for number in range(config.folds):
-        left_out = [set(of_each[number]) for of_each in folds]
-        chosen = _benefit(scores, counted, left_out, register, config, inside=False)
-        held_out = _benefit(scores, counted, left_out, register, config, inside=True)
+    for first_fold, second_fold in zip(first_folds, second_folds, strict=True):
+        chosen = benefit_of(first_fold.others, second_fold.others, register, config)
+        held_out = benefit_of(first_fold.left_out, second_fold.left_out, register, config)
         values += [_value(changes, held_out, damage) for changes in climb(chosen, damage, config)]
-    return int(values.argmax())
+
+    # All topics climb as far as the folds said.
+    n_stages = int(values.argmax())
+    benefit = benefit_of(first_gains, second_gains, register, config)
+    changes = next(islice(climb(benefit, damage, config), n_stages, None))
+    return gates_of_cost_one(changes, damage, first_gains, second_gains)
 
 
 def climb(benefit: PerNeuron, damage: Damage, config: GatingConfig) -> Iterator[dict[Site, Tensor]]:
     """The changes after each number of steps in `STEPS`."""
-    root = {site: cost.sqrt() for site, cost in damage.own_costs(config.ridge).items()}
-    rows = {site: each / root[site] for site, each in damage.rows.items()}
+    # In units of each neuron's own cost, F's rows become rows D^-1/2, so that G = rows' rows / (number of tokens).
+    costs = damage.own_costs(config.ridge)
+    root = {site: cost.sqrt() for site, cost in costs.items()}
+    rows = {site: damage.rows[site] / root[site] for site in damage.rows}
     pull = {site: benefit[site] / root[site] for site in benefit}
+    # The longest step that is sure to climb is 1 over the curvature, which I + G has at most.
     step = 1 / (1 + _largest_eigenvalue(rows, damage.n_tokens))
-    threshold = step * config.sparsity * max(float(each.abs().max()) for each in pull.values())
-    reached = {site: torch.zeros_like(each) for site, each in pull.items()}
+    strongest_pull = max(float(pull_at_site.abs().max()) for pull_at_site in pull.values())
+    threshold = step * config.sparsity * strongest_pull
+
+    reached = {site: torch.zeros_like(pull_at_site) for site, pull_at_site in pull.items()}
     for number in range(1, STEPS[-1] + 1):
         along = _along(rows, reached) / damage.n_tokens
-        for site, each in reached.items():
-            moved = each + step * (pull[site] - each - rows[site].T @ along)
+        for site, u in reached.items():
+            gradient = pull[site] - u - rows[site].T @ along
+            moved = u + step * gradient
             reached[site] = moved.sign() * (moved.abs() - threshold).clamp(min=0)
         if number in STEPS:
-            yield {site: each / root[site] for site, each in reached.items()}
+            yield {site: u / root[site] for site, u in reached.items()}
 
 
 def _along(rows: PerAnswer, values: PerNeuron) -> Float[Tensor, " answer"]:
     """Every answer's row times the values, summed over sites."""
-    return torch.stack([rows[site] @ values[site] for site in rows]).sum(0)
+    products = [rows[site] @ values[site] for site in rows]
+    return torch.stack(products).sum(0)
 
 
 def _largest_eigenvalue(rows: PerAnswer, n_tokens: int) -> float:
-    """Of `G`: that of its Gram matrix, one row and column an answer."""
-    gram = torch.stack([each @ each.T for each in rows.values()]).sum(0)
-    return float(torch.linalg.eigvalsh(gram.double())[-1]) / n_tokens
-
-
-def _counted(scores: Scores, signs: Signs | None) -> dict[str, int]:
-    """Every topic that counts, with its sign."""
-    return dict(signs) if signs is not None else dict.fromkeys(scores.clusters, 1)
+    """The largest eigenvalue of `G`: that of its Gram matrix, which has one row and column an answer."""
+    grams = [rows_at_site @ rows_at_site.T for rows_at_site in rows.values()]
+    gram = torch.stack(grams).sum(0)
+    eigenvalues = torch.linalg.eigvalsh(gram.double())
+    return float(eigenvalues[-1]) / n_tokens
 
 
 def refuse_few_topics(behaviour: str, n_topics: int, config: GatingConfig) -> None:
@@ -122,33 +119,38 @@ def refuse_few_topics(behaviour: str, n_topics: int, config: GatingConfig) -> No
         raise InputError(f"{config.folds} folds need {2 * config.folds} topics or more; '{behaviour}' has {n_topics}")
 
 
-def _folds(behaviour: str, topics: Sequence[str], config: GatingConfig) -> list[list[str]]:
-    """The topics in so many random parts."""
-    refuse_few_topics(behaviour, len(topics), config)
+@dataclass(frozen=True)
+class _Fold:
+    """A behaviour's gains on the topics of one fold, and on all other topics."""
+
+    left_out: Gains
+    others: Gains
+
+
+def _folds(scores: Scores, signs: Signs | None, config: GatingConfig) -> list[_Fold]:
+    """The topics that count, in so many random parts, each left out once."""
+    if signs is None:
+        signs = dict.fromkeys(scores.clusters, 1)
+    topics = list(signs)
+    refuse_few_topics(scores.behaviour, len(topics), config)
     order = np.random.default_rng(0).permutation(len(topics))
-    return [[topics[int(i)] for i in part] for part in np.array_split(order, config.folds)]
-
-
-def _benefit(
-    scores: Sequence[Scores],
-    counted: Sequence[Signs],
-    left_out: Sequence[set[str]],
-    register: Gains | None,
-    config: GatingConfig,
-    *,
-    inside: bool,
-) -> dict[Site, Tensor]:
-    """The benefit on a fold (`inside`), or on all topics but it."""
-    gains = []
-    for each, topics, part in zip(scores, counted, left_out, strict=True):
-        wanted = {name: sign for name, sign in topics.items() if (name in part) == inside}
-        gains.append(gains_of(each, signs=wanted))
-    return benefit_of(gains[0], gains[1], register, config)
+    folds = []
+    for part in np.array_split(order, config.folds):
+        names = {topics[number] for number in part}
+        left_out = {topic: sign for topic, sign in signs.items() if topic in names}
+        others = {topic: sign for topic, sign in signs.items() if topic not in names}
+        folds.append(_Fold(gains_of(scores, signs=left_out), gains_of(scores, signs=others)))
+    return folds
 
 
 def _value(changes: PerNeuron, held_out: PerNeuron, damage: Damage) -> float:
     """The held-out benefit of changes, for a damage of 1; 0 where nothing changes."""
-    gates = Gates({site: 1 + change for site, change in changes.items()})
+    multipliers = {site: 1 + change for site, change in changes.items()}
+    gates = Gates(multipliers)
     cost = damage.kl(gates) + damage.kl_alone(gates)
-    rise = sum(float(held_out[site].double() @ change.double()) for site, change in changes.items())
-    return rise / cost**0.5 if cost > 0 else 0.0
+    if not cost > 0:
+        return 0.0
+    rise = 0.0
+    for site, change in changes.items():
+        rise += float(held_out[site].double() @ change.double())
+    return rise / cost**0.5

@@ -33,7 +33,7 @@ def released_selection(
             decides which units are chosen: pass `scores[site].T` for ours.
         second: the same for the second behaviour.
         general: the same for general text.
-        fraction: of the matrix, `int(fraction * columns * rows)` units of each top.
+        fraction: fraction of the matrix in each top, `int(fraction * columns * rows)` units.
 
     Raises:
         InputError: shapes that differ, two different fractions (the released code crashes there), or a fraction that
@@ -42,27 +42,36 @@ def released_selection(
     Warns:
         UserWarning: always; use `couple` for an intersection.
     """
-    fractions = set(fraction) if isinstance(fraction, tuple) else {fraction}
-    if len(fractions) > 1:
-        raise InputError(f"the released code takes one fraction for both behaviours and general, got {fraction}")
-    (fraction,) = fractions
+    if isinstance(fraction, tuple):
+        if len(set(fraction)) > 1:
+            raise InputError(f"the released code takes one fraction for both behaviours and general, got {fraction}")
+        fraction = fraction[0]
     if not 0 < fraction <= 1:
         raise InputError(f"fraction must be in (0, 1], got {fraction}")
     if not first.shape == second.shape == general.shape:
         shapes = [tuple(scores.shape) for scores in (first, second, general)]
         raise InputError(f"scores of one matrix have one shape, got {shapes}")
-    rows, columns = first.shape
-    count = int(fraction * columns * rows)
+    n_rows, n_columns = first.shape
+    count = int(fraction * n_columns * n_rows)
     if not count:
         raise InputError(
             f"fraction {fraction} selects none of {first.numel()} weights, and the released code does nothing"
         )
     warnings.warn("released_selection replicates the released code, which is not an intersection", stacklevel=2)
-    tops = [highest(scores.flatten(), count) for scores in (first, second, general)]
-    return _at_common_positions(*tops)
+    return _at_common_positions(
+        first=highest(first.flatten(), count),
+        second=highest(second.flatten(), count),
+        general=highest(general.flatten(), count),
+    )
 
 
-def released_coupling(first: Scores, second: Scores, general: Scores, *, fraction: float) -> Selection:
+def released_coupling(
+    first: Scores,
+    second: Scores,
+    general: Scores,
+    *,
+    fraction: float,
+) -> Selection:
     """The released procedure on every matrix of three scores of weights, in Hugging Face layout and back.
 
     The arguments, errors and the warning are those of `released_selection`. The order of `first` and `second` matters.
@@ -73,22 +82,32 @@ def released_coupling(first: Scores, second: Scores, general: Scores, *, fractio
     units = {}
     for site, (d_in, d_out) in first.shapes.items():
         count = int(fraction * d_in * d_out)
-        tops = [scores.top(site, count) for scores in (first, second, general)]
-        transposed_tops = [_transposed(top, d_out, d_in) for top in tops]
-        units[site] = _transposed(_at_common_positions(*transposed_tops), d_in, d_out)
+        # The released code's positions are those of its own layout, (d_out, d_in).
+        chosen = _at_common_positions(
+            first=_transposed(first.top(site, count), d_out, d_in),
+            second=_transposed(second.top(site, count), d_out, d_in),
+            general=_transposed(general.top(site, count), d_out, d_in),
+        )
+        units[site] = _transposed(chosen, d_in, d_out)
     if not any(map(len, units.values())):
         raise InputError(f"fraction {fraction} selects no weight, and the released code does nothing")
-    return Selection(units, first.shapes, first.prompt_hashes | second.prompt_hashes | general.prompt_hashes)
+    prompt_hashes = first.prompt_hashes | second.prompt_hashes | general.prompt_hashes
+    return Selection(units, first.shapes, prompt_hashes)
 
 
 def _at_common_positions(
-    first: Int[Tensor, " top"], second: Int[Tensor, " top"], general: Int[Tensor, " top"]
+    first: Int[Tensor, " top"],
+    second: Int[Tensor, " top"],
+    general: Int[Tensor, " top"],
 ) -> Int[Tensor, " unit"]:
-    """Of ascending lists: the first's indices where neither list has, at that position, an index of general."""
-    marked = [~torch.isin(top, general) for top in (first, second)]
-    return first[marked[0] & marked[1]]
+    """The first's indices at positions where neither of two ascending lists has an index of general."""
+    is_marked_in_first = ~torch.isin(first, general)
+    is_marked_in_second = ~torch.isin(second, general)
+    return first[is_marked_in_first & is_marked_in_second]
 
 
 def _transposed(indices: Int[Tensor, " unit"], n_columns: int, n_rows: int) -> Int[Tensor, " unit"]:
     """Flat indices in a matrix of `n_columns` columns as ascending flat indices in its transpose (`n_rows` columns)."""
-    return (indices % n_columns * n_rows + indices // n_columns).sort().values
+    row = indices // n_columns
+    column = indices % n_columns
+    return (column * n_rows + row).sort().values

@@ -5,13 +5,13 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
@@ -46,31 +46,35 @@ class Selection(Framed):
         return sum(len(indices) for indices in self.units.values())
 
     def __and__(self, other: "Selection") -> "Selection":
-        return self._combine(other, lambda mine, theirs: mine[torch.isin(mine, theirs)])
+        return self._combine(other, _intersection)
 
     def __or__(self, other: "Selection") -> "Selection":
-        return self._combine(other, lambda mine, theirs: torch.cat([mine, theirs]).unique())
+        return self._combine(other, _union)
 
     def __sub__(self, other: "Selection") -> "Selection":
-        return self._combine(other, lambda mine, theirs: mine[~torch.isin(mine, theirs)])
+        return self._combine(other, _difference)
 
     def __repr__(self) -> str:
+        n_units = sum(map(_n_units, self.shapes.values()))
         n_sites = sum(len(indices) > 0 for indices in self.units.values())
-        return f"Selection({len(self)} of {sum(map(_n_units, self.shapes.values()))} units at {n_sites} sites)"
+        return f"Selection({len(self)} of {n_units} units at {n_sites} sites)"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a selected unit: layer, part, and its index (neurons) or row and column (weights)."""
         tables = []
         for site, indices in self.units.items():
             if len(indices):
-                tables.append(pd.DataFrame(coordinates(site, indices, self.shapes[site])))
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["layer", "part"])
+                columns = coordinates(site, indices, self.shapes[site])
+                tables.append(pd.DataFrame(columns))
+        if not tables:
+            return pd.DataFrame(columns=["layer", "part"])
+        return pd.concat(tables, ignore_index=True)
 
     def mask(self, site: Site) -> Bool[Tensor, "..."]:
         """True where a unit of the site is selected; the site's own shape."""
-        flat = torch.zeros(_n_units(self.shapes[site]), dtype=torch.bool)
-        flat[self.units[site]] = True
-        return flat.reshape(self.shapes[site])
+        mask = torch.zeros(self.shapes[site], dtype=torch.bool)
+        mask.view(-1)[self.units[site]] = True
+        return mask
 
     def counts(self) -> dict[Site, int]:
         """How many units are selected at each site."""
@@ -80,7 +84,8 @@ class Selection(Framed):
         """How many units are selected in each layer."""
         counts: dict[int, int] = {}
         for site in sorted(self.units):
-            counts[site.layer] = counts.get(site.layer, 0) + len(self.units[site])
+            counts.setdefault(site.layer, 0)
+            counts[site.layer] += len(self.units[site])
         return counts
 
     @property
@@ -91,17 +96,39 @@ class Selection(Framed):
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; it appears whole or not at all."""
+        tensors = {str(site): indices for site, indices in self.units.items()}
         facts = {
             "shapes": {str(site): shape for site, shape in self.shapes.items()},
             "prompt_hashes": sorted(self.prompt_hashes),
         }
-        write_tensors(path, _FORMAT, {str(site): indices for site, indices in self.units.items()}, facts)
+        write_tensors(path, _FORMAT, tensors, facts)
 
-    def _combine(self, other: "Selection", combine: Callable[[Tensor, Tensor], Tensor]) -> "Selection":
+    def _combine(
+        self,
+        other: "Selection",
+        combine: Callable[[Tensor, Tensor], Tensor],
+    ) -> "Selection":
         if self.shapes != other.shapes:
             raise InputError("selections can be combined only when they are of one model and one kind of unit")
-        units = {site: combine(indices, other.units[site]) for site, indices in self.units.items()}
-        return Selection(units, self.shapes, self.prompt_hashes | other.prompt_hashes)
+        units = {}
+        for site, indices in self.units.items():
+            units[site] = combine(indices, other.units[site])
+        prompt_hashes = self.prompt_hashes | other.prompt_hashes
+        return Selection(units, self.shapes, prompt_hashes)
+
+
+def _intersection(first: Int[Tensor, " first"], second: Int[Tensor, " second"]) -> Int[Tensor, " unit"]:
+    is_shared = torch.isin(first, second)
+    return first[is_shared]
+
+
+def _union(first: Int[Tensor, " first"], second: Int[Tensor, " second"]) -> Int[Tensor, " unit"]:
+    return torch.cat([first, second]).unique()
+
+
+def _difference(first: Int[Tensor, " first"], second: Int[Tensor, " second"]) -> Int[Tensor, " unit"]:
+    is_shared = torch.isin(first, second)
+    return first[~is_shared]
 
 
 @dataclass(frozen=True)
@@ -114,15 +141,21 @@ def load_selection(path: str | Path) -> Selection:
     """A selection from its file. Raises `InputError` where it is missing, damaged, or something else."""
     tensors, facts = read_tensors(path, _FORMAT, _SelectionFile)
     for site, shape in facts.shapes.items():
-        is_whole = str(site) in tensors and is_ascending(tensors[str(site)], _n_units(shape))
-        raise_if_damaged(path, not is_whole, f"{site} must hold some of its {_n_units(shape)} units in ascending order")
+        n_units = _n_units(shape)
+        is_whole = str(site) in tensors and is_ascending(tensors[str(site)], n_units)
+        raise_if_damaged(path, not is_whole, f"{site} must hold some of its {n_units} units in ascending order")
         n_axes = 1 if site.unit == "neuron" else 2
         raise_if_damaged(path, len(shape) != n_axes, f"{site} has the shape {shape}")
     units = {site: tensors[str(site)] for site in sorted(facts.shapes)}
     return Selection(units, facts.shapes, facts.prompt_hashes)
 
 
-def top_fraction(scores: Scores, fraction: float, *, within: Within = "matrix") -> Selection:
+def top_fraction(
+    scores: Scores,
+    fraction: float,
+    *,
+    within: Within = "matrix",
+) -> Selection:
     """The highest-scoring `fraction` of the units of every site, `int(fraction * n_units)` of them.
 
     Signed scores count by size. Ties go to the lower site and index. `within` ranks the units of each layer, or of the
@@ -140,7 +173,12 @@ def top_fraction(scores: Scores, fraction: float, *, within: Within = "matrix") 
     return _top(scores, pools, counts)
 
 
-def top_count(scores: Scores, count: int, *, within: Within = "matrix") -> Selection:
+def top_count(
+    scores: Scores,
+    count: int,
+    *,
+    within: Within = "matrix",
+) -> Selection:
     """The `count` highest-scoring units of every site, of every layer, or (a budget) of the whole model.
 
     Raises `InputError` where there are not so many, or the scores' file kept fewer.
@@ -163,7 +201,8 @@ def _pools(scores: Scores, within: Within) -> list[list[Site]]:
         case "matrix":
             return [[site] for site in sites]
         case "layer":
-            return [list(of_layer) for _, of_layer in itertools.groupby(sites, lambda site: site.layer)]
+            groups = itertools.groupby(sites, attrgetter("layer"))
+            return [list(sites_of_layer) for _, sites_of_layer in groups]
         case "model":
             return [sites]
 
@@ -172,12 +211,17 @@ def _n_scored(scores: Scores, sites: Sequence[Site]) -> int:
     return sum(scores.values[site].numel() for site in sites)
 
 
-def _top(scores: Scores, pools: Sequence[Sequence[Site]], counts: Sequence[int]) -> Selection:
+def _top(
+    scores: Scores,
+    pools: Sequence[Sequence[Site]],
+    counts: Sequence[int],
+) -> Selection:
     """The `count` highest of each pool of sites."""
     units = {}
     for sites, count in zip(pools, counts, strict=True):
         if len(sites) == 1:
-            units[sites[0]] = scores.top(sites[0], count)
+            (site,) = sites
+            units[site] = scores.top(site, count)
         else:
             units |= _top_of_pool(scores, sites, count)
     return Selection(units, scores.shapes, scores.prompt_hashes)
@@ -186,42 +230,64 @@ def _top(scores: Scores, pools: Sequence[Sequence[Site]], counts: Sequence[int])
 def _top_of_pool(scores: Scores, sites: Sequence[Site], count: int) -> dict[Site, Tensor]:
     """The `count` highest scores of several sites together, as ascending indices of each site."""
     # No more than `count` units of a site can be in the pool's top, so each site's own top is enough.
-    candidates = [scores.top(site, min(count, scores.n_kept(site))) for site in sites]
-    values = torch.cat([scores.at(site, indices).abs() for site, indices in zip(sites, candidates, strict=True)])
+    candidates, sizes = {}, []
+    for site in sites:
+        n_candidates = min(count, scores.n_kept(site))
+        candidates[site] = scores.top(site, n_candidates)
+        sizes.append(scores.at(site, candidates[site]).abs())
+    values = torch.cat(sizes)
     if not _are_kept(scores, sites, values, count):
         raise InputError(
             f"the {count} highest of {len(sites)} sites are not all among the scores of {scores.behaviour} that "
             "were kept: score again and keep more (keep=...)"
         )
-    chosen = highest(values, count)
-    # The candidates of the sites lie one after the other: each site's chosen ones are between its start and end.
-    ends = np.cumsum([0, *map(len, candidates)])
+    is_chosen = torch.zeros(len(values), dtype=torch.bool)
+    is_chosen[highest(values, count)] = True
+    # The candidates of the sites lie one after the other.
+    parts = is_chosen.split(list(map(len, candidates.values())))
     units = {}
-    for site, indices, start, end in zip(sites, candidates, ends, ends[1:], strict=False):
-        units[site] = indices[chosen[(chosen >= start) & (chosen < end)] - start]
+    for (site, indices), is_chosen_here in zip(candidates.items(), parts, strict=True):
+        units[site] = indices[is_chosen_here]
     return units
 
 
-def _are_kept(scores: Scores, sites: Sequence[Site], values: Tensor, count: int) -> bool:
+def _are_kept(
+    scores: Scores,
+    sites: Sequence[Site],
+    values: Float[Tensor, " candidate"],
+    count: int,
+) -> bool:
     """Whether the `count` highest of `values` are the highest of the sites: no score that was not kept is larger."""
+    if count == 0:
+        return True
     if count > len(values):
         return False
-    return not count or float(values.topk(count).values[-1]) >= max(scores.threshold(site) for site in sites)
+    lowest = float(values.topk(count).values[-1])
+    return all(lowest >= scores.threshold(site) for site in sites)
 
 
-def strongest(scores: Scores, among: Selection, counts: Mapping[Site, int]) -> Selection:
+def strongest(
+    scores: Scores,
+    among: Selection,
+    counts: Mapping[Site, int],
+) -> Selection:
     """The `counts[site]` highest-scoring units of `among` at each site, or all of them where there are fewer."""
     units = {}
     for site, indices in among.units.items():
         values = scores.at(site, indices).abs()
-        units[site] = indices[highest(values, min(counts[site], len(indices)))]
-    return Selection(units, among.shapes, among.prompt_hashes | scores.prompt_hashes)
+        count = min(counts[site], len(indices))
+        units[site] = indices[highest(values, count)]
+    prompt_hashes = among.prompt_hashes | scores.prompt_hashes
+    return Selection(units, among.shapes, prompt_hashes)
 
 
-def rounded_up(fraction: float, digits: int = 4) -> float:
-    """A fraction to print: rounded so that it selects no less."""
-    scale = 10 ** (digits - 1 - math.floor(math.log10(fraction)))
-    return math.ceil(fraction * scale * (1 - 1e-12)) / scale
+def rounded_up(fraction: float) -> float:
+    """A fraction to print: four digits of it, rounded so that it selects no less."""
+    exponent = math.floor(math.log10(fraction))
+    scale = 10 ** (3 - exponent)
+    # A product that is a whole number but for the rounding of floats stays that number.
+    scaled = fraction * scale * (1 - 1e-12)
+    return math.ceil(scaled) / scale
 
 
 def _n_units(shape: tuple[int, ...]) -> int:

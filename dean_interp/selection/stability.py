@@ -29,19 +29,22 @@ from dean_interp.selection.strata import Strata
 
 def jaccard(first: Selection, second: Selection) -> float:
     """Units in both over units in either, in [0, 1]; 0 where both are empty."""
-    return len(first & second) / max(len(first | second), 1)
+    n_either = len(first | second)
+    return len(first & second) / max(n_either, 1)
 
 
 def overlap_coefficient(first: Selection, second: Selection) -> float:
     """Units in both over the size of the smaller, in [0, 1]; 0 where one is empty."""
-    return len(first & second) / max(min(len(first), len(second)), 1)
+    smaller = min(len(first), len(second))
+    return len(first & second) / max(smaller, 1)
 
 
 def expected_overlap(first: Selection, second: Selection) -> float:
     """How many units two independent selections of these sizes at each site share on average."""
     expected = 0.0
     for site, indices in first.units.items():
-        expected += len(indices) * len(second.units[site]) / torch.Size(first.shapes[site]).numel()
+        n_units = torch.Size(first.shapes[site]).numel()
+        expected += len(indices) * len(second.units[site]) / n_units
     return expected
 
 
@@ -79,6 +82,8 @@ def chance_overlap(
     overlaps are drawn from that distribution, whatever the number of units.
 
     Args:
+        first: the selection that stays.
+        second: the selection that is shuffled.
         strata: the stratum of every unit, from `controls.strata`. With `general=` the floor keeps the overlap that the
             general score explains.
         excluded: units that are left out of both selections and of the strata (general's top, for a coupling).
@@ -86,29 +91,41 @@ def chance_overlap(
         seed: Seed for drawing overlaps.
     """
     if excluded is not None:
-        first, second = first - excluded, second - excluded
+        first = first - excluded
+        second = second - excluded
     # The overlap is the sum over sites and strata of independent hypergeometric draws.
     rng = np.random.default_rng(seed)
-    shuffled, expected = np.zeros(n_draws, dtype=np.int64), 0.0
+    shuffled = np.zeros(n_draws, dtype=np.int64)
+    expected = 0.0
     for site in first.units:
-        stratum = strata[site].numpy().ravel().astype(np.int64)
-        n_strata = int(stratum.max()) + 1
-        # `free` counts each stratum's units that are not excluded.
-        free = np.bincount(stratum, minlength=n_strata)
+        codes = strata[site].numpy().ravel().astype(np.int64)
+        n = np.bincount(codes)
         if excluded is not None:
-            free -= np.bincount(stratum[excluded.units[site].numpy()], minlength=n_strata)
-        in_first = np.bincount(stratum[first.units[site].numpy()], minlength=n_strata)
-        in_second = np.bincount(stratum[second.units[site].numpy()], minlength=n_strata)
+            n -= _counts_by_stratum(excluded, site, codes)
+        a = _counts_by_stratum(first, site, codes)
+        b = _counts_by_stratum(second, site, codes)
         # Only strata with units of both selections can contribute to the overlap.
-        in_both = (in_first > 0) & (in_second > 0)
-        if in_both.any():
-            a, b, n = in_first[in_both], in_second[in_both], free[in_both]
+        has_both = (a > 0) & (b > 0)
+        if has_both.any():
+            a, b, n = a[has_both], b[has_both], n[has_both]
             expected += float((a * b / n).sum())
             shuffled += rng.hypergeometric(a, n - a, b, size=(n_draws, len(n))).sum(1)
     n_both = len(first & second)
     low, high = np.quantile(shuffled, (0.025, 0.975))
-    p = (1 + int((shuffled >= n_both).sum())) / (n_draws + 1)
-    return Floor(n=n_both, expected=expected, low=float(low), high=float(high), p=p)
+    n_as_large = int((shuffled >= n_both).sum())
+    return Floor(
+        n=n_both,
+        expected=expected,
+        low=float(low),
+        high=float(high),
+        p=(1 + n_as_large) / (n_draws + 1),
+    )
+
+
+def _counts_by_stratum(selection: Selection, site: Site, codes: np.ndarray) -> np.ndarray:
+    """How many units of a site are selected in each stratum; `codes` are the strata of all its units."""
+    selected = selection.units[site].numpy()
+    return np.bincount(codes[selected], minlength=int(codes.max()) + 1)
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,14 @@ class Halves:
     """The middle 95 % of the splits. They show how much the split matters, not how much another sample would."""
 
 
-def half_overlap(first: Scores, second: Scores, *, fraction: float, n_splits: int = 50, seed: int = 0) -> Halves:
+def half_overlap(
+    first: Scores,
+    second: Scores,
+    *,
+    fraction: float,
+    n_splits: int = 50,
+    seed: int = 0,
+) -> Halves:
     """Jaccard overlap of the top `fraction` of `first` on half of its groups with that of `second` on the other half.
 
     The same scores twice give the ceiling. The scores of two behaviours give an overlap that can be compared with it,
@@ -133,21 +157,29 @@ def half_overlap(first: Scores, second: Scores, *, fraction: float, n_splits: in
     for _ in range(n_splits):
         order = rng.permutation(n_groups(first))
         half = len(order) // 2
-        first_top = top_fraction(on_groups(first, order[:half]), fraction)
-        second_top = top_fraction(on_groups(second, order[half:]), fraction)
+        first_half = on_groups(first, order[:half])
+        second_half = on_groups(second, order[half:])
+        first_top = top_fraction(first_half, fraction)
+        second_top = top_fraction(second_half, fraction)
         overlaps.append(jaccard(first_top, second_top))
     low, high = np.quantile(overlaps, (0.025, 0.975))
     return Halves(float(np.mean(overlaps)), float(low), float(high))
 
 
 def selection_probability(
-    scores: Sequence[Scores], rule: Callable[[Sequence[Scores]], Selection], *, n_draws: int = 200, seed: int = 0
+    scores: Sequence[Scores],
+    rule: Callable[[Sequence[Scores]], Selection],
+    *,
+    n_draws: int = 200,
+    seed: int = 0,
 ) -> dict[Site, Float[Tensor, "..."]]:
     """How often each unit is selected by `rule` when every behaviour's groups of examples are drawn anew.
 
     Args:
         scores: scores of one or more behaviours, with groups of examples.
         rule: a function from scores to a selection, e.g. `lambda s: couple(*s, fraction=0.01).coupled`.
+        n_draws: how often the groups are drawn.
+        seed: Seed for drawing groups.
 
     Returns:
         A share in [0, 1] for every unit of every site.
@@ -156,8 +188,9 @@ def selection_probability(
     rng = np.random.default_rng(seed)
     counts = {site: torch.zeros(shape) for site, shape in scores[0].shapes.items()}
     for _ in range(n_draws):
-        drawn = [_resampled(each, rng) for each in scores]
-        for site, indices in rule(drawn).units.items():
+        drawn = [_resampled(behaviour, rng) for behaviour in scores]
+        selection = rule(drawn)
+        for site, indices in selection.units.items():
             counts[site].view(-1)[indices] += 1
     return {site: count / n_draws for site, count in counts.items()}
 
@@ -169,12 +202,15 @@ def _resampled(scores: Scores, rng: np.random.Generator) -> Scores:
 
 
 def stable(
-    probability: Mapping[Site, Float[Tensor, "..."]], selection: Selection, least: float = STABLE_PROBABILITY
+    probability: Mapping[Site, Float[Tensor, "..."]],
+    selection: Selection,
+    least: float = STABLE_PROBABILITY,
 ) -> Selection:
     """The units of a selection that are selected with at least the probability `least`."""
     units = {}
     for site, indices in selection.units.items():
-        units[site] = indices[probability[site].flatten()[indices] >= least]
+        probability_here = probability[site].flatten()[indices]
+        units[site] = indices[probability_here >= least]
     return Selection(units, selection.shapes, selection.prompt_hashes)
 
 
@@ -192,7 +228,10 @@ def on_groups(scores: Scores, groups: Sequence[int] | np.ndarray) -> Scores:
     values: dict[Site, Tensor | Top] = {}
     for site, value in scores.values.items():
         mean = scores.groups[site][chosen].mean(0)
-        values[site] = replace(value, values=mean) if isinstance(value, Top) else mean
+        if isinstance(value, Top):
+            values[site] = replace(value, values=mean)
+        else:
+            values[site] = mean
     return replace(scores, values=values, signed={}, squared={})
 
 

@@ -1,7 +1,7 @@
 """Whole experts as sets of neurons: an expert's score is the sum over its neurons."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
@@ -20,7 +20,8 @@ def expert_scores(scores: Scores) -> dict[Site, Float[Tensor, " n_experts"]]:
     totals = {}
     for site in scores.values:
         if site.is_of_experts and site.unit == "neuron":
-            totals[site] = scores[site].unflatten(0, (site.n_experts, -1)).sum(1)
+            by_expert = scores[site].unflatten(0, (site.n_experts, -1))
+            totals[site] = by_expert.sum(1)
     if not totals:
         raise InputError(f"the scores of {scores.behaviour} hold no neurons of routed experts")
     return totals
@@ -41,13 +42,27 @@ def top_experts(scores: Scores, fraction: float) -> Selection:
     totals = expert_scores(scores)
     units = {}
     for site, value in scores.values.items():
-        units[site] = torch.zeros(0, dtype=torch.int64)
+        neurons = torch.arange(value.numel())
         if site in totals:
-            n_seen = int((scores.slots[site] > 0).sum()) if site in scores.slots else site.n_experts
-            size = totals[site].abs()
-            if site in scores.slots:
-                size = size.masked_fill(scores.slots[site] == 0, -1.0)
-            chosen = highest(size, min(n_seen, max(1, int(fraction * site.n_experts))))
-            of_experts = torch.arange(value.numel()).unflatten(0, (site.n_experts, -1))
-            units[site] = of_experts[chosen].flatten()
+            chosen = _top_experts_of_layer(scores, site, totals[site], fraction)
+            by_expert = neurons.unflatten(0, (site.n_experts, -1))
+            units[site] = by_expert[chosen].flatten()
+        else:
+            units[site] = neurons[:0]
     return Selection(units, scores.shapes, scores.prompt_hashes)
+
+
+def _top_experts_of_layer(
+    scores: Scores,
+    site: Site,
+    totals: Float[Tensor, " n_experts"],
+    fraction: float,
+) -> Int[Tensor, " chosen"]:
+    """The experts of one layer that score highest by size, among those that a token was sent to."""
+    size = totals.abs()
+    count = max(1, int(fraction * site.n_experts))
+    if site in scores.slots:
+        is_seen = scores.slots[site] > 0
+        count = min(count, int(is_seen.sum()))
+        size = size.masked_fill(~is_seen, -1.0)
+    return highest(size, count)
