@@ -26,7 +26,8 @@ from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, checkpoint_
 from dean_interp.editing.edit import compare, load_edit, stack
 from dean_interp.editing.edit_file import written_tensors
 from dean_interp.editing.rounded_products import chosen, is_next, same_bits, scaled, sources
-from dean_interp.editing.row_scaling import RowScaling, row_scaling
+from dean_interp.editing.row_scaling import RowScaling
+from dean_interp.editing.scaling_rows import row_scaling
 from dean_interp.editing.values import Multiply
 from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.selection.gates import Gates, gates_of, load_gates

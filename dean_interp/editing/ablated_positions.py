@@ -15,10 +15,13 @@ Positions = Literal["all", "prompt", "response"]
 
 def positions_in_texts(model: HookedModel, activation: Tensor) -> Int[Tensor, "..."]:
     """The place of every position in its own text; a bare pass counts from its first column."""
+    *shape, n_positions, _ = activation.shape
     current = token_positions(model)
     if current is not None:
-        return current.position.reshape(activation.shape[:-1]).to(activation.device)
-    return torch.arange(activation.shape[-2], device=activation.device).expand(activation.shape[:-1])
+        positions = current.position.reshape(*shape, n_positions)
+        return positions.to(activation.device)
+    positions = torch.arange(n_positions, device=activation.device)
+    return positions.expand(*shape, n_positions)
 
 
 def is_ablated(model: HookedModel, activation: Tensor, positions: Positions) -> Bool[Tensor, "..."]:
@@ -28,5 +31,6 @@ def is_ablated(model: HookedModel, activation: Tensor, positions: Positions) -> 
         raise InputError(
             f"positions={positions!r} needs a pass that knows where answers begin: importance, measure or generate"
         )
-    is_answer = current.is_answer.reshape(activation.shape[:-1]).to(activation.device)
+    is_answer = current.is_answer.reshape(activation.shape[:-1])
+    is_answer = is_answer.to(activation.device)
     return is_answer if positions == "response" else ~is_answer

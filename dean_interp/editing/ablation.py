@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.editing.ablated_positions import Positions, is_ablated, positions_in_texts
@@ -79,8 +80,10 @@ def ablate(
     silencers = _silencers(model, selection, value=value, positions=positions, watch=watch)
     # Each matrix gets a hook on its product. Ablations that are open already have changed some of its weights.
     outer: AblatedWeights = notes(model).ablated_weights
-    inner, removers = dict(outer), {}
-    for site, change in weight_changes(model, selection, value=value, positions=positions, outer=outer).items():
+    inner = dict(outer)
+    removers = {}
+    changes = weight_changes(model, selection, value=value, positions=positions, outer=outer)
+    for site, change in changes.items():
         removers[site] = remover(model, site, change, positions)
         inner[site, positions] = joined(outer.get((site, positions)), change)
         # An ablation of weights alone changes every pass or none, so it is known now whether it does.
@@ -109,13 +112,14 @@ def weights_that_make(model: HookedModel, selection: Selection, other: HookedMod
 
     Raises `InputError` where the two models' biases of these neurons differ: weights alone would not restore them.
     """
-    neurons = {site: units for site, units in selection.units.items() if site.unit == "neuron" and len(units)}
-    if not neurons:
+    neurons = {site: units for site, units in selection.units.items() if site.unit == "neuron"}
+    if not any(map(len, neurons.values())):
         return selection
     # Neuron i is column i of `gate` and `in` and row i of `out`; flat indices count row by row.
+    none = torch.zeros(0, dtype=torch.int64)
     weights, shapes = {}, {}
     for site in weight_sites(model):
-        units = neurons.get(site.neurons, torch.zeros(0, dtype=torch.int64))
+        units = neurons.get(site.neurons, none)
         n_rows, n_columns = shape(model, site)
         shapes[site] = (n_rows, n_columns)
         if site == site.neurons.out:
@@ -127,11 +131,17 @@ def weights_that_make(model: HookedModel, selection: Selection, other: HookedMod
     return Selection(weights, shapes, selection.prompt_hashes)
 
 
-def _refuse_other_bias(model: HookedModel, other: HookedModel, site: Site, units: Tensor) -> None:
-    mine, theirs = bias(model, site), bias(other, site)
-    if mine is None or theirs is None:
+def _refuse_other_bias(
+    model: HookedModel,
+    other: HookedModel,
+    site: Site,
+    units: Int[Tensor, " neuron"],
+) -> None:
+    bias_here = bias(model, site)
+    bias_there = bias(other, site)
+    if bias_here is None or bias_there is None:
         return
-    if not torch.equal(mine[units], theirs[units].to(mine)):
+    if not torch.equal(bias_here[units], bias_there[units].to(bias_here)):
         raise InputError(f"the biases of the neurons of {site} differ: restore the layer's checkpoint instead")
 
 
@@ -143,13 +153,16 @@ def refuse_foreign(model: HookedModel, selection: Selection) -> None:
     for modules in kinds:
         if parts & set(MATRICES[modules]):
             shapes |= {site: shape(model, site) for site in weight_sites(model, modules)}
-    if any(shapes.get(site) != shape for site, shape in selection.shapes.items()):
-        counts = neuron_counts(model)
-        width = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
-        raise InputError(
-            f"the selection is not of this model: {model.cfg.model_name} has {len(counts)} layers of {width} neurons "
-            f"at width {residual_width(model)}"
-        )
+    if all(shapes.get(site) == shape for site, shape in selection.shapes.items()):
+        return
+    counts = neuron_counts(model)
+    fewest = min(counts)
+    most = max(counts)
+    n_neurons = str(most) if fewest == most else f"{fewest} to {most}"
+    raise InputError(
+        f"the selection is not of this model: {model.cfg.model_name} has {len(counts)} layers of {n_neurons} neurons "
+        f"at width {residual_width(model)}"
+    )
 
 
 @dataclass
@@ -159,9 +172,18 @@ class _Watch:
     expects_change: bool = False
     changed: bool = False
 
+    def note(self, before: Tensor, after: Tensor) -> None:
+        """Note what one pass changed. Once any was changed, no other is compared."""
+        self.expects_change = True
+        self.changed = self.changed or bool((after != before).any())
+
 
 @contextmanager
-def _noted(model: HookedModel, changed: AblatedWeights, prompt_hashes: frozenset[str]) -> Iterator[None]:
+def _noted(
+    model: HookedModel,
+    changed: AblatedWeights,
+    prompt_hashes: frozenset[str],
+) -> Iterator[None]:
     """While open, the model has notes of its changed weights, and of the prompts that the selection was scored on."""
     outer = notes(model).ablated_weights
     notes(model).ablated_weights = changed
@@ -173,48 +195,74 @@ def _noted(model: HookedModel, changed: AblatedWeights, prompt_hashes: frozenset
 
 
 def _silencers(
-    model: HookedModel, selection: Selection, *, value: Value, positions: Positions, watch: _Watch
+    model: HookedModel,
+    selection: Selection,
+    *,
+    value: Value,
+    positions: Positions,
+    watch: _Watch,
 ) -> list[tuple[str, Callable[..., Tensor]]]:
     """The hooks of the selected neurons, by the hook points' names."""
     hooks = []
     for site, units in selection.units.items():
         if site.unit == "neuron" and len(units):
-            hooks.append((site.hook_name, _silencer(model, site, units, value, positions=positions, watch=watch)))
+            hook = _silencer(model, site, units, value, positions=positions, watch=watch)
+            hooks.append((site.hook_name, hook))
     return hooks
 
 
 def _silencer(
-    model: HookedModel, site: Site, units: Tensor, value: Value, *, positions: Positions, watch: _Watch
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " neuron"],
+    value: Value,
+    *,
+    positions: Positions,
+    watch: _Watch,
 ) -> Callable[..., Tensor]:
     """A hook that changes the chosen neurons' activations, and notes whether it did."""
+    if site.is_of_experts:
+        multipliers = multipliers_of(value, site, units)
+        if multipliers is not None:
+            return _expert_multiplier(model, site, units, multipliers, positions=positions, watch=watch)
     change = activation_change(value, site, units)
 
     def silence(activation: Tensor, hook: object) -> Tensor:
         # Gates of all neurons need no copy of the columns that they change.
         is_whole = not site.is_of_experts and len(units) == activation.shape[-1]
         old = activation if is_whole else read_neurons(model, site, activation, units)
-        new = change(old, positions_in_texts(model, old)).to(old)
+        place_in_text = positions_in_texts(model, old)
+        new = change(old, place_in_text).to(old)
         if positions != "all":
-            new = torch.where(is_ablated(model, old, positions)[..., None], new, old)
+            here = is_ablated(model, old, positions)
+            new = torch.where(here[..., None], new, old)
         changed = new if is_whole else with_neurons(model, site, activation, units, new)
-        watch.expects_change = True
         if site.is_of_experts:
-            watch.changed = watch.changed or bool((changed != activation).any())
+            watch.note(activation, changed)
         else:
-            watch.changed = watch.changed or bool((new != old).any())
+            watch.note(old, new)
         return changed
 
-    multipliers = multipliers_of(value, site, units) if site.is_of_experts else None
-    if multipliers is None:
-        return silence
+    return silence
+
+
+def _expert_multiplier(
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " neuron"],
+    multipliers: Float[Tensor, " neuron"],
+    *,
+    positions: Positions,
+    watch: _Watch,
+) -> Callable[..., Tensor]:
+    """A hook that multiplies activations of experts' neurons where they lie, and notes whether it changed any."""
 
     def multiply(activation: Tensor, hook: object) -> Tensor:
         changed = multiplied(model, site, activation, units, multipliers)
         if positions != "all":
             here = is_ablated(model, activation[:, :, 0], positions)
             changed = torch.where(here[..., None, None], changed, activation)
-        watch.expects_change = True
-        watch.changed = watch.changed or bool((changed != activation).any())
+        watch.note(activation, changed)
         return changed
 
     return multiply

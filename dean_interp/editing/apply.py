@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.editing.ablation import refuse_foreign, weights_that_make
 from dean_interp.editing.edit import Edit, joint_edit_state, refuse_state
-from dean_interp.editing.row_scaling import RowScaling, row_scaling
+from dean_interp.editing.row_scaling import AnyChange, RowScaling
+from dean_interp.editing.scaling_rows import row_scaling
 from dean_interp.editing.tensor_change import EditState, TensorChange, tensor_hash
 from dean_interp.editing.values import Mean, Multiply, Restore, Scale, Value, Zero, described, new_weights
 from dean_interp.errors import InputError
@@ -45,20 +46,23 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
     refuse_foreign(model, selection)
     if isinstance(value, Restore):
         selection = weights_that_make(model, selection, value.other)
-    changes: dict[str, TensorChange | RowScaling] = {}
+    changes: dict[str, AnyChange] = {}
     for site, units in selection.units.items():
         if not len(units):
             continue
         if site.unit == "weight":
-            changes |= _weight_changes(model, site, units, new_weights(value, model, site, units))
+            new = new_weights(value, model, site, units)
+            changes |= _weight_changes(model, site, units, new)
         elif isinstance(value, Multiply):
             changes |= _row_scalings(model, site, units, value.gates)
         else:
             changes |= _neuron_changes(model, site, units, value)
     name = str(model.cfg.model_name)
+    # A folder's name, and not where it lies on this machine.
+    if Path(name).is_dir():
+        name = Path(name).name
     facts = {
-        # Not where a folder lies on this machine.
-        "model": Path(name).name if Path(name).is_dir() else name,
+        "model": name,
         "architecture": type(model.original_model).__name__,
         "units": {str(site): n for site, n in selection.counts().items() if n},
         "selection": selection.fingerprint,
@@ -101,20 +105,24 @@ def edit_state(model: HookedModel, edit: Edit) -> EditState:
 
     Raises `InputError` where the model has no such tensors.
     """
-    return joint_edit_state([change.state(view) for change, view in _stored_views(model, edit)])
+    states = [change.state(view) for change, view in _stored_views(model, edit)]
+    return joint_edit_state(states)
 
 
 def _write(model: HookedModel, edit: Edit, *, expected: EditState) -> None:
     """Write an edit's other values into a model whose state is `expected`."""
     refuse_offloaded(model, "writing an edit into a model in memory (a checkpoint folder is edited without loading it)")
-    refuse_state(edit_state(model, edit), expected, edit, str(model.cfg.model_name))
+    state = edit_state(model, edit)
+    refuse_state(state, expected, edit, str(model.cfg.model_name))
     with torch.no_grad():
         for change, view in _stored_views(model, edit):
-            write = change.write if expected == "base" else change.undo
-            write(view)
+            if expected == "base":
+                change.write(view)
+            else:
+                change.undo(view)
 
 
-def _stored_views(model: HookedModel, edit: Edit) -> Iterator[tuple[TensorChange | RowScaling, Tensor]]:
+def _stored_views(model: HookedModel, edit: Edit) -> Iterator[tuple[AnyChange, Tensor]]:
     """Each change with the model's tensor in the checkpoint's layout, as a view that can be written to."""
     matrices: OwnMatrices | None = None
     for change in edit.changes.values():
@@ -128,14 +136,19 @@ def _stored_views(model: HookedModel, edit: Edit) -> Iterator[tuple[TensorChange
         yield change, matrix.t() if change.is_transposed else matrix
 
 
-def _existing_bias(model: HookedModel, change: TensorChange | RowScaling) -> Tensor:
+def _existing_bias(model: HookedModel, change: AnyChange) -> Tensor:
     tensor = bias(model, change.site)
     if tensor is None:
         raise InputError(f"{model.cfg.model_name} has no bias at {change.site}, which this edit changes")
     return tensor
 
 
-def _neuron_changes(model: HookedModel, site: Site, units: Tensor, value: Value) -> dict[str, TensorChange]:
+def _neuron_changes(
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " neuron"],
+    value: Value,
+) -> dict[str, TensorChange]:
     """The change of some neurons' rows of `out`, which are what they write, and for means of its bias."""
     if not isinstance(value, Zero | Scale | Mean):
         raise InputError(
@@ -147,11 +160,13 @@ def _neuron_changes(model: HookedModel, site: Site, units: Tensor, value: Value)
             f"mean ablation writes the means into a bias, and the neurons of {site} reach only the tokens that are "
             "sent to their expert: use zero, or ablate by hooks"
         )
-    n_columns = shape(model, site.out)[1]
-    flat = (units[:, None] * n_columns + torch.arange(n_columns)).flatten()
-    rows = entries(model, site.out, flat).unflatten(0, (-1, n_columns))
+    # The weights of a neuron's row of `out` follow each other in the flat order.
+    _, d_model = shape(model, site.out)
+    weights = units[:, None] * d_model + torch.arange(d_model)
+    rows = entries(model, site.out, weights.flatten()).unflatten(0, (-1, d_model))
     alpha = value.alpha if isinstance(value, Scale) else 0.0
-    changes = _weight_changes(model, site.out, flat, (rows * alpha).flatten())
+    new = rows * alpha
+    changes = _weight_changes(model, site.out, weights.flatten(), new.flatten())
     # A neuron that is always at its mean adds the same vector at every position: mean @ rows goes into the bias.
     if isinstance(value, Mean):
         mean = value.scores.activation_mean[site][units].to(rows)
@@ -159,20 +174,28 @@ def _neuron_changes(model: HookedModel, site: Site, units: Tensor, value: Value)
     return changes
 
 
-def _row_scalings(model: HookedModel, site: Site, units: Tensor, gates: Gates) -> dict[str, RowScaling]:
+def _row_scalings(
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " neuron"],
+    gates: Gates,
+) -> dict[str, RowScaling]:
     """The changes of some neurons' rows of `out` by gates: one, or one an expert."""
     if site not in gates.multipliers:
         raise InputError(f"the gates hold nothing for {site}")
     name, is_transposed = stored_name(model, site.out)
-    matrices, changes = own_matrices(model, site.out), {}
+    matrices = own_matrices(model, site.out)
     # A neuron's row begins where the rows before it end.
-    n_columns = shape(model, site.out)[1]
-    for expert, places, own in matrices.split(units * n_columns):
+    _, d_model = shape(model, site.out)
+    first_weights = units * d_model
+    changes = {}
+    for expert, places, first_weights_of_expert in matrices.split(first_weights):
         matrix = matrices.of(expert).detach()
-        changes[matrices.name(expert, name)] = row_scaling(
+        name_of_expert = matrices.name(expert, name)
+        changes[name_of_expert] = row_scaling(
             matrix.t() if is_transposed else matrix,
             site.out,
-            own // n_columns,
+            first_weights_of_expert // d_model,
             gates.multipliers[site][units[places]],
             is_transposed=is_transposed,
             expert=expert,
@@ -180,26 +203,44 @@ def _row_scalings(model: HookedModel, site: Site, units: Tensor, gates: Gates) -
     return changes
 
 
-def _weight_changes(model: HookedModel, site: Site, units: Tensor, new: Tensor) -> dict[str, TensorChange]:
+def _weight_changes(
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " weight"],
+    new: Float[Tensor, " weight"],
+) -> dict[str, TensorChange]:
     """The changes of some weights of a site, given as flat indices of `(d_in, d_out)`: one, or one an expert."""
     name, is_transposed = stored_name(model, site)
-    matrices, changes = own_matrices(model, site), {}
-    for expert, places, own in matrices.split(units):
+    matrices = own_matrices(model, site)
+    changes = {}
+    for expert, places, units_of_expert in matrices.split(units):
         matrix = matrices.of(expert).detach()
-        change = _weight_change(matrix, site, own, new[places], is_transposed=is_transposed)
-        changes[matrices.name(expert, name)] = replace(change, expert=expert)
+        change = _weight_change(matrix, site, units_of_expert, new[places], is_transposed=is_transposed)
+        name_of_expert = matrices.name(expert, name)
+        changes[name_of_expert] = replace(change, expert=expert)
     return changes
 
 
 def _weight_change(
-    matrix: Float[Tensor, "d_in d_out"], site: Site, units: Tensor, new: Tensor, *, is_transposed: bool
+    matrix: Float[Tensor, "d_in d_out"],
+    site: Site,
+    units: Int[Tensor, " weight"],
+    new: Float[Tensor, " weight"],
+    *,
+    is_transposed: bool,
 ) -> TensorChange:
     """The change of some entries of one matrix."""
+    d_in, d_out = matrix.shape
+    row = units // d_out
+    column = units % d_out
+    old = matrix[row, column]
     # The edit counts in the checkpoint's layout, where the matrix may lie transposed, and in ascending order.
-    rows, columns = units // matrix.shape[1], units % matrix.shape[1]
-    old = matrix[rows, columns]
-    stored = matrix.t() if is_transposed else matrix
-    indices = columns * stored.shape[1] + rows if is_transposed else units
+    if is_transposed:
+        stored = matrix.t()
+        indices = column * d_in + row
+    else:
+        stored = matrix
+        indices = units
     order = indices.argsort()
     return TensorChange(
         site=site,
@@ -213,7 +254,11 @@ def _weight_change(
     )
 
 
-def _bias_change(model: HookedModel, site: Site, added: Float[Tensor, " d_model"]) -> dict[str, TensorChange]:
+def _bias_change(
+    model: HookedModel,
+    site: Site,
+    added: Float[Tensor, " d_model"],
+) -> dict[str, TensorChange]:
     """The change of a matrix's bias to which a vector is added."""
     parameter = bias(model, site)
     if parameter is None:
@@ -221,7 +266,8 @@ def _bias_change(model: HookedModel, site: Site, added: Float[Tensor, " d_model"
             f"mean ablation writes the means into the bias of '{site.part}', which {model.cfg.model_name} does not "
             "have: use zero, or ablate by hooks"
         )
-    name = stored_name(model, site)[0].removesuffix("weight") + "bias"
+    name_of_matrix, _ = stored_name(model, site)
+    name = name_of_matrix.removesuffix("weight") + "bias"
     old = parameter.detach()
     change = TensorChange(
         site=site,

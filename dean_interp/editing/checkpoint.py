@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,15 +43,21 @@ def checkpoint_state(folder: str | Path, edit: Edit) -> EditState:
 
     Raises `InputError` where the folder has no safetensors files, or lacks a tensor of the edit.
     """
-    return joint_edit_state(list(tensor_states(folder, edit).values()))
+    states = tensor_states(folder, edit)
+    return joint_edit_state(list(states.values()))
 
 
 def tensor_states(folder: str | Path, edit: Edit) -> dict[str, EditState]:
     """The state of each tensor that the edit changes, by its name. Raises `InputError` as `checkpoint_state` does."""
-    return _states_at(places_of(Path(folder), edit), Path(folder), edit)
+    folder = Path(folder)
+    return _states_at(places_of(folder, edit), folder, edit)
 
 
-def _states_at(places: Mapping[str, TensorPlace], folder: Path, edit: Edit) -> dict[str, EditState]:
+def _states_at(
+    places: Mapping[str, TensorPlace],
+    folder: Path,
+    edit: Edit,
+) -> dict[str, EditState]:
     states: dict[str, EditState] = {}
     for name, place in progress_bar(places.items(), desc="checking", unit="tensor", leave=False):
         states[name] = edit.changes[name].state(place.mapped(folder))
@@ -81,7 +88,12 @@ def revert_edit_in_checkpoint(folder: str | Path, edit: Edit, out: str | Path) -
 
 @own_torch_settings()
 def export(
-    model: HookedModel, edit: Edit, out: str | Path, *, n_new_tokens: int = 24, card: str | None = None
+    model: HookedModel,
+    edit: Edit,
+    out: str | Path,
+    *,
+    n_new_tokens: int = 24,
+    card: str | None = None,
 ) -> dict[str, float | str]:
     """Write a model in memory with the edit as a checkpoint folder, load it in plain `transformers`, and compare.
 
@@ -106,8 +118,9 @@ def export(
         raise InputError("this bridge was not made by load_model: give load_model the folder or the transformers model")
     refuse_existing(out)
     refuse_state(edit_state(model, edit), "base", edit, str(model.cfg.model_name))
-    prompt = torch.tensor([encode(native_tokenizer(model), _PROMPT, [], template=_template(model)).prompt])
-    prompt = prompt.to(model.cfg.device)
+    prompt = _prompt_tokens(model)
+    # Where hooks do not do quite the same, the edited model itself gives the expected logits.
+    expected = _hooked_logits(model, edit, prompt) if edit.equals_hooks else None
     apply_edit(model, edit)
     try:
         with atomic_folder(out) as part:
@@ -115,10 +128,9 @@ def export(
             loaded_tokenizer(model).save_pretrained(part)
             if card is not None:
                 write_card(part, card)
-            # Where hooks do not do quite the same, the edited model itself gives the expected logits.
-            edited_logits = None if edit.equals_hooks else _logits(model, prompt)
+            if expected is None:
+                expected = _logits(model, prompt)
             revert_edit(model, edit)
-            expected = _hooked_logits(model, edit, prompt) if edited_logits is None else edited_logits
             return _compared(part, type(plain), model, prompt, expected, n_new_tokens=n_new_tokens)
     finally:
         if edit_state(model, edit) == "edited":
@@ -146,8 +158,9 @@ def _compared(
     difference = float((logits - expected).abs().max())
     largest = float(expected.abs().max())
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    same_next_token = torch.equal(logits[0, -1].argmax(), expected[0, -1].argmax())
-    if difference > tolerance * largest or not same_next_token:
+    next_token = int(logits[0, -1].argmax())
+    expected_token = int(expected[0, -1].argmax())
+    if difference > tolerance * largest or next_token != expected_token:
         raise RuntimeError(
             f"the exported folder's logits differ by {difference:.3g} (largest logit {largest:.3g}) "
             "from the edit by hooks: nothing was kept"
@@ -160,8 +173,16 @@ def _compared(
         do_sample=False,
         pad_token_id=tokenizer.eos_token_id,
     )
-    answer = str(tokenizer.decode(generated[0, prompt.shape[1] :], skip_special_tokens=True))
+    answer_tokens = generated[0, prompt.shape[1] :]
+    answer = str(tokenizer.decode(answer_tokens, skip_special_tokens=True))
     return {"largest_difference": difference, "largest_logit": largest, "answer": answer}
+
+
+def _prompt_tokens(model: HookedModel) -> Int[Tensor, "batch pos"]:
+    tokenizer = native_tokenizer(model)
+    template: Template = "chat" if tokenizer.chat_template else "raw"
+    encoded = encode(tokenizer, _PROMPT, [], template=template)
+    return torch.tensor([encoded.prompt]).to(model.cfg.device)
 
 
 def _hooked_logits(model: HookedModel, edit: Edit, prompt: Tensor) -> Tensor:
@@ -175,15 +196,12 @@ def _logits(model: HookedModel, prompt: Tensor) -> Tensor:
     return model(prompt, return_type="logits").float()
 
 
-def _template(model: HookedModel) -> Template:
-    return "chat" if native_tokenizer(model).chat_template else "raw"
-
-
 def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState, card: str | None = None) -> None:
     """Copy a folder whose state is `expected`, and write the edit's other values into the copy."""
     refuse_existing(out)
     places = places_of(folder, edit)
-    state = joint_edit_state(list(_states_at(places, folder, edit).values()))
+    states = _states_at(places, folder, edit)
+    state = joint_edit_state(list(states.values()))
     refuse_state(state, expected, edit, str(folder))
     with atomic_folder(out) as part:
         files = _files_to_copy(folder)
@@ -195,8 +213,11 @@ def _write_copy(folder: Path, edit: Edit, out: Path, *, expected: EditState, car
             shutil.copyfile(folder / file, part / file)
         for name, place in places.items():
             change = edit.changes[name]
-            write = change.write if expected == "base" else change.undo
-            write(place.mapped(part, write=True))
+            tensor = place.mapped(part, write=True)
+            if expected == "base":
+                change.write(tensor)
+            else:
+                change.undo(tensor)
         if card is not None:
             write_card(part, card)
 
@@ -205,10 +226,9 @@ def _files_to_copy(folder: Path) -> list[Path]:
     """Every file of a checkpoint but weights that are not loaded, which would carry the unedited model along."""
     unread = unread_weights(folder, weight_files(folder))
     if unread:
+        names = ", ".join(map(str, unread))
         log.warning(
-            "left out, since they hold weights that are not loaded from %s and so are not edited: %s",
-            folder,
-            ", ".join(map(str, unread)),
+            "left out, since they hold weights that are not loaded from %s and so are not edited: %s", folder, names
         )
     return [file for file in all_files(folder) if file not in unread]
 
@@ -217,5 +237,6 @@ def refuse_existing(out: Path) -> None:
     """Raise `InputError` where an edited checkpoint cannot be written: its folder exists, or has none to lie in."""
     if out.exists():
         raise InputError(f"{out} exists: an edited checkpoint is written to a new folder, and the old one is kept")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"no folder {out.absolute().parent} to write {out.name} in")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"no folder {parent} to write {out.name} in")

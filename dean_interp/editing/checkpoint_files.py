@@ -31,6 +31,7 @@ from dean_interp.errors import InputError
 from dean_interp.files import read_json, refuse_unreadable
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INDEX_SUFFIX = ".safetensors.index.json"
 _OF_ONE_RANK = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """A file of a checkpoint that several ranks saved; where there is one `transformers` reads these, and nothing else."""
 _FORMS_OF_WEIGHTS = frozenset(
@@ -69,10 +70,16 @@ class TensorPlace:
                 f"{self.name} holds {self.dtype} in {folder / self.file}: edits are written into {', '.join(_DTYPES)}, "
                 "so save the model in one of these, and make the edit from that folder"
             )
-        # Mode "c": torch wants memory that it could write to, and the file stays as it is.
-        mode, n_bytes = "r+" if write else "c", self.end - self.start
-        mapped = np.memmap(folder / self.file, dtype=np.uint8, mode=mode, offset=self.start, shape=(n_bytes,))
-        part = torch.from_numpy(mapped).view(_DTYPES[self.dtype]).reshape(self.shape)[self.index]
+        mapped = np.memmap(
+            folder / self.file,
+            dtype=np.uint8,
+            # Mode "c": torch wants memory that it could write to, and the file stays as it is.
+            mode="r+" if write else "c",
+            offset=self.start,
+            shape=(self.end - self.start,),
+        )
+        numbers = torch.from_numpy(mapped).view(_DTYPES[self.dtype])
+        part = numbers.reshape(self.shape)[self.index]
         return part.mT if self.is_turned else part
 
 
@@ -109,13 +116,18 @@ def weight_files(folder: Path) -> WeightFiles:
     """
     if not folder.is_dir():
         raise InputError(f"no checkpoint folder {folder}")
-    of_ranks = sorted(name for name in os.listdir(folder) if _OF_ONE_RANK.fullmatch(name))
+    of_ranks = sorted(filter(_OF_ONE_RANK.fullmatch, os.listdir(folder)))
     if of_ranks:
         raise InputError(f"{folder} holds shards of single ranks ({of_ranks[0]}), which take no edit: save it whole")
     chosen = _chosen_file(folder)
-    if not chosen.endswith(SAFE_WEIGHTS_INDEX_NAME.removeprefix("model")):
+    if not chosen.endswith(_INDEX_SUFFIX):
         return WeightFiles((Path(chosen),), None, {})
-    index = folder / chosen
+    return _sharded(folder, chosen)
+
+
+def _sharded(folder: Path, index_name: str) -> WeightFiles:
+    """The shards that an index names."""
+    index = folder / index_name
     weight_map = read_json(index, _Index).weight_map
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if name != Path(name).name or name == ".."]
@@ -125,29 +137,42 @@ def weight_files(folder: Path) -> WeightFiles:
     missing = [name for name in names if not os.path.isfile(folder / name)]
     if missing:
         raise InputError(f"{folder} has no {missing[0]!r:.60}, which {index.name} names: the checkpoint is incomplete")
-    return WeightFiles(tuple(map(Path, names)), Path(chosen), weight_map)
+    return WeightFiles(tuple(map(Path, names)), Path(index_name), weight_map)
 
 
 def _chosen_file(folder: Path) -> str:
     """The safetensors file or index that `transformers` reads, by its rules."""
-    config = folder / CONFIG_NAME
-    named = read_json(config, _Config).transformers_weights if config.is_file() else None
+    named = _named_file(folder)
     if named is not None:
-        is_inside = not Path(named).is_absolute() and ".." not in Path(named).parts
-        if not named.endswith((".safetensors", ".safetensors.index.json")) or not is_inside:
-            raise InputError(f"{config} names the weights {named!r:.60}, which is no safetensors file in its folder")
-        if not os.path.isfile(folder / named):
-            raise InputError(f"{folder} has no {named:.60}, which {CONFIG_NAME} names as its weights")
         return named
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         if (folder / name).is_file():
             return name
-    others = [name for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if (folder / name).is_file()]
+    what = SAFE_WEIGHTS_NAME
+    for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        if (folder / name).is_file():
+            what = f"{SAFE_WEIGHTS_NAME}, but {name}"
+            break
     raise InputError(
-        f"{folder} has no {SAFE_WEIGHTS_NAME}"
-        + (f", but {others[0]}" if others else "")
-        + ": edits are written into safetensors checkpoints. `dean-interp edit export` writes a model that loads as one"
+        f"{folder} has no {what}: edits are written into safetensors checkpoints. `dean-interp edit export` writes a "
+        "model that loads as one"
     )
+
+
+def _named_file(folder: Path) -> str | None:
+    """The file or index that the model's configuration names, or None where it names none."""
+    config = folder / CONFIG_NAME
+    if not config.is_file():
+        return None
+    name = read_json(config, _Config).transformers_weights
+    if name is None:
+        return None
+    is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not is_inside or not name.endswith((".safetensors", _INDEX_SUFFIX)):
+        raise InputError(f"{config} names the weights {name!r:.60}, which is no safetensors file in its folder")
+    if not os.path.isfile(folder / name):
+        raise InputError(f"{folder} has no {name:.60}, which {CONFIG_NAME} names as its weights")
+    return name
 
 
 def stored_tensors(folder: Path, weights: WeightFiles) -> dict[str, list[TensorPlace]]:
@@ -171,9 +196,15 @@ def stored_tensors(folder: Path, weights: WeightFiles) -> dict[str, list[TensorP
             header = json.loads(opened.read(length))
         header.pop("__metadata__", None)
         for name, entry in header.items():
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            shape = tuple(entry["shape"])
-            place = TensorPlace(name=name, file=file, dtype=entry["dtype"], shape=shape, start=start, end=end)
+            start, end = entry["data_offsets"]
+            place = TensorPlace(
+                name=name,
+                file=file,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                start=8 + length + start,
+                end=8 + length + end,
+            )
             places[name].append(place)
     return places
 
@@ -197,5 +228,6 @@ def _may_hold_weights(file: Path) -> bool:
     is_hidden = any(part.startswith(".") for part in file.parts[:-1])
     # All suffixes: a copy (`model.safetensors.bak`) and an index (`pytorch_model.bin.index.json`) have two or more.
     # Texts are told by their last one, since `.pt` may be a language (`README.pt.md`).
-    has_form = bool(_FORMS_OF_WEIGHTS & {suffix.lower() for suffix in file.suffixes}) and file.suffix != ".md"
+    suffixes = {suffix.lower() for suffix in file.suffixes}
+    has_form = not _FORMS_OF_WEIGHTS.isdisjoint(suffixes) and file.suffix != ".md"
     return is_hidden or has_form or file.name == ADAPTER_CONFIG_NAME

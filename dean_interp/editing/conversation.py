@@ -56,7 +56,10 @@ class Conversation:
         if not native_tokenizer(model).chat_template:
             raise InputError(f"{model.cfg.model_name} has no chat template, so nobody can talk to it")
         refuse_other_base(model, edit)
-        self.model, self.edit, self.system, self.answer_length = model, edit, system, answer_length
+        self.model = model
+        self.edit = edit
+        self.system = system
+        self.answer_length = answer_length
         self.dose = dose
         self._turns: list[Turn] = []
         # A template that refuses the system message does so now, not when the user has said something.
@@ -86,24 +89,36 @@ class Conversation:
 
         Raises `InputError` where the conversation leaves no room for an answer in the model's context.
         """
-        original = self._answer([turn.original for turn in self._turns], prompt, label="original")
+        original_answers = [turn.original for turn in self._turns]
+        edited_answers = [turn.edited for turn in self._turns]
+        original = self._answer(original_answers, prompt, label="original")
         with at_dose(self.model, self.edit, self.dose):
-            edited = self._answer([turn.edited for turn in self._turns], prompt, label="edited")
+            edited = self._answer(edited_answers, prompt, label="edited")
         turn = Turn(prompt, original, edited, self.dose)
         self._turns.append(turn)
         return turn
 
     def _answer(self, answers: Sequence[str], prompt: str, *, label: str) -> str:
         text = self._rendered(answers, prompt)
-        return generate(self.model, [text], max_new_tokens=self.answer_length, template="rendered", label=label)[0]
+        (answer,) = generate(
+            self.model,
+            [text],
+            max_new_tokens=self.answer_length,
+            template="rendered",
+            label=label,
+        )
+        return answer
 
     def _rendered(self, answers: Sequence[str], prompt: str) -> str:
         """One side's conversation as the model reads it, up to where its next answer begins.
 
         `answers` are that side's, one for each earlier turn.
         """
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages = []
+        if self.system is not None:
+            messages.append({"role": "system", "content": self.system})
         for turn, answer in zip(self._turns, answers, strict=True):
-            messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": answer}]
+            messages.append({"role": "user", "content": turn.prompt})
+            messages.append({"role": "assistant", "content": answer})
         messages.append({"role": "user", "content": prompt})
         return rendered_chat(native_tokenizer(self.model), messages)

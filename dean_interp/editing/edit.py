@@ -28,7 +28,7 @@ from dean_interp.editing.edit_file import (
     written_facts,
     written_tensors,
 )
-from dean_interp.editing.row_scaling import RowScaling
+from dean_interp.editing.row_scaling import AnyChange, RowScaling
 from dean_interp.editing.tensor_change import EditState, TensorChange
 from dean_interp.editing.values import Given, Multiply
 from dean_interp.errors import InputError
@@ -45,7 +45,7 @@ _FORMAT = "dean_interp.edit.2"
 class Edit:
     """Changes by the name of the tensor, and where they come from."""
 
-    changes: Mapping[str, TensorChange | RowScaling]
+    changes: Mapping[str, AnyChange]
     facts: Mapping[str, Any]
     """The model's name, what was selected and by which prompts, the value, versions."""
 
@@ -58,9 +58,11 @@ class Edit:
     @property
     def digest(self) -> str:
         """SHA-256 of everything in the edit."""
-        digest = hashlib.sha256(json.dumps(dict(self.facts), sort_keys=True).encode())
+        facts = json.dumps(dict(self.facts), sort_keys=True)
+        digest = hashlib.sha256(facts.encode())
         for name, change in sorted(self.changes.items()):
-            digest.update(json.dumps(written_facts(name, change)).encode())
+            facts_of_change = json.dumps(written_facts(name, change))
+            digest.update(facts_of_change.encode())
             for part, tensor in written_tensors(change).items():
                 digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
@@ -77,18 +79,19 @@ class Edit:
             if not isinstance(change, RowScaling):
                 raise InputError(f"this edit sets numbers of {name}, which no gates do")
             # The neurons of a layer's experts are counted expert by expert.
-            site, n_neurons = change.site.neurons, change.d_mlp * change.site.n_experts
-            gate = multipliers.setdefault(site, torch.ones(n_neurons))
-            gate[(change.expert or 0) * change.d_mlp + change.rows] = change.multipliers
+            n_neurons = change.d_mlp * change.site.n_experts
+            gate = multipliers.setdefault(change.site.neurons, torch.ones(n_neurons))
+            first = (change.expert or 0) * change.d_mlp
+            gate[first + change.rows] = change.multipliers
         return Gates(multipliers, frozenset(self.facts["prompt_hashes"]))
 
     @property
     def equals_hooks(self) -> bool:
         """Whether `hooked` gives the same model: without changed biases, and without products that are rounded more."""
         changes = self.changes.values()
-        n_scalings = sum(isinstance(change, RowScaling) for change in changes)
         is_exact = not any(change.is_bias or change.is_rounded for change in changes)
-        return is_exact and n_scalings in (0, len(changes))
+        are_alike = len(set(map(type, changes))) <= 1
+        return is_exact and are_alike
 
     def hooked(self) -> tuple[Selection, Given | Multiply]:
         """The same change by hooks: `ablate(model, selection, value=value)`.
@@ -109,15 +112,18 @@ class Edit:
         units, shapes, values = {}, {}, {}
         for site, changes in by_site.items():
             units[site], values[site], shapes[site] = _as_weights(site, changes)
-        return Selection(units, shapes, frozenset(self.facts["prompt_hashes"])), Given(values)
+        prompt_hashes = frozenset(self.facts["prompt_hashes"])
+        return Selection(units, shapes, prompt_hashes), Given(values)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; it appears whole or not at all."""
         tensors, changes = {}, []
         for i, (name, change) in enumerate(self.changes.items()):
-            tensors |= {place_of(i, part): tensor for part, tensor in written_tensors(change).items()}
+            for part, tensor in written_tensors(change).items():
+                tensors[place_of(i, part)] = tensor
             changes.append(written_facts(name, change))
-        write_tensors(path, _FORMAT, tensors, {"changes": changes, "facts": dict(self.facts), "digest": self.digest})
+        content = {"changes": changes, "facts": dict(self.facts), "digest": self.digest}
+        write_tensors(path, _FORMAT, tensors, content)
 
 
 @dataclass(frozen=True)
@@ -167,19 +173,26 @@ def stack(first: Edit, second: Edit) -> Edit:
     """Two edits of one base as one. Raises `InputError` where they differ on a number, or in their base."""
     changes = dict(first.changes)
     for name, change in second.changes.items():
-        changes[name] = _stacked(name, changes[name], change) if name in changes else change
+        if name in changes:
+            changes[name] = _stacked(name, changes[name], change)
+        else:
+            changes[name] = change
+    prompt_hashes = {*first.facts["prompt_hashes"], *second.facts["prompt_hashes"]}
     facts = {
         **first.facts,
-        "units": {**first.facts["units"], **second.facts["units"]},
-        "prompt_hashes": sorted({*first.facts["prompt_hashes"], *second.facts["prompt_hashes"]}),
-        "stacked": first.facts.get("stacked", [first.digest]) + second.facts.get("stacked", [second.digest]),
+        "units": first.facts["units"] | second.facts["units"],
+        "prompt_hashes": sorted(prompt_hashes),
+        "stacked": _digests(first) + _digests(second),
     }
     return Edit(changes, facts)
 
 
-def _stacked(
-    name: str, first: TensorChange | RowScaling, second: TensorChange | RowScaling
-) -> TensorChange | RowScaling:
+def _digests(edit: Edit) -> list[str]:
+    """The digests of the edits that were stacked to make one, or its own."""
+    return edit.facts.get("stacked", [edit.digest])
+
+
+def _stacked(name: str, first: AnyChange, second: AnyChange) -> AnyChange:
     """Two changes of one tensor as one."""
     if first.base != second.base:
         raise InputError(f"the edits are of different models: {name} is not the same before them")
@@ -195,7 +208,8 @@ def compare(first: Edit, second: Edit) -> dict[str, dict[str, int]]:
     """By tensor: how many numbers both set alike, both set differently, and only one of them sets; for gates, rows."""
     counts = {}
     for name in sorted({*first.changes, *second.changes}):
-        by_first, by_second = _settings(first, name), _settings(second, name)
+        by_first = _settings(first, name)
+        by_second = _settings(second, name)
         shared = by_first.keys() & by_second.keys()
         n_alike = sum(by_first[place] == by_second[place] for place in shared)
         counts[name] = {
@@ -208,26 +222,35 @@ def compare(first: Edit, second: Edit) -> dict[str, dict[str, int]]:
 
 
 def _as_weights(
-    site: Site, changes: Sequence[TensorChange]
+    site: Site,
+    changes: Sequence[TensorChange],
 ) -> tuple[Int[Tensor, " unit"], Float[Tensor, " unit"], tuple[int, int]]:
     """What changes of a site's matrices are to hooks: its weights, their new values, and the site's shape."""
-    units, n_in, n_out = [], 0, 0
+    units_of_each = []
+    shape = (0, 0)
     for change in changes:
-        indices, (n_rows, n_columns) = change.indices, change.shape
-        n_in, n_out = n_rows, n_columns
+        n_rows, n_columns = change.shape
+        shape = (n_rows, n_columns)
+        indices = change.indices
         # A selection counts in (d_in, d_out): entry (row, column) of the transpose is entry (column, row) there.
         if change.is_transposed:
-            indices = indices % n_columns * n_rows + indices // n_columns
-            n_in, n_out = n_columns, n_rows
-        units.append(units_of_expert(site, change.expert, indices, (n_in, n_out)))
-    of_all, new = torch.cat(units), torch.cat([change.new for change in changes])
-    order = of_all.argsort()
-    return of_all[order], new[order], shape_of_all(site, (n_in, n_out))
+            shape = (n_columns, n_rows)
+            row = indices // n_columns
+            column = indices % n_columns
+            indices = column * n_rows + row
+        units_of_each.append(units_of_expert(site, change.expert, indices, shape))
+    units = torch.cat(units_of_each)
+    new = torch.cat([change.new for change in changes])
+    order = units.argsort()
+    # The experts of a layer are alike.
+    return units[order], new[order], shape_of_all(site, shape)
 
 
 def _settings(edit: Edit, name: str) -> dict[tuple[str, int], float]:
     """What an edit sets in a tensor, by place."""
-    return edit.changes[name].settings() if name in edit.changes else {}
+    if name not in edit.changes:
+        return {}
+    return edit.changes[name].settings()
 
 
 def joint_edit_state(states: Sequence[EditState]) -> EditState:
@@ -235,7 +258,9 @@ def joint_edit_state(states: Sequence[EditState]) -> EditState:
     distinct = set(states) - {"both"}
     if not distinct:
         return "both"
-    return distinct.pop() if len(distinct) == 1 else "other"
+    if len(distinct) > 1:
+        return "other"
+    return distinct.pop()
 
 
 def refuse_state(state: EditState, expected: EditState, edit: Edit, what: str) -> None:
@@ -247,4 +272,6 @@ def refuse_state(state: EditState, expected: EditState, edit: Edit, what: str) -
             f"{what} is neither the base of this edit nor its result: the edit was made from {edit.facts['model']}, "
             "whose tensors had other values (another checkpoint, another dtype, or another edit on top)"
         )
-    raise InputError(f"{what} holds this edit already" if state == "edited" else f"{what} does not hold this edit")
+    if state == "edited":
+        raise InputError(f"{what} holds this edit already")
+    raise InputError(f"{what} does not hold this edit")

@@ -95,7 +95,8 @@ def at_dose(model: HookedModel, edit: AnyEdit, dose: float, *, units: Selection 
         if not len(selection):
             yield
             return
-    with ablate(model, selection, value=_value_at_dose(model, selection, value, dose)):
+    value_at_dose = _value_at_dose(model, selection, value, dose)
+    with ablate(model, selection, value=value_at_dose):
         yield
 
 
@@ -106,7 +107,8 @@ def as_hooks(edit: AnyEdit) -> tuple[Selection, Multiply | Given | Zero]:
             return edit.selection, Multiply(edit)
         case Selection():
             is_of_neurons = all(site.unit == "neuron" for site in edit.shapes)
-            return edit, Multiply(gates_of(edit)) if is_of_neurons else Zero()
+            value = Multiply(gates_of(edit)) if is_of_neurons else Zero()
+            return edit, value
         case Edit():
             return edit.hooked()
 
@@ -122,10 +124,18 @@ def _only(
         kept[site] = changed[is_kept]
         if isinstance(value, Given):
             weights[site] = value.weights[site][is_kept]
-    return replace(selection, units=kept), Given(weights) if isinstance(value, Given) else value
+    only = replace(selection, units=kept)
+    if isinstance(value, Given):
+        return only, Given(weights)
+    return only, value
 
 
-def _value_at_dose(model: HookedModel, selection: Selection, value: Multiply | Given | Zero, dose: float) -> Value:
+def _value_at_dose(
+    model: HookedModel,
+    selection: Selection,
+    value: Multiply | Given | Zero,
+    dose: float,
+) -> Value:
     match value:
         case Multiply(gates):
             return Multiply(dosed(gates, dose))
@@ -135,7 +145,7 @@ def _value_at_dose(model: HookedModel, selection: Selection, value: Multiply | G
             between = {}
             for site, new in weights.items():
                 old = _weights(model, selection, site)
-                # exactly the old weights at dose 0, and the new ones at dose 1
+                # Exactly the old weights at dose 0, and the new ones at dose 1.
                 between[site] = torch.lerp(old, new.to(old), dose)
             return Given(between)
 
@@ -144,4 +154,6 @@ def _weights(model: HookedModel, selection: Selection, site: Site) -> Float[Tens
     """The selected weights of a matrix as they are in the model, in float32 on the CPU."""
     matrix = weight(model, site).detach()
     units = selection.units[site]
-    return matrix[units // matrix.shape[1], units % matrix.shape[1]].float().cpu()
+    rows = units // matrix.shape[1]
+    columns = units % matrix.shape[1]
+    return matrix[rows, columns].float().cpu()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dean_interp.editing.row_scaling import RowScaling
+from dean_interp.editing.row_scaling import AnyChange, RowScaling
 from dean_interp.editing.tensor_change import TensorChange
 from dean_interp.files import is_ascending, is_finite
 from dean_interp.models.sites import Shape, Site, Size, WrittenSite
@@ -51,7 +51,7 @@ class WrittenRowScaling:
 WrittenChange = WrittenTensorChange | WrittenRowScaling
 
 
-def written_facts(name: str, change: TensorChange | RowScaling) -> dict[str, Any]:
+def written_facts(name: str, change: AnyChange) -> dict[str, Any]:
     """What the file says of a change of the tensor `name`."""
     common = {
         "name": name,
@@ -66,14 +66,19 @@ def written_facts(name: str, change: TensorChange | RowScaling) -> dict[str, Any
         case TensorChange():
             return {"kind": "entries", "is_bias": change.is_bias, **common}
         case RowScaling():
-            return {"kind": "rows", "dtype": str(change.dtype).removeprefix("torch."), **common}
+            dtype = str(change.dtype).removeprefix("torch.")
+            return {"kind": "rows", "dtype": dtype, **common}
 
 
-def written_tensors(change: TensorChange | RowScaling) -> dict[str, Tensor]:
+def written_tensors(change: AnyChange) -> dict[str, Tensor]:
     """What the file holds of a change beside what it says."""
     match change:
         case TensorChange():
-            return {"indices": _small(change.indices, change.shape), "old": change.old, "new": change.new}
+            return {
+                "indices": _small(change.indices, change.shape),
+                "old": change.old,
+                "new": change.new,
+            }
         case RowScaling():
             return {
                 "rows": _small(change.rows, change.shape),
@@ -91,7 +96,11 @@ def place_of(i: int, part: str) -> str:
     return f"{i}.{part}"
 
 
-def read_change(written: WrittenChange, i: int, tensors: Mapping[str, Tensor]) -> TensorChange | RowScaling:
+def read_change(
+    written: WrittenChange,
+    i: int,
+    tensors: Mapping[str, Tensor],
+) -> AnyChange:
     """The change that facts and tensors describe, not yet checked. Raises `KeyError` where a tensor is missing."""
 
     def part(name: str) -> Tensor:
@@ -128,10 +137,11 @@ def read_change(written: WrittenChange, i: int, tensors: Mapping[str, Tensor]) -
             )
 
 
-def fault(change: TensorChange | RowScaling) -> str | None:
+def fault(change: AnyChange) -> str | None:
     """What is wrong with a change, or None."""
-    site, expert = change.site, change.expert
-    if site.is_of_experts != (expert is not None) or not 0 <= (expert or 0) < site.n_experts:
+    has_expert = change.expert is not None
+    number = change.expert or 0
+    if has_expert != change.site.is_of_experts or not 0 <= number < change.site.n_experts:
         return "its expert is not one of its layer"
     match change:
         case TensorChange():
@@ -140,7 +150,7 @@ def fault(change: TensorChange | RowScaling) -> str | None:
             return _fault_of_rows(change)
 
 
-def joint_fault(changes: Iterable[TensorChange | RowScaling]) -> str | None:
+def joint_fault(changes: Iterable[AnyChange]) -> str | None:
     """What is wrong with changes beside each other, each of them without fault, or None."""
     shapes: dict[tuple[Site, bool], Any] = {}
     known = set()
@@ -151,7 +161,8 @@ def joint_fault(changes: Iterable[TensorChange | RowScaling]) -> str | None:
         known.add(place)
         # The experts of a layer are alike.
         shape = change.shape, change.is_transposed
-        if shapes.setdefault((change.site, change.is_bias), shape) != shape:
+        shape_of_first = shapes.setdefault((change.site, change.is_bias), shape)
+        if shape != shape_of_first:
             return f"its experts of {change.site} are not of one shape"
     return None
 
@@ -159,8 +170,9 @@ def joint_fault(changes: Iterable[TensorChange | RowScaling]) -> str | None:
 def _fault_of_entries(change: TensorChange) -> str | None:
     if change.site.unit != "weight" or (change.is_bias and change.expert is not None):
         return "it is of no matrix"
-    has_axes = len(change.shape) == (1 if change.is_bias else 2)
-    if not has_axes or not is_ascending(change.indices, math.prod(change.shape)):
+    n_axes = 1 if change.is_bias else 2
+    n_entries = math.prod(change.shape)
+    if len(change.shape) != n_axes or not is_ascending(change.indices, n_entries):
         return "its indices do not fit its shape"
     for values in (change.old, change.new):
         if not is_finite(values, 1) or len(values) != len(change.indices):
@@ -171,17 +183,20 @@ def _fault_of_entries(change: TensorChange) -> str | None:
 def _fault_of_rows(change: RowScaling) -> str | None:
     if change.site != change.site.neurons.out or not is_ascending(change.rows, change.d_mlp):
         return "its rows are not neurons of its layer"
-    n_rows, dtype = len(change.rows), change.dtype
+    n_rows = len(change.rows)
     if not _is_float(change.multipliers, torch.float32, (n_rows,)):
         return "its multipliers are not one finite number a row"
-    if change.n_bits.shape != (n_rows,) or bool((change.n_bits < 0).any() or (change.n_bits > change.d_model).any()):
+    is_possible = (change.n_bits >= 0) & (change.n_bits <= change.d_model)
+    if change.n_bits.shape != (n_rows,) or not is_possible.all():
         return "its bits are more than its numbers"
-    if change.bits.dtype != torch.uint8 or change.bits.shape != (-(-int(change.n_bits.sum()) // 8),):
+    n_bytes = math.ceil(int(change.n_bits.sum()) / 8)
+    if change.bits.dtype != torch.uint8 or change.bits.shape != (n_bytes,):
         return "its bits are not as many as it says"
-    if not is_ascending(change.kept_at, len(change)) or not _is_float(change.kept, dtype, change.kept_at.shape):
+    has_places = is_ascending(change.kept_at, len(change))
+    if not has_places or not _is_float(change.kept, change.dtype, change.kept_at.shape):
         return "the numbers that it keeps have no places"
     n_silenced = int((change.multipliers == 0).sum())
-    if not _is_float(change.silenced, dtype, (n_silenced, change.d_model)):
+    if not _is_float(change.silenced, change.dtype, (n_silenced, change.d_model)):
         return "it does not keep the rows that it silences"
     return None
 
@@ -192,4 +207,5 @@ def _is_float(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> boo
 
 def _small(indices: Int[Tensor, " entry"], shape: tuple[int, ...]) -> Int[Tensor, " entry"]:
     """Indices in a tensor of some shape in int32, or in int64 where it is too large for that."""
-    return indices.to(torch.int32 if math.prod(shape) < 2**31 else torch.int64)
+    is_small = math.prod(shape) < 2**31
+    return indices.to(torch.int32 if is_small else torch.int64)

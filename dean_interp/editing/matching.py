@@ -17,8 +17,7 @@ from pathlib import Path
 
 from dean_interp.editing.checkpoint_files import TensorPlace, WeightFiles, stored_tensors, weight_files
 from dean_interp.editing.edit import Edit
-from dean_interp.editing.row_scaling import RowScaling
-from dean_interp.editing.tensor_change import TensorChange
+from dean_interp.editing.row_scaling import AnyChange
 from dean_interp.errors import InputError
 from dean_interp.progress import progress_bar
 
@@ -32,8 +31,10 @@ def places_of(folder: Path, edit: Edit) -> dict[str, TensorPlace]:
     stored = _Stored.of(stored_tensors(folder, weights))
     places = {}
     for name, change in progress_bar(edit.changes.items(), desc="finding", unit="tensor", leave=False):
-        find = _place if change.expert is None else _place_of_expert
-        place = find(name, change, stored, folder)
+        if change.expert is None:
+            place = _place(name, change, stored, folder)
+        else:
+            place = _place_of_expert(name, change, stored, folder)
         if place is None:
             raise InputError(
                 f"{folder} has no tensor {name}, which this edit of {edit.facts['model']} changes, nor one of another "
@@ -52,74 +53,107 @@ class _Stored:
     by_name: Mapping[str, list[TensorPlace]]
     """Every place of each."""
     in_layer: Mapping[str, list[TensorPlace]]
+    """By the name within the layer."""
     by_numbers: Mapping[tuple[str, ...], list[TensorPlace]]
+    """By the numbers in the name."""
 
     @classmethod
     def of(cls, by_name: Mapping[str, list[TensorPlace]]) -> "_Stored":
-        in_layer, by_numbers = defaultdict(list), defaultdict(list)
+        in_layer = defaultdict(list)
+        by_numbers = defaultdict(list)
         for name, places in by_name.items():
             in_layer[_in_layer(name)].append(places[0])
             by_numbers[_numbers(name)].append(places[0])
         return cls(by_name, in_layer, by_numbers)
 
 
-def _place(name: str, change: TensorChange | RowScaling, stored: _Stored, folder: Path) -> TensorPlace | None:
+def _place(
+    name: str,
+    change: AnyChange,
+    stored: _Stored,
+    folder: Path,
+) -> TensorPlace | None:
     """The place of a tensor that is stored as such."""
-    namesakes = stored.in_layer.get(_in_layer(name), [])
-    if len(namesakes) == 1:
-        if namesakes[0].shape != change.shape:
-            shape = namesakes[0].shape
-            raise InputError(f"{name} is {shape} in {folder}, and {change.shape} in the edit's base")
-        return namesakes[0]
+    candidates = stored.in_layer.get(_in_layer(name), [])
+    if len(candidates) == 1:
+        (place,) = candidates
+        if place.shape != change.shape:
+            raise InputError(f"{name} is {place.shape} in {folder}, and {change.shape} in the edit's base")
+        return place
     # Several models in one folder (of texts and of images), or a name that is another within the layer, too.
-    candidates = namesakes or stored.by_numbers.get(_numbers(name), [])
-    known = [place for place in candidates if place.shape == change.shape]
-    match = _only_match(name, change, known, folder)
-    return stored.by_name[name][0] if match is None and name in stored.by_name else match
+    if not candidates:
+        candidates = stored.by_numbers.get(_numbers(name), [])
+    candidates = [place for place in candidates if place.shape == change.shape]
+    match = _only_match(name, change, candidates, folder)
+    if match is None and name in stored.by_name:
+        return stored.by_name[name][0]
+    return match
 
 
-def _place_of_expert(name: str, change: TensorChange | RowScaling, stored: _Stored, folder: Path) -> TensorPlace | None:
+def _place_of_expert(
+    name: str,
+    change: AnyChange,
+    stored: _Stored,
+    folder: Path,
+) -> TensorPlace | None:
     """The place of an expert's matrix, which may be a tensor of its own, or a part of a stack of all experts."""
-    numbers, expert = _numbers(name), change.expert
-    own = [place for place in stored.by_numbers.get((*numbers, str(expert)), []) if len(place.shape) == 2]
-    candidates = []
+    numbers = _numbers(name)
+    numbers_of_own = (*numbers, str(change.expert))
+    places = [place for place in stored.by_numbers.get(numbers_of_own, []) if len(place.shape) == 2]
     for place in stored.by_numbers.get(numbers, []):
         if len(place.shape) == 3 and place.shape[0] == change.site.n_experts:
-            candidates.append(replace(place, index=(expert,)))
-    parts = [part for place in own + candidates for part in _parts(place, change)]
+            places.append(replace(place, index=(change.expert,)))
+    parts = []
+    for place in places:
+        parts += _parts(place, change)
     # A matrix that is stored as it is in memory is preferred to one that is stored as its transpose.
     for is_turned in (False, True):
-        match = _only_match(name, change, [part for part in parts if part.is_turned == is_turned], folder)
+        candidates = [part for part in parts if part.is_turned == is_turned]
+        match = _only_match(name, change, candidates, folder)
         if match is not None:
             return match
     # None is the base's or the edit's: the folder is another model's, which any of them shows.
     return parts[0] if parts else None
 
 
-def _parts(place: TensorPlace, change: TensorChange | RowScaling) -> Iterator[TensorPlace]:
+def _parts(place: TensorPlace, change: AnyChange) -> Iterator[TensorPlace]:
     """The parts of a stored matrix that may be an expert's: all of it, or a half where `gate` and `in` share it."""
+    stored_shape = place.shape[-2:]
     for is_turned in (False, True):
         turned = replace(place, is_turned=is_turned)
         shape = change.shape[::-1] if is_turned else change.shape
-        if place.shape[-2:] == shape:
+        if stored_shape == shape:
             yield turned
         if change.site == change.site.neurons.out:
             continue
-        # The halves lie along the axis of neurons: side by side, or neuron by neuron.
+        # The halves lie along the axis of neurons.
         axis = 0 if change.is_transposed != is_turned else 1
         width = shape[axis]
-        if place.shape[-2:] == (*shape[:axis], 2 * width, *shape[axis + 1 :]):
-            for half in (slice(0, width), slice(width, None), slice(0, None, 2), slice(1, None, 2)):
-                yield replace(turned, index=(*place.index, *[slice(None)] * axis, half))
+        shape_of_both = list(shape)
+        shape_of_both[axis] = 2 * width
+        if stored_shape == tuple(shape_of_both):
+            before = (*place.index, *[slice(None)] * axis)
+            for half in _halves(width):
+                yield replace(turned, index=(*before, half))
+
+
+def _halves(width: int) -> tuple[slice, ...]:
+    """Where one of two matrices of some width may lie on the axis that they share."""
+    side_by_side = (slice(0, width), slice(width, None))
+    in_turn = (slice(0, None, 2), slice(1, None, 2))
+    return side_by_side + in_turn
 
 
 def _only_match(
-    name: str, change: TensorChange | RowScaling, candidates: Sequence[TensorPlace], folder: Path
+    name: str,
+    change: AnyChange,
+    candidates: Sequence[TensorPlace],
+    folder: Path,
 ) -> TensorPlace | None:
     """The candidate that holds what the edit's base or its result does. Raises `InputError` where two do."""
     matches = [place for place in candidates if change.state(place.mapped(folder)) != "other"]
     if len(matches) > 1:
-        first, second = (f"{place.name}{_shown(place.index)}" for place in matches[:2])
+        first, second = map(_shown, matches[:2])
         raise InputError(
             f"{folder} holds {name} twice, as {first} and as {second}: which of them is loaded is "
             "not sure, so save the model anew (save_pretrained)"
@@ -128,10 +162,13 @@ def _only_match(
 
 
 def _refuse_other_place(
-    place: TensorPlace, stored: Mapping[str, list[TensorPlace]], weights: WeightFiles, folder: Path
+    place: TensorPlace,
+    stored: Mapping[str, list[TensorPlace]],
+    weights: WeightFiles,
+    folder: Path,
 ) -> None:
     """Raise `InputError` where two files hold the tensor, or the index says that another file does."""
-    files = [str(one.file) for one in stored[place.name]]
+    files = [str(stored_place.file) for stored_place in stored[place.name]]
     if len(files) > 1:
         raise InputError(f"{folder} holds {place.name} twice, in {files[0]} and in {files[1]}: save the model anew")
     named = weights.weight_map.get(place.name, place.file.name)
@@ -141,21 +178,26 @@ def _refuse_other_place(
 
 def _in_layer(name: str) -> str:
     """What a tensor is called from the number of its layer on, which is what wrappers leave as it is."""
-    found = re.search(r"(?:^|\.)(\d+\..*)", name)
-    return found[1] if found else name
+    match = re.search(r"(?:^|\.)(\d+\..*)", name)
+    return match[1] if match else name
 
 
 def _numbers(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.split(".") if part.isdigit())
 
 
-def _shown(index: Sequence[int | slice]) -> str:
-    """A part of a tensor as it is written: `[5, 0:20]`; nothing for all of it."""
-    axes = []
-    for entry in index:
-        if isinstance(entry, int):
-            axes.append(str(entry))
-        else:
-            bounds = ["" if bound is None else str(bound) for bound in (entry.start, entry.stop, entry.step)]
-            axes.append(":".join(bounds if entry.step else bounds[:2]))
-    return f"[{', '.join(axes)}]" if axes else ""
+def _shown(place: TensorPlace) -> str:
+    """A tensor's name, and behind it the part that is meant: `experts.w1[5, 0:20]`."""
+    if not place.index:
+        return place.name
+    axes = ", ".join(map(_shown_axis, place.index))
+    return f"{place.name}[{axes}]"
+
+
+def _shown_axis(entry: int | slice) -> str:
+    if isinstance(entry, int):
+        return str(entry)
+    start = "" if entry.start is None else entry.start
+    stop = "" if entry.stop is None else entry.stop
+    step = "" if entry.step is None else f":{entry.step}"
+    return f"{start}:{stop}{step}"

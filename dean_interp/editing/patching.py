@@ -34,7 +34,9 @@ def neuron_cache(model: HookedModel, selection: Selection, tokens: Tokens) -> di
 
     Of routed experts it holds which of them the tokens were sent to as well, as `run_with_cache` does.
     """
-    return _run(model, _neuron_sites(model, selection), tokens)[1]
+    sites = _neuron_sites(model, selection)
+    _, cache = _run(model, sites, tokens)
+    return cache
 
 
 @reusable
@@ -63,19 +65,31 @@ def patch_activations(
     missing = [name for name in _hook_names(sites) if name not in cache]
     if missing:
         raise InputError(f"the source has no {missing[0]}: it needs the {len(sites)} sites of the selection")
-    if source_positions is not None and len(source_positions) != len(positions or ()):
+    n_positions = len(positions or ())
+    if source_positions is not None and len(source_positions) != n_positions:
         raise InputError(
-            f"source_positions must name one position for each of positions, got {len(source_positions)} "
-            f"for {len(positions or ())}"
+            f"source_positions must name one position for each of positions, got {len(source_positions)} for "
+            f"{n_positions}"
         )
 
     if source_positions is None:
         source_positions = positions
     hooks = []
     for site in sites:
-        units, ids = selection.units[site], cache[site.ids_hook_name] if site.is_of_experts else None
-        values = read_neurons(model, site, cache[site.hook_name].detach(), units, ids=ids)
-        hooks.append((site.hook_name, _patcher(model, site, units, values, positions, source_positions)))
+        units = selection.units[site]
+        # A neuron of an expert is read where the tokens of the source were sent to that expert.
+        ids = cache[site.ids_hook_name] if site.is_of_experts else None
+        activation = cache[site.hook_name].detach()
+        values = read_neurons(model, site, activation, units, ids=ids)
+        hook = _patcher(
+            model,
+            site,
+            units,
+            source=values,
+            positions=positions,
+            source_positions=source_positions,
+        )
+        hooks.append((site.hook_name, hook))
     with model.hooks(fwd_hooks=hooks):
         yield
 
@@ -83,7 +97,8 @@ def patch_activations(
 def _patcher(
     model: HookedModel,
     site: Site,
-    units: Tensor,
+    units: Int[Tensor, " unit"],
+    *,
     source: Float[Tensor, "row source_pos unit"],
     positions: Sequence[int] | None,
     source_positions: Sequence[int] | None,
@@ -91,19 +106,21 @@ def _patcher(
     """A hook that puts some neurons' activations of the source, at its positions, in the place of the run's."""
 
     def patch(activation: Tensor, hook: object) -> Tensor:
-        # some models join row and position in one axis (OPT, and the shared experts of Qwen2's mixtures)
         old = read_neurons(model, site, activation, units)
-        old = old.reshape(len(source), -1, len(units)) if old.dim() == 2 else old
-        to = _indices(positions, old.shape[1], "the run")
-        taken = _indices(source_positions, source.shape[1], "the source")
-        if len(source) != len(old) or len(to) != len(taken):
+        # Some models join row and position in one axis (OPT, and the shared experts of Qwen2's mixtures).
+        if old.dim() == 2:
+            old = old.reshape(len(source), -1, len(units))
+        places = _indices(positions, old.shape[1], "the run")
+        source_places = _indices(source_positions, source.shape[1], "the source")
+        if len(source) != len(old) or len(places) != len(source_places):
             raise InputError(
                 f"the source is {tuple(source.shape[:2])} (rows, positions) and the run "
                 f"{tuple(old.shape[:2])}: patch runs of one shape, or name positions"
             )
         new = old.clone()
-        new[:, to] = source[:, taken].to(new)
-        new = new if site.is_of_experts else new.reshape(*activation.shape[:-1], len(units))
+        new[:, places] = source[:, source_places].to(new)
+        if not site.is_of_experts:
+            new = new.reshape(*activation.shape[:-1], len(units))
         return with_neurons(model, site, activation, units, new)
 
     return patch
@@ -145,7 +162,12 @@ def patching(
     """Denoising and noising of a selection between two runs of one shape, e.g. a safe and an unsafe answer to a prompt.
 
     Args:
+        model: the model that runs.
+        selection: the neurons that are patched.
+        clean: tokens of the run that shows the behaviour.
+        corrupted: tokens of the run that does not.
         metric: from logits to one number, e.g. the difference of two tokens' logits at the last position.
+        positions: positions that are patched, as in `patch_activations`. None: all positions.
 
     Raises:
         InputError: runs of two shapes without `positions`, or a metric that is the same on both.
@@ -153,8 +175,9 @@ def patching(
     sites = _neuron_sites(model, selection)
     clean_logits, clean_cache = _run(model, sites, clean)
     corrupted_logits, corrupted_cache = _run(model, sites, corrupted)
+    clean_metric = float(metric(clean_logits))
+    corrupted_metric = float(metric(corrupted_logits))
     # Without a difference between the runs the shares that patching brings back are not defined.
-    clean_metric, corrupted_metric = float(metric(clean_logits)), float(metric(corrupted_logits))
     if clean_metric == corrupted_metric:
         raise InputError(f"the metric is {clean_metric} on both runs: there is no difference to patch")
 
@@ -171,26 +194,32 @@ def patching(
 
 
 def _run(
-    model: HookedModel, sites: Sequence[Site], tokens: Tokens
+    model: HookedModel,
+    sites: Sequence[Site],
+    tokens: Tokens,
 ) -> tuple[Float[Tensor, "batch pos d_vocab"], dict[str, Tensor]]:
     """The logits of one run, and the activations at the sites."""
     activations: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(activation: Tensor, hook: object) -> None:
-            joined = activation.dim() == 2
-            activation = activation.unflatten(0, tuple(tokens.shape)) if joined else activation
+            # Some models join row and position in one axis.
+            if activation.dim() == 2:
+                activation = activation.unflatten(0, tuple(tokens.shape))
             activations[name] = activation.detach().clone()
 
         return hook
 
-    with model.hooks(fwd_hooks=[(name, keep(name)) for name in _hook_names(sites)]):
-        return model(tokens, return_type="logits"), activations
+    hooks = [(name, keep(name)) for name in _hook_names(sites)]
+    with model.hooks(fwd_hooks=hooks):
+        logits = model(tokens, return_type="logits")
+    return logits, activations
 
 
 def _hook_names(sites: Sequence[Site]) -> list[str]:
     names = [site.hook_name for site in sites]
-    return names + [site.ids_hook_name for site in sites if site.is_of_experts]
+    ids_names = [site.ids_hook_name for site in sites if site.is_of_experts]
+    return names + ids_names
 
 
 def _neuron_sites(model: HookedModel, selection: Selection) -> list[Site]:

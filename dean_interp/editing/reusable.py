@@ -22,7 +22,10 @@ class Reusable(ContextDecorator):
         self._open.append(context)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._open.pop().__exit__(kind, error, trace)
 

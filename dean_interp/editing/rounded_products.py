@@ -11,8 +11,9 @@ lie about 5 % from 1 some 6 % of the numbers need the bit, with those that lie a
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from dean_interp.editing.tensor_change import pieces
@@ -36,30 +37,44 @@ def scaled(old: Float[Tensor, "row column"], multipliers: Float[Tensor, " row"])
 
 
 def sources(new: Float[Tensor, "row column"], multipliers: Float[Tensor, " row"]) -> Sources:
-    """What may have been multiplied to give `new`. Only of normal numbers is this all there is."""
-    integers, product, sizes = _INTEGERS[new.dtype], new.abs(), multipliers.abs()
-    # The quotient, rounded, is at most one neighbour away from each value that gives the product. The integer below
-    # that of 0 is no number's, and gives nothing.
-    quotient = (product.float() / sizes[:, None]).to(new.dtype).view(integers)
-    below, above = quotient - 1, quotient + 1
-    by_below, by_quotient, by_above = (
-        scaled(value.view(new.dtype), sizes) == product for value in (below, quotient, above)
-    )
-    lower = torch.where(by_below, below, torch.where(by_quotient, quotient, above))
-    are_two = by_quotient & (by_below | by_above)
-    # The sign bit of a product is that of `old` times that of m, for zeros too.
+    """What may have been multiplied to give `new`. For normal numbers this is all there is."""
+    integers = _INTEGERS[new.dtype]
+    product = new.abs()
+    sizes = multipliers.abs()
+
+    # The quotient, rounded, is at most one neighbour away from each value that gives the product.
+    quotient = (product.float() / sizes[:, None]).to(new.dtype)
+    middle = quotient.view(integers)
+    below = middle - 1
+    above = middle + 1
+    # The integer below that of 0 is no number's, and gives nothing.
+    by_below = scaled(below.view(new.dtype), sizes) == product
+    by_middle = scaled(quotient, sizes) == product
+    by_above = scaled(above.view(new.dtype), sizes) == product
+    lower = torch.where(by_middle, middle, above)
+    lower = torch.where(by_below, below, lower)
+    are_two = by_middle & (by_below | by_above)
+
+    # The sign bit of a product is that of `old` times that of m, for zeros too. It is an integer's highest bit.
     is_negative = new.signbit() != multipliers.signbit()[:, None]
-    return Sources(torch.where(is_negative, lower + torch.iinfo(integers).min, lower), are_two)
+    sign_bit = torch.iinfo(integers).min
+    lower = torch.where(is_negative, lower + sign_bit, lower)
+    return Sources(lower, are_two)
 
 
-def is_next(old: Float[Tensor, "row column"], found: Sources) -> Bool[Tensor, "row column"]:
+def is_next(old: Float[Tensor, "row column"], candidates: Sources) -> Bool[Tensor, "row column"]:
     """The bits: where `old` is the second of two sources."""
-    return found.are_two & (old.view(found.lower.dtype) - found.lower == 1)
+    distance = old.view(candidates.lower.dtype) - candidates.lower
+    return candidates.are_two & (distance == 1)
 
 
-def chosen(found: Sources, bits: Bool[Tensor, "row column"], dtype: torch.dtype) -> Float[Tensor, "row column"]:
+def chosen(
+    candidates: Sources,
+    bits: Bool[Tensor, "row column"],
+    dtype: torch.dtype,
+) -> Float[Tensor, "row column"]:
     """The first or, where a bit is set, the second of two sources."""
-    return (found.lower + bits).view(dtype)
+    return (candidates.lower + bits).view(dtype)
 
 
 def same_bits(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
@@ -68,11 +83,29 @@ def same_bits(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Bool
     return first.view(integers) == second.view(integers)
 
 
+def packed(bits: Bool[Tensor, " bit"]) -> UInt8[Tensor, " byte"]:
+    """Bits, eight a byte; the last byte is filled up with zeros."""
+    return torch.from_numpy(np.packbits(bits.numpy()))
+
+
+def unpacked(packed_bits: UInt8[Tensor, " byte"]) -> Bool[Tensor, " bit"]:
+    """The bits of all bytes."""
+    return torch.from_numpy(np.unpackbits(packed_bits.numpy())).bool()
+
+
 def narrowest_format(tensor: Float[Tensor, "..."]) -> torch.dtype:
     """The format of a tensor in half precision; of one in float32, the narrowest that holds every number of it."""
     if tensor.dtype != torch.float32:
         return tensor.dtype
     for dtype in (torch.bfloat16, torch.float16):
-        if all(torch.equal(piece.to(dtype).float(), piece) for _, piece in pieces(tensor)):
+        if _is_exact_in(dtype, tensor):
             return dtype
     return torch.float32
+
+
+def _is_exact_in(dtype: torch.dtype, tensor: Float[Tensor, "..."]) -> bool:
+    """Whether a format holds every number of a tensor."""
+    for _, piece in pieces(tensor):
+        if not torch.equal(piece.to(dtype).float(), piece):
+            return False
+    return True

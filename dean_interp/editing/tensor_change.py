@@ -59,10 +59,13 @@ class TensorChange:
         """What a tensor is to this change. The tensor is only read."""
         if tuple(tensor.shape) != self.shape:
             return "other"
-        now = tensor[self._axes].cpu()
-        is_old = torch.equal(now.float(), self.old.float())
-        is_new = torch.equal(now, self.new.to(now.dtype))
-        if not (is_old or is_new) or hash_of(self._undone(tensor)) != self.base:
+        current = tensor[self._axes].cpu()
+        is_old = torch.equal(current.float(), self.old.float())
+        is_new = torch.equal(current, self.new.to(current.dtype))
+        if not (is_old or is_new):
+            return "other"
+        # All other numbers must be those of the base.
+        if hash_of(self._undone(tensor)) != self.base:
             return "other"
         if is_old and is_new:
             return "both"
@@ -70,38 +73,50 @@ class TensorChange:
 
     def settings(self) -> dict[tuple[str, int], float]:
         """What the change sets, to compare it with another's: each new value by its flat index."""
-        return {("entry", i): new for i, new in zip(self.indices.tolist(), self.new.tolist(), strict=True)}
+        settings = {}
+        for index, new in zip(self.indices.tolist(), self.new.tolist(), strict=True):
+            settings["entry", index] = new
+        return settings
 
     def stacked(self, other: "TensorChange", name: str) -> "TensorChange":
         """Two changes of the tensor `name` as one. Raises `InputError` where they set a number to two values."""
         # Entries that both change must get one value.
         in_both = torch.isin(self.indices, other.indices)
+        place_in_other = torch.searchsorted(other.indices, self.indices[in_both])
         by_first = self.new[in_both].float()
-        by_second = other.new[torch.searchsorted(other.indices, self.indices[in_both])].float()
+        by_second = other.new[place_in_other].float()
         if not torch.equal(by_first, by_second):
             n_differ = int((by_first != by_second).sum())
             raise InputError(f"the edits set {n_differ} numbers of {name} to different values: they cannot be stacked")
         # Entries that only the second changes are added, and all are put in order.
         only_second = ~torch.isin(other.indices, self.indices)
         indices = torch.cat([self.indices, other.indices[only_second]])
-        order = indices.argsort()
         old = torch.cat([self.old, other.old[only_second]])
         new = torch.cat([self.new, other.new[only_second]])
-        return replace(self, indices=indices[order], old=old[order], new=new[order])
+        order = indices.argsort()
+        return replace(
+            self,
+            indices=indices[order],
+            old=old[order],
+            new=new[order],
+        )
 
     @property
     def _axes(self) -> tuple[Tensor, ...]:
         """Where the numbers that change are in their tensor: one index tensor an axis."""
         if len(self.shape) == 1:
             return (self.indices,)
-        return self.indices // self.shape[1], self.indices % self.shape[1]
+        _, n_columns = self.shape
+        rows = self.indices // n_columns
+        columns = self.indices % n_columns
+        return rows, columns
 
     def _undone(self, tensor: Float[Tensor, "..."]) -> Iterator[Tensor]:
         """The pieces of a tensor in float32, as they were before the change."""
-        width = tensor[0].numel()
+        n_columns = tensor[0].numel()
         for start, piece in pieces(tensor):
             flat = float32(piece).flatten()
-            places = self.indices - start * width
+            places = self.indices - start * n_columns
             is_inside = (places >= 0) & (places < len(flat))
             flat[places[is_inside]] = self.old[is_inside].float()
             yield flat
@@ -109,7 +124,8 @@ class TensorChange:
 
 def pieces(tensor: Float[Tensor, "..."]) -> Iterator[tuple[int, Float[Tensor, "..."]]]:
     """The rows of a tensor, some at a time: the first one's index, and a view of them."""
-    n_rows = max(1, _N_AT_ONCE // max(tensor[0].numel(), 1))
+    n_columns = max(1, tensor[0].numel())
+    n_rows = max(1, _N_AT_ONCE // n_columns)
     for start in range(0, len(tensor), n_rows):
         yield start, tensor[start : start + n_rows]
 

@@ -4,6 +4,7 @@ All values are fixed before the first pass. No value depends on the other rows o
 text the same logits whatever else is in the batch.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -127,23 +128,21 @@ def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> 
         case Scale(alpha):
             return lambda activation, position: alpha * activation
         case Multiply(gates):
-            multiplier = _at_site(gates.multipliers, site, "the gates")[units]
-            return lambda activation, position: multiplier.to(activation) * activation
+            multipliers = _at_site(gates.multipliers, site, "the gates")
+            return _multiplying_change(multipliers[units])
         case Mean(scores):
-            mean = _at_site(scores.activation_mean, site, f"the scores of {scores.behaviour}")[units]
-            return lambda activation, position: mean.to(activation).expand_as(activation)
+            means = _at_site(scores.activation_mean, site, f"the scores of {scores.behaviour}")
+            return _mean_change(means[units])
         case Noise():
             return _noise_change(value, site, units)
         case Resample(bank, seed):
-            rows = _at_site(bank, site, "the bank")[:, units]
-            # The order is the same for every site: a position of a text gets one row of the whole model.
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-            rows = rows[order]
-            return lambda activation, position: rows.to(activation)[position % len(rows)]
+            rows = _at_site(bank, site, "the bank")
+            return _resampling_change(rows[:, units], seed)
         case Project() if site.is_of_experts:
             raise InputError(f"a projection needs all neurons of {site} at once, and a token has those of some experts")
         case Project(directions):
-            return _projection_change(_at_site(directions, site, "the directions").float()[units])
+            direction = _at_site(directions, site, "the directions")
+            return _projection_change(direction.float()[units])
         case Restore() | Given():
             raise InputError(f"{type(value).__name__} gives weights: select weights, or see `weights_that_make`")
 
@@ -160,26 +159,50 @@ def multipliers_of(value: Value, site: Site, units: Int[Tensor, " unit"]) -> Flo
     return None
 
 
+def _multiplying_change(multipliers: Float[Tensor, " unit"]) -> ActivationChange:
+    return lambda activation, position: multipliers.to(activation) * activation
+
+
+def _mean_change(means: Float[Tensor, " unit"]) -> ActivationChange:
+    return lambda activation, position: means.to(activation).expand_as(activation)
+
+
 def _noise_change(value: Noise, site: Site, units: Int[Tensor, " unit"]) -> ActivationChange:
     norm = _at_site(value.scores.activation_norm, site, f"the scores of {value.scores.behaviour}")
     # Noise is drawn for all neurons of the site, so a neuron's noise does not depend on the others that are chosen.
     generator = torch.Generator().manual_seed(value.seed * 100_003 + site.layer)
-    noise = torch.randn(_N_NOISE_DRAWS, len(norm), generator=generator) * (value.scale * norm)
+    draws = torch.randn(_N_NOISE_DRAWS, len(norm), generator=generator)
+    noise = draws * (value.scale * norm)
     noise = noise[:, units]
     return lambda activation, position: activation + noise.to(activation)[position % _N_NOISE_DRAWS]
 
 
+def _resampling_change(rows: Float[Tensor, "row unit"], seed: int) -> ActivationChange:
+    # The order is the same for every site: a position of a text gets one row of the whole model.
+    n_rows = len(rows)
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    rows = rows[order]
+    return lambda activation, position: rows.to(activation)[position % n_rows]
+
+
 def _projection_change(direction: Float[Tensor, " unit"]) -> ActivationChange:
-    unit_vector = direction / direction.norm().clamp(min=1e-12)
+    length = direction.norm().clamp(min=1e-12)
+    unit_vector = direction / length
 
     def project(activation: Tensor, position: Tensor) -> Tensor:
         along = unit_vector.to(activation)
-        return activation - (activation @ along)[..., None] * along
+        size_along = (activation @ along)[..., None]
+        return activation - size_along * along
 
     return project
 
 
-def new_weights(value: Value, model: HookedModel, site: Site, units: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+def new_weights(
+    value: Value,
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " unit"],
+) -> Float[Tensor, " unit"]:
     """What a value makes of the chosen weights of a matrix. Raises `InputError` where it has nothing for weights."""
     old = entries(model, site, units)
     match value:
@@ -188,9 +211,10 @@ def new_weights(value: Value, model: HookedModel, site: Site, units: Int[Tensor,
         case Scale(alpha):
             return alpha * old
         case Restore(other):
-            mine, theirs = shape(model, site), shape(other, site)
-            if theirs != mine:
-                raise InputError(f"{site} is {mine} here and {theirs} in the other model")
+            shape_here = shape(model, site)
+            shape_there = shape(other, site)
+            if shape_here != shape_there:
+                raise InputError(f"{site} is {shape_here} here and {shape_there} in the other model")
             return entries(other, site, units).to(old)
         case Given(weights):
             return _at_site(weights, site, "the given weights").to(old)
@@ -215,19 +239,24 @@ def activation_bank(
     sites = neuron_sites(model)
     chosen_rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
     # Of all real positions, in the order in which batches come, n_rows are chosen at random.
-    n_real = sum(len(branch.tokens) for row in data.rows for branch in row)
-    is_chosen = torch.rand(n_real, generator=torch.Generator().manual_seed(seed)).argsort() < n_rows
+    branches = itertools.chain.from_iterable(data.rows)
+    n_real = sum(len(branch.tokens) for branch in branches)
+    draws = torch.rand(n_real, generator=torch.Generator().manual_seed(seed))
+    is_chosen = draws.argsort() < n_rows
     n_seen = 0
     batch_tokens = batch_tokens_of(model, config)
     for batch in batched(model, data.rows, batch_tokens=batch_tokens, label=f"bank of {behaviour.name}"):
         real = batch.real.flatten().nonzero()[:, 0]
-        chosen = real[is_chosen[n_seen : n_seen + len(real)].to(real.device)]
+        is_chosen_here = is_chosen[n_seen : n_seen + len(real)]
+        chosen = real[is_chosen_here.to(real.device)]
         n_seen += len(real)
 
         def keep(site: Site, x: Tensor, chosen: Tensor = chosen) -> None:
             if site.is_of_experts:
-                x = read_neurons(model, site, x, torch.arange(site_shape(model, site)[0]))
-            chosen_rows[site].append(x.flatten(0, 1)[chosen].float().cpu())
+                all_neurons = torch.arange(site_shape(model, site)[0])
+                x = read_neurons(model, site, x, all_neurons)
+            rows = x.flatten(0, 1)[chosen]
+            chosen_rows[site].append(rows.float().cpu())
 
         stream_activations(model, batch, sites, keep)
     scored_prompts(model).update(behaviour.prompt_hashes)

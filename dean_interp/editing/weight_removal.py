@@ -1,7 +1,7 @@
 """Weights that are taken out by hooks: what an ablation makes of them, and what subtracts their part of a product."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.editing.ablated_positions import Positions, is_ablated
@@ -17,7 +17,12 @@ from dean_interp.selection.selection import Selection
 
 
 def weight_changes(
-    model: HookedModel, selection: Selection, *, value: Value, positions: Positions, outer: AblatedWeights
+    model: HookedModel,
+    selection: Selection,
+    *,
+    value: Value,
+    positions: Positions,
+    outer: AblatedWeights,
 ) -> dict[Site, WeightChange]:
     """What an ablation makes of the selected weights of each matrix."""
     changes = {}
@@ -38,32 +43,42 @@ def _refuse_router(site: Site) -> None:
         )
 
 
-def remover(model: HookedModel, site: Site, change: WeightChange, positions: Positions) -> OnProduct:
+def remover(
+    model: HookedModel,
+    site: Site,
+    change: WeightChange,
+    positions: Positions,
+) -> OnProduct:
     """A hook that subtracts `x[..., i] * (old - new)` of the given weights from the product.
 
     The chosen weights lie in a block of the rows and columns that hold any, zero elsewhere. A few weights make a small
     block; where it would be most of the matrix, the matrix itself costs no more.
     """
     matrix = weight(model, site).detach()
-    rows = (change.units // matrix.shape[1]).to(matrix.device)
-    columns = (change.units % matrix.shape[1]).to(matrix.device)
+    units = change.units.to(matrix.device)
+    rows = units // matrix.shape[1]
+    columns = units % matrix.shape[1]
     excess = torch.zeros_like(matrix)
     excess[rows, columns] = (change.old - change.new).to(matrix)
     if site.is_of_experts:
         return _expert_remover(model, site, excess, positions)
-    rows, columns = rows.unique(), columns.unique()
+    rows = rows.unique()
+    columns = columns.unique()
     is_large = 2 * len(rows) * len(columns) > matrix.numel()
     block = excess if is_large else excess[rows][:, columns].clone()
 
     def remove(x: Tensor, product: Tensor) -> Tensor:
         if positions != "all":
-            x = x * is_ablated(model, x, positions)[..., None]
+            here = is_ablated(model, x, positions)
+            x = x * here[..., None]
         if is_large:
             return product - x @ block.to(x.device)
+        x_of_rows = x.index_select(-1, rows.to(x.device))
+        removed = x_of_rows @ block.to(x.device)
         # index_copy is several times faster over many positions than index_add.
         written = columns.to(product.device)
-        removed = x.index_select(-1, rows.to(x.device)) @ block.to(x.device)
-        return product.index_copy(-1, written, product.index_select(-1, written) - removed)
+        rest = product.index_select(-1, written) - removed
+        return product.index_copy(-1, written, rest)
 
     return remove
 
@@ -81,30 +96,45 @@ def joined(outer: WeightChange | None, inner: WeightChange) -> WeightChange:
 
 
 def _expert_remover(
-    model: HookedModel, site: Site, excess: Float[Tensor, "d_in d_out"], positions: Positions
+    model: HookedModel,
+    site: Site,
+    excess: Float[Tensor, "d_in d_out"],
+    positions: Positions,
 ) -> OnProduct:
     """The same for the matrices of routed experts, which lie side by side in `excess`."""
-    blocks = excess.chunk(site.n_experts, 0 if site.part == "experts.out" else 1)
+    axis = 0 if site.part == "experts.out" else 1
+    blocks = excess.chunk(site.n_experts, axis)
     changed = {expert: block.clone() for expert, block in enumerate(blocks) if bool(block.any())}
 
     def remove(x: Tensor, product: Tensor) -> Tensor:
         if positions != "all":
-            x = x * is_ablated(model, x[:, :, 0], positions)[..., None, None]
-        read, written = x.flatten(0, 2), product.flatten(0, 2).clone()
+            here = is_ablated(model, x[:, :, 0], positions)
+            x = x * here[..., None, None]
+        # One row a slot: what an expert reads and writes for one token.
+        read = x.flatten(0, 2)
+        written = product.flatten(0, 2).clone()
         for expert, slots in by_expert(routed_ids(model, site)):
             if expert in changed:
-                written[slots] -= read[slots] @ changed[expert].to(read.device)
+                block = changed[expert].to(read.device)
+                written[slots] -= read[slots] @ block
         return written.reshape(product.shape)
 
     return remove
 
 
 def _current_weights(
-    model: HookedModel, site: Site, units: Tensor, *, outer: AblatedWeights, positions: Positions
-) -> Tensor:
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " unit"],
+    *,
+    outer: AblatedWeights,
+    positions: Positions,
+) -> Float[Tensor, " unit"]:
     """What the weights are under the ablations that are open already."""
     matrix = weight(model, site).detach()
-    current = matrix[units // matrix.shape[1], units % matrix.shape[1]].clone()
+    rows = units // matrix.shape[1]
+    columns = units % matrix.shape[1]
+    current = matrix[rows, columns].clone()
     for (changed_site, changed_positions), change in outer.items():
         if changed_site != site:
             continue
@@ -115,5 +145,6 @@ def _current_weights(
             raise InputError(
                 f"some of these weights of {site} are ablated at positions={changed_positions!r} already: nest alike"
             )
-        current[is_changed] = change.new[torch.searchsorted(change.units, units[is_changed])].to(current)
+        places = torch.searchsorted(change.units, units[is_changed])
+        current[is_changed] = change.new[places].to(current)
     return current
