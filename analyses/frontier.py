@@ -21,7 +21,8 @@ from dean_interp.arms.all_arms import TOGETHER, all_arms
 from dean_interp.arms.choosing_settings import refuse_without_optuna
 from dean_interp.arms.comparison import ComparisonConfig, begun
 from dean_interp.arms.frontier import Frontier, frontier_of
-from dean_interp.arms.pieces import compare_arms, name_together
+from dean_interp.arms.measured_arms import name_together
+from dean_interp.arms.pieces import compare_arms
 from dean_interp.cli.ending import command, script
 from dean_interp.errors import InputError
 from dean_interp.report.frontier_page import write_frontier

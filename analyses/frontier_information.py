@@ -22,7 +22,7 @@ from dean_interp.arms.arm import Arm
 from dean_interp.arms.at_kl import dose_at_kl
 from dean_interp.arms.comparison import ComparisonConfig, SharedWork, begun, records_of
 from dean_interp.arms.coupled_arms import rule_scores
-from dean_interp.arms.pieces import named
+from dean_interp.arms.measured_arms import named
 from dean_interp.arms.random_arms import RandomGatesArm
 from dean_interp.cli.ending import command, script
 from dean_interp.errors import InputError

@@ -13,7 +13,8 @@ from dean_interp import Behaviour, Example, InputError, generate, load_model
 from dean_interp.arms.all_arms import TOGETHER, all_arms
 from dean_interp.arms.arm import Arm, Change, flipped
 from dean_interp.arms.comparison import ComparisonConfig, begun, piece_folder, records_of, refuse_chosen_on
-from dean_interp.arms.pieces import arm_record, compare_arms, name_together
+from dean_interp.arms.measured_arms import arm_record, name_together
+from dean_interp.arms.pieces import compare_arms
 from dean_interp.arms.sealed import SealBrokenError, sealed
 from dean_interp.arms.system_prompt import LONG, SHORT, SystemPromptArm, SystemText
 from dean_interp.evaluation.measure import measure
@@ -197,19 +198,19 @@ def test_a_killed_comparison_goes_on_and_ends_in_the_same_record(work, monkeypat
     arm = next(arm for arm in ARMS if arm.name == "gates, closed form")
     whole = arm_record(work, arm)
     calls = []
-    from dean_interp.arms import pieces
+    from dean_interp.arms import measured_arms
 
-    whole_measured = pieces.measured_state
+    whole_measured = measured_arms.measured_state
 
     def killed(*args, **kwargs):
         calls.append(args[1].name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pieces, "measured_state", killed)
+    monkeypatch.setattr(measured_arms, "measured_state", killed)
     with pytest.raises(KeyboardInterrupt):
         compare_arms(work, [arm])
     assert calls and not (piece_folder(work.folder, arm.name) / "arm.json").is_file()
-    monkeypatch.setattr(pieces, "measured_state", whole_measured)
+    monkeypatch.setattr(measured_arms, "measured_state", whole_measured)
     compare_arms(work, [arm])
     record = records_of(work.folder, [arm.name])[arm.name]
     assert dataclasses.replace(record, seconds=0.0) == dataclasses.replace(whole, seconds=0.0)

@@ -6,6 +6,7 @@ parameter is touched. The dose is the number of training steps.
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +47,8 @@ class AdapterAtDose:
         """The kind, and SHA-256 of sites and numbers, its first 16 digits."""
         digest = hashlib.sha256()
         for site, tensors in sorted(self.numbers.items()):
-            digest.update(f"{site} {[tuple(tensor.shape) for tensor in tensors]}".encode())
+            shapes = [tuple(tensor.shape) for tensor in tensors]
+            digest.update(f"{site} {shapes}".encode())
             for tensor in tensors:
                 digest.update(tensor.float().contiguous().numpy().tobytes())
         return f"{self.kind} {digest.hexdigest()[:16]}"
@@ -65,7 +67,7 @@ class AdapterAtDose:
                 products[site] = _rescaling(tensors[0])
         gates = Gates(multipliers, self.prompt_hashes)
         with noting_scored_prompts(model, self.prompt_hashes), on_products(model, products):
-            # gates that are all 1 are refused
+            # Gates that are all 1 are refused.
             if len(gates):
                 with gated(model, gates):
                     yield
@@ -78,7 +80,8 @@ def _adding(a: Float[Tensor, "rank d_in"], b: Float[Tensor, "d_out rank"]) -> On
 
     def add(x: Tensor, product: Tensor) -> Tensor:
         low = x.to(torch.float32) @ a.to(x.device).T
-        return (product + LORA_SCALING * (low @ b.to(x.device).T)).to(product.dtype)
+        written = low @ b.to(x.device).T
+        return (product + LORA_SCALING * written).to(product.dtype)
 
     return add
 
@@ -87,7 +90,8 @@ def _rescaling(multiplier: Float[Tensor, " d_out"]) -> OnProduct:
     """A hook that rescales what a matrix writes, its bias with it."""
 
     def rescale(x: Tensor, product: Tensor) -> Tensor:
-        return (product * multiplier.to(product.device)).to(product.dtype)
+        rescaled = product * multiplier.to(product.device)
+        return rescaled.to(product.dtype)
 
     return rescale
 
@@ -106,7 +110,10 @@ class AdapterPath:
     @property
     def n_bytes(self) -> int:
         """Four for each number that was trained."""
-        n_numbers = sum(tensor[0].numel() for tensors in self.numbers.values() for tensor in tensors)
+        n_numbers = 0
+        for tensors in self.numbers.values():
+            # Every tensor is stacked over the steps, and one step is kept.
+            n_numbers += sum(stacked[0].numel() for stacked in tensors)
         return _BYTES_OF_NUMBER * n_numbers
 
     @property
@@ -128,11 +135,14 @@ class AdapterPath:
             raise InputError(f"dose must be from 0 to {self.steps[-1]} training steps, got {dose}")
         if dose == 0:
             return State("", "arm")
-        after = next(i for i, step in enumerate(self.steps) if step >= dose)
+        after = bisect_left(self.steps, dose)
         before = after - 1
-        share = (dose - self.steps[before]) / (self.steps[after] - self.steps[before])
+        step_before = self.steps[before]
+        step_after = self.steps[after]
+        share = (dose - step_before) / (step_after - step_before)
         numbers = {}
         for site, tensors in self.numbers.items():
-            # lerp gives the end exactly at share 1
+            # `lerp` gives the end exactly at share 1.
             numbers[site] = tuple(torch.lerp(stacked[before], stacked[after], share) for stacked in tensors)
-        return State("", "arm", growth=dose, change=AdapterAtDose(self.kind, numbers, self.prompt_hashes))
+        change = AdapterAtDose(self.kind, numbers, self.prompt_hashes)
+        return State("", "arm", growth=dose, change=change)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dean_interp.arms.answer_statistics import AnswerStatistics, answer_statistics
@@ -31,6 +31,7 @@ from dean_interp.models.sites import Site
 from dean_interp.study.store import State
 
 Layers = Literal["all", "first half", "second half", "middle half"]
+SlopeAndShift = tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]
 _STEADY = 1e-3
 """Unsafe answers whose deviation is below this share of the layer's are taken not to vary."""
 
@@ -49,23 +50,32 @@ class AffineMaps:
     @property
     def n_bytes(self) -> int:
         """Two numbers a neuron."""
-        return 8 * sum(slope.numel() for slope in self.slopes.values())
+        n_neurons = sum(slope.numel() for slope in self.slopes.values())
+        return 8 * n_neurons
 
     def at(self, dose: float) -> State:
         """The model with `dose` times each neuron's displacement."""
         maps, tensors = {}, {}
         for site, slope in self.slopes.items():
-            maps[site.hook_name] = _displaced(site, dose * slope, dose * self.shifts[site])
-            tensors |= {f"{site} slope": slope, f"{site} shift": self.shifts[site]}
+            shift = self.shifts[site]
+            maps[site.hook_name] = _displaced(site, dose * slope, dose * shift)
+            tensors[f"{site} slope"] = slope
+            tensors[f"{site} shift"] = shift
         return hooked_state(maps, tensors, dose)
 
 
-def _displaced(site: Site, slope: Float[Tensor, " unit"], shift: Float[Tensor, " unit"]) -> ActivationMap:
+def _displaced(
+    site: Site,
+    slopes: Float[Tensor, " unit"],
+    shifts: Float[Tensor, " unit"],
+) -> ActivationMap:
     def displaced(model: HookedModel, activation: Tensor) -> Tensor:
-        own_slope, own_shift = slope.to(activation), shift.to(activation)
+        slope = slopes.to(activation)
+        shift = shifts.to(activation)
         if site.is_of_experts:
-            own_slope, own_shift = (as_routed(model, site, each) for each in (own_slope, own_shift))
-        return activation + own_slope * activation + own_shift
+            slope = as_routed(model, site, slope)
+            shift = as_routed(model, site, shift)
+        return activation + slope * activation + shift
 
     return displaced
 
@@ -88,56 +98,80 @@ class LinearTransport:
         """The mean of both behaviours' displacements. Raises `InputError` as `answer_statistics`, or for layers that
         have no such name.
         """
-        both = answer_statistics(examples, "neurons")
+        first, second = answer_statistics(examples, "neurons")
         slopes, shifts = {}, {}
         for site in _chosen(neuron_sites(examples.model), settings["layers"]):
-            maps = [displacement(statistics, site) for statistics in both]
-            slopes[site] = torch.stack([slope for slope, _ in maps]).mean(0).float()
-            shifts[site] = torch.stack([shift for _, shift in maps]).mean(0).float()
+            first_slope, first_shift = displacement(first, site)
+            second_slope, second_shift = displacement(second, site)
+            slopes[site] = torch.stack([first_slope, second_slope]).mean(0).float()
+            shifts[site] = torch.stack([first_shift, second_shift]).mean(0).float()
         return AffineMaps(slopes, shifts)
 
 
-def displacement(statistics: AnswerStatistics, site: Site) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, " d_mlp"]]:
+def displacement(statistics: AnswerStatistics, site: Site) -> SlopeAndShift:
     """Slope and shift of `T(a) - a` for one behaviour, float64."""
     means = statistics.of("mean", site.hook_name).double()
     if site.is_of_experts:
         return _displacement_of_experts(means, statistics.reached(site).double())
-    mean, deviation = means.mean(0), means.std(0, correction=0)
+    mean_safe, mean_unsafe = means.mean(0)
+    deviation = means.std(0, correction=0)
+    deviation_safe, deviation_unsafe = deviation
     typical = deviation.square().mean().sqrt()
-    varies = deviation[1] > _STEADY * typical
-    ratio = torch.where(varies, deviation[0] / torch.where(varies, deviation[1], 1.0), 1.0)
-    return ratio - 1, mean[0] - ratio * mean[1]
+    varies = deviation_unsafe > _STEADY * typical
+    ratio = _quotient(deviation_safe, deviation_unsafe, varies)
+    return ratio - 1, mean_safe - ratio * mean_unsafe
 
 
 def _displacement_of_experts(
-    means: Float[Tensor, "row answer unit"], reached: Float[Tensor, "row answer expert"]
-) -> tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]:
+    means: Float[Tensor, "row answer unit"],
+    reached: Float[Tensor, "row answer expert"],
+) -> SlopeAndShift:
     """The same, where an answer counts with its mean over the tokens that are sent to a neuron's expert.
 
     An answer without such a token does not count. Where no safe one or no unsafe one is left, nothing is moved.
     """
-    reached = reached.repeat_interleave(means.shape[2] // reached.shape[2], dim=2)
+    n_neurons_of_expert = means.shape[2] // reached.shape[2]
+    reached = reached.repeat_interleave(n_neurons_of_expert, dim=2)
+    # The mean over all tokens, over the share of those that are sent to the expert, is the mean over these.
     counts = reached > 0
-    n = counts.sum(0).clamp(min=1)
-    of_routed = torch.where(counts, means / torch.where(counts, reached, 1.0), 0.0)
-    mean = of_routed.sum(0) / n
-    deviation = (torch.where(counts, of_routed - mean, 0.0).square().sum(0) / n).sqrt()
+    means_of_routed = torch.where(counts, means / torch.where(counts, reached, 1.0), 0.0)
+    # Mean and deviation over the answers that count.
+    n_answers = counts.sum(0).clamp(min=1)
+    mean = means_of_routed.sum(0) / n_answers
+    distance = torch.where(counts, means_of_routed - mean, 0.0)
+    deviation = (distance.square().sum(0) / n_answers).sqrt()
+    mean_safe, mean_unsafe = mean
+    deviation_safe, deviation_unsafe = deviation
+
     is_known = counts.any(0).all(0)
     typical = deviation[:, is_known].square().mean().sqrt() if bool(is_known.any()) else 0.0
-    varies = (deviation[1] > _STEADY * typical) & (counts.sum(0) > 1).all(0)
-    ratio = torch.where(varies, deviation[0] / torch.where(varies, deviation[1], 1.0), 1.0)
-    return ratio - 1, torch.where(is_known, mean[0] - ratio * mean[1], 0.0)
+    has_several = (counts.sum(0) > 1).all(0)
+    varies = has_several & (deviation_unsafe > _STEADY * typical)
+    ratio = _quotient(deviation_safe, deviation_unsafe, varies)
+    shift = mean_safe - ratio * mean_unsafe
+    return ratio - 1, torch.where(is_known, shift, 0.0)
+
+
+def _quotient(
+    safe: Float[Tensor, " unit"],
+    unsafe: Float[Tensor, " unit"],
+    varies: Bool[Tensor, " unit"],
+) -> Float[Tensor, " unit"]:
+    """The quotient of deviations; 1 where unsafe answers do not vary."""
+    divisor = torch.where(varies, unsafe, 1.0)
+    return torch.where(varies, safe / divisor, 1.0)
 
 
 def _chosen(sites: Sequence[Site], layers: Setting) -> Sequence[Site]:
     """The sites of the layers; of an odd number of layers the middle one is in both halves."""
     numbers = sorted({site.layer for site in sites})
     n = len(numbers)
+    quarter = n // 4
     parts = {
         "all": slice(0, n),
         "first half": slice(0, (n + 1) // 2),
         "second half": slice(n // 2, n),
-        "middle half": slice(n // 4, n - n // 4),
+        "middle half": slice(quarter, n - quarter),
     }
     if layers not in parts:
         raise InputError(f"layers must be one of {get_args(Layers)}, got {layers!r}")

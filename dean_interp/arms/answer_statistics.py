@@ -51,16 +51,16 @@ class AnswerStatistics:
 
     def reached(self, site: Site) -> Float[Tensor, "row answer expert"]:
         """The share of each answer's tokens that are sent to each routed expert."""
-        return self._labelled(f"share/{site.hook_name}")
+        return self._of_rows(f"share/{site.hook_name}")
 
     def of(self, summary: Summary, hook_name: str) -> Float[Tensor, "row answer unit"]:
         """A summary of an activation over each answer's tokens, safe before unsafe: its `mean`, its `largest` value, or
         the mean `norm` of the whole vector (then there is one unit). Where a token is not sent to a neuron's expert,
         the activation is 0.
         """
-        return self._labelled(f"{summary}/{hook_name}")
+        return self._of_rows(f"{summary}/{hook_name}")
 
-    def _labelled(self, name: str) -> Float[Tensor, "row answer _"]:
+    def _of_rows(self, name: str) -> Float[Tensor, "row answer _"]:
         values = self.tensors[name][self.rows]
         return torch.where(self.is_flipped[:, None, None], values.flip(1), values)
 
@@ -77,20 +77,28 @@ def answer_statistics(examples: ArmExamples, stream: Stream) -> tuple[AnswerStat
         InputError: a behaviour without safe and unsafe answers, text that is too long, or files of another model or
             other data.
     """
-    read = []
-    for number, behaviour in enumerate(examples.scoring[:2]):
-        tensors = _read_once(examples, behaviour, stream)
-        signs = None if examples.flip is None else examples.flip[number]
-        rows, is_flipped = [], []
-        for row, example in enumerate(behaviour.examples):
-            sign = 1 if signs is None else signs.get(example.cluster)
-            if sign is not None:
-                rows.append(row)
-                is_flipped.append(sign == -1)
-        if not rows:
-            raise InputError(f"the flip leaves no topic of '{behaviour.name}'")
-        read.append(AnswerStatistics(tensors, torch.tensor(rows), torch.tensor(is_flipped)))
-    return read[0], read[1]
+    first, second = examples.scoring[:2]
+    first_signs, second_signs = examples.flip or (None, None)
+    of_first = _read_once(examples, first, stream)
+    of_second = _read_once(examples, second, stream)
+    return _labelled(of_first, first, first_signs), _labelled(of_second, second, second_signs)
+
+
+def _labelled(
+    tensors: Mapping[str, Tensor],
+    behaviour: Behaviour,
+    signs: Mapping[str, int] | None,
+) -> AnswerStatistics:
+    """The statistics of the topics that have a sign, with the labels that it gives; of all topics without signs."""
+    rows, is_flipped = [], []
+    for row, example in enumerate(behaviour.examples):
+        sign = 1 if signs is None else signs.get(example.cluster)
+        if sign is not None:
+            rows.append(row)
+            is_flipped.append(sign == -1)
+    if not rows:
+        raise InputError(f"the flip leaves no topic of '{behaviour.name}'")
+    return AnswerStatistics(tensors, torch.tensor(rows), torch.tensor(is_flipped))
 
 
 @dataclass(frozen=True)
@@ -102,14 +110,23 @@ def _read_once(examples: ArmExamples, behaviour: Behaviour, stream: Stream) -> d
     """The unflipped statistics, from their file in the folder that all arms share, else made and written there."""
     if not behaviour.paired:
         raise InputError(f"every prompt of '{behaviour.name}' needs a safe and an unsafe answer")
-    model, template = examples.model, examples.config.model.template
+    model = examples.model
+    template = examples.config.model.template
     parts = [model_fingerprint(model), behaviour.fingerprint, template, stream, str(DEPTHS)]
-    fingerprint = fingerprint_of(*parts, *(chat_settings(model).parts if template == "chat" else []))
+    if template == "chat":
+        parts += chat_settings(model).parts
+    fingerprint = fingerprint_of(*parts)
     path = examples.folder / "answers" / f"{behaviour.name}.{stream}.safetensors"
     unfinished = Unfinished(path.with_suffix(".unfinished"), fingerprint)
     if not path.is_file():
-        config = ScoringConfig(template=template, target="margin", batch_tokens=examples.config.score_tokens)
-        tensors = _read(model, behaviour, _hooks(model, stream), _SUMMARIES[stream], config, unfinished)
+        tensors = _read(
+            model,
+            behaviour,
+            widths=_hook_widths(model, stream),
+            summaries=_SUMMARIES[stream],
+            config=ScoringConfig(template=template, target="margin", batch_tokens=examples.config.score_tokens),
+            unfinished=unfinished,
+        )
         write_tensors(path, _FORMAT, tensors, {"fingerprint": fingerprint})
     unfinished.discard()
     tensors, facts = read_tensors(path, _FORMAT, _Facts)
@@ -119,7 +136,7 @@ def _read_once(examples: ArmExamples, behaviour: Behaviour, stream: Stream) -> d
     return tensors
 
 
-def _hooks(model: HookedModel, stream: Stream) -> dict[str, int]:
+def _hook_widths(model: HookedModel, stream: Stream) -> dict[str, int]:
     """The hook points to read, and how many units each has."""
     if stream == "residual":
         width = residual_width(model)
@@ -132,6 +149,7 @@ def _hooks(model: HookedModel, stream: Stream) -> dict[str, int]:
 def _read(
     model: HookedModel,
     behaviour: Behaviour,
+    *,
     widths: Mapping[str, int],
     summaries: tuple[Summary, ...],
     config: ScoringConfig,
@@ -140,14 +158,16 @@ def _read(
     """The summaries of every answer, example by example, safe before unsafe."""
     refuse_not_finite(model)
     data = prepare(model, behaviour, config)
+    n_rows = len(data.rows)
     rows = {}
     for summary in summaries:
         for name, width in widths.items():
-            rows[f"{summary}/{name}"] = torch.zeros(len(data.rows), 1 if summary == "norm" else width)
+            n_units = 1 if summary == "norm" else width
+            rows[f"{summary}/{name}"] = torch.zeros(n_rows, n_units)
     for name in widths:
         site = experts_at(model, name)
         if site is not None:
-            rows[f"share/{name}"] = torch.zeros(len(data.rows), site.n_experts)
+            rows[f"share/{name}"] = torch.zeros(n_rows, site.n_experts)
     batches = batched(
         model,
         data.rows,
@@ -165,22 +185,29 @@ def _read(
 
 
 def _reader(
-    model: HookedModel, name: str, batch: Batch, summaries: tuple[Summary, ...], rows: Mapping[str, Tensor]
+    model: HookedModel,
+    name: str,
+    batch: Batch,
+    summaries: tuple[Summary, ...],
+    rows: Mapping[str, Tensor],
 ) -> Callable[..., None]:
     """A hook that puts the summaries of a batch's answers into their rows."""
     site = experts_at(model, name)
 
-    def keep(summary: str, summed: Tensor) -> None:
+    def keep(summary: str, by_row: Float[Tensor, "batch _"]) -> None:
         # Each row of a batch is a prompt and one answer.
-        rows[f"{summary}/{name}"][batch.ended.cpu()] = summed[batch.ended_row.to(summed.device)].cpu()
+        by_answer = by_row[batch.ended_row.to(by_row.device)]
+        rows[f"{summary}/{name}"][batch.ended.cpu()] = by_answer.cpu()
 
     def read(activation: Tensor, hook: object) -> None:
         values = activation.detach()
         is_answer = batch.is_answer.to(values.device)
         if site is not None:
             (n_neurons,) = site_shape(model, site)
+            # A token is sent to an expert where it is sent to the expert's first neuron.
             first_of_each = torch.arange(0, n_neurons, n_neurons // site.n_experts)
-            keep("share", _mean(are_routed(model, site, first_of_each).float(), is_answer))
+            is_sent = are_routed(model, site, first_of_each)
+            keep("share", _mean(is_sent.float(), is_answer))
             values = read_neurons(model, site, values, torch.arange(n_neurons))
         # Some models (OPT) join batch and pos.
         values = values.reshape(*batch.tokens.shape, -1).float()
@@ -191,16 +218,22 @@ def _reader(
 
 
 def _summary(
-    values: Float[Tensor, "batch pos unit"], is_answer: Bool[Tensor, "batch pos"], summary: Summary
+    values: Float[Tensor, "batch pos unit"],
+    is_answer: Bool[Tensor, "batch pos"],
+    summary: Summary,
 ) -> Float[Tensor, "batch _"]:
     """One row a text, over the tokens of its answer."""
     if summary == "largest":
-        return values.masked_fill(~is_answer[..., None], -torch.inf).amax(1)
+        of_answers = values.masked_fill(~is_answer[..., None], -torch.inf)
+        return of_answers.amax(1)
     if summary == "norm":
         values = values.norm(dim=-1, keepdim=True)
     return _mean(values, is_answer)
 
 
-def _mean(values: Float[Tensor, "batch pos unit"], is_answer: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch unit"]:
+def _mean(
+    values: Float[Tensor, "batch pos unit"],
+    is_answer: Bool[Tensor, "batch pos"],
+) -> Float[Tensor, "batch unit"]:
     total = values.masked_fill(~is_answer[..., None], 0.0).sum(1)
     return total / is_answer.sum(1, keepdim=True)

@@ -2,9 +2,9 @@
 
 AurA, section 3: a neuron detects unsafe text by its largest activation over the text's tokens; one whose AUROC is above
 0.5 is an expert, and is multiplied by `1 - 2 (AUROC - 0.5)`. Others stay. A dose scales the change, so that at 1 it is
-the paper's; beyond it no multiplier goes below 0. Of two behaviours each has its AUROC over
-its own answers, and a neuron counts with the mean of both. The place is `mlp.hook_post`, over answer tokens. "Expert"
-is the paper's word: a neuron. Of a mixture of experts, tokens that are not sent to a neuron's own count with 0.
+the paper's; beyond it no multiplier goes below 0. A neuron has an AUROC for each of two behaviours, over that
+behaviour's answers, and counts with the mean of both. The place is `mlp.hook_post`, over answer tokens. "Expert" is the
+paper's word: a neuron. In a mixture of experts, tokens that are not sent to a neuron's expert count with 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,19 +49,26 @@ class AurocDamping:
         both = answer_statistics(examples, "neurons")
         multipliers = {}
         for site in neuron_sites(examples.model):
-            pooled = [statistics.of(_POOLED[pooling], site.hook_name) for statistics in both]
-            mean = torch.stack([auroc(answers[:, 1], answers[:, 0]) for answers in pooled]).mean(0)
+            aurocs = []
+            for statistics in both:
+                safe, unsafe = statistics.of(_POOLED[pooling], site.hook_name).unbind(1)
+                aurocs.append(auroc(unsafe, safe))
+            mean = torch.stack(aurocs).mean(0)
             multipliers[site] = (1 - 2 * (mean - 0.5)).clamp(max=1).float()
-        hashes = frozenset().union(*(behaviour.prompt_hashes for behaviour in examples.scoring[:2]))
-        gates = Gates(multipliers, hashes)
+        first, second = examples.scoring[:2]
+        gates = Gates(multipliers, first.prompt_hashes | second.prompt_hashes)
         if share < 1 and len(gates):
-            gates = gates.strongest(max(1, round(share * len(gates))))
+            n_damped = max(1, round(share * len(gates)))
+            gates = gates.strongest(n_damped)
         return AlongGates(gates, _FIRST_DOSE)
 
 
 def auroc(unsafe: Float[Tensor, "unsafe unit"], safe: Float[Tensor, "safe unit"]) -> Float[Tensor, " unit"]:
     """The chance that a unit is larger on a random unsafe text than on a random safe one; ties count half. float64."""
-    ranks = rankdata(np.concatenate([unsafe.numpy(), safe.numpy()]), axis=0)
-    n_unsafe, n_safe = len(unsafe), len(safe)
+    # Mann and Whitney's U: the sum of the unsafe texts' ranks among all, less what it is at least.
+    both = np.concatenate([unsafe.numpy(), safe.numpy()])
+    ranks = rankdata(both, axis=0)
+    n_unsafe = len(unsafe)
     n_larger = ranks[:n_unsafe].sum(0) - n_unsafe * (n_unsafe + 1) / 2
-    return torch.from_numpy(n_larger / (n_unsafe * n_safe))
+    n_pairs = n_unsafe * len(safe)
+    return torch.from_numpy(n_larger / n_pairs)

@@ -37,7 +37,12 @@ def refuse_without_optuna() -> None:
 
 
 def tried_settings(
-    arm: Arm, n_trials: int, journal: Path, value_of: Callable[[dict[str, Setting]], float], *, seed: int
+    arm: Arm,
+    n_trials: int,
+    journal: Path,
+    value_of: Callable[[dict[str, Setting]], float],
+    *,
+    seed: int,
 ) -> tuple[Trial, ...]:
     """The trials of an arm, from the journal where they were made before.
 
@@ -46,7 +51,7 @@ def tried_settings(
         n_trials: most trials; a grid that has fewer points is gone through once.
         journal: their file, for this arm and these data alone.
         value_of: makes a trial. Where it raises `InputError` the settings give no edit.
-        seed: seed of the sampler.
+        seed: Seed for the sampler.
     """
     import optuna
 
@@ -61,7 +66,8 @@ def tried_settings(
     # A grid that is small enough is gone through, whatever the sampler would take.
     if n_points <= n_trials:
         for values in itertools.product(*grid.values()):
-            study.enqueue_trial(dict(zip(grid, values, strict=True)), skip_if_exists=True)
+            point = dict(zip(grid, values, strict=True))
+            study.enqueue_trial(point, skip_if_exists=True)
     while len(_finished(study)) < n_trials:
         trial = study.ask()
         settings: dict[str, Setting] = {}
@@ -98,11 +104,8 @@ def _study(name: str, journal: Path, seed: int) -> Any:  # noqa: ANN401 - optuna
 
 def best_of(trials: tuple[Trial, ...]) -> Trial | None:
     """The trial that is worth most; the first of those that are worth the same. None where none gave an edit."""
-    best: Trial | None = None
-    for trial in trials:
-        if trial.value is not None and (best is None or best.value is None or trial.value > best.value):
-            best = trial
-    return best
+    with_edit = [trial for trial in trials if trial.value is not None]
+    return max(with_edit, key=lambda trial: trial.value or 0.0, default=None)
 
 
 def _finished(study: Any) -> list[Any]:  # noqa: ANN401 - optuna's own, which only arrives with the extra

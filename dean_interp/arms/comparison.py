@@ -1,7 +1,7 @@
 """What a comparison of arms is made with, what its pieces share, and what they leave behind.
 
 A piece is one arm, or the nulls of one. Its record says that it is done; what it measured lies in the stores of the run
-folder. The pieces themselves: `arms.pieces`.
+folder. The pieces themselves are made in `arms.pieces`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

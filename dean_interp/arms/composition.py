@@ -46,31 +46,37 @@ class Spread:
     def depth(self) -> float:
         """The mean of the layers, weighted by their shares, from 0 (the first) to 1 (the last)."""
         last = max(len(self.by_layer) - 1, 1)
-        return sum(number * share for number, share in enumerate(self.by_layer)) / last
+        mean = sum(number * share for number, share in enumerate(self.by_layer))
+        return mean / last
 
 
 def spread_of(parts: PerNeuron) -> Spread:
     """How the parts of all neurons are spread."""
     by_layer: dict[int, float] = {}
     for site in sorted(parts):
-        by_layer[site.layer] = by_layer.get(site.layer, 0.0) + float(parts[site].double().sum())
+        by_layer.setdefault(site.layer, 0.0)
+        by_layer[site.layer] += float(parts[site].double().sum())
     layers = np.array(list(by_layer.values()))
     neurons = torch.cat([parts[site] for site in sorted(parts)]).double().numpy()
-    total, squares = layers.sum(), float((neurons**2).sum())
+    total = layers.sum()
+    shares = layers / total if total else np.zeros(len(layers))
+    sum_of_squares = float((neurons**2).sum())
+    participation = float(neurons.sum() ** 2 / sum_of_squares) if sum_of_squares else 0.0
     return Spread(
-        by_layer=tuple((layers / total).tolist()) if total else (0.0,) * len(layers),
+        by_layer=tuple(shares.tolist()),
         layers_for_half=n_holding(layers, HALF),
         layers_for_most=n_holding(layers, MOST),
         neurons_for_half=n_holding(neurons, HALF),
         neurons_for_most=n_holding(neurons, MOST),
-        effective_neurons=float(neurons.sum() ** 2 / squares) if squares else 0.0,
+        effective_neurons=participation,
     )
 
 
 def mean_spread(spreads: Sequence[Spread]) -> Spread:
     """The mean of several spreads, counts rounded."""
+    shares = np.mean([spread.by_layer for spread in spreads], axis=0)
     return Spread(
-        by_layer=tuple(np.mean([spread.by_layer for spread in spreads], axis=0).tolist()),
+        by_layer=tuple(shares.tolist()),
         layers_for_half=round(np.mean([spread.layers_for_half for spread in spreads])),
         layers_for_most=round(np.mean([spread.layers_for_most for spread in spreads])),
         neurons_for_half=round(np.mean([spread.neurons_for_half for spread in spreads])),
@@ -84,9 +90,10 @@ def n_holding(parts: Float[np.ndarray, " part"], share: float) -> int:
     total = parts.sum()
     if total <= 0:
         return 0
+    sums_of_largest = np.sort(parts)[::-1].cumsum()
     # Sums of floats: a share that is met to the last digits is met.
-    reached = np.sort(parts)[::-1].cumsum() >= share * total * (1 - 1e-9)
-    return int(reached.argmax()) + 1
+    is_reached = sums_of_largest >= share * total * (1 - 1e-9)
+    return int(is_reached.argmax()) + 1
 
 
 def parts_of_set(selection: Selection) -> dict[Site, Tensor]:
@@ -171,51 +178,73 @@ class SetEffect:
     """Number that gates lower; the others are raised."""
 
 
-def set_effect(selection: Selection, scores: Sequence[Scores], gates: Gates, parts: PerNeuron) -> SetEffect:
+def set_effect(
+    selection: Selection,
+    scores: Sequence[Scores],
+    gates: Gates,
+    parts: PerNeuron,
+) -> SetEffect:
     """What a set does.
 
     Args:
-        scores: of both margins by topic, as `gains_of` takes them.
+        selection: the set.
+        scores: scores of both margins by topic, as `gains_of` takes them.
         gates: the gates that it stands beside.
         parts: each neuron's part in the rise that they predict.
     """
-    first, second = (gains_of(each) for each in scores[:2])
-    kinds = _kinds_when_silenced(first, second)
-    n = len(selection)
-    when_silenced, by_chance = {}, {}
-    for name, kind in kinds.items():
-        floor = overlap_within_layers(selection, kind)
-        when_silenced[name] = floor.n / max(n, 1)
-        by_chance[name] = floor.expected / max(n, 1)
-    total = sum(float(part.sum()) for part in parts.values())
-    own, n_lowered = 0.0, 0
-    for site, units in selection.units.items():
-        own += float(parts[site][units].sum())
-        n_lowered += int((gates.changes[site][units] < 0).sum())
+    first, second = (gains_of(margin) for margin in scores[:2])
+    floors = {}
+    for name, neurons in _kinds_when_silenced(first, second).items():
+        floors[name] = overlap_within_layers(selection, neurons)
+    size = max(len(selection), 1)
     return SetEffect(
-        n=n,
-        when_silenced=when_silenced,
-        by_chance=by_chance,
-        p_both=overlap_within_layers(selection, kinds["both"]).p,
-        p_neither=overlap_within_layers(selection, kinds["neither"]).p,
-        silencing_all={each.behaviour: _silencing(selection, each) for each in scores[:2]},
+        n=len(selection),
+        when_silenced={name: floor.n / size for name, floor in floors.items()},
+        by_chance={name: floor.expected / size for name, floor in floors.items()},
+        p_both=floors["both"].p,
+        p_neither=floors["neither"].p,
+        silencing_all={margin.behaviour: _silencing(selection, margin) for margin in scores[:2]},
         silencing_chance={gains.behaviour: _silencing_chance(selection, gains) for gains in (first, second)},
-        share_of_rise=own / total if total else 0.0,
-        n_lowered=n_lowered,
+        share_of_rise=_share_of_rise(selection, parts),
+        n_lowered=_n_lowered(selection, gates),
     )
+
+
+def _share_of_rise(selection: Selection, parts: PerNeuron) -> float:
+    total = sum(float(part.sum()) for part in parts.values())
+    if not total:
+        return 0.0
+    of_set = sum(float(parts[site][units].sum()) for site, units in selection.units.items())
+    return of_set / total
+
+
+def _n_lowered(selection: Selection, gates: Gates) -> int:
+    n_lowered = 0
+    for site, units in selection.units.items():
+        is_lowered = gates.changes[site][units] < 0
+        n_lowered += int(is_lowered.sum())
+    return n_lowered
 
 
 def _kinds_when_silenced(first: Gains, second: Gains) -> dict[str, Selection]:
     """All neurons by the margins that rise when they are silenced: those with a gain below 0."""
-    shapes = {site: tuple(mean.shape) for site, mean in first.mean.items()}
-    units: dict[str, dict[Site, Tensor]] = {"both": {}, first.behaviour: {}, second.behaviour: {}, "neither": {}}
-    for site in shapes:
-        of_first, of_second = first.mean[site] < 0, second.mean[site] < 0
-        units["both"][site] = (of_first & of_second).nonzero()[:, 0]
-        units[first.behaviour][site] = (of_first & ~of_second).nonzero()[:, 0]
-        units[second.behaviour][site] = (~of_first & of_second).nonzero()[:, 0]
-        units["neither"][site] = (~of_first & ~of_second).nonzero()[:, 0]
-    return {name: Selection(of_kind, shapes) for name, of_kind in units.items()}
+    raises_first = _raised_when_silenced(first)
+    raises_second = _raised_when_silenced(second)
+    all_neurons = Selection({site: torch.arange(len(mean)) for site, mean in first.mean.items()}, raises_first.shapes)
+    return {
+        "both": raises_first & raises_second,
+        first.behaviour: raises_first - raises_second,
+        second.behaviour: raises_second - raises_first,
+        "neither": all_neurons - raises_first - raises_second,
+    }
+
+
+def _raised_when_silenced(gains: Gains) -> Selection:
+    units, shapes = {}, {}
+    for site, mean in gains.mean.items():
+        units[site] = torch.nonzero(mean < 0)[:, 0]
+        shapes[site] = tuple(mean.shape)
+    return Selection(units, shapes)
 
 
 def _silencing(selection: Selection, scores: Scores) -> Interval:
@@ -225,11 +254,17 @@ def _silencing(selection: Selection, scores: Scores) -> Interval:
         by_topic += scores.groups[site][:, units].double().sum(1)
     # Every example has its topic's mean.
     sizes = list(scores.clusters.values())
-    return clustered_interval(np.repeat(by_topic.numpy(), sizes), np.repeat(list(scores.clusters), sizes).tolist())
+    by_example = np.repeat(by_topic.numpy(), sizes)
+    topics = np.repeat(list(scores.clusters), sizes)
+    return clustered_interval(by_example, topics.tolist())
 
 
 def _silencing_chance(selection: Selection, gains: Gains) -> float:
-    return -sum(len(units) * float(gains.mean[site].mean()) for site, units in selection.units.items())
+    expected_gain = 0.0
+    for site, units in selection.units.items():
+        mean_gain = float(gains.mean[site].mean())
+        expected_gain += len(units) * mean_gain
+    return -expected_gain
 
 
 def rank_correlation(first: Gates, second: Gates) -> float:
@@ -237,5 +272,6 @@ def rank_correlation(first: Gates, second: Gates) -> float:
     sites = sorted(first.multipliers)
     ranks = []
     for gates in (first, second):
-        ranks.append(stats.rankdata(torch.cat([gates.changes[site] for site in sites]).numpy()))
+        changes = torch.cat([gates.changes[site] for site in sites])
+        ranks.append(stats.rankdata(changes.numpy()))
     return float(np.corrcoef(ranks)[0, 1])

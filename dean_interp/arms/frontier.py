@@ -10,7 +10,6 @@ Holm's method; against nulls it is the larger of both ranks.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -103,14 +102,27 @@ class Frontier(Framed):
         """One row an arm and KL: the KL that was reached, both rises and the smaller with their intervals, p."""
         rows = []
         for arm in self.arms:
-            for point in arm.points:
-                row: dict[str, object] = {"arm": arm.name, "kind": arm.record.kind, "kl_wanted": point.kl_wanted}
-                row |= {"dose": point.dose, "kl": point.kl.mean}
-                for name, rise in point.rises.items():
-                    row |= {name: rise.mean, f"{name}_low": rise.low, f"{name}_high": rise.high}
-                row |= {"smaller": point.smaller.mean, "p": point.p}
-                rows.append(row | {"low": point.smaller.low, "high": point.smaller.high})
+            rows += [_row(arm, point) for point in arm.points]
         return pd.DataFrame(rows)
+
+
+def _row(arm: FrontierArm, point: FrontierPoint) -> dict[str, object]:
+    row: dict[str, object] = {
+        "arm": arm.name,
+        "kind": arm.record.kind,
+        "kl_wanted": point.kl_wanted,
+        "dose": point.dose,
+        "kl": point.kl.mean,
+    }
+    for name, rise in point.rises.items():
+        row[name] = rise.mean
+        row[f"{name}_low"] = rise.low
+        row[f"{name}_high"] = rise.high
+    row["smaller"] = point.smaller.mean
+    row["p"] = point.p
+    row["low"] = point.smaller.low
+    row["high"] = point.smaller.high
+    return row
 
 
 def frontier_of(work: SharedWork, names: Sequence[str]) -> Frontier:
@@ -120,56 +132,71 @@ def frontier_of(work: SharedWork, names: Sequence[str]) -> Frontier:
         work: says where they left it.
         names: the arms, in the order of the table.
     """
-    folder, plan, config = work.folder, work.confirm, work.config
-    records = records_of(folder, names)
+    plan, config = work.confirm, work.config
+    records = records_of(work.folder, names)
     first, second, _ = plan.store.tests
     original = _measured(plan, ORIGINAL.name, "", in_full=True)
-    compared = []
+    arms = []
     for record in records.values():
-        arm = _arm(folder, plan, record, original, config)
-        compared.append(replace(arm, further=_further(work.also, record, config.chosen_at)))
+        nulls = nulls_of(work.folder, record.name)
+        arm = _with_nulls(_arm(plan, record, original, config), nulls, plan, original, config.chosen_at)
+        arms.append(replace(arm, further=_further(work.also, record, config.chosen_at)))
     return Frontier(
         model=config.study.model.name,
         behaviours=(first.name, second.name),
         chosen_at=config.chosen_at,
-        arms=_with_holm_over_arms(compared, config.chosen_at),
+        arms=_with_holm_over_arms(arms, config.chosen_at),
         missing=tuple(name for name in names if name not in records),
     )
 
 
 def _arm(
-    folder: Path, plan: MeasurementPlan, record: ArmRecord, original: StateOutcomes, config: ComparisonConfig
+    plan: MeasurementPlan,
+    record: ArmRecord,
+    original: StateOutcomes,
+    config: ComparisonConfig,
 ) -> FrontierArm:
-    nulls = nulls_of(folder, record.name)
-    null_rises = None if nulls is None else tuple(_null_rises(plan, null, original) for null in nulls)
+    """An arm at each of its KLs, not yet beside nulls and other arms."""
     if not record.states:
-        return FrontierArm(record, (), area=None, p_holm=None, null_rises=null_rises, null_p=None)
+        return FrontierArm(record, (), area=None, p_holm=None, null_rises=None, null_p=None)
     states = [_measured(plan, state.name, state.fingerprint, in_full=state.in_full) for state in record.states]
     first, second = (_changes(original, states, test.name) for test in plan.store.tests[:2])
     points = []
     for state, measured, smaller in zip(record.states, states, smaller_rises(first, second), strict=True):
-        points.append(_point(plan, record, state, original, measured, smaller))
+        point = _point(plan, record, state, original=original, measured=measured, smaller=smaller)
+        points.append(point)
     area = None
     # A prompt has one dose.
     if record.kind != "prompt":
-        area = area_under([point.kl.mean for point in points], first, second, largest=config.kls[-1])
-    at = next((point for point in points if point.kl_wanted == config.chosen_at), None)
-    return FrontierArm(
-        record=record,
-        points=tuple(points),
-        area=area,
-        p_holm=None,
-        null_rises=null_rises,
-        null_p=_rank(at, null_rises) if at and null_rises else None,
-    )
+        kls = [point.kl.mean for point in points]
+        area = area_under(kls, first, second, largest=config.kls[-1])
+    return FrontierArm(record, tuple(points), area=area, p_holm=None, null_rises=None, null_p=None)
+
+
+def _with_nulls(
+    arm: FrontierArm,
+    nulls: Sequence[MeasuredState] | None,
+    plan: MeasurementPlan,
+    original: StateOutcomes,
+    kl: float,
+) -> FrontierArm:
+    """An arm beside its nulls, where they are done."""
+    if nulls is None:
+        return arm
+    null_rises = tuple(_null_rises(plan, null, original) for null in nulls)
+    null_p = None
+    for point in arm.points:
+        if point.kl_wanted == kl and null_rises:
+            null_p = _rank(point, null_rises)
+    return replace(arm, null_rises=null_rises, null_p=null_p)
 
 
 def _further(store: Store, record: ArmRecord, kl: float) -> tuple[Line, ...]:
     """The lines of an arm on further data; none where it was not measured there."""
-    at = next((state for state in record.states if state.kl in (0, kl)), None)
-    if not store.others or at is None:
+    measured = next((state for state in record.states if state.kl in (0, kl)), None)
+    if not store.others or measured is None:
         return ()
-    state = _state(at.name, at.fingerprint)
+    state = _state(measured.name, measured.fingerprint)
     if not store.holds_further(state):
         return ()
     before = likelihoods(store.further(None, ORIGINAL), store.others)
@@ -181,6 +208,7 @@ def _point(
     plan: MeasurementPlan,
     record: ArmRecord,
     state: MeasuredState,
+    *,
     original: StateOutcomes,
     measured: StateOutcomes,
     smaller: Interval,
@@ -193,6 +221,7 @@ def _point(
     margins = {line.on: line for line in lines if line.metric == MARGIN and line.on in behaviours}
     rises = {name: margins[name].change for name in behaviours}
     both_rise = all(rise.mean > 0 for rise in rises.values())
+    larger_p = max(line.p for line in margins.values())
     general = plan.store.tests[2]
     return FrontierPoint(
         kl_wanted=state.kl,
@@ -200,7 +229,7 @@ def _point(
         kl=kl_interval(measured.measurement[general.name], clusters_of(general)),
         rises=rises,
         smaller=smaller,
-        p=max(line.p for line in margins.values()) if both_rise else 1.0,
+        p=larger_p if both_rise else 1.0,
         lines=tuple(lines),
     )
 
@@ -211,14 +240,19 @@ def _null_rises(plan: MeasurementPlan, null: MeasuredState, original: StateOutco
     if not null.fingerprint:
         return dict.fromkeys(behaviours, 0.0)
     measured = _measured(plan, null.name, null.fingerprint, in_full=False)
-    return {name: float(_changes(original, [measured], name).values.mean()) for name in behaviours}
+    rises = {}
+    for name in behaviours:
+        changes = _changes(original, [measured], name)
+        rises[name] = float(changes.values.mean())
+    return rises
 
 
 def _rank(point: FrontierPoint, null_rises: Sequence[Mapping[str, float]]) -> float:
     """The larger rank of both rises among those of nulls."""
     ranks = []
     for name, rise in point.rises.items():
-        ranks.append(rank_p_value(rise.mean, [each[name] for each in null_rises]))
+        rises_of_nulls = [rises[name] for rises in null_rises]
+        ranks.append(rank_p_value(rise.mean, rises_of_nulls))
     return max(ranks)
 
 
@@ -249,7 +283,8 @@ def _measured(plan: MeasurementPlan, name: str, fingerprint: str, *, in_full: bo
 
 
 def _state(name: str, fingerprint: str) -> State:
-    return State(name, "arm", change=_Known(fingerprint) if fingerprint else None)
+    change = _Known(fingerprint) if fingerprint else None
+    return State(name, "arm", change=change)
 
 
 def _changes(original: StateOutcomes, states: Sequence[StateOutcomes], name: str) -> MarginChanges:

@@ -39,7 +39,11 @@ def _hook(model: HookedModel, change: ActivationMap) -> Callable[..., Tensor]:
     return lambda activation, hook: change(model, activation)
 
 
-def hooked_state(maps: Mapping[str, ActivationMap], tensors: Mapping[str, Tensor], dose: float) -> State:
+def hooked_state(
+    maps: Mapping[str, ActivationMap],
+    tensors: Mapping[str, Tensor],
+    dose: float,
+) -> State:
     """The model with changed activations, without a name.
 
     Args:
@@ -50,8 +54,11 @@ def hooked_state(maps: Mapping[str, ActivationMap], tensors: Mapping[str, Tensor
     """
     if dose == 0:
         return State("", "arm")
-    digest = hashlib.sha256(" ".join([repr(float(dose)), *maps]).encode())
+    description = " ".join([repr(float(dose)), *maps])
+    digest = hashlib.sha256(description.encode())
     for name, tensor in tensors.items():
+        numbers = tensor.detach().float().cpu().contiguous()
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return State("", "arm", change=HookedChange(maps, digest.hexdigest()[:16]))
+        digest.update(numbers.numpy().tobytes())
+    fingerprint = digest.hexdigest()[:16]
+    return State("", "arm", change=HookedChange(maps, fingerprint))

@@ -39,17 +39,19 @@ def mean_differences(examples: ArmExamples, depth: float) -> MeanDifferences:
     """
     layer = layer_at(examples.model, depth)
     both = answer_statistics(examples, "residual")
-    norms = torch.cat([statistics.of("norm", residual_hook(layer)).flatten() for statistics in both])
-    norm = float(norms.double().mean())
+    norms = [statistics.of("norm", residual_hook(layer)).flatten() for statistics in both]
+    norm = float(torch.cat(norms).double().mean())
     units = []
     for statistics, behaviour in zip(both, examples.scoring, strict=False):
         difference = _difference(statistics, layer)
-        if float(difference.norm()) <= _NOTHING * norm:
+        length = difference.norm()
+        if float(length) <= _NOTHING * norm:
             raise InputError(f"safe and unsafe answers of '{behaviour.name}' do not differ after layer {layer}")
-        units.append(difference / difference.norm())
+        units.append(difference / length)
     return MeanDifferences(layer, torch.stack(units), norm)
 
 
 def _difference(statistics: AnswerStatistics, layer: int) -> Float[Tensor, " d_model"]:
     means = statistics.of("mean", residual_hook(layer)).double()
-    return (means[:, 0] - means[:, 1]).mean(0)
+    safe, unsafe = means.unbind(1)
+    return (safe - unsafe).mean(0)

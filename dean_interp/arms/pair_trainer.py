@@ -92,7 +92,7 @@ def _trainer(
     branched: bool,
 ) -> Any:  # noqa: ANN401 - see the import
     """A trainer with our losses, which calls `finish` after every step, and shows and writes nothing."""
-    # here, since whoever only imports this package needs no trainer, which takes seconds to import
+    # Here, since whoever only imports this package needs no trainer, which takes seconds to import.
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
     class LossOfPairs(Trainer):
@@ -117,7 +117,7 @@ def _trainer(
         data_collator=lambda chosen: {"rows": _rows_of(chosen, training.loss, branched)},
         callbacks=[Finisher()],
     )
-    # it prints where the trainer's own bar is off
+    # It prints where the trainer's own bar is off.
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -132,7 +132,7 @@ def _arguments(adapted: nn.Module, training: AdapterTraining, folder: Path) -> A
         seed=training.seed,
         silent=True,
     )
-    # on several GPUs the trainer would wrap the model, whose adapter is switched off for the reference
+    # On several GPUs the trainer would wrap the model, whose adapter is switched off for the reference.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
@@ -148,36 +148,41 @@ def loss_of_batch(adapted: Any, batch: Batch, training: AdapterTraining) -> Floa
     """The loss of a batch of safe answers, or of pairs where preferences are trained."""
     if training.loss == "cross-entropy":
         return -whole_log_probs(adapted, batch).sum() / len(batch.target)
-    # the reference first: switching the adapter off and on touches what the other pass records
+    # The reference comes first: switching the adapter off and on touches what the other pass records.
     with torch.no_grad(), adapted.disable_adapter():
         reference = whole_log_probs(adapted, batch)
     return preference_loss(whole_log_probs(adapted, batch), reference, beta=training.beta)
 
 
 def preference_loss(
-    log_probs: Float[Tensor, " answer"], reference: Float[Tensor, " answer"], *, beta: float
+    log_probs: Float[Tensor, " answer"],
+    reference: Float[Tensor, " answer"],
+    *,
+    beta: float,
 ) -> Float[Tensor, ""]:
     """DPO's loss (arXiv 2305.18290, equation 7), mean over pairs.
 
     Args:
-        log_probs: of whole answers, nats: each pair's safe one, then its unsafe one.
+        log_probs: log-probabilities of whole answers, nats: each pair's safe one, then its unsafe one.
         reference: the same under the reference.
         beta: how much the loss keeps to the reference.
     """
-    rise = (log_probs - reference).reshape(-1, 2)
-    return -logsigmoid(beta * (rise[:, 0] - rise[:, 1])).mean()
+    safe, unsafe = (log_probs - reference).reshape(-1, 2).unbind(1)
+    return -logsigmoid(beta * (safe - unsafe)).mean()
 
 
 def whole_log_probs(adapted: Any, batch: Batch) -> Float[Tensor, " answer"]:  # noqa: ANN401
     """Log-probability of each whole answer, in nats, in the order of the answers' numbers."""
     plain = adapted.get_base_model()
     mask = attention_mask(batch, plain.dtype)
-    # only where a token's position is not its column does the model need to be told
+    # Only where a token's position is not its column does the model need to be told.
     options = {} if batch.attend is None else {"position_ids": batch.positions}
     with _answer_tokens_only(plain, batch):
         logits = adapted(input_ids=batch.tokens, attention_mask=mask, use_cache=False, **options).logits
-    log_probs = logits[0].float().log_softmax(-1).gather(-1, batch.target[:, None])[:, 0]
-    return log_probs.new_zeros(len(batch.ended)).index_add(0, batch.answer, log_probs)
+    log_probs = logits[0].float().log_softmax(-1)
+    of_target = log_probs.gather(-1, batch.target[:, None])[:, 0]
+    sums = of_target.new_zeros(len(batch.ended))
+    return sums.index_add(0, batch.answer, of_target)
 
 
 @contextmanager

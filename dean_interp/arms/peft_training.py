@@ -69,15 +69,21 @@ def trained_path(examples: ArmExamples, training: AdapterTraining) -> AdapterPat
     path = examples.own_folder / f"{_fingerprint(examples, training)}.safetensors"
     if not path.is_file():
         kept = _trained(examples, training, modules)
-        names = list(kept[0])
-        stacked = {name: torch.stack([tensors[name] for tensors in kept.values()]) for name in names}
+        stacked = {}
+        for name in kept[0]:
+            stacked[name] = torch.stack([tensors[name] for tensors in kept.values()])
         write_tensors(path, _FORMAT, stacked, {"steps": list(kept)})
     tensors, facts = read_tensors(path, _FORMAT, _PathFacts)
     numbers = {}
     for site in modules:
         numbers[site] = tuple(tensors[f"{site} {name}"] for name in TENSORS[training.kind])
     first, second = examples.pairs
-    return AdapterPath(training.kind, tuple(facts.steps), numbers, first.prompt_hashes | second.prompt_hashes)
+    return AdapterPath(
+        kind=training.kind,
+        steps=tuple(facts.steps),
+        numbers=numbers,
+        prompt_hashes=first.prompt_hashes | second.prompt_hashes,
+    )
 
 
 def _fingerprint(examples: ArmExamples, training: AdapterTraining) -> str:
@@ -104,9 +110,11 @@ def adapted_modules(model: HookedModel, training: AdapterTraining) -> dict[Site,
     modules = {}
     for site in weight_sites(model, training.where):
         stored, as_matrix = parameter(model, site)
-        # what a bridge split off a joint tensor has no name
-        if site.part in parts and id(stored) in names:
-            modules[site] = (names[id(stored)].removesuffix(".weight"), as_matrix is torch.t)
+        # What a bridge split off a joint tensor has no name.
+        name = names.get(id(stored))
+        if site.part in parts and name is not None:
+            is_transposed = as_matrix is torch.t
+            modules[site] = (name.removesuffix(".weight"), is_transposed)
     if not modules:
         raise InputError(f"{model.cfg.model_name} keeps none of {', '.join(parts)} in a tensor of its own")
     return modules
@@ -121,7 +129,9 @@ def _plain_twin(model: HookedModel) -> PreTrainedModel:
 
 
 def _trained(
-    examples: ArmExamples, training: AdapterTraining, modules: Mapping[Site, tuple[str, bool]]
+    examples: ArmExamples,
+    training: AdapterTraining,
+    modules: Mapping[Site, tuple[str, bool]],
 ) -> dict[int, dict[str, Tensor]]:
     """The adapter's tensors by step, each by its site and `peft`'s name for it."""
     from peft import get_peft_model
@@ -130,7 +140,7 @@ def _trained(
     plain = _plain_copy(examples)
     torch.manual_seed(training.seed)
     with warnings.catch_warnings():
-        # peft asks transformers for a property that is called another name now
+        # `peft` asks `transformers` for a property that has another name now.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         adapted: Any = get_peft_model(plain, _settings(training, modules))
     parameters = {name.replace(".default", ""): value for name, value in adapted.named_parameters()}
@@ -140,9 +150,12 @@ def _trained(
         kept[step] = {}
         for site, (module, _) in modules.items():
             for tensor in TENSORS[training.kind]:
-                value = parameters[f"base_model.model.{module}.{tensor}"].detach().float().cpu()
-                # IA3's multipliers are a row or a column
-                kept[step][f"{site} {tensor}"] = value.flatten().clone() if training.kind == "ia3" else value.clone()
+                parameter = parameters[f"base_model.model.{module}.{tensor}"]
+                value = parameter.detach().float().cpu().clone()
+                # IA3's multipliers are a row or a column.
+                if training.kind == "ia3":
+                    value = value.flatten()
+                kept[step][f"{site} {tensor}"] = value
 
     keep(0)
     train_on_pairs(adapted, pairs, training, keep, branched=shares_prompts(examples.model, pairs))
@@ -171,7 +184,7 @@ def _settings(training: AdapterTraining, modules: Mapping[Site, tuple[str, bool]
     from peft import IA3Config, LoraConfig
 
     names = [name for name, _ in modules.values()]
-    # a `Conv1D` stores its matrix the other way round; of one model all are alike
+    # A `Conv1D` stores its matrix the other way round. The matrices of one model are all alike.
     is_turned = not any(is_transposed for _, is_transposed in modules.values())
     if training.kind == "lora":
         return LoraConfig(
@@ -183,17 +196,25 @@ def _settings(training: AdapterTraining, modules: Mapping[Site, tuple[str, bool]
         )
     feedforward = [name for site, (name, _) in modules.items() if site.part == "out"]
     return IA3Config(
-        target_modules=names, feedforward_modules=feedforward, fan_in_fan_out=is_turned, task_type="CAUSAL_LM"
+        target_modules=names,
+        feedforward_modules=feedforward,
+        fan_in_fan_out=is_turned,
+        task_type="CAUSAL_LM",
     )
 
 
 def _pairs(examples: ArmExamples) -> list[Encoded]:
     """Each prompt with its safe answer and its unsafe one, as the tokens that are measured."""
-    model, template = examples.model, examples.config.model.template
-    tokenizer, longest = native_tokenizer(model), model.cfg.n_ctx
+    tokenizer = native_tokenizer(examples.model)
     pairs = []
     for behaviour in examples.pairs:
         for example in behaviour.examples:
-            answers = [example.answers["safe"], example.answers["unsafe"]]
-            pairs.append(encode(tokenizer, example.prompt, answers, template=template, n_ctx=longest))
+            pair = encode(
+                tokenizer,
+                example.prompt,
+                [example.answers["safe"], example.answers["unsafe"]],
+                template=examples.config.model.template,
+                n_ctx=examples.model.cfg.n_ctx,
+            )
+            pairs.append(pair)
     return pairs

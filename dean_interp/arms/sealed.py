@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -33,10 +32,10 @@ def sealed(tokenizer: PreTrainedTokenizerBase, behaviours: Sequence[Behaviour]) 
     hashes = _hashes(tokenizer, behaviours)
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not isinstance(module, nn.Embedding) or not args or not isinstance(args[0], Tensor):
+        if not isinstance(module, nn.Embedding) or not args:
             return
         tokens = args[0]
-        if tokens.dtype not in (torch.int64, torch.int32) or tokens.is_meta:
+        if not isinstance(tokens, Tensor) or tokens.is_meta or tokens.is_floating_point():
             return
         for row in tokens.reshape(-1, tokens.shape[-1]).tolist():
             name = _sealed_in(row, hashes)
@@ -50,7 +49,10 @@ def sealed(tokenizer: PreTrainedTokenizerBase, behaviours: Sequence[Behaviour]) 
         handle.remove()
 
 
-def _hashes(tokenizer: PreTrainedTokenizerBase, behaviours: Sequence[Behaviour]) -> dict[int, dict[int, str]]:
+def _hashes(
+    tokenizer: PreTrainedTokenizerBase,
+    behaviours: Sequence[Behaviour],
+) -> dict[int, dict[int, str]]:
     """By number of tokens: the hash of each prompt's tokens, and the behaviour that it is of."""
     hashes: dict[int, dict[int, str]] = {}
     for behaviour in behaviours:
@@ -58,15 +60,17 @@ def _hashes(tokenizer: PreTrainedTokenizerBase, behaviours: Sequence[Behaviour])
             # A template may join the first and the last token with what stands beside them.
             tokens = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids[1:-1]
             if len(tokens) >= _FEWEST:
-                hashes.setdefault(len(tokens), {})[hash(tuple(tokens))] = behaviour.name
+                of_this_length = hashes.setdefault(len(tokens), {})
+                of_this_length[hash(tuple(tokens))] = behaviour.name
     return hashes
 
 
 def _sealed_in(row: list[int], hashes: dict[int, dict[int, str]]) -> str | None:
     """The behaviour that a prompt in a row of tokens is of; None where no prompt is sealed."""
-    for length, known in hashes.items():
+    for length, names in hashes.items():
         for start in range(len(row) - length + 1):
-            name = known.get(hash(tuple(row[start : start + length])))
+            tokens = tuple(row[start : start + length])
+            name = names.get(hash(tokens))
             if name is not None:
                 return name
     return None

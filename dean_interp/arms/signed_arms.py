@@ -1,16 +1,17 @@
 """Silencing by sign: neurons that lower both margins, and that general text does not need most, are silenced.
 
-Of neurons whose gains for both margins lie below 0 by some standard errors (`selection.signed`), without the top
-hundredth of general text. Silencing them raises both margins to first order.
+They are the neurons whose gains for both margins lie below 0 by some standard errors (`selection.signed`), without the
+top hundredth of general text. Silencing them raises both margins to first order.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.changes import Silencing
 from dean_interp.arms.coupled_arms import rule_scores
-from dean_interp.models.sites import Site
 from dean_interp.models.sizes import neuron_shapes
 from dean_interp.selection.gains import Gains, gains_of, towards_zero
 from dean_interp.selection.gating import NoNeuronError
@@ -35,15 +36,17 @@ class SignedSilencingArm:
 
     def fit(self, examples: ArmExamples, settings: Settings) -> Silencing:
         """The neurons. Raises `NoNeuronError` where none is that certain."""
-        flips = examples.flip or (None, None)
-        scores = examples.margin_scores
-        first, second = (gains_of(of_each, signs=signs) for of_each, signs in zip(scores[:2], flips, strict=True))
-        lowering = _lowering(first, float(settings["certainty"])) & _lowering(second, float(settings["certainty"]))
+        certainty = float(settings["certainty"])
+        first_signs, second_signs = examples.flip or (None, None)
+        first_scores, second_scores = examples.margin_scores[:2]
+        first = gains_of(first_scores, signs=first_signs)
+        second = gains_of(second_scores, signs=second_signs)
+        lower_both = _lowering(first, certainty) & _lowering(second, certainty)
         general = rule_scores(examples, "neuron")[2]
         # A small site has no hundredth: then its first neuron counts.
         fewest = min(width for (width,) in neuron_shapes(examples.model).values())
         fraction = max(_GENERAL, 1 / fewest)
-        chosen = lowering - top_fraction(general, fraction)
+        chosen = lower_both - top_fraction(general, fraction)
         if not len(chosen):
             raise NoNeuronError(
                 f"no neuron lowers both {first.behaviour} and {second.behaviour} by {settings['certainty']} standard "
@@ -57,6 +60,6 @@ def _lowering(gains: Gains, certainty: float) -> Selection:
     units, shapes = {}, {}
     for site, mean in gains.mean.items():
         bound = towards_zero(mean, certainty * gains.error[site])
-        units[site] = (bound < 0).nonzero()[:, 0]
-        shapes[Site(*site)] = (len(mean),)
+        units[site] = torch.nonzero(bound < 0)[:, 0]
+        shapes[site] = (len(mean),)
     return Selection(units, shapes, gains.prompt_hashes)

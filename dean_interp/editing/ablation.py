@@ -7,7 +7,7 @@ the body raises.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
@@ -31,7 +31,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import bias, on_products, shape, weight_sites
 from dean_interp.models.neurons import multiplied, read_neurons, with_neurons
-from dean_interp.models.notes import AblatedWeights, notes
+from dean_interp.models.notes import AblatedWeights, WeightChange, notes
 from dean_interp.models.scored_prompts import noting_scored_prompts
 from dean_interp.models.sites import MATRICES, Modules, Site
 from dean_interp.models.sizes import neuron_counts, neuron_shapes, residual_width
@@ -80,15 +80,12 @@ def ablate(
     silencers = _silencers(model, selection, value=value, positions=positions, watch=watch)
     # Each matrix gets a hook on its product. Ablations that are open already have changed some of its weights.
     outer: AblatedWeights = notes(model).ablated_weights
-    inner = dict(outer)
-    removers = {}
     changes = weight_changes(model, selection, value=value, positions=positions, outer=outer)
-    for site, change in changes.items():
-        removers[site] = remover(model, site, change, positions)
-        inner[site, positions] = joined(outer.get((site, positions)), change)
-        # An ablation of weights alone changes every pass or none, so it is known now whether it does.
-        watch.expects_change = not silencers
-        watch.changed |= bool((change.old != change.new).any())
+    removers = {site: remover(model, site, change, positions) for site, change in changes.items()}
+    # An ablation of weights alone changes every pass or none, so it is known now whether it does.
+    watch.expects_change = bool(changes) and not silencers
+    watch.changed = any(bool((change.old != change.new).any()) for change in changes.values())
+    inner = _nested(outer, changes, positions)
     with _noted(model, inner, selection.prompt_hashes), model.hooks(fwd_hooks=silencers), on_products(model, removers):
         yield
     if watch.expects_change and not watch.changed:
@@ -176,6 +173,18 @@ class _Watch:
         """Note what one pass changed. Once any was changed, no other is compared."""
         self.expects_change = True
         self.changed = self.changed or bool((after != before).any())
+
+
+def _nested(
+    outer: AblatedWeights,
+    changes: Mapping[Site, WeightChange],
+    positions: Positions,
+) -> AblatedWeights:
+    """What the weights are changed to inside open ablations."""
+    inner = dict(outer)
+    for site, change in changes.items():
+        inner[site, positions] = joined(outer.get((site, positions)), change)
+    return inner
 
 
 @contextmanager

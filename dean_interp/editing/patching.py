@@ -77,10 +77,7 @@ def patch_activations(
     hooks = []
     for site in sites:
         units = selection.units[site]
-        # A neuron of an expert is read where the tokens of the source were sent to that expert.
-        ids = cache[site.ids_hook_name] if site.is_of_experts else None
-        activation = cache[site.hook_name].detach()
-        values = read_neurons(model, site, activation, units, ids=ids)
+        values = _in_cache(model, site, units, cache)
         hook = _patcher(
             model,
             site,
@@ -92,6 +89,19 @@ def patch_activations(
         hooks.append((site.hook_name, hook))
     with model.hooks(fwd_hooks=hooks):
         yield
+
+
+def _in_cache(
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " unit"],
+    cache: Any,  # noqa: ANN401 - hook names to activations
+) -> Float[Tensor, "row pos unit"]:
+    """The activations of some neurons in a cache."""
+    # A neuron of an expert is read where the tokens of the source were sent to that expert.
+    ids = cache[site.ids_hook_name] if site.is_of_experts else None
+    activation = cache[site.hook_name].detach()
+    return read_neurons(model, site, activation, units, ids=ids)
 
 
 def _patcher(

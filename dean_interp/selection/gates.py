@@ -60,7 +60,9 @@ class Gates(Framed):
 
     def __mul__(self, dose: float | int) -> "Gates":
         """`dose` times every change: 0 is no change, -1 the opposite change."""
-        changes = {site: dose * change for site, change in self.changes.items()}
+        changes = {}
+        for site, change in self.changes.items():
+            changes[site] = dose * change
         return self._from_changes(changes)
 
     __rmul__ = __mul__
@@ -73,7 +75,9 @@ class Gates(Framed):
         if self._shapes != other._shapes:
             raise InputError("gates can be added only when they are of one model")
         other_changes = other.changes
-        changes = {site: change + other_changes[site] for site, change in self.changes.items()}
+        changes = {}
+        for site, change in self.changes.items():
+            changes[site] = change + other_changes[site]
         prompt_hashes = self.prompt_hashes | other.prompt_hashes
         return replace(self._from_changes(changes), prompt_hashes=prompt_hashes)
 
@@ -88,7 +92,8 @@ class Gates(Framed):
     @property
     def largest_change(self) -> float:
         """The largest size of a change; 0 where there is none."""
-        return max((float(change.abs().max()) for change in self.changes.values()), default=0.0)
+        sizes = [float(change.abs().max()) for change in self.changes.values()]
+        return max(sizes, default=0.0)
 
     @property
     def selection(self) -> Selection:
@@ -118,7 +123,9 @@ class Gates(Framed):
 
     def clipped(self, low: float | int, high: float | int) -> "Gates":
         """Multipliers no lower than `low` and no higher than `high`."""
-        multipliers = {site: multiplier.clamp(low, high) for site, multiplier in self.multipliers.items()}
+        multipliers = {}
+        for site, multiplier in self.multipliers.items():
+            multipliers[site] = multiplier.clamp(low, high)
         return replace(self, multipliers=multipliers)
 
     def strongest(

@@ -163,7 +163,8 @@ def benefit_of(
         if register is not None and register.size > 0:
             # A neuron that does nothing for either behaviour is not changed for the register's sake.
             is_useful = (for_first != 0) | (for_second != 0)
-            total = total - is_useful * config.against_register * register.mean[site] / register.size
+            for_register = is_useful * config.against_register * register.mean[site] / register.size
+            total = total - for_register
         if config.agree:
             total = torch.where(for_first * for_second > 0, total, 0.0)
         benefit[site] = total
@@ -195,7 +196,8 @@ def _cheapest(
     changes = {}
     for site in damage.rows:
         rows = _rows_among(damage, site, among)
-        changes[site] = alone[site] - rows.T @ weights / d[site]
+        shared = rows.T @ weights / d[site]
+        changes[site] = alone[site] - shared
     return changes
 
 

@@ -10,7 +10,7 @@ The first step counts each neuron's cost alone, the last ones count costs togeth
 number of steps is the one whose gates raise the margins of a left-out fold most for their damage, on average.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -63,20 +63,36 @@ def gates_of_scores(
         return closed_form_gates(first_gains, second_gains, damage, register=register, config=config)
     first_folds = _folds(first, signs[0], config)
     second_folds = _folds(second, signs[1], config)
-    values = np.zeros(len(STEPS))
-    for first_fold, second_fold in zip(first_folds, second_folds, strict=True):
-        chosen = benefit_of(first_fold.others, second_fold.others, register, config)
-        held_out = benefit_of(first_fold.left_out, second_fold.left_out, register, config)
-        values += [_value(changes, held_out, damage) for changes in climb(chosen, damage, config)]
-
+    stage = _best_stage(first_folds, second_folds, damage, register, config)
     # All topics climb as far as the folds said.
-    n_stages = int(values.argmax())
     benefit = benefit_of(first_gains, second_gains, register, config)
-    changes = next(islice(climb(benefit, damage, config), n_stages, None))
+    stages = climb(benefit, damage, config)
+    changes = next(islice(stages, stage, None))
     return gates_of_cost_one(changes, damage, first_gains, second_gains)
 
 
-def climb(benefit: PerNeuron, damage: Damage, config: GatingConfig) -> Iterator[dict[Site, Tensor]]:
+def _best_stage(
+    first_folds: Sequence["_Fold"],
+    second_folds: Sequence["_Fold"],
+    damage: Damage,
+    register: Gains | None,
+    config: GatingConfig,
+) -> int:
+    """The place in `STEPS` whose gates raise the margins of left-out folds most."""
+    values = np.zeros(len(STEPS))
+    for first, second in zip(first_folds, second_folds, strict=True):
+        chosen = benefit_of(first.others, second.others, register, config)
+        held_out = benefit_of(first.left_out, second.left_out, register, config)
+        stages = climb(chosen, damage, config)
+        values += [_value(changes, held_out, damage) for changes in stages]
+    return int(values.argmax())
+
+
+def climb(
+    benefit: PerNeuron,
+    damage: Damage,
+    config: GatingConfig,
+) -> Iterator[dict[Site, Tensor]]:
     """The changes after each number of steps in `STEPS`."""
     # In units of each neuron's own cost, F's rows become rows D^-1/2, so that G = rows' rows / (number of tokens).
     costs = damage.own_costs(config.ridge)
@@ -85,8 +101,8 @@ def climb(benefit: PerNeuron, damage: Damage, config: GatingConfig) -> Iterator[
     pull = {site: benefit[site] / root[site] for site in benefit}
     # The longest step that is sure to climb is 1 over the curvature, which I + G has at most.
     step = 1 / (1 + _largest_eigenvalue(rows, damage.n_tokens))
-    strongest_pull = max(float(pull_at_site.abs().max()) for pull_at_site in pull.values())
-    threshold = step * config.sparsity * strongest_pull
+    strongest_pulls = [float(pull_at_site.abs().max()) for pull_at_site in pull.values()]
+    threshold = step * config.sparsity * max(strongest_pulls)
 
     reached = {site: torch.zeros_like(pull_at_site) for site, pull_at_site in pull.items()}
     for number in range(1, STEPS[-1] + 1):
@@ -94,9 +110,15 @@ def climb(benefit: PerNeuron, damage: Damage, config: GatingConfig) -> Iterator[
         for site, u in reached.items():
             gradient = pull[site] - u - rows[site].T @ along
             moved = u + step * gradient
-            reached[site] = moved.sign() * (moved.abs() - threshold).clamp(min=0)
+            reached[site] = _soft(moved, threshold)
         if number in STEPS:
             yield {site: u / root[site] for site, u in reached.items()}
+
+
+def _soft(u: Float[Tensor, " d_mlp"], threshold: float) -> Float[Tensor, " d_mlp"]:
+    """Numbers moved towards 0 by a threshold, never past it."""
+    size = (u.abs() - threshold).clamp(min=0)
+    return u.sign() * size
 
 
 def _along(rows: PerAnswer, values: PerNeuron) -> Float[Tensor, " answer"]:
@@ -115,8 +137,9 @@ def _largest_eigenvalue(rows: PerAnswer, n_tokens: int) -> float:
 
 def refuse_few_topics(behaviour: str, n_topics: int, config: GatingConfig) -> None:
     """Raise `InputError` where a behaviour has fewer than two topics a fold."""
-    if n_topics < 2 * config.folds:
-        raise InputError(f"{config.folds} folds need {2 * config.folds} topics or more; '{behaviour}' has {n_topics}")
+    fewest = 2 * config.folds
+    if n_topics < fewest:
+        raise InputError(f"{config.folds} folds need {fewest} topics or more; '{behaviour}' has {n_topics}")
 
 
 @dataclass(frozen=True)
@@ -137,9 +160,11 @@ def _folds(scores: Scores, signs: Signs | None, config: GatingConfig) -> list[_F
     folds = []
     for part in np.array_split(order, config.folds):
         names = {topics[number] for number in part}
-        left_out = {topic: sign for topic, sign in signs.items() if topic in names}
-        others = {topic: sign for topic, sign in signs.items() if topic not in names}
-        folds.append(_Fold(gains_of(scores, signs=left_out), gains_of(scores, signs=others)))
+        signs_left_out = {topic: sign for topic, sign in signs.items() if topic in names}
+        signs_of_others = {topic: sign for topic, sign in signs.items() if topic not in names}
+        left_out = gains_of(scores, signs=signs_left_out)
+        others = gains_of(scores, signs=signs_of_others)
+        folds.append(_Fold(left_out, others))
     return folds
 
 

@@ -60,7 +60,8 @@ def random_like(
     # The first in turn, over all sites; ties go by site, then by index.
     growths = np.concatenate([site_turns.growths for site_turns in turns.values()])
     indices = np.concatenate([site_turns.units for site_turns in turns.values()])
-    site_numbers = np.repeat(np.arange(len(turns)), list(map(len, turns.values())))
+    n_turns = [len(site_turns) for site_turns in turns.values()]
+    site_numbers = np.repeat(np.arange(len(turns)), n_turns)
     first = np.lexsort((indices, site_numbers, growths))[:n_wanted]
     for number, site in enumerate(turns):
         chosen = indices[first[site_numbers[first] == number]]
@@ -152,7 +153,8 @@ def _turns(
         members = generator.permutation(np.flatnonzero(is_member))
         # The k-th turn of a stratum with c chosen units comes at growth (k - u) / c.
         n_turns = int(reach * n_chosen[code]) + 1
-        turns = (np.arange(1, n_turns + 1) - generator.random()) / n_chosen[code]
+        k = np.arange(1, n_turns + 1)
+        turns = (k - generator.random()) / n_chosen[code]
         units.append(members[:n_turns])
         growths.append(turns[: len(members)])
         unfilled.append(turns[len(members) :])

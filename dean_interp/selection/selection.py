@@ -22,6 +22,8 @@ from dean_interp.scoring.scores import Scores
 from dean_interp.scoring.top import highest
 
 _FORMAT = "dean_interp.selection.1"
+Indices = Int[Tensor, " _"]
+"""Flat indices of units, ascending."""
 Within = Literal["matrix", "layer", "model"]
 """Which units are ranked together: those of one matrix (or a layer's neurons), of one layer, of the whole model."""
 
@@ -33,7 +35,7 @@ class Selection(Framed):
     A site without a selected unit has an empty tensor, so `-` and `|` know the shape of every site.
     """
 
-    units: Mapping[Site, Int[Tensor, " unit"]]
+    units: Mapping[Site, Indices]
     shapes: Mapping[Site, tuple[int, ...]]
     prompt_hashes: frozenset[str] = field(default=frozenset(), repr=False)
     """The prompts behind the scores that the units were selected by: `measure` refuses them while these are ablated."""
@@ -106,7 +108,7 @@ class Selection(Framed):
     def _combine(
         self,
         other: "Selection",
-        combine: Callable[[Tensor, Tensor], Tensor],
+        combine: Callable[[Indices, Indices], Indices],
     ) -> "Selection":
         if self.shapes != other.shapes:
             raise InputError("selections can be combined only when they are of one model and one kind of unit")
@@ -117,16 +119,16 @@ class Selection(Framed):
         return Selection(units, self.shapes, prompt_hashes)
 
 
-def _intersection(first: Int[Tensor, " first"], second: Int[Tensor, " second"]) -> Int[Tensor, " unit"]:
+def _intersection(first: Indices, second: Indices) -> Indices:
     is_shared = torch.isin(first, second)
     return first[is_shared]
 
 
-def _union(first: Int[Tensor, " first"], second: Int[Tensor, " second"]) -> Int[Tensor, " unit"]:
+def _union(first: Indices, second: Indices) -> Indices:
     return torch.cat([first, second]).unique()
 
 
-def _difference(first: Int[Tensor, " first"], second: Int[Tensor, " second"]) -> Int[Tensor, " unit"]:
+def _difference(first: Indices, second: Indices) -> Indices:
     is_shared = torch.isin(first, second)
     return first[~is_shared]
 
@@ -227,7 +229,7 @@ def _top(
     return Selection(units, scores.shapes, scores.prompt_hashes)
 
 
-def _top_of_pool(scores: Scores, sites: Sequence[Site], count: int) -> dict[Site, Tensor]:
+def _top_of_pool(scores: Scores, sites: Sequence[Site], count: int) -> dict[Site, Indices]:
     """The `count` highest scores of several sites together, as ascending indices of each site."""
     # No more than `count` units of a site can be in the pool's top, so each site's own top is enough.
     candidates, sizes = {}, []

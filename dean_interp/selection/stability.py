@@ -99,33 +99,29 @@ def chance_overlap(
     expected = 0.0
     for site in first.units:
         codes = strata[site].numpy().ravel().astype(np.int64)
+        a = _counts_by_stratum(first, site, codes)
+        b = _counts_by_stratum(second, site, codes)
         n = np.bincount(codes)
         if excluded is not None:
             n -= _counts_by_stratum(excluded, site, codes)
-        a = _counts_by_stratum(first, site, codes)
-        b = _counts_by_stratum(second, site, codes)
         # Only strata with units of both selections can contribute to the overlap.
         has_both = (a > 0) & (b > 0)
-        if has_both.any():
-            a, b, n = a[has_both], b[has_both], n[has_both]
-            expected += float((a * b / n).sum())
-            shuffled += rng.hypergeometric(a, n - a, b, size=(n_draws, len(n))).sum(1)
+        a, b, n = a[has_both], b[has_both], n[has_both]
+        expected += float((a * b / n).sum())
+        draws = rng.hypergeometric(a, n - a, b, size=(n_draws, len(n)))
+        shuffled += draws.sum(1)
     n_both = len(first & second)
     low, high = np.quantile(shuffled, (0.025, 0.975))
     n_as_large = int((shuffled >= n_both).sum())
-    return Floor(
-        n=n_both,
-        expected=expected,
-        low=float(low),
-        high=float(high),
-        p=(1 + n_as_large) / (n_draws + 1),
-    )
+    p = (1 + n_as_large) / (n_draws + 1)
+    return Floor(n=n_both, expected=expected, low=float(low), high=float(high), p=p)
 
 
 def _counts_by_stratum(selection: Selection, site: Site, codes: np.ndarray) -> np.ndarray:
     """How many units of a site are selected in each stratum; `codes` are the strata of all its units."""
     selected = selection.units[site].numpy()
-    return np.bincount(codes[selected], minlength=int(codes.max()) + 1)
+    n_strata = int(codes.max()) + 1
+    return np.bincount(codes[selected], minlength=n_strata)
 
 
 @dataclass(frozen=True)
