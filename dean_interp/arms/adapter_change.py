@@ -102,14 +102,14 @@ class AdapterPath:
 
     kind: AdapterKind
     steps: tuple[int, ...]
-    """The kept steps, ascending, the first 0."""
+    """The steps that are kept, ascending; the first is 0."""
     numbers: AdapterNumbers = field(repr=False)
     """Each tensor stacked over `steps`."""
     prompt_hashes: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def n_bytes(self) -> int:
-        """Four for each number that was trained."""
+        """Four bytes are kept of each number that was trained."""
         n_numbers = 0
         for tensors in self.numbers.values():
             # Every tensor is stacked over the steps, and one step is kept.
@@ -118,12 +118,12 @@ class AdapterPath:
 
     @property
     def first_dose(self) -> float:
-        """A quarter of the steps."""
+        """The search begins at a quarter of the steps."""
         return self.largest_dose / 4
 
     @property
     def largest_dose(self) -> float:
-        """The number of training steps."""
+        """Training ends with its last step."""
         return float(self.steps[-1])
 
     def at(self, dose: float) -> State:

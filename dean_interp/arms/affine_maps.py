@@ -49,7 +49,7 @@ class AffineMaps:
 
     @property
     def n_bytes(self) -> int:
-        """Two numbers a neuron."""
+        """Two numbers are kept of each neuron, slope and shift."""
         n_neurons = sum(slope.numel() for slope in self.slopes.values())
         return 8 * n_neurons
 

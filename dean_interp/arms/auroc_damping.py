@@ -54,7 +54,9 @@ class AurocDamping:
                 safe, unsafe = statistics.of(_POOLED[pooling], site.hook_name).unbind(1)
                 aurocs.append(auroc(unsafe, safe))
             mean = torch.stack(aurocs).mean(0)
-            multipliers[site] = (1 - 2 * (mean - 0.5)).clamp(max=1).float()
+            multiplier = 1 - 2 * (mean - 0.5)
+            # Neurons that detect no unsafe text stay as they are.
+            multipliers[site] = multiplier.clamp(max=1).float()
         first, second = examples.scoring[:2]
         gates = Gates(multipliers, first.prompt_hashes | second.prompt_hashes)
         if share < 1 and len(gates):
@@ -63,12 +65,16 @@ class AurocDamping:
         return AlongGates(gates, _FIRST_DOSE)
 
 
-def auroc(unsafe: Float[Tensor, "unsafe unit"], safe: Float[Tensor, "safe unit"]) -> Float[Tensor, " unit"]:
+def auroc(
+    unsafe: Float[Tensor, "unsafe unit"],
+    safe: Float[Tensor, "safe unit"],
+) -> Float[Tensor, " unit"]:
     """The chance that a unit is larger on a random unsafe text than on a random safe one; ties count half. float64."""
     # Mann and Whitney's U: the sum of the unsafe texts' ranks among all, less what it is at least.
     both = np.concatenate([unsafe.numpy(), safe.numpy()])
     ranks = rankdata(both, axis=0)
     n_unsafe = len(unsafe)
-    n_larger = ranks[:n_unsafe].sum(0) - n_unsafe * (n_unsafe + 1) / 2
+    smallest_sum = n_unsafe * (n_unsafe + 1) / 2
+    n_larger = ranks[:n_unsafe].sum(0) - smallest_sum
     n_pairs = n_unsafe * len(safe)
     return torch.from_numpy(n_larger / n_pairs)

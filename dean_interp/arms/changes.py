@@ -21,7 +21,7 @@ class Silencing:
 
     @property
     def n_bytes(self) -> int:
-        """An index a unit."""
+        """An index is kept of each unit."""
         return _BYTES_OF_NUMBER * len(self.selection)
 
     @property
@@ -30,7 +30,7 @@ class Silencing:
         return 1.0
 
     def at(self, dose: float) -> State:
-        """The units times `1 - dose`."""
+        """The model with the units times `1 - dose`."""
         if dose == 0 or not len(self.selection):
             return State("", "arm")
         if next(iter(self.selection.shapes)).unit == "neuron":
@@ -48,9 +48,9 @@ class AlongGates:
 
     @property
     def n_bytes(self) -> int:
-        """An index and a multiplier a neuron that changes."""
+        """An index and a multiplier are kept of each neuron that changes."""
         return 2 * _BYTES_OF_NUMBER * len(self.direction)
 
     def at(self, dose: float) -> State:
-        """The gates with `dose` times their changes."""
+        """The model under the gates with `dose` times their changes."""
         return gated_state("", "arm", dosed(self.direction, dose), dose=dose)

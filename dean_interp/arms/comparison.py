@@ -53,7 +53,8 @@ class ComparisonConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
-        if not self.kls or list(self.kls) != sorted(set(self.kls)) or not self.kls[0] > 0:
+        is_ascending = list(self.kls) == sorted(set(self.kls))
+        if not self.kls or not is_ascending or not self.kls[0] > 0:
             raise InputError(f"kls must be above 0 and ascending, in nats per token, got {self.kls}")
         if self.chosen_at not in self.kls:
             raise InputError(f"chosen_at must be one of kls {self.kls}, got {self.chosen_at}")
@@ -206,7 +207,8 @@ def piece_folder(folder: Path, arm: str) -> Path:
 
 def save(record: ArmRecord, folder: Path, arm: str) -> None:
     """Write the record of an arm, which says that its piece is done."""
-    write_bytes(piece_folder(folder, arm) / RECORD, TypeAdapter(ArmRecord).dump_json(record, indent=1) + b"\n")
+    content = TypeAdapter(ArmRecord).dump_json(record, indent=1)
+    write_bytes(piece_folder(folder, arm) / RECORD, content + b"\n")
 
 
 def records_of(folder: Path, names: Sequence[str]) -> dict[str, ArmRecord]:

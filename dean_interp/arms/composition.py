@@ -36,7 +36,7 @@ class Spread:
     layers_for_half: int
     """The fewest layers that hold half of it."""
     layers_for_most: int
-    """Nine tenths."""
+    """The fewest layers that hold nine tenths of it."""
     neurons_for_half: int
     neurons_for_most: int
     effective_neurons: float
@@ -97,7 +97,7 @@ def n_holding(parts: Float[np.ndarray, " part"], share: float) -> int:
 
 
 def parts_of_set(selection: Selection) -> dict[Site, Tensor]:
-    """The same part for every neuron of a set."""
+    """Every neuron of a set has the same part."""
     return {site: selection.mask(site).float() for site in selection.units}
 
 
@@ -116,7 +116,7 @@ class Edits:
     parts: PerNeuron
     """Each neuron's part in the rise that they predict."""
     sets: Mapping[str, Selection]
-    """By name."""
+    """The sets of neurons, by name."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class SharedUnits:
     n_second: int
     n_both: int
     expected: float
-    """Number by chance."""
+    """How many units random sets share on average."""
     p: float
     """One-sided: how often random sets share as many; at least 1 in 1000."""
     jaccard: float
@@ -230,7 +230,8 @@ def _kinds_when_silenced(first: Gains, second: Gains) -> dict[str, Selection]:
     """All neurons by the margins that rise when they are silenced: those with a gain below 0."""
     raises_first = _raised_when_silenced(first)
     raises_second = _raised_when_silenced(second)
-    all_neurons = Selection({site: torch.arange(len(mean)) for site, mean in first.mean.items()}, raises_first.shapes)
+    every_unit = {site: torch.arange(len(mean)) for site, mean in first.mean.items()}
+    all_neurons = Selection(every_unit, raises_first.shapes)
     return {
         "both": raises_first & raises_second,
         first.behaviour: raises_first - raises_second,

@@ -39,7 +39,7 @@ class LookedAt:
     fires_most: str
     """The end of the text up to the token on which it is furthest from 0."""
     activation: float
-    """There."""
+    """The activation on that token."""
     of_behaviour: MostOfOne
     """What the prompts on which it is furthest from 0 are of."""
     of_topic: MostOfOne
@@ -73,9 +73,9 @@ class Composition(Framed):
     spreads: Mapping[str, Spread]
     """Where each edit or set is; the gates' parts in the predicted rise come first."""
     agreements: Mapping[str, tuple[Remade, ...]]
-    """Between lots of examples."""
+    """How alike each edit is when it is made from other lots of examples."""
     overlaps: Mapping[str, SharedUnits]
-    """Between sets."""
+    """What pairs of sets share."""
     effects: Mapping[str, SetEffect]
     """What each set does, to first order."""
     neurons: tuple[LookedAt, ...]

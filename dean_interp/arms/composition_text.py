@@ -16,7 +16,7 @@ Neurons = Sequence[LookedAt]
 
 
 def sentences(composition: Composition) -> list[str]:
-    """All of it."""
+    """All sentences, in the order in which they are read."""
     sentences = [*headline(composition), *where(composition)]
     for name, agreements in composition.agreements.items():
         sentences.append(stable(name, agreements))
@@ -98,7 +98,7 @@ def helping(effect: SetEffect) -> str:
 
 
 def where(composition: Composition) -> list[str]:
-    """One sentence an edit or set."""
+    """Where each edit or set sits: one sentence each."""
     sentences = []
     for name, spread in composition.spreads.items():
         if not spread.effective_neurons:

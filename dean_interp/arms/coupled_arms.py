@@ -1,8 +1,8 @@
 """The paper's rule as an arm: units that are large for both behaviours and not for general text are silenced.
 
-Of neurons or of weights (arXiv 2410.16672, section 4), and by what the released code selects in its place
-(`selection.released`). The rule has no idea of safe against unsafe: it scores safe answers alone, so flipped labels
-make no null of it. Random units of the same strata stand beside it (`random_arms`).
+The rule chooses neurons or weights (arXiv 2410.16672, section 4). Beside it stands what the released code selects in
+its place (`selection.released`). The rule has no idea of safe against unsafe: it scores safe answers alone, so flipped
+labels make no null of it. Random units of the same strata stand beside it (`random_arms`).
 """
 
 import warnings
@@ -30,7 +30,7 @@ def rule_scores(examples: ArmExamples, unit: Unit) -> list[Scores]:
     """What the paper's rule compares: `|activation * gradient|` and `|W dL/dW|` for the safe answers of first and
     second, and for general text. Both units are scored in one pass, once for all arms.
     """
-    settings = ScoringConfig(template=examples.config.model.template, batch_tokens=examples.config.score_tokens)
+    config = ScoringConfig(template=examples.config.model.template, batch_tokens=examples.config.score_tokens)
     scores = []
     for behaviour in examples.scoring[:3]:
         both = scored_once(
@@ -38,7 +38,7 @@ def rule_scores(examples: ArmExamples, unit: Unit) -> list[Scores]:
             behaviour,
             examples.folder / "rule",
             unit=("neuron", "weight"),
-            config=settings,
+            config=config,
             keep=_KEEP,
         )
         scores.append(both.of(unit))
@@ -56,7 +56,7 @@ class PaperRuleArm:
 
     @property
     def name(self) -> str:
-        """With the unit that is silenced."""
+        """The name says which unit is silenced."""
         return f"paper's rule, {self.unit}s"
 
     @property

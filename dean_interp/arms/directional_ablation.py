@@ -36,26 +36,31 @@ class AblatedDirections:
 
     n_layers: int
     basis: Float[Tensor, "axis d_model"]
-    """Orthonormal."""
+    """An orthonormal basis of the directions' span."""
     first_dose: float = 0.01
     largest_dose: float = 1.0
 
     @property
     def n_bytes(self) -> int:
-        """A number a dimension, for each axis."""
+        """A number is kept of each dimension, for each axis."""
         return 4 * self.basis.numel()
 
     def at(self, dose: float) -> State:
         """The model with `dose` times the part along the directions taken out, at every place."""
 
         def without(model: HookedModel, stream: Tensor) -> Tensor:
-            axes, values = self.basis.to(stream.device), stream.float()
-            return (values - dose * (values @ axes.T) @ axes).to(stream)
+            # x' = x - dose * r r^T x, with every axis as an r.
+            axes = self.basis.to(stream.device)
+            values = stream.float()
+            along = values @ axes.T
+            removed = dose * along @ axes
+            return (values - removed).to(stream)
 
         names = ["blocks.0.hook_resid_pre"]
         for layer in range(self.n_layers):
             names += [f"blocks.{layer}.hook_attn_out", residual_hook(layer)]
-        return hooked_state(dict.fromkeys(names, without), {"take out": self.basis}, dose)
+        maps = dict.fromkeys(names, without)
+        return hooked_state(maps, {"take out": self.basis}, dose)
 
 
 @dataclass(frozen=True)
@@ -81,4 +86,5 @@ class DirectionalAblation:
 def span(vectors: Float[Tensor, "vector d_model"]) -> Float[Tensor, "axis d_model"]:
     """An orthonormal basis of what vectors of length 1 span, in float32."""
     _, sizes, axes = torch.linalg.svd(vectors.double(), full_matrices=False)
-    return axes[sizes > _PARALLEL].to(torch.float32)
+    is_spanned = sizes > _PARALLEL
+    return axes[is_spanned].to(torch.float32)

@@ -39,7 +39,7 @@ class FrontierPoint:
     rises: Mapping[str, Interval]
     """The change of each behaviour's margin, nats per token."""
     smaller: Interval
-    """The smaller of both."""
+    """The smaller of both changes."""
     p: float
     """That both margins rise: the larger of both p-values, 1 where one falls."""
     lines: tuple[Line, ...]

@@ -1,9 +1,9 @@
 """Gates as arms: the change of all neurons that raises both margins most for its damage to general text.
 
-In closed form (`selection.gating`), by proximal steps that folds of topics stop (`selection.iterated`), and as the
-command `improve` makes them. The first two are given the same pairs as every arm. The last one knows more: it also
-leaves alone what the register set shows, and its settings were chosen by cross-validation on the demo model
-(`analyses/gate_defaults.py`); here nothing of it is chosen.
+There are three such arms: the closed form (`selection.gating`), proximal steps that folds of topics stop
+(`selection.iterated`), and the gates of the command `improve`. The first two are given the same pairs as every arm. The
+last one knows more: it also leaves alone what the register set shows, and its settings were chosen by cross-validation
+on the demo model (`analyses/gate_defaults.py`); here nothing of it is chosen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,13 +35,13 @@ class GatesArm:
         """The direction of the gates. Raises `InputError` as `gates_of_scores` does."""
         gating = replace(self.gating, **settings)
         first, second, general, *register = examples.margin_scores
-        is_used = bool(register) and gating.against_register > 0
+        register_is_used = bool(register) and gating.against_register > 0
         gates = gates_of_scores(
             first,
             second,
             damage_of(general),
             signs=examples.flip or (None, None),
-            register=gains_of(register[0]) if is_used else None,
+            register=gains_of(register[0]) if register_is_used else None,
             config=gating,
         )
         return AlongGates(gates, first_dose=_FIRST_DOSE)

@@ -23,7 +23,7 @@ class HookedChange:
     """
 
     maps: Mapping[str, ActivationMap] = field(compare=False, repr=False)
-    """By the hook points' names."""
+    """The map of each hook point, by the hook point's name."""
     fingerprint: str
     """Hash of the tensors behind the maps, and of the dose."""
 

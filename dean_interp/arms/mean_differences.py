@@ -26,7 +26,7 @@ class MeanDifferences:
 
     layer: int
     units: Float[Tensor, "behaviour d_model"]
-    """Each of length 1, in float64."""
+    """The two directions, each of length 1, in float64."""
     norm: float
     """The mean norm of the residual stream over answer tokens, each answer counting equally."""
 

@@ -46,7 +46,7 @@ class AdapterArm:
 
     @property
     def name(self) -> str:
-        """Adapter and loss."""
+        """The name says which adapter it is, and by which loss it is trained."""
         return f"{_NAMES[self.adapter]}, {self.loss}"
 
     @property

@@ -30,17 +30,17 @@ class GrowingSet:
 
     @property
     def n_bytes(self) -> int:
-        """An index a unit, at a dose of 1."""
+        """At a dose of 1, an index is kept of each unit."""
         return 4 * len(self.like)
 
     @property
     def first_dose(self) -> float:
-        """As large as the set that it is like."""
+        """The random set is as large as the other."""
         return 1.0
 
     @property
     def largest_dose(self) -> float:
-        """All units of its sites."""
+        """All units of the set's sites are drawn."""
         return n_units_outside(self.like) / len(self.like)
 
     def at(self, dose: float) -> State:
@@ -62,16 +62,16 @@ class RandomNeuronsArm:
 
     @property
     def name(self) -> str:
-        """With the number of the draw."""
+        """The name says which draw it is."""
         return f"random neurons {self.number}"
 
     @property
     def choices(self) -> Mapping[str, Sequence[Setting]]:
-        """None."""
+        """Nothing is chosen."""
         return {}
 
     def fit(self, examples: ArmExamples, settings: Settings) -> GrowingSet:
-        """The draw. Raises `InputError` where the paper's rule couples no neuron at any of these fractions."""
+        """Draw the neurons. Raises `InputError` where the paper's rule couples no neuron at any of these fractions."""
         matched = strata(examples.model, rule_scores(examples, "neuron"))
         return GrowingSet(_coupled(examples), matched, seed=examples.seed * 1000 + self.number)
 
@@ -97,16 +97,16 @@ class RandomGatesArm:
 
     @property
     def name(self) -> str:
-        """With the number of the draw."""
+        """The name says which draw it is."""
         return f"random gates {self.number}"
 
     @property
     def choices(self) -> Mapping[str, Sequence[Setting]]:
-        """None."""
+        """Nothing is chosen."""
         return {}
 
     def fit(self, examples: ArmExamples, settings: Settings) -> AlongGates:
-        """The draw."""
+        """Draw the neurons that get the changes."""
         gates = OF_IMPROVE.fit(replace(examples, flip=None), {})
         matched = strata(examples.model, examples.margin_scores[:3])
         seed = examples.seed * 1000 + self.number

@@ -38,13 +38,13 @@ class Steered:
 
     @property
     def n_bytes(self) -> int:
-        """A number a dimension."""
+        """A number is kept of each dimension."""
         return 4 * len(self.vector)
 
     def at(self, dose: float) -> State:
         """The model with `dose` times the vector added."""
-        name, added = residual_hook(self.layer), dose * self.vector
-        maps = {name: lambda model, stream: stream + added.to(stream)}
+        added = dose * self.vector
+        maps = {residual_hook(self.layer): lambda model, stream: stream + added.to(stream)}
         return hooked_state(maps, {f"add after {self.layer}": self.vector}, dose)
 
 
@@ -70,7 +70,9 @@ class Steering:
         """
         directions = mean_differences(examples, float(settings["depth"]))
         total = directions.units.sum(0)
-        if float(total.norm()) < _OPPOSED:
+        length = total.norm()
+        if float(length) < _OPPOSED:
             raise InputError(f"the directions of the two behaviours oppose each other after layer {directions.layer}")
-        vector = directions.norm * total / total.norm()
+        # As long as the stream typically is.
+        vector = directions.norm * total / length
         return Steered(directions.layer, vector.to(torch.float32))

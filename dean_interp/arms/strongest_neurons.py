@@ -187,7 +187,10 @@ class _Texts:
         return np.array(peaks)
 
 
-def _answer_differences(texts: _Texts, column: int) -> tuple[dict[str, Interval], dict[str, float]]:
+def _answer_differences(
+    texts: _Texts,
+    column: int,
+) -> tuple[dict[str, Interval], dict[str, float]]:
     """Activations over safe answers less those over unsafe ones, by behaviour: intervals and p-values over topics."""
     intervals, p_values = {}, {}
     first, second, _ = texts.behaviours

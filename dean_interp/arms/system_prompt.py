@@ -68,17 +68,18 @@ class Prompting:
 
     @property
     def first_dose(self) -> float:
-        """The only one."""
+        """There is one dose."""
         return 1.0
 
     @property
     def largest_dose(self) -> float:
-        """The only one."""
+        """There is one dose."""
         return 1.0
 
     def at(self, dose: float) -> State:
-        """With the text at any dose but 0."""
-        return State("", "arm", change=SystemText(self.text) if dose else None)
+        """The text is there at any dose but 0."""
+        change = SystemText(self.text) if dose else None
+        return State("", "arm", change=change)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class SystemPromptArm:
 
     @property
     def choices(self) -> Mapping[str, Sequence[Setting]]:
-        """None."""
+        """Nothing is chosen."""
         return {}
 
     def fit(self, examples: ArmExamples, settings: Settings) -> Prompting:
@@ -103,6 +104,7 @@ class SystemPromptArm:
                 f"a system prompt needs the template 'chat', got the template {examples.config.model.template!r}"
             )
         tokenizer = with_system_text(native_tokenizer(examples.model), self.text)
-        if self.text not in rendered_chat(tokenizer, [{"role": "user", "content": "Which colour is the sky?"}]):
+        rendered = rendered_chat(tokenizer, [{"role": "user", "content": "Which colour is the sky?"}])
+        if self.text not in rendered:
             raise InputError(f"the chat template of {tokenizer.name_or_path!r} leaves out {json.dumps(self.text[:30])}")
         return Prompting(self.text)

@@ -49,16 +49,16 @@ class TensorPlace:
 
     name: str
     file: Path
-    """Relative to the folder."""
+    """The file's path, relative to the folder."""
     dtype: str
-    """As safetensors names it."""
+    """The number format, as safetensors names it."""
     shape: tuple[int, ...]
     """The shape of all that is stored."""
     start: int
     end: int
     index: tuple[int | slice, ...] = ()
     is_turned: bool = False
-    """Whether it is the transpose of that."""
+    """Whether the tensor is the transpose of that part."""
 
     def mapped(self, folder: Path, *, write: bool = False) -> Float[Tensor, "..."]:
         """The tensor in a folder, read (and written) where it lies.

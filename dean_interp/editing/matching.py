@@ -51,11 +51,11 @@ class _Stored:
     """The tensors of a checkpoint, by all that they are looked up by."""
 
     by_name: Mapping[str, list[TensorPlace]]
-    """Every place of each."""
+    """Every place of each tensor, by its name in the files."""
     in_layer: Mapping[str, list[TensorPlace]]
-    """By the name within the layer."""
+    """The first place of each tensor, by the name within its layer."""
     by_numbers: Mapping[tuple[str, ...], list[TensorPlace]]
-    """By the numbers in the name."""
+    """The first place of each tensor, by the numbers in its name."""
 
     @classmethod
     def of(cls, by_name: Mapping[str, list[TensorPlace]]) -> "_Stored":

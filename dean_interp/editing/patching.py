@@ -242,7 +242,11 @@ def _neuron_sites(model: HookedModel, selection: Selection) -> list[Site]:
     return sites
 
 
-def _indices(positions: Sequence[int] | None, n_pos: int, whose: str) -> Int[Tensor, " position"]:
+def _indices(
+    positions: Sequence[int] | None,
+    n_pos: int,
+    whose: str,
+) -> Int[Tensor, " position"]:
     """Positions counted from the start of `whose` run of `n_pos`; all where none are named."""
     if positions is None:
         return torch.arange(n_pos)

@@ -31,12 +31,18 @@ class Sources(NamedTuple):
     """Whether its neighbour gives the product, too."""
 
 
-def scaled(old: Float[Tensor, "row column"], multipliers: Float[Tensor, " row"]) -> Float[Tensor, "row column"]:
+def scaled(
+    old: Float[Tensor, "row column"],
+    multipliers: Float[Tensor, " row"],
+) -> Float[Tensor, "row column"]:
     """Each row times its multiplier, rounded to the rows' own format."""
     return (old.float() * multipliers[:, None]).to(old.dtype)
 
 
-def sources(new: Float[Tensor, "row column"], multipliers: Float[Tensor, " row"]) -> Sources:
+def sources(
+    new: Float[Tensor, "row column"],
+    multipliers: Float[Tensor, " row"],
+) -> Sources:
     """What may have been multiplied to give `new`. For normal numbers this is all there is."""
     integers = _INTEGERS[new.dtype]
     product = new.abs()
@@ -62,7 +68,10 @@ def sources(new: Float[Tensor, "row column"], multipliers: Float[Tensor, " row"]
     return Sources(lower, are_two)
 
 
-def is_next(old: Float[Tensor, "row column"], candidates: Sources) -> Bool[Tensor, "row column"]:
+def is_next(
+    old: Float[Tensor, "row column"],
+    candidates: Sources,
+) -> Bool[Tensor, "row column"]:
     """The bits: where `old` is the second of two sources."""
     distance = old.view(candidates.lower.dtype) - candidates.lower
     return candidates.are_two & (distance == 1)
@@ -77,7 +86,10 @@ def chosen(
     return (candidates.lower + bits).view(dtype)
 
 
-def same_bits(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+def same_bits(
+    first: Float[Tensor, "..."],
+    second: Float[Tensor, "..."],
+) -> Bool[Tensor, "..."]:
     """Where two tensors of one format hold the same bits: 0 is not -0."""
     integers = _INTEGERS[first.dtype]
     return first.view(integers) == second.view(integers)

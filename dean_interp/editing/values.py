@@ -147,7 +147,11 @@ def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> 
             raise InputError(f"{type(value).__name__} gives weights: select weights, or see `weights_that_make`")
 
 
-def multipliers_of(value: Value, site: Site, units: Int[Tensor, " unit"]) -> Float[Tensor, " unit"] | None:
+def multipliers_of(
+    value: Value,
+    site: Site,
+    units: Int[Tensor, " unit"],
+) -> Float[Tensor, " unit"] | None:
     """What a value multiplies the chosen neurons by; None where it does more than multiply."""
     match value:
         case Zero():

@@ -31,7 +31,7 @@ class Chance:
     halves: Halves | None
     """Jaccard overlap of one behaviour's top on half of the examples with the other's on the other half."""
     ceiling: Mapping[str, Halves] | None
-    """The same of each behaviour with itself."""
+    """Jaccard overlaps of each behaviour's top on one half with its own top on the other half."""
     probability: Mapping[str, float] | None
     """How often each coupled unit is selected when the examples are drawn anew. None for weights, as the two above."""
 

@@ -37,7 +37,8 @@ class Coupling(Framed):
     """The fractions of the tops of first, second and general."""
 
     def __repr__(self) -> str:
-        return f"Coupling({len(self.coupled)} coupled of {len(self.both)} in both tops, fractions {self.fractions})"
+        sizes = self.sizes()
+        return f"Coupling({sizes['coupled']} coupled of {sizes['both']} in both tops, fractions {self.fractions})"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a layer: how many units of it each set holds."""
@@ -91,7 +92,8 @@ def each_fraction(fraction: Fraction) -> tuple[float, float, float]:
         fractions = (fraction, fraction, fraction)
     else:
         fractions = tuple(fraction)
-    if len(fractions) != 3 or not all(0 < each <= 1 for each in fractions):
+    are_fractions = all(0 < part <= 1 for part in fractions)
+    if len(fractions) != 3 or not are_fractions:
         raise InputError(f"fraction must be in (0, 1], one or one each for first, second, general; got {fraction}")
     return fractions
 

@@ -42,7 +42,8 @@ class Gates(Framed):
 
     def __post_init__(self) -> None:
         for site, multiplier in self.multipliers.items():
-            if site.unit != "neuron" or multiplier.dim() != 1:
+            is_of_neurons = site.unit == "neuron" and multiplier.dim() == 1
+            if not is_of_neurons:
                 raise InputError(f"gates are multipliers of neurons, one number each; got {site} {multiplier.shape}")
             if not bool(multiplier.isfinite().all()):
                 raise InputError(f"the gates of {site} are not finite")
@@ -55,7 +56,7 @@ class Gates(Framed):
         return n_changed
 
     def __repr__(self) -> str:
-        n_neurons = sum(len(multiplier) for multiplier in self.multipliers.values())
+        n_neurons = sum(map(len, self.multipliers.values()))
         return f"Gates({len(self)} of {n_neurons} neurons change, largest change {self.largest_change:.3g})"
 
     def __mul__(self, dose: float | int) -> "Gates":
@@ -63,7 +64,7 @@ class Gates(Framed):
         changes = {}
         for site, change in self.changes.items():
             changes[site] = dose * change
-        return self._from_changes(changes)
+        return gates_from_changes(changes, self.prompt_hashes)
 
     __rmul__ = __mul__
 
@@ -79,7 +80,7 @@ class Gates(Framed):
         for site, change in self.changes.items():
             changes[site] = change + other_changes[site]
         prompt_hashes = self.prompt_hashes | other.prompt_hashes
-        return replace(self._from_changes(changes), prompt_hashes=prompt_hashes)
+        return gates_from_changes(changes, prompt_hashes)
 
     def __sub__(self, other: "Gates") -> "Gates":
         return self + -other
@@ -181,10 +182,6 @@ class Gates(Framed):
     def _shapes(self) -> dict[Site, tuple[int]]:
         return {site: (len(multiplier),) for site, multiplier in self.multipliers.items()}
 
-    def _from_changes(self, changes: Mapping[Site, Tensor]) -> "Gates":
-        multipliers = {site: 1 + change for site, change in changes.items()}
-        return replace(self, multipliers=multipliers)
-
 
 @dataclass(frozen=True)
 class _GatesFile:
@@ -219,6 +216,15 @@ def gates_of(selection: Selection, multiplier: float = 0.0) -> Gates:
         gate[units] = multiplier
         multipliers[site] = gate
     return Gates(multipliers, selection.prompt_hashes)
+
+
+def gates_from_changes(
+    changes: Mapping[Site, Float[Tensor, " d_mlp"]],
+    prompt_hashes: frozenset[str] = frozenset(),
+) -> Gates:
+    """The gates that change every neuron's multiplier from 1 by so much."""
+    multipliers = {site: 1 + change for site, change in changes.items()}
+    return Gates(multipliers, prompt_hashes)
 
 
 def dosed(gates: Gates, dose: float) -> Gates:

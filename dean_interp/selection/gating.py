@@ -23,7 +23,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gains import Damage, Gains, towards_zero
-from dean_interp.selection.gates import Gates
+from dean_interp.selection.gates import Gates, gates_from_changes
 
 Cost = Literal["together", "alone"]
 """Whether changes cost what their neurons do together, or what each does alone."""
@@ -70,7 +70,8 @@ class GatingConfig:
             raise InputError(f"count must be at least 1, got {self.count}")
         if self.folds < 0 or self.folds == 1:
             raise InputError(f"folds must be 0 or at least 2, got {self.folds}")
-        if self.folds and (self.cost == "alone" or self.count is not None or self.silence_only):
+        is_for_closed_form = self.cost == "alone" or self.count is not None or self.silence_only
+        if self.folds and is_for_closed_form:
             raise InputError("folds go with cost 'together', without count and silence_only")
         if self.sparsity and not self.folds:
             raise InputError("sparsity is for proximal steps: give folds, too")
@@ -126,8 +127,7 @@ def gates_of_cost_one(
 
     Raises `NoNeuronError` where nothing changes.
     """
-    multipliers = {site: 1 + change for site, change in changes.items()}
-    gates = Gates(multipliers, first.prompt_hashes | second.prompt_hashes)
+    gates = gates_from_changes(changes, first.prompt_hashes | second.prompt_hashes)
     cost = damage.kl_alone(gates)
     if not cost > 0:
         raise NoNeuronError(
@@ -201,7 +201,11 @@ def _cheapest(
     return changes
 
 
-def _rows_among(damage: Damage, site: Site, among: Among | None) -> Float[Tensor, "answer d_mlp"]:
+def _rows_among(
+    damage: Damage,
+    site: Site,
+    among: Among | None,
+) -> Float[Tensor, "answer d_mlp"]:
     """The rows of F at a site, 0 for neurons that may not change."""
     rows = damage.rows[site]
     return rows if among is None else rows * among[site]
@@ -213,8 +217,7 @@ def _kept(
     config: GatingConfig,
 ) -> dict[Site, Bool[Tensor, " d_mlp"]]:
     """The neurons that may change: those that are lowered, the `count` with the largest part in the rise, or both."""
-    multipliers = {site: 1 + change for site, change in changes.items()}
-    gates = Gates(multipliers)
+    gates = gates_from_changes(changes)
     if config.silence_only:
         gates = gates.clipped(-float("inf"), 1.0)
     if config.count is not None:

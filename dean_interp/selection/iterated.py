@@ -23,7 +23,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.sites import Site
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gains import Damage, Gains, gains_of
-from dean_interp.selection.gates import Gates
+from dean_interp.selection.gates import Gates, gates_from_changes
 from dean_interp.selection.gating import GatingConfig, PerNeuron, benefit_of, closed_form_gates, gates_of_cost_one
 
 Signs = Mapping[str, int]
@@ -108,6 +108,7 @@ def climb(
     for number in range(1, STEPS[-1] + 1):
         along = _along(rows, reached) / damage.n_tokens
         for site, u in reached.items():
+            # A step along the gradient, then the lasso's threshold.
             gradient = pull[site] - u - rows[site].T @ along
             moved = u + step * gradient
             reached[site] = _soft(moved, threshold)
@@ -150,7 +151,11 @@ class _Fold:
     others: Gains
 
 
-def _folds(scores: Scores, signs: Signs | None, config: GatingConfig) -> list[_Fold]:
+def _folds(
+    scores: Scores,
+    signs: Signs | None,
+    config: GatingConfig,
+) -> list[_Fold]:
     """The topics that count, in so many random parts, each left out once."""
     if signs is None:
         signs = dict.fromkeys(scores.clusters, 1)
@@ -168,10 +173,13 @@ def _folds(scores: Scores, signs: Signs | None, config: GatingConfig) -> list[_F
     return folds
 
 
-def _value(changes: PerNeuron, held_out: PerNeuron, damage: Damage) -> float:
+def _value(
+    changes: PerNeuron,
+    held_out: PerNeuron,
+    damage: Damage,
+) -> float:
     """The held-out benefit of changes, for a damage of 1; 0 where nothing changes."""
-    multipliers = {site: 1 + change for site, change in changes.items()}
-    gates = Gates(multipliers)
+    gates = gates_from_changes(changes)
     cost = damage.kl(gates) + damage.kl_alone(gates)
     if not cost > 0:
         return 0.0

@@ -168,7 +168,11 @@ def _turns(
     return _Turns(np.concatenate(units), np.concatenate(growths))
 
 
-def _by_stratum(units: np.ndarray, codes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _by_stratum(
+    units: np.ndarray,
+    codes: np.ndarray,
+    generator: np.random.Generator,
+) -> np.ndarray:
     """The order that sorts units by their strata, at random within one."""
     return np.lexsort((generator.random(len(units)), codes[units]))
 

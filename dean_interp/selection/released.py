@@ -106,7 +106,11 @@ def _at_common_positions(
     return first[is_marked_in_first & is_marked_in_second]
 
 
-def _transposed(indices: Int[Tensor, " unit"], n_columns: int, n_rows: int) -> Int[Tensor, " unit"]:
+def _transposed(
+    indices: Int[Tensor, " unit"],
+    n_columns: int,
+    n_rows: int,
+) -> Int[Tensor, " unit"]:
     """Flat indices in a matrix of `n_columns` columns as ascending flat indices in its transpose (`n_rows` columns)."""
     row = indices // n_columns
     column = indices % n_columns

@@ -45,7 +45,7 @@ class Selection(Framed):
             raise InputError("a selection needs the shape of every site that it names, and no other")
 
     def __len__(self) -> int:
-        return sum(len(indices) for indices in self.units.values())
+        return sum(map(len, self.units.values()))
 
     def __and__(self, other: "Selection") -> "Selection":
         return self._combine(other, _intersection)
@@ -58,7 +58,7 @@ class Selection(Framed):
 
     def __repr__(self) -> str:
         n_units = sum(map(_n_units, self.shapes.values()))
-        n_sites = sum(len(indices) > 0 for indices in self.units.values())
+        n_sites = sum(n > 0 for n in self.counts().values())
         return f"Selection({len(self)} of {n_units} units at {n_sites} sites)"
 
     def to_pandas(self) -> pd.DataFrame:
@@ -171,7 +171,8 @@ def top_fraction(
     counts = [int(fraction * size) for size in sizes]
     if not any(counts):
         largest = max(sizes)
-        raise InputError(f"fraction {fraction} selects no unit; {rounded_up(1 / largest)} selects one of {largest}")
+        smallest = rounded_up(1 / largest)
+        raise InputError(f"fraction {fraction} selects no unit; {smallest} selects one of {largest}")
     return _top(scores, pools, counts)
 
 

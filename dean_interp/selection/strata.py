@@ -79,8 +79,8 @@ def pooled_norm(scores: Sequence[Scores]) -> dict[Site, Float[Tensor, " _"]]:
     """Root mean square activation (of a matrix: input) over all behaviours, each weighing the same."""
     pooled = {}
     for site in scores[0].activation_norm:
-        squares = torch.stack([behaviour.activation_norm[site].square() for behaviour in scores])
-        pooled[site] = squares.mean(0).sqrt()
+        norms = torch.stack([behaviour.activation_norm[site] for behaviour in scores])
+        pooled[site] = norms.square().mean(0).sqrt()
     return pooled
 
 
