@@ -105,7 +105,7 @@ def edit_state(model: HookedModel, edit: Edit) -> EditState:
 
     Raises `InputError` where the model has no such tensors.
     """
-    states = [change.state(view) for change, view in _stored_views(model, edit)]
+    states: list[EditState] = [change.state(view) for change, view in _stored_views(model, edit)]
     return joint_edit_state(states)
 
 
