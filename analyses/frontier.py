@@ -25,6 +25,9 @@ from dean_interp.arms.measured_arms import name_together
 from dean_interp.arms.pieces import compare_arms
 from dean_interp.cli.ending import command, script
 from dean_interp.errors import InputError
+from dean_interp.planning.comparison_forecast import forecast_comparison
+from dean_interp.planning.forecast import Forecast
+from dean_interp.planning.placement import devices_here
 from dean_interp.report.frontier_page import write_frontier
 from dean_interp.study import day
 from dean_interp.study.improve_data import ImproveData, improve_data
@@ -45,11 +48,13 @@ class FrontierRun:
     """Further data sets with safe and unsafe answers, on whose test prompts every arm is measured, too."""
     quick: bool = False
     """Compare at one KL, with two trials an arm, two flips, and one random arm of each sort."""
+    dry_run: bool = False
+    """Only print the time that it would take on this machine."""
     comparison: OmitArgPrefixes[ComparisonConfig] = field(default_factory=ComparisonConfig)
 
 
-def run(given: FrontierRun) -> Frontier:
-    """Every piece that is left, and what all of them found so far."""
+def run(given: FrontierRun) -> Frontier | Forecast:
+    """Every piece that is left, and what all of them found so far; of a dry run what all of them would take."""
     config = _quick(given.comparison) if given.quick else given.comparison
     config.check()
     refuse_without_optuna()
@@ -60,6 +65,10 @@ def run(given: FrontierRun) -> Frontier:
     worked_on = [arm for arm in arms if not given.only or arm.name.startswith(given.only)]
     if not worked_on:
         raise InputError(f"no arm begins with {' or '.join(given.only)}; arms: {'; '.join(arm.name for arm in arms)}")
+    if given.dry_run:
+        forecast = forecast_comparison(config, worked_on, devices_here(study.model.device))
+        print(forecast)
+        return forecast
     with owned(given.out, config, data.all, begun=ONCE_BEGUN):
         pass
     clock = Clock(given.out / "times.json")

@@ -11,13 +11,15 @@ from dean_interp import InputError, ScoringConfig, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.models.matrices import neuron_sites
 from dean_interp.planning.memory import batch_bytes
+from dean_interp.planning.placement import Devices
 from dean_interp.planning.scoring import _HEAP, _Probe
-from dean_interp.planning.study import Devices, forecast
+from dean_interp.planning.study import forecast
 from dean_interp.scoring.preparation import prepare
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.settings import CalibrationConfig, ModelConfig
 
 GIB = 2**30
+MEASURED = "neurons: edit and controls"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_where_the_weights_lie(config):
             assert step.seconds == pytest.approx(8 * steps(many)[name].seconds)
     away = forecast(small, Devices(gpus=1, gpu_gib=100.0, host_gib=128.0, tflops=200.0))
     assert "fetched for every batch" in away.placement and "--device auto" in away.command
-    assert steps(away)["measure"].seconds > 3 * steps(one)["measure"].seconds
+    assert steps(away)[MEASURED].seconds > 3 * steps(one)[MEASURED].seconds
     assert steps(away)["score"].device_gib <= 100
 
 
@@ -96,10 +98,17 @@ def test_the_command_prints_a_table_or_json(seventy, capsys):
     assert main(given) == 0
     said = capsys.readouterr().out
     assert "70.55 billion parameters" in said and "start: dean-interp run --device auto" in said
+    assert "arithmetic at 200 TFLOP/s a device, to a factor of three" in said
     assert main([*given, "--json"]) == 0
-    assert [one["step"] for one in json.loads(capsys.readouterr().out)["steps"]] == [
-        "score",
-        "measure",
-        "answer",
-        "edit",
-    ]
+    planned = json.loads(capsys.readouterr().out)["steps"]
+    assert [one["step"] for one in planned] == ["score", "neurons: edit and controls", "edit"]
+    assert planned[0]["high"] == pytest.approx(9 * planned[0]["low"])
+
+
+def test_a_step_of_each_unit_and_the_original_once(config):
+    both = steps(forecast(config, Devices(gpus=4, tflops=200.0)))
+    alone = steps(forecast(dataclasses.replace(config, unit=("neuron",)), Devices(gpus=4, tflops=200.0)))
+    of_both = [both[f"{unit}s: edit and controls"].seconds for unit in ("neuron", "weight")]
+    assert alone["neurons: edit and controls"].seconds == pytest.approx(of_both[0])
+    # What the second unit lacks is the original.
+    assert 0 < of_both[0] - of_both[1] < 0.5 * of_both[0]

@@ -15,9 +15,10 @@ from dean_interp.models.sites import Site
 from dean_interp.models.sizes import neuron_counts
 from dean_interp.planning.memory import batch_bytes
 from dean_interp.planning.parameters import n_parameters, n_used_neurons, n_used_parameters, n_used_weights, n_weights
+from dean_interp.planning.placement import Devices
 from dean_interp.planning.scoring import _HEAP, _Probe, plan
 from dean_interp.planning.site_sums import alike, site_bytes
-from dean_interp.planning.study import Devices, forecast
+from dean_interp.planning.study import forecast
 from dean_interp.scoring.importance import run_pass
 from dean_interp.scoring.preparation import prepare
 from dean_interp.scoring.sums import Sums

@@ -10,6 +10,8 @@ from tyro.conf import OmitArgPrefixes
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import draw
 from dean_interp.models.neuron_names import neuron_of, parse_name
+from dean_interp.planning.improve_forecast import forecast_improve
+from dean_interp.planning.placement import devices_here
 from dean_interp.report.improve_page import look_at, neuron_page_of, next_commands, write_improve_report
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.study.improve import run_improve
@@ -30,10 +32,16 @@ class ImproveEdit:
     improve: OmitArgPrefixes[ImproveConfig] = field(default_factory=ImproveConfig)
     out: Path = Path("runs/improve")
     """Run folder; `report.html` appears in it."""
+    dry_run: bool = False
+    """Only print the time and the memory that it would take on this machine. No weight is read, and nothing is written
+    into the run folder."""
 
 
 def do_improve(step: ImproveEdit) -> StepResult:
     """Find and confirm the edit, and write its page and that of its strongest neuron."""
+    if step.dry_run:
+        improve_forecast = forecast_improve(step.improve, devices_here(step.improve.model.device))
+        return StepResult(dataclasses.asdict(improve_forecast), str(improve_forecast))
     improvement = run_improve(step.improve, step.out)
     _write_strongest_neuron(improvement, step.out)
     report = write_improve_report(improvement, step.out)

@@ -8,7 +8,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from dean_interp.cli.step_result import StepResult
 from dean_interp.errors import InputError
-from dean_interp.planning.study import Devices, forecast
+from dean_interp.planning.beside_actual import finished_beside_forecast
+from dean_interp.planning.placement import Devices
+from dean_interp.planning.study import forecast
 from dean_interp.report.html import write_comparison, write_report, write_sweep_report
 from dean_interp.report.improve_page import write_improve_report
 from dean_interp.study.config import StudyConfig, SweepConfig
@@ -23,9 +25,12 @@ from dean_interp.study.verify import verify_run
 class PlanStudy:
     """Print the memory and time that `run` with the same options would take on given devices.
 
-    Only the model's configuration and its tokenizer are read, no weight.
+    Only the model's configuration and its tokenizer are read, no weight. `improve --dry-run` says it of `improve`.
     """
 
+    finished: Path | None = None
+    """Folder of a finished `run` or `improve`, of which the forecast of each step is printed beside the time that it
+    took. The other settings of the study are those of that run."""
     devices: OmitArgPrefixes[Devices] = field(default_factory=Devices)
     study: OmitArgPrefixes[StudyConfig] = field(default_factory=StudyConfig)
 
@@ -78,7 +83,10 @@ class WriteReport:
 
 
 def do_plan(step: PlanStudy) -> StepResult:
-    """Forecast what a study takes."""
+    """Forecast what a study takes, or what a finished one should have taken."""
+    if step.finished is not None:
+        beside = finished_beside_forecast(step.finished, step.devices)
+        return StepResult(dataclasses.asdict(beside), str(beside))
     study_forecast = forecast(step.study, step.devices)
     return StepResult(dataclasses.asdict(study_forecast), str(study_forecast))
 

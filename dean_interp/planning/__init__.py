@@ -1,1 +1,1 @@
-"""What work will take before it is begun: one scoring pass, and a whole study."""
+"""What work will take before it is begun: a scoring pass, a study, an improvement, a comparison; and what it took."""

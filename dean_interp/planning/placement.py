@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from dean_interp.models.load import HookedModel
 from dean_interp.planning.memory import GIB, SHARE_OF_MEMORY
 from dean_interp.planning.scoring import halved
@@ -21,8 +23,21 @@ class Devices:
     host_gib: float | None = None
     """Memory of the machine; None: this one's."""
     tflops: float | None = None
-    """10^12 operations a second that one of them sustains in plain matrix products of the model's dtype. None: measured
-    here, on the CPU or on a GPU where there is one; 200 for a GPU where there is none."""
+    """10^12 operations a second that one of them sustains in plain matrix products of the model's dtype. The time is
+    then that of the arithmetic, to a factor of three. None: passes through a few layers of the model's shape are timed
+    here, on the CPU or on a GPU; 200 for a GPU where there is none."""
+
+
+def devices_here(device: str | None) -> Devices:
+    """The devices of this machine that a model would be loaded on.
+
+    Args:
+        device: as the model's settings name it. None and `auto`: CUDA where there is one, else the CPU.
+    """
+    if device in ("cpu", "mps") or not torch.cuda.is_available():
+        return Devices()
+    n_gpus = torch.cuda.device_count() if device == "auto" else 1
+    return Devices(gpus=n_gpus, gpu_gib=torch.cuda.get_device_properties(0).total_memory / GIB)
 
 
 @dataclass(frozen=True)

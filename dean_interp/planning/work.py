@@ -1,90 +1,101 @@
-"""What a study sends through the model: how many tokens in how many batches, over all its states."""
+"""What a run sends through the model, counted from its examples: tokens in batches, over all its states."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.measure import encoded_answers
-from dean_interp.models.load import HookedModel
-from dean_interp.models.sizes import neuron_counts, unembedding_shape
-from dean_interp.models.tokens import Row, batches, row_length, trees
-from dean_interp.study.config import StudyConfig
-from dean_interp.study.study_data import StudyData
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.models.tokens import Template, encode, trees
+from dean_interp.planning.amounts import Amount, Count, PassKind, amount_of
+from dean_interp.scoring.preparation import ScoringConfig, Target, prepare
+from dean_interp.study.settings import AnswerConfig, DataConfig
 
-_EQUAL_KL_TRIES = 3
-"""Sizes that an equal-KL control takes; the KL of the last one is its own."""
-_NAMED_CONTROLS = 4
+Amounts = Mapping[PassKind, Amount]
+"""What goes through the model in passes of each kind."""
+
+
+def added(*parts: Amounts) -> Amounts:
+    """All passes of several parts."""
+    total: dict[PassKind, Amount] = {}
+    for part in parts:
+        for kind, amount in part.items():
+            total[kind] = total.get(kind, Amount()) + amount
+    return total
+
+
+def repeated(amounts: Amounts, times: Count) -> Amounts:
+    """The same passes so many times."""
+    return {kind: amount * times for kind, amount in amounts.items()}
 
 
 @dataclass(frozen=True)
-class Work:
-    """What goes through the model in each step, over all states of the model."""
+class StepWork:
+    """What one step of a run does."""
 
-    scored_tokens: int
-    """Padded tokens of one pass of scoring."""
-    score_batches: int
-    measured_tokens: int
-    """Padded tokens."""
-    measure_batches: int
-    answered_tokens: int
-    """New tokens."""
-    answer_batches: int
-    """Batches of one new token each."""
-    state_bytes: float
-    """What the states keep on disk."""
+    step: str
+    """Its name, as in the run's `times.json`."""
+    amounts: Amounts = field(default_factory=dict)
+    sums_gib: float = 0.0
+    """Running sums, beside the weights."""
+    kept_gib: float = 0.0
+    """What every process keeps in host memory."""
+    disk_gib: float = 0.0
+    """What is written."""
 
 
-def work_of(model: HookedModel, config: StudyConfig, data: StudyData, scored_rows: Sequence[Sequence[Row]]) -> Work:
-    """What `study.run` sends through the model."""
-    score_tokens, measure_tokens = config.calibration.score_tokens, config.data.measure_tokens
-    scored, score_batches = _padded_tokens(scored_rows, score_tokens)
-    # Every state is measured on all three test sets. While an equal-KL control is grown, general text is enough.
-    controls, n_units = config.controls, len(config.unit)
-    n_states = 1 + n_units * (1 + controls.n_random + controls.n_equal_kl + _NAMED_CONTROLS)
-    n_tries = n_units * controls.n_equal_kl * (_EQUAL_KL_TRIES - 1)
-    first, second, general = (_measured_rows(model, config, test) for test in data.tests)
-    on_all, batches_on_all = _padded_tokens([first, second, general], measure_tokens)
-    on_general, batches_on_general = _padded_tokens([general], measure_tokens)
-    # Probes are fitted on the calibration answers of the original, where all have two.
-    probed = data.calibration[:2] if all(behaviour.paired for behaviour in data.calibration[:2]) else []
-    probed_rows = [_measured_rows(model, config, behaviour) for behaviour in probed]
-    on_probed, batches_on_probed = _padded_tokens(probed_rows, measure_tokens)
-    # The original, each edit and a few controls answer every prompt.
-    n_answering = 1 + n_units * (1 + _n_answer_controls(config))
-    n_answers = n_answering * sum(map(len, data.prompts.all))
-    n_new = max(config.answers.answer_lengths, default=0)
-    n_neurons = config.information_fraction * sum(neuron_counts(model))
-    # Each state keeps activations where a prompt and its two answers end, of two behaviours, in float32. Neurons in
-    # both tops are left out: about half.
-    per_state = 4 * 3 * 2 * config.data.n_test * n_neurons
-    # Of the original it is also kept what the unembedding reads of general text.
-    of_original = 4 * on_general * unembedding_shape(model)[0]
-    return Work(
-        scored_tokens=scored,
-        score_batches=score_batches,
-        measured_tokens=n_states * on_all + n_tries * on_general + on_probed,
-        measure_batches=n_states * batches_on_all + n_tries * batches_on_general + batches_on_probed,
-        answered_tokens=n_answers * n_new,
-        answer_batches=n_new * -(-n_answers // config.answers.answer_batch),
-        state_bytes=n_states * per_state + of_original,
-    )
+@dataclass(frozen=True)
+class WorkCounter:
+    """Counts the passes of one model, as a run makes them."""
 
+    model: HookedModel
+    """With or without its weights."""
+    template: Template
+    score_tokens: int
+    data: DataConfig
+    answers: AnswerConfig
 
-def _n_answer_controls(config: StudyConfig) -> int:
-    """How many controls of each edit answer: no more than the last kind has."""
-    n_of_last_kind = config.controls.n_equal_kl or config.controls.n_random
-    return min(config.answers.n_answer_controls, n_of_last_kind)
+    def scored(self, behaviours: Sequence[Behaviour], kind: PassKind, *, target: Target = "response") -> Amounts:
+        """One pass of scoring over each of the behaviours."""
+        config = ScoringConfig(template=self.template, target=target)
+        total = Amount()
+        for behaviour in behaviours:
+            data = prepare(self.model, behaviour, config)
+            total += amount_of(data.rows, batch_tokens=self.score_tokens, together=data.rows_each)
+            # The hooks are checked on the first row: twice forward, and back to a layer in the middle.
+            total += amount_of(data.rows[:1], batch_tokens=self.score_tokens) * 1.5
+        return {kind: total}
 
+    def measured(self, behaviours: Sequence[Behaviour], *, with_kl: bool = False) -> Amounts:
+        """One measurement of behaviours. With KL, what the original unembedded is unembedded again."""
+        total = Amount()
+        for behaviour in behaviours:
+            answers = encoded_answers(
+                self.model, behaviour, template=self.template, answer_tokens=self.data.answer_tokens
+            )
+            total += amount_of(trees(answers), batch_tokens=self.data.measure_tokens)
+        if with_kl:
+            total += Amount(n_logits=total.n_logits)
+        return {"forward": total}
 
-def _measured_rows(model: HookedModel, config: StudyConfig, behaviour: Behaviour) -> list[Row]:
-    """The rows of a behaviour's answers, cut as the study cuts them."""
-    answer_tokens = config.data.answer_tokens
-    return trees(encoded_answers(model, behaviour, template=config.model.template, answer_tokens=answer_tokens))
+    def state(self, tests: Sequence[Behaviour], *, with_kl: bool = True) -> Amounts:
+        """One state on first, second and general text, whose KL to the original is taken."""
+        return added(self.measured(tests[:2]), self.measured(tests[2:], with_kl=with_kl))
 
-
-def _padded_tokens(sets: Sequence[Sequence[Row]], batch_tokens: int) -> tuple[int, int]:
-    """How many padded tokens several sets of rows make, and how many batches."""
-    planned = []
-    for rows in sets:
-        planned += batches(rows, batch_tokens=batch_tokens)
-    return sum(len(batch) * max(map(row_length, batch)) for batch in planned), len(planned)
+    def answered(self, behaviours: Sequence[Behaviour]) -> Amounts:
+        """The answers of one state to every prompt, none of which ends before its length."""
+        tokenizer = native_tokenizer(self.model)
+        lengths = []
+        for behaviour in behaviours:
+            for prompt in behaviour.prompts:
+                lengths.append(len(encode(tokenizer, prompt, [], template=self.template).prompt))
+        lengths.sort(reverse=True)
+        n_new, size = max(self.answers.answer_lengths, default=0), self.answers.answer_batch
+        prompts = steps = Amount()
+        for start in range(0, len(lengths) if n_new else 0, size):
+            batch = lengths[start : start + size]
+            n_rows, n_tokens = len(batch), len(batch) * batch[0]
+            prompts += Amount(1, n_rows, n_tokens, n_tokens * batch[0], n_rows)
+            steps += Amount(n_calls=n_new, n_tokens=n_new * n_rows, n_logits=n_new * n_rows)
+        return {"forward": prompts, "answer": steps}

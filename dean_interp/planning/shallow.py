@@ -1,0 +1,59 @@
+"""Models of a few layers and random weights, in the shape of a real one: passes through them tell its time."""
+
+import copy
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.load import load_model
+from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.models.sizes import neuron_shapes
+
+
+def has_layers_alike(shape: HookedModel) -> bool:
+    """Whether every layer has the same sites of the same widths, so that a few of them stand for all."""
+    layers: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
+    for site, size in neuron_shapes(shape).items():
+        layers.setdefault(site.layer, []).append((site.part, tuple(size)))
+    first, *others = layers.values()
+    return len(layers) == len(shape.blocks) and all(other == first for other in others)
+
+
+def shallow_bytes(shape: HookedModel, n_layers: int) -> int:
+    """Bytes of the weights of a model with `n_layers` of the same layers."""
+    size = next(shape.parameters()).element_size()
+    in_blocks = sum(parameter.numel() for parameter in shape.blocks.parameters())
+    in_all = sum(parameter.numel() for parameter in shape.parameters())
+    return size * (in_all - in_blocks + in_blocks * n_layers // len(shape.blocks))
+
+
+def shallow_model(shape: HookedModel, n_layers: int, *, device: str) -> HookedModel:
+    """A model of the shape's first layers, with random weights and the same tokenizer.
+
+    Args:
+        shape: the model, with or without its weights.
+        n_layers: how many layers it gets.
+        device: where it lies.
+    """
+    config = _with_layers(shape.original_model.config, n_layers)
+    dtype = next(shape.parameters()).dtype
+    # The caller's random numbers stay as they are.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+    return load_model(plain.eval().to(device), tokenizer=native_tokenizer(shape))
+
+
+def _with_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
+    """The configuration of a model with fewer layers, and of no checkpoint's name."""
+    config = copy.deepcopy(config)
+    config._name_or_path = ""
+    text = config.get_text_config()
+    n_before = text.num_hidden_layers
+    for name, value in vars(text).items():
+        # What is said of each layer, such as its kind of attention.
+        if isinstance(value, list) and len(value) == n_before:
+            setattr(text, name, value[:n_layers])
+    text.num_hidden_layers = n_layers
+    return config
