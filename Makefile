@@ -28,7 +28,7 @@ pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LO
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST)
 in_parallel = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo study test test-all test-newest lint docs notebooks bench lock
+.PHONY: demo study test test-all test-newest lint docs notebooks bench bench-baseline lock
 
 # Finds an edit that raises both behaviours of the demo model, and proves it beside the paper's rule: runs/demo/report.html.
 demo: $(VENV)/.run
@@ -76,12 +76,13 @@ notebooks: $(VENV)/.test
 	$(bin)/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 		--TagRemovePreprocessor.remove_all_outputs_tags=large notebooks/*.ipynb
 
-# Prints the numbers in docs/performance.md.
+# Prints each figure in docs/performance.md beside its limit and its last value, and fails where one got worse.
 bench: $(VENV)/.run
-	$(bin)/python benchmarks/scoring.py
-	$(bin)/python benchmarks/mixtures.py
-	$(bin)/python benchmarks/generation.py
-	$(bin)/python benchmarks/imports.py
+	OMP_NUM_THREADS=1 $(bin)/python benchmarks/bench.py
+
+# Measures the figures, and writes them into benchmarks/baseline.json as what `make bench` compares with.
+bench-baseline: $(VENV)/.run
+	OMP_NUM_THREADS=1 $(bin)/python benchmarks/bench.py --write-baseline
 
 # Writes constraints.txt, the versions in this environment, for LOCK=constraints.txt to install again.
 lock: $(VENV)/.test

@@ -1,4 +1,4 @@
-"""Seconds of the first load of a GGUF file, beside what plain `transformers` takes for the same folder.
+"""What the first load of a GGUF file takes, beside plain `transformers` for the same folder.
 
     python benchmarks/gguf_conversion.py [FILE.gguf]      (the demo model's file, where none is named)
 
@@ -9,15 +9,15 @@ must be the same to the byte. Ours also waits until they are on the disk.
 import filecmp
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from scoring import show  # beside this file
+from figures import Figure, measure_figures  # beside this file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from dean_interp.models.demo import demo_model_file
 from dean_interp.models.gguf_file import convert_gguf
+from dean_interp.planning.stopwatch import timed
 
 REPEATS = 3
 
@@ -29,27 +29,27 @@ def plainly(file: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
 
 
-def main() -> None:
-    """Two ways in turn, several times; ratios of neighbouring runs."""
-    file = Path(sys.argv[1]) if len(sys.argv) > 1 else demo_model_file()
-    ratios = []
+def ratios(file: Path) -> list[float]:
+    """Ours over the plain way, in turn; the files that both make must be the same."""
+    found = []
     for _ in range(REPEATS):
         seconds = {}
         with tempfile.TemporaryDirectory() as made:
             for name, convert in (("plain", plainly), ("ours", convert_gguf)):
-                began = time.perf_counter()
-                convert(file, Path(made) / name)
-                seconds[name] = time.perf_counter() - began
-            same, other, unread = filecmp.cmpfiles(
-                Path(made) / "plain",
-                Path(made) / "ours",
-                [path.name for path in (Path(made) / "plain").iterdir()],
-                False,
-            )
-            assert same and not (other or unread), (other, unread)
-        print({name: round(taken, 1) for name, taken in seconds.items()}, f"{len(same)} files, the same bytes")
-        ratios.append(seconds["plain"] / seconds["ours"])
-    show(f"plain transformers / the conversion of {file.name}", ratios)
+                folder = Path(made) / name
+                seconds[name] = timed(lambda convert=convert, folder=folder: convert(file, folder)).better
+            names = [path.name for path in (Path(made) / "plain").iterdir()]
+            _, other, unread = filecmp.cmpfiles(Path(made) / "plain", Path(made) / "ours", names, False)
+            assert not (other or unread), (other, unread)
+        found.append(seconds["ours"] / seconds["plain"])
+    return found
+
+
+def main() -> None:
+    """The figure of one file."""
+    file = Path(sys.argv[1]) if len(sys.argv) > 1 else demo_model_file()
+    name = f"the first load of {file.name} / plain transformers'"
+    measure_figures([Figure(name, limit=0.0, bound="no bound is known", ratios=lambda: ratios(file))])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ seconds and, on a GPU, peak memory for each unit, and ends with the largest diff
 
 import json
 import tempfile
-import time
+from functools import partial
 
 import torch
 import tyro
@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dean_interp import Scores, ScoringConfig, importance, load_behaviour, load_model
 from dean_interp.models.demo import demo_model_folder
+from dean_interp.planning.stopwatch import timed
 
 HOW = ScoringConfig(template="raw", batch_tokens=2048)
 UNITS = ("neuron", "weight")
@@ -49,9 +50,8 @@ def measured(folder: str, device: object, said: str, n_examples: int) -> list[Sc
         if torch.cuda.is_available():
             row["held_gib"] = torch.cuda.memory_allocated() / 2**30
             torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
-        found.append(importance(model, behaviour, unit=unit, config=HOW))
-        row["seconds"] = time.perf_counter() - began
+        score = partial(importance, model, behaviour, unit=unit, config=HOW)
+        row["seconds"] = timed(lambda score=score: found.append(score()), device=str(model.cfg.device)).wall
         if torch.cuda.is_available():
             row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         print(json.dumps(row), flush=True)
