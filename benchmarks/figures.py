@@ -1,7 +1,7 @@
 """Figures: ratios of two things that are run in turn, each beside what bounds it and beside a committed baseline.
 
-A figure is the time of ours over the time of something plain that it cannot beat, so less is better. Both sides run in
-one process in turn, several times. Of wall and CPU time the better one counts on each side (`planning.stopwatch`):
+A figure is the time of ours over the time of something plain beside it, so less is better. Both sides run in one process
+in turn, several times. Of wall and CPU time the better one counts on each side (`planning.stopwatch`):
 benchmarks run on one thread, where that is the CPU time, so that other work on the machine does not count.
 """
 
@@ -36,7 +36,7 @@ class Figure:
 
     name: str
     limit: float
-    """The least that it can be."""
+    """What it would be if ours cost no more than what bounds it."""
     bound: str
     """What bounds it."""
     ratios: Callable[[], list[float]]

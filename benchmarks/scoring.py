@@ -31,7 +31,7 @@ def figures() -> list[Figure]:
         Figure(
             name="scoring neurons and weights / a pass forward and back with parameter gradients",
             limit=1.0,
-            bound="the plain pass, whose products are as many",
+            bound="the plain pass, which makes the embedding's gradients, too",
             ratios=lambda: interleaved(
                 lambda: score(model, behaviour, BOTH), lambda: forward_and_backward(model, rows, parameters=True)
             ),
