@@ -1,7 +1,8 @@
 """Figures: ratios of two things that are run in turn, each beside what bounds it and beside a committed baseline.
 
 A figure is the time of ours over the time of something plain, so less is better. Both sides run in one process in turn,
-several times. Of wall and CPU time the better one counts on each side (`planning.stopwatch`): benchmarks run on one thread, where that is the CPU time, so that other work on the machine does not count.
+several times. Of wall and CPU time the better one counts on each side (`planning.stopwatch`): benchmarks run on one
+thread, where that is the CPU time, so that other work on the machine does not count.
 """
 
 import json
