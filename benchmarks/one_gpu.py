@@ -32,7 +32,9 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from scoring import peak_bytes, ratios  # beside this file
+from figures import interleaved  # beside this file
+from passes import BOTH, forward_and_backward
+from scoring import peak_bytes
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dean_interp import (
@@ -47,11 +49,11 @@ from dean_interp import (
 )
 from dean_interp.models.demo import demo_model_folder
 from dean_interp.models.load import HookedModel
-from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.sites import Unit
 from dean_interp.models.sizes import site_shape
 from dean_interp.models.tokens import encode
 from dean_interp.planning.scoring import plan
+from dean_interp.planning.stopwatch import timed
 from dean_interp.scoring.importance import run_pass
 from dean_interp.scoring.preparation import prepare, scored_sites
 from dean_interp.scoring.products import add_products
@@ -60,7 +62,6 @@ from dean_interp.study.improve import run_improve
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.settings import FRACTION, ModelConfig
 
-BOTH = ("neuron", "weight")
 SETS = ("fairness", "privacy", "general")
 N_LONGEST = 15
 """Operations that the profile names."""
@@ -119,18 +120,12 @@ def built(shape: Shape, device: str) -> LlamaForCausalLM:
         return LlamaForCausalLM._from_config(config, dtype=getattr(torch, shape.dtype)).eval()
 
 
-def clock() -> float:
-    """Seconds, once the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def seconds(run: Callable[[], object]) -> float:
-    """How long a call takes."""
-    began = clock()
-    run()
-    return clock() - began
+    """How long a call takes, to the end of what it gave the GPU."""
+    return timed(run, device="cuda" if torch.cuda.is_available() else "cpu").wall
+
+
+ratios = partial(interleaved, seconds=seconds)
 
 
 def products(shape: Shape, device: str) -> dict[str, float]:
@@ -154,18 +149,8 @@ def products(shape: Shape, device: str) -> dict[str, float]:
     plain = partial(torch.mm, x.T, gradient)
     for name, chosen in (("sizes", ("size",)), ("all_three", folds)):
         run = partial(add_products, {fold: totals[fold] for fold in chosen}, x, gradient, counts)
-        row[f"{name}_vs_one_product"] = median(ratios(run, plain, repeats=5, clock=clock))
+        row[f"{name}_vs_one_product"] = median(ratios(run, plain, repeats=5))
     return row
-
-
-def plain_passes(model: HookedModel, rows: list, batch_tokens: int) -> None:
-    """Forward and backward with parameter gradients over the same batches, as in training."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    for batch in batched(model, rows, batch_tokens=batch_tokens, label="plain"):
-        with answer_positions(model, batch):
-            torch.nn.functional.cross_entropy(forward(model, batch)[0], batch.target).backward()
-        model.zero_grad(set_to_none=True)
 
 
 def cost(model: HookedModel, shape: Shape, config: ScoringConfig) -> dict[str, float]:
@@ -173,13 +158,13 @@ def cost(model: HookedModel, shape: Shape, config: ScoringConfig) -> dict[str, f
     behaviour = load_behaviour("fairness", n_examples=shape.n_compared)
     data, sites = prepare(model, behaviour, config), scored_sites(model, BOTH, config)
     assert config.batch_tokens is not None
-    plain = partial(plain_passes, model, data.rows, config.batch_tokens)
+    plain = partial(forward_and_backward, model, data.rows, parameters=True, batch_tokens=config.batch_tokens)
     alone = partial(run_pass, model, data, sites, config, label="score")
     whole = partial(importance, model, behaviour, unit=BOTH, config=config, keep=KEPT_FRACTION)
     neurons = partial(importance, model, behaviour, config=config)
     row = {}
     for name, run in (("passes", alone), ("whole_call", whole), ("whole_call_neurons", neurons)):
-        row[f"{name}_vs_plain"] = median(ratios(run, plain, repeats=shape.repeats, clock=clock))
+        row[f"{name}_vs_plain"] = median(ratios(run, plain, repeats=shape.repeats))
     return row
 
 
@@ -227,7 +212,7 @@ def answering(model: HookedModel, plain: PreTrainedModel, shape: Shape) -> dict[
     tokenizer = AutoTokenizer.from_pretrained(demo_model_folder())
     ours = partial(generate, model, prompts, max_new_tokens=shape.n_new, batch_size=32)
     theirs = partial(answer_plainly, plain, tokenizer, prompts, shape.n_new)
-    row = {"vs_transformers": median(ratios(theirs, ours, repeats=shape.repeats, clock=clock))}
+    row = {"vs_transformers": median(ratios(theirs, ours, repeats=shape.repeats))}
     for unit, fraction in FRACTION.items():
         silenced = some_units(model, unit, fraction)
 
@@ -235,7 +220,7 @@ def answering(model: HookedModel, plain: PreTrainedModel, shape: Shape) -> dict[
             with ablate(model, silenced):
                 ours()
 
-        row[f"{unit}s_silenced_vs_plain"] = median(ratios(ours, ablated, repeats=shape.repeats, clock=clock))
+        row[f"{unit}s_silenced_vs_plain"] = median(ratios(ours, ablated, repeats=shape.repeats))
     return row
 
 

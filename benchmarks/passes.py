@@ -51,12 +51,14 @@ def hooked(plain: LlamaForCausalLM) -> HookedModel:
     return load_model(plain, tokenizer=AutoTokenizer.from_pretrained(demo_model_folder()))
 
 
-def forward_and_backward(model: HookedModel, rows: list[Row], *, parameters: bool) -> None:
+def forward_and_backward(
+    model: HookedModel, rows: list[Row], *, parameters: bool, batch_tokens: int = BATCH_TOKENS
+) -> None:
     """A plain pass over the same padded batches: with parameter gradients, as in training, or with none."""
     for each in model.parameters():
         each.requires_grad_(parameters)
     hook = ("hook_embed", lambda embedded, hook: embedded.requires_grad_(True))
-    for batch in batched(model, rows, batch_tokens=BATCH_TOKENS, label="plain"):
+    for batch in batched(model, rows, batch_tokens=batch_tokens, label="plain"):
         with model.hooks(fwd_hooks=[] if parameters else [hook]), answer_positions(model, batch):
             logits = forward(model, batch)[0]
             torch.nn.functional.cross_entropy(logits, batch.target).backward()
