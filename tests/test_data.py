@@ -313,7 +313,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_an_unknown_name_lists_what_may_be_given():
     said = error_of("fairnes")
     names = "fairness, privacy, general, over_refusal_fairness, over_refusal_privacy, register"
-    assert said.startswith(f"no behaviour 'fairnes': give {names}, a .csv or .jsonl file")
+    assert said.startswith(f"no behaviour 'fairnes' (did you mean 'fairness'?): give {names}, a .csv or .jsonl file")
 
 
 def test_a_file_without_rows_has_no_examples(tmp_path):

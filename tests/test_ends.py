@@ -42,6 +42,7 @@ KINDS = {name: "data" for name in DATA.split()} | {
     "checkpoint": "checkpoint",
     "run": "run",
     "folders": "run",
+    "finished": "run",
     "task_folder": "task folder",
     "model": "model",
     "tokenizer": "tokenizer",

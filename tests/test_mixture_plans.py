@@ -132,7 +132,7 @@ def test_a_configuration_says_how_many_experts_a_token_is_sent_to(tiny):
 def test_sums_take_the_bytes_that_are_said(tiny):
     sites = [*neuron_sites(tiny), *weight_sites(tiny)]
     groups = torch.arange(5)
-    sums = Sums(tiny, sites, groups=groups, rows_each=1, fold="size").sums
+    sums = Sums(tiny, sites, groups=groups, rows_each=1, folds=("size",)).sums
     for site in sites:
         held = sum(tensor.nbytes for name, tensor in sums.items() if name.endswith(f"/{site}"))
         assert site_bytes(tiny, site, len(groups)) == held, site

@@ -170,7 +170,7 @@ def paths(encoded: Sequence[Encoded]) -> list[Row]:
 def trees(encoded: Sequence[Encoded], *, row_tokens: int = 256) -> list[Row]:
     """Rows of about `row_tokens` tokens in which prompts share their common beginning, and answers their prompt.
 
-    Attention grows with the square of a row, the sharing with its length (`make bench` tries other lengths).
+    Attention grows with the square of a row, the sharing with its length.
     """
     trunk = _shared_beginning(encoded)
     first_answer = list(itertools.accumulate((len(text.answers) for text in encoded), initial=0))

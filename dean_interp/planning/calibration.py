@@ -181,7 +181,7 @@ def _measure(model: HookedModel, rows: Sequence[Row], sites: Sequence[Site]) -> 
 
 def _score(model: HookedModel, rows: Sequence[Row], sites: Sequence[Site]) -> Callable[[], object]:
     """A pass forward and back as `importance` makes it."""
-    sums = Sums(model, sites, groups=torch.arange(len(rows)), rows_each=1, fold="size")
+    sums = Sums(model, sites, groups=torch.arange(len(rows)), rows_each=1, folds=("size",))
 
     def run() -> None:
         batch = collate(rows, device=model.cfg.device)

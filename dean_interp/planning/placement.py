@@ -88,7 +88,9 @@ def place_weights(weights: float, batch: float, devices: Devices, host: float) -
     offloaded = weights - on_devices
     # On a machine with GPUs half of host memory holds weights; the other half is for sums.
     on_disk = max(0.0, offloaded - (host / 2 if n_gpus else 0.0))
-    where = f"on {n_gpus} GPUs" if n_gpus else "in memory"
+    where = "in memory"
+    if n_gpus:
+        where = "on the GPU" if n_gpus == 1 else f"on {n_gpus} GPUs"
     return Placement(
         world_size=1,
         n_devices=n_devices,
