@@ -151,6 +151,15 @@ def test_a_model_with_positions_of_its_own_is_measured_apart(checkpoints, caplog
     assert "in a sequence of its own" in caplog.text
 
 
+def test_the_first_measurement_of_a_model_keeps_the_activations_of_its_own_passes_alone(checkpoints):
+    """Before it, checks of the model run passes of other texts."""
+    model = load_model(checkpoints["llama-gqa"], device="cpu")
+    units = some_neurons(model)
+    first, again = (measure(model, [pairs("fairness")], neurons=units) for _ in range(2))
+    for site in units.units:
+        torch.testing.assert_close(first.activations.values[site], again.activations.values[site], atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
 def test_a_hooked_transformer_of_the_same_weights_measures_alike(checkpoints, tokenizer, name):
     hooked, bridge = as_hooked_transformer(checkpoints[name], tokenizer), load_model(checkpoints[name], device="cpu")

@@ -25,7 +25,7 @@ from dean_interp.models.scored_prompts import refuse_scored
 from dean_interp.models.sizes import unembedding_shape
 from dean_interp.models.tokens import Encoded, Template, encode, paths, trees
 from dean_interp.models.torch_settings import own_torch_settings
-from dean_interp.models.unhooked import unhooked
+from dean_interp.models.unhooked import unhooked, unhooked_is_right
 from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
 
@@ -232,7 +232,9 @@ def _run(
         )
     log_prob, kl = torch.zeros(n_total), torch.zeros(n_total)
     final = torch.zeros(n_total, unembedding_shape(model)[0])
+    # Both are asked before a batch is recorded, since they may run passes of their own.
     rows = trees(encoded) if shares_prompts(model, encoded) else paths(encoded)
+    unhooked_is_right(model)
     sums = {"log_prob": log_prob, "kl": kl, "final": final}
     if recorded is not None:
         sums |= recorded.sums
