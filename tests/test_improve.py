@@ -378,7 +378,7 @@ def test_the_command_prints_the_headline_the_conditions_and_what_comes_next(fini
     assert all(f"{condition.name}: {condition.text}" in said for condition in improvement.conditions)
     for name in ("gates.safetensors", "results.json", "report.html"):
         assert str(folder / name) in said and (folder / name).is_file()
-    assert said.count("dean-interp ") == 3
+    assert said.count("dean-interp ") == 4
     assert main([*again, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["confirmed"] is improvement.confirmed is False, "4 flips cannot give p <= 0.05"

@@ -88,7 +88,11 @@ def trace_links(
         n_sources: how many sources of each target are kept: of the selected neurons, at any token before it.
         n_checked: how many of the largest edges to the margin, and as many of the largest between the neurons, are
             measured, beside as many random ones.
-        answer_tokens, seed, and what is refused: as of `trace_circuit`.
+        answer_tokens: as of `trace_circuit`.
+        seed: as of `trace_circuit`.
+
+    Raises:
+        InputError: what `trace_circuit` refuses.
     """
     _check(model, selection, example, {"n_sources": n_sources, "n_checked": n_checked})
     refuse_without_gradients(model, str(model.cfg.model_name))
