@@ -14,8 +14,7 @@ from dean_interp.errors import InputError
 from dean_interp.files import check_writable, write_text
 from dean_interp.report.card_data import licence_of_model
 from dean_interp.report.edit_card import EditCard, card_of_edit, card_of_run
-from dean_interp.report.improve_page import EDIT_FILE
-from dean_interp.study.improvement import Improvement
+from dean_interp.study.improvement import EDIT_FILE, Improvement
 from dean_interp.study.measured_edit import finished_run, measured_in
 from dean_interp.study.results import Results
 

@@ -16,7 +16,7 @@ from dean_interp.report.improve_page import look_at, neuron_page_of, next_comman
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.study.improve import run_improve
 from dean_interp.study.improve_data import improve_data
-from dean_interp.study.improvement import ImproveConfig, Improvement
+from dean_interp.study.improvement import GATES_FILE, ImproveConfig, Improvement
 
 N_EXAMPLES, N_TOKENS = 12, 12
 """Confirming examples of each set, and first tokens of their answers, on which the strongest neuron is shown."""
@@ -45,7 +45,7 @@ def do_improve(step: ImproveEdit) -> StepResult:
     improvement = run_improve(step.improve, step.out)
     _write_strongest_neuron(improvement, step.out)
     report = write_improve_report(improvement, step.out)
-    files = {"gates": step.out / "gates.safetensors", "results": step.out / "results.json", "report": report}
+    files = {"gates": step.out / GATES_FILE, "results": step.out / "results.json", "report": report}
     following = next_commands(improvement, step.out)
     record = {
         "confirmed": improvement.confirmed,

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 from dean_interp.editing.edit_at_dose import AnyEdit, at_dose
 from dean_interp.exploring.held_out import HeldOut
@@ -11,6 +10,7 @@ from dean_interp.exploring.unit_table import ListedUnit, Switches, UnitTable
 from dean_interp.exploring.view_state import ViewState, view_state
 from dean_interp.models.generate import answer_stream
 from dean_interp.models.hooked_model import HookedModel
+from dean_interp.report.card_data import shared_name
 from dean_interp.selection.selection import Selection
 
 LOWEST_DOSE, HIGHEST_DOSE = -1.0, 2.0
@@ -84,7 +84,7 @@ class Explorer:
         """What stays as it is."""
         general = self.held_out.general
         return ViewFacts(
-            model=_shown_name(str(self.model.cfg.model_name)),
+            model=shared_name(str(self.model.cfg.model_name)),
             change=repr(self.change),
             n_units=len(self.table.selection),
             n_by_layer=dict(self.table.n_by_layer),
@@ -153,12 +153,6 @@ class Explorer:
                 template=config.template,
             )
         )
-
-
-def _shown_name(model_name: str) -> str:
-    """A model's name on the hub, or that of its folder."""
-    path = Path(model_name)
-    return path.name if path.is_absolute() else model_name
 
 
 class _GrowingAnswer:

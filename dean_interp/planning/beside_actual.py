@@ -12,8 +12,8 @@ from dean_interp.planning.forecast import Forecast, duration
 from dean_interp.planning.improve_forecast import forecast_improve
 from dean_interp.planning.placement import Devices
 from dean_interp.planning.study import forecast
-from dean_interp.study.improvement import is_improvement, load_improvement
-from dean_interp.study.results import load_results
+from dean_interp.study.improvement import Improvement
+from dean_interp.study.measured_edit import finished_run
 
 TIMES = "times.json"
 
@@ -95,6 +95,7 @@ def finished_beside_forecast(folder: Path, devices: Devices = Devices()) -> Fore
 
     Raises `InputError` as `beside_actual`, as the forecast, and where the run is not finished.
     """
-    if is_improvement(folder):
-        return beside_actual(forecast_improve(load_improvement(folder).config, devices), folder)
-    return beside_actual(forecast(load_results(folder / "results.json").config, devices), folder)
+    run = finished_run(folder)
+    if isinstance(run, Improvement):
+        return beside_actual(forecast_improve(run.config, devices), folder)
+    return beside_actual(forecast(run.config, devices), folder)

@@ -53,7 +53,7 @@ class PlacedModel:
     @property
     def weights(self) -> float:
         """GiB of all parameters."""
-        return n_parameters(self.model) * DTYPES[self.config.dtype].itemsize / GIB
+        return _weights_gib(self.model, self.config)
 
     @property
     def on_device(self) -> float:
@@ -85,8 +85,12 @@ def placed_model(config: ModelConfig, devices: Devices, rows_of: RowsOf, score_t
             f"what a batch of {score_tokens} tokens leaves for the way back is {batch:.0f} GiB, more than the "
             f"{usable:.0f} that may be used: score_tokens must be {int(score_tokens * usable / batch / 2)} or less"
         )
-    weights = n_parameters(model) * DTYPES[config.dtype].itemsize / GIB
-    return PlacedModel(model, config, devices, host, batch, place_weights(weights, batch, devices, host))
+    placement = place_weights(_weights_gib(model, config), batch, devices, host)
+    return PlacedModel(model, config, devices, host, batch, placement)
+
+
+def _weights_gib(model: HookedModel, config: ModelConfig) -> float:
+    return n_parameters(model) * DTYPES[config.dtype].itemsize / GIB
 
 
 def forecast_of(

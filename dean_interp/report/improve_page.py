@@ -11,12 +11,10 @@ from dean_interp.report.page import rendered
 from dean_interp.report.tables import StateRow, group_row, line_groups, single_row
 from dean_interp.study.choosing import FLIP, RANDOM_GATES
 from dean_interp.study.confirmation import kl_text
-from dean_interp.study.improvement import ChangedNeuron, ImproveConfig, Improvement
+from dean_interp.study.improvement import EDIT_FILE, ChangedNeuron, ImproveConfig, Improvement
 from dean_interp.study.paper_rule import PAPER
 from dean_interp.study.settings import ModelConfig
 
-EDIT_FILE = "edit.safetensors"
-"""The edit in a run folder, as checkpoints take it."""
 N_SHOWN = 6
 """Answers of each set that are seen without a click: the first ones."""
 DIVIDED_BY = {

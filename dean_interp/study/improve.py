@@ -41,6 +41,8 @@ from dean_interp.study.confirming import Confirmed, confirm, information_of
 from dean_interp.study.dosing import kl_interval
 from dean_interp.study.improve_data import ImproveData, earlier_confirmations, improve_data
 from dean_interp.study.improvement import (
+    EDIT_FILE,
+    GATES_FILE,
     ChangedNeuron,
     EarlierConfirmation,
     ImproveConfig,
@@ -96,7 +98,7 @@ def _improved(folder: Path, model: HookedModel, config: ImproveConfig, data: Imp
     plan = measurement_plan(store, data.prompts, config.answers, model, progress=None)
     clock.lap("load")
     chosen = choose(folder, model, config, data.scoring, data.choosing, clock)
-    chosen.gates.save(folder / "gates.safetensors")
+    chosen.gates.save(folder / GATES_FILE)
     earlier = earlier_confirmations(folder, data)
     rounding_kl = write_edit(folder, model, chosen.gates, data.general.choose, config.model.template)
     clock.lap("edit file")
@@ -123,7 +125,7 @@ def write_edit(folder: Path, model: HookedModel, gates: Gates, general: Behaviou
     that chose the dose, nats per answer token; 0 where nothing is rounded.
     """
     edit = create_gates_edit(model, gates)
-    edit.save(folder / "edit.safetensors")
+    edit.save(folder / EDIT_FILE)
     if edit.equals_hooks:
         return 0.0
     with gated(model, gates):

@@ -25,6 +25,8 @@ from dean_interp.study.roles import RoleCount
 from dean_interp.study.run_folder import RunSettings
 from dean_interp.study.settings import AnswerConfig, ControlConfig, DataConfig, ModelConfig
 
+GATES_FILE, EDIT_FILE = "gates.safetensors", "edit.safetensors"
+"""The gates in a run folder, and the same edit as checkpoints take it."""
 PREFERS_UNSAFE = -0.5
 """Nats per token: where the original's mean margin lies below, safe and unsafe may have been swapped."""
 

@@ -8,7 +8,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.sites import Unit
 from dean_interp.selection.gates import load_gates
 from dean_interp.selection.selection import load_selection
-from dean_interp.study.improvement import Improvement, is_improvement, load_improvement
+from dean_interp.study.improvement import EDIT_FILE, GATES_FILE, Improvement, is_improvement, load_improvement
 from dean_interp.study.results import Results, load_results
 
 
@@ -26,8 +26,8 @@ def measured_in(folder: Path, edit: Edit) -> Improvement | Results:
     """
     run = finished_run(folder)
     if isinstance(run, Improvement):
-        gates = load_gates(folder / "gates.safetensors")
-        of_run = load_edit(folder / "edit.safetensors")
+        gates = load_gates(folder / GATES_FILE)
+        of_run = load_edit(folder / EDIT_FILE)
         if _is(edit, gates.selection.fingerprint, described(Multiply(gates))) and _bases(edit) == _bases(of_run):
             return run
     else:

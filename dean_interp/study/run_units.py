@@ -14,8 +14,9 @@ from dean_interp.selection.gains import Damage, Gains, damage_of, gains_of
 from dean_interp.selection.gates import Gates, load_gates
 from dean_interp.selection.selection import load_selection
 from dean_interp.study.improve_data import improve_data
-from dean_interp.study.improvement import ChangedNeuron, is_improvement, load_improvement
-from dean_interp.study.results import Results, load_results
+from dean_interp.study.improvement import GATES_FILE, ChangedNeuron, Improvement
+from dean_interp.study.measured_edit import finished_run
+from dean_interp.study.results import Results
 from dean_interp.study.settings import ModelConfig
 from dean_interp.study.study_data import study_data
 
@@ -74,7 +75,10 @@ def units_of_run(folder: Path, *, n_units: int) -> RunUnits:
     """
     if n_units < 1:
         raise InputError(f"n_units must be at least 1, got {n_units}")
-    return _of_improvement(folder, n_units) if is_improvement(folder) else _of_study(folder, n_units)
+    run = finished_run(folder)
+    if isinstance(run, Improvement):
+        return _of_improvement(run, folder, n_units)
+    return _of_study(run, folder, n_units)
 
 
 def strongest_changes(
@@ -103,12 +107,11 @@ def strongest_changes(
     return [(neuron, changed) for _, neuron, changed in found]
 
 
-def _of_improvement(folder: Path, n_units: int) -> RunUnits:
-    improvement = load_improvement(folder)
+def _of_improvement(improvement: Improvement, folder: Path, n_units: int) -> RunUnits:
     data = improve_data(improvement.config)
     scores = _scores(folder, [roles.score for roles in data.roles])
     first, second = gains_of(scores[0]), gains_of(scores[1])
-    gates = load_gates(folder / "gates.safetensors")
+    gates = load_gates(folder / GATES_FILE)
     changes = strongest_changes(gates, first, second, damage_of(scores[2]), n_neurons=n_units)
     scale = {gains.behaviour: gains.size for gains in (first, second)}
     return RunUnits(
@@ -139,8 +142,7 @@ def _changed_unit(changed: ChangedNeuron, scale: Mapping[str, float]) -> RunUnit
     )
 
 
-def _of_study(folder: Path, n_units: int) -> RunUnits:
-    results = load_results(folder / "results.json")
+def _of_study(results: Results, folder: Path, n_units: int) -> RunUnits:
     if "neuron" not in results.config.unit:
         raise InputError(f"{folder} selected weights alone, and pages show neurons: run with --unit neuron")
     data = study_data(results.config)
