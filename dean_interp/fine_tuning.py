@@ -21,7 +21,7 @@ from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError
 from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.chat_settings import ChatSettings, with_settings
-from dean_interp.models.experts import refuse_experts
+from dean_interp.models.expert_hooks import refuse_experts
 from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain
 from dean_interp.models.plain import save_model
 from dean_interp.models.scored_prompts import scored_prompts

@@ -8,7 +8,7 @@ import torch
 from units import some_neurons
 
 from dean_interp import ablate, generate, load_behaviour, load_model, measure
-from dean_interp.models.generate import cache_is_right
+from dean_interp.models.cache_check import cache_is_right
 from dean_interp.models.load import model_fingerprint
 from dean_interp.models.matrices import weight
 from dean_interp.models.notes import notes

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, 
 
 from dean_interp import Selection, Site, ablate, generate, load_model
 from dean_interp.models.adapters import adapter_of
-from dean_interp.models.generate import cache_is_right
+from dean_interp.models.cache_check import cache_is_right
 from dean_interp.models.matrices import shape
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.tokens import encode

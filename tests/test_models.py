@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, BertConfig, T5Config
 
 from dean_interp import InputError, Selection, ablate, generate, load_behaviour, load_model
-from dean_interp.models.generate import cache_is_right
+from dean_interp.models.cache_check import cache_is_right
 from dean_interp.models.greedy import CACHE
 from dean_interp.models.hooked_model import hooked_transformer_class
 from dean_interp.models.load import model_fingerprint

@@ -20,7 +20,7 @@ from torch import Tensor
 from dean_interp.distributed import gather, shard
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
-from dean_interp.models.generate import cache_is_right
+from dean_interp.models.cache_check import cache_is_right
 from dean_interp.models.greedy import greedy_settings, without_its_settings
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer

@@ -5,7 +5,7 @@ A `TransformerBridge` wraps a `transformers` model, with the checkpoint's own te
 apart. `adapter_of` gives the adapter of a model; nothing else asks which kind a model is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -18,19 +18,14 @@ from transformers.pytorch_utils import Conv1D
 
 from dean_interp.errors import InputError
 from dean_interp.models import offload
-from dean_interp.models.experts import RoutedExperts, dense_owner, routed_experts, shared_owner
+from dean_interp.models.expert_hooks import dense_owner, shared_owner
+from dean_interp.models.experts import RoutedExperts, routed_experts
 from dean_interp.models.greedy import CACHE, greedy_settings, without_its_settings
-from dean_interp.models.hooked_model import HookedModel, is_hooked_transformer
+from dean_interp.models.hooked_model import AsMatrix, HookedModel, OnProduct, is_hooked_transformer
 from dean_interp.models.plain_layers import why_not_plain
 from dean_interp.models.routers import router_name, watch_router
 from dean_interp.models.sites import MATRICES, Site
 from dean_interp.models.turn_end import end_tokens
-
-OnProduct = Callable[[Float[Tensor, "batch pos d_in"], Float[Tensor, "batch pos d_out"]], Tensor | None]
-"""Takes what a matrix reads and what it writes; a tensor that it returns takes the place of what is written."""
-
-AsMatrix = Callable[[Tensor], Tensor]
-"""Makes `(d_in, d_out)` of a parameter or of its gradient, as a view wherever it can."""
 
 DENSE = ("gate", "in", "out")
 """The matrices of one MLP."""
@@ -120,7 +115,7 @@ def adapter_of(model: HookedModel) -> Adapter:
     """The adapter of a model, by its kind."""
     if not is_hooked_transformer(model):
         return BridgeAdapter(model)
-    # here, since that module imports from this one
+    # Here, since that module imports from this one.
     from dean_interp.models.hooked_transformer import HookedTransformerAdapter
 
     return HookedTransformerAdapter(model)
@@ -140,14 +135,16 @@ class BridgeAdapter:
 
     def mlp_matrices(self, layer: int) -> tuple[Site, ...]:
         """By the components, and the stacks of routed experts."""
-        mlp, experts = self.model.blocks[layer].mlp, routed_experts(self.model, layer)
-        dense, shared = dense_owner(mlp), shared_owner(mlp)
+        mlp = self.model.blocks[layer].mlp
         sites: list[Site] = []
+        dense = dense_owner(mlp)
         if dense is not None:
-            owner, begin = dense
-            sites += [Site(layer, part) for part in DENSE if hasattr(owner, f"{begin}{part}")]
+            owner, prefix = dense
+            sites += [Site(layer, part) for part in DENSE if hasattr(owner, prefix + part)]
+        experts = routed_experts(self.model, layer)
         if experts is not None:
             sites += [Site(layer, f"experts.{part}", experts.n_experts) for part in experts.parts]
+        shared = shared_owner(mlp)
         if shared is not None:
             sites += [Site(layer, f"shared.{part}") for part in DENSE if hasattr(shared, part)]
         return tuple(sites)
@@ -176,10 +173,12 @@ class BridgeAdapter:
             return experts.stack(part), experts.as_matrix(part)
         owner, part = owner_of(self.model, site)
         component = getattr(owner, part, None)
-        # TransformerLens 3.9 leaves some routers as they are
-        module = getattr(component, "original_component", component if site.part == "router" else None)
+        # TransformerLens 3.9 leaves some routers as they are.
+        unwrapped = component if site.part == "router" else None
+        module = getattr(component, "original_component", unwrapped)
         stored = getattr(module, "weight", None)
-        where = f"layer {site.layer}'s {'attention' if site.part in MATRICES['attention'] else 'MLP'}"
+        side = "attention" if site.part in MATRICES["attention"] else "MLP"
+        where = f"layer {site.layer}'s {side}"
         name = self.model.cfg.model_name
         own = {kind.__module__ for kind in type(self.model.original_model).__mro__}
         why = why_not_plain(module, own) if isinstance(module, nn.Module) else ""
@@ -187,16 +186,19 @@ class BridgeAdapter:
             raise InputError(f"the matrix '{site.part}' in {where} of {name} {why}: it is not all that is computed")
         if not isinstance(stored, nn.Parameter):
             raise InputError(f"{name} keeps no separate matrix '{site.part}' in {where}")
-        # `Conv1D` stores (d_in, d_out), `nn.Linear` stores (d_out, d_in)
-        return stored, as_it_is if isinstance(module, Conv1D) else torch.t
+        # `Conv1D` stores (d_in, d_out), `nn.Linear` stores (d_out, d_in).
+        as_matrix = as_it_is if isinstance(module, Conv1D) else torch.t
+        return stored, as_matrix
 
     def values(self, site: Site) -> Tensor:
         """Offloaded values come to the CPU."""
-        experts, stored = self._experts(site), self.parameter(site)[0]
+        stored, _ = self.parameter(site)
+        experts = self._experts(site)
         if experts is None:
             values = offload.values(self._component(site))
         else:
-            values = offload.values(experts.module, experts.stack_name(site.part.removeprefix("experts.")))
+            stack_name = experts.stack_name(site.part.removeprefix("experts."))
+            values = offload.values(experts.module, stack_name)
         return values if values is stored else values.cpu()
 
     def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
@@ -214,14 +216,15 @@ class BridgeAdapter:
             with experts.on_product(site.part.removeprefix("experts."), hook):
                 yield
             return
-        component, watches = self._component(site), watch_router if site.part == "router" else _watch_matrix
-        with watches(component, hook):
+        watches = watch_router if site.part == "router" else _watch_matrix
+        with watches(self._component(site), hook):
             yield
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Those of the checkpoint's generation settings among them."""
         settings = self.model.original_model.generation_config
-        return end_tokens(tokenizer, None if settings is None else settings.eos_token_id)
+        of_settings = None if settings is None else settings.eos_token_id
+        return end_tokens(tokenizer, of_settings)
 
     def generate(
         self,
@@ -236,9 +239,10 @@ class BridgeAdapter:
         """By `transformers`' own `generate`, with settings of ours."""
         settings = greedy_settings(self.end_tokens(tokenizer), cached=cached)
         settings.max_new_tokens = max_new_tokens
-        plain, kept = self.model.original_model, {} if cache is None else {CACHE: cache}
+        plain = self.model.original_model
+        earlier = {} if cache is None else {CACHE: cache}
         with without_its_settings(plain):
-            output = plain.generate(tokens, generation_config=settings, attention_mask=real, **kept)
+            output = plain.generate(tokens, generation_config=settings, attention_mask=real, **earlier)
         return output.sequences, getattr(output, CACHE)
 
     def _component(self, site: Site) -> Any:  # noqa: ANN401 - a module of transformers
@@ -284,5 +288,5 @@ def owner_of(model: HookedModel, site: Site) -> tuple[Any, str]:
         return shared_owner(block.mlp), site.part.removeprefix("shared.")
     if site.part == "router":
         return block.mlp, router_name(block.mlp)
-    owner, begin = dense_owner(block.mlp) or (None, "")
-    return owner, f"{begin}{site.part}"
+    owner, prefix = dense_owner(block.mlp) or (None, "")
+    return owner, prefix + site.part

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge.sources.transformers import determine_archite
 from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError, first_line
-from dean_interp.models.experts import hook_experts
+from dean_interp.models.expert_hooks import hook_experts
 from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.notes import notes
@@ -25,7 +25,9 @@ from dean_interp.models.sites import Site
 from dean_interp.models.sizes import site_shape
 
 _N_TOKENS = 16
-_TOLERANCE, _TOLERANCE_HALF = 1e-2, 0.5  # of the logits' spread; what is wrong differs by about all of it
+# Of the logits' spread, in float32 and in half precision; what is wrong differs by about all of it.
+_TOLERANCE = 1e-2
+_TOLERANCE_HALF = 0.5
 
 
 def bridge_to(
@@ -78,8 +80,11 @@ def bridge_to(
 
 
 def _some_tokens(model: PreTrainedModel, device: str) -> Int[Tensor, "1 pos"]:
+    """Tokens that both models are run on."""
     embedding: Any = model.get_input_embeddings()
-    return torch.arange(1, 1 + _N_TOKENS, device=device)[None] % embedding.weight.shape[0]
+    n_known = embedding.weight.shape[0]
+    numbers = torch.arange(1, 1 + _N_TOKENS, device=device)[None]
+    return numbers % n_known
 
 
 @torch.no_grad()
@@ -89,14 +94,18 @@ def _logits(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "1 pos d_
 
 @torch.no_grad()
 def _refuse_another_model(
-    bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"], expected: Float[Tensor, "1 pos d_vocab"], name: str
+    bridge: TransformerBridge,
+    tokens: Int[Tensor, "1 pos"],
+    expected: Float[Tensor, "1 pos d_vocab"],
+    name: str,
 ) -> None:
     """Raise `InputError` where a bridge computes something else, or shows something else than neurons.
 
     It takes attention in steps of its own, which are not those of every variant of an architecture. And a hook point of
     the right name may hold what a block writes, as in mixtures of experts.
     """
-    with bridge.hooks(fwd_hooks=[(site.hook_name, _width_check(bridge, site)) for site in neuron_sites(bridge)]):
+    checks = [(site.hook_name, _width_check(bridge, site)) for site in neuron_sites(bridge)]
+    with bridge.hooks(fwd_hooks=checks):
         logits = bridge(tokens, return_type="logits")
     difference = (logits.float() - expected).abs().max()
     tolerance = _TOLERANCE if next(bridge.parameters()).dtype == torch.float32 else _TOLERANCE_HALF
@@ -116,9 +125,10 @@ def _width_check(bridge: TransformerBridge, site: Site) -> Callable[[Tensor, Any
         width = site_shape(bridge, site)[0] // site.n_experts
 
     def refuse_other_width(activation: Tensor, hook: Any) -> None:  # noqa: ANN401 - a hook point
-        if width is not None and activation.shape[-1] != width:
+        n_shown = activation.shape[-1]
+        if width is not None and n_shown != width:
             raise InputError(
-                f"{site.hook_name} of {bridge.cfg.model_name} is {activation.shape[-1]} wide, and {site.out} reads "
+                f"{site.hook_name} of {bridge.cfg.model_name} is {n_shown} wide, and {site.out} reads "
                 f"{width} neurons: what TransformerLens shows there is something else"
             )
 

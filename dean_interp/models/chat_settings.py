@@ -48,7 +48,12 @@ class ChatSettings:
     @property
     def parts(self) -> list[str]:
         """What of this changes prompts, for fingerprints: nothing where nothing is set."""
-        return [f"{name} {value}" for name, value in (("date", self.date), ("thinking", self.thinking)) if value]
+        parts = []
+        if self.date:
+            parts.append(f"date {self.date}")
+        if self.thinking:
+            parts.append(f"thinking {self.thinking}")
+        return parts
 
 
 def today() -> str:
@@ -62,7 +67,8 @@ def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def with_settings(
-    tokenizer: PreTrainedTokenizerBase, settings: ChatSettings
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ChatSettings,
 ) -> tuple[PreTrainedTokenizerBase, ChatSettings]:
     """A tokenizer whose chat template keeps to the settings, and those of them that its prompts depend on.
 
@@ -73,17 +79,23 @@ def with_settings(
     """
     settings.check()
     asked = _asks_for(tokenizer)
-    date = (settings.date or today()) if "strftime_now" in asked else None
-    before, after = "", ""
-    if date:
+    date = None
+    before = ""
+    after = ""
+    if "strftime_now" in asked:
+        date = settings.date or today()
         before += _clock_of(datetime.datetime.fromisoformat(date))
     if settings.thinking:
         switches = asked & set(_SWITCHES)
+        value = "true" if settings.thinking == "on" else "false"
         for name in sorted(switches):
-            before += f"{{% set {name} = {str(settings.thinking == 'on').lower()} %}}"
-        after = _closing(_with_template(tokenizer, before, ""), settings.thinking, is_switched=bool(switches))
+            before += f"{{% set {name} = {value} %}}"
+        switched = _with_template(tokenizer, before, "")
+        after = _closing(switched, settings.thinking, is_switched=bool(switches))
     kept = ChatSettings(date, settings.thinking)
-    return (_with_template(tokenizer, before, after) if before or after else tokenizer), kept
+    if not before and not after:
+        return tokenizer, kept
+    return _with_template(tokenizer, before, after), kept
 
 
 def with_system_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedTokenizerBase:
@@ -136,7 +148,8 @@ def _closing(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, *, is_switc
 
     Raises `InputError` where the template neither has a switch nor begins a thought.
     """
-    opened = opened_thought(rendered_chat(tokenizer, [{"role": "user", "content": "Which colour is the sky?"}]))
+    question = {"role": "user", "content": "Which colour is the sky?"}
+    opened = opened_thought(rendered_chat(tokenizer, [question]))
     if not opened and not is_switched:
         raise InputError(
             f"the chat template of {tokenizer.name_or_path!r} has no switch for thinking: leave thinking unset"
@@ -150,8 +163,12 @@ def _closing(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, *, is_switc
 def _with_template(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> PreTrainedTokenizerBase:
     """A copy of a tokenizer with blocks before and after the template's own text, which is rendered as it was."""
     text = tokenizer.get_chat_template()
-    # A newline behind a block is not rendered; nor is one at the end of a template, which now is its end no more.
-    text = (f"{before}\n" if before else "") + (text.removesuffix("\n") + after if after else text)
+    # A newline at the end of a template is not rendered, and now that would be its end no more.
+    if after:
+        text = text.removesuffix("\n") + after
+    # Nor is one behind a block.
+    if before:
+        text = f"{before}\n{text}"
     changed = copy.copy(tokenizer)
     changed.chat_template = text
     return changed

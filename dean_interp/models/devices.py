@@ -20,7 +20,8 @@ def refuse_device(device: Device) -> None:
     if device == "auto":
         return
     if isinstance(device, Mapping):
-        for place in {*device.values()} - {"disk"}:
+        places = {*device.values()} - {"disk"}
+        for place in places:
             _refuse_place(place)
     else:
         one_device(device)
@@ -29,15 +30,17 @@ def refuse_device(device: Device) -> None:
 def one_device(device: str | torch.device | None) -> torch.device:
     """The device by its name; None takes CUDA where there is one, else the CPU. Raises `InputError` as above."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(name)
     return _refuse_place(device)
 
 
 def _refuse_place(place: str | int | torch.device) -> torch.device:
+    """The device of a name. Raises `InputError` where it is not there."""
     try:
         device = torch.device(place)
         torch.empty(0, device=device)
-    # each kind of device says in its own kind of error that it is not there
+    # Each kind of device says in its own kind of error that it is not there
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = first_line(error)
         raise InputError(f"device {str(place)!r} is not there: take 'cpu', or another that is ({reason})") from error

@@ -20,12 +20,20 @@ class EndActivations:
     """
 
     def __init__(
-        self, model: HookedModel, wanted: Mapping[str, Int[Tensor, " unit"]], n_prompts: int, n_answers: int
+        self,
+        model: HookedModel,
+        wanted: Mapping[str, Int[Tensor, " unit"]],
+        n_prompts: int,
+        n_answers: int,
     ) -> None:
-        self.model, self.wanted = model, wanted
+        self.model = model
+        self.wanted = wanted
         self.batch: Batch | None = None
-        self.prompts = {name: torch.zeros(n_prompts, len(units)) for name, units in wanted.items()}
-        self.answers = {name: torch.zeros(n_answers, len(units)) for name, units in wanted.items()}
+        self.prompts: dict[str, Tensor] = {}
+        self.answers: dict[str, Tensor] = {}
+        for name, units in wanted.items():
+            self.prompts[name] = torch.zeros(n_prompts, len(units))
+            self.answers[name] = torch.zeros(n_answers, len(units))
 
     @property
     def sums(self) -> dict[str, Float[Tensor, "text unit"]]:
@@ -41,17 +49,21 @@ class EndActivations:
             batch = self.batch
             if batch is None:
                 return
-            activation, units = activation.detach(), self.wanted[name].to(activation.device)
+            activation = activation.detach()
+            units = self.wanted[name].to(activation.device)
             experts = experts_at(self.model, name)
+            # Of routed experts the units are chosen here, of other hook points at the ends alone.
             if experts is not None:
                 activation = read_neurons(self.model, experts, activation, units)
-            # some models (OPT) join batch and pos
+            # Some models (OPT) join batch and pos.
             activation = activation.reshape(*batch.tokens.shape, -1)
 
             def keep(kept: Tensor, number: Tensor, row: Tensor, pos: Tensor) -> None:
-                if len(kept):
-                    at_ends = activation[row.to(units.device), pos.to(units.device)]
-                    kept[number.cpu()] = (at_ends if experts else at_ends[:, units]).float().cpu()
+                if not len(kept):
+                    return
+                at_ends = activation[row.to(units.device), pos.to(units.device)]
+                chosen = at_ends if experts else at_ends[:, units]
+                kept[number.cpu()] = chosen.float().cpu()
 
             keep(self.prompts[name], batch.prompt, batch.prompt_row, batch.prompt_pos)
             keep(self.answers[name], batch.ended, batch.ended_row, batch.ended_pos)
@@ -61,7 +73,11 @@ class EndActivations:
 
 @contextmanager
 def end_activations(
-    model: HookedModel, wanted: Mapping[str, Int[Tensor, " unit"]], *, n_prompts: int, n_answers: int = 0
+    model: HookedModel,
+    wanted: Mapping[str, Int[Tensor, " unit"]],
+    *,
+    n_prompts: int,
+    n_answers: int = 0,
 ) -> Iterator[EndActivations]:
     """While open, every forward pass leaves the chosen coordinates at text ends in what is yielded.
 
@@ -73,5 +89,6 @@ def end_activations(
     """
     not_empty = {name: units for name, units in wanted.items() if len(units)}
     activations = EndActivations(model, not_empty, n_prompts, n_answers)
-    with model.hooks(fwd_hooks=[(name, activations.hook(name)) for name in not_empty]):
+    hooks = [(name, activations.hook(name)) for name in not_empty]
+    with model.hooks(fwd_hooks=hooks):
         yield activations

@@ -1,23 +1,20 @@
-"""Greedy generation in batches, and the check that a KV cache may be trusted with it."""
+"""Greedy generation in batches, with a KV cache where it may be trusted."""
 
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.distributed import all_reduce_max, shard
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
-from dean_interp.models.greedy import CACHE
+from dean_interp.models.cache_check import cache_is_right
 from dean_interp.models.hooked_model import HookedModel
-from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
 from dean_interp.models.supported import refuse_unknown_tokens, refuse_without_values
 from dean_interp.models.thoughts import begun_thought, decoded
@@ -28,10 +25,10 @@ from dean_interp.models.unhooked import unhooked, unhooked_is_right
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
 
-log = logging.getLogger(__name__)
-
-_NOTHING = -1  # where an answer has ended
-_AT_A_TIME = 8  # new tokens after which answers that have ended leave their batch
+# In place of a token, where an answer has ended.
+_NOTHING = -1
+# New tokens after which answers that have ended leave their batch.
+_AT_A_TIME = 8
 
 
 @own_torch_settings()
@@ -92,10 +89,11 @@ def generate_to(
     Several processes share the batches. Arguments and errors as of `generate`.
     """
     refuse_nothing_to_answer(prompts, lengths, batch_size)
-    tokenizer, longest = native_tokenizer(model), max(lengths)
+    tokenizer = native_tokenizer(model)
+    longest = max(lengths)
     encoded = [encode(tokenizer, prompt, [], template=template).prompt for prompt in prompts]
     refuse_without_values(model)
-    refuse_unknown_tokens(model, (token for ids in encoded for token in ids))
+    refuse_unknown_tokens(model, itertools.chain.from_iterable(encoded))
     refuse_too_long(model, prompts, encoded, longest)
     # Each process fills in its own batches. The others keep `_NOTHING` there, which is below every token.
     answers = torch.full((len(prompts), longest), _NOTHING)
@@ -103,9 +101,8 @@ def generate_to(
     planned = shard(_batches(encoded, batch_size, equal_length=equal_length))
     n_done = unfinished.restore({"answers": answers}) if unfinished else 0
     n_answered = sum(map(len, planned[:n_done]))
-    with progress_bar(
-        total=sum(map(len, planned)), initial=n_answered, desc=label, unit="answer", leave=False
-    ) as progress:
+    n_all = sum(map(len, planned))
+    with progress_bar(total=n_all, initial=n_answered, desc=label, unit="answer", leave=False) as progress:
         for number, batch in enumerate(planned[n_done:], n_done + 1):
             new = _continue(model, [encoded[i] for i in batch], longest)
             answers[batch, : new.shape[1]] = new
@@ -114,10 +111,11 @@ def generate_to(
             progress.update(len(batch))
     all_reduce_max([answers])
     begun = [begun_thought(tokenizer, prompt) for prompt in encoded]
-    texts = {}
+    texts: dict[int, list[str]] = {}
     for length in lengths:
-        own = [_text(tokenizer, answer[:length]) for answer in answers]
-        texts[length] = [before + text for before, text in zip(begun, own, strict=True)]
+        texts[length] = []
+        for before, answer in zip(begun, answers, strict=True):
+            texts[length].append(before + _text(tokenizer, answer[:length]))
     return texts
 
 
@@ -159,7 +157,8 @@ def answer_stream(
 
 def refuse_nothing_to_answer(prompts: Sequence[str], lengths: Sequence[int], at_once: int) -> None:
     """Raise `InputError` for no prompts, no new tokens, or none at once."""
-    if not prompts or not lengths or min(lengths) < 1 or at_once < 1:
+    asks_for_tokens = bool(lengths) and min(lengths) >= 1
+    if not prompts or not asks_for_tokens or at_once < 1:
         raise InputError(
             "generation needs a prompt, a number of new tokens and at least 1 prompt at once, got "
             f"{len(prompts)} prompts, {tuple(lengths)} and {at_once}"
@@ -167,27 +166,36 @@ def refuse_nothing_to_answer(prompts: Sequence[str], lengths: Sequence[int], at_
 
 
 def refuse_too_long(
-    model: HookedModel, prompts: Sequence[str], encoded: Sequence[Sequence[int]], max_new_tokens: int
+    model: HookedModel,
+    prompts: Sequence[str],
+    encoded: Sequence[Sequence[int]],
+    max_new_tokens: int,
 ) -> None:
     """Raise `InputError` where a prompt leaves no room for its answer in the model's context."""
     for prompt, ids in zip(prompts, encoded, strict=True):
-        if len(ids) + max_new_tokens > model.cfg.n_ctx:
+        n_prompt = len(ids)
+        n_ctx = model.cfg.n_ctx
+        if n_prompt + max_new_tokens > n_ctx:
             raise InputError(
-                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, which with {max_new_tokens} new ones is more than "
-                f"the {model.cfg.n_ctx} that the model takes"
+                f"the prompt {prompt[:40]!r} has {n_prompt} tokens, which with {max_new_tokens} new ones is more than "
+                f"the {n_ctx} that the model takes"
             )
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, answer: Int[Tensor, " new"]) -> str:
-    return decoded(tokenizer, answer[answer != _NOTHING].tolist())
+    """The text of an answer, up to where it has ended."""
+    said = answer[answer != _NOTHING]
+    return decoded(tokenizer, said.tolist())
 
 
 def _batches(encoded: Sequence[Sequence[int]], size: int, *, equal_length: bool) -> list[list[int]]:
     """Indices of prompts, the longest first."""
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+    lengths = [len(prompt) for prompt in encoded]
+    order = sorted(range(len(encoded)), key=lambda i: -lengths[i])
     groups = [order]
     if equal_length:
-        groups = [list(group) for _, group in itertools.groupby(order, key=lambda i: len(encoded[i]))]
+        by_length = itertools.groupby(order, key=lambda i: lengths[i])
+        groups = [list(group) for _, group in by_length]
     planned = []
     for group in groups:
         planned += [group[start : start + size] for start in range(0, len(group), size)]
@@ -203,21 +211,28 @@ def _continue(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_toke
 
 
 def _growing(
-    model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, at_a_time: int
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    at_a_time: int,
 ) -> Iterator[Int[Tensor, "row new"]]:
     """The answers of one batch after every `at_a_time` new tokens. No hook of ours is open while they are looked at."""
-    adapter, tokenizer = adapter_of(model), native_tokenizer(model)
+    adapter = adapter_of(model)
+    tokenizer = native_tokenizer(model)
     tokens, real = _padded_left(prompts, model.cfg.device)
-    n_padded, n_prompt = tokens.shape[1], real.sum(1)
-    ends = torch.tensor(adapter.end_tokens(tokenizer), dtype=torch.long, device=tokens.device)
-    no_text = ends[torch.isin(ends, torch.tensor(sorted(markers(tokenizer)), device=ends.device))]
+    n_padded = tokens.shape[1]
+    n_prompt = real.sum(1)
+    ends, no_text = _ends(model, tokens.device)
     answers = torch.full((len(tokens), max_new_tokens), _NOTHING)
     # The prompts that are not answered to their end yet, as rows of `answers`; `tokens`, `real` and `cache` are theirs.
     rows = torch.arange(len(tokens), device=tokens.device)
-    cache, cached = None, cache_is_right(model)
+    cache = None
+    cached = cache_is_right(model)
     # Asked before positions are counted, since it runs passes of its own.
     unhooked_is_right(model)
-    while len(rows) and (n_done := tokens.shape[1] - n_padded) < max_new_tokens:
+    n_done = 0
+    while len(rows) and n_done < max_new_tokens:
         # A few tokens further, from the cache if there is one.
         n_seen = 0 if cache is None else tokens.shape[1] - 1
         positions = while_generating(model, n_prompt[rows], n_padded, cached=cached, n_seen=n_seen)
@@ -231,56 +246,50 @@ def _growing(
                 cache=cache,
             )
         new = tokens[:, n_padded + n_done :]
-        # Padding behind an end is no part of the answer, nor is an end that is no text.
+        n_new = new.shape[1]
         is_end = torch.isin(new, ends)
-        unsaid = ((is_end.cumsum(1) - is_end.long()) > 0) | torch.isin(new, no_text)
-        answers[rows.cpu(), n_done : n_done + new.shape[1]] = new.masked_fill(unsaid, _NOTHING).cpu()
+        answers[rows.cpu(), n_done : n_done + n_new] = _said(new, is_end, no_text).cpu()
+        n_done += n_new
         # Rows that have ended leave the batch and its cache.
         going = (~is_end.any(1)).nonzero()[:, 0]
         real = torch.cat([real, torch.ones_like(new)], 1)[going]
-        rows, tokens = rows[going], tokens[going]
+        rows = rows[going]
+        tokens = tokens[going]
         if cache is not None and len(going) < len(new):
             cache.batch_select_indices(going)
         yield answers
 
 
+def _said(
+    new: Int[Tensor, "row new"],
+    is_end: Bool[Tensor, "row new"],
+    no_text: Int[Tensor, " marker"],
+) -> Int[Tensor, "row new"]:
+    """New tokens without padding behind an end, which is no part of the answer, and without an end that is no text."""
+    n_ends_before = is_end.cumsum(1) - is_end.long()
+    is_unsaid = (n_ends_before > 0) | torch.isin(new, no_text)
+    return new.masked_fill(is_unsaid, _NOTHING)
+
+
+def _ends(model: HookedModel, device: torch.device) -> tuple[Int[Tensor, " end"], Int[Tensor, " marker"]]:
+    """The tokens that end an answer, and those of them that are no text."""
+    tokenizer = native_tokenizer(model)
+    end_tokens = adapter_of(model).end_tokens(tokenizer)
+    ends = torch.tensor(end_tokens, dtype=torch.long, device=device)
+    no_text = torch.tensor(sorted(markers(tokenizer)), device=device)
+    return ends, ends[torch.isin(ends, no_text)]
+
+
 def _padded_left(
-    prompts: Sequence[Sequence[int]], device: torch.device | str
+    prompts: Sequence[Sequence[int]],
+    device: torch.device | str,
 ) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"]]:
     """Prompts side by side, padded on the left with token 0, and 1 where a token is real."""
     n_pos = max(map(len, prompts))
     tokens = torch.zeros(len(prompts), n_pos, dtype=torch.long)
     real = torch.zeros(len(prompts), n_pos, dtype=torch.long)
     for row, ids in enumerate(prompts):
-        tokens[row, n_pos - len(ids) :] = torch.tensor(ids)
-        real[row, n_pos - len(ids) :] = 1
+        start = n_pos - len(ids)
+        tokens[row, start:] = torch.tensor(ids)
+        real[row, start:] = 1
     return tokens.to(device), real.to(device)
-
-
-def cache_is_right(model: HookedModel) -> bool:
-    """Whether one cached step gives the logits of the uncached pass; asked once a model.
-
-    A cache that stays empty turns generation into fluent garbage without an error.
-    """
-    noted = notes(model)
-    if noted.cache_is_right is None:
-        noted.cache_is_right = not adapter_of(model).cache_needs_check or _cached_step_equals_uncached(model)
-        if not noted.cache_is_right:
-            log.warning("the KV cache of %s gives wrong logits here: generating without it", model.cfg.model_name)
-    return noted.cache_is_right
-
-
-@torch.inference_mode()
-def _cached_step_equals_uncached(model: HookedModel, *, tolerance: float = 0.05) -> bool:
-    """Within `tolerance` of the logits' spread."""
-    hand_over_cache(model)  # a bridge that was brought has none yet
-    tokens = torch.arange(1, 9, device=model.cfg.device)[None] % adapter_of(model).vocabulary_size
-    n_prompt = torch.tensor([tokens.shape[1] - 1])
-    with while_generating(model, n_prompt, int(n_prompt), cached=False):
-        full = model(tokens, return_type="logits")[0, -1].float()
-    with while_generating(model, n_prompt, int(n_prompt), cached=True):
-        _, cache = model(tokens[:, :-1], return_type="logits_and_cache", use_cache=True)
-        if cache is None:
-            return False
-        step, _ = model(tokens[:, -1:], return_type="logits_and_cache", **{CACHE: cache})
-    return bool((step[0, -1].float() - full).abs().max() <= tolerance * full.std())

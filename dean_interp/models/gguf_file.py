@@ -58,9 +58,10 @@ def folder_of_gguf(file: Path) -> Path:
     if not os.path.isfile(file):
         raise InputError(f"no file {file}")
     refuse_unreadable(file)
-    # another file, or the file changed, makes another folder
+    # Another file, or the file changed, makes another folder.
     facts = file.stat()
-    stamp = hashlib.sha256(f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()
+    identity = f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    stamp = hashlib.sha256(identity.encode()).hexdigest()
     folder = cache_folder() / f"{file.stem}-{stamp[:12]}"
     if not folder.is_dir():
         convert_gguf(file, folder)

@@ -14,23 +14,30 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from dean_interp.models.adapters import DENSE, AsMatrix, OnProduct, as_it_is, owner_of
-from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.adapters import DENSE, as_it_is, owner_of
+from dean_interp.models.hooked_model import AsMatrix, HookedModel, OnProduct
 from dean_interp.models.sites import MATRICES, Site
 from dean_interp.models.turn_end import end_tokens
 
 
 def _heads_write(stored: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "d_model _"]:
+    """The matrix of all heads that read the residual stream."""
     return stored.transpose(0, 1).flatten(1)
 
 
 def _heads_read(stored: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "_ d_model"]:
+    """The matrix that reads what all heads mixed."""
     return stored.flatten(0, 1)
 
 
 # For each matrix that has one: what lays its heads side by side, the argument of its module that it reads, the hook
 # point that holds what it reads, and the hook point that holds what it writes.
-_HEADS_SIDE_BY_SIDE: dict[str, AsMatrix] = {"q": _heads_write, "k": _heads_write, "v": _heads_write, "o": _heads_read}
+_HEADS_SIDE_BY_SIDE: dict[str, AsMatrix] = {
+    "q": _heads_write,
+    "k": _heads_write,
+    "v": _heads_write,
+    "o": _heads_read,
+}
 _ARGUMENT = {"q": "query_input", "k": "key_input", "v": "value_input"}
 _HOOK_BEFORE = {"out": "hook_post", "o": "hook_z"}
 _HOOK_BEHIND = {"gate": "hook_pre", "q": "hook_q", "k": "hook_k", "v": "hook_v"}
@@ -50,15 +57,17 @@ class HookedTransformerAdapter:
 
     def mlp_matrices(self, layer: int) -> tuple[Site, ...]:
         """By the parameters `W_gate` and `W_out`: a mixture has them in each of its experts."""
-        if not hasattr(self.model.blocks[layer].mlp, "W_out"):
+        mlp = self.model.blocks[layer].mlp
+        if not hasattr(mlp, "W_out"):
             return ()
-        parts = [part for part in DENSE if hasattr(self.model.blocks[layer].mlp, f"W_{part}")]
+        parts = [part for part in DENSE if hasattr(mlp, f"W_{part}")]
         return tuple(Site(layer, part) for part in parts)
 
     @property
     def norms_are_folded(self) -> bool:
         """By the name of the norm that is left."""
-        return (getattr(self.model.cfg, "normalization_type", None) or "").endswith("Pre")
+        norm = getattr(self.model.cfg, "normalization_type", None) or ""
+        return norm.endswith("Pre")
 
     @property
     def vocabulary_size(self) -> int:
@@ -74,19 +83,22 @@ class HookedTransformerAdapter:
     def parameter(self, site: Site) -> tuple[nn.Parameter, AsMatrix]:
         """In attention the heads are laid side by side."""
         owner, _ = owner_of(self.model, site)
-        name = f"W_{site.part.upper()}" if site.part in MATRICES["attention"] else f"W_{site.part}"
-        # grouped-query attention keeps its own few heads under `_W_K`, and repeats them in the property `W_K`
+        is_of_attention = site.part in MATRICES["attention"]
+        name = f"W_{site.part.upper()}" if is_of_attention else f"W_{site.part}"
+        # Grouped-query attention keeps its own few heads under `_W_K`, and repeats them in the property `W_K`.
         grouped = getattr(owner, f"_{name}", None)
         stored = getattr(owner, name) if grouped is None else grouped
         return stored, _HEADS_SIDE_BY_SIDE.get(site.part, as_it_is)
 
     def values(self, site: Site) -> Tensor:
         """The parameter itself: nothing is offloaded."""
-        return self.parameter(site)[0]
+        stored, _ = self.parameter(site)
+        return stored
 
     def bias(self, site: Site) -> Float[Tensor, " d_out"] | None:
         """The parameter `b_in` or `b_out`."""
-        return getattr(owner_of(self.model, site)[0], f"b_{site.part}", None)
+        owner, _ = owner_of(self.model, site)
+        return getattr(owner, f"b_{site.part}", None)
 
     @contextmanager
     def on_product(self, site: Site, hook: OnProduct) -> Iterator[None]:
@@ -94,16 +106,18 @@ class HookedTransformerAdapter:
         the hook point behind it, or the module's output. Heads are laid side by side on the way to `hook`, and back.
         """
         owner, _ = owner_of(self.model, site)
-        argument, point_before = _ARGUMENT.get(site.part), _HOOK_BEFORE.get(site.part)
+        argument = _ARGUMENT.get(site.part)
+        point_before = _HOOK_BEFORE.get(site.part)
         read: list[Tensor] = []
         handles: list[torch.utils.hooks.RemovableHandle] = []
 
         def begin(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Any]) -> None:
             read[:] = [_module_input(argument, args, named)]
-            # registered anew in each pass, so that it sees what every other hook made of what is read
+            # Registered anew in each pass, so that it sees what every other hook made of what is read.
             if point_before:
                 end()
-                handles.append(getattr(owner, point_before).register_forward_hook(keep))
+                point = getattr(owner, point_before)
+                handles.append(point.register_forward_hook(keep))
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], value: Tensor) -> None:
             read[0] = value
@@ -115,13 +129,16 @@ class HookedTransformerAdapter:
         def between(module: nn.Module, args: tuple[Tensor, ...], product: Tensor) -> Tensor:
             flat = product.flatten(2)
             changed = hook(read[0].flatten(2), flat)
-            # through `flat` in any case, since `hook` may watch its gradient
-            return (flat if changed is None else changed).reshape(product.shape)
+            # Through `flat` in any case, since `hook` may watch its gradient.
+            passed_on = flat if changed is None else changed
+            return passed_on.reshape(product.shape)
 
         with ExitStack() as stack:
-            stack.callback(owner.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            before = owner.register_forward_pre_hook(begin, with_kwargs=True)
+            stack.callback(before.remove)
             stack.callback(end)
-            stack.callback(_writer(owner, site.part).register_forward_hook(between).remove)
+            behind = _writer(owner, site.part).register_forward_hook(between)
+            stack.callback(behind.remove)
             yield
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -155,6 +172,7 @@ class HookedTransformerAdapter:
 
 
 def _module_input(argument: str | None, args: tuple[Tensor, ...], named: dict[str, Any]) -> Tensor:
+    """What a matrix's module reads, by the name of its argument where it has one."""
     if argument in named:
         return named[argument]
     return args[0] if args else named["query_input"]
@@ -164,4 +182,6 @@ def _writer(owner: Any, part: str) -> nn.Module:  # noqa: ANN401 - a module of T
     """The module of a HookedTransformer whose output is what a matrix writes: a hook point, or the matrix's owner."""
     if part == "in":
         return owner.hook_pre_linear if hasattr(owner, "hook_pre_linear") else owner.hook_pre
-    return getattr(owner, _HOOK_BEHIND[part]) if part in _HOOK_BEHIND else owner
+    if part in _HOOK_BEHIND:
+        return getattr(owner, _HOOK_BEHIND[part])
+    return owner

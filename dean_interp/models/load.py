@@ -192,7 +192,9 @@ def model_fingerprint(model: HookedModel) -> str:
     for name, parameter in named_values(model):
         integers = torch.int32 if parameter.element_size() == 4 else torch.int16
         bits = parameter.detach().contiguous().view(integers)
-        digest.update(f"{name} {tuple(parameter.shape)} {int(bits.sum(dtype=torch.int64))}\n".encode())
+        total = int(bits.sum(dtype=torch.int64))
+        line = f"{name} {tuple(parameter.shape)} {total}\n"
+        digest.update(line.encode())
     return digest.hexdigest()[:16]
 
 

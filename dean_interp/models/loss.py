@@ -4,6 +4,7 @@ The vocabulary is a fifth of the demo model's parameters, so the unembedding run
 answer token and on nothing else: a pre-hook on it hands in those rows of the final residual.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +27,15 @@ from dean_interp.resume import Unfinished
 
 log = logging.getLogger(__name__)
 
-_KEEP_SHARE = 10  # the sums are written again after working this many times as long as writing them took
-_TOKENS_IN_CACHE, _TOKENS_AT_ONCE = 8, 1024  # logits of so many tokens are normalised at once, on a CPU and elsewhere
-_QUICK = 0.1  # seconds; sums that are written faster are written after every batch
-_BYTES_A_SECOND = 2**30  # how fast sums are taken to be written, before they were written once
+# Logits of so many tokens are normalised at once, on a CPU and elsewhere.
+_TOKENS_IN_CACHE = 8
+_TOKENS_AT_ONCE = 1024
+# Sums that are written in fewer seconds than this are written after every batch.
+_QUICK = 0.1
+# Others are written again after working this many times as long as writing them took.
+_KEEP_SHARE = 10
+# How fast sums are taken to be written, before they were written once.
+_BYTES_A_SECOND = 2**30
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,10 @@ class AnswerTokens:
 
 
 def answer_log_probs(
-    model: HookedModel, batch: Batch, *, original: Float[Tensor, "answer_token d_model"] | None = None
+    model: HookedModel,
+    batch: Batch,
+    *,
+    original: Float[Tensor, "answer_token d_model"] | None = None,
 ) -> AnswerTokens:
     """Log-probability (nats) of every answer token, and its KL divergence from `original` where that is given.
 
@@ -58,25 +67,37 @@ def answer_log_probs(
     n_tokens = len(batch.target)
     now = logits[:n_tokens]
     log_prob = target_log_probs(now, batch.target)
-    kl = None if original is None else kl_divergence(logits[n_tokens:], now)
+    kl = None
+    if original is not None:
+        before = logits[n_tokens:]
+        kl = kl_divergence(before, now)
     return AnswerTokens(log_prob, kl, read[0])
 
 
-def target_log_probs(logits: Float[Tensor, "token d_vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+def target_log_probs(
+    logits: Float[Tensor, "token d_vocab"],
+    target: Int[Tensor, " token"],
+) -> Float[Tensor, " token"]:
     """Log-probability of each target (nats)."""
-    n_tokens, log_probs = _tokens_at_once(logits), []
-    for some, its_target in zip(logits.split(n_tokens), target.split(n_tokens), strict=True):
-        log_probs.append(some.gather(-1, its_target[:, None])[:, 0] - some.logsumexp(-1))
+    n_at_once = _tokens_at_once(logits)
+    log_probs = []
+    for part, part_target in zip(logits.split(n_at_once), target.split(n_at_once), strict=True):
+        of_target = part.gather(-1, part_target[:, None])[:, 0]
+        log_probs.append(of_target - part.logsumexp(-1))
     return torch.cat(log_probs)
 
 
 def kl_divergence(
-    before: Float[Tensor, "token d_vocab"], now: Float[Tensor, "token d_vocab"]
+    before: Float[Tensor, "token d_vocab"],
+    now: Float[Tensor, "token d_vocab"],
 ) -> Float[Tensor, " token"]:
     """`KL(before || now)` of two models' logits at each token, in nats."""
-    n_tokens, divergences = _tokens_at_once(now), []
-    for some_before, some_now in zip(before.split(n_tokens), now.split(n_tokens), strict=True):
-        log_before, log_now = some_before.log_softmax(-1), some_now.log_softmax(-1)
+    n_at_once = _tokens_at_once(now)
+    divergences = []
+    for part_before, part_now in zip(before.split(n_at_once), now.split(n_at_once), strict=True):
+        log_before = part_before.log_softmax(-1)
+        log_now = part_now.log_softmax(-1)
+        # No name holds the products, which are as large as logits, while the next ones are made.
         divergences.append((log_before.exp() * (log_before - log_now)).sum(-1))
     return torch.cat(divergences)
 
@@ -121,13 +142,13 @@ def batched(
     _refuse_rows(model, rows)
     planned = batches(rows, batch_tokens=batch_tokens, together=together)
     # Only sums can be added up over processes, so a loop without them runs every batch in each.
-    if sums is not None:
-        planned = shard(planned)
+    planned = planned if sums is None else shard(planned)
     sums = sums or {}
     n_done = unfinished.restore(sums) if unfinished else 0
-    n_rows_done = sum(len(batch_rows) for batch_rows in planned[:n_done])
-    n_rows = sum(len(batch_rows) for batch_rows in planned)
-    seconds, kept_at = _seconds_to_write(sums), time.monotonic()
+    n_rows_done = sum(map(len, planned[:n_done]))
+    n_rows = sum(map(len, planned))
+    seconds = _seconds_to_write(sums)
+    kept_at = time.monotonic()
     with progress_bar(total=n_rows, initial=n_rows_done, desc=label, unit="row", leave=leave) as progress:
         for number, batch_rows in enumerate(planned[n_done:], n_done + 1):
             yield collate(batch_rows, device=model.cfg.device, padding=padding)
@@ -143,13 +164,17 @@ def batched(
 
 
 def _seconds_to_write(sums: Mapping[str, Tensor]) -> float:
-    return sum(total.nbytes for total in sums.values()) / _BYTES_A_SECOND
+    """What writing sums is taken to need, before it was done once."""
+    n_bytes = sum(total.nbytes for total in sums.values())
+    return n_bytes / _BYTES_A_SECOND
 
 
 def _refuse_rows(model: HookedModel, rows: Sequence[Row]) -> None:
     """Raise `InputError` where the model has no weights, or no embedding for a token."""
     refuse_without_values(model)
-    refuse_unknown_tokens(model, (token for row in rows for branch in row for token in branch.tokens))
+    branches = itertools.chain.from_iterable(rows)
+    tokens = itertools.chain.from_iterable(branch.tokens for branch in branches)
+    refuse_unknown_tokens(model, tokens)
 
 
 def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
@@ -157,21 +182,30 @@ def forward(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_voca
     is_branched = batch.attend is not None
     is_padded_left = not is_branched and not bool(batch.real[:, 0].all())
     adapter = adapter_of(model)
-    if (is_branched and not adapter.rows_may_branch) or (is_padded_left and not adapter.rows_may_pad_left):
+    may_not_branch = is_branched and not adapter.rows_may_branch
+    may_not_pad_left = is_padded_left and not adapter.rows_may_pad_left
+    if may_not_branch or may_not_pad_left:
         raise ValueError(f"a {adapter.kind} takes single paths padded on the right: `paths`, not `trees`")
     # Only where a token's position is not its column does the model need to be told.
-    options = {"position_ids": batch.positions} if is_branched or is_padded_left else {}
+    options = {}
+    if is_branched or is_padded_left:
+        options["position_ids"] = batch.positions
     mask = attention_mask(batch, next(model.parameters()).dtype)
     with at_positions(model, TokenPositions(batch.positions, batch.is_answer)):
         return model(batch.tokens, return_type="logits", attention_mask=mask, **options)
 
 
-def attention_mask(batch: Batch, dtype: torch.dtype) -> Int[Tensor, "batch pos"] | Float[Tensor, "batch 1 pos pos"]:
+def attention_mask(
+    batch: Batch,
+    dtype: torch.dtype,
+) -> Int[Tensor, "batch pos"] | Float[Tensor, "batch 1 pos pos"]:
     """What is real; for branched rows what is added to the attention scores: 0 where a token may look, else minus."""
     if batch.attend is None:
         return batch.real.long()
-    mask = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)
-    return mask.masked_fill(~batch.attend, torch.finfo(dtype).min)[:, None]
+    minus = torch.finfo(dtype).min
+    zeros = torch.zeros(batch.attend.shape, dtype=dtype, device=batch.tokens.device)
+    mask = zeros.masked_fill(~batch.attend, minus)
+    return mask[:, None]
 
 
 @torch.inference_mode()
@@ -193,17 +227,25 @@ def shares_prompts(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
 
 
 def _trees_equal_paths(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
+    """Whether both kinds of rows give the same log-probabilities, answer by answer."""
     log_probs = []
     for rows in (trees(encoded), paths(encoded)):
         batch = collate(rows, device=model.cfg.device)
-        log_probs.append(answer_log_probs(model, batch).log_prob[batch.answer.argsort(stable=True)])
-    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
-    return bool((log_probs[0] - log_probs[1]).abs().max() <= tolerance)
+        order = batch.answer.argsort(stable=True)
+        log_probs.append(answer_log_probs(model, batch).log_prob[order])
+    of_trees, of_paths = log_probs
+    dtype = next(model.parameters()).dtype
+    tolerance = 1e-3 if dtype == torch.float32 else 0.1
+    difference = (of_trees - of_paths).abs().max()
+    return bool(difference <= tolerance)
 
 
 @contextmanager
 def answer_positions(
-    model: HookedModel, batch: Batch, *, extra: Float[Tensor, "token d_model"] | None = None
+    model: HookedModel,
+    batch: Batch,
+    *,
+    extra: Float[Tensor, "token d_model"] | None = None,
 ) -> Iterator[list[Float[Tensor, "answer_token d_model"]]]:
     """While open, the model's logits are `(1, answer_token, d_vocab)`: those that predict an answer token.
 
@@ -217,12 +259,14 @@ def answer_positions(
     read: list[Tensor] = []
 
     def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        device = args[0].device
-        residual = args[0][batch.read_row.to(device), batch.read_pos.to(device)]
+        final, *others = args
+        rows = batch.read_row.to(final.device)
+        positions = batch.read_pos.to(final.device)
+        residual = final[rows, positions]
         read.append(residual.detach())
         if extra is not None:
             residual = torch.cat([residual, extra.to(residual)])
-        return (residual[None], *args[1:])
+        return (residual[None], *others)
 
     handle = model.unembed.register_forward_pre_hook(pick)
     try:

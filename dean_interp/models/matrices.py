@@ -6,7 +6,7 @@ side by side, and grouped-query `k` and `v` have their own few. `on_products` pu
 reads and what it writes: the place of a bridge's hook points `hook_in` and `hook_out`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dean_interp.errors import InputError
-from dean_interp.models.adapters import OnProduct, adapter_of
+from dean_interp.models.adapters import adapter_of
 from dean_interp.models.experts import routed_experts
-from dean_interp.models.hooked_model import HookedModel
+from dean_interp.models.hooked_model import AsMatrix, HookedModel, OnProduct
 from dean_interp.models.plain import parts_of_joint_tensors
 from dean_interp.models.sites import MATRICES, Modules, Site
 
@@ -55,7 +55,7 @@ def neuron_sites(model: HookedModel) -> list[Site]:
     return sites
 
 
-def parameter(model: HookedModel, site: Site) -> tuple[nn.Parameter, Callable[[Tensor], Tensor]]:
+def parameter(model: HookedModel, site: Site) -> tuple[nn.Parameter, AsMatrix]:
     """The parameter of a matrix, and what makes `(d_in, d_out)` of it or of its gradient (a view wherever it can)."""
     return adapter_of(model).parameter(site)
 
@@ -65,14 +65,16 @@ def weight(model: HookedModel, site: Site) -> Float[Tensor, "d_in d_out"]:
     (`models.offload`). Row `i` of MLP `out` is what neuron `i` writes.
     """
     stored, as_matrix = parameter(model, site)
-    return as_matrix(adapter_of(model).values(site) if stored.is_meta else stored)
+    values = adapter_of(model).values(site) if stored.is_meta else stored
+    return as_matrix(values)
 
 
 def shape(model: HookedModel, site: Site) -> tuple[int, int]:
     """`(d_in, d_out)` of a matrix, without its values."""
     stored, as_matrix = parameter(model, site)
     # On `meta` nothing is copied, whatever makes the matrix.
-    n_in, n_out = as_matrix(stored.detach().to("meta")).shape
+    without_values = stored.detach().to("meta")
+    n_in, n_out = as_matrix(without_values).shape
     return n_in, n_out
 
 
@@ -90,14 +92,18 @@ def stored_name(model: HookedModel, site: Site) -> tuple[str, bool]:
     Raises `InputError` where the checkpoint keeps it in one tensor with others, and the bridge computes with a part.
     """
     stored, as_matrix = parameter(model, site)
-    if any(part.weight is stored for part in parts_of_joint_tensors(model.original_model)):
+    parts = parts_of_joint_tensors(model.original_model)
+    if any(part.weight is stored for part in parts):
         raise InputError(
             f"the checkpoint of {model.cfg.model_name} keeps '{site.part}' of layer {site.layer} in one tensor with "
             "other matrices, into which no edit is written: ablate it by hooks, or edit neurons"
         )
+    name = stored_names(model)[id(stored)]
     experts = routed_experts(model, site.layer) if site.is_of_experts else None
-    is_transposed = as_matrix is torch.t if experts is None else not experts.module.is_transposed
-    return stored_names(model)[id(stored)], bool(is_transposed)
+    if experts is None:
+        return name, as_matrix is torch.t
+    # A stack whose matrices are `(d_in, d_out)` is what `transformers` calls transposed.
+    return name, not experts.module.is_transposed
 
 
 def stored_names(model: HookedModel) -> dict[int, str]:
@@ -105,8 +111,10 @@ def stored_names(model: HookedModel) -> dict[int, str]:
 
     Only for models that wrap a checkpoint (`Adapter.wraps_checkpoint`).
     """
-    parameters = model.original_model.named_parameters()
-    return {id(parameter): name.replace("_original_component.", "") for name, parameter in parameters}
+    names = {}
+    for name, stored in model.original_model.named_parameters():
+        names[id(stored)] = name.replace("_original_component.", "")
+    return names
 
 
 def bias(model: HookedModel, site: Site) -> Float[Tensor, " d_out"] | None:
@@ -129,9 +137,13 @@ def on_products(model: HookedModel, hooks: Mapping[Site, OnProduct]) -> Iterator
 
 
 def _refuse_processed(model: HookedModel) -> None:
-    """Folding a norm rescales what `gate` and `in` hold, centring shifts `out`: such weights are another model's."""
+    """Raise `InputError` where the weights were processed: such weights are another model's.
+
+    Folding a norm rescales what `gate` and `in` hold, centring shifts `out`.
+    """
     is_folded = adapter_of(model).norms_are_folded
-    if is_folded or all(_is_centred(weight(model, site.out)) for site in neuron_sites(model)):
+    outs = (weight(model, site.out) for site in neuron_sites(model))
+    if is_folded or all(map(_is_centred, outs)):
         processing = "LayerNorm folded" if is_folded else "centred"
         raise InputError(
             f"the weights of this {model.cfg.model_name} were processed ({processing}): their scores are not those of "
@@ -141,4 +153,9 @@ def _refuse_processed(model: HookedModel) -> None:
 
 
 def _is_centred(out: Float[Tensor, "d_mlp d_model"]) -> bool:
-    return not out.is_meta and bool(out.float().mean(1).abs().max() < 1e-5 * out.float().std())
+    """Whether every neuron writes 0 on average."""
+    if out.is_meta:
+        return False
+    out = out.float()
+    largest_mean = out.mean(1).abs().max()
+    return bool(largest_mean < 1e-5 * out.std())

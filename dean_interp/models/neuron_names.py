@@ -30,16 +30,21 @@ class NeuronName(NamedTuple):
     """`E5` of expert 5, `shared` of the expert of every token; empty in a dense layer."""
 
     def __str__(self) -> str:
-        return ".".join(filter(None, (f"L{self.layer}", self.owner, str(self.index))))
+        layer = f"L{self.layer}"
+        if not self.owner:
+            return f"{layer}.{self.index}"
+        return f"{layer}.{self.owner}.{self.index}"
 
 
 def name_of(neuron: Neuron, n_neurons: int) -> NeuronName:
     """The name of a neuron whose site has so many neurons."""
     site, index = neuron
     if site.is_of_experts:
-        expert, index = divmod(index, n_neurons // site.n_experts)
+        d_expert = n_neurons // site.n_experts
+        expert, index = divmod(index, d_expert)
         return NeuronName(site.layer, index, f"E{expert}")
-    return NeuronName(site.layer, index, _SHARED if site.part == "shared" else "")
+    owner = _SHARED if site.part == "shared" else ""
+    return NeuronName(site.layer, index, owner)
 
 
 def parse_name(text: str) -> NeuronName:
@@ -50,11 +55,11 @@ def parse_name(text: str) -> NeuronName:
             "a neuron is named by its layer, by its expert where it has one (E5, or shared), and by its index, as "
             f"L17.E5.42 or as L17.1042; got {text!r}"
         )
-    owner = match[2] or ""
+    layer, owner, index = match.groups(default="")
+    # One neuron has one name: `e05` is written `E5`.
     if owner and owner != _SHARED:
-        # so that one neuron has one name
         owner = f"E{int(owner[1:])}"
-    return NeuronName(int(match[1]), int(match[3]), owner)
+    return NeuronName(int(layer), int(index), owner)
 
 
 def neuron_of(model: HookedModel, name: NeuronName) -> Neuron:
@@ -69,12 +74,13 @@ def neuron_among(shapes: Mapping[Site, tuple[int, ...]], name: NeuronName) -> Ne
     """The neuron of a name among sites of these shapes; None where they have none of this name."""
     part = {"": "neurons", _SHARED: "shared"}.get(name.owner, "experts")
     for site, (n_neurons,) in shapes.items():
-        if (site.layer, site.part) != (name.layer, part):
+        if site.layer != name.layer or site.part != part:
             continue
-        width = n_neurons // site.n_experts
+        # A dense layer counts as one expert.
+        d_expert = n_neurons // site.n_experts
         expert = int(name.owner[1:]) if site.is_of_experts else 0
-        if expert < site.n_experts and name.index < width:
-            return site, expert * width + name.index
+        if expert < site.n_experts and name.index < d_expert:
+            return site, expert * d_expert + name.index
     return None
 
 
@@ -83,32 +89,39 @@ def refuse_unknown(model: HookedModel, neuron: Neuron) -> None:
     site, index = neuron
     (n_neurons,) = neuron_shapes(model).get(site, (0,))
     if not 0 <= index < n_neurons:
-        is_known = n_neurons or not site.is_of_experts
-        name = str(name_of(neuron, n_neurons)) if is_known else f"{index} of {site}"
+        # Without the site there is no width of an expert, and so no name.
+        has_name = n_neurons or not site.is_of_experts
+        name = str(name_of(neuron, n_neurons)) if has_name else f"{index} of {site}"
         raise _unknown(model, name, site.layer)
 
 
 def _unknown(model: HookedModel, name: str, layer: int) -> InputError:
-    """What the model has in the place of a neuron that it does not have."""
+    """The error for a neuron that the model does not have: it says what is in its place."""
     shapes = neuron_shapes(model)
-    n_layers = len(model.blocks)
+    last_layer = len(model.blocks) - 1
     first = shapes.get(Site(0, "neurons"))
-    if first and all(site.part == "neurons" for site in shapes):
+    is_dense = all(site.part == "neurons" for site in shapes)
+    if first and is_dense:
         (width,) = shapes.get(Site(layer, "neurons"), first)
-        has = f"layers 0 to {n_layers - 1} of {_counted(width)}"
-    elif layer >= n_layers:
-        has = f"layers 0 to {n_layers - 1}"
+        what_is_there = f"layers 0 to {last_layer} of {_counted(width)}"
+    elif layer > last_layer:
+        what_is_there = f"layers 0 to {last_layer}"
     else:
         kinds = [_described(site, width) for site, (width,) in shapes.items() if site.layer == layer]
-        has = f"in layer {layer} {' and '.join(kinds)}"
-    return InputError(f"no neuron {name}: this model has {has}")
+        what_is_there = f"in layer {layer} {' and '.join(kinds)}"
+    return InputError(f"no neuron {name}: this model has {what_is_there}")
 
 
 def _described(site: Site, n_neurons: int) -> str:
+    """The neurons of a site in words."""
     if site.is_of_experts:
-        return f"experts E0 to E{site.n_experts - 1} of {_counted(n_neurons // site.n_experts)}"
-    return ("a shared expert of " if site.part == "shared" else "") + _counted(n_neurons)
+        d_expert = n_neurons // site.n_experts
+        return f"experts E0 to E{site.n_experts - 1} of {_counted(d_expert)}"
+    if site.part == "shared":
+        return f"a shared expert of {_counted(n_neurons)}"
+    return _counted(n_neurons)
 
 
 def _counted(n_neurons: int) -> str:
+    """How many neurons, and their numbers."""
     return f"{n_neurons} neurons (0 to {n_neurons - 1})"

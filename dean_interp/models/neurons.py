@@ -5,6 +5,7 @@ sent to writes nothing there: its activation reads as 0, and it cannot be change
 """
 
 import re
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,13 +33,16 @@ def read_neurons(
     if not site.is_of_experts:
         return activation[..., units]
     experts, running = _running(model, site)
-    ids = (running if ids is None else ids).to(activation.device)
-    values = activation.reshape(ids.numel(), experts.d_expert)
-    read = values.new_zeros(ids.shape[0] * ids.shape[1], len(units))
-    for columns, neurons, slots in _chosen_slots(experts, ids, units):
-        tokens = slots // ids.shape[2]
-        read[tokens[:, None], columns] = values[slots[:, None], neurons]
-    return read.unflatten(0, ids.shape[:2])
+    ids = running if ids is None else ids
+    ids = ids.to(activation.device)
+    n_rows, n_positions, n_slots = ids.shape
+    by_slot = activation.reshape(ids.numel(), experts.d_expert)
+    read = by_slot.new_zeros(n_rows * n_positions, len(units))
+    for chosen in _chosen_slots(experts, ids, units):
+        slots = chosen.slots[:, None]
+        tokens = slots // n_slots
+        read[tokens, chosen.columns] = by_slot[slots, chosen.neurons]
+    return read.unflatten(0, (n_rows, n_positions))
 
 
 def with_neurons(
@@ -51,13 +55,17 @@ def with_neurons(
     """The same activation with other values for some neurons, wherever a token has them."""
     units = units.to(activation.device)
     if not site.is_of_experts:
-        return new if len(units) == activation.shape[-1] else activation.index_copy(-1, units, new)
+        are_all = len(units) == activation.shape[-1]
+        return new if are_all else activation.index_copy(-1, units, new)
     experts, ids = _running(model, site)
-    changed = activation.reshape(ids.numel(), experts.d_expert).clone()
+    n_slots = ids.shape[2]
+    by_slot = activation.reshape(ids.numel(), experts.d_expert).clone()
     new = new.flatten(0, 1)
-    for columns, neurons, slots in _chosen_slots(experts, ids, units):
-        changed[slots[:, None], neurons] = new[(slots // ids.shape[2])[:, None], columns]
-    return changed.reshape(activation.shape)
+    for chosen in _chosen_slots(experts, ids, units):
+        slots = chosen.slots[:, None]
+        tokens = slots // n_slots
+        by_slot[slots, chosen.neurons] = new[tokens, chosen.columns]
+    return by_slot.reshape(activation.shape)
 
 
 def multiplied(
@@ -71,13 +79,16 @@ def multiplied(
     takes no memory for neurons that a token does not have.
     """
     experts, _ = _running(model, site)
-    all_multipliers = torch.ones(experts.n_experts * experts.d_expert).to(activation)
+    n_neurons = experts.n_experts * experts.d_expert
+    all_multipliers = torch.ones(n_neurons).to(activation)
     all_multipliers[units.to(activation.device)] = multipliers.to(activation)
     return activation * as_routed(model, site, all_multipliers)
 
 
 def summed_over_positions(
-    model: HookedModel, site: Site, values: Float[Tensor, "batch pos *slot width"]
+    model: HookedModel,
+    site: Site,
+    values: Float[Tensor, "batch pos *slot width"],
 ) -> Float[Tensor, "batch all_units"]:
     """The sum over positions of something that each neuron has there, for every neuron of a site."""
     if not site.is_of_experts:
@@ -85,35 +96,51 @@ def summed_over_positions(
     experts, ids = _running(model, site)
     ids = ids.to(values.device)
     n_rows = ids.shape[0]
-    place = ids.flatten(1) + experts.n_experts * torch.arange(n_rows, device=ids.device)[:, None]
+    # Each expert has a place in each row, to which its slots there are added.
+    rows = torch.arange(n_rows, device=ids.device)[:, None]
+    places = rows * experts.n_experts + ids.flatten(1)
+    by_slot = values.reshape(ids.numel(), experts.d_expert)
     sums = values.new_zeros(n_rows * experts.n_experts, experts.d_expert)
-    sums.index_add_(0, place.flatten(), values.reshape(ids.numel(), experts.d_expert))
+    sums.index_add_(0, places.flatten(), by_slot)
     return sums.reshape(n_rows, -1)
 
 
-def are_routed(model: HookedModel, site: Site, units: Int[Tensor, " unit"]) -> Bool[Tensor, "batch pos unit"]:
+def are_routed(
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " unit"],
+) -> Bool[Tensor, "batch pos unit"]:
     """Whether the tokens of the running pass were sent to the experts of some neurons."""
     experts, ids = _running(model, site)
     owners = units.to(ids.device) // experts.d_expert
     return (ids[..., None] == owners).any(2)
 
 
-def as_routed(model: HookedModel, site: Site, values: Float[Tensor, " all_units"]) -> Float[Tensor, "*slots d_expert"]:
+def as_routed(
+    model: HookedModel,
+    site: Site,
+    values: Float[Tensor, " all_units"],
+) -> Float[Tensor, "*slots d_expert"]:
     """A number for each neuron of a site of experts, laid out as the running pass has the neurons: by slot."""
     experts, ids = _running(model, site)
-    return values.reshape(experts.n_experts, -1)[ids.to(values.device)]
+    of_experts = values.reshape(experts.n_experts, -1)
+    return of_experts[ids.to(values.device)]
 
 
 def experts_at(model: HookedModel, hook_name: str) -> Site | None:
     """The routed experts whose neurons a hook point shows; None where it is another."""
     match = re.fullmatch(r"blocks\.(\d+)\.mlp\.hook_expert_post", hook_name)
-    experts = routed_experts(model, int(match[1])) if match else None
-    return Site(int(match[1]), "experts", experts.n_experts) if match and experts else None
+    if not match:
+        return None
+    layer = int(match[1])
+    experts = routed_experts(model, layer)
+    return Site(layer, "experts", experts.n_experts) if experts else None
 
 
 def routed_ids(model: HookedModel, site: Site) -> Int[Tensor, "batch pos slot"]:
     """The experts of a site that the tokens of the running pass were sent to."""
-    return _running(model, site)[1]
+    _, ids = _running(model, site)
+    return ids
 
 
 def effect_of_rows(
@@ -129,22 +156,35 @@ def effect_of_rows(
 
 
 def _running(model: HookedModel, site: Site) -> tuple[RoutedExperts, Int[Tensor, "batch pos slot"]]:
+    """The experts of a site, and those that the tokens of the running pass were sent to."""
     experts = routed_experts(model, site.layer)
     assert experts is not None and experts.ids is not None, "a site of experts is read while a pass runs"
     return experts, experts.ids
 
 
+@dataclass(frozen=True)
+class _ChosenSlots:
+    """The slots of one expert, and which of its neurons were chosen."""
+
+    columns: Int[Tensor, " chosen"]
+    """Where these neurons stand among the chosen units."""
+    neurons: Int[Tensor, " chosen"]
+    """Their numbers in the expert."""
+    slots: Int[Tensor, " place"]
+
+
 def _chosen_slots(
-    experts: RoutedExperts, ids: Int[Tensor, "batch pos slot"], units: Int[Tensor, " unit"]
-) -> list[tuple[Int[Tensor, " chosen"], Int[Tensor, " chosen"], Int[Tensor, " place"]]]:
-    """For each expert that a token was sent to and that has chosen units: their columns among `units`, their numbers in
-    the expert, and the expert's slots.
-    """
-    owner = units // experts.d_expert
-    wanted = set(owner.unique().tolist())
-    found = []
+    experts: RoutedExperts,
+    ids: Int[Tensor, "batch pos slot"],
+    units: Int[Tensor, " unit"],
+) -> list[_ChosenSlots]:
+    """The slots of each expert that a token was sent to and that has chosen units."""
+    owners = units // experts.d_expert
+    chosen_experts = set(owners.unique().tolist())
+    chosen = []
     for expert, slots in by_expert(ids):
-        if expert in wanted:
-            columns = (owner == expert).nonzero()[:, 0]
-            found.append((columns, units[columns] % experts.d_expert, slots))
-    return found
+        if expert in chosen_experts:
+            columns = (owners == expert).nonzero()[:, 0]
+            neurons = units[columns] % experts.d_expert
+            chosen.append(_ChosenSlots(columns, neurons, slots))
+    return chosen

@@ -56,7 +56,7 @@ class ModelNotes:
     ablated_weights: AblatedWeights = field(default_factory=dict)
     """What open ablations have made of weights (`editing.ablation`): none may be taken out twice."""
     cache_is_right: bool | None = None
-    """Whether its KV cache may be used (`generate.cache_is_right`); None before the check."""
+    """Whether its KV cache may be used (`cache_check.cache_is_right`); None before the check."""
     unhooked_is_right: bool | None = None
     """Whether it gives its logits without what serves hooks (`unhooked.unhooked_is_right`); None before the check."""
     shares_prompts: bool | None = None

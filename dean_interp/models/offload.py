@@ -6,6 +6,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ def values(module: nn.Module, name: str = "weight") -> Tensor:
     """What a module's parameter holds: the parameter itself, or a copy on the CPU where it is offloaded."""
     parameter = getattr(module, name)
     hook: Any = _offload_hook(module) if parameter.is_meta else None
-    return parameter if hook is None else hook.weights_map[name]
+    if hook is None:
+        return parameter
+    return hook.weights_map[name]
 
 
 def named_values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -28,13 +31,17 @@ def named_values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     tied = _tied(model)
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
-            if parameter is None or (parameter.is_meta and (id(module), name) in tied):
+            if parameter is None:
                 continue
-            # on a device, tied parameters are one object; offloaded, a parameter is known by where it belongs
-            key = (id(module), name) if parameter.is_meta else id(parameter)
+            # On a device, tied parameters are one object; offloaded, a parameter is known by where it belongs.
+            place = (id(module), name)
+            if parameter.is_meta and place in tied:
+                continue
+            key = place if parameter.is_meta else id(parameter)
             if key not in seen:
                 seen.add(key)
-                yield f"{prefix}.{name}" if prefix else name, values(module, name)
+                full_name = f"{prefix}.{name}" if prefix else name
+                yield full_name, values(module, name)
 
 
 def is_offloaded(model: nn.Module) -> bool:
@@ -63,18 +70,26 @@ def held_once(model: nn.Module) -> Iterator[None]:
         running.pop()
 
     def pack(saved: Tensor) -> Any:  # noqa: ANN401 - what autograd hands back to `unpack`
-        # in place of a weight of the running module, a note of which one it is and how it was viewed
-        for name, parameter in running[-1]._parameters.items() if running else ():
-            if parameter is not None and not parameter.is_meta and _same_memory(parameter, saved):
-                return running[-1], name, saved.size(), saved.stride(), saved.storage_offset(), saved.device
+        # In place of a weight of the running module, a note of which one it is and how it was viewed.
+        if not running:
+            return saved
+        module = running[-1]
+        for name, parameter in module._parameters.items():
+            if parameter is None or parameter.is_meta:
+                continue
+            if _same_memory(parameter, saved):
+                return _SavedView(
+                    module=module,
+                    name=name,
+                    size=saved.size(),
+                    stride=saved.stride(),
+                    offset=saved.storage_offset(),
+                    device=saved.device,
+                )
         return saved
 
     def unpack(packed: Any) -> Tensor:  # noqa: ANN401
-        if isinstance(packed, Tensor):
-            return packed
-        module, name, size, stride, offset, device = packed
-        # Of a stack of experts no more than what was saved of it goes to the device.
-        return values(module, name).as_strided(size, stride, offset).to(device)
+        return packed.fetched() if isinstance(packed, _SavedView) else packed
 
     handles = []
     for module in model.modules():
@@ -89,6 +104,23 @@ def held_once(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
+@dataclass(frozen=True)
+class _SavedView:
+    """A view of an offloaded weight that backward needs."""
+
+    module: nn.Module
+    name: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int | torch.SymInt
+    device: torch.device
+
+    def fetched(self) -> Tensor:
+        """The view's values: of a stack of experts no more than what was saved of it goes to the device."""
+        whole = values(self.module, self.name)
+        return whole.as_strided(self.size, self.stride, self.offset).to(self.device)
+
+
 def _offload_hook(module: nn.Module) -> AlignDevicesHook | None:
     """The hook that brings a module's own weights, where they are offloaded."""
     if not module._parameters:
@@ -96,13 +128,17 @@ def _offload_hook(module: nn.Module) -> AlignDevicesHook | None:
     attached = getattr(module, "_hf_hook", None)
     hooks = attached.hooks if isinstance(attached, SequentialHook) else (attached,)
     for hook in hooks:
-        if isinstance(hook, AlignDevicesHook) and hook.offload and hook.weights_map is not None:
+        if not isinstance(hook, AlignDevicesHook):
+            continue
+        if hook.offload and hook.weights_map is not None:
             return hook
     return None
 
 
 def _same_memory(parameter: Tensor, saved: Tensor) -> bool:
-    return parameter.untyped_storage().data_ptr() == saved.untyped_storage().data_ptr()
+    """Whether two tensors are views of the same memory."""
+    stored_at = parameter.untyped_storage().data_ptr()
+    return stored_at == saved.untyped_storage().data_ptr()
 
 
 def _tied(model: Any) -> set[tuple[int, str]]:  # noqa: ANN401 - a bridge, which has the checkpoint's model inside

@@ -39,7 +39,10 @@ def refuse_no_model(folder: Path) -> None:
         )
     if not (folder / "config.json").is_file():
         inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
-        hint = f"it holds {', '.join(inner[:_N_SHOWN])}: name one of them" if inner else "save_pretrained writes one"
+        hint = "save_pretrained writes one"
+        if inner:
+            shown = ", ".join(inner[:_N_SHOWN])
+            hint = f"it holds {shown}: name one of them"
         raise InputError(f"'{folder}' holds no model, since it has no config.json; {hint}")
     for file in sorted(folder.iterdir()):
         if file.is_file():
@@ -101,14 +104,17 @@ def refuse_other_weights(name: str, model: nn.Module, info: Mapping[str, Any]) -
 
 
 def _counted(keys: Sequence[str], fault: str) -> str:
+    """What is wrong with some tensors, in words; empty where there are none."""
     if not keys:
         return ""
+    shown = ", ".join(keys[:_N_SHOWN])
     rest = ", …" if len(keys) > _N_SHOWN else ""
     noun = "tensor is" if len(keys) == 1 else "tensors are"
-    return f"{len(keys)} {noun} {fault} ({', '.join(keys[:_N_SHOWN])}{rest})"
+    return f"{len(keys)} {noun} {fault} ({shown}{rest})"
 
 
 def _shapes(key: str, on_disk: Collection[int], in_model: Collection[int]) -> str:
+    """How a tensor's shapes differ, in words."""
     return f"{key}: {tuple(on_disk)} on disk, {tuple(in_model)} in the model"
 
 
@@ -128,6 +134,8 @@ def _is_beside(key: str, model: nn.Module) -> bool:
 def _is_extra_layer(key: str, model: Any) -> bool:  # noqa: ANN401 - a model of transformers
     """Whether a tensor is of a layer behind the last one, which the configuration says predicts further tokens."""
     layer = re.search(r"\blayers\.(\d+)\.", key)
-    n_extra = max((getattr(model.config, field, None) or 0) for field in _EXTRA_LAYERS)
     n_layers = getattr(model.config, "num_hidden_layers", None)
-    return layer is not None and n_layers is not None and n_layers <= int(layer[1]) < n_layers + n_extra
+    if layer is None or n_layers is None:
+        return False
+    n_extra = max((getattr(model.config, field, None) or 0) for field in _EXTRA_LAYERS)
+    return n_layers <= int(layer[1]) < n_layers + n_extra

@@ -35,17 +35,27 @@ class OwnMatrices:
             return self.values
         return self.experts.own_matrix(_part(self.site), self.values, expert)
 
-    def split(self, units: Int[Tensor, " unit"]) -> Iterator[tuple[int | None, Tensor, Tensor]]:
+    def split(
+        self,
+        units: Int[Tensor, " unit"],
+    ) -> Iterator[tuple[int | None, Tensor, Tensor]]:
         """Flat indices of the site by expert: the expert, their places in `units`, and what they are in its matrix."""
         if self.experts is None:
             yield None, torch.arange(len(units)), units
             return
         n_in, n_out = self.of(0).shape
         if self.site == self.site.neurons.out:
-            owners, own = units // (n_in * n_out), units % (n_in * n_out)
+            # The experts' matrices stand one below the other.
+            size = n_in * n_out
+            owners = units // size
+            own = units % size
         else:
-            rows, columns = units // (n_out * self.site.n_experts), units % (n_out * self.site.n_experts)
-            owners, own = columns // n_out, rows * n_out + columns % n_out
+            # They stand side by side.
+            width = n_out * self.site.n_experts
+            rows = units // width
+            columns = units % width
+            owners = columns // n_out
+            own = rows * n_out + columns % n_out
         for expert, places in by_expert(owners):
             yield expert, places, own[places]
 
@@ -58,35 +68,49 @@ class OwnMatrices:
             return tensor
         part = _part(self.site)
         is_shared = part != "out" and "gate" in self.experts.parts
-        return f"{tensor}[{expert}]" + (f".{part}" if is_shared else "")
+        if is_shared:
+            return f"{tensor}[{expert}].{part}"
+        return f"{tensor}[{expert}]"
 
 
 def own_matrices(model: HookedModel, site: Site) -> OwnMatrices:
     """The matrices of a site. Raises `InputError` where the model has no such experts, or another number of them."""
-    if not 0 <= site.layer < len(model.blocks):
-        raise InputError(f"{model.cfg.model_name} has {len(model.blocks)} layers, and no {site}")
+    n_layers = len(model.blocks)
+    if not 0 <= site.layer < n_layers:
+        raise InputError(f"{model.cfg.model_name} has {n_layers} layers, and no {site}")
     if not site.is_of_experts:
         return OwnMatrices(site, weight(model, site), None)
     stored, _ = parameter(model, site)
     experts = routed_experts(model, site.layer)
-    if experts is None or experts.n_experts != site.n_experts:
-        n_experts = experts.n_experts if experts else 0
+    n_experts = experts.n_experts if experts else 0
+    if experts is None or n_experts != site.n_experts:
         raise InputError(f"layer {site.layer} of {model.cfg.model_name} has {n_experts} routed experts, and no {site}")
-    return OwnMatrices(site, (adapter_of(model).values(site) if stored.is_meta else stored).detach(), experts)
+    values = adapter_of(model).values(site) if stored.is_meta else stored
+    return OwnMatrices(site, values.detach(), experts)
 
 
-def entries(model: HookedModel, site: Site, units: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+def entries(
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " unit"],
+) -> Float[Tensor, " unit"]:
     """Some weights of a site, by their flat indices in `(d_in, d_out)`."""
     matrices = own_matrices(model, site)
     values = matrices.values.detach().new_empty(len(units))
     for expert, places, own in matrices.split(units):
         matrix = matrices.of(expert).detach()
-        values[places] = matrix[own // matrix.shape[1], own % matrix.shape[1]]
+        n_out = matrix.shape[1]
+        row = own // n_out
+        column = own % n_out
+        values[places] = matrix[row, column]
     return values
 
 
 def units_of_expert(
-    site: Site, expert: int | None, own: Int[Tensor, " unit"], shape: tuple[int, int]
+    site: Site,
+    expert: int | None,
+    own: Int[Tensor, " unit"],
+    shape: tuple[int, int],
 ) -> Int[Tensor, " unit"]:
     """Flat indices of an expert's own matrix, `(d_in, d_out)`, as its site counts them: the inverse of `split`."""
     if expert is None:
@@ -94,15 +118,19 @@ def units_of_expert(
     n_in, n_out = shape
     if site == site.neurons.out:
         return expert * n_in * n_out + own
-    return (own // n_out * site.n_experts + expert) * n_out + own % n_out
+    row = own // n_out
+    column = own % n_out
+    return (row * site.n_experts + expert) * n_out + column
 
 
 def shape_of_all(site: Site, shape: tuple[int, int]) -> tuple[int, int]:
     """The shape of a site whose experts have matrices of a shape, `(d_in, d_out)`."""
     n_in, n_out = shape
-    is_out = site == site.neurons.out
-    return (n_in * site.n_experts, n_out) if is_out else (n_in, n_out * site.n_experts)
+    if site == site.neurons.out:
+        return n_in * site.n_experts, n_out
+    return n_in, n_out * site.n_experts
 
 
 def _part(site: Site) -> str:
+    """Which of an expert's matrices a site is: `gate`, `in` or `out`."""
     return site.part.removeprefix("experts.")

@@ -24,13 +24,14 @@ def plain_twin(model: PreTrainedModel) -> PreTrainedModel:
 
     Its `state_dict` raises `InputError` where the bridge computes with something else than these parameters.
     """
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    # what a layer has computed from its parameters (pruned ones do) has a history, and cannot be copied
+    shared: list[Any] = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        shared |= {id(value): value for value in vars(module).values() if isinstance(value, torch.Tensor)}
-    # accelerate's hooks hold offloaded weights
-    hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
-    twin = copy.deepcopy(model, shared | {id(hook): hook for hook in hooks})
+        # What a layer has computed from its parameters (pruned ones do) has a history, and cannot be copied.
+        shared += [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
+        # The hooks of accelerate hold offloaded weights.
+        if hasattr(module, "_hf_hook"):
+            shared.append(module._hf_hook)
+    twin = copy.deepcopy(model, {id(item): item for item in shared})
     twin.register_state_dict_pre_hook(partial(_refuse_stale, model))
     return twin
 
@@ -61,12 +62,15 @@ def _joint_components(model: nn.Module) -> Iterator[tuple[nn.Module, Callable, l
     component: Any
     for component in model.modules():
         if hasattr(component, "split_qkv_matrix"):
-            names, split = ("q", "k", "v"), component.split_qkv_matrix
+            names = ("q", "k", "v")
+            split = component.split_qkv_matrix
         elif hasattr(component, "split_gate_up_matrix"):
-            names, split = ("gate", "in"), component.split_gate_up_matrix
+            names = ("gate", "in")
+            split = component.split_gate_up_matrix
         else:
             continue
-        yield component.original_component, split, [getattr(component, name).original_component for name in names]
+        parts = [getattr(component, name).original_component for name in names]
+        yield component.original_component, split, parts
 
 
 def _refuse_stale(model: PreTrainedModel, twin: nn.Module, prefix: str, keep_vars: bool) -> None:
@@ -81,8 +85,8 @@ def _refuse_stale(model: PreTrainedModel, twin: nn.Module, prefix: str, keep_var
         # A joint tensor that is away (offloaded) cannot be split again.
         if any(parameter.is_meta for parameter in joint.parameters()):
             continue
-        again = split(joint)
-        if not all(map(_are_equal, parts, again)):
+        fresh_parts = split(joint)
+        if not all(map(_are_equal, parts, fresh_parts)):
             raise InputError(
                 "matrices that the bridge split off a joint tensor of the checkpoint were changed, and the joint "
                 "tensor was not: what was changed would be lost, so change the joint tensor before load_model"
@@ -90,4 +94,5 @@ def _refuse_stale(model: PreTrainedModel, twin: nn.Module, prefix: str, keep_var
 
 
 def _are_equal(part: nn.Linear, fresh: nn.Linear) -> bool:
+    """Whether two layers hold the same numbers."""
     return all(map(torch.equal, part.parameters(), fresh.parameters()))

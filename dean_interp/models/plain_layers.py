@@ -25,7 +25,8 @@ def refused_wrapper(model: object) -> InputError:
     if kind.__module__.startswith("peft."):
         return InputError(f"a {kind.__name__} keeps its adapter apart: give what its merge_and_unload() returns")
     if kind.__name__ in _INSIDE:
-        return InputError(f"a {kind.__name__} wraps another model: give that one, its .{_INSIDE[kind.__name__]}")
+        attribute = _INSIDE[kind.__name__]
+        return InputError(f"a {kind.__name__} wraps another model: give that one, its .{attribute}")
     return InputError(f"a model is a name, a folder, or a model in memory, got {kind.__name__}")
 
 
@@ -47,6 +48,7 @@ def refuse_wrapped(model: HookedModel) -> None:
     for path, module in inside.named_modules():
         why = why_not_plain(module, own)
         if why:
+            # As the checkpoint calls it, without the bridge's own steps.
             place = path.replace("_original_component", "").replace("..", ".").strip(".")
             raise InputError(
                 f"{model.cfg.model_name} has layers whose weights are not all that they compute: {place} {why}. "
@@ -64,18 +66,23 @@ def why_not_plain(module: nn.Module, own: Collection[str] = ()) -> str:
     kind = type(module)
     if is_parametrized(module):
         return "is parametrised"
-    known = f"{kind.__module__}.".startswith(_KNOWN) and not f"{kind.__module__}.".startswith(_NOT_PLAIN)
-    if not known and kind.__module__ not in own:
+    place = f"{kind.__module__}."
+    is_known = place.startswith(_KNOWN) and not place.startswith(_NOT_PLAIN)
+    if not is_known and kind.__module__ not in own:
         return f"is a {kind.__module__}.{kind.__name__}"
     if module._compiled_call_impl is not None:
         return "is compiled"
-    return _why_not_a_matrix(module) if isinstance(module, _MATRICES) else ""
+    if isinstance(module, _MATRICES):
+        return _why_not_a_matrix(module)
+    return ""
 
 
 def _why_not_a_matrix(module: nn.Module) -> str:
+    """The same for a layer that holds a matrix."""
     forward = module.__dict__.get("forward")
-    # accelerate's fetches weights, and TransformerLens' computes the same product
-    is_ours = hasattr(module, "_hf_hook") or getattr(forward, "__module__", "").startswith("transformer_lens.")
+    # That of accelerate fetches weights, and that of TransformerLens computes the same product.
+    is_of_lens = getattr(forward, "__module__", "").startswith("transformer_lens.")
+    is_ours = hasattr(module, "_hf_hook") or is_of_lens
     if forward is not None and not is_ours:
         return "has a forward of its own"
     weight = module._parameters.get("weight")

@@ -16,7 +16,11 @@ Modules = Literal["mlp", "attention", "all", "router"]
 NEURONS = ("neurons", "experts", "shared")
 """Parts that hold neurons: of a dense MLP, of a layer's routed experts, of the expert of every token."""
 MATRICES: dict[Modules, tuple[str, ...]] = {
-    "mlp": tuple(f"{prefix}{name}" for prefix in ("", "experts.", "shared.") for name in ("gate", "in", "out")),
+    "mlp": (
+        *("gate", "in", "out"),
+        *("experts.gate", "experts.in", "experts.out"),
+        *("shared.gate", "shared.in", "shared.out"),
+    ),
     "attention": ("q", "k", "v", "o"),
     "router": ("router",),
 }
@@ -44,7 +48,9 @@ class Site(NamedTuple):
     """The number of routed experts that share the site's units equally; 1 where there are none."""
 
     def __str__(self) -> str:
-        return f"L{self.layer}.{self.part}" + (f":{self.n_experts}" if self.is_of_experts else "")
+        if self.is_of_experts:
+            return f"L{self.layer}.{self.part}:{self.n_experts}"
+        return f"L{self.layer}.{self.part}"
 
     @property
     def unit(self) -> Unit:
@@ -59,7 +65,8 @@ class Site(NamedTuple):
     @property
     def out(self) -> "Site":
         """The matrix that a site's neurons feed. Its row `i` is what neuron `i` writes."""
-        return self._replace(part="out" if self.part == "neurons" else f"{self.part}.out")
+        part = "out" if self.part == "neurons" else f"{self.part}.out"
+        return self._replace(part=part)
 
     @property
     def matrix(self) -> "Site":
@@ -87,12 +94,15 @@ class Site(NamedTuple):
 def parse_site(text: str) -> Site:
     """`"L3.neurons"` -> `Site(3, "neurons")`, the inverse of `str`."""
     match = _WRITTEN.fullmatch(text) if isinstance(text, str) else None
-    if not match or (match[3] is not None) != match[2].startswith("experts"):
-        raise InputError(
-            f"a site is written L<layer>.<part> with a part of {PARTS}, and behind that of experts : and their number; "
-            f"got {text!r:.60}"
-        )
-    return Site(int(match[1]), match[2], int(match[3] or 1))
+    if match:
+        layer, part, n_experts = match.groups()
+        has_number = n_experts is not None
+        if has_number == part.startswith("experts"):
+            return Site(int(layer), part, int(n_experts or 1))
+    raise InputError(
+        f"a site is written L<layer>.<part> with a part of {PARTS}, and behind that of experts : and their number; "
+        f"got {text!r:.60}"
+    )
 
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
@@ -104,11 +114,16 @@ WrittenSite = Annotated[Site, PlainValidator(parse_site)]
 
 def coordinates(site: Site, indices: Int[Tensor, " unit"], shape: tuple[int, ...]) -> dict[str, object]:
     """A table's columns for some units of a site: layer, part, and index, expert and index, or row and column."""
-    axes = ("index",) if len(shape) == 1 else ("row", "column")
-    if site.is_of_experts and site.unit == "neuron":
-        axes, shape = ("expert", "index"), (site.n_experts, shape[0] // site.n_experts)
-    columns = zip(axes, np.unravel_index(indices.cpu().numpy(), shape), strict=True)
-    return {"layer": site.layer, "part": site.part, **dict(columns)}
+    if site.unit == "weight":
+        axes = ("row", "column")
+    elif site.is_of_experts:
+        axes = ("expert", "index")
+        shape = (site.n_experts, shape[0] // site.n_experts)
+    else:
+        axes = ("index",)
+    places = np.unravel_index(indices.cpu().numpy(), shape)
+    columns = dict(zip(axes, places, strict=True))
+    return {"layer": site.layer, "part": site.part, **columns}
 
 
 def residual_hook(layer: int) -> str:

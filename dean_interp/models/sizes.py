@@ -12,7 +12,10 @@ from dean_interp.models.sites import Site
 
 def site_shape(model: HookedModel, site: Site) -> tuple[int, ...]:
     """The shape of a site: as many neurons as `out` has rows, or `(d_in, d_out)` of a matrix."""
-    return shape(model, site) if site.unit == "weight" else shape(model, site.out)[:1]
+    if site.unit == "weight":
+        return shape(model, site)
+    n_neurons, _ = shape(model, site.out)
+    return (n_neurons,)
 
 
 def neuron_shapes(model: HookedModel) -> dict[Site, tuple[int, ...]]:
@@ -30,7 +33,9 @@ def neuron_counts(model: HookedModel) -> list[int]:
 
 def residual_width(model: HookedModel) -> int:
     """The width of the residual stream: what `out` writes."""
-    return shape(model, neuron_sites(model)[0].out)[1]
+    first, *_ = neuron_sites(model)
+    _, d_model = shape(model, first.out)
+    return d_model
 
 
 def unembedding_shape(model: HookedModel) -> tuple[int, int]:

@@ -24,7 +24,14 @@ class Slots:
         """From the order of the tokens to sorted by expert."""
         return as_tokens_stand.flatten(0, 2)[self.order]
 
-    def product(self, read: Tensor, stack: Tensor, bias: Tensor | None, *, is_transposed: bool) -> Tensor:
+    def product(
+        self,
+        read: Float[Tensor, "place d_in"],
+        stack: Float[Tensor, "expert _ _"],
+        bias: Float[Tensor, "expert d_out"] | None,
+        *,
+        is_transposed: bool,
+    ) -> Float[Tensor, "place d_out"]:
         """Each slot's product with the matrix of its expert."""
         matrices = stack if is_transposed else stack.mT
         if _multiplies_all(read, stack):
@@ -34,7 +41,9 @@ class Slots:
             # One `unbind` for all experts: a gradient of the stack is put together once.
             of_all = zip(rows, matrices.unbind(), strict=True)
             products = torch.cat([own @ matrix for own, matrix in of_all if len(own)])
-        return products if bias is None else products + bias[self.experts]
+        if bias is None:
+            return products
+        return products + bias[self.experts]
 
 
 def _multiplies_all(read: Tensor, stack: Tensor) -> bool:
@@ -43,6 +52,7 @@ def _multiplies_all(read: Tensor, stack: Tensor) -> bool:
         return False
     if stack.is_cuda and torch.cuda.get_device_capability(stack.device) < (8, 0):
         return False
+    # In bytes.
     places = [tensor.data_ptr() for tensor in (read, stack)]
     widths = [width * stack.element_size() for width in stack.shape[1:]]
-    return all(place % 16 == 0 for place in places + widths)
+    return all(n_bytes % 16 == 0 for n_bytes in places + widths)

@@ -30,11 +30,12 @@ def refuse_architecture(name: str, config: Any) -> None:  # noqa: ANN401 - every
 
 def refuse_without_neurons(model: HookedModel) -> None:
     """Raise `InputError` where a layer has no MLP neurons to hook."""
-    missing = [i for i in range(len(model.blocks)) if f"blocks.{i}.mlp.hook_post" not in model.hook_dict]
+    points = [f"blocks.{layer}.mlp.hook_post" for layer in range(len(model.blocks))]
+    missing = [point for point in points if point not in model.hook_dict]
     if missing:
         raise InputError(
-            f"{model.cfg.model_name} has no MLP neurons to hook (blocks.{missing[0]}.mlp.hook_post is missing in "
-            f"{len(missing)} of {len(model.blocks)} layers): attention-only models are not supported"
+            f"{model.cfg.model_name} has no MLP neurons to hook ({missing[0]} is missing in "
+            f"{len(missing)} of {len(points)} layers): attention-only models are not supported"
         )
     for layer, block in enumerate(model.blocks):
         # TransformerLens has mixtures of its own in HookedTransformer: their `hook_post` is no neurons' activation.
@@ -47,10 +48,10 @@ def refuse_without_neurons(model: HookedModel) -> None:
 
 def refuse_without_head(name: str, model: Any) -> None:  # noqa: ANN401 - every architecture has its own class
     """Raise `InputError` where a model in memory predicts no tokens, whatever its configuration says."""
-    if not type(model).__name__.endswith(_CAUSAL) or model.get_output_embeddings() is None:
+    kind = type(model).__name__
+    if not kind.endswith(_CAUSAL) or model.get_output_embeddings() is None:
         raise InputError(
-            f"'{name}' is a {type(model).__name__}, which predicts no next token: load it with its head "
-            "(AutoModelForCausalLM)"
+            f"'{name}' is a {kind}, which predicts no next token: load it with its head (AutoModelForCausalLM)"
         )
 
 
@@ -70,11 +71,14 @@ def refuse_not_finite(model: HookedModel) -> None:
     """
     refuse_wrapped(model)
     refuse_without_values(model)
-    bad = [name for name, parameter in named_values(model) if not bool(parameter.isfinite().all())]
-    if bad:
+    not_finite = []
+    for name, parameter in named_values(model):
+        if not bool(parameter.isfinite().all()):
+            not_finite.append(name)
+    if not_finite:
         raise InputError(
-            f"{model.cfg.model_name} has weights that are not finite (NaN or infinite) in {len(bad)} tensors, "
-            f"{bad[0]} the first: all must be finite"
+            f"{model.cfg.model_name} has weights that are not finite (NaN or infinite) in {len(not_finite)} tensors, "
+            f"{not_finite[0]} the first: all must be finite"
         )
 
 
@@ -88,25 +92,28 @@ def refuse_larger_tokenizer(model: HookedModel, tokenizer: PreTrainedTokenizerBa
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= n_known}
     if not beyond:
         return
+    # The tokenizer's class declares this method as an attribute.
     typed: Any = tokenizer
     added = typed.get_added_vocab()
     rendered = ""
-    # a template that refuses this message is told of when it is used
+    # A template that refuses this message is told of when it is used.
     with contextlib.suppress(InputError):
         rendered = rendered_chat(tokenizer, [{"role": "user", "content": "hello"}])
-    needed = {str(tokenizer.bos_token), str(tokenizer.eos_token)}
-    missing = [token for token in beyond if token not in added or token in needed or token in rendered]
-    if missing:
-        raise InputError(
-            f"the tokenizer has tokens that {model.cfg.model_name} has no embedding for ({missing[0]!r} is number "
-            f"{beyond[missing[0]]}, and {n_known} have one): take the model's own tokenizer, or resize its embedding "
-            "(resize_token_embeddings) and train it"
-        )
+    ends = {str(tokenizer.bos_token), str(tokenizer.eos_token)}
+    for token, number in beyond.items():
+        is_needed = token in ends or token in rendered
+        if token not in added or is_needed:
+            raise InputError(
+                f"the tokenizer has tokens that {model.cfg.model_name} has no embedding for ({token!r} is number "
+                f"{number}, and {n_known} have one): take the model's own tokenizer, or resize its embedding "
+                "(resize_token_embeddings) and train it"
+            )
 
 
 def refuse_unknown_tokens(model: HookedModel, tokens: Iterable[int]) -> None:
     """Raise `InputError` where a text holds a token that the model has no embedding for."""
-    largest, n_known = max(tokens, default=0), adapter_of(model).vocabulary_size
+    largest = max(tokens, default=0)
+    n_known = adapter_of(model).vocabulary_size
     if largest >= n_known:
         raise InputError(
             f"a text holds the token number {largest}, and {model.cfg.model_name} has {n_known}: its tokenizer is "

@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 from jinja2 import TemplateError
@@ -72,7 +73,9 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = T
 def appended(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that a tokenizer puts behind every text by itself."""
     text = "text"
-    return list(tokenizer(text).input_ids)[len(text_ids(tokenizer, text)) :]
+    whole = list(tokenizer(text).input_ids)
+    n_own = len(text_ids(tokenizer, text))
+    return whole[n_own:]
 
 
 def _before(tokenizer: PreTrainedTokenizerBase, text: str, plain: Sequence[int]) -> list[int]:
@@ -80,8 +83,10 @@ def _before(tokenizer: PreTrainedTokenizerBase, text: str, plain: Sequence[int])
     whole = list(tokenizer(text, verbose=False).input_ids)
     # Without tokens of its own the text says nothing about where they stand.
     if not plain:
-        return whole[:1] if whole[:1] == [tokenizer.bos_token_id] else []
-    for start in range(len(whole) - len(plain) + 1):
+        has_bos = whole[:1] == [tokenizer.bos_token_id]
+        return whole[:1] if has_bos else []
+    n_added = len(whole) - len(plain)
+    for start in range(n_added + 1):
         if whole[start : start + len(plain)] == list(plain):
             return whole[:start]
     raise InputError(
@@ -91,10 +96,12 @@ def _before(tokenizer: PreTrainedTokenizerBase, text: str, plain: Sequence[int])
 
 def n_common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts have in common, from their beginning on."""
-    for i, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return i
-    return min(len(first), len(second))
+    n_equal = 0
+    for token, other in zip(first, second, strict=False):
+        if token != other:
+            break
+        n_equal += 1
+    return n_equal
 
 
 def rendered_chat(tokenizer: PreTrainedTokenizerBase, messages: _Messages, *, generation_prompt: bool = True) -> str:
@@ -119,35 +126,42 @@ def rendered_chat(tokenizer: PreTrainedTokenizerBase, messages: _Messages, *, ge
     for add_system, in_parts in itertools.product((False, True), (False, True)):
         if add_system and messages[0]["role"] == "system":
             continue
+        render = partial(
+            _rendered,
+            tokenizer,
+            generation_prompt=generation_prompt,
+            add_system=add_system,
+            in_parts=in_parts,
+        )
         try:
-            shown, text = [
-                _rendered(tokenizer, some, generation_prompt, add_system=add_system, in_parts=in_parts)
-                for some in (probe, messages)
-            ]
+            shown = render(probe)
+            text = render(messages)
         except _REFUSALS as error:
             roles = ", ".join(message["role"] for message in messages)
             faults.append(f"refuses messages by {roles}: {error}")
             continue
-        is_shown = [_all_stand_in(shown, probe), _all_stand_in(text, messages)]
+        are_shown = _all_stand_in(shown, probe) and _all_stand_in(text, messages)
         n_times = max(shown.count(message["content"]) for message in probe)
-        if all(is_shown) and n_times == 1:
+        if are_shown and n_times == 1:
             return text
-        fault = f"shows {n_times} times" if all(is_shown) else "leaves out or changes"
-        faults.append(f"{fault} what was said: {messages[-1]['content'][:40]!r}")
+        fault = f"shows {n_times} times" if are_shown else "leaves out or changes"
+        last = messages[-1]["content"]
+        faults.append(f"{fault} what was said: {last[:40]!r}")
     raise InputError(f"the chat template of {tokenizer.name_or_path!r} {faults[0]}")
 
 
 def _rendered(
     tokenizer: PreTrainedTokenizerBase,
     messages: _Messages,
-    generation_prompt: bool,
     *,
+    generation_prompt: bool,
     add_system: bool,
     in_parts: bool,
 ) -> str:
     """The messages in one of the forms that templates take."""
-    said = [{"role": "system", "content": ""}, *messages] if add_system else messages
-    conversation: list[dict[str, Any]] = [dict(message) for message in said]
+    conversation: list[dict[str, Any]] = [dict(message) for message in messages]
+    if add_system:
+        conversation.insert(0, {"role": "system", "content": ""})
     if in_parts:
         for message in conversation:
             message["content"] = [{"type": "text", "text": message["content"]}]
@@ -162,6 +176,7 @@ def _rendered(
 
 
 def _probe(number: int) -> str:
+    """The content of a message that shows what a template does to what is said."""
     return f'Is <b>No. {number}</b> "fair" & right:\n1. Zoë\'s {{x}}, 2. 東京 [{number}]?'
 
 
@@ -172,18 +187,21 @@ def _all_stand_in(text: str, messages: _Messages) -> bool:
         content = message["content"].strip()
         # Templates take thoughts out of earlier answers.
         if message["role"] == "assistant":
-            content = (behind_thought(content) or "").strip()
-        at = text.find(content, start)
-        if at < 0:
+            answer = behind_thought(content) or ""
+            content = answer.strip()
+        place = text.find(content, start)
+        if place < 0:
             return False
-        start = at + len(content)
+        start = place + len(content)
     return True
 
 
 def _warn_of_clock(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A template that `chat_settings` has given a day holds a clock of its own."""
+    """Warn where the template writes the day of today."""
     text = str(tokenizer.chat_template)
-    if "strftime_now" in text and "macro strftime_now" not in text:
+    # One that `chat_settings` has given a day holds a clock of its own.
+    has_own_clock = "macro strftime_now" in text
+    if "strftime_now" in text and not has_own_clock:
         warnings.warn(
             f"the chat template of {tokenizer.name_or_path!r} writes the day of today, so that tomorrow's prompts will "
             "be others: load_model keeps to one day (chat=ChatSettings(date=...))",

@@ -5,6 +5,7 @@ a thought; some tokenizers hold the marks as special tokens, which decoding leav
 answer's text alone says where its thought ends.
 """
 
+import itertools
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ MARKS = (
 )
 """What begins and what ends a thought: Qwen, DeepSeek, SmolLM and most others; Mistral; Cohere; EXAONE; Seed."""
 
-# tokens at a prompt's end that hold the longest mark, even where a token is a byte
+# Tokens at a prompt's end that hold the longest mark, even where a token is a byte.
 _N_LAST = 32
 
 
@@ -39,22 +40,32 @@ def opened_thought(rendered: str) -> str:
     """The mark with which a rendered chat begins the model's thought itself, with what follows it; empty for none."""
     for begin, _ in MARKS:
         if rendered.rstrip().endswith(begin):
-            return rendered[rendered.rindex(begin) :]
+            start = rendered.rindex(begin)
+            return rendered[start:]
     return ""
 
 
 def begun_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
     """What stands before an answer's own words where its prompt ends in the beginning of a thought; else nothing."""
-    return opened_thought(str(tokenizer.decode(list(prompt[-_N_LAST:]), skip_special_tokens=False)))
+    last = list(prompt[-_N_LAST:])
+    text = str(tokenizer.decode(last, skip_special_tokens=False))
+    return opened_thought(text)
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     """The text of an answer without special tokens, but for the marks of a thought."""
-    marks = {mark for pair in MARKS for mark in pair} & set(map(str, tokenizer.all_special_tokens))
+    special = set(map(str, tokenizer.all_special_tokens))
+    marks = special.intersection(itertools.chain.from_iterable(MARKS))
     mark_of = {tokenizer.convert_tokens_to_ids(mark): mark for mark in marks}
-    text, start = "", 0
+
+    def without_special(part: list[int]) -> str:
+        return str(tokenizer.decode(part, skip_special_tokens=True))
+
+    text = ""
+    start = 0
     for i, token in enumerate(token_ids):
         if token in mark_of:
-            text += str(tokenizer.decode(token_ids[start:i], skip_special_tokens=True)) + mark_of[token]
+            text += without_special(token_ids[start:i])
+            text += mark_of[token]
             start = i + 1
-    return text + str(tokenizer.decode(token_ids[start:], skip_special_tokens=True))
+    return text + without_special(token_ids[start:])

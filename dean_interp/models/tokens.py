@@ -6,7 +6,7 @@ prompt is computed once for both; prompts that begin alike (the chat template's 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.errors import InputError
+from dean_interp.models.rows import Branch, PaddedRows, Row, is_path, row_length
 from dean_interp.models.templates import Template, n_common, token_ids
 
 Padding = Literal["right", "left"]
@@ -61,12 +62,13 @@ def encode(
     for answer, ids in zip(answers, answer_ids, strict=True):
         if not ids:
             raise InputError(f"the answer {answer[:40]!r} has no tokens under the template '{template}'")
-        if n_ctx is not None and len(prompt_ids) + len(ids) > n_ctx:
+        n_tokens = len(prompt_ids) + len(ids)
+        if n_ctx is not None and n_tokens > n_ctx:
             raise InputError(
-                f"the prompt {prompt[:40]!r} and its answer have {len(prompt_ids) + len(ids)} tokens; "
-                f"the model takes {n_ctx}"
+                f"the prompt {prompt[:40]!r} and its answer have {n_tokens} tokens; the model takes {n_ctx}"
             )
-    return Encoded(tuple(prompt_ids), tuple(tuple(ids[:answer_tokens]) for ids in answer_ids))
+    kept = [tuple(ids[:answer_tokens]) for ids in answer_ids]
+    return Encoded(tuple(prompt_ids), tuple(kept))
 
 
 def cut(encoded: Encoded, max_tokens: int) -> tuple[Encoded, int]:
@@ -76,25 +78,11 @@ def cut(encoded: Encoded, max_tokens: int) -> tuple[Encoded, int]:
     """
     room = max_tokens - len(encoded.prompt)
     if room < 1:
-        raise InputError(f"a prompt has {len(encoded.prompt)} tokens, which leaves none of max_tokens={max_tokens}")
+        n_prompt = len(encoded.prompt)
+        raise InputError(f"a prompt has {n_prompt} tokens, which leaves none of max_tokens={max_tokens}")
     answers = tuple(answer[:room] for answer in encoded.answers)
-    return Encoded(encoded.prompt, answers), sum(len(answer) > room for answer in encoded.answers)
-
-
-@dataclass(frozen=True)
-class Branch:
-    """Tokens of a row that follow each other."""
-
-    tokens: tuple[int, ...]
-    parent: int = -1
-    """The branch of the same row that they follow; -1 where they begin the row."""
-    answer: int = -1
-    """The number of the answer that they are; -1 where they are none."""
-    prompt: int = -1
-    """The number of the prompt that ends with them; -1 where none does."""
-
-
-Row = tuple[Branch, ...]
+    n_cut = sum(len(answer) > room for answer in encoded.answers)
+    return Encoded(encoded.prompt, answers), n_cut
 
 
 @dataclass(frozen=True)
@@ -136,9 +124,13 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> "Batch":
         """The same for some of the rows, padded as they are."""
-        read = (self.read_row >= start) & (self.read_row < stop)
-        prompts = (self.prompt_row >= start) & (self.prompt_row < stop)
-        answers = (self.ended_row >= start) & (self.ended_row < stop)
+
+        def are_inside(rows: Int[Tensor, " _"]) -> Bool[Tensor, " _"]:
+            return (rows >= start) & (rows < stop)
+
+        read = are_inside(self.read_row)
+        prompts = are_inside(self.prompt_row)
+        answers = are_inside(self.ended_row)
         return Batch(
             tokens=self.tokens[start:stop],
             positions=self.positions[start:stop],
@@ -163,7 +155,9 @@ def paths(encoded: Sequence[Encoded]) -> list[Row]:
     rows = []
     for i, text in enumerate(encoded):
         for answer in text.answers:
-            rows.append((Branch(text.prompt, prompt=i), Branch(answer, parent=0, answer=len(rows))))
+            prompt_branch = Branch(text.prompt, prompt=i)
+            answer_branch = Branch(answer, parent=0, answer=len(rows))
+            rows.append((prompt_branch, answer_branch))
     return rows
 
 
@@ -173,24 +167,34 @@ def trees(encoded: Sequence[Encoded], *, row_tokens: int = 256) -> list[Row]:
     Attention grows with the square of a row, the sharing with its length.
     """
     trunk = _shared_beginning(encoded)
-    first_answer = list(itertools.accumulate((len(text.answers) for text in encoded), initial=0))
+    # Answers are numbered in order over all prompts, rows are filled with the longest texts first.
+    n_answers = [len(text.answers) for text in encoded]
+    first_answers = list(itertools.accumulate(n_answers, initial=0))
+    lengths = [_n_tokens(text) for text in encoded]
+    order = sorted(range(len(encoded)), key=lambda i: -lengths[i])
     rows: list[Row] = []
-    row, length = [], 0
-    for i in sorted(range(len(encoded)), key=lambda i: -_n_tokens(encoded[i])):
+    row: list[Branch] = []
+    length = 0
+    for i in order:
         # The next row begins where this text would make the row too long.
-        n_added = _n_tokens(encoded[i]) - len(trunk)
+        n_added = lengths[i] - len(trunk)
         if row and length + n_added > row_tokens:
             rows.append(tuple(row))
             row = []
         if not row:
-            row, length = [Branch(trunk)] if trunk else [], len(trunk)
+            row = [Branch(trunk)] if trunk else []
+            length = len(trunk)
         # The prompt grows from the trunk, and its answers from the prompt.
-        row.append(Branch(encoded[i].prompt[len(trunk) :], parent=0 if trunk else -1, prompt=i))
+        own_prompt = encoded[i].prompt[len(trunk) :]
+        parent = 0 if trunk else -1
+        row.append(Branch(own_prompt, parent=parent, prompt=i))
         prompt_branch = len(row) - 1
-        for number, answer in enumerate(encoded[i].answers, first_answer[i]):
+        for number, answer in enumerate(encoded[i].answers, first_answers[i]):
             row.append(Branch(answer, parent=prompt_branch, answer=number))
         length += n_added
-    return [*rows, tuple(row)] if row else rows
+    if row:
+        rows.append(tuple(row))
+    return rows
 
 
 def batches(rows: Sequence[Row], *, batch_tokens: int, together: int = 1) -> list[list[Row]]:
@@ -198,56 +202,52 @@ def batches(rows: Sequence[Row], *, batch_tokens: int, together: int = 1) -> lis
 
     `together` rows that follow each other stay in one batch, in their order.
     """
-    groups = [rows[i : i + together] for i in range(0, len(rows), together)]
+    groups = []
+    for start in range(0, len(rows), together):
+        groups.append(rows[start : start + together])
+    groups.sort(key=lambda group: -_longest(group))
     planned: list[list[Row]] = []
-    longest = 0
-    for group in sorted(groups, key=lambda group: -max(map(row_length, group))):
-        if planned and longest * (len(planned[-1]) + len(group)) <= batch_tokens:
+    # The first group of a batch is its longest, to which all its rows are padded.
+    length = 0
+    for group in groups:
+        n_rows = len(planned[-1]) + len(group) if planned else 0
+        if planned and n_rows * length <= batch_tokens:
             planned[-1] += group
         else:
             planned.append([*group])
-            longest = max(map(row_length, group))
+            length = _longest(group)
     return planned
 
 
-def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding = "right") -> Batch:
+def _longest(rows: Sequence[Row]) -> int:
+    """The tokens of the longest of some rows."""
+    return max(map(row_length, rows))
+
+
+def collate(
+    rows: Sequence[Row],
+    *,
+    device: torch.device | str,
+    padding: Padding = "right",
+) -> Batch:
     """Rows side by side, padded with token 0, which nothing real attends to. Trees are padded on the right only."""
-    n_pos = max(row_length(row) for row in rows)
-    shape = (len(rows), n_pos)
-    tokens, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    real, is_answer = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    attend = torch.zeros(len(rows), n_pos, n_pos, dtype=torch.bool)
-    reads, prompts, ended = [], [], []
-    for r, row in enumerate(rows):
-        begin = n_pos - row_length(row) if padding == "left" else 0
-        end = begin + row_length(row)
-        real[r, begin:end] = True
-        positions[r, end:] = torch.arange(end, n_pos)
-        for branch, before, columns in _laid_out(row, begin):
-            here, path = slice(columns.start, columns.stop), [*before, *columns]
-            tokens[r, here] = torch.tensor(branch.tokens)
-            positions[r, here] = torch.arange(len(before), len(path))
-            # A token sees the branches that its own grew from, and its own up to itself.
-            attend[r, here, torch.tensor(before, dtype=torch.long)] = True
-            attend[r, here, here] = torch.ones(len(columns), len(columns), dtype=torch.bool).tril()
-            if branch.answer >= 0:
-                is_answer[r, here] = True
-                # Each token is predicted by the one before it on its path.
-                for k, token in enumerate(branch.tokens):
-                    reads.append((r, path[len(before) + k - 1], token, branch.answer))
-                ended.append((branch.answer, r, path[-1]))
-            if branch.prompt >= 0:
-                prompts.append((branch.prompt, r, path[-1]))
-    attend |= torch.eye(n_pos, dtype=torch.bool)  # a padded position sees itself, or its softmax has no support
-    read_row, read_pos, target, answer = _columns(reads, 4, device)
-    prompt, prompt_row, prompt_pos = _columns(prompts, 3, device)
-    ended_answer, ended_row, ended_pos = _columns(ended, 3, device)
+    n_pos = _longest(rows)
+    padded = PaddedRows(len(rows), n_pos)
+    for number, row in enumerate(rows):
+        n_padding = n_pos - row_length(row)
+        begin = n_padding if padding == "left" else 0
+        padded.add(number, row, begin)
+    read_row, read_pos, target, answer = _columns(padded.reads, 4, device)
+    prompt, prompt_row, prompt_pos = _columns(padded.prompts, 3, device)
+    ended, ended_row, ended_pos = _columns(padded.ended, 3, device)
+    # The model's own causal mask is right for paths.
+    are_paths = all(map(is_path, rows))
     return Batch(
-        tokens=tokens.to(device),
-        positions=positions.to(device),
-        real=real.to(device),
-        is_answer=is_answer.to(device),
-        attend=None if all(map(_is_path, rows)) else attend.to(device),
+        tokens=padded.tokens.to(device),
+        positions=padded.positions.to(device),
+        real=padded.real.to(device),
+        is_answer=padded.is_answer.to(device),
+        attend=None if are_paths else padded.attend.to(device),
         read_row=read_row,
         read_pos=read_pos,
         target=target,
@@ -255,30 +255,20 @@ def collate(rows: Sequence[Row], *, device: torch.device | str, padding: Padding
         prompt=prompt,
         prompt_row=prompt_row,
         prompt_pos=prompt_pos,
-        ended=ended_answer,
+        ended=ended,
         ended_row=ended_row,
         ended_pos=ended_pos,
     )
 
 
-def _laid_out(row: Row, begin: int) -> Iterator[tuple[Branch, list[int], range]]:
-    """Each branch, the columns of all that it grew from, and its own columns."""
-    paths: list[list[int]] = []
-    for branch in row:
-        before = paths[branch.parent] if branch.parent >= 0 else []
-        columns = range(begin, begin + len(branch.tokens))
-        yield branch, before, columns
-        paths.append([*before, *columns])
-        begin = columns.stop
-
-
-def _columns(lines: Sequence[tuple[int, ...]], n_columns: int, device: torch.device | str) -> Int[Tensor, "column _"]:
-    return torch.tensor(lines, dtype=torch.long).reshape(-1, n_columns).T.to(device)
-
-
-def _is_path(row: Row) -> bool:
-    """Whether every branch follows the one before it."""
-    return all(branch.parent == i - 1 for i, branch in enumerate(row))
+def _columns(
+    lines: Sequence[tuple[int, ...]],
+    n_columns: int,
+    device: torch.device | str,
+) -> Int[Tensor, "column _"]:
+    """Lines of numbers by column, also where there is no line."""
+    table = torch.tensor(lines, dtype=torch.long).reshape(-1, n_columns)
+    return table.T.to(device)
 
 
 def _shared_beginning(encoded: Sequence[Encoded]) -> tuple[int, ...]:
@@ -287,14 +277,13 @@ def _shared_beginning(encoded: Sequence[Encoded]) -> tuple[int, ...]:
         return ()
     prompts = [text.prompt for text in encoded]
     # What the first and the last have in common, in the order of their tokens, all have in common.
-    first, last = min(prompts), max(prompts)
-    return first[: min(n_common(first, last), min(map(len, prompts)) - 1)]
+    first = min(prompts)
+    last = max(prompts)
+    shortest = min(map(len, prompts))
+    n_shared = min(n_common(first, last), shortest - 1)
+    return first[:n_shared]
 
 
 def _n_tokens(text: Encoded) -> int:
-    return len(text.prompt) + sum(len(answer) for answer in text.answers)
-
-
-def row_length(row: Row) -> int:
-    """Tokens of a row."""
-    return sum(len(branch.tokens) for branch in row)
+    """Tokens of a prompt and of all its answers."""
+    return len(text.prompt) + sum(map(len, text.answers))

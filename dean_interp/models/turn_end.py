@@ -11,7 +11,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 # Words that no template adds by itself, and that none shortens or changes.
-_ASKED, _ANSWERED, _ASKED_AGAIN = "asked-here-first", "answered-here", "asked-here-again"
+_ASKED = "asked-here-first"
+_ANSWERED = "answered-here"
+_ASKED_AGAIN = "asked-here-again"
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: int | Sequence[int] | None = None) -> list[int]:
@@ -21,7 +23,11 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: int | Sequence[int]
         tokenizer: the checkpoint's own.
         settings: `eos_token_id` of the checkpoint's generation settings.
     """
-    ends = [] if settings is None else [settings] if isinstance(settings, int) else list(settings)
+    ends: list[int] = []
+    if isinstance(settings, int):
+        ends.append(settings)
+    elif settings is not None:
+        ends += settings
     for token in (tokenizer.eos_token_id, end_of_turn(tokenizer)):
         if isinstance(token, int):
             ends.append(token)
@@ -43,15 +49,21 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
         prompt = _rendered(tokenizer, asked, open_turn=True)
         behind_last = _behind_answer(_rendered(tokenizer, answered))
         behind_earlier = _behind_answer(_rendered(tokenizer, again))
-    except (TemplateError, TypeError, ValueError):  # a template that refuses such a conversation
+    # A template that refuses such a conversation.
+    except (TemplateError, TypeError, ValueError):
         return None
-    last, earlier = _markers_of(tokenizer, behind_last)[:1], _markers_of(tokenizer, behind_earlier)[:1]
-    if not last or (last != earlier and last[0] in _markers_of(tokenizer, prompt)):
+    last = _markers_of(tokenizer, behind_last)[:1]
+    earlier = _markers_of(tokenizer, behind_earlier)[:1]
+    if not last:
+        return None
+    opens_a_turn = last[0] in _markers_of(tokenizer, prompt)
+    if opens_a_turn and last != earlier:
         return None
     return last[0]
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, open_turn: bool = False) -> str:
+    """What the chat template makes of messages, with the beginning of the next turn where it is asked for."""
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
 
 
@@ -62,11 +74,16 @@ def _behind_answer(rendered: str) -> str:
 
 
 def _markers_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return [token for token in tokenizer(text, add_special_tokens=False).input_ids if token in markers(tokenizer)]
+    """The tokens of a text that mark and say nothing, in order."""
+    token_ids = tokenizer(text, add_special_tokens=False).input_ids
+    all_markers = markers(tokenizer)
+    return [token for token in token_ids if token in all_markers]
 
 
 def markers(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that mark and say nothing: special and added ones, but for blanks, which some tokenizers add too."""
-    vocabulary: Any = tokenizer  # whose class declares this method as an attribute
-    added = {token for text, token in vocabulary.get_added_vocab().items() if text.strip()}
+    # The tokenizer's class declares this method as an attribute.
+    typed: Any = tokenizer
+    vocabulary = typed.get_added_vocab()
+    added = {token for text, token in vocabulary.items() if text.strip()}
     return {*tokenizer.all_special_ids, *added}

@@ -24,7 +24,9 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
 
-_N_TOKENS, _TOLERANCE = 64, 1e-3  # tokens that are compared, and parts of the logits' spread
+# How many tokens' logits are compared, and by which part of the logits' spread they may differ.
+_N_TOKENS = 64
+_TOLERANCE = 1e-3
 _AROUND_ONE_MODULE = (GatedMLPBridge, LinearBridge, RMSNormalizationBridge)
 """Components that call their module and show to hooks what goes in and out. Others may compute something themselves."""
 
@@ -47,17 +49,21 @@ def unhooked_is_right(model: HookedModel) -> bool:
     """Whether the model without what serves hooks gives the same logits; asked once a model, by passes of its own."""
     noted = notes(model)
     if noted.unhooked_is_right is None:
-        noted.unhooked_is_right = adapter_of(model).wraps_checkpoint and _unhooked_equals_hooked(model)
+        wraps_checkpoint = adapter_of(model).wraps_checkpoint
+        noted.unhooked_is_right = wraps_checkpoint and _unhooked_equals_hooked(model)
     return noted.unhooked_is_right
 
 
 @contextmanager
 def _unhooked(model: HookedModel) -> Iterator[None]:
-    plain, blocks = model.original_model, []
+    """While open, components that no hook looks at give way to their modules."""
+    plain = model.original_model
     attentions = [] if _is_watched(model) else _attentions(model)
     # A block is found by its number while hooks run, so it stays where it is, and only what it does is left out.
+    blocks = []
     for block in model.blocks:
-        if type(block) is BlockBridge and not _has_hooks(block.original_component) and _is_idle(block, set()):
+        is_known = type(block) is BlockBridge
+        if is_known and not _has_hooks(block.original_component) and _is_idle(block, set()):
             blocks.append(block)
     idle = [*attentions, *_idle_components(model, is_fused=bool(attentions))]
     places = _places_in_checkpoint(plain, idle)
@@ -88,11 +94,17 @@ def _attentions(model: HookedModel) -> list[nn.Module]:
 
 def _is_watched(model: HookedModel) -> bool:
     """Whether any module of any attention has a hook."""
-    return any(_has_hooks(module) for layer in _attentions(model) for module in layer.modules())
+    for attention in _attentions(model):
+        if any(map(_has_hooks, attention.modules())):
+            return True
+    return False
 
 
 def _has_hooks(module: nn.Module | None) -> bool:
-    return module is not None and bool(module._forward_hooks or module._backward_hooks or module._forward_pre_hooks)
+    """Whether a module has a hook of any kind."""
+    if module is None:
+        return False
+    return bool(module._forward_hooks or module._backward_hooks or module._forward_pre_hooks)
 
 
 def _idle_components(model: HookedModel, *, is_fused: bool) -> list[nn.Module]:
@@ -100,7 +112,8 @@ def _idle_components(model: HookedModel, *, is_fused: bool) -> list[nn.Module]:
     # A block notes what its norms read, for attention in steps and for a hook point of its own (`hook_mlp_in`).
     own: set[int] = set()
     for block in model.blocks:
-        if is_fused and not _has_hooks(getattr(block, "hook_mlp_in", block)):
+        point = getattr(block, "hook_mlp_in", block)
+        if is_fused and not _has_hooks(point):
             own |= {handle.id for handle in getattr(block, "_capture_hook_handles", [])}
     idle = []
     for module in model.original_model.modules():
@@ -111,7 +124,9 @@ def _idle_components(model: HookedModel, *, is_fused: bool) -> list[nn.Module]:
 
 def _is_idle(component: nn.Module, own: set[int]) -> bool:
     """Whether a component has no hook but its bridge's `own`, and runs its module as the checkpoint has it."""
-    if component._forward_hooks or component._backward_hooks or not set(component._forward_pre_hooks) <= own:
+    if component._forward_hooks or component._backward_hooks:
+        return False
+    if not set(component._forward_pre_hooks) <= own:
         return False
     if getattr(component, "_use_processed_weights", False):
         return False
@@ -121,48 +136,55 @@ def _is_idle(component: nn.Module, own: set[int]) -> bool:
 
 def _places_in_checkpoint(plain: nn.Module, components: list[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
     """Where `transformers`' own modules hold the components: the module and its name for each."""
-    wanted, places = set(map(id, components)), []
+    ids = set(map(id, components))
+    places = []
     for parent in plain.modules():
         # A component finds its parts by name while hooks run, so it keeps them.
         if isinstance(parent, GeneralizedComponent):
             continue
         for name, child in parent._modules.items():
-            if id(child) in wanted:
+            if id(child) in ids:
                 places.append((parent, name, child))
     return places
 
 
 @torch.inference_mode()
 def _unhooked_equals_hooked(model: HookedModel) -> bool:
-    """Compares the logits of some tokens, in a row and as a tree of two branches; False where `sdpa` is not for them.
+    """Whether the logits of some tokens are equal, in a row and as a tree of two branches.
 
-    There is no such kernel for scores with a soft cap.
+    False where `sdpa` is not for them: there is no such kernel for scores with a soft cap.
     """
     if getattr(model.original_model.config, "attn_logit_softcapping", None) is not None:
         return False
     # Hooks may ask where answers begin. That one is there before components are left out.
     with while_generating(model, torch.tensor([1]), 1, cached=False):
         try:
-            return all(_logits_stay(model, options) for options in ({}, _two_branches(model)))
+            return _logits_stay(model, {}) and _logits_stay(model, _two_branches(model))
         # An architecture without such a kernel or such a mask, or built in another way.
         except (AttributeError, IndexError, TypeError, ValueError):
             return False
 
 
 def _logits_stay(model: HookedModel, options: Mapping[str, Tensor]) -> bool:
-    tokens = torch.arange(1, 1 + _N_TOKENS, device=model.cfg.device)[None] % adapter_of(model).vocabulary_size
+    """Whether a pass gives the same logits without what serves hooks, beyond rounding."""
+    numbers = torch.arange(1, 1 + _N_TOKENS, device=model.cfg.device)[None]
+    tokens = numbers % adapter_of(model).vocabulary_size
     hooked = model(tokens, return_type="logits", **options).float()
     with _unhooked(model):
-        difference = (model(tokens, return_type="logits", **options).float() - hooked).abs().max()
+        without_hooks = model(tokens, return_type="logits", **options).float()
+    difference = (without_hooks - hooked).abs().max()
     return bool(difference <= _TOLERANCE * hooked.std())
 
 
 def _two_branches(model: HookedModel) -> dict[str, Tensor]:
     """What tells a pass that its row is half a trunk, and two branches that do not see each other."""
-    half, quarter = _N_TOKENS // 2, _N_TOKENS // 4
+    first = _N_TOKENS // 2
+    second = first + _N_TOKENS // 4
     sees = torch.ones(_N_TOKENS, _N_TOKENS, dtype=torch.bool).tril()
-    sees[half + quarter :, half : half + quarter] = False
+    sees[second:, first:second] = False
     position = sees.sum(1)[None] - 1
     dtype = next(model.parameters()).dtype
-    mask = torch.zeros(1, 1, _N_TOKENS, _N_TOKENS, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
-    return {"attention_mask": mask.to(model.cfg.device), "position_ids": position.to(model.cfg.device)}
+    mask = torch.zeros(1, 1, _N_TOKENS, _N_TOKENS, dtype=dtype)
+    mask = mask.masked_fill(~sees, torch.finfo(dtype).min)
+    device = model.cfg.device
+    return {"attention_mask": mask.to(device), "position_ids": position.to(device)}
