@@ -68,7 +68,8 @@ def stream_gradients(
     hooks = _hooked(model, batch, sites, on_activation=on_activation, on_product=on_product)
     with torch.enable_grad(), frozen_parameters(model), hooks:
         logits = forward(model, batch)[0]
-        losses = _answer_losses(logits, batch, batch.target if targets is None else targets(logits.detach(), batch))
+        target = batch.target if targets is None else targets(logits.detach(), batch)
+        losses = _answer_losses(logits, batch, target)
         signed = losses if signs is None else losses * signs
         signed.sum().backward()
     return losses.detach()
@@ -76,7 +77,10 @@ def stream_gradients(
 
 @torch.inference_mode()
 def stream_activations(
-    model: HookedModel, batch: Batch, sites: Sequence[Site], accumulate: Callable[[Site, Tensor], None]
+    model: HookedModel,
+    batch: Batch,
+    sites: Sequence[Site],
+    accumulate: Callable[[Site, Tensor], None],
 ) -> Float[Tensor, " answer"]:
     """Run one forward pass. `accumulate(site, x)` is called once a site, with its neurons or what its matrix reads.
 
@@ -84,21 +88,33 @@ def stream_activations(
     """
 
     def on_activation(site: Site) -> Callable[..., None]:
-        return lambda activation, hook: accumulate(site, _by_row(site, activation, batch))
+        def hook(activation: Tensor, hook: object) -> None:
+            accumulate(site, _by_row(site, activation, batch))
+
+        return hook
 
     def on_product(site: Site) -> OnProduct:
-        return lambda x, product: accumulate(site, _by_row(site, x, batch))
+        def hook(x: Tensor, product: Tensor) -> None:
+            accumulate(site, _by_row(site, x, batch))
+
+        return hook
 
     with _hooked(model, batch, sites, on_activation=on_activation, on_product=on_product):
-        return _answer_losses(forward(model, batch)[0], batch, batch.target)
+        logits = forward(model, batch)[0]
+        return _answer_losses(logits, batch, batch.target)
 
 
 def _by_row(site: Site, values: Tensor, batch: Batch) -> Float[Tensor, "batch pos *slot width"]:
     """The values with an axis for rows and one for positions, which some models (OPT) join."""
-    return values if site.is_of_experts else values.reshape(*batch.tokens.shape, -1)
+    if site.is_of_experts:
+        return values
+    return values.reshape(*batch.tokens.shape, -1)
 
 
-def sampled_targets(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Int[Tensor, " answer_token"]:
+def sampled_targets(
+    logits: Float[Tensor, "answer_token d_vocab"],
+    batch: Batch,
+) -> Int[Tensor, " answer_token"]:
     """A token drawn from the model's own prediction at each place of an answer.
 
     The draws of an answer depend on its number alone, so they are the same whatever batch it is in.
@@ -106,14 +122,18 @@ def sampled_targets(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch)
     uniform = torch.zeros(len(batch.answer), dtype=torch.float64)
     answers = batch.answer.cpu()
     for answer in answers.unique().tolist():
-        mine = answers == answer
-        uniform[mine] = torch.rand(
-            int(mine.sum()), generator=torch.Generator().manual_seed(answer), dtype=torch.float64
-        )
+        is_of_answer = answers == answer
+        n_tokens = int(is_of_answer.sum())
+        generator = torch.Generator().manual_seed(answer)
+        uniform[is_of_answer] = torch.rand(n_tokens, generator=generator, dtype=torch.float64)
     # The first token at which the cumulative probability passes the uniform number (inversion).
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    token = torch.searchsorted(cumulative, uniform.to(logits.device)[:, None])[:, 0]
-    return token.clamp(max=logits.shape[-1] - 1)
+    probabilities = logits.double().softmax(-1)
+    cumulative = probabilities.cumsum(-1)
+    passed = uniform.to(logits.device)
+    token = torch.searchsorted(cumulative, passed[:, None])[:, 0]
+    # Rounding may leave the last cumulative probability below the number.
+    last_token = logits.shape[-1] - 1
+    return token.clamp(max=last_token)
 
 
 def check_hook_gradients(model: HookedModel, batch: Batch, sites: Sequence[Site]) -> None:
@@ -130,9 +150,11 @@ def check_hook_gradients(model: HookedModel, batch: Batch, sites: Sequence[Site]
     at_hooks = _effects_at_hooks(model, batch, sites)
     at_parameters = _effects_at_parameters(model, batch, sites)
     for site, expected in at_parameters.items():
-        stored, _ = _parameter_behind(model, site)
+        stored, _ = parameter(model, site.matrix)
         tolerance = 1e-4 if stored.dtype == torch.float32 else 5e-2
-        if (expected - at_hooks[site]).abs().max() > tolerance * expected.abs().max() + 1e-12:
+        difference = (expected - at_hooks[site]).abs().max()
+        size = expected.abs().max()
+        if difference > tolerance * size + 1e-12:
             hook_point = site.hook_name if site.unit == "neuron" else f"the hook points of {site}"
             raise RuntimeError(
                 f"{model.cfg.model_name}: the gradient at {hook_point} does not agree with that of the weight it "
@@ -146,54 +168,70 @@ def _effects_at_hooks(model: HookedModel, batch: Batch, sites: Sequence[Site]) -
 
     def keep(site: Site, x: Tensor, gradient: Tensor) -> None:
         if site.unit == "neuron":
-            effects[site] = effect_of_rows(model, site, x, gradient).sum(0)
+            by_row = effect_of_rows(model, site, x, gradient)
+            effects[site] = by_row.sum(0)
         elif site.is_of_experts:
             effects[site] = _of_expert_matrices(model, site, x, gradient)
         else:
-            effects[site] = x.flatten(0, 1).float().T @ gradient.flatten(0, 1).float()
+            read = x.flatten(0, 1).float()
+            written = gradient.flatten(0, 1).float()
+            effects[site] = read.T @ written
 
     stream_gradients(model, batch, sites, keep)
     return effects
 
 
-def _of_expert_matrices(model: HookedModel, site: Site, x: Tensor, gradient: Tensor) -> Float[Tensor, "d_in d_out"]:
+def _of_expert_matrices(
+    model: HookedModel,
+    site: Site,
+    x: Float[Tensor, "batch pos slot d_read"],
+    gradient: Float[Tensor, "batch pos slot d_written"],
+) -> Float[Tensor, "d_in d_out"]:
     """The gradient of all experts' matrices, side by side as in one wide MLP."""
-    read, written = x.flatten(0, 2).float(), gradient.flatten(0, 2).float()
-    blocks = [read.new_zeros(read.shape[1], written.shape[1]) for _ in range(site.n_experts)]
+    read = x.flatten(0, 2).float()
+    written = gradient.flatten(0, 2).float()
+    # An expert that no token was sent to has a gradient of 0.
+    n_in = read.shape[1]
+    n_out = written.shape[1]
+    unseen = read.new_zeros(n_in, n_out)
+    blocks = [unseen] * site.n_experts
     for expert, slots in by_expert(routed_ids(model, site)):
         blocks[expert] = read[slots].T @ written[slots]
-    return torch.cat(blocks, 0 if site.part == "experts.out" else 1)
+    side_by_side = 0 if site.part == "experts.out" else 1
+    return torch.cat(blocks, side_by_side)
 
 
 def _effects_at_parameters(model: HookedModel, batch: Batch, sites: Sequence[Site]) -> dict[Site, Tensor]:
     """The same from the parameters' own gradients."""
-    parameters = [_parameter_behind(model, site) for site in sites]
+    # A site feeds its own matrix, neurons the matrix `out`.
+    parameters = [parameter(model, site.matrix) for site in sites]
     with torch.enable_grad(), frozen_parameters(model), answer_positions(model, batch):
         for stored, _ in parameters:
             stored.requires_grad_(True)
-        loss = _answer_losses(forward(model, batch)[0], batch, batch.target).sum()
-        gradients = torch.autograd.grad(loss, [stored for stored, _ in parameters])
+        logits = forward(model, batch)[0]
+        loss = _answer_losses(logits, batch, batch.target).sum()
+        stored_matrices = [stored for stored, _ in parameters]
+        gradients = torch.autograd.grad(loss, stored_matrices)
     effects = {}
-    for site, (stored, as_matrix), gradient in zip(sites, parameters, gradients, strict=True):
+    for site, gradient, (stored, as_matrix) in zip(sites, gradients, parameters, strict=True):
         if site.unit == "neuron":
-            effects[site] = as_matrix(stored.detach() * gradient).float().sum(1)
+            products = stored.detach() * gradient
+            effects[site] = as_matrix(products).float().sum(1)
         else:
             effects[site] = as_matrix(gradient).float()
     return effects
 
 
-def _parameter_behind(model: HookedModel, site: Site) -> tuple[torch.nn.Parameter, Callable[[Tensor], Tensor]]:
-    """The parameter that a site feeds: its own matrix, or for neurons the matrix `out`."""
-    return parameter(model, site.matrix)
-
-
 def _answer_losses(
-    logits: Float[Tensor, "answer_token d_vocab"], batch: Batch, target: Int[Tensor, " answer_token"]
+    logits: Float[Tensor, "answer_token d_vocab"],
+    batch: Batch,
+    target: Int[Tensor, " answer_token"],
 ) -> Float[Tensor, " answer"]:
     """Each answer's mean cross-entropy over its tokens, nats."""
     nats = torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
-    answers, index, counts = torch.unique(batch.answer, return_inverse=True, return_counts=True)
-    return torch.zeros(len(answers), device=nats.device).index_add(0, index, nats) / counts
+    answers, index, n_tokens = torch.unique(batch.answer, return_inverse=True, return_counts=True)
+    totals = torch.zeros(len(answers), device=nats.device)
+    return totals.index_add(0, index, nats) / n_tokens
 
 
 @contextmanager
@@ -206,8 +244,13 @@ def _hooked(
     on_product: Callable[[Site], OnProduct],
 ) -> Iterator[None]:
     """While open, passes of the batch run the hooks of all sites and give the logits of its answer tokens."""
-    activations = [(site.hook_name, on_activation(site)) for site in sites if site.unit == "neuron"]
-    products = {site: on_product(site) for site in sites if site.unit == "weight"}
+    activations = []
+    products = {}
+    for site in sites:
+        if site.unit == "neuron":
+            activations.append((site.hook_name, on_activation(site)))
+        else:
+            products[site] = on_product(site)
     with model.hooks(fwd_hooks=activations), on_products(model, products), answer_positions(model, batch):
         yield
 
@@ -221,10 +264,11 @@ def frozen_parameters(model: HookedModel) -> Iterator[None]:
         for name, stored in module._parameters.items():
             if stored is not None:
                 settings.append((module, name, stored.requires_grad))
+    offloaded_weights = held_once(model) if is_offloaded(model) else nullcontext()
     try:
         for module, name, _ in settings:
             getattr(module, name).requires_grad_(False)
-        with held_once(model) if is_offloaded(model) else nullcontext():
+        with offloaded_weights:
             yield
     finally:
         for module, name, requires_grad in settings:

@@ -36,7 +36,8 @@ from dean_interp.scoring.preparation import (
     units_of,
 )
 from dean_interp.scoring.products import Fold
-from dean_interp.scoring.scores import Also, Scores, refuse_keep
+from dean_interp.scoring.scores import Scores, refuse_keep
+from dean_interp.scoring.site_fields import Also
 from dean_interp.scoring.sums import Sums
 
 log = logging.getLogger(__name__)
@@ -118,13 +119,14 @@ def _sites_to_check(model: HookedModel, sites: Sequence[Site]) -> list[Site]:
     """The sites of one layer in the middle whose weights are at hand: an offloaded weight takes no gradient."""
     layers = set()
     for layer in {site.layer for site in sites}:
-        matrices = [site.matrix for site in sites if site.layer == layer]
-        if not any(parameter(model, matrix)[0].is_meta for matrix in matrices):
+        stored = [parameter(model, site.matrix)[0] for site in sites if site.layer == layer]
+        if not any(matrix.is_meta for matrix in stored):
             layers.add(layer)
-    middle = min(layers, key=lambda layer: abs(layer - len(model.blocks) // 2), default=None)
-    if middle is None:
+    middle = len(model.blocks) // 2
+    checked = min(layers, key=lambda layer: abs(layer - middle), default=None)
+    if checked is None:
         log.warning("no layer's weights are on a device that computes: hook gradients are not checked against them")
-    return [site for site in sites if site.layer == middle]
+    return [site for site in sites if site.layer == checked]
 
 
 PassStep = Callable[[HookedModel, Batch, Sequence[Site], Sums], None]
@@ -133,7 +135,8 @@ PassStep = Callable[[HookedModel, Batch, Sequence[Site], Sums], None]
 
 def gradient_step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums: Sums) -> None:
     """One forward and backward pass of one batch, folded into the sums."""
-    sums.add_losses(stream_gradients(model, batch, sites, sums.add, signs=sums.signs()))
+    losses = stream_gradients(model, batch, sites, sums.add, signs=sums.signs())
+    sums.add_losses(losses)
 
 
 def fisher_step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums: Sums) -> None:
@@ -143,7 +146,9 @@ def fisher_step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums: S
     zero that do not depend on each other, so the square of an answer's summed gradient is, on average, the sum of its
     tokens' Fisher information (Martens 2020, section 5: the true Fisher, not that of the data's tokens).
     """
-    n_tokens = torch.bincount(batch.answer.unique(return_inverse=True)[1]).float()
+    # A sum over an answer's tokens is their mean times their number.
+    _, index = batch.answer.unique(return_inverse=True)
+    n_tokens = torch.bincount(index).float()
     losses = stream_gradients(model, batch, sites, sums.add, signs=n_tokens, targets=sampled_targets)
     sums.add_losses(losses)
 
@@ -182,7 +187,13 @@ def run_pass(
 
 
 def _fold(
-    model: HookedModel, batch: Batch, sites: Sequence[Site], sums: Sums, *, step: PassStep, most_tokens: int
+    model: HookedModel,
+    batch: Batch,
+    sites: Sequence[Site],
+    sums: Sums,
+    *,
+    step: PassStep,
+    most_tokens: int,
 ) -> int:
     """Fold one batch at the given sites in, in halves where it holds more than `most_tokens` or memory runs out.
 
@@ -207,13 +218,20 @@ def _fold(
         most_tokens = batch.tokens.numel() // 2
         log.warning("out of memory: going on with batches of %d tokens", most_tokens)
     half = n_examples // 2 * sums.rows_each
-    for part in (batch.rows(0, half), batch.rows(half, len(batch.tokens))):
+    first_half = batch.rows(0, half)
+    second_half = batch.rows(half, len(batch.tokens))
+    for part in (first_half, second_half):
         most_tokens = _fold(model, part, sites, sums, step=step, most_tokens=most_tokens)
     return most_tokens
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What errors of allocators say that have no class of their own."""
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is an allocator's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))
+    message = str(error)
+    return any(words in message for words in _OUT_OF_MEMORY)

@@ -55,8 +55,9 @@ def integrated_gradients(
 
     def passes() -> Iterator[Sums]:
         for site in neuron_sites(model):
+            label = f"integrating {site}"
             part = started.part(str(site)) if started else None
-            yield run_pass(model, data, [site], config, label=f"integrating {site}", unfinished=part, step=step)
+            yield run_pass(model, data, [site], config, label=label, unfinished=part, step=step)
 
     facts = facts_of(model, behaviour, config, method=method, data=data)
     scores = as_scores(model, behaviour, passes(), data=data, fingerprint=fingerprint, facts=facts)
@@ -68,7 +69,11 @@ def _integrating_step(n_steps: int) -> PassStep:
     """What integrated gradients do with one batch: a pass for each point of the path, then one for the losses."""
     # Gauss-Legendre's points and weights are for (-1, 1); the path is (0, 1).
     points, weights = np.polynomial.legendre.leggauss(n_steps)
-    path = [(float(point + 1) / 2, float(share) / 2) for point, share in zip(points, weights, strict=True)]
+    path = []
+    for point, weight in zip(points, weights, strict=True):
+        scale = float(point + 1) / 2
+        share = float(weight) / 2
+        path.append((scale, share))
 
     def step(model: HookedModel, batch: Batch, sites: Sequence[Site], sums: Sums) -> None:
         activations: dict[Site, Tensor] = {}
@@ -77,12 +82,15 @@ def _integrating_step(n_steps: int) -> PassStep:
 
             def add(site: Site, x: Tensor, gradient: Tensor, share: float = share) -> None:
                 activations.setdefault(site, x.float())
-                effects[site].append(share * effect_of_rows(model, site, x, gradient))
+                effect = effect_of_rows(model, site, x, gradient)
+                effects[site].append(share * effect)
 
             stream_gradients(model, batch, sites, add, signs=sums.signs(), scale=scale)
         # The losses of the model as it is: those on the path are of scaled activations.
-        sums.add_losses(stream_activations(model, batch, [], lambda site, x: None))
+        losses = stream_activations(model, batch, [], lambda site, x: None)
+        sums.add_losses(losses)
         for site in sites:
-            sums.fold_neurons(site, activations[site], torch.stack(effects[site]).sum(0))
+            effect = torch.stack(effects[site]).sum(0)
+            sums.fold_neurons(site, activations[site], effect)
 
     return step

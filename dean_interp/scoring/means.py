@@ -15,7 +15,8 @@ from dean_interp.models.matrices import weight
 from dean_interp.models.sites import Site
 from dean_interp.scoring.preparation import Prepared, ScoringConfig
 from dean_interp.scoring.products import Fold, folded
-from dean_interp.scoring.scores import PER_SITE, Also, Scores
+from dean_interp.scoring.scores import Scores
+from dean_interp.scoring.site_fields import Also, empty_fields, in_order
 from dean_interp.scoring.sums import Sums
 from dean_interp.scoring.top import at_kept, thinned
 
@@ -26,11 +27,13 @@ def further_folds(also: Sequence[Also], config: ScoringConfig) -> tuple[Fold, ..
     """What is added up beside the config's own fold. Raises `InputError` for what is unknown, or no other."""
     unknown = set(also) - set(_FOLD_OF)
     if unknown:
-        raise InputError(f"also must be some of {tuple(_FOLD_OF)}, got {min(unknown)!r}")
+        first = min(unknown)
+        raise InputError(f"also must be some of {tuple(_FOLD_OF)}, got {first!r}")
     if also and config.target == "fisher":
         raise InputError("target='fisher' adds up the squares of effects that have no mean: leave also=()")
     if "signed" in also and config.signed:
         raise InputError("signed scores keep their sign themselves: leave 'signed' out of also")
+    # In one order, whatever that of the names.
     return tuple(fold for name, fold in _FOLD_OF.items() if name in also)
 
 
@@ -49,7 +52,7 @@ def as_scores(
     The sums are used up, those of a pass before the next one runs.
     """
     loss = torch.zeros(0)
-    fields: dict[str, dict[Site, Any]] = {"values": {}, **{name: {} for name in PER_SITE}}
+    fields = empty_fields()
     for sums in passes:
         loss = sums.sums["loss"]
         for site in sums.sites:
@@ -59,14 +62,16 @@ def as_scores(
             kept = thinned(behaviour.name, site, values, keep)
             fields["values"][site] = kept.cpu()
             for name, tensor in of_site.items():
-                of_kept = at_kept(tensor, values, kept) if name in get_args(Also) else tensor
+                is_of_units = name in get_args(Also)
+                of_kept = at_kept(tensor, values, kept) if is_of_units else tensor
                 fields[name][site] = of_kept.cpu()
         give_back()
-    in_order: dict[str, Any] = {name: dict(sorted(tensors.items())) for name, tensors in fields.items()}
+    # Groups that are no clusters have no names.
+    clusters = dict(zip(data.group_names, data.group_sizes.tolist(), strict=False))
     return Scores(
-        **in_order,
+        **in_order(fields),
         behaviour=behaviour.name,
-        clusters=dict(zip(data.group_names, data.group_sizes.tolist(), strict=False)),
+        clusters=clusters,
         loss=loss,
         prompt_hashes=behaviour.prompt_hashes,
         fingerprint=fingerprint,
@@ -76,22 +81,33 @@ def as_scores(
 
 def _of_site(model: HookedModel, site: Site, sums: Sums, data: Prepared) -> dict[str, Tensor]:
     """What the scores hold of one site, by field; the sums of the site are used up."""
-    n_read, first = sums.n_read(site), sums.folds[0]
+    n_read = sums.n_read(site)
+    first = sums.folds[0]
+    # Fisher information is of an answer token, any other effect of an example.
     n_counted = sum(data.answer_lengths) if first == "square" else data.n_examples
-    fields = {"activation_norm": (sums.sums.pop(f"square/{site}") / n_read).sqrt()}
+    mean_square = sums.sums.pop(f"square/{site}") / n_read
+    fields = {"activation_norm": mean_square.sqrt()}
     if site.is_of_experts:
         fields["slots"] = sums.sums.pop(f"slots/{site}")
-    effects: dict[Fold, Tensor] = {fold: sums.sums.pop(f"{fold} effect/{site}") for fold in sums.folds}
+    effects: dict[Fold, Tensor] = {}
+    for fold in sums.folds:
+        effects[fold] = sums.sums.pop(f"{fold} effect/{site}")
+    means: dict[Fold, Tensor] = {}
     if site.unit == "neuron":
         fields["activation_mean"] = sums.sums.pop(f"sum/{site}") / n_read
         of_groups = effects[first]
-        fields["groups"] = of_groups / data.group_sizes[:, None].to(of_groups.device)
-        effects[first] = of_groups.square().sum(0) if first == "square" else of_groups.sum(0)
-        means = {fold: effect / n_counted for fold, effect in effects.items()}
+        group_sizes = data.group_sizes[:, None].to(of_groups.device)
+        fields["groups"] = of_groups / group_sizes
+        # Squares are of each example, which is a group: they were not taken before.
+        folded_groups = of_groups.square() if first == "square" else of_groups
+        effects[first] = folded_groups.sum(0)
+        for fold, effect in effects.items():
+            means[fold] = effect / n_counted
     else:
         # In place, since a second tensor of a matrix's size may not fit.
         matrix = weight(model, site).detach().float()
-        means = {fold: effect.div_(n_counted).mul_(folded(matrix, fold)) for fold, effect in effects.items()}
+        for fold, effect in effects.items():
+            means[fold] = effect.div_(n_counted).mul_(folded(matrix, fold))
     fields["values"] = means.pop(first)
     for name, fold in _FOLD_OF.items():
         if fold in means:

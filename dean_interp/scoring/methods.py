@@ -9,44 +9,43 @@ magnitude, random       what every method has to beat
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
-from dean_interp.models.loss import batched
 from dean_interp.models.matrices import home, neuron_sites, shape, weight
-from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, Unit
-from dean_interp.models.sizes import site_shape
-from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch
 from dean_interp.models.torch_settings import own_torch_settings
-from dean_interp.resume import Unfinished
-from dean_interp.scoring.capture import stream_activations
+from dean_interp.scoring.answer_contrast import add_to_contrast, answer_contrast, contrast_sums
+from dean_interp.scoring.forward_pass import forward_pass
 from dean_interp.scoring.preparation import (
-    Prepared,
     ScoringConfig,
-    batch_tokens_of,
     facts_of,
     prepare,
     scored_sites,
     scores_fingerprint,
     units_of,
 )
+from dean_interp.scoring.reads import n_read, slots_where, summed_where
 from dean_interp.scoring.scores import Scores
-from dean_interp.scoring.sums import n_read, slots_where, summed_where
 
 _DEFAULT = ScoringConfig()
 
 
 @own_torch_settings()
 def wanda(
-    model: HookedModel, behaviour: Behaviour, *, config: ScoringConfig = _DEFAULT, unfinished: Path | None = None
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    config: ScoringConfig = _DEFAULT,
+    unfinished: Path | None = None,
 ) -> Scores:
     """`|W[i, j]| * rms(x[i])` of every weight, with `x` what its matrix reads over all positions.
 
@@ -56,21 +55,23 @@ def wanda(
     sites = scored_sites(model, ["weight"], config)
     data = prepare(model, behaviour, config)
     fingerprint = scores_fingerprint(model, behaviour, unit="weight", config=config, method="wanda")
-    sums = {f"square/{site}": torch.zeros(shape(model, site)[0], device=home(model, site)) for site in sites}
-    for site in sites:
-        if site.is_of_experts:
-            sums[f"slots/{site}"] = torch.zeros(site.n_experts, device=home(model, site))
-
-    def add(batch: Batch, site: Site, x: Tensor) -> None:
-        total = sums[f"square/{site}"]
-        total += summed_where(model, site, x.float().square(), batch.real).to(total.device)
-        if site.is_of_experts:
-            sums[f"slots/{site}"] += slots_where(model, site, batch.real).to(total.device)
-
-    n_positions, loss = _forward_pass(
-        model, behaviour, data, config, sites=sites, sums=sums, add=add, fingerprint=fingerprint, unfinished=unfinished
+    sums = _wanda_sums(model, sites)
+    n_positions, loss = forward_pass(
+        model,
+        behaviour,
+        data,
+        config,
+        sites=sites,
+        sums=sums,
+        add=partial(_add_squares, model, sums=sums),
+        fingerprint=fingerprint,
+        unfinished=unfinished,
     )
-    norms = {site: (sums[f"square/{site}"] / n_read(site, sums, n_positions)).sqrt().cpu() for site in sites}
+    norms = {}
+    for site in sites:
+        n = n_read(site, sums, n_positions)
+        mean_square = sums[f"square/{site}"] / n
+        norms[site] = mean_square.sqrt().cpu()
     return Scores(
         behaviour=behaviour.name,
         values=_size_times_norm(model, norms),
@@ -82,6 +83,35 @@ def wanda(
         fingerprint=fingerprint,
         facts=facts_of(model, behaviour, config, method="wanda", data=data),
     )
+
+
+def _wanda_sums(model: HookedModel, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Zeros: the squares of what each matrix reads, and of experts how many slots were read."""
+    sums = {}
+    for site in sites:
+        device = home(model, site)
+        n_in, _ = shape(model, site)
+        sums[f"square/{site}"] = torch.zeros(n_in, device=device)
+        if site.is_of_experts:
+            sums[f"slots/{site}"] = torch.zeros(site.n_experts, device=device)
+    return sums
+
+
+def _add_squares(
+    model: HookedModel,
+    batch: Batch,
+    site: Site,
+    x: Float[Tensor, "batch pos *slot width"],
+    *,
+    sums: Mapping[str, Tensor],
+) -> None:
+    """Add the squares of what a matrix reads in a batch to the sums, in place."""
+    total = sums[f"square/{site}"]
+    squares = summed_where(model, site, x.float().square(), batch.real)
+    total += squares.to(total.device)
+    if site.is_of_experts:
+        n_slots = sums[f"slots/{site}"]
+        n_slots += slots_where(model, site, batch.real).to(total.device)
 
 
 @own_torch_settings()
@@ -105,17 +135,26 @@ def wanda_from(model: HookedModel, scores: Scores) -> Scores:
 
 
 def _size_times_norm(model: HookedModel, norms: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-    return {site: _sizes(model, site) * norm[:, None] for site, norm in norms.items()}
+    """Each weight's size times the norm of what it reads."""
+    values = {}
+    for site, norm in norms.items():
+        values[site] = _sizes(model, site) * norm[:, None]
+    return values
 
 
 def _sizes(model: HookedModel, site: Site) -> Tensor:
     """`|W|` of a matrix, float32 on the CPU."""
-    return weight(model, site).detach().float().abs().cpu()
+    matrix = weight(model, site).detach().float()
+    return matrix.abs().cpu()
 
 
 @own_torch_settings()
 def activation_contrast(
-    model: HookedModel, behaviour: Behaviour, *, config: ScoringConfig = _DEFAULT, unfinished: Path | None = None
+    model: HookedModel,
+    behaviour: Behaviour,
+    *,
+    config: ScoringConfig = _DEFAULT,
+    unfinished: Path | None = None,
 ) -> Scores:
     """How differently each neuron fires where a safe and where an unsafe answer is predicted (Cohen's d).
 
@@ -126,74 +165,38 @@ def activation_contrast(
     if not behaviour.paired:
         raise InputError(f"activation_contrast needs a safe and an unsafe answer to every prompt of '{behaviour.name}'")
     config = dataclasses.replace(config, target="margin")
-    sites, method = neuron_sites(model), "activation_contrast"
+    method = "activation_contrast"
+    sites = neuron_sites(model)
     data = prepare(model, behaviour, config)
     fingerprint = scores_fingerprint(model, behaviour, unit="neuron", config=config, method=method)
     # Each pass adds the activations where answers are predicted, and for means and norms those at all positions.
-    sums = _contrast_sums(model, sites)
-
-    def add(batch: Batch, site: Site, x: Tensor) -> None:
-        x = x.to(batch.tokens.device).float()
-        for row, where in enumerate((*_answer_positions(batch), batch.real)):
-            sums[f"sum/{site}"][row] += summed_where(model, site, x, where)
-            sums[f"square/{site}"][row] += summed_where(model, site, x.square(), where)
-            slots = slots_where(model, site, where) if site.is_of_experts else where.sum()
-            sums[f"slots/{site}"][row] += slots
-
-    _, loss = _forward_pass(
-        model, behaviour, data, config, sites=sites, sums=sums, add=add, fingerprint=fingerprint, unfinished=unfinished
+    sums = contrast_sums(model, sites)
+    _, loss = forward_pass(
+        model,
+        behaviour,
+        data,
+        config,
+        sites=sites,
+        sums=sums,
+        add=partial(add_to_contrast, model, sums=sums),
+        fingerprint=fingerprint,
+        unfinished=unfinished,
     )
-    values, means, norms = {}, {}, {}
-    for site in sites:
-        total, square = sums[f"sum/{site}"], sums[f"square/{site}"]
-        # Of experts each neuron is counted where its expert is.
-        counts = sums[f"slots/{site}"].repeat_interleave(total.shape[1] // site.n_experts, 1).clamp(min=1)
-        contrast = _cohens_d(total[:2], square[:2], counts[:2])
-        values[site] = (contrast if config.signed else contrast.abs()).cpu()
-        means[site] = (total[2] / counts[2]).cpu()
-        norms[site] = (square[2] / counts[2]).sqrt().cpu()
+    contrast = answer_contrast(sites, sums)
+    values = dict(contrast.values)
+    if not config.signed:
+        values = {site: value.abs() for site, value in values.items()}
     return Scores(
         behaviour=behaviour.name,
         values=values,
-        activation_mean=means,
-        activation_norm=norms,
+        activation_mean=contrast.means,
+        activation_norm=contrast.norms,
         groups={},
         loss=loss,
         prompt_hashes=behaviour.prompt_hashes,
         fingerprint=fingerprint,
         facts=facts_of(model, behaviour, config, method=method, data=data),
     )
-
-
-def _answer_positions(batch: Batch) -> list[Bool[Tensor, "batch pos"]]:
-    """Where a token of a safe answer is predicted, and where one of an unsafe answer is."""
-    masks = []
-    for kind in (0, 1):
-        is_kind = batch.answer % 2 == kind
-        mask = torch.zeros_like(batch.real)
-        mask[batch.read_row[is_kind], batch.read_pos[is_kind]] = True
-        masks.append(mask)
-    return masks
-
-
-def _contrast_sums(model: HookedModel, sites: Sequence[Site]) -> dict[str, Tensor]:
-    """Zeros: sums over positions of safe (row 0) and unsafe answers (row 1) and over all (row 2), and their counts."""
-    device, sums = model.cfg.device, {}
-    for site in sites:
-        (width,) = site_shape(model, site)
-        sums[f"sum/{site}"] = torch.zeros(3, width, device=device)
-        sums[f"square/{site}"] = torch.zeros(3, width, device=device)
-        sums[f"slots/{site}"] = torch.zeros(3, site.n_experts, device=device)
-    return sums
-
-
-def _cohens_d(
-    total: Float[Tensor, "2 unit"], square: Float[Tensor, "2 unit"], counts: Float[Tensor, "2 unit"]
-) -> Float[Tensor, " unit"]:
-    """The difference of two means, first minus second, in pooled standard deviations, from sums over positions."""
-    mean = total / counts
-    variance = (square / counts - mean.square()).clamp(min=0).mean(0)
-    return (mean[0] - mean[1]) / variance.sqrt().clamp(min=1e-12)
 
 
 @own_torch_settings()
@@ -212,7 +215,8 @@ def magnitude(
     def size(site: Site) -> Tensor:
         if site.unit == "weight":
             return _sizes(model, site)
-        return weight(model, site.out).detach().float().norm(dim=1).cpu()
+        written = weight(model, site.out).detach().float()
+        return written.norm(dim=1).cpu()
 
     return _without_data(model, behaviour, unit=unit, config=config, method="magnitude", score=size)
 
@@ -235,7 +239,8 @@ def random(
         n_neurons, _ = shape(model, site.out)
         return torch.rand(n_neurons, generator=generator)
 
-    return _without_data(model, behaviour, unit=unit, config=config, method=f"random (seed {seed})", score=draw)
+    method = f"random (seed {seed})"
+    return _without_data(model, behaviour, unit=unit, config=config, method=method, score=draw)
 
 
 def _without_data(
@@ -248,9 +253,10 @@ def _without_data(
     score: Callable[[Site], Tensor],
 ) -> Scores:
     """Scores that `score(site)` gives without any example."""
+    sites = scored_sites(model, units_of(unit), config)
     return Scores(
         behaviour=behaviour.name,
-        values={site: score(site) for site in sorted(scored_sites(model, units_of(unit), config))},
+        values={site: score(site) for site in sorted(sites)},
         activation_mean={},
         activation_norm={},
         groups={},
@@ -259,41 +265,3 @@ def _without_data(
         fingerprint=scores_fingerprint(model, behaviour, unit=unit, config=config, method=method),
         facts=facts_of(model, behaviour, config, method=method),
     )
-
-
-def _forward_pass(
-    model: HookedModel,
-    behaviour: Behaviour,
-    data: Prepared,
-    config: ScoringConfig,
-    *,
-    sites: Sequence[Site],
-    sums: Mapping[str, Tensor],
-    add: Callable[[Batch, Site, Tensor], None],
-    fingerprint: str,
-    unfinished: Path | None,
-) -> tuple[int, Tensor]:
-    """Run every batch forward once. `add(batch, site, x)` adds what a site sees to `sums`, in place.
-
-    Returns how many positions there were, and the loss of each row.
-    """
-    refuse_not_finite(model)
-    started = Unfinished(unfinished, f"{fingerprint} {config}") if unfinished else None
-    n_positions = torch.zeros((), dtype=torch.int64)
-    loss = torch.zeros(len(data.rows))
-    for batch in batched(
-        model,
-        data.rows,
-        batch_tokens=batch_tokens_of(model, config),
-        label=f"reading {behaviour.name}",
-        leave=True,
-        unfinished=started,
-        sums={**sums, "n_positions": n_positions, "loss": loss},
-        together=data.rows_each,
-        padding=config.padding,
-    ):
-        losses = stream_activations(model, batch, sites, lambda site, x, batch=batch: add(batch, site, x))
-        loss[batch.answer.unique().cpu()] = losses.cpu()
-        n_positions += int(batch.real.sum())
-    scored_prompts(model).update(behaviour.prompt_hashes)
-    return int(n_positions), loss

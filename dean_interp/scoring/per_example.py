@@ -43,7 +43,9 @@ def example_scores(
     `sum over positions of a * dL/da` of a neuron, `W * dL/dW` of a weight: their absolute values average to the scores
     of `importance`.
     """
-    effects = {site: torch.zeros(len(behaviour), len(chosen)) for site, chosen in units.items()}
+    effects = {}
+    for site, chosen in units.items():
+        effects[site] = torch.zeros(len(behaviour), len(chosen))
 
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
         effects[site][examples.cpu()] = effect.cpu()
@@ -64,28 +66,40 @@ def with_groups(
 
     Raises `InputError` where these are not the scores of this behaviour, or were kept whole (too many to group).
     """
-    all_hashes = frozenset[str]().union(*map(hashes_of, behaviour.prompts))
-    is_scored = all(is_among(prompt, scores.prompt_hashes) for prompt in behaviour.prompts)
-    if not is_scored or scores.prompt_hashes - all_hashes:
-        raise InputError(f"these are scores of other examples than the {len(behaviour)} of '{behaviour.name}' given")
-    tops = {site: value.indices for site, value in scores.values.items() if isinstance(value, Top)}
-    if not tops:
+    _refuse_other_examples(scores, behaviour)
+    units = {site: value.indices for site, value in scores.values.items() if isinstance(value, Top)}
+    if not units:
         raise InputError("groups of weights are taken for the highest of each matrix: scores.kept() first")
     groups, _ = grouped(behaviour, config)
-    sizes = torch.bincount(groups)
+    group_sizes = torch.bincount(groups)
     # On the device of each matrix, since the effects of a batch are many more than their sums.
     sums = {}
-    for site, indices in tops.items():
-        sums[site] = torch.zeros(len(sizes), len(indices), device=home(model, site))
+    for site, indices in units.items():
+        device = home(model, site)
+        sums[site] = torch.zeros(len(group_sizes), len(indices), device=device)
 
     def keep(site: Site, examples: Tensor, effect: Tensor) -> None:
         total = sums[site]
-        of_groups = groups.to(examples.device)[examples].to(total.device)
-        total.index_add_(0, of_groups, folded(effect, config.fold).to(total.device))
+        of_examples = groups.to(examples.device)[examples]
+        added = folded(effect, config.fold).to(total.device)
+        total.index_add_(0, of_examples.to(total.device), added)
 
-    _stream_effects(model, behaviour, tops, config=config, sums=sums, keep=keep)
-    means = {site: total.cpu() / sizes[:, None] for site, total in sums.items()}
-    return replace(scores, groups={**scores.groups, **means})
+    _stream_effects(model, behaviour, units, config=config, sums=sums, keep=keep)
+    groups_of_sites = dict(scores.groups)
+    for site, total in sums.items():
+        groups_of_sites[site] = total.cpu() / group_sizes[:, None]
+    return replace(scores, groups=groups_of_sites)
+
+
+def _refuse_other_examples(scores: Scores, behaviour: Behaviour) -> None:
+    """Raise `InputError` where scores and a behaviour are not of the same prompts."""
+    scored = scores.prompt_hashes
+    of_examples = frozenset[str]().union(*map(hashes_of, behaviour.prompts))
+    others = scored - of_examples
+    are_scored = all(is_among(prompt, scored) for prompt in behaviour.prompts)
+    if not are_scored or others:
+        n_examples = len(behaviour)
+        raise InputError(f"these are scores of other examples than the {n_examples} of '{behaviour.name}' given")
 
 
 def _stream_effects(
@@ -104,20 +118,26 @@ def _stream_effects(
     """
     data = prepare(model, behaviour, config)
     sites = [site for site, chosen in units.items() if len(chosen)]
-    weights = {site: _weights(model, site, units[site]) for site in sites if site.unit == "weight"}
+    weights = {}
+    for site in sites:
+        if site.unit == "weight":
+            weights[site] = _weights(model, site, units[site])
     # Sums of no site: they only tell which examples a batch holds, and their signs.
     batch_examples = Sums(model, [], groups=data.groups, rows_each=data.rows_each, folds=("value",))
 
     def add(site: Site, x: Tensor, gradient: Tensor) -> None:
-        rows = columns = units[site].to(x.device)
-        if site.unit == "weight":
-            rows, columns = rows // gradient.shape[-1], rows % gradient.shape[-1]
-        effect = _effects(x, gradient, rows, columns)
+        chosen = units[site].to(x.device)
         if site.unit == "weight":
             # The effect of weight (i, j) is W[i, j] times the sum over positions of x_i times the gradient of output j.
-            effect = effect * weights[site].to(x.device)
+            n_out = gradient.shape[-1]
+            by_row = _effects(x, gradient, rows=chosen // n_out, columns=chosen % n_out)
+            by_row = by_row * weights[site].to(x.device)
+        else:
+            by_row = _effects(x, gradient, rows=chosen, columns=chosen)
         # The rows of an example (safe and unsafe answer) are added.
-        keep(site, batch_examples.examples, effect.unflatten(0, (-1, data.rows_each)).sum(1))
+        by_example = by_row.unflatten(0, (-1, data.rows_each))
+        effect = by_example.sum(1)
+        keep(site, batch_examples.examples, effect)
 
     for batch in batched(
         model,
@@ -133,22 +153,30 @@ def _stream_effects(
     scored_prompts(model).update(behaviour.prompt_hashes)
 
 
-def _weights(model: HookedModel, site: Site, chosen: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
-    """Some entries of a matrix."""
+def _weights(
+    model: HookedModel,
+    site: Site,
+    chosen: Int[Tensor, " unit"],
+) -> Float[Tensor, " unit"]:
+    """The entries of a matrix at some flat indices."""
     matrix = weight(model, site).detach()
     chosen = chosen.to(matrix.device)
-    return matrix[chosen // matrix.shape[1], chosen % matrix.shape[1]].float()
+    n_out = matrix.shape[1]
+    return matrix[chosen // n_out, chosen % n_out].float()
 
 
 def _effects(
     x: Float[Tensor, "batch pos d_in"],
     gradient: Float[Tensor, "batch pos d_out"],
+    *,
     rows: Int[Tensor, " unit"],
     columns: Int[Tensor, " unit"],
 ) -> Float[Tensor, "batch unit"]:
-    """The sum over positions of the products of chosen columns of two tensors, in float32."""
+    """The sum over positions of what each unit reads times the gradient of what it writes, in float32."""
     effects = []
-    at_once = max(1, _NUMBERS_AT_ONCE // (x.shape[0] * x.shape[1]))
-    for i, j in zip(rows.split(at_once), columns.split(at_once), strict=True):
+    n_positions = x.shape[0] * x.shape[1]
+    units_at_once = max(1, _NUMBERS_AT_ONCE // n_positions)
+    for i, j in zip(rows.split(units_at_once), columns.split(units_at_once), strict=True):
+        # No name holds the columns, which may be large, while the next ones are laid out.
         effects.append(torch.einsum("bpn,bpn->bn", x[..., i].float(), gradient[..., j].float()))
     return torch.cat(effects, 1)

@@ -91,7 +91,10 @@ class Prepared:
     @property
     def answer_lengths(self) -> list[int]:
         """Number of tokens of each answer, in order."""
-        return [len(branch.tokens) for row in self.rows for branch in row if branch.answer >= 0]
+        lengths = []
+        for row in self.rows:
+            lengths += [len(branch.tokens) for branch in row if branch.answer >= 0]
+        return lengths
 
     @property
     def n_examples(self) -> int:
@@ -103,53 +106,70 @@ def prepare(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> 
     """Tokens of every example. Raises `InputError` for what `ScoringConfig` does not allow, and for texts too long."""
     _refuse_config(model, behaviour, config)
     refuse_wrapped(model)
-    tokenizer = native_tokenizer(model)
-    # With max_tokens a long text is cut, else it is refused.
-    limit = None if config.max_tokens else model.cfg.n_ctx
-    encoded: list[Encoded] = []
-    n_truncated = 0
-    for example, response in zip(behaviour.examples, behaviour.responses, strict=True):
-        answers = [example.answers["safe"], example.answers["unsafe"]] if config.target == "margin" else [response]
-        tokens = encode(tokenizer, example.prompt, answers, template=config.template, n_ctx=limit)
-        if config.max_tokens:
-            tokens, n_cut = cut(tokens, config.max_tokens)
-            n_truncated += n_cut
-        encoded.append(tokens)
+    encoded, n_truncated = _encoded(model, behaviour, config)
     if n_truncated:
         log.warning("%d answers of %s were cut at %d tokens", n_truncated, behaviour.name, config.max_tokens)
-    bos = tokenizer.bos_token_id
-    has_bos = bos is not None and all(tokens.prompt[:1] == (bos,) for tokens in encoded)
-    rows_each = 2 if config.target == "margin" else 1
+    bos = native_tokenizer(model).bos_token_id
+    begin_with_bos = all(tokens.prompt[:1] == (bos,) for tokens in encoded)
     groups, names = grouped(behaviour, config)
     return Prepared(
         rows=paths(encoded),
-        rows_each=rows_each,
+        rows_each=2 if config.target == "margin" else 1,
         n_truncated=n_truncated,
-        bos=has_bos,
+        bos=bos is not None and begin_with_bos,
         groups=groups,
         group_names=names,
     )
 
 
-def grouped(behaviour: Behaviour, config: ScoringConfig) -> tuple[Int[Tensor, " example"], tuple[str, ...]]:
+def _encoded(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> tuple[list[Encoded], int]:
+    """Tokens of every prompt with the answers that are scored, and how many answers were cut."""
+    tokenizer = native_tokenizer(model)
+    # With max_tokens a long text is cut, else it is refused.
+    limit = None if config.max_tokens else model.cfg.n_ctx
+    encoded = []
+    n_truncated = 0
+    for example, response in zip(behaviour.examples, behaviour.responses, strict=True):
+        answers = [response]
+        if config.target == "margin":
+            answers = [example.answers["safe"], example.answers["unsafe"]]
+        tokens = encode(tokenizer, example.prompt, answers, template=config.template, n_ctx=limit)
+        if config.max_tokens:
+            tokens, n_cut = cut(tokens, config.max_tokens)
+            n_truncated += n_cut
+        encoded.append(tokens)
+    return encoded, n_truncated
+
+
+def grouped(
+    behaviour: Behaviour,
+    config: ScoringConfig,
+) -> tuple[Int[Tensor, " example"], tuple[str, ...]]:
     """The group of each example, and the names of the groups where they are clusters."""
     n_examples = len(behaviour)
     # The Fisher information is made of every example's own gradient.
     if config.target == "fisher":
         return torch.arange(n_examples), ()
     if config.groups == "spread":
-        return torch.arange(n_examples) % min(N_SPREAD_GROUPS, n_examples), ()
-    number: dict[str, int] = {}
+        n_groups = min(N_SPREAD_GROUPS, n_examples)
+        return torch.arange(n_examples) % n_groups, ()
+    # Clusters are numbered in the order in which they are met.
+    numbers: dict[str, int] = {}
+    groups = []
     for example in behaviour.examples:
-        number.setdefault(example.cluster, len(number))
-    return torch.tensor([number[example.cluster] for example in behaviour.examples]), tuple(number)
+        number = numbers.setdefault(example.cluster, len(numbers))
+        groups.append(number)
+    return torch.tensor(groups), tuple(numbers)
 
 
 def _refuse_config(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> None:
-    if config.target not in get_args(Target):
-        raise InputError(f"target must be one of {get_args(Target)}, got {config.target!r}")
-    if config.groups not in get_args(Grouping):
-        raise InputError(f"groups must be one of {get_args(Grouping)}, got {config.groups!r}")
+    """Raise `InputError` where a setting is not one of its values, or does not go with the examples or the model."""
+    targets = get_args(Target)
+    if config.target not in targets:
+        raise InputError(f"target must be one of {targets}, got {config.target!r}")
+    groupings = get_args(Grouping)
+    if config.groups not in groupings:
+        raise InputError(f"groups must be one of {groupings}, got {config.groups!r}")
     if config.target == "fisher" and config.signed:
         raise InputError("target='fisher' adds up squares, which have no sign: leave signed=False")
     if config.target == "margin" and not behaviour.paired:
@@ -165,7 +185,8 @@ def _refuse_config(model: HookedModel, behaviour: Behaviour, config: ScoringConf
 def batch_tokens_of(model: HookedModel, config: ScoringConfig) -> int:
     """Padded tokens a batch. Raises `InputError` where the config's number is below 1."""
     if config.batch_tokens is None:
-        return 512 if torch.device(model.cfg.device).type == "cpu" else 4096
+        is_on_cpu = torch.device(model.cfg.device).type == "cpu"
+        return 512 if is_on_cpu else 4096
     if config.batch_tokens < 1:
         raise InputError(f"batch_tokens must be at least 1, got {config.batch_tokens}")
     return config.batch_tokens
@@ -195,7 +216,8 @@ def in_passes(sites: Sequence[Site], layers_per_pass: int | None) -> list[list[S
     size = layers_per_pass or len(layers)
     passes = []
     for start in range(0, len(layers), size):
-        passes.append([site for site in sites if site.layer in layers[start : start + size]])
+        pass_layers = layers[start : start + size]
+        passes.append([site for site in sites if site.layer in pass_layers])
     return passes
 
 
@@ -209,16 +231,30 @@ def scores_fingerprint(
 ) -> str:
     """Hash of all that scores depend on: model, examples, method, units, settings (but those of the batches)."""
     settings = dataclasses.replace(config, padding="right", batch_tokens=None, layers_per_pass=None)
-    parts = [model_fingerprint(model), behaviour.fingerprint, method, str(settings), *units_of(unit)]
-    parts += chat_settings(model).parts if config.template == "chat" else []
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    parts = [
+        model_fingerprint(model),
+        behaviour.fingerprint,
+        method,
+        str(settings),
+        *units_of(unit),
+    ]
+    if config.template == "chat":
+        parts += chat_settings(model).parts
+    written = " ".join(parts)
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
 
 
 def facts_of(
-    model: HookedModel, behaviour: Behaviour, config: ScoringConfig, *, method: str, data: Prepared | None = None
+    model: HookedModel,
+    behaviour: Behaviour,
+    config: ScoringConfig,
+    *,
+    method: str,
+    data: Prepared | None = None,
 ) -> dict[str, Any]:
     """Where scores come from, for their file. `data` is None for methods that look at no example."""
-    facts = {
+    dtype = next(model.parameters()).dtype
+    facts: dict[str, Any] = {
         "method": method,
         "target": config.target,
         "signed": config.signed,
@@ -230,11 +266,14 @@ def facts_of(
         "data": behaviour.fingerprint,
         "model": model.cfg.model_name,
         "model_fingerprint": model_fingerprint(model),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "versions": versions(),
     }
     if config.template == "chat":
-        facts |= {name: value for name, value in dataclasses.asdict(chat_settings(model)).items() if value}
+        settings = dataclasses.asdict(chat_settings(model))
+        facts |= {name: value for name, value in settings.items() if value}
     if data is not None:
-        facts |= {"n_truncated": data.n_truncated, "bos": data.bos, "answer_lengths": data.answer_lengths}
+        facts["n_truncated"] = data.n_truncated
+        facts["bos"] = data.bos
+        facts["answer_lengths"] = data.answer_lengths
     return facts

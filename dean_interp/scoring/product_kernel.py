@@ -100,7 +100,8 @@ def _product(
 
 @triton.jit
 def _add_to(places: tl.tensor, added: tl.tensor, is_inside: tl.tensor) -> None:
-    tl.store(places, tl.load(places, mask=is_inside, other=0.0) + added, mask=is_inside)
+    before = tl.load(places, mask=is_inside, other=0.0)
+    tl.store(places, before + added, mask=is_inside)
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,10 @@ class Tile:
 def tile_of(dtype: torch.dtype, n_folds: int) -> Tile:
     """The tile whose sums stay in registers: the product, and one sum for each fold."""
     if dtype == torch.float32:
-        return Tile(64, 64 if n_folds < 3 else 32, 32, num_warps=4)
-    return Tile(128, 128 if n_folds == 1 else 64, 32, num_warps=8)
+        columns = 64 if n_folds < 3 else 32
+        return Tile(rows_a_tile=64, columns_a_tile=columns, places_at_once=32, num_warps=4)
+    columns = 128 if n_folds == 1 else 64
+    return Tile(rows_a_tile=128, columns_a_tile=columns, places_at_once=32, num_warps=8)
 
 
 def add_products_in_one(
@@ -132,21 +135,29 @@ def add_products_in_one(
     assert {each.stride() for each in totals.values()} == {total.stride()}, "totals are laid out alike"
     n_experts, d_in, d_out = total.shape
     tile = tile_of(dtype, len(totals))
-    starts = torch.nn.functional.pad(counts.flatten().cumsum(0), (1, 0))
-    grid = (triton.cdiv(d_in, tile.rows_a_tile), triton.cdiv(d_out, tile.columns_a_tile), n_experts)
+    ends = counts.flatten().cumsum(0)
+    starts = torch.nn.functional.pad(ends, (1, 0))
+    expert_stride, row_stride, column_stride = total.stride()
+    # One program for each tile of each expert's matrix.
+    n_row_tiles = triton.cdiv(d_in, tile.rows_a_tile)
+    n_column_tiles = triton.cdiv(d_out, tile.columns_a_tile)
+    grid = (n_row_tiles, n_column_tiles, n_experts)
     # Triton starts kernels on the current device, which need not be that of the tensors.
     with torch.cuda.device_of(total):
+        # A fold that is not asked for has no total; the kernel does not touch what stands in its place.
         _add_folded[grid](
-            totals.get("value", total),
-            totals.get("size", total),
-            totals.get("square", total),
-            x.to(dtype).contiguous(),
-            gradient.to(dtype).contiguous(),
-            starts.to(total.device),
-            counts.shape[1],
-            d_in,
-            d_out,
-            *total.stride(),
+            values=totals.get("value", total),
+            sizes=totals.get("size", total),
+            squares=totals.get("square", total),
+            x=x.to(dtype).contiguous(),
+            gradient=gradient.to(dtype).contiguous(),
+            starts=starts.to(total.device),
+            n_examples=counts.shape[1],
+            d_in=d_in,
+            d_out=d_out,
+            expert_stride=expert_stride,
+            row_stride=row_stride,
+            column_stride=column_stride,
             to_values="value" in totals,
             to_sizes="size" in totals,
             to_squares="square" in totals,

@@ -46,27 +46,37 @@ def add_products(
 
 
 def _add_one_by_one(
-    totals: Mapping[Fold, Tensor], x: Float[Tensor, "place d_in"], gradient: Tensor, counts: list[list[int]]
+    totals: Mapping[Fold, Float[Tensor, "expert d_in d_out"]],
+    x: Float[Tensor, "place d_in"],
+    gradient: Float[Tensor, "place d_out"],
+    counts: list[list[int]],
 ) -> None:
     """What the kernel does, an expert and an example at a time."""
-    only_values = totals["value"] if set(totals) == {"value"} else None
+    only_values = set(totals) == {"value"}
     # The only memory that a fold needs is taken before anything is added: running out loses nothing.
-    product = x.new_empty(x.shape[1] if only_values is None else 0, gradient.shape[1])
+    n_rows = 0 if only_values else x.shape[1]
+    product = x.new_empty(n_rows, gradient.shape[1])
     start = 0
     for expert, lengths in enumerate(counts):
         for length in lengths:
-            read, written = x[start : start + length], gradient[start : start + length]
-            start += length
+            end = start + length
+            read = x[start:end]
+            written = gradient[start:end]
+            start = end
             if not length:
                 continue
-            if only_values is not None:
-                only_values[expert].addmm_(read.T, written)
+            if only_values:
+                totals["value"][expert].addmm_(read.T, written)
             else:
                 torch.mm(read.T, written, out=product)
                 _add_folds(totals, expert, product)
 
 
-def _add_folds(totals: Mapping[Fold, Tensor], expert: int, product: Float[Tensor, "d_in d_out"]) -> None:
+def _add_folds(
+    totals: Mapping[Fold, Float[Tensor, "expert d_in d_out"]],
+    expert: int,
+    product: Float[Tensor, "d_in d_out"],
+) -> None:
     """Add one product, which is used up: each fold is made of the one before, in place."""
     if "value" in totals:
         totals["value"][expert] += product
@@ -80,10 +90,13 @@ def folded(effect: Float[Tensor, "example unit"], fold: Fold) -> Float[Tensor, "
     """What of each example's effect is added up."""
     if fold == "value":
         return effect
-    return effect.square() if fold == "square" else effect.abs()
+    if fold == "square":
+        return effect.square()
+    return effect.abs()
 
 
 @cache
 def _has_kernel(device: torch.device) -> bool:
     """Triton multiplies bfloat16 from compute capability 8.0 on."""
-    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    is_installed = importlib.util.find_spec("triton") is not None
+    return is_installed and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import pandas as pd
 import torch
@@ -12,18 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.files import is_ascending, is_finite, raise_if_damaged, read_tensors, write_tensors
+from dean_interp.files import read_tensors, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site, Size, Unit, WrittenSite, coordinates, parse_site
+from dean_interp.scoring.site_fields import PER_SITE, Also, empty_fields, in_order, refuse_damaged
 from dean_interp.scoring.top import Top, at_kept, highest, refuse_nan, thinned
 
 _FORMAT = "dean_interp.scores.3"
 KEPT_FRACTION = 0.02
 """The fraction of each matrix's weights whose scores a file holds, unless more is asked for."""
-PER_SITE = ("activation_mean", "activation_norm", "groups", "slots", "signed", "squared")
-"""The fields of `Scores`, beside `values`, that hold a tensor for each site."""
-Also = Literal["signed", "squared"]
-"""The fields that hold another mean of the effects whose mean (or mean size) the scores are."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +63,32 @@ class Scores(Framed):
         """All scores of a site. Raises `InputError` where a file kept the highest only."""
         value = self.values[site]
         if isinstance(value, Top):
+            n_kept = len(value.values)
+            n_units = value.numel()
             raise InputError(
-                f"only the top {len(value.values)} of {value.numel()} scores of {site} were kept: score again and keep "
-                "all (keep=1)"
+                f"only the top {n_kept} of {n_units} scores of {site} were kept: score again and keep all (keep=1)"
             )
         return value
 
     def __repr__(self) -> str:
         n_units = sum(value.numel() for value in self.values.values())
         kinds = " and ".join(f"{unit}s" for unit in self.units)
-        return f"Scores({self.behaviour!r}, {n_units} {kinds} at {len(self.values)} sites, {self.facts['method']})"
+        n_sites = len(self.values)
+        method = self.facts["method"]
+        return f"Scores({self.behaviour!r}, {n_units} {kinds} at {n_sites} sites, {method})"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a unit whose score is held (of weights, what was kept), highest first: layer, part, place, score."""
         tables = []
         for site, value in self.values.items():
-            indices = value.indices if isinstance(value, Top) else torch.arange(value.numel())
-            columns = coordinates(site, indices, self.shapes[site]) | {"score": self.at(site, indices).numpy()}
+            n_units = value.numel()
+            indices = value.indices if isinstance(value, Top) else torch.arange(n_units)
+            columns = coordinates(site, indices, self.shapes[site])
+            scores = self.at(site, indices)
+            columns["score"] = scores.numpy()
             tables.append(pd.DataFrame(columns))
-        return pd.concat(tables).sort_values("score", key=abs, ascending=False, ignore_index=True)
+        table = pd.concat(tables)
+        return table.sort_values("score", key=abs, ascending=False, ignore_index=True)
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -100,8 +104,12 @@ class Scores(Framed):
     def of(self, unit: Unit) -> "Scores":
         """The scores of one kind of unit alone. Raises `InputError` where that kind was not scored."""
         if unit not in self.units:
-            raise InputError(f"{self.behaviour} was scored for {' and '.join(self.units)}, not for {unit!r}")
-        fields = {name: _of_unit(getattr(self, name), unit) for name in ("values", *PER_SITE)}
+            scored = " and ".join(self.units)
+            raise InputError(f"{self.behaviour} was scored for {scored}, not for {unit!r}")
+        fields: dict[str, dict[Site, Any]] = {}
+        for name in ("values", *PER_SITE):
+            tensors = getattr(self, name)
+            fields[name] = {site: tensor for site, tensor in tensors.items() if site.unit == unit}
         return replace(self, **fields)
 
     def top(self, site: Site, count: int) -> Int[Tensor, " chosen"]:
@@ -110,42 +118,53 @@ class Scores(Framed):
         Raises `InputError` where a score is NaN, or a file kept fewer.
         """
         value = self.values[site]
-        if isinstance(value, Top):
-            if count > len(value.indices):
-                raise InputError(
-                    f"{count} weights of {site} were asked for; the scores of {self.behaviour} hold its top "
-                    f"{len(value.indices)}: score again and keep at least {count / value.numel():.2g} (keep=...)"
-                )
-            return value.indices[highest(value.values.abs(), count)]
-        refuse_nan(self.behaviour, site, value)
-        return highest(value.flatten().abs(), count)
+        if not isinstance(value, Top):
+            refuse_nan(self.behaviour, site, value)
+            return highest(value.flatten().abs(), count)
+        n_kept = len(value.indices)
+        if count > n_kept:
+            needed = count / value.numel()
+            raise InputError(
+                f"{count} weights of {site} were asked for; the scores of {self.behaviour} hold its top "
+                f"{n_kept}: score again and keep at least {needed:.2g} (keep=...)"
+            )
+        return value.indices[highest(value.values.abs(), count)]
 
     def n_kept(self, site: Site) -> int:
         """How many scores of a site there are: all, or those that were kept."""
         value = self.values[site]
-        return len(value.indices) if isinstance(value, Top) else value.numel()
+        if isinstance(value, Top):
+            return len(value.indices)
+        return value.numel()
 
     def threshold(self, site: Site) -> float:
         """No score of the site that was not kept is larger than this."""
         value = self.values[site]
-        return value.threshold if isinstance(value, Top) and len(value.indices) < value.numel() else 0.0
+        are_all_kept = self.n_kept(site) == value.numel()
+        if not isinstance(value, Top) or are_all_kept:
+            return 0.0
+        return value.threshold
 
     def at(self, site: Site, indices: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
         """The scores of some units of a site. Raises `InputError` where one of them was not kept."""
         value = self.values[site]
-        held = value.values if isinstance(value, Top) else value
-        return held.flatten()[self._held_places(site, indices)]
+        scores = value.values if isinstance(value, Top) else value
+        places = self._kept_places(site, indices)
+        return scores.flatten()[places]
 
     def signed_at(self, site: Site, indices: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
         """The signed means of some units of a site. Raises `InputError` as `at` and `signed_means`."""
-        return self.signed_means(site).flatten()[self._held_places(site, indices)]
+        means = self.signed_means(site)
+        places = self._kept_places(site, indices)
+        return means.flatten()[places]
 
-    def _held_places(self, site: Site, indices: Int[Tensor, " unit"]) -> Int[Tensor, " unit"]:
-        """Where the scores of some units stand among those that are held."""
+    def _kept_places(self, site: Site, indices: Int[Tensor, " unit"]) -> Int[Tensor, " unit"]:
+        """Where the scores of some units stand among those that were kept."""
         value = self.values[site]
         if not isinstance(value, Top):
             return indices
-        if not bool(torch.isin(indices, value.indices).all()):
+        are_kept = torch.isin(indices, value.indices)
+        if not bool(are_kept.all()):
             raise InputError(f"not all of these {len(indices)} scores of {site} were kept: score again, keep=1")
         return torch.searchsorted(value.indices, indices)
 
@@ -154,36 +173,45 @@ class Scores(Framed):
 
         Raises `InputError` where no sign was kept.
         """
-        value = self.signed.get(site, self.values[site] if self.facts.get("signed") else None)
-        if value is None:
+        if site in self.signed:
+            return self.signed[site]
+        if not self.facts.get("signed"):
             raise InputError(
                 f"the scores of {self.behaviour} have no sign at {site}: score with ScoringConfig(signed=True), or "
                 "keep the signed means beside them (also=('signed',))"
             )
+        value = self.values[site]
         return value.values if isinstance(value, Top) else value
 
     def kept(self, fraction: float = KEPT_FRACTION) -> "Scores":
         """The same scores with no more than the top `fraction` of each matrix. Those of neurons stay whole."""
         refuse_keep(fraction)
-        values = {site: thinned(self.behaviour, site, value, fraction) for site, value in self.values.items()}
-        fields: dict[str, dict[Site, Tensor]] = {}
-        for name in get_args(Also):
-            tensors = getattr(self, name)
-            fields[name] = {site: at_kept(tensors[site], self.values[site], values[site]) for site in tensors}
-        return replace(self, values=values, **fields)
+        values = {}
+        for site, value in self.values.items():
+            values[site] = thinned(self.behaviour, site, value, fraction)
+        # Other means of the same effects are kept for the same units.
+        further: dict[str, dict[Site, Tensor]] = {name: {} for name in get_args(Also)}
+        for name, kept in further.items():
+            for site, tensor in getattr(self, name).items():
+                kept[site] = at_kept(tensor, self.values[site], values[site])
+        return replace(self, values=values, **further)
 
     def save(self, path: str | Path, *, keep: float = KEPT_FRACTION) -> None:
         """Write a safetensors file, whole or not at all, with the top fraction `keep` of each matrix's weights."""
         kept = self.kept(keep)
-        tensors, tops = {"loss": self.loss}, {}
+        # A tensor's name is the field that it belongs to and its site: "values/L3.neurons".
+        tensors = {"loss": self.loss}
+        tops = {}
         for site, value in kept.values.items():
             if isinstance(value, Top):
-                tensors |= {f"top/{site}": value.indices.to(torch.int32), f"values/{site}": value.values}
+                tensors[f"top/{site}"] = value.indices.to(torch.int32)
+                tensors[f"values/{site}"] = value.values
                 tops[str(site)] = {"shape": value.shape, "threshold": value.threshold}
             else:
                 tensors[f"values/{site}"] = value
-        for kind in PER_SITE:
-            tensors |= {f"{kind}/{site}": tensor for site, tensor in getattr(kept, kind).items()}
+        for name in PER_SITE:
+            for site, tensor in getattr(kept, name).items():
+                tensors[f"{name}/{site}"] = tensor
         facts = {
             "behaviour": self.behaviour,
             "fingerprint": self.fingerprint,
@@ -193,10 +221,6 @@ class Scores(Framed):
             "facts": dict(self.facts),
         }
         write_tensors(path, _FORMAT, tensors, facts)
-
-
-def _of_unit(tensors: Mapping[Site, Any], unit: Unit) -> dict[Site, Any]:
-    return {site: tensor for site, tensor in tensors.items() if site.unit == unit}
 
 
 @dataclass(frozen=True)
@@ -218,23 +242,24 @@ class _ScoresFile:
 def load_scores(path: str | Path) -> Scores:
     """Scores from their file. Raises `InputError` where it is missing, damaged, or something else."""
     tensors, written = read_tensors(path, _FORMAT, _ScoresFile)
-    # A tensor's name is the field that it belongs to and its site: "values/L3.neurons".
-    fields: dict[str, dict[Site, Any]] = {kind: {} for kind in ("values", *PER_SITE)}
+    fields = empty_fields()
     try:
-        for name, tensor in tensors.items():
-            kind, _, site = name.partition("/")
-            if kind in fields:
-                fields[kind][parse_site(site)] = tensor
+        for tensor_name, tensor in tensors.items():
+            name, _, site = tensor_name.partition("/")
+            if name in fields:
+                fields[name][parse_site(site)] = tensor
         for site, top in written.tops.items():
-            values, indices = tensors[f"values/{site}"], tensors[f"top/{site}"].long()
+            values = tensors[f"values/{site}"]
+            indices = tensors[f"top/{site}"].long()
             fields["values"][site] = Top(top.shape, indices, values, top.threshold)
-        loss, _ = tensors["loss"], written.facts["method"]
+        loss = tensors["loss"]
+        # Scores show by which method they came.
+        _ = written.facts["method"]
     except (KeyError, InputError) as error:
         raise InputError(f"{path} is damaged ({error} is missing or no site)") from error
-    _raise_if_damaged(path, fields, loss)
-    in_order = {kind: dict(sorted(tensors.items())) for kind, tensors in fields.items()}
+    refuse_damaged(path, fields, loss)
     return Scores(
-        **in_order,
+        **in_order(fields),
         behaviour=written.behaviour,
         loss=loss,
         clusters=dict(written.clusters),
@@ -248,35 +273,3 @@ def refuse_keep(fraction: float) -> None:
     """Raise `InputError` where the fraction to keep is not in (0, 1]."""
     if not 0 < fraction <= 1:
         raise InputError(f"keep must be in (0, 1], got {fraction}")
-
-
-def _raise_if_damaged(path: str | Path, fields: Mapping[str, Mapping[Site, Any]], loss: Tensor) -> None:
-    """Raise `InputError` where a file's tensors do not fit each other, or hold numbers that are not finite."""
-    raise_if_damaged(path, not fields["values"] or not _is_scores(loss, 1), "no scores, or a loss that is not finite")
-    for site, value in fields["values"].items():
-        n_axes = 1 if site.unit == "neuron" else 2
-        scores = value
-        if isinstance(value, Top):
-            is_in_order = len(value.indices) == len(value.values) and is_ascending(value.indices, value.numel())
-            raise_if_damaged(path, not is_in_order, f"the indices of {site} are not its units in order")
-            scores, n_axes = value.values, n_axes - 1
-        is_whole = _is_scores(scores, n_axes)
-        raise_if_damaged(path, not is_whole, f"a score of {site} is not finite, or its shape is another")
-    for kind in PER_SITE:
-        for site, tensor in fields[kind].items():
-            value = fields["values"].get(site)
-            fits = value is not None and _fits(kind, site, tensor, value)
-            raise_if_damaged(path, not fits, f"the {kind} of {site} are not finite, or not of its units")
-
-
-def _fits(kind: str, site: Site, tensor: Tensor, value: Tensor | Top) -> bool:
-    """Whether a tensor of some kind is one of a site with these scores."""
-    if kind in get_args(Also):
-        held = value.values if isinstance(value, Top) else value
-        return tensor.shape == held.shape and _is_scores(tensor, held.dim())
-    length = site.n_experts if kind == "slots" else value.shape[0]
-    return tensor.shape[-1:] == (length,) and _is_scores(tensor, 2 if kind == "groups" else 1)
-
-
-def _is_scores(tensor: Tensor, n_axes: int) -> bool:
-    return tensor.dtype in (torch.float32, torch.float64) and is_finite(tensor, n_axes)

@@ -1,6 +1,7 @@
 """Running sums over examples: a scoring pass folds every pair of activations and gradients into them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,10 +10,12 @@ from torch import Tensor
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import home, shape
-from dean_interp.models.neurons import effect_of_rows, routed_ids, summed_over_positions
+from dean_interp.models.neurons import effect_of_rows, routed_ids
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch
+from dean_interp.scoring.product_places import ProductPlaces, dense_places, expert_places
 from dean_interp.scoring.products import Fold, add_products, folded
+from dean_interp.scoring.reads import n_read, slots_where, summed_where
 
 
 class Sums:
@@ -42,70 +45,130 @@ class Sums:
             rows_each: so many rows of a batch that follow each other make one example (2: a safe and an unsafe answer).
             folds: what of an example's effect is added up, each into sums of its own.
         """
-        self.model, self.sites, self.rows_each, self.groups = model, sites, rows_each, groups
+        self.model = model
+        self.sites = sites
+        self.groups = groups
+        self.rows_each = rows_each
         self.folds: tuple[Fold, ...] = tuple(folds)
-        self.sums = {"loss": torch.zeros(len(groups)), "n_positions": torch.zeros((), dtype=torch.int64)}
+        self.sums = {
+            "loss": torch.zeros(len(groups)),
+            "n_positions": torch.zeros((), dtype=torch.int64),
+        }
         for site in sites:
-            n_in, n_out = shape(model, site.matrix)
-            sizes: dict[str, tuple[int, ...]] = {"square": (n_in,)}
-            for fold in self.folds:
-                sizes[f"{fold} effect"] = (n_in, n_out) if site.unit == "weight" else (n_in,)
-            if site.unit == "neuron":
-                sizes |= {"sum": (n_in,), f"{self.folds[0]} effect": (int(groups.max()) + 1, n_in)}
-            if site.is_of_experts:
-                sizes["slots"] = (site.n_experts,)
-            for kind, size in sizes.items():
-                self.sums[f"{kind}/{site}"] = torch.zeros(size, device=home(model, site.matrix))
-        # Which examples' gradients are finite at which site: looked at after a pass, since looking waits for a GPU.
-        self._are_finite: list[tuple[Site, Tensor, Tensor]] = []
+            device = home(model, site.matrix)
+            for kind, size in self._sizes(site).items():
+                self.sums[f"{kind}/{site}"] = torch.zeros(size, device=device)
+        # Looked at after a pass, since looking waits for a GPU.
+        self._finite_checks: list[_FiniteCheck] = []
+
+    def _sizes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        """The size of each sum of a site, by its kind."""
+        n_in, n_out = shape(self.model, site.matrix)
+        size_of_effect = (n_in, n_out) if site.unit == "weight" else (n_in,)
+        sizes: dict[str, tuple[int, ...]] = {"square": (n_in,)}
+        for fold in self.folds:
+            sizes[f"{fold} effect"] = size_of_effect
+        if site.unit == "neuron":
+            n_groups = int(self.groups.max()) + 1
+            sizes["sum"] = (n_in,)
+            sizes[f"{self.folds[0]} effect"] = (n_groups, n_in)
+        if site.is_of_experts:
+            sizes["slots"] = (site.n_experts,)
+        return sizes
 
     def begin(self, batch: Batch) -> None:
         """Say which batch the next pairs belong to."""
-        answers = torch.zeros(len(batch.tokens), dtype=torch.int64, device=batch.answer.device)
+        # The answers' numbers by row give those of the examples, of which each has `rows_each` answers.
+        n_rows = len(batch.tokens)
+        answers = torch.zeros(n_rows, dtype=torch.int64, device=batch.answer.device)
         answers[batch.read_row] = batch.answer
-        self.examples: Int[Tensor, " example"] = answers[:: self.rows_each] // self.rows_each
-        self.batch_groups = self.groups[self.examples.cpu()].to(self.examples.device)
-        self.real = batch.real
+        first_answers = answers[:: self.rows_each]
+        self.examples: Int[Tensor, " example"] = first_answers // self.rows_each
+        groups = self.groups[self.examples.cpu()]
+        self.batch_groups = groups.to(self.examples.device)
         # The positions without padding, as one axis, and how many of them each example has.
+        self.real = batch.real
         self.places = batch.real.flatten().nonzero()[:, 0]
-        self.lengths = batch.real.sum(1).unflatten(0, (-1, self.rows_each)).sum(1)
+        row_lengths = batch.real.sum(1)
+        self.lengths = self._by_example(row_lengths).sum(1)
         self.folded: set[Site] = set()
 
     def add(
-        self, site: Site, x: Float[Tensor, "batch pos *slot d_in"], gradient: Float[Tensor, "batch pos *slot d_out"]
+        self,
+        site: Site,
+        x: Float[Tensor, "batch pos *slot d_in"],
+        gradient: Float[Tensor, "batch pos *slot d_out"],
     ) -> None:
         """Fold one batch at one site in."""
         self._note_finite(site, gradient)
         if site.unit == "neuron":
-            self.fold_neurons(site, x.float(), effect_of_rows(self.model, site, x, gradient))
-            return
-        totals: dict[Fold, Tensor] = {fold: self.sums[f"{fold} effect/{site}"] for fold in self.folds}
-        here: dict[Fold, Tensor] = {fold: _on_device_of(x, total) for fold, total in totals.items()}
-        add_products(*self._by_expert(site, here, x, gradient))
-        for fold, total in totals.items():
-            if here[fold] is not total:
-                total += here[fold].to(total.device)
-        self._add_read("square", site, x.float().square())
-        self._count_slots(site)
-        self.folded.add(site)
+            effect = effect_of_rows(self.model, site, x, gradient)
+            self.fold_neurons(site, x.float(), effect)
+        else:
+            self._fold_weights(site, x, gradient)
 
     def fold_neurons(
-        self, site: Site, x: Float[Tensor, "batch pos *slot width"], effect: Float[Tensor, "batch unit"]
+        self,
+        site: Site,
+        x: Float[Tensor, "batch pos *slot width"],
+        effect: Float[Tensor, "batch unit"],
     ) -> None:
         """Fold one batch's effects at a site of neurons in, with the activations that they come from."""
         first, *others = self.folds
         total = self.sums[f"{first} effect/{site}"]
         # The rows of an example are one effect, which is folded after they are added.
-        effect = effect.unflatten(0, (-1, self.rows_each)).sum(1).to(total.device)
+        by_example = self._by_example(effect)
+        effect = by_example.sum(1).to(total.device)
         # Squares are taken at the end: each example is a group of its own, and keeps its signed effect.
         of_groups = effect if first == "square" else folded(effect, first)
         total.index_add_(0, self.batch_groups.to(total.device), of_groups)
         for fold in others:
-            self.sums[f"{fold} effect/{site}"] += folded(effect, fold).sum(0)
+            added = folded(effect, fold).sum(0)
+            self.sums[f"{fold} effect/{site}"] += added
         self._add_read("sum", site, x)
         self._add_read("square", site, x.square())
         self._count_slots(site)
         self.folded.add(site)
+
+    def _fold_weights(self, site: Site, x: Tensor, gradient: Tensor) -> None:
+        """Fold one batch at a matrix in."""
+        self._add_weight_effects(site, x, gradient)
+        self._add_read("square", site, x.float().square())
+        self._count_slots(site)
+        self.folded.add(site)
+
+    def _add_weight_effects(self, site: Site, x: Tensor, gradient: Tensor) -> None:
+        """Add the products of each example, folded, to the totals of a matrix."""
+        # Products are added up where they are made: in the totals, or in zeros where those lie on another device.
+        added: dict[Fold, Tensor] = {}
+        by_expert: dict[Fold, Tensor] = {}
+        for fold in self.folds:
+            total = self.sums[f"{fold} effect/{site}"]
+            is_here = total.device == x.device
+            added[fold] = total if is_here else torch.zeros(total.shape, device=x.device)
+            by_expert[fold] = _by_expert(site, added[fold])
+        places = self._product_places(site, x, gradient)
+        add_products(by_expert, places.read, places.gradient, places.counts)
+        for fold in self.folds:
+            total = self.sums[f"{fold} effect/{site}"]
+            if added[fold] is not total:
+                total += added[fold].to(total.device)
+
+    def _product_places(self, site: Site, x: Tensor, gradient: Tensor) -> ProductPlaces:
+        """What a matrix reads and the gradient of what it writes, without padding, in the order of `add_products`."""
+        places = self.places.to(x.device)
+        lengths = self.lengths.to(x.device)
+        if not site.is_of_experts:
+            return dense_places(x, gradient, places=places, lengths=lengths)
+        return expert_places(
+            x,
+            gradient,
+            places=places,
+            ids=routed_ids(self.model, site).to(x.device),
+            n_experts=site.n_experts,
+            n_examples=len(lengths),
+            rows_each=self.rows_each,
+        )
 
     def add_losses(self, losses: Float[Tensor, " answer"]) -> None:
         """Note the losses of the batch's answers, in the order of their numbers (two rows each: safe minus unsafe).
@@ -113,8 +176,10 @@ class Sums:
         Raises `InputError` where the gradient of an example was not finite somewhere.
         """
         self._refuse_not_finite()
-        signed = losses.unflatten(0, (-1, self.rows_each)) * _signs(self.rows_each, losses.device)
-        self.sums["loss"][self.examples.sort().values.cpu()] = signed.sum(1).cpu()
+        signs = _signs(self.rows_each, losses.device)
+        signed = self._by_example(losses) * signs
+        examples = self.examples.sort().values.cpu()
+        self.sums["loss"][examples] = signed.sum(1).cpu()
         self.sums["n_positions"] += len(self.places)
 
     def n_read(self, site: Site) -> int | Float[Tensor, " unit"]:
@@ -125,105 +190,77 @@ class Sums:
         """The sign of each answer of the batch in its example's loss, or None where all are +1."""
         if self.rows_each == 1:
             return None
-        return _signs(self.rows_each, self.examples.device).repeat(len(self.examples))
+        signs = _signs(self.rows_each, self.examples.device)
+        return signs.repeat(len(self.examples))
+
+    def _by_example(self, by_row: Tensor) -> Tensor:
+        """What each row has, with an axis for examples and one for an example's rows."""
+        return by_row.unflatten(0, (-1, self.rows_each))
 
     def _add_read(self, kind: str, site: Site, values: Tensor) -> None:
         """Add something of what a site's units read, without padding."""
         total = self.sums[f"{kind}/{site}"]
-        total += summed_where(self.model, site, values, self.real).to(total.device)
+        added = summed_where(self.model, site, values, self.real)
+        total += added.to(total.device)
 
     def _count_slots(self, site: Site) -> None:
-        if site.is_of_experts:
-            total = self.sums[f"slots/{site}"]
-            total += slots_where(self.model, site, self.real).to(total)
-
-    def _by_expert(
-        self, site: Site, totals: Mapping[Fold, Tensor], x: Tensor, gradient: Tensor
-    ) -> tuple[dict[Fold, Tensor], Tensor, Tensor, Int[Tensor, "expert example"]]:
-        """What `add_products` takes: totals by expert, and the places without padding, sorted by expert and example."""
-        places = self.places.to(x.device)
+        """Count the slots of each expert of a site of experts."""
         if not site.is_of_experts:
-            by_expert: dict[Fold, Tensor] = {fold: total[None] for fold, total in totals.items()}
-            read, written = x.flatten(0, 1)[places], gradient.flatten(0, 1)[places]
-            return by_expert, read, written, self.lengths[None].to(x.device)
-        ids = routed_ids(self.model, site).to(x.device)
-        experts = ids.flatten(0, 1)[places].flatten()
-        order = experts.argsort(stable=True)
-        # Slots stand in the order of the places, and places in that of the examples.
-        n_slots, n_examples = ids.shape[2], len(self.lengths)
-        place = places[order // n_slots]
-        slots, example = place * n_slots + order % n_slots, place // (self.rows_each * ids.shape[1])
-        counts = torch.zeros(site.n_experts * n_examples, dtype=torch.int64, device=x.device)
-        counts.index_add_(0, experts[order] * n_examples + example, torch.ones_like(example))
-        by_expert = {fold: _of_each_expert(site, total) for fold, total in totals.items()}
-        read, written = x.flatten(0, 2)[slots], gradient.flatten(0, 2)[slots]
-        return by_expert, read, written, counts.unflatten(0, (-1, n_examples))
+            return
+        total = self.sums[f"slots/{site}"]
+        added = slots_where(self.model, site, self.real)
+        total += added.to(total)
 
     def _note_finite(self, site: Site, gradient: Tensor) -> None:
-        is_finite = gradient.flatten(1).sum(1, dtype=torch.float32).isfinite()
-        self._are_finite.append((site, is_finite.unflatten(0, (-1, self.rows_each)).all(1), self.examples))
+        """Note which examples have a finite gradient at a site, without a look at it."""
+        row_sums = gradient.flatten(1).sum(1, dtype=torch.float32)
+        of_examples = self._by_example(row_sums.isfinite()).all(1)
+        self._finite_checks.append(_FiniteCheck(site, of_examples, self.examples))
 
     def _refuse_not_finite(self) -> None:
-        noted, self._are_finite = self._are_finite, []
-        if not noted or bool(torch.stack([is_finite.all().to(noted[0][1]) for _, is_finite, _ in noted]).all()):
+        """Raise `InputError` with the first example whose gradient is not finite at a site that was noted."""
+        checks = self._finite_checks
+        self._finite_checks = []
+        if not checks:
             return
-        for site, is_finite, examples in noted:
-            if not bool(is_finite.all()):
-                example = int(examples[int((~is_finite).nonzero()[0])])
-                raise InputError(
-                    f"the gradient of example {example} is not finite in layer {site.layer} ({site}): the model "
-                    "overflows in this dtype; load it in float32 or bfloat16, or leave the example out"
-                )
+        # All sites are looked at in one go, which waits for a GPU once.
+        device = checks[0].is_finite.device
+        are_finite = torch.stack([check.is_finite.all().to(device) for check in checks])
+        if bool(are_finite.all()):
+            return
+        for check in checks:
+            if not bool(check.is_finite.all()):
+                raise check.error()
 
 
-def _on_device_of(x: Tensor, total: Tensor) -> Tensor:
-    """What is added to there: the total itself, or zeros where it lies on another device."""
-    return total if total.device == x.device else torch.zeros(total.shape, device=x.device)
+@dataclass(frozen=True)
+class _FiniteCheck:
+    """Which examples of a batch have a finite gradient at a site."""
+
+    site: Site
+    is_finite: Bool[Tensor, " example"]
+    examples: Int[Tensor, " example"]
+
+    def error(self) -> InputError:
+        """What to say of the first example whose gradient is not finite."""
+        place = int((~self.is_finite).nonzero()[0])
+        example = int(self.examples[place])
+        return InputError(
+            f"the gradient of example {example} is not finite in layer {self.site.layer} ({self.site}): the model "
+            "overflows in this dtype; load it in float32 or bfloat16, or leave the example out"
+        )
 
 
-def _of_each_expert(site: Site, total: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "expert _ _"]:
-    """The experts' own parts of a matrix as wide as all of them, a view."""
+def _by_expert(site: Site, total: Float[Tensor, "d_in d_out"]) -> Float[Tensor, "expert _ _"]:
+    """The experts' own parts of a matrix as wide as all of them, a view; a dense matrix is one expert."""
+    if not site.is_of_experts:
+        return total[None]
     if site.part == "experts.out":
         return total.unflatten(0, (site.n_experts, -1))
-    return total.unflatten(1, (site.n_experts, -1)).transpose(0, 1)
+    by_column = total.unflatten(1, (site.n_experts, -1))
+    return by_column.transpose(0, 1)
 
 
-def summed_where(
-    model: HookedModel, site: Site, values: Float[Tensor, "batch pos *slot width"], where: Bool[Tensor, "batch pos"]
-) -> Float[Tensor, " unit"]:
-    """The sum over some positions of something of what a site's units read.
-
-    Experts' `gate` and `in` read the same numbers in every slot of a position; each neuron is read where its expert is.
-    """
-    where = where.to(values.device)
-    values = values * where.reshape(*where.shape, *[1] * (values.dim() - 2))
-    if site.part in ("experts", "experts.out"):
-        return summed_over_positions(model, site, values).sum(0)
-    return values.sum((0, 1)) if not site.is_of_experts else values.flatten(0, 2).sum(0)
-
-
-def slots_where(model: HookedModel, site: Site, where: Bool[Tensor, "batch pos"]) -> Int[Tensor, " n_experts"]:
-    """How many slots each expert of a site got at some positions."""
-    ids = routed_ids(model, site)
-    # Masks and `bincount` would wait for a GPU.
-    counted = where.to(ids)[..., None].expand_as(ids)
-    counts = torch.zeros(site.n_experts, dtype=ids.dtype, device=ids.device)
-    return counts.index_add_(0, ids.flatten(), counted.flatten())
-
-
-def n_read(site: Site, sums: Mapping[str, Tensor], n_positions: int) -> int | Float[Tensor, " unit"]:
-    """How often what a site's units read was added up: at every position, or at the slots of an expert (at least 1).
-
-    Args:
-        sums: holds `slots/` and `square/` of a site of experts.
-    """
-    if not site.is_of_experts:
-        return n_positions
-    slots = sums[f"slots/{site}"]
-    if site.part in ("experts", "experts.out"):
-        return slots.clamp(min=1).repeat_interleave(len(sums[f"square/{site}"]) // site.n_experts)
-    return int(slots.sum())
-
-
-def _signs(rows_each: int, device: torch.device) -> Tensor:
+def _signs(rows_each: int, device: torch.device) -> Float[Tensor, " row"]:
+    """The sign of each row of an example in its loss: that of a safe answer, then that of an unsafe one."""
     return torch.tensor([1.0, -1.0][:rows_each], device=device)

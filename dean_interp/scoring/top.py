@@ -26,11 +26,16 @@ class Top:
 
     def cpu(self) -> "Top":
         """The same in the CPU's memory."""
-        return replace(self, indices=self.indices.cpu(), values=self.values.cpu())
+        indices = self.indices.cpu()
+        values = self.values.cpu()
+        return replace(self, indices=indices, values=values)
 
 
 def thinned(
-    behaviour: str, site: Site, value: Float[Tensor, "..."] | Top, fraction: float
+    behaviour: str,
+    site: Site,
+    value: Float[Tensor, "..."] | Top,
+    fraction: float,
 ) -> Float[Tensor, "..."] | Top:
     """The top `fraction` of a matrix's scores, by size. Scores of neurons, and a top that holds no more, stay.
 
@@ -39,20 +44,25 @@ def thinned(
     if site.unit == "neuron" or fraction == 1:
         return value
     count = max(1, int(fraction * value.numel()))
-    if isinstance(value, Top):
-        if count >= len(value.indices):
-            return value
-        indices, scores = value.indices, value.values
-    else:
-        indices, scores = None, value.flatten()
+    is_top = isinstance(value, Top)
+    if is_top and count >= len(value.indices):
+        return value
+    scores = value.values if is_top else value.flatten()
     refuse_nan(behaviour, site, scores)
     chosen = highest(scores.abs(), count)
-    indices = chosen if indices is None else indices[chosen]
-    return Top(tuple(value.shape), indices, scores[chosen], float(scores[chosen].abs().min()))
+    kept = scores[chosen]
+    return Top(
+        shape=tuple(value.shape),
+        indices=value.indices[chosen] if is_top else chosen,
+        values=kept,
+        threshold=float(kept.abs().min()),
+    )
 
 
 def at_kept(
-    tensor: Float[Tensor, "..."], value: Float[Tensor, "..."] | Top, kept: Float[Tensor, "..."] | Top
+    tensor: Float[Tensor, "..."],
+    value: Float[Tensor, "..."] | Top,
+    kept: Float[Tensor, "..."] | Top,
 ) -> Float[Tensor, "..."]:
     """What of a tensor goes with the scores that were kept.
 
@@ -64,7 +74,8 @@ def at_kept(
     if kept is value or not isinstance(kept, Top):
         return tensor
     if isinstance(value, Top):
-        return tensor[torch.searchsorted(value.indices, kept.indices)]
+        places = torch.searchsorted(value.indices, kept.indices)
+        return tensor[places]
     return tensor.flatten()[kept.indices]
 
 
@@ -79,5 +90,8 @@ def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"
     if not count:
         return torch.zeros(0, dtype=torch.int64)
     threshold = values.topk(count).values[-1]
-    above, tied = (values > threshold).nonzero()[:, 0], (values == threshold).nonzero()[:, 0]
-    return torch.cat([above, tied[: count - len(above)]]).sort().values
+    above = (values > threshold).nonzero()[:, 0]
+    tied = (values == threshold).nonzero()[:, 0]
+    n_tied = count - len(above)
+    chosen = torch.cat([above, tied[:n_tied]])
+    return chosen.sort().values
