@@ -14,7 +14,8 @@ from dean_interp.arms.auroc_damping import AurocDamping
 from dean_interp.arms.pair_trainer import AdapterTraining
 from dean_interp.arms.peft_training import adapted_modules
 from dean_interp.circuits.answer_pair import answer_pair, margins
-from dean_interp.circuits.attribution import kept_pass
+from dean_interp.circuits.attribution import effects_on
+from dean_interp.circuits.kept_pass import kept_pass
 from dean_interp.circuits.lens import logit_differences, written
 from dean_interp.circuits.neuron import TextActivations, parse_neuron, read_texts
 from dean_interp.circuits.neuron_view import view_from_texts
@@ -221,7 +222,7 @@ def test_first_order_effects_are_those_of_a_small_change(model):
 
     with kept_pass(pair) as kept:
         names = [site.hook_name for site in neuron_sites(model)]
-        effects = kept.effects_on(kept.margin, names)
+        effects = effects_on(kept, kept.margin, names)
         predicted = {name: effects.of(name) for name in names}
     n_compared = 0
     for site in neuron_sites(model):

@@ -42,13 +42,16 @@ class AnswerPair:
     @property
     def n_columns(self) -> int:
         """Tokens of the prompt and of both answers."""
-        return self.n_prompt + sum(map(len, self.encoded.answers))
+        safe, unsafe = self.encoded.answers
+        return self.n_prompt + len(safe) + len(unsafe)
 
     @property
     def tokens(self) -> tuple[str, ...]:
         """The text of each column."""
-        tokenizer, (safe, unsafe) = native_tokenizer(self.model), self.encoded.answers
-        return tuple(str(tokenizer.decode([token])) for token in (*self.encoded.prompt, *safe, *unsafe))
+        tokenizer = native_tokenizer(self.model)
+        safe, unsafe = self.encoded.answers
+        columns = (*self.encoded.prompt, *safe, *unsafe)
+        return tuple(str(tokenizer.decode([token])) for token in columns)
 
     @property
     def n_heads(self) -> int:
@@ -62,8 +65,10 @@ class AnswerPair:
 
     def node(self, neuron: Neuron, column: int) -> Node:
         """A neuron at a column."""
-        name = name_of(neuron, self.neuron_shapes[neuron[0]][0])
-        return Node("neuron", name.layer, name.index, column, name.owner)
+        site, _ = neuron
+        (n_neurons,) = self.neuron_shapes[site]
+        name = name_of(neuron, n_neurons)
+        return Node(kind="neuron", layer=name.layer, index=name.index, position=column, owner=name.owner)
 
     def neuron(self, node: Node) -> Neuron:
         """Site and number of a node that is a neuron."""
@@ -74,11 +79,13 @@ class AnswerPair:
     @property
     def head_hooks(self) -> list[str]:
         """Hook points of the attention heads, one a layer."""
-        return [f"blocks.{layer}.attn.hook_z" for layer in range(len(self.model.blocks))]
+        n_layers = len(self.model.blocks)
+        return [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
 
     def batch(self, n_copies: int) -> Batch:
         """So many copies of the pair, each as two rows."""
-        return collate(paths([self.encoded] * n_copies), device=self.model.cfg.device)
+        rows = paths([self.encoded] * n_copies)
+        return collate(rows, device=self.model.cfg.device)
 
     def rows(self, column: int) -> tuple[tuple[int, ...], int]:
         """Which of the two sequences hold a column, and at which position."""
@@ -91,12 +98,20 @@ class AnswerPair:
     def by_column(self, values: Float[Tensor, "row pos unit"]) -> Float[Tensor, "column unit"]:
         """Values of both sequences as one row a column; those of the prompt's two copies are added."""
         safe, unsafe = values
-        both = (safe + unsafe)[: self.n_prompt]
-        end = self.n_prompt + self.n_safe
-        return torch.cat([both, safe[self.n_prompt : end], unsafe[self.n_prompt : self.n_columns - self.n_safe]])
+        prompt = (safe + unsafe)[: self.n_prompt]
+        end_of_safe = self.n_prompt + self.n_safe
+        end_of_unsafe = self.n_columns - self.n_safe
+        safe_answer = safe[self.n_prompt : end_of_safe]
+        unsafe_answer = unsafe[self.n_prompt : end_of_unsafe]
+        return torch.cat([prompt, safe_answer, unsafe_answer])
 
 
-def answer_pair(model: HookedModel, example: Example, template: Template, answer_tokens: int | None) -> AnswerPair:
+def answer_pair(
+    model: HookedModel,
+    example: Example,
+    template: Template,
+    answer_tokens: int | None,
+) -> AnswerPair:
     """The pair of an example that has both answers, of each its first `answer_tokens` tokens (None: all)."""
     if answer_tokens is not None and answer_tokens < 1:
         raise InputError(f"answer_tokens must be at least 1, got {answer_tokens}")
@@ -114,8 +129,14 @@ def answer_pair(model: HookedModel, example: Example, template: Template, answer
 
 def margins(logits: Float[Tensor, "answer_token d_vocab"], batch: Batch) -> Float[Tensor, " pair"]:
     """The margin of every pair of a batch (nats per token); logits are those that predict the batch's answer tokens."""
-    log_prob = logits.log_softmax(-1).gather(-1, batch.target[:, None])[:, 0]
+    log_probs = logits.log_softmax(-1)
+    of_target = log_probs.gather(-1, batch.target[:, None])[:, 0]
+    # Each answer's mean over its tokens; the answers of a pair have numbers that follow each other.
     n_answers = int(batch.answer.max()) + 1
-    total = torch.zeros(n_answers, device=log_prob.device).index_add(0, batch.answer, log_prob)
-    mean = total / torch.bincount(batch.answer, minlength=n_answers)
-    return mean[0::2] - mean[1::2]
+    zeros = torch.zeros(n_answers, device=of_target.device)
+    total = zeros.index_add(0, batch.answer, of_target)
+    n_tokens = torch.bincount(batch.answer, minlength=n_answers)
+    mean = total / n_tokens
+    safe = mean[0::2]
+    unsafe = mean[1::2]
+    return safe - unsafe

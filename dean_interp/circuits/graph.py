@@ -25,7 +25,9 @@ class Node(NamedTuple):
     @property
     def name(self) -> str:
         """`L17.1042`, `L17.E5.42` or `L17.H3`."""
-        return f"L{self.layer}.H{self.index}" if self.kind == "head" else str(self.neuron_name)
+        if self.kind == "head":
+            return f"L{self.layer}.H{self.index}"
+        return str(self.neuron_name)
 
     @property
     def neuron_name(self) -> NeuronName:
@@ -75,19 +77,22 @@ class Circuit(Framed):
     """Edges into the same neurons from sources drawn at random, all of them measured."""
 
     def __repr__(self) -> str:
-        edges = f"{len(self.inward)} edges into the set, {len(self.outward)} to a margin of {self.margin:+.3f}"
-        return f"Circuit({len(self.tokens)} tokens, {edges})"
+        into_set = f"{len(self.inward)} edges into the set"
+        to_margin = f"{len(self.outward)} to a margin of {self.margin:+.3f}"
+        return f"Circuit({len(self.tokens)} tokens, {into_set}, {to_margin})"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row an edge: source, target, their tokens, predicted and measured effect, whether drawn at random."""
-        return pd.DataFrame([self._row(edge) for edge in (*self.edges, *self.random)])
+        all_edges = (*self.edges, *self.random)
+        return pd.DataFrame([self._row(edge) for edge in all_edges])
 
     def _row(self, edge: Edge) -> dict[str, object]:
+        target = edge.target
         return {
             "source": edge.source.name,
             "at": self.tokens[edge.source.position],
-            "target": edge.target.name if edge.target else "margin",
-            "target_at": self.tokens[edge.target.position] if edge.target else "",
+            "target": target.name if target else "margin",
+            "target_at": self.tokens[target.position] if target else "",
             "predicted": edge.predicted,
             "measured": edge.measured,
             "random": edge in self.random,
@@ -115,22 +120,31 @@ class Circuit(Framed):
     @property
     def p(self) -> float:
         """One-sided p that the largest edges do more than random ones (Mann-Whitney, measured sizes)."""
-        largest, random = _measured_sizes(self.inward), _measured_sizes(self.random)
+        largest = _measured_sizes(self.inward)
+        random = _measured_sizes(self.random)
         if not largest or not random:
             return 1.0
         return float(mannwhitneyu(largest, random, alternative="greater").pvalue)
 
 
 def _measured_sizes(edges: Sequence[Edge]) -> list[float]:
+    """The sizes of the effects that were measured."""
     return [abs(edge.measured) for edge in edges if edge.measured is not None]
 
 
 def _check(edges: Sequence[Edge]) -> EdgeCheck:
-    effects = np.array([(edge.predicted, edge.measured) for edge in edges if edge.measured is not None])
-    if not len(effects):
-        return EdgeCheck(0, float("nan"), float("nan"))
-    mean_size = float(np.abs(effects[:, 1]).mean())
-    # two points always lie on a line, and a constant has no ranks
-    if len(effects) < 3 or not all(np.ptp(effects, axis=0)):
-        return EdgeCheck(len(effects), float("nan"), mean_size)
-    return EdgeCheck(len(effects), float(np.asarray(spearmanr(*effects.T))[0]), mean_size)
+    """Predicted against measured effects over those of the edges that were measured."""
+    checked = [edge for edge in edges if edge.measured is not None]
+    n = len(checked)
+    nan = float("nan")
+    if not checked:
+        return EdgeCheck(n, rank_correlation=nan, mean_size=nan)
+    predicted = np.array([edge.predicted for edge in checked])
+    measured = np.array([edge.measured for edge in checked])
+    mean_size = float(np.abs(measured).mean())
+    # Two points always lie on a line, and a constant has no ranks.
+    are_ranked = bool(np.ptp(predicted)) and bool(np.ptp(measured))
+    if n < 3 or not are_ranked:
+        return EdgeCheck(n, rank_correlation=nan, mean_size=mean_size)
+    correlation, _ = np.asarray(spearmanr(predicted, measured))
+    return EdgeCheck(n, rank_correlation=float(correlation), mean_size=mean_size)

@@ -37,7 +37,8 @@ class Written:
     def __str__(self) -> str:
         raised = ", ".join(repr(token) for token, _ in self.promoted)
         lowered = ", ".join(repr(token) for token, _ in self.suppressed)
-        return f"{NeuronName(self.layer, self.index, self.owner)} raises {raised}; lowers {lowered}"
+        name = NeuronName(self.layer, self.index, self.owner)
+        return f"{name} raises {raised}; lowers {lowered}"
 
 
 @own_torch_settings()
@@ -48,39 +49,56 @@ def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8)
     This is the direct path alone: what later layers make of the direction is not seen (nostalgebraist 2020, logit
     lens).
     """
-    tokenizer, unembedding = native_tokenizer(model), _unembedding(model)
+    tokenizer = native_tokenizer(model)
+    unembedding = _unembedding(model)
 
     def top(logits: Float[Tensor, " d_vocab"], sign: int) -> tuple[tuple[str, float], ...]:
         largest = (sign * logits).topk(n_tokens)
         tokens = [str(tokenizer.decode([token])) for token in largest.indices.tolist()]
-        return tuple(zip(tokens, (sign * largest.values).tolist(), strict=True))
+        changes = (sign * largest.values).tolist()
+        return tuple(zip(tokens, changes, strict=True))
 
-    looks = {}
-    # A site's matrix once for all of its neurons: that of experts is a copy.
-    for site in dict.fromkeys(site for site, _ in neurons):
+    indices_of: dict[Site, list[int]] = {}
+    for site, index in dict.fromkeys(neurons):
+        indices_of.setdefault(site, []).append(index)
+    records = {}
+    for site, indices in indices_of.items():
+        # A site's matrix is taken once for all of its neurons: that of experts is a copy.
         out = weight(model, site.out)
-        for index in dict.fromkeys(index for of_site, index in neurons if of_site == site):
-            logits = out[index].float().to(unembedding.device) @ unembedding
-            layer, number, owner = name_of((site, index), len(out))
-            looks[site, index] = Written(layer, number, top(logits, 1), top(logits, -1), owner)
-    return [looks[neuron] for neuron in neurons]
+        for index in indices:
+            direction = out[index].float().to(unembedding.device)
+            logits = direction @ unembedding
+            name = name_of((site, index), len(out))
+            records[site, index] = Written(
+                layer=name.layer,
+                index=name.index,
+                promoted=top(logits, 1),
+                suppressed=top(logits, -1),
+                owner=name.owner,
+            )
+    return [records[neuron] for neuron in neurons]
 
 
 @own_torch_settings()
 @torch.inference_mode()
 def logit_differences(
-    model: HookedModel, raised: Sequence[int], lowered: Sequence[int]
+    model: HookedModel,
+    raised: Sequence[int],
+    lowered: Sequence[int],
 ) -> dict[Site, Float[Tensor, " d_mlp"]]:
     """How much an activation of 1 of each neuron raises the mean logit of some tokens above that of others.
 
     The direct path alone, as of `written`; float32 on the CPU. A token counts as often as it is named.
     """
     unembedding = _unembedding(model)
-    direction = unembedding[:, list(raised)].mean(1) - unembedding[:, list(lowered)].mean(1)
+    mean_raised = unembedding[:, list(raised)].mean(1)
+    mean_lowered = unembedding[:, list(lowered)].mean(1)
+    direction = mean_raised - mean_lowered
     differences = {}
     for site in neuron_sites(model):
         out = weight(model, site.out).float()
-        differences[site] = (out @ direction.to(out.device)).cpu()
+        difference = out @ direction.to(out.device)
+        differences[site] = difference.cpu()
     return differences
 
 
@@ -93,6 +111,7 @@ def _unembedding(model: HookedModel) -> Float[Tensor, "d_model d_vocab"]:
         gain = getattr(model.ln_final, "w", None)
     if gain is None:
         return unembedding
-    # Gemma's norms multiply by 1 plus their weight
+    # Gemma's norms multiply by 1 plus their weight.
     offset = bool(getattr(model.cfg, "rmsnorm_uses_offset", False))
-    return (gain.float() + offset)[:, None] * unembedding
+    gain = gain.float() + offset
+    return gain[:, None] * unembedding

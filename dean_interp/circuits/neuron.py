@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -66,29 +66,48 @@ def parse_neuron(name: str, model: HookedModel | None = None) -> Neuron:
         return neuron_of(model, parts)
     if parts.owner.startswith("E"):
         raise InputError(f"{parts} is a neuron of a routed expert: give the model, too")
-    return Site(parts.layer, parts.owner or "neurons"), parts.index
+    site = Site(parts.layer, parts.owner or "neurons")
+    return site, parts.index
 
 
-def strongest_neurons(selection: Selection, first: Scores, second: Scores, *, n_neurons: int) -> list[Neuron]:
+def strongest_neurons(
+    selection: Selection,
+    first: Scores,
+    second: Scores,
+    *,
+    n_neurons: int,
+) -> list[Neuron]:
     """The selected neurons with the highest geometric mean of both behaviours' scores, highest first."""
     ranked = []
     for site, indices in selection.units.items():
-        means = (first[site] * second[site]).abs().sqrt()
+        products = first[site] * second[site]
+        means = products.abs().sqrt()
         for index in indices.tolist():
             ranked.append((float(means[index]), site, index))
-    return [(site, index) for _, site, index in sorted(ranked, reverse=True)[:n_neurons]]
+    ranked.sort(reverse=True)
+    return [(site, index) for _, site, index in ranked[:n_neurons]]
 
 
 def neuron_scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores:
     """How one neuron scores for each behaviour."""
     site, index = neuron
-    score, rank = {}, {}
-    name = name_of(neuron, len(scores[0][site]))
+    score: dict[str, float] = {}
+    rank: dict[str, int] = {}
     for behaviour_scores in scores:
-        layer = behaviour_scores[site]
-        score[behaviour_scores.behaviour] = float(layer[index])
-        rank[behaviour_scores.behaviour] = int((layer.abs() > layer[index].abs()).sum()) + 1
-    return NeuronScores(name.layer, name.index, score, rank, name.owner)
+        behaviour = behaviour_scores.behaviour
+        of_layer = behaviour_scores[site]
+        is_higher = of_layer.abs() > of_layer[index].abs()
+        score[behaviour] = float(of_layer[index])
+        rank[behaviour] = int(is_higher.sum()) + 1
+    n_neurons = len(scores[0][site])
+    name = name_of(neuron, n_neurons)
+    return NeuronScores(
+        layer=name.layer,
+        index=name.index,
+        score=score,
+        rank=rank,
+        owner=name.owner,
+    )
 
 
 @own_torch_settings()
@@ -106,14 +125,16 @@ def top_texts(
 
     A text is ranked by its largest activation relative to each neuron's largest anywhere, so no neuron drowns another.
     """
-    read = _read(model, neurons, behaviours, template, unfinished)
-    peak = torch.stack([values.abs().amax(0) for values in read.activations]).amax(0).clamp(min=1e-9)
+    read = _read(model, neurons, behaviours, template=template, unfinished=unfinished)
+    peaks = torch.stack([values.abs().amax(0) for values in read.activations])
+    peak = peaks.amax(0).clamp(min=1e-9)
 
     def relative_size(i: int) -> float:
-        return float((read.activations[i].abs() / peak).amax())
+        sizes = read.activations[i].abs() / peak
+        return float(sizes.amax())
 
-    strongest = sorted(range(len(read.texts)), key=relative_size, reverse=True)[:n_texts]
-    return [read.shown(i) for i in strongest]
+    strongest = sorted(range(len(read.texts)), key=relative_size, reverse=True)
+    return [read.shown(i) for i in strongest[:n_texts]]
 
 
 @own_torch_settings()
@@ -127,7 +148,7 @@ def read_texts(
     unfinished: Unfinished | None = None,
 ) -> list[TextActivations]:
     """Every text (prompt and scored answer), in the order of the behaviours and of their examples."""
-    read = _read(model, neurons, behaviours, template, unfinished)
+    read = _read(model, neurons, behaviours, template=template, unfinished=unfinished)
     return [read.shown(i) for i in range(len(read.texts))]
 
 
@@ -149,6 +170,7 @@ def peak_of(text: TextActivations, column: int) -> float:
 @dataclass(frozen=True)
 class _ReadTexts:
     owners: Sequence[str]
+    """The behaviour of each text."""
     texts: Sequence[Encoded]
     activations: Sequence[Float[Tensor, "_ neuron"]]
     routed: Sequence[Bool[Tensor, "_ neuron"]]
@@ -156,16 +178,18 @@ class _ReadTexts:
     tokenizer: PreTrainedTokenizerBase
 
     def shown(self, i: int) -> TextActivations:
+        """The record of a text, with rounded activations."""
         text = self.texts[i]
         tokens = (*text.prompt, *text.answers[0])
-        rows = []
+        activations = []
         for row in self.activations[i].tolist():
-            rows.append(tuple(round(value, 4) for value in row))
+            activations.append(tuple(round(value, 4) for value in row))
+        routed = self.routed[i].tolist() if self.routed else ()
         return TextActivations(
             behaviour=self.owners[i],
             tokens=tuple(str(self.tokenizer.decode([token])) for token in tokens),
-            activations=tuple(rows),
-            routed=tuple(map(tuple, self.routed[i].tolist())) if self.routed else (),
+            activations=tuple(activations),
+            routed=tuple(map(tuple, routed)),
         )
 
 
@@ -173,51 +197,50 @@ def _read(
     model: HookedModel,
     neurons: Sequence[Neuron],
     behaviours: Sequence[Behaviour],
+    *,
     template: Template,
     unfinished: Unfinished | None,
 ) -> _ReadTexts:
+    """The neurons on every text of the behaviours."""
     tokenizer = native_tokenizer(model)
-    owners, texts = [], []
+    owners = []
+    texts = []
     for behaviour in behaviours:
         for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
+            text = encode(tokenizer, prompt, [answer], template=template)
             owners.append(behaviour.name)
-            texts.append(encode(tokenizer, prompt, [answer], template=template))
+            texts.append(text)
     activations, routed = _text_activations(model, neurons, texts, unfinished)
-    return _ReadTexts(owners, texts, activations, routed, tokenizer)
+    return _ReadTexts(
+        owners=owners,
+        texts=texts,
+        activations=activations,
+        routed=routed,
+        tokenizer=tokenizer,
+    )
 
 
 def _text_activations(
-    model: HookedModel, neurons: Sequence[Neuron], texts: Sequence[Encoded], unfinished: Unfinished | None
+    model: HookedModel,
+    neurons: Sequence[Neuron],
+    texts: Sequence[Encoded],
+    unfinished: Unfinished | None,
 ) -> tuple[list[Float[Tensor, "_ neuron"]], list[Bool[Tensor, "_ neuron"]]]:
     """The activation of every neuron at every token of each text; and whether it was routed, where any can be."""
     n_tokens = [len(text.prompt) + len(text.answers[0]) for text in texts]
     sums = {"values": torch.zeros(len(texts), max(n_tokens), len(neurons))}
     if any(site.is_of_experts for site, _ in neurons):
         sums["routed"] = torch.zeros_like(sums["values"])
-    current: list[Batch] = []
-
-    def keep(site: Site, columns: list[int]) -> Callable[..., None]:
-        units = torch.tensor([neurons[column][1] for column in columns])
-
-        def hook(activation: Tensor, hook: object) -> None:
-            (batch,) = current
-            text = batch.prompt[batch.prompt_row.argsort()].cpu()
-            read = {"values": read_neurons(model, site, activation, units)}
-            if "routed" in sums:
-                ones = torch.ones_like(read["values"])
-                read["routed"] = are_routed(model, site, units) if site.is_of_experts else ones
-            for name, values in read.items():
-                # Some models join batch and pos.
-                by_row = values.reshape(*batch.tokens.shape, -1).float().cpu()
-                for place, column in enumerate(columns):
-                    sums[name][text, : by_row.shape[1], column] = by_row[..., place]
-
-        return hook
-
     columns_of: dict[Site, list[int]] = {}
     for column, (site, _) in enumerate(neurons):
         columns_of.setdefault(site, []).append(column)
-    hooks = [(site.hook_name, keep(site, columns)) for site, columns in columns_of.items()]
+    # Holds the running batch, for the hooks.
+    current: list[Batch] = []
+    hooks = []
+    for site, columns in columns_of.items():
+        units = torch.tensor([neurons[column][1] for column in columns])
+        hook = _read_into(sums, current, model=model, site=site, units=units, columns=columns)
+        hooks.append((site.hook_name, hook))
     batches = batched(
         model,
         paths(texts),
@@ -231,6 +254,37 @@ def _text_activations(
             current[:] = [batch]
             with answer_positions(model, batch):
                 forward(model, batch)
+    # Without padding.
     activations = [values[:n] for values, n in zip(sums["values"], n_tokens, strict=True)]
-    routed = [values[:n] > 0 for values, n in zip(sums.get("routed", ()), n_tokens, strict=False)]
+    if "routed" not in sums:
+        return activations, []
+    routed = [values[:n] > 0 for values, n in zip(sums["routed"], n_tokens, strict=True)]
     return activations, routed
+
+
+def _read_into(
+    sums: Mapping[str, Float[Tensor, "text token neuron"]],
+    current: Sequence[Batch],
+    *,
+    model: HookedModel,
+    site: Site,
+    units: Int[Tensor, " unit"],
+    columns: Sequence[int],
+) -> Callable[..., None]:
+    """A hook that writes what the neurons of a site do in the running batch to their columns."""
+
+    def hook(activation: Tensor, hook: object) -> None:
+        (batch,) = current
+        texts = batch.prompt[batch.prompt_row.argsort()].cpu()
+        read = {"values": read_neurons(model, site, activation, units)}
+        if "routed" in sums:
+            ones = torch.ones_like(read["values"])
+            read["routed"] = are_routed(model, site, units) if site.is_of_experts else ones
+        for name, values in read.items():
+            # Some models (OPT) join row and position in one axis.
+            by_row = values.reshape(*batch.tokens.shape, -1).float().cpu()
+            n_positions = by_row.shape[1]
+            for place, column in enumerate(columns):
+                sums[name][texts, :n_positions, column] = by_row[..., place]
+
+    return hook

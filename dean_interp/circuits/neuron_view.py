@@ -122,8 +122,14 @@ def neuron_readings(
     _check(model, neurons, examples)
     texts = read_texts(model, neurons, examples, template=template, unfinished=unfinished)
     scored = scored_prompts(model)
-    tests = [each for each in examples if each.split != "calibration" and not each.prompts_among(scored)]
-    original = measure(model, tests, template=template, answer_tokens=answer_tokens) if tests else None
+    tests = []
+    for behaviour in examples:
+        is_for_scoring = behaviour.split == "calibration"
+        if not is_for_scoring and not behaviour.prompts_among(scored):
+            tests.append(behaviour)
+    original = None
+    if tests:
+        original = measure(model, tests, template=template, answer_tokens=answer_tokens)
     return NeuronReadings(
         neurons=tuple(neurons),
         examples=tuple(examples),
@@ -151,7 +157,8 @@ def view_of_reading(
         column: the neuron's place among those that were read.
         scores, selections, n_texts: as of `view_neuron`.
     """
-    neuron, texts = readings.neurons[column], of_neuron(readings.texts, column)
+    neuron = readings.neurons[column]
+    texts = of_neuron(readings.texts, column)
     view = view_from_texts(model, neuron, texts, scores=scores, selections=selections, n_texts=n_texts)
     # In the order in which the examples were given.
     names = [behaviour.name for behaviour in readings.examples]
@@ -181,19 +188,33 @@ def view_from_texts(
         scores, selections, n_texts: as of `view_neuron`.
     """
     (n_neurons,) = site_shape(model, neuron[0])
-    names = dict.fromkeys(text.behaviour for text in texts)
-    by_behaviour = {name: _token_activations(texts, name) for name in names}
-    routed = {name: _are_routed(texts, name) for name in names} if texts[0].routed else {}
-    seen = {name: values[routed[name]] if routed else values for name, values in by_behaviour.items()}
-    bins = np.histogram_bin_edges(np.concatenate(list(seen.values())), N_BINS)
+    by_behaviour: dict[str, np.ndarray] = {}
+    routed: dict[str, np.ndarray] = {}
+    # The activations at the tokens that the neuron sees: of a routed expert's neuron those sent to its expert.
+    seen: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(text.behaviour for text in texts):
+        by_behaviour[name] = _token_activations(texts, name)
+        seen[name] = by_behaviour[name]
+        if texts[0].routed:
+            routed[name] = _are_routed(texts, name)
+            seen[name] = by_behaviour[name][routed[name]]
+    held_by: dict[str, bool] = {}
+    for name, selection in (selections or {}).items():
+        held_by[name] = _holds(selection, neuron)
+    all_seen = np.concatenate(list(seen.values()))
+    bins = np.histogram_bin_edges(all_seen, N_BINS)
+    counts: dict[str, tuple[int, ...]] = {}
+    for name, values in seen.items():
+        in_bins, _ = np.histogram(values, bins)
+        counts[name] = tuple(in_bins.tolist())
     return NeuronView(
         name=str(name_of(neuron, n_neurons)),
         scores=_scores(neuron, scores),
         n_neurons=n_neurons,
-        held_by={name: _holds(selection, neuron) for name, selection in (selections or {}).items()},
+        held_by=held_by,
         written=written(model, [neuron])[0],
         bins=tuple(bins.tolist()),
-        activations={name: tuple(np.histogram(values, bins)[0].tolist()) for name, values in seen.items()},
+        activations=counts,
         firing={name: float(np.abs(values).mean()) for name, values in by_behaviour.items()},
         texts=tuple(texts[:n_texts]),
         effect=(),
@@ -202,6 +223,7 @@ def view_from_texts(
 
 
 def _check(model: HookedModel, neurons: Sequence[Neuron], examples: Sequence[Behaviour]) -> None:
+    """Raise `InputError` for a neuron that the model does not have, and where there are no examples."""
     for neuron in neurons:
         refuse_unknown(model, neuron)
     if not examples:
@@ -209,14 +231,17 @@ def _check(model: HookedModel, neurons: Sequence[Neuron], examples: Sequence[Beh
 
 
 def _scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores | None:
+    """The neuron's scores and ranks; None where no scores are given."""
     if not scores:
         return None
-    return neuron_scores(neuron, [each.of("neuron") for each in scores])
+    return neuron_scores(neuron, [behaviour_scores.of("neuron") for behaviour_scores in scores])
 
 
 def _holds(selection: Selection, neuron: Neuron) -> bool:
+    """Whether a selection holds the neuron."""
     site, index = neuron
-    return index in selection.units.get(site, torch.tensor([]))
+    indices = selection.units.get(site, torch.tensor([]))
+    return index in indices
 
 
 def _token_activations(texts: Sequence[TextActivations], behaviour: str) -> Float[np.ndarray, " token"]:
@@ -230,7 +255,11 @@ def _token_activations(texts: Sequence[TextActivations], behaviour: str) -> Floa
 
 def _are_routed(texts: Sequence[TextActivations], behaviour: str) -> Bool[np.ndarray, " token"]:
     """Whether the tokens of a behaviour's texts were sent to the neuron's expert."""
-    return np.array([row[0] for text in texts if text.behaviour == behaviour for row in text.routed])
+    are_routed = []
+    for text in texts:
+        if text.behaviour == behaviour:
+            are_routed += [row[0] for row in text.routed]
+    return np.array(are_routed)
 
 
 def _effect_alone(model: HookedModel, neuron: Neuron, readings: NeuronReadings) -> list[Line]:
@@ -238,7 +267,9 @@ def _effect_alone(model: HookedModel, neuron: Neuron, readings: NeuronReadings) 
     if readings.original is None:
         return []
     site, index = neuron
-    alone = Selection({site: torch.tensor([index])}, {site: site_shape(model, site)})
+    units = {site: torch.tensor([index])}
+    shapes = {site: site_shape(model, site)}
+    alone = Selection(units, shapes)
     with ablate(model, alone):
         silenced = measure(
             model,
@@ -247,4 +278,6 @@ def _effect_alone(model: HookedModel, neuron: Neuron, readings: NeuronReadings) 
             template=readings.template,
             answer_tokens=readings.answer_tokens,
         )
-    return compare(likelihoods(readings.original, readings.tests), likelihoods(silenced, readings.tests))
+    before = likelihoods(readings.original, readings.tests)
+    after = likelihoods(silenced, readings.tests)
+    return compare(before, after)

@@ -31,34 +31,44 @@ class LabelCounts:
     """Labels of prompts, with what random prompts have in common."""
 
     def __init__(self, labels: Sequence[str], n_top: int, *, n_draws: int = 9999, seed: int = 0) -> None:
-        """
+        """Draw random prompts and count what they have in common.
+
         Args:
             labels: one a prompt.
             n_top: number of prompts that are looked at.
             n_draws: number of random draws of as many prompts.
             seed: Seed for the draws.
         """
-        if not 1 <= n_top <= len(labels):
-            raise InputError(f"n_top must be from 1 to {len(labels)} prompts, got {n_top}")
-        self.labels, self.n_top = labels, n_top
+        n_prompts = len(labels)
+        if not 1 <= n_top <= n_prompts:
+            raise InputError(f"n_top must be from 1 to {n_prompts} prompts, got {n_top}")
+        self.labels = labels
+        self.n_top = n_top
         generator = np.random.default_rng(seed)
-        codes = np.unique(labels, return_inverse=True)[1]
-        self.by_chance = [_most(codes[generator.permutation(len(codes))[:n_top]]) for _ in range(n_draws)]
+        _, codes = np.unique(labels, return_inverse=True)
+        self.by_chance = []
+        for _ in range(n_draws):
+            drawn = generator.permutation(len(codes))[:n_top]
+            self.by_chance.append(_most(codes[drawn]))
 
     def of(self, peaks: Float[np.ndarray, " prompt"]) -> MostOfOne:
         """What the prompts with the highest peaks have in common."""
         top = np.argsort(-peaks, kind="stable")[: self.n_top]
         counts = Counter(str(self.labels[int(i)]) for i in top)
         label, n = counts.most_common(1)[0]
-        return MostOfOne(label, n, rank_p_value(float(n), self.by_chance))
+        p = rank_p_value(float(n), self.by_chance)
+        return MostOfOne(label, n, p)
 
 
 def _most(codes: Int[np.ndarray, " prompt"]) -> float:
+    """How many prompts have the label that most of them have."""
     return float(np.bincount(codes).max())
 
 
 def activation_differences(
-    safe: Sequence[TextActivations], unsafe: Sequence[TextActivations], column: int
+    safe: Sequence[TextActivations],
+    unsafe: Sequence[TextActivations],
+    column: int,
 ) -> Float[np.ndarray, " example"]:
     """A neuron's mean activation over each safe answer less that over the unsafe one, from where the two differ.
 
@@ -68,18 +78,21 @@ def activation_differences(
         column: the neuron's place in the activations.
     """
     differences = []
-    for first, second in zip(safe, unsafe, strict=True):
+    for safe_text, unsafe_text in zip(safe, unsafe, strict=True):
         n_shared = 0
-        for mine, theirs in zip(first.tokens, second.tokens, strict=False):
-            if mine != theirs:
+        for safe_token, unsafe_token in zip(safe_text.tokens, unsafe_text.tokens, strict=False):
+            if safe_token != unsafe_token:
                 break
             n_shared += 1
-        means = [_mean_from(text, n_shared, column) for text in (first, second)]
-        differences.append(means[0] - means[1])
+        mean_of_safe = _mean_from(safe_text, n_shared, column)
+        mean_of_unsafe = _mean_from(unsafe_text, n_shared, column)
+        differences.append(mean_of_safe - mean_of_unsafe)
     return np.array(differences)
 
 
 def _mean_from(text: TextActivations, start: int, column: int) -> float:
     """The mean activation from a token on; of the last token where none is left."""
-    rows = text.activations[min(start, len(text.activations) - 1) :]
-    return sum(row[column] for row in rows) / len(rows)
+    last = len(text.activations) - 1
+    rows = text.activations[min(start, last) :]
+    total = sum(row[column] for row in rows)
+    return total / len(rows)

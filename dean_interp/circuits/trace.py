@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dean_interp.circuits.answer_pair import AnswerPair, answer_pair
-from dean_interp.circuits.attribution import KeptPass, kept_pass, largest
+from dean_interp.circuits.attribution import edges_to_margin, largest, sources_of
 from dean_interp.circuits.graph import Circuit, Edge, Node
 from dean_interp.circuits.intervention import measured
+from dean_interp.circuits.kept_pass import KeptPass, kept_pass
 from dean_interp.data.examples import Example
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
@@ -64,7 +65,14 @@ def trace_circuit(
         outward = _edges_to_margin(kept, selection, n_targets)
         targets = [edge.source for edge in outward]
         inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed)
-    return _circuit(pair, margin, outward, inward, random, n_measured=(len(outward), n_checked))
+    return _circuit(
+        pair,
+        margin=margin,
+        outward=outward,
+        inward=inward,
+        random=random,
+        n_measured=(len(outward), n_checked),
+    )
 
 
 @own_torch_settings()
@@ -99,10 +107,25 @@ def trace_links(
     pair = answer_pair(model, example, template, answer_tokens)
     with kept_pass(pair) as kept:
         margin = float(kept.margin.detach())
-        outward = _strongest_of_each(kept.edges_to_margin(selection, len(selection) * pair.n_columns))
+        all_edges = edges_to_margin(kept, selection, len(selection) * pair.n_columns)
+        outward = _strongest_of_each(all_edges)
         targets = [edge.source for edge in outward]
-        inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed, among=selection)
-    return _circuit(pair, margin, outward, inward, random, n_measured=(n_checked, n_checked))
+        inward, random = _edges_into(
+            kept,
+            targets,
+            n_sources=n_sources,
+            n_random=n_checked,
+            seed=seed,
+            among=selection,
+        )
+    return _circuit(
+        pair,
+        margin=margin,
+        outward=outward,
+        inward=inward,
+        random=random,
+        n_measured=(n_checked, n_checked),
+    )
 
 
 def _strongest_of_each(edges: Sequence[Edge]) -> list[Edge]:
@@ -115,29 +138,34 @@ def _strongest_of_each(edges: Sequence[Edge]) -> list[Edge]:
 
 def _circuit(
     pair: AnswerPair,
+    *,
     margin: float,
     outward: Sequence[Edge],
     inward: Sequence[Edge],
     random: Sequence[Edge],
-    *,
     n_measured: tuple[int, int],
 ) -> Circuit:
     """The record, with so many of the largest edges to the margin and into the set measured, and all random ones."""
-    to_margin, into_set = (min(n, len(edges)) for n, edges in zip(n_measured, (outward, inward), strict=True))
+    to_margin = min(n_measured[0], len(outward))
+    into_set = min(n_measured[1], len(inward))
     checked = measured(pair, [*outward[:to_margin], *inward[:into_set], *random])
+    # What was measured comes back in the same order; of each kind the rest follows as it was.
     n_largest = to_margin + into_set
+    all_outward = [*checked[:to_margin], *outward[to_margin:]]
+    all_inward = [*checked[to_margin:n_largest], *inward[into_set:]]
     return Circuit(
         tokens=pair.tokens,
         n_prompt=pair.n_prompt,
         n_safe=pair.n_safe,
         margin=margin,
-        edges=(*checked[:to_margin], *outward[to_margin:], *checked[to_margin:n_largest], *inward[into_set:]),
+        edges=(*all_outward, *all_inward),
         random=tuple(checked[n_largest:]),
     )
 
 
 def _edges_to_margin(kept: KeptPass, selection: Selection, n_targets: int) -> list[Edge]:
-    outward = kept.edges_to_margin(selection, n_targets)
+    """The edges to the margin that are targets. Raises `InputError` where the example reaches no selected neuron."""
+    outward = edges_to_margin(kept, selection, n_targets)
     if not outward:
         raise InputError("no token of this example is sent to an expert that holds a selected neuron: take another")
     return outward
@@ -160,14 +188,16 @@ def _edges_into(
     inward: list[Edge] = []
     random: list[Edge] = []
     for target in progress_bar(targets, desc="tracing", unit="neuron", leave=False):
-        sources = kept.sources_of(target)
+        sources = sources_of(kept, target)
         inward += sources.largest(n_sources, among=among)
         random += sources.random(n_random_each, generator)
     return largest(inward), random[:n_random]
 
 
 def _check(model: HookedModel, selection: Selection, example: Example, counts: Mapping[str, int]) -> None:
-    if any(site.unit != "neuron" for site in selection.shapes) or not len(selection):
+    """Raise `InputError` for what a circuit cannot be traced through, and for a number below 1."""
+    has_weights = any(site.unit != "neuron" for site in selection.shapes)
+    if has_weights or not len(selection):
         raise InputError(f"a circuit is traced through neurons, at least one; got {selection!r}")
     if not example.paired:
         answers = ", ".join(example.answers) or "none"
