@@ -53,15 +53,13 @@ def chosen_threads(model: HookedModel, path: Path, *, time_product: TimeProduct 
         time_product: times a product; None: one of the model's shape, on this machine's clock.
     """
     before = torch.get_num_threads()
-    is_on_cpu = torch.device(model.cfg.device).type == "cpu"
-    if not is_on_cpu or before == 1 or _is_set(before):
+    if torch.device(model.cfg.device).type != "cpu" or before == 1 or _is_set(before):
         yield
         return
     try:
         if not on_rank0(path.is_file):
             choice = on_rank0(lambda: _choice(before, time_product or _product_timer(model)))
-            content = TypeAdapter(ThreadChoice).dump_json(choice, indent=1).decode()
-            write_text(path, f"{content}\n")
+            write_text(path, TypeAdapter(ThreadChoice).dump_json(choice, indent=1).decode() + "\n")
         torch.set_num_threads(read_json(path, ThreadChoice).n_threads)
         yield
     finally:
@@ -73,15 +71,12 @@ def _is_set(n_threads: int) -> bool:
     own = {psutil.cpu_count(), psutil.cpu_count(logical=False)}
     if hasattr(os, "sched_getaffinity"):
         own.add(len(os.sched_getaffinity(0)))
-    is_in_environment = any(name in os.environ for name in _BY_ENVIRONMENT)
-    return n_threads not in own or is_in_environment
+    return n_threads not in own or any(name in os.environ for name in _BY_ENVIRONMENT)
 
 
 def _choice(n_own: int, time_product: TimeProduct) -> ThreadChoice:
     """The fastest of 1, 2, 4 and so on to torch's own number, which stays where none is clearly faster."""
-    powers = [2**exponent for exponent in range(n_own.bit_length())]
-    numbers = [number for number in powers if number < n_own]
-    numbers.append(n_own)
+    numbers = [2**power for power in range(n_own.bit_length()) if 2**power < n_own] + [n_own]
     seconds = dict.fromkeys(numbers, 0.0)
     # In turn, so that a moment in which others compute is not one number's alone.
     for _ in range(_N_ROUNDS):
