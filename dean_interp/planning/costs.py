@@ -14,6 +14,7 @@ from dean_interp.models.sizes import neuron_shapes, residual_width
 from dean_interp.models.tokens import Row
 from dean_interp.planning.amounts import Amount, PassKind
 from dean_interp.planning.calibration import DEPTHS
+from dean_interp.planning.estimates import time_of
 from dean_interp.planning.forecast import Forecast, StepCost
 from dean_interp.planning.memory import GIB, SHARE_OF_MEMORY, batch_bytes
 from dean_interp.planning.parameters import experts_in_words, n_parameters, n_used_weights, operations_per_token
@@ -169,6 +170,9 @@ def _cost(placed: PlacedModel, work: StepWork, pace: Pace) -> StepCost:
     n_calls = sum((amount for amount in work.amounts.values()), Amount()).n_calls
     fetching = n_calls * _FETCHES * placement.offloaded * GIB / _BYTES_A_SECOND
     span = _shared(computing, placement.world_size) + TimeSpan(fetching, fetching, fetching)
+    # One process estimates, whatever the number of devices.
+    if work.estimates:
+        span += time_of(work.estimates)
     on_device, in_host = placed.on_device, weights_in_host(placement, placed.devices)
     # Sums lie beside the weights.
     if placement.offloaded:

@@ -6,6 +6,7 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.tokens import Row
 from dean_interp.planning.costs import forecast_of, placed_model
+from dean_interp.planning.estimates import estimates_of
 from dean_interp.planning.forecast import Forecast
 from dean_interp.planning.memory import GIB
 from dean_interp.planning.placement import Devices
@@ -15,10 +16,11 @@ from dean_interp.scoring.preparation import ScoringConfig, prepare
 from dean_interp.study.choosing import CURVE
 from dean_interp.study.improve_data import ImproveData, improve_data
 from dean_interp.study.improvement import ImproveConfig
+from dean_interp.study.settings import INFORMATION_FRACTION
 
 DOSE_TRIES = 3
 """Doses that a search for a KL measures, as on the demo model."""
-NOT_COUNTED = "loading, gates, estimates of mutual information, judges, windows of text and tasks are"
+NOT_COUNTED = "loading, gates, judges, windows of text and tasks are"
 
 
 def forecast_improve(config: ImproveConfig, devices: Devices = Devices()) -> Forecast:  # noqa: B008 - frozen
@@ -66,6 +68,10 @@ def improve_works(model: HookedModel, config: ImproveConfig, data: ImproveData) 
     for step, of_step in amounts.items():
         scores = "neurons" in of_step
         works.append(StepWork(step, of_step, sums_gib=sums if scores else 0.0))
+    if config.paper_rule:
+        # Under the edit and under the rule, between the neurons that the rule finds.
+        estimates = estimates_of(model, data.confirming, INFORMATION_FRACTION, n_edits=2, n_controls=n_nulls)
+        works.append(StepWork("mutual information", estimates=estimates))
     return works
 
 

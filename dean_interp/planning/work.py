@@ -9,6 +9,7 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.tokens import Template, encode, trees
 from dean_interp.planning.amounts import Amount, Count, PassKind, amount_of
+from dean_interp.planning.estimates import Estimates
 from dean_interp.scoring.preparation import ScoringConfig, Target, prepare
 from dean_interp.study.settings import AnswerConfig, DataConfig
 
@@ -37,6 +38,8 @@ class StepWork:
     step: str
     """Its name, as in the run's `times.json`."""
     amounts: Amounts = field(default_factory=dict)
+    estimates: Estimates | None = None
+    """The mutual information that is estimated; nothing goes through the model for it."""
     sums_gib: float = 0.0
     """Running sums, beside the weights."""
     kept_gib: float = 0.0

@@ -107,13 +107,14 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
             own = [behaviour.of(unit) for behaviour in scores]
             matched = strata(model, own)
             comparison, named = _measured(plan, model, original, unit, coupling, own, matched, config)
+            clock.lap(f"{unit}s: edit and controls")
             (information,) = information_before_and_under(
                 plan, original, [comparison.edit], comparison.controls, neurons, calibration
             )
             results = _unit_results(config, unit, coupling, own, matched, comparison, named, unchanged)
             units.append(dataclasses.replace(results, information=information))
             answering += [measured for measured in (comparison.edit, *comparison.controls) if measured.answers]
-            clock.lap(f"{unit}s: edit and controls")
+            clock.lap("mutual information")
     units = _with_faults(model, units, couplings, unchanged)
     texts = shown_texts(folder, model, config, data, couplings, scores)
     clock.lap("neuron views")
