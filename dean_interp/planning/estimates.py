@@ -53,8 +53,15 @@ def estimates_of(
 
 def time_of(estimates: Estimates) -> TimeSpan:
     """The time of all estimates on this machine, from the faster to the slower of two rounds."""
+    n_threads = torch.get_num_threads()
+    # Matrices are small: other threads would only wait, and long where the machine is busy.
+    torch.set_num_threads(1)
+    try:
+        rounds = [_seconds_of_layer(estimates) for _ in range(_N_ROUNDS)]
+    finally:
+        torch.set_num_threads(n_threads)
     n_places = estimates.n_layers + 1
-    low, high = sorted(n_places * _seconds_of_layer(estimates) for _ in range(_N_ROUNDS))
+    low, high = n_places * min(rounds), n_places * max(rounds)
     return TimeSpan((low + high) / 2, low, high)
 
 
