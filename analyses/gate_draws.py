@@ -5,7 +5,7 @@
 on the demo model (--model for another, --also for data sets that are measured beside the confirming prompts). Each draw
 takes a random 13 of the 21 calibration topics of both behaviours, makes gates as `dean-interp improve` does, sets their
 dose by KL on the same general text, and measures them on the prompts that confirm in `improve`. Gains and damage are
-scored once. Resumes where it was stopped. Writes results.json, report.html and a figure.
+scored once. Resumes where it was stopped. Writes results.json, report.html and a picture (SVG, CSV).
 """
 
 import dataclasses
@@ -84,8 +84,8 @@ def run(given: GateDraws) -> ArmResults:
         conclusions=conclusions(lines),
         arms=lines,
     )
-    figure = changes_by_arm(results.margins, "change of the margin (nats per token)")
-    page = write_arms_report(results, given.out, {"Margins by draw": figure})
+    picture = changes_by_arm(results.margins, "change of the margin (nats per token)")
+    page = write_arms_report(results, given.out, {"Margins by draw": picture})
     print(results, f"page: {page.resolve()}", sep="\n\n")
     return results
 
