@@ -17,14 +17,14 @@ INTO_SET, TO_MARGIN = "share of the target's activation", "nats per token"
 
 def activations_by_behaviour(view: NeuronView) -> Picture:
     """How often a neuron takes which activation, one line a behaviour: share of tokens, on a log scale."""
-    data = _activation_data(view)
     counted = []
     with styled():
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes = figure.subplots()
         for number, (name, counts, look) in enumerate(with_looks(view.activations)):
+            n_tokens = sum(counts)
             axes.stairs(
-                data.loc[data["behaviour"] == name, "share_of_tokens"],
+                _shares(counts),
                 view.bins,
                 color=look.colour,
                 linestyle=look.dash,
@@ -32,7 +32,7 @@ def activations_by_behaviour(view: NeuronView) -> Picture:
                 linewidth=1.2 + 1.2 * (number // 4),
                 label=name,
             )
-            counted.append(f"{sum(counts):,} tokens of {name}")
+            counted.append(f"{n_tokens:,} tokens of {name}")
         # An expert that no token is sent to has no counts.
         if any(map(sum, view.activations.values())):
             axes.set_yscale("log")
@@ -43,14 +43,16 @@ def activations_by_behaviour(view: NeuronView) -> Picture:
         axes.set_ylabel("share of tokens sent to its expert" if view.routed else "share of tokens")
         axes.legend()
     n_bins = len(view.bins) - 1
-    return Picture(figure, data, ", ".join(counted), f"A line a behaviour, in {n_bins} bins of the activation.")
+    return Picture(
+        figure, _activation_data(view), ", ".join(counted), f"A line a behaviour, in {n_bins} bins of the activation."
+    )
 
 
 def _activation_data(view: NeuronView) -> pd.DataFrame:
     """One row a behaviour and bin."""
     rows = []
     for name, counts in view.activations.items():
-        n_tokens = max(sum(counts), 1)
+        shares = _shares(counts)
         for number, count in enumerate(counts):
             rows.append(
                 {
@@ -58,10 +60,16 @@ def _activation_data(view: NeuronView) -> pd.DataFrame:
                     "activation_from": view.bins[number],
                     "activation_to": view.bins[number + 1],
                     "n_tokens": count,
-                    "share_of_tokens": count / n_tokens,
+                    "share_of_tokens": shares[number],
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    """Each count as a share of all; 0 where there is none."""
+    n_tokens = max(sum(counts), 1)
+    return [count / n_tokens for count in counts]
 
 
 def predicted_against_measured(circuit: Circuit) -> Picture:
@@ -73,12 +81,12 @@ def predicted_against_measured(circuit: Circuit) -> Picture:
     outward = _checked(circuit.outward)
     random = _checked(circuit.random)
     with styled():
-        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        figure = Figure(figsize=(6.8, 3.5), layout="constrained")
         left, right = figure.subplots(1, 2)
         for axes, unit in ((left, INTO_SET), (right, TO_MARGIN)):
             axes.axline((0, 0), slope=1, color=FAINT, linewidth=1)
-            axes.set_xlabel(f"predicted ({unit})")
-            axes.set_ylabel(f"measured ({unit})")
+            axes.set_xlabel(f"predicted\n({unit})")
+            axes.set_ylabel(f"measured\n({unit})")
         left.set_title("into the set")
         right.set_title("to the margin")
         largest = Look(EDIT, "D", "")
@@ -121,9 +129,14 @@ def _checked(edges: Sequence[Edge]) -> list[Edge]:
 
 
 def _scatter(axes: Axes, edges: Sequence[Edge], look: Look, *, label: str) -> None:
+    predicted, measured = [], []
+    for edge in edges:
+        if edge.measured is not None:
+            predicted.append(edge.predicted)
+            measured.append(edge.measured)
     axes.scatter(
-        [edge.predicted for edge in edges],
-        [edge.measured for edge in edges],
+        predicted,
+        measured,
         s=18,
         color=look.colour,
         marker=look.marker,

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dean_interp.arms.composition import Spread
 from dean_interp.arms.composition_results import Composition
+from dean_interp.report.figures import draw_line
 from dean_interp.report.look import FAINT, with_looks
 from dean_interp.report.pictures import Picture, styled
 
@@ -20,9 +22,9 @@ _CAPTION = (
 
 def shares_by_depth(models: Mapping[str, Composition]) -> Picture:
     """One panel an edit or set, one line a model: each layer's share, in units of an even share, by relative depth."""
-    data = _data(models)
-    names = list(dict.fromkeys(data["set"]))
-    look_of = {model: look for model, _, look in with_looks(models)}
+    names: list[str] = []
+    for found in models.values():
+        names += [name for name in found.spreads if name not in names]
     n_rows = math.ceil(len(names) / _COLUMNS)
     height = 0.5 + 2.7 * n_rows
     with styled():
@@ -31,18 +33,10 @@ def shares_by_depth(models: Mapping[str, Composition]) -> Picture:
         panels = list(grid.flat)
         for axes, name in zip(panels, names, strict=False):
             axes.axhline(1, color=FAINT, linewidth=1)
-            of_set = data[data["set"] == name]
-            for model, rows in of_set.groupby("model", sort=False):
-                look = look_of[str(model)]
-                axes.plot(
-                    rows["relative_depth"],
-                    rows["share_in_even_shares"],
-                    color=look.colour,
-                    marker=look.marker,
-                    linestyle=look.dash,
-                    markersize=3.5,
-                    label=model,
-                )
+            for model, found, look in with_looks(models):
+                if name in found.spreads:
+                    depths, shares = _curve(found.spreads[name])
+                    draw_line(axes, depths, shares, look, model)
             axes.set_title(name)
             axes.set_xlim(0, 1)
         # All panels share an axis, which has to see all lines before it is cut at 0.
@@ -59,7 +53,15 @@ def shares_by_depth(models: Mapping[str, Composition]) -> Picture:
     counts = []
     for model, found in models.items():
         counts.append(f"{found.n_neurons:,} neurons in {found.n_layers} layers ({model})")
-    return Picture(figure, data, ", ".join(counts), _CAPTION)
+    return Picture(figure, _data(models), ", ".join(counts), _CAPTION)
+
+
+def _curve(spread: Spread) -> tuple[list[float], list[float]]:
+    """The relative depth of each layer, and its share in even shares."""
+    n_layers = len(spread.by_layer)
+    depths = [(layer + 0.5) / n_layers for layer in range(n_layers)]
+    shares = [share * n_layers for share in spread.by_layer]
+    return depths, shares
 
 
 def _data(models: Mapping[str, Composition]) -> pd.DataFrame:
@@ -67,16 +69,16 @@ def _data(models: Mapping[str, Composition]) -> pd.DataFrame:
     rows = []
     for model, found in models.items():
         for name, spread in found.spreads.items():
-            n_layers = len(spread.by_layer)
+            depths, shares = _curve(spread)
             for layer, share in enumerate(spread.by_layer):
                 rows.append(
                     {
                         "model": model,
                         "set": name,
                         "layer": layer,
-                        "relative_depth": (layer + 0.5) / n_layers,
+                        "relative_depth": depths[layer],
                         "share": share,
-                        "share_in_even_shares": share * n_layers,
+                        "share_in_even_shares": shares[layer],
                     }
                 )
     return pd.DataFrame(rows)

@@ -40,7 +40,7 @@ def panels_in_a_row(n_panels: int, *, width: float, height: float) -> tuple[Figu
 def label_layers(axes: Axes) -> None:
     """The lower axis counts layers, in whole numbers."""
     axes.set_xlabel("layer")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def draw_line(axes: Axes, x: Sequence[float | int], y: Sequence[float], look: Look, label: str) -> None:
@@ -111,7 +111,13 @@ def power_by_prompts(curves: Mapping[str, Sequence[float]], n_prompts: Sequence[
     rows = []
     for name, rates in curves.items():
         for n, rate in zip(n_prompts, rates, strict=True):
-            rows.append({"fall": name, "n_prompts": n, "share_of_studies_that_find_it": rate})
+            rows.append(
+                {
+                    "fall": name,
+                    "n_prompts": n,
+                    "share_of_studies_that_find_it": rate,
+                }
+            )
     with styled():
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
@@ -158,7 +164,11 @@ def changes_along(panels: Mapping[str, Mapping[str, Curve]], x_label: str, *, by
     for title, curves in panels.items():
         for name, points in curves.items():
             for place, change in points:
-                row = {"panel": title, "arm": name, x_name: place}
+                row = {
+                    "panel": title,
+                    "arm": name,
+                    x_name: place,
+                }
                 rows.append(row | interval_cells(change))
                 n_clusters.setdefault(title, []).append(change.n_clusters)
     return Picture(
@@ -261,8 +271,14 @@ def shares_by_layer(panels: Mapping[str, Mapping[str, Sequence[float]]], *, n: s
                 percents = [100 * share for share in shares]
                 draw_line(axes, range(len(percents)), percents, look, name)
                 for layer, percent in enumerate(percents):
-                    row = {"unit": unit, "set": name}
-                    rows.append(row | {"layer": layer, "share_percent": percent})
+                    rows.append(
+                        {
+                            "unit": unit,
+                            "set": name,
+                            "layer": layer,
+                            "share_percent": percent,
+                        }
+                    )
             axes.set_title(f"{unit}s")
             label_layers(axes)
         columns[0].set_ylabel("% of the layer's units")

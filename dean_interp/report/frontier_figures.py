@@ -113,8 +113,9 @@ def _data(frontier: Frontier) -> pd.DataFrame:
     for arm in frontier.arms:
         own = {"arm": arm.name, "kind": arm.record.kind}
         for point in arm.points:
-            kl = {"what": "smaller rise", "kl_nats_per_token": point.kl.mean}
-            rows.append(own | kl | interval_cells(point.smaller))
+            kl = point.kl.mean
+            row = {**own, "what": "smaller rise", "kl_nats_per_token": kl}
+            rows.append(row | interval_cells(point.smaller))
         for rise in _smaller_of_nulls(arm):
             null = {"what": "flipped labels", "mean_nats_per_token": rise}
             rows.append(own | null)
@@ -126,10 +127,12 @@ def _n(frontier: Frontier) -> str:
     if not points:
         return "0 arms"
     measured = points[0]
-    margins = [line for line in measured.lines if line.metric == MARGIN]
-    of_behaviours = [line for line in margins if line.on in measured.rises]
+    margins = []
+    for line in measured.lines:
+        if line.metric == MARGIN and line.on in measured.rises:
+            margins.append(line)
     n_general = measured.kl.n_clusters
-    counts = [n_of_lines(of_behaviours), f"{n_general} clusters of general text"]
+    counts = [n_of_lines(margins), f"{n_general} clusters of general text"]
     n_nulls = [len(arm.null_rises) for arm in frontier.arms if arm.null_rises]
     if n_nulls:
         counts.append(f"{range_of(n_nulls)} nulls of each of {len(n_nulls)} arms")

@@ -115,6 +115,10 @@ def _dose_data(points: Sequence[CurvePoint]) -> pd.DataFrame:
     rows = []
     for point in points:
         for name, change in point.change.items():
-            row = {"dose": point.dose, "kl_nats_per_token": point.kl, "behaviour": name}
+            row = {
+                "dose": point.dose,
+                "kl_nats_per_token": point.kl,
+                "behaviour": name,
+            }
             rows.append(row | interval_cells(change))
     return pd.DataFrame(rows)

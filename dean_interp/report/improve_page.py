@@ -27,7 +27,8 @@ DIVIDED_BY = {
 
 def write_improve_report(improvement: Improvement, folder: Path) -> Path:
     """Write `report.html` into the run folder of an improvement and return its path."""
-    edit, edited = str(folder / EDIT_FILE), str(folder / "edited")
+    edit = str(folder / EDIT_FILE)
+    edited = str(folder / "edited")
     n_flips = len(improvement.of_kind(FLIP))
     n_random = len(improvement.of_kind(RANDOM_GATES))
     page = rendered(

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -80,7 +81,7 @@ def plane_of_changes(figure: Figure, first: str, second: str) -> Axes:
     axes.axhline(0, color=FAINT, linewidth=1)
     axes.axvline(0, color=FAINT, linewidth=1)
     axes.set_xlabel(f"change of the {first} margin (nats per token)")
-    axes.set_ylabel(f"change of the {second} margin (nats per token)")
+    axes.set_ylabel(f"change of the {second} margin\n(nats per token)")
     return axes
 
 
@@ -133,8 +134,11 @@ def n_of_margins(state: StateResults, behaviours: Sequence[str]) -> str:
 
 
 def _margins(state: StateResults, behaviours: Sequence[str]) -> list[Line]:
-    margins = [line for line in state.lines if line.metric == MARGIN]
-    return [line for line in margins if line.on in behaviours]
+    margins = []
+    for line in state.lines:
+        if line.metric == MARGIN and line.on in behaviours:
+            margins.append(line)
+    return margins
 
 
 def coupled_per_layer(results: UnitResults) -> Picture:
@@ -174,8 +178,15 @@ def coupling_against_chance(results: UnitResults) -> Picture:
         for axes, (label, ranges) in zip(column, panels.items(), strict=True):
             whiskers(axes, ranges, colours[label], label)
             for name, (middle, low, high) in ranges.items():
-                row = {"quantity": label, "of": name}
-                rows.append(row | {"middle": middle, "low": low, "high": high})
+                rows.append(
+                    {
+                        "quantity": label,
+                        "of": name,
+                        "middle": middle,
+                        "low": low,
+                        "high": high,
+                    }
+                )
     return Picture(figure, pd.DataFrame(rows), n, "Bars hold the middle 95 %.")
 
 
@@ -200,33 +211,56 @@ def _half_ranges(halves: Halves, ceiling: Mapping[str, Halves]) -> dict[str, Ran
 def labels_by_state(answers: Answers) -> Picture:
     """The share of each label of the answers, one bar a state and set of prompts."""
     titles = [state.title for state in answers.states]
-    data = _label_data(answers)
-    counts = []
+    rows, counts = [], []
     with styled():
         height = 1.0 + 0.36 * len(titles)
         figure = Figure(figsize=(13, height), layout="constrained")
         columns = figure.subplots(1, len(answers.prompts), sharey=True, squeeze=False)[0]
-        for axes, (name, prompts) in zip(columns, answers.prompts.items(), strict=True):
+        for place, (axes, name) in enumerate(zip(columns, answers.prompts, strict=True)):
             title = name.replace("_", " ")
-            _stack_labels(axes, data[data["prompts"] == name])
+            n_prompts = len(answers.prompts[name])
+            shares = _label_shares(answers, place)
+            _stack_labels(axes, shares)
+            for label, percents in shares.items():
+                for state, percent in zip(titles, percents, strict=True):
+                    rows.append(
+                        {
+                            "prompts": name,
+                            "n_prompts": n_prompts,
+                            "state": state,
+                            "label": label,
+                            "share_percent": percent,
+                        }
+                    )
             axes.set_yticks(range(len(titles)), titles)
             axes.set_title(title)
             axes.set_xlabel("% of answers")
-            counts.append(f"{len(prompts)} prompts of {title}")
+            counts.append(f"{n_prompts} prompts of {title}")
         columns[0].invert_yaxis()
         handles, labels = columns[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    return Picture(figure, data, ", ".join(counts), "The labels are given by rules.")
+    return Picture(figure, pd.DataFrame(rows), ", ".join(counts), "The labels are given by rules.")
 
 
-def _stack_labels(axes: Axes, data: pd.DataFrame) -> None:
+def _label_shares(answers: Answers, place: int) -> dict[str, list[float]]:
+    """The share of each label in one set of prompts, in percent, one a state."""
+    shares: dict[str, list[float]] = {label: [] for label in LABEL_MARKS}
+    for state in answers.states:
+        given = state.sets[place].labels
+        for label, percents in shares.items():
+            share = given.count(label) / len(given)
+            percents.append(100 * share)
+    return shares
+
+
+def _stack_labels(axes: Axes, shares: Mapping[str, Sequence[float]]) -> None:
     """One bar a state: the shares of all labels, one after the other."""
-    left = 0.0
-    for label, (colour, hatch) in LABEL_MARKS.items():
-        shares = data.loc[data["label"] == label, "share_percent"].to_numpy()
+    left = np.zeros(len(next(iter(shares.values()))))
+    for label, percents in shares.items():
+        colour, hatch = LABEL_MARKS[label]
         axes.barh(
-            range(len(shares)),
-            shares,
+            range(len(percents)),
+            percents,
             left=left,
             color=colour,
             # In grey, neighbours differ in their hatch.
@@ -234,25 +268,6 @@ def _stack_labels(axes: Axes, data: pd.DataFrame) -> None:
             edgecolor="white",
             label=label,
         )
-        left = left + shares
+        left = left + percents
     axes.set_xlim(0, 100)
     axes.set_xticks([0, 50, 100])
-
-
-def _label_data(answers: Answers) -> pd.DataFrame:
-    rows = []
-    for i, name in enumerate(answers.prompts):
-        for state in answers.states:
-            given = state.sets[i].labels
-            for label in LABEL_MARKS:
-                share = given.count(label) / len(given)
-                rows.append(
-                    {
-                        "prompts": name,
-                        "state": state.title,
-                        "label": label,
-                        "n_answers": len(given),
-                        "share_percent": 100 * share,
-                    }
-                )
-    return pd.DataFrame(rows)
