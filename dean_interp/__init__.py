@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dean_interp.editing.patching import patch_activations
     from dean_interp.editing.values import Mean, Scale, Zero
     from dean_interp.errors import InputError
-    from dean_interp.evaluation.measure import Measurement, measure
+    from dean_interp.evaluation.measure import measure
+    from dean_interp.evaluation.measurement import Measurement
     from dean_interp.exploring.explore_page import ExplorePage, explore_page
     from dean_interp.exploring.held_out import ExploreConfig
     from dean_interp.exploring.notebook import explore
@@ -168,7 +169,7 @@ _MODULES = {
     "InformationConfig": "study.config",
     "InputError": "errors",
     "Mean": "editing.values",
-    "Measurement": "evaluation.measure",
+    "Measurement": "evaluation.measurement",
     "ModelConfig": "study.settings",
     "MutualInformation": "information.shifts",
     "MutualInformationConfig": "information.estimands",

@@ -8,7 +8,7 @@ import numpy as np
 
 from dean_interp.arms.composition_results import Composition, LookedAt
 from dean_interp.arms.composition_text import headline, stories
-from dean_interp.evaluation.lines import p_text
+from dean_interp.evaluation.line_table import p_text
 from dean_interp.files import write_text
 from dean_interp.report.composition_figures import shares_by_depth
 from dean_interp.report.page import rendered

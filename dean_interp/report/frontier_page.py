@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dean_interp.arms.arm import in_words
 from dean_interp.arms.frontier import Frontier, FrontierArm, FrontierPoint
-from dean_interp.evaluation.lines import p_text
+from dean_interp.evaluation.line_table import p_text
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import write_text
 from dean_interp.report.frontier_figures import damage_and_rise

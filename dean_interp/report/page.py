@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from dean_interp.evaluation.lines import Line, p_text
+from dean_interp.evaluation.line_table import p_text
+from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import SHARE
 from dean_interp.files import write_text
 from dean_interp.report.look import css_variables

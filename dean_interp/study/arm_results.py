@@ -14,7 +14,8 @@ import pandas as pd
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.values import Value, Zero
 from dean_interp.errors import InputError, did_you_mean
-from dean_interp.evaluation.lines import Line, lines_frame
+from dean_interp.evaluation.line_table import lines_frame
+from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN, Outcome
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.frames import Framed
@@ -49,7 +50,7 @@ class ArmResults(Framed):
         return f"ArmResults({self.title!r}, {len(self.arms)} arms)"
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a line of an arm (`evaluation.lines.lines_frame`)."""
+        """One row a line of an arm (`evaluation.line_table.lines_frame`)."""
         tables = [lines_frame(lines).assign(arm=arm) for arm, lines in self.arms.items()]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"conclusions": self.conclusions})
 

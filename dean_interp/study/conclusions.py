@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dean_interp.evaluation.guard import PERPLEXITY_LIMIT, SuperWeight
 from dean_interp.evaluation.lines import Line, compare, detectable_changes
-from dean_interp.evaluation.measure import Measurement
+from dean_interp.evaluation.measurement import Measurement
 from dean_interp.evaluation.outcomes import INCOHERENT, MARGIN, Outcome
 from dean_interp.models.sites import Unit
 from dean_interp.statistics import Interval

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dean_interp.editing.values import Multiply
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import BehaviourMeasurement
+from dean_interp.evaluation.measurement import BehaviourMeasurement
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.sites import Site

@@ -15,7 +15,8 @@ import pandas as pd
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges import Agreement, Sensitivity, Verdict, agreement, faults, sensitivity
-from dean_interp.evaluation.lines import Line, lines_frame, lines_table
+from dean_interp.evaluation.line_table import lines_frame, lines_table
+from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.served import Served
 from dean_interp.files import write_text
 from dean_interp.frames import Framed
@@ -80,7 +81,7 @@ class Evaluation(Framed):
         return f"Evaluation({self.n_units} units silenced, {len(self.lines)} lines, {len(self.states) - 1} controls)"
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a line of the table (`evaluation.lines.lines_frame`)."""
+        """One row a line of the table (`evaluation.line_table.lines_frame`)."""
         return lines_frame(self.lines)
 
     def __str__(self) -> str:

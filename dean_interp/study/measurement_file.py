@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement
+from dean_interp.evaluation.measurement import BehaviourMeasurement, Measurement
 from dean_interp.files import raise_if_damaged, read_tensors, write_tensors
 from dean_interp.information.activations import Activations, distinct, groups_and_clusters
 from dean_interp.models.sites import Site

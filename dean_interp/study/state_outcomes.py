@@ -19,7 +19,7 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.harness import TaskResult, run_harness
 from dean_interp.evaluation.judges import Judge, Verdict, judged, make_judge
 from dean_interp.evaluation.judges.lexical import cautionary_phrases
-from dean_interp.evaluation.measure import Measurement
+from dean_interp.evaluation.measurement import Measurement
 from dean_interp.evaluation.outcomes import (
     Outcome,
     PromptKind,

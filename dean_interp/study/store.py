@@ -17,7 +17,8 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Value, Zero, described
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import Measurement, measure
+from dean_interp.evaluation.measure import measure
+from dean_interp.evaluation.measurement import Measurement
 from dean_interp.files import read_json, write_text
 from dean_interp.information.activations import Activations, read_activations
 from dean_interp.models.load import HookedModel
