@@ -13,7 +13,7 @@ from dean_interp.files import write_text
 from dean_interp.report.composition_figures import shares_by_depth
 from dean_interp.report.page import rendered
 from dean_interp.report.pictures import figure_element, write_picture
-from dean_interp.study.results import save_record
+from dean_interp.study.results import RESULTS_FILE, save_record
 
 FIGURE = "Where the edits are"
 
@@ -36,7 +36,7 @@ def write_composition(found: Composition, folder: Path, others: Mapping[str, Com
     Args:
         others: what was found in other models, by name, for the figure.
     """
-    save_record(found, folder / "results.json")
+    save_record(found, folder / RESULTS_FILE)
     picture = shares_by_depth({found.model: found, **others})
     write_picture(picture, folder, "where", FIGURE)
     page = rendered(

@@ -13,7 +13,7 @@ from dean_interp.report.frontier_figures import damage_and_rise
 from dean_interp.report.page import rendered
 from dean_interp.report.pictures import figure_element, write_picture
 from dean_interp.report.tables import metric_tables
-from dean_interp.study.results import save_record
+from dean_interp.study.results import RESULTS_FILE, save_record
 
 COLUMNS = ("arm", "KL", "{first}", "{second}", "both rise")
 MORE_COLUMNS = ("area", "p (Holm)", "p (nulls)", "size", "minutes")
@@ -31,7 +31,7 @@ class FrontierPage:
 
 def write_frontier(frontier: Frontier, folder: Path, facts: Mapping[str, str]) -> FrontierPage:
     """Write `results.json`, `table.md`, `points.csv`, `report.html` and the picture (SVG, CSV) into the folder."""
-    save_record(frontier, folder / "results.json")
+    save_record(frontier, folder / RESULTS_FILE)
     frontier.to_pandas().to_csv(folder / "points.csv", index=False)
     head, rows = table_of(frontier)
     table = _markdown(head, rows)

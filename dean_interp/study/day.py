@@ -15,6 +15,7 @@ from dean_interp.files import read_json, write_text
 from dean_interp.models.chat_settings import reads_clock, today
 from dean_interp.models.load import tokenizer_of
 from dean_interp.scoring.scores import Scores
+from dean_interp.study.results import RESULTS_FILE
 from dean_interp.study.settings import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def of_run(model: ModelConfig, folder: Path) -> ModelConfig:
     """
     path = folder / "config.json"
     begun = read_json(path, _Begun).config.get("model", {}) if path.is_file() else {}
-    is_known = begun.get("date") or (folder / "results.json").is_file() or (folder / "sweep.json").is_file()
+    is_known = begun.get("date") or (folder / RESULTS_FILE).is_file() or (folder / "sweep.json").is_file()
     if model.date is None and is_known:
         return replace(model, date=begun.get("date"))
     return _set(model, today())

@@ -50,7 +50,7 @@ from dean_interp.study.improvement import (
     load_improvement,
 )
 from dean_interp.study.preflight import refuse_silent
-from dean_interp.study.results import StateResults, save_record
+from dean_interp.study.results import RESULTS_FILE, StateResults, save_record
 from dean_interp.study.roles import RoleCount, Roles
 from dean_interp.study.run_folder import THREADS, Clock, note_checksums, owned
 from dean_interp.study.run_units import strongest_changes
@@ -59,7 +59,7 @@ from dean_interp.study.state_outcomes import measurement_plan
 
 N_NEURONS = 12
 """Neurons that the report names."""
-BEGUN = ("choose/states/*.safetensors", "confirm/states/*", "results.json")
+BEGUN = ("choose/states/*.safetensors", "confirm/states/*", RESULTS_FILE)
 """Files from which on a run keeps its settings. Before that a budget that cannot be reached may be lowered in the same
 folder: scores and KL say themselves what they are of."""
 
@@ -78,10 +78,10 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
     folder = Path(folder)
     config = replace(config, model=day.of_run(config.model, folder))
     data = improve_data(config)
-    if not (folder / "results.json").is_file():
+    if not (folder / RESULTS_FILE).is_file():
         refuse_silent(config.answers)
     with owned(folder, config, data.all, begun=BEGUN):
-        path = folder / "results.json"
+        path = folder / RESULTS_FILE
         if not path.is_file():
             clock = Clock(folder / "times.json")
             model = config.model.load()

@@ -21,6 +21,9 @@ from dean_interp.selection.chance import Chance
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
 
+RESULTS_FILE = "results.json"
+"""In the folder of a run, of a comparison and of a composition: what it found. It is written last."""
+
 
 @dataclass(frozen=True)
 class Design:

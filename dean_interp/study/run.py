@@ -42,6 +42,7 @@ from dean_interp.study.method import (
 )
 from dean_interp.study.preflight import refuse_silent, refuse_unfit_self
 from dean_interp.study.results import (
+    RESULTS_FILE,
     Results,
     StateResults,
     TestLeak,
@@ -72,10 +73,10 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
     folder = Path(folder)
     config = dataclasses.replace(config, model=day.of_run(config.model, folder))
     data = study_data(config)
-    if not (folder / "results.json").is_file():
+    if not (folder / RESULTS_FILE).is_file():
         refuse_silent(config.answers)
     with owned(folder, config, data.all):
-        path = folder / "results.json"
+        path = folder / RESULTS_FILE
         if not path.is_file():
             clock = Clock(folder / "times.json")
             model = config.model.load()

@@ -32,7 +32,7 @@ from dean_interp.selection.selection import load_selection
 from dean_interp.selection.stability import jaccard
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.measurement_file import stored_log_probs
-from dean_interp.study.results import load_results, save_results
+from dean_interp.study.results import RESULTS_FILE, load_results, save_results
 from dean_interp.study.run import results_in
 from dean_interp.study.run_folder import CHECKSUMS, Clock, checksums, kept_files
 from dean_interp.study.store import State, file_name
@@ -103,7 +103,7 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     """
     require_one_process("verify")
     folder = Path(folder)
-    results = load_results(folder / "results.json")
+    results = load_results(folder / RESULTS_FILE)
     files = _files(folder)
     if files.match == "different":
         return Verification((files,), "")
@@ -245,13 +245,13 @@ def _results(folder: Path, model: HookedModel, config: StudyConfig, data: StudyD
         for file in kept_files(folder):
             (links / file).parent.mkdir(parents=True, exist_ok=True)
             (links / file).symlink_to((folder / file).resolve())
-        path = links / "results.json"
+        path = links / RESULTS_FILE
         path.unlink()
         try:
             save_results(results_in(links, model, config, data, Clock(links / "times.json")), path)
         except InputError as error:  # a kept file of another state
             return Check(what, "different", math.inf, str(error))
-        then, now = (json.loads((one / "results.json").read_bytes()) for one in (folder, links))
+        then, now = (json.loads((one / RESULTS_FILE).read_bytes()) for one in (folder, links))
     apart = _apart(then, now)
     said = "numbers, parts of the larger of 1 and what was stored"
     return Check(what, _match(apart, config.model.dtype), apart, said)
