@@ -27,8 +27,9 @@ from dean_interp.report.html import write_arms_report
 from dean_interp.selection.gates import dosed
 from dean_interp.study import day
 from dean_interp.study.arm_results import ArmResults, margin_lines
-from dean_interp.study.choosing import direction_of, drawn_topics, effects, gates_store
+from dean_interp.study.choosing import direction_of, effects, gates_store
 from dean_interp.study.dosing import Dose, gated_state, kl_meter, largest_dose
+from dean_interp.study.flips import drawn_topics
 from dean_interp.study.improve_data import ImproveData, improve_data
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.method import original_of

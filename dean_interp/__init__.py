@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
     from dean_interp.selection.strata import strata
     from dean_interp.study.config import EvaluationConfig, InformationConfig, StudyConfig, SweepConfig
-    from dean_interp.study.evaluate import Evaluation, estimate_information, evaluate_edit
+    from dean_interp.study.evaluate import estimate_information, evaluate_edit
+    from dean_interp.study.evaluation import Evaluation
     from dean_interp.study.improve import run_improve
     from dean_interp.study.improvement import ImproveConfig, Improvement
     from dean_interp.study.results import Results, load_results
@@ -156,7 +157,7 @@ _MODULES = {
     "Coupling": "selection.coupling",
     "DataConfig": "study.settings",
     "Edit": "editing.edit",
-    "Evaluation": "study.evaluate",
+    "Evaluation": "study.evaluation",
     "EvaluationConfig": "study.config",
     "Example": "data.examples",
     "ExploreConfig": "exploring.held_out",

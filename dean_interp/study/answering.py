@@ -51,8 +51,10 @@ def answers_of(
         refuse_scored(model, behaviours)
         with state.applied(model):
             if server is None:
-                return _generated(store, model, state, behaviours, config, unfinished)
-            return _served(store, model, state, behaviours, lengths, server)
+                return _generated(
+                    store, model, state=state, behaviours=behaviours, config=config, unfinished=unfinished
+                )
+            return _served(store, model, state=state, behaviours=behaviours, lengths=lengths, server=server)
 
     depends_on = [behaviour.fingerprint for behaviour in behaviours]
     depends_on += [state.fingerprint, str(lengths), str(config.answer_batch)]
@@ -97,7 +99,7 @@ def _served(
     prompts = _prompts(behaviours)
     # The replies that the comparison got are not asked for again.
     replies = store.folder / f"{_path(state)}.replies.jsonl"
-    _refuse_other_checkpoint(server, store, model, prompts[:N_COMPARED], lengths, replies)
+    _refuse_other_checkpoint(server, store, model=model, prompts=prompts[:N_COMPARED], lengths=lengths, replies=replies)
     answers = generate_served(
         server,
         native_tokenizer(model),

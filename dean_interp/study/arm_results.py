@@ -51,8 +51,10 @@ class ArmResults(Framed):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a line of an arm (`evaluation.line_table.lines_frame`)."""
+        if not self.arms:
+            return pd.DataFrame({"conclusions": self.conclusions})
         tables = [lines_frame(lines).assign(arm=arm) for arm, lines in self.arms.items()]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"conclusions": self.conclusions})
+        return pd.concat(tables, ignore_index=True)
 
     @property
     def margins(self) -> dict[str, dict[str, Interval]]:
@@ -164,7 +166,8 @@ def fine_tuned_arms(
         if step in states:
             arm_outcomes(plan, states[step], model, in_full=is_last(step))
 
-    if not all(is_known(plan, state, in_full=is_last(step)) for step, state in states.items()):
+    all_are_known = all(is_known(plan, state, in_full=is_last(step)) for step, state in states.items())
+    if not all_are_known:
         fine_tune(
             config.model.name,
             behaviours,
@@ -177,4 +180,7 @@ def fine_tuned_arms(
             adapter=config.model.adapter,
         )
     shutil.rmtree(folder, ignore_errors=True)
-    return {step: arm_outcomes(plan, state, None, in_full=is_last(step)) for step, state in states.items()}
+    outcomes = {}
+    for step, state in states.items():
+        outcomes[step] = arm_outcomes(plan, state, None, in_full=is_last(step))
+    return outcomes

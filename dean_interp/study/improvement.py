@@ -254,7 +254,9 @@ class Improvement(Framed):
         for state in self.states:
             row = {"state": state.name, "kind": state.kind, "perplexity": state.perplexity, "kl": state.kl}
             for name, change in state.change.items():
-                row |= {f"{name} change": change.mean, f"{name} low": change.low, f"{name} high": change.high}
+                row[f"{name} change"] = change.mean
+                row[f"{name} low"] = change.low
+                row[f"{name} high"] = change.high
             rows.append(row)
         return pd.DataFrame(rows)
 

@@ -28,7 +28,8 @@ def measured_in(folder: Path, edit: Edit) -> Improvement | Results:
     if isinstance(run, Improvement):
         gates = load_gates(folder / GATES_FILE)
         of_run = load_edit(folder / EDIT_FILE)
-        if _is(edit, gates.selection.fingerprint, described(Multiply(gates))) and _bases(edit) == _bases(of_run):
+        is_of_gates = _is(edit, gates.selection.fingerprint, described(Multiply(gates)))
+        if is_of_gates and _bases(edit) == _bases(of_run):
             return run
     else:
         for results in run.units:

@@ -134,10 +134,18 @@ class UnitResults(Framed):
         """One row a state: the edit and its controls, changes of both margins with their intervals, perplexity, KL."""
         rows = []
         for state in self.states:
-            row = {"unit": self.unit, "state": state.name, "kind": state.kind, "n_units": state.n_units}
-            row |= {"perplexity": state.perplexity, "kl": state.kl}
+            row = {
+                "unit": self.unit,
+                "state": state.name,
+                "kind": state.kind,
+                "n_units": state.n_units,
+                "perplexity": state.perplexity,
+                "kl": state.kl,
+            }
             for name, change in state.change.items():
-                row |= {f"{name} change": change.mean, f"{name} low": change.low, f"{name} high": change.high}
+                row[f"{name} change"] = change.mean
+                row[f"{name} low"] = change.low
+                row[f"{name} high"] = change.high
             rows.append(row)
         return pd.DataFrame(rows)
 

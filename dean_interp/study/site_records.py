@@ -117,7 +117,8 @@ def site_records(run_folder: Path, out: Path, config: PagesConfig, *, device: st
     run = replace(run, model=replace(run.model, device=device), tests=tuple(first_prompts))
     folder = out / RECORDS
     with locked(folder):
-        units, circuits = _unit_files(run, folder, config), _circuit_files(run, folder, config)
+        units = _unit_files(run, folder, config)
+        circuits = _circuit_files(run, folder, config)
         if not all(file.is_made for file in (*units, *circuits)):
             model = _model_of(run)
             _view_units(model, run, units, config)
@@ -125,7 +126,8 @@ def site_records(run_folder: Path, out: Path, config: PagesConfig, *, device: st
         # A killed call left it, even where it had made every record.
         discard(_unfinished_path(folder))
         views = [read_json(file.path, UnitRecord).view for file in units]
-        return SiteRecords(run, tuple(views), tuple(read_json(file.path, CircuitRecord) for file in circuits))
+        traced = [read_json(file.path, CircuitRecord) for file in circuits]
+        return SiteRecords(run=run, views=tuple(views), circuits=tuple(traced))
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,9 @@ def _view_units(model: HookedModel, run: RunUnits, files: Sequence[_RecordFile],
     if not missing:
         return
     # All units are read, those with a record too: what a killed call read is then good for the next one.
-    unfinished = Unfinished(
-        _unfinished_path(files[0].path.parent), fingerprint_of(*(file.fingerprint for file in files))
-    )
+    folder = files[0].path.parent
+    key = fingerprint_of(*(file.fingerprint for file in files))
+    unfinished = Unfinished(_unfinished_path(folder), key)
     readings = neuron_readings(
         model,
         run.neurons,
@@ -213,11 +215,12 @@ def _view_units(model: HookedModel, run: RunUnits, files: Sequence[_RecordFile],
         answer_tokens=config.answer_tokens,
         unfinished=unfinished,
     )
-    progress = progress_bar(total=len(files), initial=len(files) - len(missing), desc="units", unit="unit")
-    with progress:
+    n_made = len(files) - len(missing)
+    with progress_bar(total=len(files), initial=n_made, desc="units", unit="unit") as progress:
         for place in missing:
+            file = files[place]
             view = view_of_reading(model, readings, place, scores=run.scores, n_texts=config.n_texts)
-            save_record(UnitRecord(files[place].fingerprint, view), files[place].path)
+            save_record(UnitRecord(file.fingerprint, view), file.path)
             progress.update()
 
 
@@ -251,12 +254,13 @@ def _trace_prompts(model: HookedModel, run: RunUnits, files: Sequence[_RecordFil
 
 def _selection_of(model: HookedModel, neurons: Sequence[Neuron]) -> Selection:
     shapes = neuron_shapes(model)
-    units: dict[Site, list[int]] = {site: [] for site in shapes}
+    indices: dict[Site, list[int]] = {site: [] for site in shapes}
     for site, index in neurons:
-        units[site].append(index)
-    return Selection(
-        {site: torch.tensor(sorted(indices), dtype=torch.int64) for site, indices in units.items()}, shapes
-    )
+        indices[site].append(index)
+    units = {}
+    for site, of_site in indices.items():
+        units[site] = torch.tensor(sorted(of_site), dtype=torch.int64)
+    return Selection(units, shapes)
 
 
 def _unfinished_path(folder: Path) -> Path:

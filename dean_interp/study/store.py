@@ -130,7 +130,7 @@ class Store:
         general = self.general(model, state, reference=reference)
         path = self._path(state)
         # KL is taken on general text alone.
-        both = self._kept(path, model, state, self.tests[:2], None, self.neurons)
+        both = self._kept(path, model, state=state, tests=self.tests[:2], reference=None, neurons=self.neurons)
         return Measurement({**both.behaviours, **general.behaviours}, both.activations)
 
     def general(self, model: HookedModel | None, state: State, *, reference: Measurement | None = None) -> Measurement:
@@ -141,11 +141,13 @@ class Store:
         """
         name = state.fingerprint or ORIGINAL.name
         path = self.folder / "states" / self.tests[2].name / f"{file_name(name)}.safetensors"
-        return self._kept(path, model, state, self.tests[2:], reference, None)
+        return self._kept(path, model, state=state, tests=self.tests[2:], reference=reference, neurons=None)
 
     def further(self, model: HookedModel | None, state: State) -> Measurement:
         """The further behaviours in one state. Their files lie apart."""
-        return self._kept(self._path_of_further(state), model, state, self.others, None, None)
+        return self._kept(
+            self._path_of_further(state), model, state=state, tests=self.others, reference=None, neurons=None
+        )
 
     def holds(self, state: State) -> bool:
         """Whether the state was measured."""
@@ -207,7 +209,8 @@ class Store:
             if not keep(made):
                 return made
             content = TypeAdapter(kind).dump_python(made, mode="json")
-            write_text(file, json.dumps({"fingerprint": fingerprint, "content": content}, indent=1) + "\n")
+            record = {"fingerprint": fingerprint, "content": content}
+            write_text(file, json.dumps(record, indent=1) + "\n")
         unfinished.discard()
         kept = read_json(file, _Kept)
         if kept.fingerprint != fingerprint:
@@ -264,7 +267,8 @@ class _Kept:
 
 def fingerprint_of(*parts: str) -> str:
     """A short hash of what something depends on."""
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    content = " ".join(parts)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def file_name(name: str) -> str:
