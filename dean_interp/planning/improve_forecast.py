@@ -106,10 +106,12 @@ def full_state(counter: WorkCounter, data: ImproveData, *, with_kl: bool = True)
 
 def _margins_by_dose(counter: WorkCounter, data: ImproveData) -> Amounts:
     """Margins at some doses and of the original, and gains on the choosing prompts. The KL at the dose is known."""
+    paired, general = data.choosing[:2], data.choosing[2:]
+    n_doses = len(CURVE)
     return added(
-        repeated(counter.measured(data.choosing[:2]), 1 + len(CURVE)),
-        repeated(counter.measured(data.choosing[2:], with_kl=True), len(CURVE) - 1),
-        counter.scored(data.choosing[:2], "neurons", target="margin"),
+        repeated(counter.measured(paired), 1 + n_doses),
+        repeated(counter.measured(general, with_kl=True), n_doses - 1),
+        counter.scored(paired, "neurons", target="margin"),
     )
 
 
@@ -126,4 +128,5 @@ def _confirming(counter: WorkCounter, config: ImproveConfig, data: ImproveData) 
 
 def _sums_gib(model: HookedModel, config: ImproveConfig) -> float:
     """Running sums of damage, where each example is a group: the largest of all."""
-    return sum(site_bytes(model, site, config.n_score) for site in neuron_sites(model)) / GIB
+    n_bytes = sum(site_bytes(model, site, config.n_score) for site in neuron_sites(model))
+    return n_bytes / GIB

@@ -70,7 +70,9 @@ class ScoringPasses:
 
 def place_weights(weights: float, batch: float, devices: Devices, host: float) -> Placement:
     """Whole on each device where it fits, else over all of them, else with the rest in host memory and on disk."""
-    n_gpus, n_devices, usable = devices.gpus, max(devices.gpus, 1), usable_memory(devices, host)
+    n_gpus = devices.gpus
+    n_devices = max(n_gpus, 1)
+    usable = usable_memory(devices, host)
     if weights + batch <= usable:
         return _whole(weights, n_gpus)
     command = "dean-interp run --device auto"
@@ -126,7 +128,8 @@ def room_for_sums(placement: Placement, batch: float, devices: Devices, host: fl
     """GiB that are left for the running sums, which lie beside the weights."""
     if placement.offloaded:
         return host * SHARE_OF_MEMORY - weights_in_host(placement, devices)
-    return placement.n_devices * (usable_memory(devices, host) - placement.on_device) - batch
+    on_each = usable_memory(devices, host) - placement.on_device
+    return placement.n_devices * on_each - batch
 
 
 def weights_in_host(placement: Placement, devices: Devices) -> float:
@@ -136,7 +139,8 @@ def weights_in_host(placement: Placement, devices: Devices) -> float:
 
 def usable_memory(devices: Devices, host: float) -> float:
     """GiB that may be used of each device that computes."""
-    return (devices.gpu_gib if devices.gpus else host) * SHARE_OF_MEMORY
+    memory = devices.gpu_gib if devices.gpus else host
+    return memory * SHARE_OF_MEMORY
 
 
 def passes_that_fit(model: HookedModel, config: StudyConfig, room: float) -> ScoringPasses:

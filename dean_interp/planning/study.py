@@ -96,12 +96,13 @@ def _score_work(counter: WorkCounter, config: StudyConfig, data: StudyData, pass
     # Every process keeps the top scores of weights with their indices; the files also hold whole scores of neurons.
     n_kept = config.keep * n_weights(counter.model) if kind == "weights" else 0
     n_neurons = sum(neuron_counts(counter.model))
+    bytes_of_file = 8 * n_kept + 4 * 20 * n_neurons
     return StepWork(
         step="score",
         amounts=amounts,
         sums_gib=passes.sums,
         kept_gib=12 * n_kept / GIB,
-        disk_gib=3 * (8 * n_kept + 4 * 20 * n_neurons) / GIB,
+        disk_gib=3 * bytes_of_file / GIB,
     )
 
 
@@ -140,5 +141,6 @@ def _state_gib(model: HookedModel, config: StudyConfig, of_original: Amounts) ->
     n_neurons = config.information_fraction * sum(neuron_counts(model))
     per_state = 4 * 3 * 2 * config.data.n_test * n_neurons
     # Of the original it is also kept what the unembedding reads at answer tokens.
-    of_reference = 4 * of_original["forward"].n_logits * unembedding_shape(model)[0]
+    d_model, _ = unembedding_shape(model)
+    of_reference = 4 * of_original["forward"].n_logits * d_model
     return (n_states * per_state + of_reference) / GIB
