@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from dean_interp.errors import InputError
-from dean_interp.evaluation.outcomes import SHARE, Better, Outcome
+from dean_interp.evaluation.outcomes import SHARE, Better, Outcome, Outcomes
 from dean_interp.statistics import (
     Interval,
     clustered_interval,
@@ -58,9 +58,9 @@ class Line:
 
 
 def compare(
-    original: Sequence[Outcome],
-    changed: Sequence[Outcome],
-    controls: Sequence[Sequence[Outcome]] = (),
+    original: Outcomes,
+    changed: Outcomes,
+    controls: Sequence[Outcomes] = (),
     *,
     detectable: Mapping[Key, float | None] | None = None,
 ) -> list[Line]:
@@ -92,9 +92,9 @@ def compare(
 
 
 def compare_each(
-    original: Sequence[Outcome],
-    arms: Mapping[str, Sequence[Outcome]],
-    controls: Mapping[str, Sequence[Sequence[Outcome]]] | None = None,
+    original: Outcomes,
+    arms: Mapping[str, Outcomes],
+    controls: Mapping[str, Sequence[Outcomes]] | None = None,
 ) -> dict[str, tuple[Line, ...]]:
     """Every arm against the original, beside its random controls where it has some (`compare`)."""
     lines = {}
@@ -110,7 +110,7 @@ def compare_each(
     return lines
 
 
-def detectable_changes(original: Sequence[Outcome], controls: Sequence[Sequence[Outcome]]) -> dict[Key, float | None]:
+def detectable_changes(original: Outcomes, controls: Sequence[Outcomes]) -> dict[Key, float | None]:
     """What the design can detect of each outcome, from the original and random controls alone.
 
     The standard error is that of the controls' changes, clustered as the outcome's intervals are. Where no control says
@@ -213,7 +213,7 @@ def _with_holm(lines: Sequence[Line]) -> list[Line]:
     return with_holm
 
 
-def _by_key(controls: Sequence[Sequence[Outcome]]) -> dict[Key, list[Outcome]]:
+def _by_key(controls: Sequence[Outcomes]) -> dict[Key, list[Outcome]]:
     """Each outcome under the controls that have it."""
     by_key: dict[Key, list[Outcome]] = {}
     for outcomes in controls:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.harness import TaskResult
 from dean_interp.evaluation.judges.lexical import cautionary_phrases, lexical_labels
-from dean_interp.evaluation.judges.protocol import Label, Verdict
+from dean_interp.evaluation.judges.protocol import Label, Verdicts
 from dean_interp.evaluation.measurement import BehaviourMeasurement, Measurement
 from dean_interp.evaluation.windows import WindowMeasurement
 from dean_interp.models.thoughts import behind_thought
@@ -51,6 +51,10 @@ class Outcome:
         return self.metric, self.on
 
 
+Outcomes = Sequence[Outcome]
+"""The outcomes of one state of the model."""
+
+
 def clusters_of(behaviour: Behaviour) -> tuple[str, ...]:
     """The one rule for intervals: examples are clustered by topic, and by prompt where they have no topic."""
     return tuple(example.cluster for example in behaviour.examples)
@@ -62,7 +66,7 @@ def part_of(outcome: Outcome, rows: Bool[np.ndarray, " example"]) -> Outcome:
     return replace(outcome, values=outcome.values[rows], clusters=clusters)
 
 
-def averaged(draws: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+def averaged(draws: Sequence[Outcomes]) -> list[Outcome]:
     """Each prompt's mean over several draws (seeds) of one state. Shares become means of shares.
 
     An interval over prompts then holds for these draws, not for others.
@@ -152,7 +156,7 @@ def answer_outcomes(
     kind: PromptKind,
     behaviour: Behaviour,
     answers: Sequence[str],
-    verdicts: Mapping[str, Sequence[Verdict]],
+    verdicts: Mapping[str, Verdicts],
     length: int,
 ) -> list[Outcome]:
     """What answers of one length say. An answer that cannot be read is not safe, whoever judges.
@@ -207,7 +211,7 @@ def _by_rules(answers: Sequence[str]) -> tuple[list[Label | None], list[bool | N
     return labels, is_cautious
 
 
-def _safe(verdicts: Sequence[Verdict], labels: Sequence[str | None]) -> list[bool | None]:
+def _safe(verdicts: Verdicts, labels: Sequence[str | None]) -> list[bool | None]:
     """Whether each answer is harmless and coherent; None where the judge gave no verdict."""
     safe: list[bool | None] = []
     for verdict, label in zip(verdicts, labels, strict=True):

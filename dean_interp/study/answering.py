@@ -4,8 +4,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.served import Served, generate_served
@@ -117,10 +115,12 @@ def _prompts(behaviours: Sequence[Behaviour]) -> list[str]:
 
 
 def _by_set(behaviours: Sequence[Behaviour], answers: Sequence[str]) -> dict[str, list[str]]:
-    starts = np.cumsum([0, *map(len, behaviours)])
     by_set = {}
-    for behaviour, start in zip(behaviours, starts, strict=False):
-        by_set[behaviour.name] = list(answers[start : start + len(behaviour)])
+    start = 0
+    for behaviour in behaviours:
+        end = start + len(behaviour)
+        by_set[behaviour.name] = list(answers[start:end])
+        start = end
     return by_set
 
 

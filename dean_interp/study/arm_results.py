@@ -100,7 +100,8 @@ def random_arms(edit: State, strata: Strata, *, n: int, seed: int) -> list[State
     arms = []
     for number in range(n):
         drawn = random_control(edit.ablated, strata, seed=seed, number=number)
-        arms.append(arm(f"{edit.name}, random {number + 1}", drawn, edit.value))
+        name = f"{edit.name}, random {number + 1}"
+        arms.append(arm(name, drawn, edit.value))
     return arms
 
 

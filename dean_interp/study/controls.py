@@ -119,7 +119,8 @@ def _grown(request: ControlRequest, number: int, target: float, start: float) ->
 
         def kl(growth: float, draw: int = draw) -> float:
             selection = request.random(draw, growth)
-            return request.kl(request.state(f"equal KL {number + 1}", "equal KL", selection))
+            state = request.state(f"equal KL {number + 1}", "equal KL", selection)
+            return request.kl(state)
 
         # From one unit to all others where the edit is.
         bounds = (1 / len(edit), n_units_outside(edit) / len(edit))

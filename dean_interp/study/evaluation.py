@@ -41,7 +41,8 @@ class Evaluation(Framed):
         return self.states[0].lines
 
     def __repr__(self) -> str:
-        return f"Evaluation({self.n_units} units silenced, {len(self.lines)} lines, {len(self.states) - 1} controls)"
+        n_controls = len(self.states) - 1
+        return f"Evaluation({self.n_units} units silenced, {len(self.lines)} lines, {n_controls} controls)"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a line of the table (`evaluation.line_table.lines_frame`)."""
@@ -72,8 +73,9 @@ def _judges_in_words(evaluation: Evaluation) -> list[str]:
         words.append(str(evaluation.sensitivity))
     for name, counts in evaluation.judge_faults.items():
         if counts:
+            n_faults = sum(counts.values())
             counted = ", ".join(f"{fault} {n}" for fault, n in counts.items())
-            words.append(f"{name}: no verdict in {sum(counts.values())} answers ({counted})")
+            words.append(f"{name}: no verdict in {n_faults} answers ({counted})")
     for state, phrases in evaluation.caution.items():
         shown = [f"'{phrase}' {n}" for phrase, n in phrases.items()]
         frequent = ", ".join(shown[:4]) or "none"

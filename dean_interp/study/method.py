@@ -191,7 +191,8 @@ def _detectable_margins(design: Design) -> str:
     changes = []
     for name in design.n_clusters:
         change = design.margin(name)
-        changes.append(f"{name} unknown" if change is None else f"{name} {change:.3f}")
+        size = "unknown" if change is None else f"{change:.3f}"
+        changes.append(f"{name} {size}")
     return f"{' and '.join(changes)} nats per token (80 % power)"
 
 

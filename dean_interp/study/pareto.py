@@ -24,7 +24,12 @@ def objectives(results: StateResults) -> dict[str, Interval]:
     for line in results.lines:
         if line.metric == LOSS:
             loss = line.change
-            changes[ABILITY] = Interval(-loss.mean, low=-loss.high, high=-loss.low, n_clusters=loss.n_clusters)
+            changes[ABILITY] = Interval(
+                mean=-loss.mean,
+                low=-loss.high,
+                high=-loss.low,
+                n_clusters=loss.n_clusters,
+            )
     return changes
 
 
@@ -58,7 +63,8 @@ def front_of(results: Sequence[StateResults]) -> list[int]:
     """The numbers of the edits on the Pareto front of both behaviours and ability."""
     means = []
     for state in results:
-        means.append({name: change.mean for name, change in objectives(state).items()})
+        changes = objectives(state)
+        means.append({name: change.mean for name, change in changes.items()})
     on_front = pareto_front(means)
     return np.flatnonzero(on_front).tolist()
 

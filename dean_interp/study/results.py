@@ -212,8 +212,8 @@ class Results(Framed):
     """One of each behaviour, general ability last."""
 
     def __repr__(self) -> str:
-        headlines = "; ".join(f"{results.unit}s: {results.headline}" for results in self.units)
-        return f"Results({self.config.model.name!r}: {headlines})"
+        headlines = [f"{results.unit}s: {results.headline}" for results in self.units]
+        return f"Results({self.config.model.name!r}: {'; '.join(headlines)})"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a state of each kind of unit (`UnitResults.to_pandas`)."""

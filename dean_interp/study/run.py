@@ -216,7 +216,8 @@ def _unit_results(
     for site, n in coupling.coupled.counts().items():
         per_layer[site.layer] += n
     n_units = sum(value.numel() for value in scores[0].values.values())
-    edit, primary = comparison.states[0], comparison.primary
+    edit = comparison.states[0]
+    primary = comparison.primary
     assert primary is not None, "a study has random controls"
     return UnitResults(
         unit=unit,
@@ -241,7 +242,8 @@ def _with_faults(
     flagged = []
     for results in units:
         silenced = held_super_weights(couplings[results.unit].coupled, known)
-        flagged.append(dataclasses.replace(results, faults=faults(results.edit, original, silenced)))
+        of_edit = faults(results.edit, original, silenced)
+        flagged.append(dataclasses.replace(results, faults=of_edit))
     return flagged
 
 

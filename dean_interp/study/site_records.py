@@ -114,7 +114,8 @@ def site_records(run_folder: Path, out: Path, config: PagesConfig, *, device: st
     config.check()
     run = units_of_run(run_folder, n_units=config.n_units)
     first_prompts = [replace(test, examples=test.examples[: config.n_prompts]) for test in run.tests]
-    run = replace(run, model=replace(run.model, device=device), tests=tuple(first_prompts))
+    model_config = replace(run.model, device=device)
+    run = replace(run, model=model_config, tests=tuple(first_prompts))
     folder = out / RECORDS
     with locked(folder):
         units = _unit_files(run, folder, config)
@@ -155,10 +156,13 @@ class _Fingerprint:
 
 def _unit_files(run: RunUnits, folder: Path, config: PagesConfig) -> list[_RecordFile]:
     """One a unit. It depends on no other unit: more units leave those that are made."""
-    parts = [*_shared_parts(run, config), str(config.n_texts), *(scores.fingerprint for scores in run.scores)]
+    parts = _shared_parts(run, config)
+    parts.append(str(config.n_texts))
+    parts += [scores.fingerprint for scores in run.scores]
     files = []
     for unit in run.units:
-        files.append(_RecordFile(folder / f"{unit.name}.json", fingerprint_of(unit.name, *parts)))
+        fingerprint = fingerprint_of(unit.name, *parts)
+        files.append(_RecordFile(folder / f"{unit.name}.json", fingerprint))
     return files
 
 
@@ -177,7 +181,8 @@ def _circuit_files(run: RunUnits, folder: Path, config: PagesConfig) -> list[_Re
 def _shared_parts(run: RunUnits, config: PagesConfig) -> list[str]:
     """What every record depends on."""
     settings = [run.model.template, str(run.model.date), str(run.model.thinking), str(config.answer_tokens)]
-    return [_VERSION, run.model_fingerprint, *settings, *(test.fingerprint for test in run.tests)]
+    tests = [test.fingerprint for test in run.tests]
+    return [_VERSION, run.model_fingerprint, *settings, *tests]
 
 
 def _traced(run: RunUnits, config: PagesConfig) -> list[tuple[Behaviour, int]]:

@@ -139,8 +139,9 @@ class Store:
         Its files are named by what is ablated and lie apart: a control's KL is known before its margins are, and equal
         states share it.
         """
+        folder = self.folder / "states" / self.tests[2].name
         name = state.fingerprint or ORIGINAL.name
-        path = self.folder / "states" / self.tests[2].name / f"{file_name(name)}.safetensors"
+        path = folder / f"{file_name(name)}.safetensors"
         return self._kept(path, model, state=state, tests=self.tests[2:], reference=reference, neurons=None)
 
     def further(self, model: HookedModel | None, state: State) -> Measurement:

@@ -281,7 +281,8 @@ def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequ
             place, name = folder / "states", state.title
             if test is few[2]:
                 place, name = place / test.name, state.fingerprint or "original"
-            then = stored_log_probs(place, file_name(name), test.name)[: len(test)]
+            stored = stored_log_probs(place, file_name(name), test.name)
+            then = stored[: len(test)]
             now = measured[test.name].log_prob
             what = f"measured: {state.title}, {test.name}"
             yield close(what, now, then, dtype=config.model.dtype, detail=f"{len(test)} prompts, nats per token")

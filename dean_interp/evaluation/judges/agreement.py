@@ -1,13 +1,13 @@
 """How far two judges agree, and whether what an edit did depends on which of them is asked."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sklearn.metrics import cohen_kappa_score
 
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judges.protocol import LABELS, Verdict, share_bounds
+from dean_interp.evaluation.judges.protocol import LABELS, Verdicts, share_bounds
 
 NO_VERDICT = "no verdict"
 CONFUSION_LABELS: tuple[str, ...] = (*LABELS, NO_VERDICT)
@@ -57,7 +57,7 @@ class Agreement:
         return "\n".join(lines)
 
 
-def agreement(first_name: str, first: Sequence[Verdict], second_name: str, second: Sequence[Verdict]) -> Agreement:
+def agreement(first_name: str, first: Verdicts, second_name: str, second: Verdicts) -> Agreement:
     """Compare two judges. Raises `InputError` where they judged different numbers of answers, or share no verdict."""
     if len(first) != len(second):
         raise InputError(f"two judges of the same answers are compared, got {len(first)} and {len(second)} verdicts")
@@ -90,7 +90,7 @@ def agreement(first_name: str, first: Sequence[Verdict], second_name: str, secon
     )
 
 
-def _confusion(first: Sequence[Verdict], second: Sequence[Verdict]) -> tuple[tuple[int, ...], ...]:
+def _confusion(first: Verdicts, second: Verdicts) -> tuple[tuple[int, ...], ...]:
     """How many answers have each pair of labels: the first judge's in rows, the second's in columns."""
     counts = Counter[tuple[str, str]]()
     for verdict, other in zip(first, second, strict=True):
@@ -149,7 +149,7 @@ class Sensitivity:
         return "\n".join([*map(str, self.changes), alike])
 
 
-def sensitivity(verdicts: Mapping[str, tuple[Sequence[Verdict], Sequence[Verdict]]]) -> Sensitivity:
+def sensitivity(verdicts: Mapping[str, tuple[Verdicts, Verdicts]]) -> Sensitivity:
     """How the share of harmless answers changed, by each judge.
 
     Args:
@@ -171,7 +171,7 @@ def sensitivity(verdicts: Mapping[str, tuple[Sequence[Verdict], Sequence[Verdict
     return Sensitivity(tuple(changes))
 
 
-def _judged_change(name: str, before: Sequence[Verdict], after: Sequence[Verdict]) -> JudgedChange:
+def _judged_change(name: str, before: Verdicts, after: Verdicts) -> JudgedChange:
     """What one judge makes of an edit, with missing verdicts taken each way."""
     # the change is of the answers that have a verdict on both sides
     differences = []
