@@ -94,7 +94,7 @@ def beside_actual(forecast: Forecast, folder: Path) -> ForecastBeside:
     others = dict(actual)
     for cost in forecast.steps:
         if cost.step in actual:
-            steps.append(StepBeside(cost.step, cost.seconds, actual[cost.step]))
+            steps.append(StepBeside(step=cost.step, forecast=cost.seconds, actual=actual[cost.step]))
             others.pop(cost.step, None)
     if not steps:
         raise InputError(f"{path} has no step of the forecast: {', '.join(actual)}")

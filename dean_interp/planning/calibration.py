@@ -8,7 +8,7 @@ their range says how sure the forecast is.
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -28,7 +28,7 @@ from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.planning.amounts import Amount, PassKind, amount_of_batch
 from dean_interp.planning.rates import Rates, TimedPass, fitted
 from dean_interp.planning.shallow import shallow_model
-from dean_interp.planning.stopwatch import timed
+from dean_interp.planning.stopwatch import TimedRun, timed
 from dean_interp.scoring.importance import gradient_step
 from dean_interp.scoring.sums import Sums
 
@@ -74,10 +74,6 @@ class Calibration:
         return ""
 
 
-TimedRun = Callable[[], object]
-"""A call that is timed."""
-
-
 @dataclass(frozen=True)
 class Sample:
     """One thing that is timed, once a round."""
@@ -113,12 +109,13 @@ def calibrated(shape: HookedModel, kind: PassKind, *, device: str) -> Calibratio
         rates.append(fitted(passes, len(shape.blocks), by_row=kind == "weights"))
     of_medians, *of_rounds = rates
     totals = sorted(map(sum, rounds))
+    difference = totals[-1] - totals[0]
     return Calibration(
         rates=of_medians,
         rounds=tuple(of_rounds),
         load=load,
         n_cores=n_cores,
-        spread=(totals[-1] - totals[0]) / statistics.median(totals),
+        spread=difference / statistics.median(totals),
         made=date.today().isoformat(),
     )
 
@@ -163,9 +160,10 @@ def _passes(model: HookedModel, kind: PassKind) -> list[Sample]:
     sites = neuron_sites(model)
     if kind == "weights":
         sites = sites + weight_sites(model)
+    d_vocab = vocabulary_size(model)
     samples = []
     for n_rows, length, n_answer in shapes:
-        ids = torch.randint(vocabulary_size(model), (n_rows, length), generator=generator)
+        ids = torch.randint(d_vocab, (n_rows, length), generator=generator)
         rows = [_row(number, tokens, n_answer, is_branched) for number, tokens in enumerate(ids.tolist())]
         sample = Sample(len(model.blocks), amount_of_batch(rows), (run(model, rows, sites),))
         samples.append(sample)
@@ -216,9 +214,10 @@ def _answering(model: HookedModel) -> list[Sample]:
     samples = []
     for n_rows in ANSWERED:
         run = partial(generate, model, texts[:n_rows], template="raw", batch_size=n_rows)
+        n_tokens = n_steps * n_rows
         sample = Sample(
             n_layers=len(model.blocks),
-            amount=Amount(n_calls=n_steps, n_tokens=n_steps * n_rows, n_logits=n_steps * n_rows),
+            amount=Amount(n_calls=n_steps, n_tokens=n_tokens, n_logits=n_tokens),
             runs=(partial(run, max_new_tokens=MANY), partial(run, max_new_tokens=FEW)),
         )
         samples.append(sample)

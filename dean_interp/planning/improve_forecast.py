@@ -51,12 +51,13 @@ def forecast_improve(config: ImproveConfig, devices: Devices = Devices()) -> For
 def improve_works(model: HookedModel, config: ImproveConfig, data: ImproveData) -> list[StepWork]:
     """What each step of `run_improve` sends through the model."""
     counter = improve_counter(model, config)
+    original = counter.measured(data.choosing[2:])
     general = counter.measured(data.choosing[2:], with_kl=True)
     n_nulls = config.n_flips + config.n_random
     paper = counter.scored(data.scoring[:3], "neurons") if config.paper_rule else {}
     amounts = {
         "gains, damage and gates": gains_amounts(counter, data),
-        "dose": added(counter.measured(data.choosing[2:]), repeated(general, DOSE_TRIES)),
+        "dose": added(original, repeated(general, DOSE_TRIES)),
         "margins by dose, and predictions": _margins_by_dose(counter, data),
         "doses of nulls": repeated(general, n_nulls),
         # The paper's scores are made before the edit is written.
@@ -117,8 +118,9 @@ def _margins_by_dose(counter: WorkCounter, data: ImproveData) -> Amounts:
 
 def _confirming(counter: WorkCounter, config: ImproveConfig, data: ImproveData) -> Amounts:
     """The original and the edit in full, some flips too, and the paper's rule; the other nulls and the opposite."""
-    n_full = 1 + config.answers.n_answer_controls + int(config.paper_rule)
-    n_others = 1 + config.n_flips - config.answers.n_answer_controls + config.n_random
+    n_answering = config.answers.n_answer_controls
+    n_full = 1 + n_answering + int(config.paper_rule)
+    n_others = 1 + config.n_flips - n_answering + config.n_random
     return added(
         full_state(counter, data, with_kl=False),
         repeated(full_state(counter, data), n_full),

@@ -37,7 +37,8 @@ def devices_here(device: str | None) -> Devices:
     if device in ("cpu", "mps") or not torch.cuda.is_available():
         return Devices()
     n_gpus = torch.cuda.device_count() if device == "auto" else 1
-    return Devices(gpus=n_gpus, gpu_gib=torch.cuda.get_device_properties(0).total_memory / GIB)
+    n_bytes = torch.cuda.get_device_properties(0).total_memory
+    return Devices(gpus=n_gpus, gpu_gib=n_bytes / GIB)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def place_weights(weights: float, batch: float, devices: Devices, host: float) -
     on_devices = max(0.0, n_devices * usable - batch)
     offloaded = weights - on_devices
     # On a machine with GPUs half of host memory holds weights; the other half is for sums.
-    on_disk = max(0.0, offloaded - (host / 2 if n_gpus else 0.0))
+    in_host = host / 2 if n_gpus else 0.0
+    on_disk = max(0.0, offloaded - in_host)
     where = "in memory"
     if n_gpus:
         where = "on the GPU" if n_gpus == 1 else f"on {n_gpus} GPUs"

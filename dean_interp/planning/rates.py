@@ -61,7 +61,8 @@ def fitted(passes: Sequence[TimedPass], n_layers: int, *, by_row: bool = False) 
     # Columns of like size: tokens and pairs are some orders of magnitude apart.
     matrix = np.array(table)
     scale = np.maximum(matrix.max(0), 1e-300)
-    scaled_solution, _ = nnls(matrix / scale, np.ones(len(passes)))
+    ones = np.ones(len(passes))
+    scaled_solution, _ = nnls(matrix / scale, ones)
     call, row, token, pair, call_once, logit = map(float, scaled_solution / scale)
     return Rates(
         call=n_layers * call + call_once,
@@ -103,7 +104,9 @@ class Pace:
         if not self.rounds:
             return TimeSpan(seconds, seconds / ROUGHLY, seconds * ROUGHLY)
         each = [_total(rates, amounts) for rates in self.rounds]
-        return TimeSpan(seconds, min(seconds, *each), max(seconds, *each))
+        fastest = min(seconds, *each)
+        slowest = max(seconds, *each)
+        return TimeSpan(seconds, fastest, slowest)
 
 
 def _total(rates: Mapping[PassKind, Rates], amounts: Mapping[PassKind, Amount]) -> float:

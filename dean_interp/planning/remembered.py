@@ -33,7 +33,6 @@ def pace_here(shape: HookedModel, kinds: Sequence[PassKind], *, device: str) -> 
     calibrations: dict[PassKind, Calibration] = {}
     for kind in kinds:
         calibrations[kind] = _remembered_or_new(shape, kind, device)
-    rates: dict[PassKind, Rates] = {kind: calibration.rates for kind, calibration in calibrations.items()}
     n_rounds = min(len(calibration.rounds) for calibration in calibrations.values())
     rounds: list[dict[PassKind, Rates]] = []
     for number in range(n_rounds):
@@ -41,7 +40,7 @@ def pace_here(shape: HookedModel, kinds: Sequence[PassKind], *, device: str) -> 
     busy = [calibration.busy for calibration in calibrations.values() if calibration.busy]
     day = min(calibration.made for calibration in calibrations.values())
     return Pace(
-        rates=rates,
+        rates={kind: calibration.rates for kind, calibration in calibrations.items()},
         rounds=tuple(rounds),
         said=f"calibrated on this machine, {_where(device)}, {day}",
         busy=busy[0] if busy else "",
@@ -52,7 +51,8 @@ def _remembered_or_new(shape: HookedModel, kind: PassKind, device: str) -> Calib
     """The calibration of one kind of pass that the cache holds; where it holds none that will do, a new one."""
     facts = _facts(shape, kind, device)
     try:
-        path = cache_folder() / "calibrations" / f"{_sha256(facts)[:16]}.json"
+        name = _sha256(facts)[:16]
+        path = cache_folder() / "calibrations" / f"{name}.json"
         remembered = read_json(path, _Remembered).calibration if path.is_file() else None
     except InputError as error:
         # No cache, or a file that is damaged, is no reason not to plan.

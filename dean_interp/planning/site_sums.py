@@ -1,6 +1,6 @@
 """What the running sums of a site take, and which sites' sums are as large as one another's."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
@@ -42,7 +42,7 @@ def alike(model: HookedModel, sites: Sequence[Site]) -> dict[Site, Site]:
     from_the_middle = sorted(sites, key=lambda site: abs(site.layer - middle))
     kinds = {site: (site.part, shape(model, site.matrix)) for site in sites}
     # the first of its kind is the nearest
-    nearest: dict[tuple[str, tuple[int, int]], Site] = {}
+    nearest: dict[Hashable, Site] = {}
     for site in from_the_middle:
         nearest.setdefault(kinds[site], site)
     return {site: nearest[kind] for site, kind in kinds.items()}

@@ -114,5 +114,6 @@ class WorkCounter:
                 n_pairs=n_tokens * longest,
                 n_logits=n_rows,
             )
-            steps += Amount(n_calls=n_new, n_tokens=n_new * n_rows, n_logits=n_new * n_rows)
+            n_answered = n_new * n_rows
+            steps += Amount(n_calls=n_new, n_tokens=n_answered, n_logits=n_answered)
         return {"forward": prompts, "answer": steps}
