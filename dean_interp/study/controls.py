@@ -43,9 +43,9 @@ class ControlRequest:
 
     def state(self, name: str, kind: str, selection: Selection, growth: float = 1.0) -> State:
         """A control: another selection, ablated as the edit is."""
-        edit_name = "" if self.edit.name == "edit" else f"{self.edit.name} "
+        prefix = "" if self.edit.name == "edit" else f"{self.edit.name} "
         return State(
-            name=f"{edit_name}{name}",
+            name=f"{prefix}{name}",
             kind=kind,
             ablated=selection,
             value=self.edit.value,
