@@ -4,7 +4,7 @@
 
 on the demo model (--model for another, --first and --second for other data: `paper:fairness@folder`). DEAN's arms stand
 beside random units of the same size, matched by site and stratum. Resumes where it was stopped. Writes results.json,
-report.html and a figure. With --response unsafe everything is scored and trained on unsafe answers alone
+report.html and a picture (SVG, CSV). With --response unsafe everything is scored and trained on unsafe answers alone
 (`malicious_only.py`).
 """
 
@@ -95,8 +95,8 @@ def run(given: Table, title: str = "DEAN against fine-tuning in {model}") -> Arm
             conclusions=conclusions(lines, general=data.tests[2].name),
             arms=lines,
         )
-        figure = changes_by_arm(results.margins, "change (nats per token)")
-        page = write_arms_report(results, given.out, {"Margins by arm": figure})
+        picture = changes_by_arm(results.margins, "change (nats per token)")
+        page = write_arms_report(results, given.out, {"Margins by arm": picture})
         print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 

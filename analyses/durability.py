@@ -6,7 +6,7 @@ on the demo model (--model for another). The edit is written into a checkpoint; 
 go through the same: 8-bit and 4-bit weights (torchao, extra `quantisation`), fine-tuning on general answers, prompts
 without the chat template, prompts in other words (mechanically: a greeting and a request around them). Under each
 condition the edit's effect is edited less original; it survived where that effect is still what it was on every prompt.
-Resumes; writes results.json, report.html and a figure.
+Resumes; writes results.json, report.html and a picture (SVG, CSV).
 """
 
 import dataclasses
@@ -99,8 +99,8 @@ def run(given: Durability) -> ArmResults:
             conclusions=tuple(survived(edit, outcomes, tests[:2]) for edit in edits),
             arms=compared(outcomes, edits),
         )
-        figure = changes_by_arm(results.margins, "edited less original (nats per token)")
-        page = write_arms_report(results, given.out, {"Effect by condition": figure})
+        picture = changes_by_arm(results.margins, "edited less original (nats per token)")
+        page = write_arms_report(results, given.out, {"Effect by condition": picture})
         print(results, *missing, f"page: {page.resolve()}", sep="\n\n")
         return results
 

@@ -25,13 +25,14 @@ from dean_interp.arms.measured_arms import name_together
 from dean_interp.arms.pieces import compare_arms
 from dean_interp.cli.ending import command, script
 from dean_interp.errors import InputError
+from dean_interp.models.threads import chosen_threads
 from dean_interp.planning.comparison_forecast import forecast_comparison
 from dean_interp.planning.forecast import Forecast
 from dean_interp.planning.placement import devices_here
 from dean_interp.report.frontier_page import write_frontier
 from dean_interp.study import day
 from dean_interp.study.improve_data import ImproveData, improve_data
-from dean_interp.study.run_folder import Clock, owned
+from dean_interp.study.run_folder import THREADS, Clock, owned
 
 ONCE_BEGUN = ("scores/*", "choose/states/*", "confirm/states/*")
 
@@ -74,11 +75,12 @@ def run(given: FrontierRun) -> Frontier | Forecast:
     clock = Clock(given.out / "times.json")
     model = study.model.load()
     further = [load_behaviour(source, n_examples=None, split="test") for source in given.also]
-    work = begun(given.out, config, data, model, further)
-    clock.lap("original and shared scores")
     together = TOGETHER if not given.only else ()
-    compare_arms(work, worked_on, together)
-    clock.lap("arms")
+    with chosen_threads(model, given.out / THREADS):
+        work = begun(given.out, config, data, model, further)
+        clock.lap("original and shared scores")
+        compare_arms(work, worked_on, together)
+        clock.lap("arms")
     names = [arm.name for arm in worked_on] + [name_together(prompt, arm) for prompt, arm in together]
     frontier = frontier_of(work, names)
     page = write_frontier(frontier, given.out, facts(data, config))

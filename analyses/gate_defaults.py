@@ -102,7 +102,9 @@ def run(given: GateDefaults) -> dict[str, dict[str, Interval]]:
         given.out / "report.html",
         title=f"Which gates raise both behaviours of {config.model.name}?",
         text=f"{text}\n\n{command()}",
-        figure=changes_by_arm(spread, "held-out change (nats per token)"),
+        picture=changes_by_arm(
+            spread, "held-out change (nats per token)", counted="splits", bars="lowest and highest of the splits"
+        ),
     )
     print(text, f"page: {page.resolve()}", sep="\n\n")
     return spread

@@ -5,7 +5,7 @@
 on the demo model (--model for another, --also for data sets that are measured beside the confirming prompts). Each draw
 takes a random 13 of the 21 calibration topics of both behaviours, makes gates as `dean-interp improve` does, sets their
 dose by KL on the same general text, and measures them on the prompts that confirm in `improve`. Gains and damage are
-scored once. Resumes where it was stopped. Writes results.json, report.html and a figure.
+scored once. Resumes where it was stopped. Writes results.json, report.html and a picture (SVG, CSV).
 """
 
 import dataclasses
@@ -27,8 +27,9 @@ from dean_interp.report.html import write_arms_report
 from dean_interp.selection.gates import dosed
 from dean_interp.study import day
 from dean_interp.study.arm_results import ArmResults, margin_lines
-from dean_interp.study.choosing import direction_of, drawn_topics, effects, gates_store
+from dean_interp.study.choosing import direction_of, effects, gates_store
 from dean_interp.study.dosing import Dose, gated_state, kl_meter, largest_dose
+from dean_interp.study.flips import drawn_topics
 from dean_interp.study.improve_data import ImproveData, improve_data
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.method import original_of
@@ -84,8 +85,8 @@ def run(given: GateDraws) -> ArmResults:
         conclusions=conclusions(lines),
         arms=lines,
     )
-    figure = changes_by_arm(results.margins, "change of the margin (nats per token)")
-    page = write_arms_report(results, given.out, {"Margins by draw": figure})
+    picture = changes_by_arm(results.margins, "change of the margin (nats per token)")
+    page = write_arms_report(results, given.out, {"Margins by draw": picture})
     print(results, f"page: {page.resolve()}", sep="\n\n")
     return results
 

@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from dean_interp.cli.ending import script
-from dean_interp.files import write_text
 from dean_interp.information.power import PowerDesign, power_curve, prompts_needed
-from dean_interp.report.figures import power_by_prompts, to_svg
+from dean_interp.report.figures import power_by_prompts
+from dean_interp.report.pictures import write_picture
 
 N_PROMPTS = (24, 48, 96, 192, 384, 768)
 FALLS = (0.1, 0.25, 0.5, 0.75)
@@ -45,8 +45,9 @@ def main() -> None:
             curves[name] = rates
         print(f"{name:>18}  " + "  ".join(f"{rate:5.2f}" for rate in rates) + f"   {needed}")
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(given.out, to_svg(power_by_prompts(curves, sizes), "Power by the number of prompts"))
-    print(f"figure: {given.out.resolve()}")
+    picture = power_by_prompts(curves, sizes, n_trials=given.n_trials)
+    write_picture(picture, given.out.parent, given.out.stem, "Power by the number of prompts")
+    print(f"picture: {given.out.resolve()}, its data as CSV beside it")
 
 
 if __name__ == "__main__":

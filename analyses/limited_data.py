@@ -3,8 +3,8 @@
     python analyses/limited_data.py --out runs/limited
 
 on the demo model (--model for another; the built-in sets hold 168 examples, the paper's CSVs more). Each size is a draw
-that holds the smaller ones. Resumes where it was stopped. Writes results.json, report.html and a figure. The paper
-claims that few examples are enough.
+that holds the smaller ones. Resumes where it was stopped. Writes results.json, report.html and a picture (SVG, CSV).
+The paper claims that few examples are enough.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
-from matplotlib.figure import Figure
 from tyro.conf import OmitArgPrefixes
 
 from dean_interp import Behaviour, InputError, load_behaviour
@@ -26,6 +25,7 @@ from dean_interp.models.sites import Unit
 from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_along
 from dean_interp.report.html import write_arms_report
+from dean_interp.report.pictures import Picture
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.stability import jaccard
 from dean_interp.selection.strata import strata
@@ -99,8 +99,8 @@ def run(given: Limited) -> ArmResults:
             conclusions=conclusions(given, edits, lines),
             arms=lines,
         )
-        figure = along(results, given, edits, tests)
-        page = write_arms_report(results, given.out, {"Margins by number of examples": figure})
+        picture = along(results, given, edits, tests)
+        page = write_arms_report(results, given.out, {"Margins by number of examples": picture})
         print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 
@@ -171,19 +171,16 @@ def conclusions(given: Limited, edits: Sequence[SizedEdit], lines: Mapping[str, 
     return tuple(paragraphs)
 
 
-def along(results: ArmResults, given: Limited, edits: Sequence[SizedEdit], tests: Sequence[Behaviour]) -> Figure:
+def along(results: ArmResults, given: Limited, edits: Sequence[SizedEdit], tests: Sequence[Behaviour]) -> Picture:
     """Both margins by size, on a scale of doublings."""
     panels = {}
     for test in tests[:2]:
         curves: dict[str, list[tuple[float, Interval]]] = {f"coupled {unit}s": [] for unit in given.study.unit}
         for edit in edits:
             change = results.line(edit.state.name, MARGIN, test.name).change
-            curves[f"coupled {edit.unit}s"].append((float(given.sizes.index(edit.n_examples)), change))
+            curves[f"coupled {edit.unit}s"].append((float(edit.n_examples), change))
         panels[f"{test.name} margin"] = curves
-    figure = changes_along(panels, "examples of each behaviour", "change of the margin (nats per token)")
-    for axes in figure.axes:
-        axes.set_xticks(range(len(given.sizes)), map(str, given.sizes))
-    return figure
+    return changes_along(panels, "examples of each behaviour", by_doubling=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the other behaviour, that comes back when they are restored, while the trained o
 matched by site and stratum, are the control. The other way round, the original model gets the fine-tuned values of the
 coupled units alone. Total effect: fine-tuned less original. Indirect, through the units: fine-tuned less restored.
 Direct: restored less original. Putting a model's own values into it must change nothing. Resumes; writes results.json,
-report.html and a figure.
+report.html and a picture (SVG, CSV).
 """
 
 import dataclasses
@@ -95,8 +95,8 @@ def run(given: Mediation) -> ArmResults:
             conclusions=conclusions(lines, edits, tests),
             arms={_shown(name): of_arm for name, of_arm in lines.items()},
         )
-        figure = changes_by_arm(results.margins, "change (nats per token)")
-        page = write_arms_report(results, given.out, {"Effects on both margins": figure})
+        picture = changes_by_arm(results.margins, "change (nats per token)")
+        page = write_arms_report(results, given.out, {"Effects on both margins": picture})
         print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 

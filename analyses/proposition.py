@@ -10,7 +10,7 @@ are shown:
    anything that both sides hold, and removing random coordinates of one side lowers it too;
 3. a Z that is in both sides but couples nothing else lowers the left side all the same: what falls is Z's own presence,
    so a drop is evidence of decoupling only between sides that never held Z, beside random ablations.
-Writes proposition.json, proposition.svg and a page.
+Writes proposition.json, a page and its picture (proposition.svg, proposition.csv).
 """
 
 import argparse
@@ -110,9 +110,9 @@ def main() -> None:
             )
     given.out.mkdir(parents=True, exist_ok=True)
     save_record(Cases(given.n, NOISE, tuple(cases)), given.out / "proposition.json")
-    rows = []
+    estimates = {}
     for shown in cases:
-        rows.append((shown.name, shown.true, shown.estimate, shown.low, shown.high))
+        estimates[shown.name] = (shown.estimate, shown.low, shown.high)
         print(
             f"{shown.name:<56} true {shown.true:6.3f}  estimated {shown.estimate:6.3f} "
             f"[{shown.low:.3f}, {shown.high:.3f}] nats"
@@ -121,7 +121,11 @@ def main() -> None:
         given.out / "proposition.html",
         title="I[(X,Z);(Y,Z)] >= I[X;Y], and what that does not say",
         text=(__doc__ or "").split("\n\n", 2)[2],
-        figure=estimates_beside_truth(rows, f"nats, {given.n} examples"),
+        picture=estimates_beside_truth(
+            estimates,
+            truths={shown.name: shown.true for shown in cases},
+            n=f"{given.n_draws} draws of {given.n} examples",
+        ),
     )
     print(f"page: {page.resolve()}")
 

@@ -5,7 +5,7 @@
 on the demo model (--model for another). Both select weights from the same scores; the released procedure runs twice,
 with either behaviour first, since it depends on the order. As sets of different size prove nothing, each is thinned to
 one size in every matrix, at random, some draws each; random weights outside both are the control. Resumes; writes
-results.json, report.html and a figure.
+results.json, report.html and a picture (SVG, CSV).
 """
 
 import dataclasses
@@ -89,8 +89,8 @@ def run(given: ReleasedEffect) -> ArmResults:
             conclusions=conclusions(selections, coupling, lines, sum(counts.values())),
             arms=lines,
         )
-        figure = changes_by_arm(results.margins, "change (nats per token)")
-        page = write_arms_report(results, given.out, {"Margins by selection": figure})
+        picture = changes_by_arm(results.margins, "change (nats per token)")
+        page = write_arms_report(results, given.out, {"Margins by selection": picture})
         print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 

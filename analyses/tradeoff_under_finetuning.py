@@ -4,8 +4,8 @@
 
 on the demo model (--model for another, --first and --second for other data: `paper:fairness@folder`). Margins are taken
 along the steps, answers at the end, on test prompts, for several seeds. Resumes where it was stopped. Writes
-results.json, report.html and a figure. The paper's claim is that privacy rises and fairness falls where only privacy is
-trained; its dose is not stated, the one here is.
+results.json, report.html and a picture (SVG, CSV). The paper's claim is that privacy rises and fairness falls where
+only privacy is trained; its dose is not stated, the one here is.
 """
 
 import dataclasses
@@ -88,8 +88,8 @@ def run(given: Tradeoff) -> ArmResults:
             conclusions=conclusions(lines, first.name, second.name),
             arms=lines,
         )
-        figure = changes_along(panels(by_step, tests[:2]), "steps", "change of the margin (nats per token)")
-        page = write_arms_report(results, given.out, {"Margins": figure})
+        picture = changes_along(panels(by_step, tests[:2]), "steps")
+        page = write_arms_report(results, given.out, {"Margins": picture})
         print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 

@@ -76,7 +76,7 @@ def run(given: Where) -> ArmResults:
     with owned(given.out, dataclasses.replace(given, out=Path()), [*chain(*by_behaviour), *tests]):
         model = day.of_evaluation(config.model, given.out, ()).load()
         scores = scores_of_draws(given, model, draws)
-        conclusions, panels = [], {}
+        conclusions, panels, counts = [], {}, []
         for unit in config.unit:
             couplings = [coupling_of(of_draw, config, unit) for of_draw in scores]
             of_unit = [behaviour.of(unit) for behaviour in scores[0]]
@@ -86,6 +86,7 @@ def run(given: Where) -> ArmResults:
                 "in both tops": shares_of_layers(coupling.both),
                 "coupled": shares_of_layers(coupling.coupled),
             }
+            counts.append(f"{len(coupling.both):,} {unit}s in both tops, {len(coupling.coupled):,} coupled")
             if unit == "neuron":
                 conclusions.append(signs(coupling.coupled, of_unit))
                 conclusions += looked_at(
@@ -98,8 +99,8 @@ def run(given: Where) -> ArmResults:
             conclusions=tuple(conclusions),
             arms={},
         )
-        figure = shares_by_layer(panels)
-        page = write_arms_report(results, given.out, {"Coupled units by layer": figure})
+        picture = shares_by_layer(panels, n="; ".join(counts))
+        page = write_arms_report(results, given.out, {"Coupled units by layer": picture})
         print(results, f"page: {page.resolve()}", sep="\n\n")
         return results
 

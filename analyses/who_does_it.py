@@ -55,7 +55,7 @@ from dean_interp.selection.gating import NoNeuronError, PerNeuron, benefit_of
 from dean_interp.selection.stability import n_groups, on_groups
 from dean_interp.selection.strata import strata
 from dean_interp.study import day
-from dean_interp.study.choosing import Flip, drawn_topics, random_flips
+from dean_interp.study.flips import Flip, drawn_topics, random_flips
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.results import load_record

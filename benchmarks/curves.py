@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import tyro
 from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ from dean_interp import (
     show_progress,
     top_fraction,
 )
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import neuron_sites
@@ -45,7 +46,8 @@ from dean_interp.models.tokens import row_length
 from dean_interp.planning.memory import batch_bytes
 from dean_interp.planning.scoring import _HEAP, _Probe
 from dean_interp.planning.stopwatch import timed
-from dean_interp.report.figures import to_svg
+from dean_interp.report.look import BLUE
+from dean_interp.report.pictures import Picture, styled, write_picture
 from dean_interp.scoring.methods import random
 from dean_interp.scoring.preparation import prepare
 from dean_interp.study.run import run_study
@@ -174,21 +176,30 @@ def exponent(points: list[Point]) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def curves(series: dict[str, list[Point]]) -> Figure:
+def curves(series: dict[str, list[Point]]) -> Picture:
     """Cost against each thing, both axes logarithmic, with the line whose slope is the exponent."""
-    figure = Figure(figsize=(10, 4.8), layout="constrained")
-    panels = figure.subplots(2, (len(series) + 1) // 2).flatten()
-    for axes, (name, points) in zip(panels, series.items(), strict=False):
-        x, y = np.array([point.value for point in points]), np.array([point.seconds for point in points])
-        slope, start = np.polyfit(np.log(x), np.log(y), 1)
-        axes.loglog(x, y, "o", color="#0072B2")
-        axes.loglog(x, np.exp(start) * x**slope, color="0.6")
-        axes.set_xlabel(f"{name}: exponent {slope:.2f}")
-        axes.set_ylim(y.min() / 3, y.max() * 3)
-    for axes in panels[len(series) :]:
-        axes.remove()
-    panels[0].set_ylabel("seconds")
-    return figure
+    with styled():
+        figure = Figure(figsize=(10, 4.8), layout="constrained")
+        panels = figure.subplots(2, (len(series) + 1) // 2).flatten()
+        for axes, (name, points) in zip(panels, series.items(), strict=False):
+            x = np.array([point.value for point in points])
+            y = np.array([point.seconds for point in points])
+            slope, start = np.polyfit(np.log(x), np.log(y), 1)
+            axes.loglog(x, y, "o", color=BLUE)
+            axes.loglog(x, np.exp(start) * x**slope, color="0.6")
+            axes.set_xlabel(f"{name}: exponent {slope:.2f}")
+            axes.set_ylabel("seconds")
+            axes.set_ylim(y.min() / 3, y.max() * 3)
+        for axes in panels[len(series) :]:
+            axes.remove()
+    rows = []
+    for points in series.values():
+        for point in points:
+            memory = {"watched_mib": point.watched, "forecast_mib": point.forecast}
+            rows.append({"varied": point.varied, "value": point.value, "seconds": point.seconds, **memory})
+    return Picture(
+        figure, pd.DataFrame(rows), "the better of two runs a point", "The line has the exponent as its slope."
+    )
 
 
 def measured(folder: Path, out: Path) -> dict[str, list[Point]]:
@@ -217,7 +228,7 @@ def main(out: Path = Path("benchmarks/curves.json")) -> None:
     scored_point("layers", 1)  # whatever is set up once
     with tempfile.TemporaryDirectory() as folder:
         series = measured(Path(folder), out)
-    write_text(out.with_suffix(".svg"), to_svg(curves(series), "Cost against what it grows with"))
+    write_picture(curves(series), out.parent, out.stem, "Cost against what it grows with")
     for name, points in series.items():
         print(f"cost against {name}: exponent {exponent(points):.2f}")
     known = [point for points in series.values() for point in points if point.watched and point.forecast]

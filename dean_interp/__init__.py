@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dean_interp.editing.patching import patch_activations
     from dean_interp.editing.values import Mean, Scale, Zero
     from dean_interp.errors import InputError
-    from dean_interp.evaluation.measure import Measurement, measure
+    from dean_interp.evaluation.measure import measure
+    from dean_interp.evaluation.measurement import Measurement
     from dean_interp.exploring.explore_page import ExplorePage, explore_page
     from dean_interp.exploring.held_out import ExploreConfig
     from dean_interp.exploring.notebook import explore
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from dean_interp.selection.selection import Selection, load_selection, top_count, top_fraction
     from dean_interp.selection.strata import strata
     from dean_interp.study.config import EvaluationConfig, InformationConfig, StudyConfig, SweepConfig
-    from dean_interp.study.evaluate import Evaluation, estimate_information, evaluate_edit
+    from dean_interp.study.evaluate import estimate_information, evaluate_edit
+    from dean_interp.study.evaluation import Evaluation
     from dean_interp.study.improve import run_improve
     from dean_interp.study.improvement import ImproveConfig, Improvement
     from dean_interp.study.results import Results, load_results
@@ -155,7 +157,7 @@ _MODULES = {
     "Coupling": "selection.coupling",
     "DataConfig": "study.settings",
     "Edit": "editing.edit",
-    "Evaluation": "study.evaluate",
+    "Evaluation": "study.evaluation",
     "EvaluationConfig": "study.config",
     "Example": "data.examples",
     "ExploreConfig": "exploring.held_out",
@@ -168,7 +170,7 @@ _MODULES = {
     "InformationConfig": "study.config",
     "InputError": "errors",
     "Mean": "editing.values",
-    "Measurement": "evaluation.measure",
+    "Measurement": "evaluation.measurement",
     "ModelConfig": "study.settings",
     "MutualInformation": "information.shifts",
     "MutualInformationConfig": "information.estimands",

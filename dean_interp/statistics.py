@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy import stats
 
 from dean_interp.errors import InputError
@@ -72,44 +72,6 @@ def standard_error(values: Float[np.ndarray, " example"], clusters: Clusters) ->
     return float(np.sqrt(correction * squares) / n_values)
 
 
-def bootstrap_interval(
-    values: Float[np.ndarray, " example"],
-    clusters: Clusters,
-    *,
-    confidence: float = 0.95,
-    n_resamples: int = 9999,
-    seed: int = 0,
-) -> Interval:
-    """Mean of `values` with a percentile interval over redrawn clusters (Field and Welsh 2007, cluster bootstrap).
-
-    For means that are skewed or bounded (shares near 0 or 1), where a t interval leaves the range of the data.
-    Raises `InputError` as `clustered_interval` does.
-    """
-    sums, sizes = _by_cluster(values, clusters)
-
-    def mean(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
-        return sums.sum(axis) / sizes.sum(axis)
-
-    bootstrap = stats.bootstrap(
-        (sums, sizes),
-        mean,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        confidence_level=confidence,
-        n_resamples=n_resamples,
-        batch=_n_in_batch(len(sums)),
-        rng=np.random.default_rng(seed),
-    )
-    low, high = bootstrap.confidence_interval
-    return Interval(
-        mean=float(mean(sums, sizes)),
-        low=float(low),
-        high=float(high),
-        n_clusters=len(sums),
-    )
-
-
 def bootstrap_of_means(
     values: Float[np.ndarray, "quantity example"],
     clusters: Clusters,
@@ -159,27 +121,6 @@ def sign_flip_p_value(
         rng=np.random.default_rng(seed),
     )
     return float(test.pvalue)
-
-
-def mcnemar_p_value(
-    before: Bool[np.ndarray, " before"],
-    after: Bool[np.ndarray, " after"],
-) -> float:
-    """Two-sided exact p that a yes/no outcome of the same prompts did not change (McNemar 1947, binomial form).
-
-    Only prompts whose outcome changed count: under the null each changes either way with probability one half. Prompts
-    must not repeat; where they do, `sign_flip_p_value` takes clusters.
-    """
-    if len(before) != len(after):
-        raise InputError(f"paired outcomes need one entry a prompt, got {len(before)} and {len(after)}")
-    is_gained = after & ~before
-    is_lost = before & ~after
-    n_gained = int(is_gained.sum())
-    n_lost = int(is_lost.sum())
-    n_changed = n_gained + n_lost
-    if n_changed == 0:
-        return 1.0
-    return float(stats.binomtest(n_gained, n_changed).pvalue)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -190,6 +190,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture
+def estimates_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forecasts of studies time no estimate of mutual information, which takes seconds of every call."""
+    from dean_interp.planning import costs
+    from dean_interp.planning.rates import TimeSpan
+
+    monkeypatch.setattr(costs, "time_of", lambda estimates: TimeSpan(10.0, 8.0, 12.0))
+
+
+@pytest.fixture
 def untyped() -> Iterator[None]:
     """Run-time type checks off, as for users, so that wrong values reach our own errors."""
     with unchecked():

@@ -27,6 +27,7 @@ from dean_interp.planning.work import WorkCounter
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.settings import DataConfig, ModelConfig
 
+pytestmark = pytest.mark.usefixtures("estimates_untimed")
 SHAPES = [(2, 32, 4), (8, 64, 16), (2, 256, 16), (4, 256, 8)]
 
 
@@ -215,7 +216,7 @@ def test_a_dry_run_of_improve_writes_nothing_and_says_what_is_left_out(checkpoin
     given += ["--n-score", "12", "--n-choose", "4", "--n-confirm", "6", "--out", str(tmp_path / "run")]
     assert main(given) == 0
     said = capsys.readouterr().out
-    assert "confirming" in said and "in all" in said and "estimates of mutual information" in said
+    assert "confirming" in said and "in all" in said and "gates, judges" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -248,7 +249,7 @@ def test_each_step_stands_beside_what_it_took(tmp_path, planned):
 def test_a_finished_study_is_forecast_from_its_own_settings(finished_study, machine, capsys):
     folder, _ = finished_study
     beside = finished_beside_forecast(folder)
-    names = ["score", "neurons: edit and controls", "weights: edit and controls"]
+    names = ["score", "neurons: edit and controls", "weights: edit and controls", "mutual information"]
     actual = json.loads((folder / "times.json").read_text())
     assert [(step.step, step.actual) for step in beside.steps] == [(name, actual[name]) for name in names]
     assert main(["plan", "--finished", str(folder)]) == 0

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from browser import needs_browser, opened
+from page_figures import figures_of
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
 from dean_interp import CircuitPage, Example, InputError, Selection, Site, load_model, trace_circuit
@@ -174,6 +175,11 @@ def test_the_page_holds_every_edge_and_loads_nothing(found):
     html = CircuitPage(found).html()
     assert html.count('class="edge') == len(found.edges) and not re.search(r"(src|href)=[\"']?http", html)
     assert f"Silencing L{LAYER}.{SHARED} at 'f' alone moves the margin" in html.replace("&#39;", "'")
+    graph, checked = figures_of(html)
+    assert graph.numbers("predicted") == [edge.predicted for edge in found.edges]
+    assert f"n: {len(found.inward)} edges into the set and {len(found.outward)} to the margin" in graph.caption
+    measured = [edge.measured for edge in (*found.inward, *found.random, *found.outward) if edge.measured is not None]
+    assert checked.numbers("measured") == measured
     table = found.to_pandas()
     assert len(table) == len(found.edges) + len(found.random) and table.random.sum() == len(found.random)
     assert Node("head", 3, 2, 0).name == "L3.H2" and "Circuit(" in repr(found)

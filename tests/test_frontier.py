@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from page_figures import figures_of
 from planted_gates import planted_settings
 
 from dean_interp import InputError, load_behaviour
@@ -62,7 +63,12 @@ def test_quick_comparison_recovers_the_planted_ranking(finished):
     # A byte depends on the one before it alone: here no text has a system turn, and a prompt is left out with a reason.
     assert at["system prompt, short"] is None
     assert "template" in found["system prompt, short"].record.left_out
-    assert (given.out / "report.html").is_file() and (given.out / "table.md").is_file()
+    assert (given.out / "table.md").is_file()
+    (figure,) = figures_of((given.out / "report.html").read_text())
+    for arm in found.arms:
+        shown = figure.numbers("mean_nats_per_token", arm=arm.name, what="smaller rise")
+        assert shown == [point.smaller.mean for point in arm.points]
+    assert (given.out / "frontier.svg").is_file() and (given.out / "frontier.csv").is_file()
     # What was chosen on some prompts raises the margin on another hand's.
     (further,) = found["gates, closed form"].further
     assert further.on == "other" and further.change.low > 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser import needs_browser, opened
+from page_figures import figures_of
 from test_pages import ATTACKS, refuse_markup
 
 from dean_interp import InputError, load_behaviour, load_model
@@ -322,7 +323,17 @@ def test_a_whole_run_ends_with_a_page_whose_numbers_are_those_of_its_results(fin
         assert f"dean-interp neuron L{neuron.layer}.{neuron.index} --model" in page
     measured = page[page.index("Everything that was measured") : page.index("Which examples did what")]
     assert measured.count("<tr><td>") == len(edit.lines)
-    assert page.count('<svg role="img"') == 2
+    effect, dose = figures_of(page)
+    for state in improvement.states:
+        for name in improvement.behaviours:
+            (mean,) = effect.numbers("mean_nats_per_token", state=state.name, behaviour=name)
+            assert mean == state.change[name].mean
+    for point in improvement.curve:
+        for name in improvement.behaviours:
+            found = dose.numbers("mean_nats_per_token", dose=repr(point.dose), behaviour=name)
+            assert found == [point.change[name].mean]
+    n_chosen = improvement.roles[0].n_examples["choose"]
+    assert "4 gates of flipped labels, 2 random gates" in effect.caption and f"n: {n_chosen} prompts" in dose.caption
 
 
 @pytest.mark.slow
@@ -342,7 +353,7 @@ def test_the_page_shows_the_first_answers_and_keeps_the_rest_below(finished):
 def test_the_page_loads_nothing_and_gives_commands_that_parse(finished):
     folder, improvement = finished
     page = (folder / "report.html").read_text()
-    linked = re.findall(r'(?:src|href)="(?!#)([^"]+)"', page)
+    linked = re.findall(r'(?:src|href)="(?!#|data:text/csv)([^"]+)"', page)
     assert linked == [f"neurons/{improvement.neurons[0].name}.html"], "nothing but a page beside it, to be opened"
     for command in (f"edit export {folder}/edit.safetensors", f"edit revert {folder}/edit.safetensors {folder}/edited"):
         assert f"dean-interp {command}" in page

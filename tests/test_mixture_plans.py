@@ -26,6 +26,7 @@ from dean_interp.study.config import StudyConfig
 from dean_interp.study.settings import CalibrationConfig, ModelConfig
 from tests.mixtures import FAMILIES, mixture
 
+pytestmark = pytest.mark.usefixtures("estimates_untimed")
 GIB = 2**30
 BOTH = ("neuron", "weight")
 REAL = {

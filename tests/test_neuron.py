@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from browser import needs_browser, opened
+from page_figures import figures_of
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
 from dean_interp import (
@@ -65,7 +66,12 @@ def test_a_planted_neuron_shows_its_ranks_its_effect_what_it_writes_and_who_hold
     assert "silenced alone it moves the margin on fairness by +" in page.headline
     html = page.html()
     assert "In the selection <code>coupled</code>" in html and "Not in the selection <code>other</code>" in html
-    assert "<svg" in html and not re.search(r"(src|href)=[\"']?http", html)
+    assert not re.search(r"(src|href)=[\"']?http", html)
+    (figure,) = figures_of(html)
+    for name, counts in view.activations.items():
+        assert figure.numbers("n_tokens", behaviour=name) == list(counts)
+        assert f"{sum(counts):,} tokens of {name}" in figure.caption
+    assert [*figure.numbers("activation_from", behaviour="fairness"), view.bins[-1]] == list(view.bins)
 
 
 def test_a_neuron_of_another_behaviour_moves_no_margin(planted, tests):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser import needs_browser, opened
+from page_figures import figures_of
 from test_judges import KEY, completion, server
 
 from dean_interp import (
@@ -60,6 +61,7 @@ class Parsed(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
+        self.links: list[str] = []
         self.text: list[str] = []
         self.feed(page)
         self.close()
@@ -67,6 +69,8 @@ class Parsed(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
+        if tag == "a":
+            self.links.append(str(dict(attrs).get("href")))
 
     def handle_data(self, data):
         self.text.append(data)
@@ -76,7 +80,8 @@ def refuse_markup(page: str, n_scripts: int) -> Parsed:
     """The page holds so many scripts of its own, and nothing that text brought in."""
     found = Parsed(page)
     assert found.tags.count("script") == n_scripts and found.tags.count("body") <= 1
-    assert not {"img", "i", "a", "iframe", "object", "base", "link", "form"} & {*found.tags}
+    assert not [link for link in found.links if not link.startswith("data:text/csv;charset=utf-8,")]
+    assert not {"img", "i", "iframe", "object", "base", "link", "form"} & {*found.tags}
     assert all(re.fullmatch("(?!on)[a-z0-9:_-]+", name) for name, _ in found.attributes)
     assert not [value for name, value in found.attributes if name in ("href", "src") and "javascript" in str(value)]
     return found
@@ -155,7 +160,7 @@ def pages(hostile, study, model, tmp_path_factory) -> dict[str, Path]:
     lines = tuple(dataclasses.replace(line, metric=everything, on=everything) for line in neuron.view.effect[:1])
     arms = ArmResults(everything, everything, {everything: everything, "command": everything}, (everything,),
                       {everything: lines})  # fmt: skip
-    figure = changes_by_arm({short: {short: lines[0].change}}, short)
+    picture = changes_by_arm({short: {short: lines[0].change}}, short)
     facts = {"silenced": everything, everything: everything, "command": everything}
     information = InformationResults(everything, facts, results.of("neuron").information)
     return {
@@ -163,8 +168,8 @@ def pages(hostile, study, model, tmp_path_factory) -> dict[str, Path]:
         "comparison": write_comparison({short: results, "b": results}, folder / "comparison.html"),
         "sweep": write_sweep_report(sweep, folder),
         "information": write_information_report(information, folder),
-        "arms": write_arms_report(arms, folder, {"Margins <script>": figure}),
-        "figure": write_figure_page(folder / "figure.html", title=everything, text=everything, figure=figure),
+        "arms": write_arms_report(arms, folder, {"Margins <script>": picture}),
+        "figure": write_figure_page(folder / "figure.html", title=everything, text=everything, picture=picture),
         "neuron": dataclasses.replace(neuron, command=everything).save(folder / "neuron.html"),
         "circuit": CircuitPage(circuit, title=everything, command=everything).save(folder / "circuit.html"),
     }
@@ -182,6 +187,12 @@ def test_text_that_would_be_markup_stays_text(kind, pages):
     assert "mathdefault" not in text, "labels of axes are no mathematics"
     for figure in pages[kind].parent.glob("*.svg"):
         refuse_markup(figure.read_text(), 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_picture_of_every_page_has_its_n_and_its_data(kind, pages):
+    n_pictures = {"report": 11, "information": 3, "circuit": 2}
+    assert len(figures_of(pages[kind].read_text())) == n_pictures.get(kind, 1)
 
 
 @needs_browser

@@ -5,18 +5,13 @@ import re
 import pytest
 import tyro
 from browser import needs_browser, opened
+from page_figures import figures_of
 
 from dean_interp.cli.main import main
-from dean_interp.report.figures import estimates_beside_truth, power_by_prompts, to_svg
 from dean_interp.report.html import options_of, write_comparison, write_information_report, write_report
 from dean_interp.report.page import INTERVALS
-from dean_interp.report.study_figures import (
-    coupled_per_layer,
-    coupling_against_chance,
-    effect_against_controls,
-    information_per_layer,
-    labels_by_state,
-)
+from dean_interp.report.pictures import to_svg
+from dean_interp.report.study_figures import effect_against_controls
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import RANDOM_CONTROLS, RandomControl, size_matched
 from dean_interp.study.results import InformationResults, load_record, save_record
@@ -61,14 +56,14 @@ def test_a_new_kind_of_control_and_a_new_measurement_appear_by_themselves(finish
     changed = dataclasses.replace(neurons, states=states)
     text = write_report(dataclasses.replace(results, units=(changed, *results.units[1:])), tmp_path).read_text()
     assert "<td>1 random, same third thing</td>" in text and "a new metric" in text and "<td>a new set</td>" in text
-    assert "random, same third thing" in to_svg(effect_against_controls(changed), "title")
-    assert "random, same third thing" not in to_svg(effect_against_controls(neurons), "title")
+    assert "random, same third thing" in to_svg(effect_against_controls(changed).figure, "title")
+    assert "random, same third thing" not in to_svg(effect_against_controls(neurons).figure, "title")
 
 
 def test_the_report_loads_nothing_from_a_network(report):
     text = report.read_text()
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.findall(r'(?:src|href)="(?!#)[^"]+"', markup)
+    assert not re.findall(r'(?:src|href)="(?!#|data:text/csv)[^"]+"', markup)
     assert "@import" not in markup and "unpkg.com" not in text
     assert len(text.encode()) < 5_000_000
 
@@ -80,21 +75,39 @@ def test_text_from_data_cannot_break_out_of_the_page(finished_study, tmp_path):
     assert "</script><b>x" not in text
 
 
-def test_every_figure_draws(finished_study):
-    draws = (effect_against_controls, coupled_per_layer, coupling_against_chance)
-    drawn = [draw(one) for one in finished_study[1].units for draw in draws]
-    drawn += [information_per_layer(one) for unit in finished_study[1].units for one in unit.information]
-    drawn.append(power_by_prompts({"a fall": [0.2, 0.9]}, [24, 48]))
-    drawn.append(estimates_beside_truth([("one", 0.4, 0.41, 0.3, 0.5)], "nats"))
-    for figure in (*drawn, labels_by_state(finished_study[1].answers)):
-        assert to_svg(figure, "title").startswith('<svg role="img" aria-label="title"')
+def test_every_picture_of_the_report_has_its_n_and_the_numbers_of_the_results(report, finished_study):
+    results = finished_study[1]
+    figures = {figure.file: figure for figure in figures_of(report.read_text())}
+    assert len(figures) == 11
+    for unit in results.units:
+        effect = figures[f"effect_of_the_{unit.unit}_edit_against_its_controls.csv"]
+        for state in unit.states:
+            for name, change in state.change.items():
+                for column, value in (("mean", change.mean), ("low", change.low), ("high", change.high)):
+                    assert effect.numbers(f"{column}_nats_per_token", state=state.name, behaviour=name) == [value]
+        assert f"n: {unit.design.n_prompts} prompts of" in effect.caption
+        layers = figures[f"coupled_{unit.unit}s_per_layer.csv"]
+        assert layers.numbers(f"n_coupled_{unit.unit}s") == list(unit.coupled_per_layer)
+        for information in unit.information:
+            shown = figures[f"{information.estimand}_per_layer_{unit.unit}s.csv"]
+            assert shown.numbers("change_of_excess_nats") == list(information.changes)
+    (labels,) = (figure for figure in figures.values() if figure.caption.startswith("Labels of the answers"))
+    for state in results.answers.states:
+        for name, given in zip(results.answers.prompts, state.sets, strict=True):
+            (share,) = labels.numbers("share_percent", prompts=name, state=state.title, label="refusal")
+            assert share == 100 * given.labels.count("refusal") / len(given.labels)
 
 
 def test_the_page_of_estimands_holds_every_number_and_draws_every_variant(finished_study, tmp_path):
     informations = finished_study[1].of("neuron").information
     results = InformationResults("a model", {"silenced": "<b>some</b>", "command": "a command"}, informations)
     text = write_information_report(results, tmp_path).read_text()
-    assert text.count('<svg role="img"') == 3 == len(list(tmp_path.glob("*.svg"))), "one and two variants"
+    assert len(figures_of(text)) == 3 == len(list(tmp_path.glob("*.svg"))), "one and two variants"
+    for path in tmp_path.glob("*.svg"):
+        assert path.with_name(f"{path.stem}.csv").is_file(), "the data of a picture stand beside it"
+    for figure, one in zip(figures_of(text), [informations[0], informations[1], informations[1]], strict=True):
+        assert f"n: {one.n_prompts} prompts" in figure.caption
+        assert [int(row["layer"]) for row in figure.rows] == [shift.layers[0] for shift in one.layers]
     assert "&lt;b&gt;some" in text and "<b>some" not in text
     for one in informations:
         assert one.headline.split(";")[0] in text.replace("&gt;", ">")
@@ -126,6 +139,12 @@ def test_several_runs_stand_on_one_page_with_what_differs_between_them(finished_
     assert "<td>seed</td><td>0</td><td>7</td>" in text and text.count("<td>seed</td>") == 1
     assert "<td>model</td>" not in text, "what is the same is not listed"
     assert "--seed 7" in text and "<b>two" not in text and "&lt;b&gt;two" in text
+    (figure,) = figures_of(text)
+    for name, run in (("one", results), ("<b>two", other)):
+        for unit in run.units:
+            for behaviour, change in unit.edit.change.items():
+                cells = {"panel": f"{behaviour} margin", "arm": f"{name}, {unit.unit}s"}
+                assert figure.numbers("mean_nats_per_token", **cells) == [change.mean]
 
 
 def test_the_command_on_a_page_makes_the_same_settings_again():

@@ -118,6 +118,9 @@ def refuse_broken_links(out: Path) -> int:
         found = Anchors(page)
         assert not found.loaded
         for link in found.links:
+            # The data of a picture stand in the link itself.
+            if link.startswith("data:text/csv"):
+                continue
             assert (page.parent / unquote(link)).resolve().is_file(), f"{page.name}: {link}"
             n_links += 1
     return n_links

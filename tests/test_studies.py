@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from page_figures import figures_of
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
 from dean_interp import InputError, load_behaviour
@@ -62,7 +63,10 @@ def test_fine_tuning_lowers_the_other_behaviour_where_their_answers_conflict_and
     assert len(results.conclusions) == 4 and len(full) == 2 and all(kind in text for text in full)
     assert not (given.out / "tuned" / "full_on_both__seed_0").exists(), "checkpoints do not pile up"
     page = (given.out / "report.html").read_text()
-    assert kind in page and LOSS in page and "<svg" in page and "Qwen2-7B-Instruct FFT -13/+5" in page
+    assert kind in page and LOSS in page and "Qwen2-7B-Instruct FFT -13/+5" in page
+    (figure,) = figures_of(page)
+    shown = figure.numbers("mean_nats_per_token", panel="privacy margin", arm="full on both")
+    assert shown[-1] == results.line("full on both", MARGIN, "privacy").change.mean, "the last step"
     assert study.run(given) == results, "a finished study is read from its files"
 
 
@@ -191,7 +195,7 @@ def test_the_planted_neuron_is_where_the_coupling_lives(planted, tmp_path):
     results = study.run(study.Where(tmp_path, n_neurons=1, quick=True, study=few))
     text = "\n".join(results.conclusions)
     assert f"L{LAYER}.{SHARED} raises 'N'" in text and "lowers 'Y'" in text
-    assert "It fires most at the end of" in text and (tmp_path / "coupled_units_by_layer.svg").is_file()
+    assert "It fires most at the end of" in text and (tmp_path / "coupled_units_by_layer.csv").is_file()
     with pytest.raises(InputError, match="3 draws of 12 examples are 36"):
         study.run(study.Where(tmp_path / "b", study=few))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_figures import figures_of
 
 from dean_interp import InputError, importance, load_behaviour
 from dean_interp.cli.main import main
@@ -151,7 +152,12 @@ def test_the_front_is_what_nothing_dominates(table):
 def test_the_report_shows_every_edit_and_the_command_says_the_headline(config, swept, tmp_path, capsys):
     folder, sweep = swept
     text = write_sweep_report(sweep, tmp_path).read_text()
-    assert all(f"<td>{point.name}</td>" in text for point in sweep.points) and text.count("<svg") == 1
+    assert all(f"<td>{point.name}</td>" in text for point in sweep.points)
+    (figure,) = figures_of(text)
+    assert f"{len(sweep.points)} edits" in figure.caption
+    for point in sweep.points:
+        for name, change in objectives(point.confirmed_on).items():
+            assert figure.numbers("mean_nats_per_token", edit=point.name, objective=name) == [change.mean]
     front = [point for point in sweep.points if point.on_front]
     labels = [RANDOM_CONTROLS[name].label for name in ("random", "equal KL")]
     n_drawn = [config.controls.n_random, config.controls.n_equal_kl]

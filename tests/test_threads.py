@@ -47,16 +47,29 @@ def test_a_run_that_goes_on_keeps_its_threads_and_times_nothing(llama, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_a_number_of_the_environment_stays(llama, tmp_path, monkeypatch, name):
+def test_a_run_begins_with_the_number_of_the_environment_and_times_nothing(llama, tmp_path, monkeypatch, name):
     monkeypatch.setenv(name, "6")
     assert n_threads_in(llama, tmp_path / "threads.json", {}) == 6
-    assert not (tmp_path / "threads.json").exists()
 
 
-def test_a_number_that_a_caller_set_stays(llama, tmp_path):
+def test_a_run_begins_with_the_number_that_a_caller_set_and_goes_on_with_it(llama, tmp_path):
+    path = tmp_path / "threads.json"
     torch.set_num_threads(3)
-    with chosen_threads(llama, tmp_path / "threads.json", time_product={}.__getitem__):
+    with chosen_threads(llama, path, time_product={}.__getitem__):
         assert torch.get_num_threads() == 3
+    torch.set_num_threads(6)
+    assert n_threads_in(llama, path, {}) == 3
+
+
+def test_another_number_is_not_taken_by_a_run_that_goes_on_and_this_is_said(llama, tmp_path, caplog):
+    path = tmp_path / "threads.json"
+    assert n_threads_in(llama, path, ALONE) == 6
+    torch.set_num_threads(1)
+    with chosen_threads(llama, path, time_product={}.__getitem__):
+        assert torch.get_num_threads() == 6
+    assert torch.get_num_threads() == 1
+    assert "the run began with n_threads=6 and goes on with them, so 1 is not taken" in caplog.text
+    torch.set_num_threads(6)
 
 
 def test_threads_are_put_back_where_timing_fails(llama, tmp_path):

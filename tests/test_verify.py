@@ -52,7 +52,7 @@ def copy(finished, tmp_path):
 @pytest.fixture
 def derived(finished, monkeypatch):
     """Results from the kept files are taken as they are stored: other tests derive them."""
-    monkeypatch.setattr(verify, "results_in", lambda *_: load_results(finished[1] / "results.json"))
+    monkeypatch.setattr(verify, "results_in", lambda *_, **__: load_results(finished[1] / "results.json"))
 
 
 def differing(found) -> list[str]:

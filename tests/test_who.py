@@ -1,11 +1,13 @@
 """What an edit is made of: known answers of its counts, and the study on a model with planted neurons."""
 
+import csv
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from page_figures import figures_of
 from planted_gates import HELPS_BOTH, HURTS_BOTH, LAYER, planted_settings
 from scipy import stats
 
@@ -153,7 +155,13 @@ def test_the_planted_neurons_are_the_ones_that_do_it(config, tmp_path):
     assert coupled.n >= 2 and coupled.when_silenced["both"] < 1
     assert found.effects["coupled, top 30 %"].share_of_rise > found.effects[SIGNED].share_of_rise
     page = (tmp_path / "run" / "report.html").read_text()
-    assert found.neurons[0].page in page and "<svg" in page and "labelled by hand" in page
+    assert found.neurons[0].page in page and "labelled by hand" in page
+    (figure,) = figures_of(page)
+    for name, spread in found.spreads.items():
+        assert figure.numbers("share", set=name) == list(spread.by_layer)
+    assert f"{found.n_neurons} neurons in {found.n_layers} layers" in figure.caption
+    with (tmp_path / "run" / "where.csv").open() as file:
+        assert list(csv.DictReader(file)) == figure.rows, "the same numbers beside the picture's file"
     assert study.run(given) == found, "a finished run is read from its files"
 
 

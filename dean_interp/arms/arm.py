@@ -13,7 +13,8 @@ from typing import Literal, Protocol, runtime_checkable
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.models.load import HookedModel
 from dean_interp.scoring.scores import Scores
-from dean_interp.study.choosing import Flip, effects
+from dean_interp.study.choosing import effects
+from dean_interp.study.flips import Flip
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.store import State
 

@@ -21,7 +21,8 @@ from dean_interp.errors import InputError, refuse_below
 from dean_interp.files import read_json, write_bytes
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.study.choosing import Flip, effects, gates_store
+from dean_interp.study.choosing import effects, gates_store
+from dean_interp.study.flips import Flip
 from dean_interp.study.improve_data import ImproveData
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.method import original_of

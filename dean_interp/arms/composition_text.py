@@ -6,7 +6,7 @@ import numpy as np
 
 from dean_interp.arms.composition import SetEffect, SharedUnits, Spread
 from dean_interp.arms.composition_results import APART, FLIPPED, NULL, RISE, Composition, LookedAt, Remade
-from dean_interp.evaluation.lines import p_text
+from dean_interp.evaluation.line_table import p_text
 from dean_interp.statistics import holm
 
 SIGNIFICANT = 0.05

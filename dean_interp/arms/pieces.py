@@ -36,8 +36,8 @@ from dean_interp.errors import InputError
 from dean_interp.files import write_bytes
 from dean_interp.progress import progress_bar
 from dean_interp.statistics import Interval
-from dean_interp.study.choosing import Flip, random_flips
 from dean_interp.study.dosing import state_kl_meter
+from dean_interp.study.flips import Flip, random_flips
 from dean_interp.study.run_folder import BusyError, locked
 from dean_interp.study.store import ORIGINAL
 

@@ -13,7 +13,8 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
 from dean_interp.evaluation.lines import Line, compare
-from dean_interp.evaluation.measure import Measurement, measure
+from dean_interp.evaluation.measure import measure
+from dean_interp.evaluation.measurement import Measurement
 from dean_interp.evaluation.outcomes import likelihoods
 from dean_interp.models.load import HookedModel
 from dean_interp.models.neuron_names import Neuron, name_of, refuse_unknown

@@ -16,7 +16,7 @@ from dean_interp.report.card_data import licence_of_model
 from dean_interp.report.edit_card import EditCard, card_of_edit, card_of_run
 from dean_interp.study.improvement import EDIT_FILE, Improvement
 from dean_interp.study.measured_edit import finished_run, measured_in
-from dean_interp.study.results import Results
+from dean_interp.study.results import RESULTS_FILE, Results
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _measured(edit: Edit, path: Path, folder: Path | None) -> Improvement | Resu
     """What was measured of an edit: in the folder that is named, or in that of its file, where it is the edit's run."""
     if folder is not None:
         return measured_in(folder, edit)
-    if not (path.parent / "results.json").is_file():
+    if not (path.parent / RESULTS_FILE).is_file():
         return None
     try:
         return measured_in(path.parent, edit)

@@ -17,6 +17,7 @@ from dean_interp.report.neuron_page import neuron_page
 from dean_interp.study.improve import run_improve
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.improvement import GATES_FILE, ImproveConfig, Improvement
+from dean_interp.study.results import RESULTS_FILE
 
 N_EXAMPLES, N_TOKENS = 12, 12
 """Confirming examples of each set, and first tokens of their answers, on which the strongest neuron is shown."""
@@ -45,7 +46,7 @@ def do_improve(step: ImproveEdit) -> StepResult:
     improvement = run_improve(step.improve, step.out)
     _write_strongest_neuron(improvement, step.out)
     report = write_improve_report(improvement, step.out)
-    files = {"gates": step.out / GATES_FILE, "results": step.out / "results.json", "report": report}
+    files = {"gates": step.out / GATES_FILE, "results": step.out / RESULTS_FILE, "report": report}
     following = next_commands(improvement, step.out)
     record = {
         "confirmed": improvement.confirmed,

@@ -16,7 +16,7 @@ from dean_interp.report.improve_page import write_improve_report
 from dean_interp.study.config import StudyConfig, SweepConfig
 from dean_interp.study.improvement import Improvement, refuse_improvement
 from dean_interp.study.measured_edit import finished_run
-from dean_interp.study.results import load_results
+from dean_interp.study.results import RESULTS_FILE, load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.sweep import run_sweep, sweep_headline
 from dean_interp.study.verify import verify_run
@@ -101,7 +101,7 @@ def do_run(step: RunStudy) -> StepResult:
     for unit_results in results.units:
         for information in unit_results.information:
             lines += [f"{unit_results.unit}s: {sentence}" for sentence in information.missing]
-    record = {"results": str(step.out / "results.json"), "report": str(report), "headlines": headlines}
+    record = {"results": str(step.out / RESULTS_FILE), "report": str(report), "headlines": headlines}
     return StepResult(record, "\n".join([*lines, f"report: {report.resolve()}"]))
 
 
@@ -132,7 +132,7 @@ def do_report(step: WriteReport) -> StepResult:
     else:
         for folder in step.folders:
             refuse_improvement(folder, "a page that compares runs")
-        runs = {str(folder): load_results(folder / "results.json") for folder in step.folders}
+        runs = {str(folder): load_results(folder / RESULTS_FILE) for folder in step.folders}
         report = write_comparison(runs, step.out or step.folders[0] / "comparison.html")
     return StepResult({"report": str(report)}, f"report: {report.resolve()}")
 

@@ -7,6 +7,7 @@ others, and their weight accounts for the output.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -62,36 +63,42 @@ def super_weights(model: HookedModel, text: str = _TEXT) -> list[SuperWeight]:
     channels of their largest size, and the product of activation and weight is at least half of the output. Of routed
     experts those count that the text reaches, with what they write before the router's weight.
     """
-    tokens = torch.tensor([text_ids(native_tokenizer(model), text)], device=model.cfg.device)
+    ids = text_ids(native_tokenizer(model), text)
+    tokens = torch.tensor([ids], device=model.cfg.device)
     weights: list[SuperWeight] = []
 
     def look(site: Site, x: Tensor, product: Tensor) -> None:
         inputs = x.reshape(-1, x.shape[-1]).float()
         outputs = product.reshape(-1, product.shape[-1]).float()
         # the largest output, and the largest activation at its position
-        position, channel = divmod(int(outputs.abs().argmax()), outputs.shape[1])
+        n_channels = outputs.shape[1]
+        position, channel = divmod(int(outputs.abs().argmax()), n_channels)
         neuron = int(inputs[position].abs().argmax())
-        activation, output = inputs[position, neuron], outputs[position, channel]
-        sizes = inputs.abs().amax(0)
+        activation = inputs[position, neuron]
+        output = outputs[position, channel]
+        input_sizes = inputs.abs().amax(0)
+        output_sizes = outputs.abs().amax(0)
         if site.is_of_experts:
             # a position is a slot, whose expert has neurons of its own
-            ids = routed_ids(model, site.neurons)
-            neuron += int(ids.flatten()[position]) * inputs.shape[1]
-            sizes = torch.cat([inputs[slots].abs().amax(0) for _, slots in by_expert(ids)])
-        carried = activation * weight(model, site).detach()[neuron, channel].float()
-        if _is_spike(activation, sizes) and _is_spike(output, outputs.abs().amax(0)) and carried / output > _SHARE:
-            weights.append(
-                SuperWeight(
-                    site=site,
-                    neuron=neuron,
-                    channel=channel,
-                    activation=float(activation),
-                    output=float(output),
-                )
+            experts = routed_ids(model, site.neurons)
+            expert = int(experts.flatten()[position])
+            neuron += expert * inputs.shape[1]
+            input_sizes = torch.cat([inputs[slots].abs().amax(0) for _, slots in by_expert(experts)])
+        both_are_spikes = _is_spike(activation, input_sizes) and _is_spike(output, output_sizes)
+        matrix = weight(model, site).detach()
+        carried = activation * matrix[neuron, channel].float()
+        if both_are_spikes and carried / output > _SHARE:
+            super_weight = SuperWeight(
+                site=site,
+                neuron=neuron,
+                channel=channel,
+                activation=float(activation),
+                output=float(output),
             )
+            weights.append(super_weight)
 
-    sites = [site.out for site in neuron_sites(model)]
-    with on_products(model, {site: lambda x, product, site=site: look(site, x, product) for site in sites}):
+    looks = {site.out: partial(look, site.out) for site in neuron_sites(model)}
+    with on_products(model, looks):
         model(tokens, return_type="logits")
     return weights
 
@@ -102,10 +109,13 @@ def held_super_weights(selection: Selection, known: Sequence[SuperWeight]) -> li
 
 
 def _holds(selection: Selection, super_weight: SuperWeight) -> bool:
-    out, neurons = super_weight.site, super_weight.site.neurons
+    out = super_weight.site
+    neurons = out.neurons
     if out in selection.shapes:
+        # a weight's index counts its matrix row by row
         n_channels = selection.shapes[out][1]
-        return super_weight.neuron * n_channels + super_weight.channel in selection.units[out]
+        index = super_weight.neuron * n_channels + super_weight.channel
+        return index in selection.units[out]
     return neurons in selection.shapes and super_weight.neuron in selection.units[neurons]
 
 

@@ -107,7 +107,8 @@ def refuse_unknown_tasks(tasks: Sequence[str], folder: Path | None = None) -> No
         folder: task files of one's own.
     """
     if tasks:
-        _task_manager(_lm_eval()[1], tasks, folder)
+        _, task_manager_class = _lm_eval()
+        _task_manager(task_manager_class, tasks, folder)
 
 
 def _lm_eval() -> tuple[Any, Any]:
@@ -140,29 +141,31 @@ def _results(evaluated: Mapping[str, Any]) -> list[TaskResult]:
     """The results of all tasks, from what the harness returned."""
     results = []
     for task, samples in evaluated["samples"].items():
-        results += _task_results(task, samples, evaluated["higher_is_better"][task])
+        better = evaluated["higher_is_better"][task]
+        results += _task_results(task, samples, better)
     return results
 
 
 def _task_results(task: str, samples: Sequence[Mapping[str, Any]], better: Mapping[str, bool]) -> list[TaskResult]:
     """Metrics that are one number an item, filter by filter; corpus metrics are left out."""
     results = []
-    for filter_name in dict.fromkeys(sample["filter"] for sample in samples):
+    filter_names = dict.fromkeys(sample["filter"] for sample in samples)
+    for filter_name in filter_names:
         filtered = [sample for sample in samples if sample["filter"] == filter_name]
         items = tuple(str(sample["doc_id"]) for sample in filtered)
         for metric in filtered[0]["metrics"]:
             values = [sample.get(metric) for sample in filtered]
-            if not all(isinstance(value, bool | int | float | np.number) for value in values):
+            is_numeric = all(isinstance(value, bool | int | float | np.number) for value in values)
+            if not is_numeric:
                 continue
-            results.append(
-                TaskResult(
-                    task=task,
-                    metric=metric if filter_name == "none" else f"{metric} ({filter_name})",
-                    higher_is_better=bool(better.get(metric, True)),
-                    values=np.array(values, dtype=np.float64),
-                    items=items,
-                )
+            result = TaskResult(
+                task=task,
+                metric=metric if filter_name == "none" else f"{metric} ({filter_name})",
+                higher_is_better=bool(better.get(metric, True)),
+                values=np.array(values, dtype=np.float64),
+                items=items,
             )
+            results.append(result)
     return results
 
 
@@ -178,27 +181,32 @@ def _hooked_lm(model: HookedModel, batch_size: int) -> Any:  # noqa: ANN401 - a 
 
         def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = False, **options: Any) -> list[Any]:  # noqa: ANN401
             quiet = disable_tqdm or not redraws()
-            answers = super()._loglikelihood_tokens(list(shard(requests)), disable_tqdm=quiet, **options)
+            own_requests = list(shard(requests))
+            answers = super()._loglikelihood_tokens(own_requests, disable_tqdm=quiet, **options)
             return [tuple(answer) for answer in gather(answers)]
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             quiet = disable_tqdm or not redraws()
-            return gather(super().generate_until(list(shard(requests)), disable_tqdm=quiet))
+            own_requests = list(shard(requests))
+            return gather(super().generate_until(own_requests, disable_tqdm=quiet))
 
         def _model_call(self, inps: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
             position = torch.arange(inps.shape[1], device=inps.device).expand(inps.shape)
-            with at_positions(model, TokenPositions(position, torch.zeros_like(inps, dtype=torch.bool))):
+            is_answer = torch.zeros_like(inps, dtype=torch.bool)
+            with at_positions(model, TokenPositions(position, is_answer)):
                 return super()._model_call(inps, *args, **options)
 
         def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:  # noqa: ANN401
             # Greedy, or as the task says; of the checkpoint's own settings only what ends a turn. `HFLM` leaves the
             # others to transformers, which takes them from the checkpoint.
-            cached, tokenizer = cache_is_right(model), self.tokenizer
-            settings = greedy_settings(adapter_of(model).end_tokens(tokenizer), cached=cached)
+            n_rows, n_tokens = context.shape
+            cached = cache_is_right(model)
+            ends = adapter_of(model).end_tokens(self.tokenizer)
+            settings = greedy_settings(ends, cached=cached)
             settings.update(**_sampled(options), max_length=max_length, return_dict_in_generate=False)
-            stopping = huggingface.stop_sequences_criteria(tokenizer, stop, context.shape[1], context.shape[0])
+            stopping = huggingface.stop_sequences_criteria(self.tokenizer, stop, n_tokens, n_rows)
             real = options["attention_mask"]
-            positions = while_generating(model, real.sum(1), context.shape[1], cached=cached)
+            positions = while_generating(model, real.sum(1), n_tokens, cached=cached)
             with positions, without_its_settings(self.model):
                 return self.model.generate(
                     context, generation_config=settings, attention_mask=real, stopping_criteria=stopping
@@ -239,15 +247,20 @@ def _with_text_as_given(harness: Any, last: list[int]) -> Any:  # noqa: ANN401 -
             self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None
         ) -> list[int]:
             ids = super().tok_encode(string, add_special_tokens=add_special_tokens)
-            is_added = len(ids) > len(super().tok_encode(string, add_special_tokens=False))
-            kept = ids[: len(ids) - len(last)] if is_added else ids
-            return kept[-left_truncate_len:] if left_truncate_len else kept
+            without_special = super().tok_encode(string, add_special_tokens=False)
+            is_added = len(ids) > len(without_special)
+            if is_added:
+                ids = ids[: len(ids) - len(last)]
+            return ids[-left_truncate_len:] if left_truncate_len else ids
 
         def tok_batch_encode(self, strings: Sequence[str], **options: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
             ids, real = super().tok_batch_encode(strings, **options)
+            n_kept = ids.shape[1] - len(last)
             # padding is on the left
-            is_added = bool(last) and ids[:, -len(last) :].tolist() == [last] * len(ids)
-            n_kept = ids.shape[1] - len(last) if is_added else ids.shape[1]
+            ends = ids[:, n_kept:].tolist()
+            is_added = bool(last) and ends == [last] * len(ids)
+            if not is_added:
+                return ids, real
             return ids[:, :n_kept], real[:, :n_kept]
 
     return TextLM

@@ -5,17 +5,18 @@ in one way (`evaluation.lines`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.harness import TaskResult
 from dean_interp.evaluation.judges.lexical import cautionary_phrases, lexical_labels
-from dean_interp.evaluation.judges.protocol import Label, Verdict
-from dean_interp.evaluation.measure import Measurement
+from dean_interp.evaluation.judges.protocol import Label, Verdicts
+from dean_interp.evaluation.measurement import BehaviourMeasurement, Measurement
 from dean_interp.evaluation.windows import WindowMeasurement
 from dean_interp.models.thoughts import behind_thought
 
@@ -50,6 +51,10 @@ class Outcome:
         return self.metric, self.on
 
 
+Outcomes = Sequence[Outcome]
+"""The outcomes of one state of the model."""
+
+
 def clusters_of(behaviour: Behaviour) -> tuple[str, ...]:
     """The one rule for intervals: examples are clustered by topic, and by prompt where they have no topic."""
     return tuple(example.cluster for example in behaviour.examples)
@@ -58,17 +63,10 @@ def clusters_of(behaviour: Behaviour) -> tuple[str, ...]:
 def part_of(outcome: Outcome, rows: Bool[np.ndarray, " example"]) -> Outcome:
     """The outcome on some of its prompts: those where `rows` is true."""
     clusters = tuple(cluster for cluster, wanted in zip(outcome.clusters, rows, strict=True) if wanted)
-    return Outcome(
-        metric=outcome.metric,
-        on=outcome.on,
-        unit=outcome.unit,
-        better=outcome.better,
-        values=outcome.values[rows],
-        clusters=clusters,
-    )
+    return replace(outcome, values=outcome.values[rows], clusters=clusters)
 
 
-def averaged(draws: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+def averaged(draws: Sequence[Outcomes]) -> list[Outcome]:
     """Each prompt's mean over several draws (seeds) of one state. Shares become means of shares.
 
     An interval over prompts then holds for these draws, not for others.
@@ -78,14 +76,11 @@ def averaged(draws: Sequence[Sequence[Outcome]]) -> list[Outcome]:
         for outcome in outcomes:
             by_key.setdefault(outcome.key, []).append(outcome)
     means = []
-    for first, *others in by_key.values():
-        values = np.mean([first.values, *(other.values for other in others)], axis=0)
+    for of_draws in by_key.values():
+        first = of_draws[0]
+        values = np.mean([outcome.values for outcome in of_draws], axis=0)
         unit = f"{first.unit} over draws" if first.unit == SHARE else first.unit
-        means.append(
-            Outcome(
-                metric=first.metric, on=first.on, unit=unit, better=first.better, values=values, clusters=first.clusters
-            )
-        )
+        means.append(replace(first, unit=unit, values=values))
     return means
 
 
@@ -96,37 +91,48 @@ def likelihoods(measurement: Measurement, tests: Sequence[Behaviour]) -> list[Ou
     """
     outcomes = []
     for test in tests:
-        measured, clusters = measurement[test.name], clusters_of(test)
-
-        def outcome(
-            metric: str,
-            better: Better,
-            values: Float[np.ndarray, " example"],
-            name: str = test.name,
-            clusters: tuple[str, ...] = clusters,
-        ) -> Outcome:
-            return Outcome(metric, name, unit=PER_TOKEN, better=better, values=values, clusters=clusters)
-
-        if measured.paired:
-            outcomes.append(outcome(MARGIN, "higher", measured.margin.numpy()))
-            if int(measured.n_tokens.max()) > N_FIRST:
-                first, rest = measured.margin_of_tokens(1, N_FIRST), measured.margin_of_tokens(N_FIRST + 1)
-                outcomes.append(outcome(MARGIN_FIRST, "higher", first.numpy()))
-                outcomes.append(outcome(MARGIN_REST, "higher", rest.numpy()))
-        else:
-            outcomes.append(outcome(LOSS, "lower", -measured.log_prob[:, 0].numpy()))
-            outcomes.append(outcome(KL, "lower", measured.kl[:, 0].numpy()))
+        measured = measurement[test.name]
+        better: Better = "higher" if measured.paired else "lower"
+        for metric, values in _likelihoods_of(measured).items():
+            outcome = Outcome(
+                metric=metric,
+                on=test.name,
+                unit=PER_TOKEN,
+                better=better,
+                values=values.numpy(),
+                clusters=clusters_of(test),
+            )
+            outcomes.append(outcome)
     return outcomes
+
+
+def _likelihoods_of(measured: BehaviourMeasurement) -> dict[str, Float[Tensor, " example"]]:
+    """The margins of a paired behaviour, or loss and KL of another: one value a prompt, by metric."""
+    if not measured.paired:
+        return {LOSS: -measured.log_prob[:, 0], KL: measured.kl[:, 0]}
+    margins = {MARGIN: measured.margin}
+    if int(measured.n_tokens.max()) > N_FIRST:
+        margins[MARGIN_FIRST] = measured.margin_of_tokens(1, N_FIRST)
+        margins[MARGIN_REST] = measured.margin_of_tokens(N_FIRST + 1)
+    return margins
 
 
 def window_outcomes(measured: WindowMeasurement, on: str) -> list[Outcome]:
     """Loss and KL on windows of running text; each window is a cluster of its own."""
     clusters = tuple(map(str, range(len(measured.loss))))
-    values = {"loss on windows of text": measured.loss, "KL on windows of text": measured.kl}
-    return [
-        Outcome(metric, on, unit=PER_TOKEN, better="lower", values=per_window.numpy().astype(float), clusters=clusters)
-        for metric, per_window in values.items()
-    ]
+    by_metric = {"loss on windows of text": measured.loss, "KL on windows of text": measured.kl}
+    outcomes = []
+    for metric, values in by_metric.items():
+        outcome = Outcome(
+            metric=metric,
+            on=on,
+            unit=PER_TOKEN,
+            better="lower",
+            values=values.numpy().astype(float),
+            clusters=clusters,
+        )
+        outcomes.append(outcome)
+    return outcomes
 
 
 def task_outcomes(results: Sequence[TaskResult]) -> list[Outcome]:
@@ -134,16 +140,15 @@ def task_outcomes(results: Sequence[TaskResult]) -> list[Outcome]:
     outcomes = []
     for result in results:
         is_share = set(result.values) <= {0.0, 1.0}
-        outcomes.append(
-            Outcome(
-                f"{result.metric} (lm-eval)",
-                result.task,
-                unit=SHARE if is_share else "mean over items",
-                better="higher" if result.higher_is_better else "lower",
-                values=result.values,
-                clusters=result.items,
-            )
+        outcome = Outcome(
+            metric=f"{result.metric} (lm-eval)",
+            on=result.task,
+            unit=SHARE if is_share else "mean over items",
+            better="higher" if result.higher_is_better else "lower",
+            values=result.values,
+            clusters=result.items,
         )
+        outcomes.append(outcome)
     return outcomes
 
 
@@ -151,7 +156,7 @@ def answer_outcomes(
     kind: PromptKind,
     behaviour: Behaviour,
     answers: Sequence[str],
-    verdicts: Mapping[str, Sequence[Verdict]],
+    verdicts: Mapping[str, Verdicts],
     length: int,
 ) -> list[Outcome]:
     """What answers of one length say. An answer that cannot be read is not safe, whoever judges.
@@ -161,20 +166,22 @@ def answer_outcomes(
         verdicts: each judge's, by its name, on the answers to harmful prompts.
         length: number of new tokens.
     """
-    # An answer that ends inside its thought has said nothing yet.
-    said = [behind_thought(answer) for answer in answers]
-    labels = [None if text is None else lexical_labels([text])[0] for text in said]
-    clusters = clusters_of(behaviour)
+    labels, is_cautious = _by_rules(answers)
     outcomes = []
 
     def each_is(label: Label) -> list[bool | None]:
-        return [None if given is None else given == label for given in labels]
+        return [given and given == label for given in labels]
 
     def add(metric: str, better: Better, values: Sequence[bool | None]) -> None:
-        name = f"{metric}, at {length} tokens"
-        outcomes.append(
-            Outcome(name, behaviour.name, unit=SHARE, better=better, values=as_numbers(values), clusters=clusters)
+        outcome = Outcome(
+            metric=f"{metric}, at {length} tokens",
+            on=behaviour.name,
+            unit=SHARE,
+            better=better,
+            values=as_numbers(values),
+            clusters=clusters_of(behaviour),
         )
+        outcomes.append(outcome)
 
     for name, judged in verdicts.items():
         add(f"safe answers ({name})", "higher", _safe(judged, labels))
@@ -185,20 +192,39 @@ def answer_outcomes(
     else:
         add("plain answers to benign questions", "higher", each_is("safe"))
     add(INCOHERENT, "lower", each_is("incoherent"))
-    is_cautious = [None if text is None else bool(cautionary_phrases(text)) for text in said]
     add("answers with a cautionary phrase", "neither", is_cautious)
     return outcomes
 
 
-def _safe(verdicts: Sequence[Verdict], labels: Sequence[str | None]) -> list[bool | None]:
+def _by_rules(answers: Sequence[str]) -> tuple[list[Label | None], list[bool | None]]:
+    """Each answer's label, and whether it holds a cautionary phrase; None for one that ends inside its thought."""
+    labels: list[Label | None] = []
+    is_cautious: list[bool | None] = []
+    for answer in answers:
+        text = behind_thought(answer)
+        if text is None:
+            labels.append(None)
+            is_cautious.append(None)
+        else:
+            labels += lexical_labels([text])
+            is_cautious.append(bool(cautionary_phrases(text)))
+    return labels, is_cautious
+
+
+def _safe(verdicts: Verdicts, labels: Sequence[str | None]) -> list[bool | None]:
     """Whether each answer is harmless and coherent; None where the judge gave no verdict."""
     safe: list[bool | None] = []
     for verdict, label in zip(verdicts, labels, strict=True):
-        is_known = verdict.harmless is not None
-        safe.append(verdict.harmless and label != "incoherent" if is_known else None)
+        if verdict.harmless is None:
+            safe.append(None)
+        else:
+            safe.append(verdict.harmless and label != "incoherent")
     return safe
 
 
 def as_numbers(values: Sequence[bool | None]) -> Float[np.ndarray, " example"]:
     """0 or 1 for each value; NaN for None."""
-    return np.array([np.nan if value is None else float(value) for value in values])
+    numbers = []
+    for value in values:
+        numbers.append(np.nan if value is None else float(value))
+    return np.array(numbers)

@@ -69,10 +69,11 @@ def generate_served(
     refuse_nothing_to_answer(prompts, lengths, served.concurrency)
     ends = end_tokens(tokenizer) if ends is None else ends
     stops = [str(tokenizer.decode([token])) for token in ends if token in markers(tokenizer)]
+    n_new = max(lengths)
     requests = []
     for prompt in prompts:
-        token_ids = list(encode(tokenizer, prompt, [], template=template).prompt)
-        requests.append(_greedy_request(token_ids, max(lengths), ends, stops))
+        encoded = encode(tokenizer, prompt, [], template=template)
+        requests.append(_greedy_request(encoded.prompt, n_new, ends, stops))
     whole = on_rank0(lambda: _answers(served, requests, replies))
     longest = [_up_to(stops, answer) for answer in whole]
     # a greedy answer begins as every longer one does: shorter ones are cut out of the longest
@@ -80,21 +81,36 @@ def generate_served(
     answers = {}
     for length in lengths:
         answers[length] = [decoded(tokenizer, ids[:length]) for ids in tokens]
-    answers[max(lengths)] = list(longest)
+    answers[n_new] = list(longest)
+    # a template may begin the answer's thought: it belongs to the answer
     begun = [begun_thought(tokenizer, request["prompt"]) for request in requests]
-    return {length: list(map(str.__add__, begun, given)) for length, given in answers.items()}
+    for length, given in answers.items():
+        answers[length] = list(map(str.__add__, begun, given))
+    return answers
 
 
 def _greedy_request(
     prompt: Sequence[int], max_tokens: int, ends: Sequence[int], stops: Sequence[str]
 ) -> dict[str, Any]:
     """All that decides what comes next: OpenAI's own parameters, and in `extra_body` those of vLLM and llama.cpp."""
-    request: dict[str, Any] = {"prompt": list(prompt), "max_tokens": max_tokens}
-    request |= {"temperature": 0, "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    extra = {
+        "repetition_penalty": 1.0,
+        "repeat_penalty": 1.0,
+        "min_p": 0.0,
+        "stop_token_ids": list(ends),
+        "ignore_eos": False,
+    }
+    request: dict[str, Any] = {
+        "prompt": list(prompt),
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "top_p": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "extra_body": extra,
+    }
     if stops:
         request["stop"] = list(stops[:_MOST_STOPS])
-    extra: dict[str, Any] = {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "min_p": 0.0}
-    request["extra_body"] = extra | {"stop_token_ids": list(ends), "ignore_eos": False}
     return request
 
 
@@ -127,7 +143,9 @@ def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path |
     client, failures = connect(served.base_url, served.key_variable, served.timeout, served.max_retries)
     name = _model_name(served, client, failures)
     kept = Replies(served.base_url, replies)
-    faults, words = Counter[str](), dict[str, str]()
+    # how often the server failed, and its first words, by the kind of failure
+    faults = Counter[str]()
+    words: dict[str, str] = {}
 
     def answer(request: dict[str, Any]) -> str | None:
         request = {"model": name, **request}
@@ -136,8 +154,9 @@ def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path |
             return known
         reply = _reply(client, failures, request)
         if reply.text is None:
-            faults[str(reply.fault)] += 1
-            words.setdefault(str(reply.fault), f": {reply.words!r}" if reply.words else "")
+            fault = str(reply.fault)
+            faults[fault] += 1
+            words.setdefault(fault, reply.words)
             return None
         kept.keep(request, reply.text)
         return reply.text
@@ -146,10 +165,13 @@ def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path |
         arriving = pool.map(answer, requests)
         answers = list(progress_bar(arriving, total=len(requests), desc=f"answers from {name}", unit="answer"))
     if faults:
-        counted = ", ".join(f"{kind} {n}{words[kind]}" for kind, n in faults.items())
+        counted = []
+        for fault, n in faults.items():
+            said = f": {words[fault]!r}" if words[fault] else ""
+            counted.append(f"{fault} {n}{said}")
         raise InputError(
-            f"{served.base_url} failed on {faults.total()} of {len(requests)} prompts ({counted}); the other answers "
-            "are kept: start again"
+            f"{served.base_url} failed on {faults.total()} of {len(requests)} prompts ({', '.join(counted)}); the "
+            "other answers are kept: start again"
         )
     return [text for text in answers if text is not None]
 
@@ -170,7 +192,7 @@ def _model_name(served: Served, client: Any, failures: Failures) -> str:  # noqa
         return str(next(iter(client.models.list())).id)
     except (*failures, *NOT_A_COMPLETION, StopIteration) as error:
         reply = failed(error, key_of(client, None))
-        hint = hint_of(client, failures, reply, served.key_variable, served.model)
+        hint = hint_of(client, failures, reply, key_variable=served.key_variable, model=served.model)
         raise InputError(f"{served.base_url} does not say which model it serves ({reply.failure}){hint}") from error
 
 
@@ -181,9 +203,10 @@ def refuse_silent_server(served: Served) -> None:
         client, failures = connect(served.base_url, served.key_variable, served.timeout, served.max_retries)
         name = _model_name(served, client, failures)
         # the prompt is a token, as those of answers are
-        reply = _reply(client, failures, {"model": name, "prompt": [1], "temperature": 0, "max_tokens": 1})
+        request = {"model": name, "prompt": [1], "temperature": 0, "max_tokens": 1}
+        reply = _reply(client, failures, request)
         if reply.text is None:
-            hint = hint_of(client, failures, reply, served.key_variable, name)
+            hint = hint_of(client, failures, reply, key_variable=served.key_variable, model=name)
             raise InputError(f"{served.base_url} does not answer as {name!r}: {reply.failure}{hint}")
 
     on_rank0(ask)

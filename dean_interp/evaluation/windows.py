@@ -48,11 +48,16 @@ def window_texts(model: HookedModel, texts: Sequence[str], window: int) -> list[
     """
     if not 2 <= window <= model.cfg.n_ctx:
         raise InputError(f"window must be 2 to {model.cfg.n_ctx} tokens (what the model takes), got {window}")
-    ids = native_tokenizer(model)("\n\n".join(texts), add_special_tokens=False, verbose=False).input_ids
+    tokenizer = native_tokenizer(model)
+    text = "\n\n".join(texts)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if len(ids) < window:
         raise InputError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
-    starts = range(0, len(ids) - window + 1, window)
-    return [Encoded((ids[start],), (tuple(ids[start + 1 : start + window]),)) for start in starts]
+    windows = []
+    for start in range(0, len(ids) - window + 1, window):
+        first, *predicted = ids[start : start + window]
+        windows.append(Encoded((first,), (tuple(predicted),)))
+    return windows
 
 
 @own_torch_settings()
@@ -77,29 +82,41 @@ def window_loss(
         InputError: as `window_texts`, or an `original` of other windows.
     """
     encoded = window_texts(model, texts, window)
-    n_windows, n_predicted = len(encoded), window - 1
-    if original is not None and (original.window, len(original.loss)) != (window, n_windows):
-        raise InputError(
-            f"`original` holds {len(original.loss)} windows of {original.window} tokens, "
-            f"now there are {n_windows} of {window}"
-        )
-    sums = {
-        "loss": torch.zeros(n_windows),
-        "kl": torch.zeros(n_windows),
-        "final": torch.zeros(n_windows * n_predicted, unembedding_shape(model)[0]),
-    }
+    n_windows = len(encoded)
+    n_predicted = window - 1
+    if original is not None:
+        _refuse_other_windows(original, window, n_windows)
+    d_model, _ = unembedding_shape(model)
+    loss, kl = torch.zeros(n_windows), torch.zeros(n_windows)
+    final = torch.zeros(n_windows * n_predicted, d_model)
     batches = batched(
-        model, paths(encoded), batch_tokens=window, label="windows of text", unfinished=unfinished, sums=sums
+        model,
+        paths(encoded),
+        batch_tokens=window,
+        label="windows of text",
+        unfinished=unfinished,
+        sums={"loss": loss, "kl": kl, "final": final},
     )
     for batch in batches:
         # a batch has room for one window
         (number,) = batch.answer.unique().tolist()
         positions = slice(number * n_predicted, (number + 1) * n_predicted)
-        final_before = original.final[positions].to(batch.tokens.device) if original is not None else None
+        final_before = None
+        if original is not None:
+            final_before = original.final[positions].to(batch.tokens.device)
         with unhooked(model):
             out = answer_log_probs(model, batch, original=final_before)
-        sums["loss"][number] = -out.log_prob.double().mean().cpu()
-        sums["final"][positions] = out.final.float().cpu()
+        loss[number] = -out.log_prob.double().mean().cpu()
+        final[positions] = out.final.float().cpu()
         if out.kl is not None:
-            sums["kl"][number] = out.kl.double().mean().cpu()
-    return WindowMeasurement(window=window, loss=sums["loss"], kl=sums["kl"], final=sums["final"])
+            kl[number] = out.kl.double().mean().cpu()
+    return WindowMeasurement(window=window, loss=loss, kl=kl, final=final)
+
+
+def _refuse_other_windows(original: WindowMeasurement, window: int, n_windows: int) -> None:
+    """Raise `InputError` where a measurement is not of so many windows of so many tokens."""
+    n_before = len(original.loss)
+    if (original.window, n_before) != (window, n_windows):
+        raise InputError(
+            f"`original` holds {n_before} windows of {original.window} tokens, now there are {n_windows} of {window}"
+        )

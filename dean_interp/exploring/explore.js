@@ -89,8 +89,20 @@ function tokenTable(following) {
   return table("Next token", ["token", "original", "edited"], rows);
 }
 
+// The points of all curves as a CSV, which the link itself holds.
+function dataLink(points, names) {
+  const quoted = text => `"${text.replaceAll('"', '""')}"`;
+  const lines = [["dose", ...names.map(name => quoted(`${name} (nats per token)`))]];
+  for (const point of points) lines.push([point.dose, ...names.map(name => point.values.get(name) ?? "")]);
+  const text = lines.map(cells => `${cells.join(",")}\n`).join("");
+  const href = `data:text/csv;charset=utf-8,${encodeURIComponent(text)}`;
+  return node("a", { class: "data", href, download: "curves_by_dose.csv" }, "Data (CSV)");
+}
+
 // All curves are in nats per token, so they share one axis: an effect stands beside what it costs.
-function chart(points, facts, dose) {
+function chart(points, facts, state) {
+  points.sort((a, b) => a.dose - b.dose);
+  const dose = state.dose;
   const width = 440, height = 190, left = 46, right = 12, top = 10, bottom = 24;
   const values = points.flatMap(point => [...point.values.values()]).filter(isNumber);
   const low = Math.min(0, ...values), high = Math.max(0.01, ...values);
@@ -108,16 +120,18 @@ function chart(points, facts, dose) {
   }
   parts.push(drawn("line", { class: "now", x1: x(dose), x2: x(dose), y1: top, y2: height - bottom }));
   const names = [...(points[0]?.values.keys() ?? [])];
-  const legend = node("p", { class: "legend" }, "By dose, in nats per token: ");
+  const legend = node("figcaption", { class: "legend" }, "By dose, in nats per token: ");
   names.forEach((name, number) => {
     const style = { class: `curve c${number % 4}`, "stroke-dasharray": DASHES[number % 4] };
-    const there = points.filter(point => isNumber(point.values.get(name))).sort((a, b) => a.dose - b.dose);
+    const there = points.filter(point => isNumber(point.values.get(name)));
     const place = point => `${x(point.dose).toFixed(1)},${y(point.values.get(name)).toFixed(1)}`;
     parts.push(drawn("polyline", { ...style, points: there.map(place).join(" ") }));
     for (const point of there) parts.push(drawn("circle", { class: `dot c${number % 4}`, cx: x(point.dose), cy: y(point.values.get(name)), r: 2.5 }));
     const swatch = drawn("svg", { width: 30, height: 10, "aria-hidden": "true" }, drawn("line", { ...style, x1: 0, x2: 30, y1: 5, y2: 5 }));
     legend.append(node("span", {}, swatch, number === names.length - 1 ? name : `change of the ${name}`));
   });
+  const counts = [...grouped(state.margins)].map(([name, own]) => `${own.length} prompts of ${name}`);
+  legend.append(`n: ${[...counts, `${facts.n_general} texts of ${facts.general}`].join(", ")}. `, dataLink(points, names));
   const label = "Change of the mean margins and KL on general text by dose; the numbers are in the tables";
   return node("figure", {}, drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...parts), legend);
 }
@@ -285,7 +299,7 @@ function render({ model, el }) {
     scored.textContent = following.was_scored ? "The edit was made from this prompt: what happens here says nothing about others." : "";
     tokens.replaceChildren(tokenTable(following));
     margins.replaceChildren(marginTable(state.margins));
-    curves.replaceChildren(chart([...points.values()], facts, state.dose));
+    curves.replaceChildren(chart([...points.values()], facts, state));
     if (model.get("answers").request === latest) drawAnswers();
     else grow(latest, 1);
   };

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from dean_interp.data.examples import Behaviour, draw, load_behaviour
 from dean_interp.editing.edit_at_dose import AnyEdit, as_hooks, refuse_other_base
 from dean_interp.errors import InputError, refuse_below
-from dean_interp.evaluation.measure import Measurement, measure
+from dean_interp.evaluation.measure import measure
+from dean_interp.evaluation.measurement import Measurement
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.scored_prompts import refuse_scored, scored_prompts
 from dean_interp.models.tokens import Template

@@ -14,7 +14,8 @@ from torch import Tensor
 from dean_interp.data.prompt_text import is_among
 from dean_interp.editing.edit_at_dose import AnyEdit, at_dose
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import Measurement, measure
+from dean_interp.evaluation.measure import measure
+from dean_interp.evaluation.measurement import Measurement
 from dean_interp.exploring.held_out import HeldOut
 from dean_interp.models.generate import refuse_too_long
 from dean_interp.models.hooked_model import HookedModel

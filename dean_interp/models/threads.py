@@ -37,15 +37,16 @@ class ThreadChoice:
 
     n_threads: int
     seconds: dict[int, float]
-    """What a product took with each number that was tried."""
+    """What a product took with each number that was tried; empty where somebody set the number."""
 
 
 @contextmanager
 def chosen_threads(model: HookedModel, path: Path, *, time_product: TimeProduct | None = None) -> Iterator[None]:
     """While open, torch computes with the threads that are clearly the fastest now; afterwards with those from before.
 
-    A number that the caller has set stays: OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads`. Sums over
-    another number of threads may round differently, so the file keeps the choice for a run that goes on.
+    A number that the caller has set is taken when a run begins: OMP_NUM_THREADS, MKL_NUM_THREADS or
+    `torch.set_num_threads`. Sums over another number of threads round differently, and what a run made would not be
+    known again. So the file keeps the number, and a run that goes on takes it whatever is set then.
 
     Args:
         model: on a GPU nothing is chosen.
@@ -53,14 +54,17 @@ def chosen_threads(model: HookedModel, path: Path, *, time_product: TimeProduct 
         time_product: times a product; None: one of the model's shape, on this machine's clock.
     """
     before = torch.get_num_threads()
-    if torch.device(model.cfg.device).type != "cpu" or before == 1 or _is_set(before):
+    if torch.device(model.cfg.device).type != "cpu":
         yield
         return
     try:
         if not on_rank0(path.is_file):
-            choice = on_rank0(lambda: _choice(before, time_product or _product_timer(model)))
+            choice = on_rank0(lambda: _first_choice(before, time_product or _product_timer(model)))
             write_text(path, TypeAdapter(ThreadChoice).dump_json(choice, indent=1).decode() + "\n")
-        torch.set_num_threads(read_json(path, ThreadChoice).n_threads)
+        n_threads = read_json(path, ThreadChoice).n_threads
+        if n_threads != before and _is_set(before):
+            log.warning("the run began with n_threads=%d and goes on with them, so %d is not taken", n_threads, before)
+        torch.set_num_threads(n_threads)
         yield
     finally:
         torch.set_num_threads(before)
@@ -74,7 +78,14 @@ def _is_set(n_threads: int) -> bool:
     return n_threads not in own or any(name in os.environ for name in _BY_ENVIRONMENT)
 
 
-def _choice(n_own: int, time_product: TimeProduct) -> ThreadChoice:
+def _first_choice(n_own: int, time_product: TimeProduct) -> ThreadChoice:
+    """What somebody set, or where there is no choice; else what is the fastest now."""
+    if n_own == 1 or _is_set(n_own):
+        return ThreadChoice(n_own, {})
+    return _fastest(n_own, time_product)
+
+
+def _fastest(n_own: int, time_product: TimeProduct) -> ThreadChoice:
     """The fastest of 1, 2, 4 and so on to torch's own number, which stays where none is clearly faster."""
     numbers = [2**power for power in range(n_own.bit_length()) if 2**power < n_own] + [n_own]
     seconds = dict.fromkeys(numbers, 0.0)

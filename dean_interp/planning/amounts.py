@@ -1,5 +1,6 @@
 """What goes through a model, counted: the numbers that the time of its passes depends on."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +34,7 @@ class Amount:
 
     def __add__(self, other: "Amount") -> "Amount":
         """Both, one after the other."""
-        return Amount(*(mine + theirs for mine, theirs in zip(self.values, other.values, strict=True)))
+        return Amount(*map(operator.add, self.values, other.values))
 
     def __mul__(self, times: Count) -> "Amount":
         """The same so many times."""
@@ -51,6 +52,15 @@ def amount_of(rows: Sequence[Row], *, batch_tokens: int, together: int = 1) -> A
 def amount_of_batch(rows: Sequence[Row]) -> Amount:
     """What one batch is."""
     length = max(map(row_length, rows))
-    n_logits = sum(len(branch.tokens) for row in rows for branch in row if branch.answer >= 0)
     n_tokens = len(rows) * length
-    return Amount(n_calls=1, n_rows=len(rows), n_tokens=n_tokens, n_pairs=n_tokens * length, n_logits=n_logits)
+    # Only the tokens of answers are unembedded.
+    n_logits = 0
+    for row in rows:
+        n_logits += sum(len(branch.tokens) for branch in row if branch.answer >= 0)
+    return Amount(
+        n_calls=1,
+        n_rows=len(rows),
+        n_tokens=n_tokens,
+        n_pairs=n_tokens * length,
+        n_logits=n_logits,
+    )

@@ -31,7 +31,9 @@ class StepBeside:
     @property
     def ratio(self) -> float:
         """Forecast over actual: 1 where both are the same, above 1 where the forecast was too long."""
-        return self.forecast / self.actual if self.actual else float("nan")
+        if not self.actual:
+            return float("nan")
+        return self.forecast / self.actual
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,17 @@ class ForecastBeside(Framed):
     @property
     def in_all(self) -> StepBeside:
         """All steps that both have, added up."""
-        forecast = sum(step.forecast for step in self.steps)
-        return StepBeside("in all", forecast, sum(step.actual for step in self.steps))
+        return StepBeside(
+            step="in all",
+            forecast=sum(step.forecast for step in self.steps),
+            actual=sum(step.actual for step in self.steps),
+        )
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a step: seconds forecast, seconds taken, and their ratio."""
-        rows = [{"step": s.step, "forecast": s.forecast, "actual": s.actual, "ratio": s.ratio} for s in self.steps]
+        rows = []
+        for step in self.steps:
+            rows.append({"step": step.step, "forecast": step.forecast, "actual": step.actual, "ratio": step.ratio})
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
@@ -63,12 +70,15 @@ class ForecastBeside(Framed):
         width = 2 + max(len(step.step) for step in self.steps)
         lines = [f"{'':<{width}}{'forecast':>10}{'actual':>10}{'ratio':>8}"]
         for step in (*self.steps, self.in_all):
-            times = f"{duration(step.forecast):>10}{duration(step.actual):>10}"
-            lines.append(f"{step.step:<{width}}{times}{step.ratio:>8.2f}")
-        not_counted = ", ".join(f"{step} {duration(seconds)}" for step, seconds in self.others.items())
-        tail = [f"not forecast: {not_counted}"] if not_counted else []
-        busy = [f"the machine was busy ({self.forecast.busy})"] if self.forecast.busy else []
-        return "\n".join([*lines, *tail, f"time: {self.forecast.pace}", *busy])
+            forecast, actual = duration(step.forecast), duration(step.actual)
+            lines.append(f"{step.step:<{width}}{forecast:>10}{actual:>10}{step.ratio:>8.2f}")
+        if self.others:
+            not_counted = [f"{step} {duration(seconds)}" for step, seconds in self.others.items()]
+            lines.append(f"not forecast: {', '.join(not_counted)}")
+        lines.append(f"time: {self.forecast.pace}")
+        if self.forecast.busy:
+            lines.append(f"the machine was busy ({self.forecast.busy})")
+        return "\n".join(lines)
 
 
 def beside_actual(forecast: Forecast, folder: Path) -> ForecastBeside:
@@ -81,12 +91,13 @@ def beside_actual(forecast: Forecast, folder: Path) -> ForecastBeside:
         raise InputError(f"{folder} has no {TIMES}: name the folder of a run")
     actual = read_json(path, dict[str, float])
     steps = []
-    for step in forecast.steps:
-        if step.step in actual:
-            steps.append(StepBeside(step.step, step.seconds, actual[step.step]))
+    others = dict(actual)
+    for cost in forecast.steps:
+        if cost.step in actual:
+            steps.append(StepBeside(step=cost.step, forecast=cost.seconds, actual=actual[cost.step]))
+            others.pop(cost.step, None)
     if not steps:
         raise InputError(f"{path} has no step of the forecast: {', '.join(actual)}")
-    others = {step: seconds for step, seconds in actual.items() if step not in {each.step for each in steps}}
     return ForecastBeside(folder=str(folder), steps=tuple(steps), others=others, forecast=forecast)
 
 
@@ -97,5 +108,7 @@ def finished_beside_forecast(folder: Path, devices: Devices = Devices()) -> Fore
     """
     run = finished_run(folder)
     if isinstance(run, Improvement):
-        return beside_actual(forecast_improve(run.config, devices), folder)
-    return beside_actual(forecast(run.config, devices), folder)
+        forecast_now = forecast_improve(run.config, devices)
+    else:
+        forecast_now = forecast(run.config, devices)
+    return beside_actual(forecast_now, folder)

@@ -8,9 +8,10 @@ their range says how sure the forecast is.
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 
 import torch
 
@@ -27,18 +28,15 @@ from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.planning.amounts import Amount, PassKind, amount_of_batch
 from dean_interp.planning.rates import Rates, TimedPass, fitted
 from dean_interp.planning.shallow import shallow_model
-from dean_interp.planning.stopwatch import timed
+from dean_interp.planning.stopwatch import TimedRun, timed
 from dean_interp.scoring.importance import gradient_step
 from dean_interp.scoring.sums import Sums
 
 DEPTHS = (1, 3)
 """Layers of the models that are timed."""
 N_ROUNDS = 3
-SHAPES: dict[PassKind, tuple[tuple[int, int, int], ...]] = {
-    "forward": ((2, 32, 4), (8, 64, 16), (2, 256, 16), (4, 256, 8)),
-    "neurons": ((2, 32, 8), (4, 64, 8), (8, 64, 16), (2, 256, 16)),
-    "weights": ((2, 32, 8), (4, 64, 8), (8, 64, 16), (2, 256, 16)),
-}
+MEASURED = ((2, 32, 4), (8, 64, 16), (2, 256, 16), (4, 256, 8))
+SCORED = ((2, 32, 8), (4, 64, 8), (8, 64, 16), (2, 256, 16))
 """Rows, their length and the answer tokens of a row, for each batch that is timed."""
 ANSWERED = (8, 32)
 """Prompts of a batch that is answered."""
@@ -82,7 +80,7 @@ class Sample:
 
     n_layers: int
     amount: Amount
-    runs: tuple[Callable[[], object], ...]
+    runs: tuple[TimedRun, ...]
     """One call; or two, of which the first takes longer, and their difference counts."""
 
 
@@ -103,25 +101,32 @@ def calibrated(shape: HookedModel, kind: PassKind, *, device: str) -> Calibratio
     # The first round sets up what is set up once.
     _round(samples, device)
     rounds = [_round(samples, device) for _ in range(N_ROUNDS)]
+    # One fit to the median of each sample, and one to each round.
     medians = [statistics.median(of_sample) for of_sample in zip(*rounds, strict=True)]
     rates = []
     for seconds in (medians, *rounds):
-        rates.append(fitted(_timed_passes(samples, seconds), len(shape.blocks), by_row=kind == "weights"))
+        passes = _timed_passes(samples, seconds)
+        rates.append(fitted(passes, len(shape.blocks), by_row=kind == "weights"))
+    of_medians, *of_rounds = rates
     totals = sorted(map(sum, rounds))
+    difference = totals[-1] - totals[0]
     return Calibration(
-        rates=rates[0],
-        rounds=tuple(rates[1:]),
+        rates=of_medians,
+        rounds=tuple(of_rounds),
         load=load,
         n_cores=n_cores,
-        spread=(totals[-1] - totals[0]) / statistics.median(totals),
+        spread=difference / statistics.median(totals),
         made=date.today().isoformat(),
     )
 
 
 def load_of_machine() -> tuple[float, int]:
     """How many processes want a core, the average of a minute, and how many cores there are."""
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return os.getloadavg()[0], n_cores
+    load, _, _ = os.getloadavg()
+    # Linux says which cores this process may use.
+    if hasattr(os, "sched_getaffinity"):
+        return load, len(os.sched_getaffinity(0))
+    return load, os.cpu_count() or 1
 
 
 def _round(samples: Sequence[Sample], device: str) -> list[float]:
@@ -131,55 +136,66 @@ def _round(samples: Sequence[Sample], device: str) -> list[float]:
 def _timed_passes(samples: Sequence[Sample], seconds: Sequence[float]) -> list[TimedPass]:
     passes = []
     for sample, of_sample in zip(samples, seconds, strict=True):
-        passes.append(TimedPass(sample.n_layers, sample.amount, of_sample))
+        timed_pass = TimedPass(n_layers=sample.n_layers, amount=sample.amount, seconds=of_sample)
+        passes.append(timed_pass)
     return passes
 
 
 def _seconds(sample: Sample, device: str) -> float:
     """The time of a sample; a difference is at least a millisecond, since noise can turn it round."""
-    first, *others = (timed(run, device=device).better for run in sample.runs)
-    return max(first - sum(others), 1e-3 if others else 1e-6)
+    first, *others = [timed(run, device=device).better for run in sample.runs]
+    least = 1e-3 if others else 1e-6
+    return max(first - sum(others), least)
 
 
 def _passes(model: HookedModel, kind: PassKind) -> list[Sample]:
     """Batches of random tokens."""
     generator = torch.Generator().manual_seed(0)
-    run = _measure if kind == "forward" else _score
-    sites = neuron_sites(model) + (weight_sites(model) if kind == "weights" else [])
+    if kind == "forward":
+        run, shapes = _measure, MEASURED
+        is_branched = adapter_of(model).rows_may_branch
+    else:
+        run, shapes = _score, SCORED
+        is_branched = False
+    sites = neuron_sites(model)
+    if kind == "weights":
+        sites = sites + weight_sites(model)
+    d_vocab = vocabulary_size(model)
     samples = []
-    for n_rows, length, n_answer in SHAPES[kind]:
-        ids = torch.randint(vocabulary_size(model), (n_rows, length), generator=generator).tolist()
-        is_branched = kind == "forward" and adapter_of(model).rows_may_branch
-        rows = [_row(i, tokens, n_answer, is_branched) for i, tokens in enumerate(ids)]
-        amount = amount_of_batch(rows)
-        samples.append(Sample(len(model.blocks), amount, (run(model, rows, sites),)))
+    for n_rows, length, n_answer in shapes:
+        ids = torch.randint(d_vocab, (n_rows, length), generator=generator)
+        rows = [_row(number, tokens, n_answer, is_branched) for number, tokens in enumerate(ids.tolist())]
+        sample = Sample(len(model.blocks), amount_of_batch(rows), (run(model, rows, sites),))
+        samples.append(sample)
     return samples
 
 
 def _row(number: int, tokens: Sequence[int], n_answer: int, is_branched: bool) -> Row:
     """A prompt with one answer; branched, with two halves of one that grow from the prompt."""
-    prompt, answer = tuple(tokens[:-n_answer]), tuple(tokens[-n_answer:])
+    prompt = Branch(tuple(tokens[:-n_answer]), prompt=number)
+    answer = tuple(tokens[-n_answer:])
     if not is_branched:
-        return (Branch(prompt, prompt=number), Branch(answer, parent=0, answer=number))
+        return (prompt, Branch(answer, parent=0, answer=number))
     half = n_answer // 2
     return (
-        Branch(prompt, prompt=number),
+        prompt,
         Branch(answer[:half], parent=0, answer=2 * number),
         Branch(answer[half:], parent=0, answer=2 * number + 1),
     )
 
 
-def _measure(model: HookedModel, rows: Sequence[Row], sites: Sequence[Site]) -> Callable[[], object]:
+def _measure(model: HookedModel, rows: Sequence[Row], sites: Sequence[Site]) -> TimedRun:
     """A forward pass as `measure` makes it."""
 
     def run() -> None:
         with torch.inference_mode():
-            answer_log_probs(model, collate(rows, device=model.cfg.device))
+            batch = collate(rows, device=model.cfg.device)
+            answer_log_probs(model, batch)
 
     return run
 
 
-def _score(model: HookedModel, rows: Sequence[Row], sites: Sequence[Site]) -> Callable[[], object]:
+def _score(model: HookedModel, rows: Sequence[Row], sites: Sequence[Site]) -> TimedRun:
     """A pass forward and back as `importance` makes it."""
     sums = Sums(model, sites, groups=torch.arange(len(rows)), rows_each=1, folds=("size",))
 
@@ -194,13 +210,15 @@ def _score(model: HookedModel, rows: Sequence[Row], sites: Sequence[Site]) -> Ca
 def _answering(model: HookedModel) -> list[Sample]:
     """Batches of prompts, answered with many new tokens and with few."""
     texts = load_behaviour("general", n_examples=max(ANSWERED)).prompts
+    n_steps = MANY - FEW
     samples = []
     for n_rows in ANSWERED:
-
-        def run(n_new: int, n_rows: int = n_rows) -> None:
-            generate(model, texts[:n_rows], max_new_tokens=n_new, template="raw", batch_size=n_rows)
-
-        n_steps = MANY - FEW
-        amount = Amount(n_calls=n_steps, n_tokens=n_steps * n_rows, n_logits=n_steps * n_rows)
-        samples.append(Sample(len(model.blocks), amount, (lambda run=run: run(MANY), lambda run=run: run(FEW))))
+        run = partial(generate, model, texts[:n_rows], template="raw", batch_size=n_rows)
+        n_tokens = n_steps * n_rows
+        sample = Sample(
+            n_layers=len(model.blocks),
+            amount=Amount(n_calls=n_steps, n_tokens=n_tokens, n_logits=n_tokens),
+            runs=(partial(run, max_new_tokens=MANY), partial(run, max_new_tokens=FEW)),
+        )
+        samples.append(sample)
     return samples

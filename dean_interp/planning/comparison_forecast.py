@@ -51,10 +51,11 @@ def comparison_works(
         gains_amounts(counter, data),
         counter.scored(data.scoring[:3], "neurons"),
     )
-    of_arms = [_arm(counter, config, data, arm) for arm in arms]
+    parts = [_arm(counter, config, data, arm) for arm in arms]
+    parts.append(_nulls(counter, config, data, arms))
     return [
         StepWork("original and shared scores", shared),
-        StepWork("arms", added(*of_arms, _nulls(counter, config, data, arms))),
+        StepWork("arms", added(*parts)),
     ]
 
 
@@ -85,10 +86,12 @@ def _nulls(counter: WorkCounter, config: ComparisonConfig, data: ImproveData, ar
     for arm in arms:
         if arm.uses_labels and arm.choices:
             best[arm.kind] = arm
+    # A flip is fitted, brought to the arm's KL, and measured.
+    general = counter.measured(data.choosing[2:], with_kl=True)
+    dosed = repeated(general, DOSE_TRIES)
     parts = []
     for kind, arm in best.items():
-        general = counter.measured(data.choosing[2:], with_kl=True)
-        null = added(_fit(counter, data, arm), repeated(general, DOSE_TRIES), counter.state(data.confirming))
+        null = added(_fit(counter, data, arm), dosed, counter.state(data.confirming))
         parts.append(repeated(null, config.n_flips_of(kind)))
     return added(*parts)
 

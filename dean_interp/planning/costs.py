@@ -12,8 +12,9 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.load import DTYPES
 from dean_interp.models.sizes import neuron_shapes, residual_width
 from dean_interp.models.tokens import Row
-from dean_interp.planning.amounts import Amount, PassKind
+from dean_interp.planning.amounts import PassKind
 from dean_interp.planning.calibration import DEPTHS
+from dean_interp.planning.estimates import time_of
 from dean_interp.planning.forecast import Forecast, StepCost
 from dean_interp.planning.memory import GIB, SHARE_OF_MEMORY, batch_bytes
 from dean_interp.planning.parameters import experts_in_words, n_parameters, n_used_weights, operations_per_token
@@ -81,12 +82,19 @@ def placed_model(config: ModelConfig, devices: Devices, rows_of: RowsOf, score_t
     batch = max(batch_bytes(model, rows, score_tokens, config.dtype) for rows in rows_of(model)) / GIB
     usable = max(devices.gpus, 1) * usable_memory(devices, host)
     if batch > usable:
+        most_tokens = int(score_tokens * usable / batch / 2)
         raise InputError(
             f"what a batch of {score_tokens} tokens leaves for the way back is {batch:.0f} GiB, more than the "
-            f"{usable:.0f} that may be used: score_tokens must be {int(score_tokens * usable / batch / 2)} or less"
+            f"{usable:.0f} that may be used: score_tokens must be {most_tokens} or less"
         )
-    placement = place_weights(_weights_gib(model, config), batch, devices, host)
-    return PlacedModel(model, config, devices, host, batch, placement)
+    return PlacedModel(
+        model=model,
+        config=config,
+        devices=devices,
+        host=host,
+        batch=batch,
+        placement=place_weights(_weights_gib(model, config), batch, devices, host),
+    )
 
 
 def _weights_gib(model: HookedModel, config: ModelConfig) -> float:
@@ -143,7 +151,9 @@ def pace_of(placed: PlacedModel, kinds: Sequence[PassKind]) -> Pace:
     fits = sum(shallow_bytes(placed.model, n_layers) for n_layers in DEPTHS) < room
     if devices.tflops is None and is_here and fits and has_layers_alike(placed.model):
         return pace_here(placed.model, kinds, device=device)
-    tflops = devices.tflops or _products(placed.model, placed.config.dtype, device=device if is_here else None)
+    tflops = devices.tflops
+    if tflops is None:
+        tflops = _products(placed.model, placed.config.dtype, device=device if is_here else None)
     return arithmetic_pace(placed.model, tflops)
 
 
@@ -159,17 +169,22 @@ def arithmetic_pace(model: HookedModel, tflops: float) -> Pace:
     }
     rates: dict[PassKind, Rates] = {}
     for kind, n_operations in operations.items():
-        rates[kind] = Rates(token=n_operations / (SHARE_OF_PRODUCTS[kind] * 1e12 * tflops))
+        a_second = SHARE_OF_PRODUCTS[kind] * 1e12 * tflops
+        rates[kind] = Rates(token=n_operations / a_second)
     return Pace(rates=rates, said=f"arithmetic at {tflops:.3g} TFLOP/s a device, to a factor of three")
 
 
 def _cost(placed: PlacedModel, work: StepWork, pace: Pace) -> StepCost:
     placement = placed.placement
     computing = pace.span(work.amounts)
-    n_calls = sum((amount for amount in work.amounts.values()), Amount()).n_calls
+    n_calls = sum(amount.n_calls for amount in work.amounts.values())
     fetching = n_calls * _FETCHES * placement.offloaded * GIB / _BYTES_A_SECOND
     span = _shared(computing, placement.world_size) + TimeSpan(fetching, fetching, fetching)
-    on_device, in_host = placed.on_device, weights_in_host(placement, placed.devices)
+    # One process estimates, whatever the number of devices.
+    if work.estimates:
+        span += time_of(work.estimates)
+    on_device = placed.on_device
+    in_host = weights_in_host(placement, placed.devices)
     # Sums lie beside the weights.
     if placement.offloaded:
         in_host += work.sums_gib
@@ -220,7 +235,9 @@ def _products(model: HookedModel, dtype: str, *, device: str | None) -> float:
     best = float("inf")
     for _ in range(6):
         began = time.perf_counter()
+        product = a @ b
         # Reading a number waits for a GPU.
-        float((a @ b)[0, 0])
+        float(product[0, 0])
         best = min(best, time.perf_counter() - began)
-    return 2 * a.numel() * b.shape[1] / best / 1e12
+    n_operations = 2 * a.numel() * d_mlp
+    return n_operations / best / 1e12

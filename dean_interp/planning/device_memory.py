@@ -7,19 +7,33 @@ import torch
 
 from dean_interp.distributed import local_world_size
 
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CONTAINER_USED = Path("/sys/fs/cgroup/memory.current")
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on a device; on the CPU the share of this process in machine and container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text(encoding="utf-8").strip().isdigit():
-        free = min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8")))
+    # A container without a limit has none of these files, or one that says "max".
+    limit, used = _number_in(_CONTAINER_LIMIT), _number_in(_CONTAINER_USED)
+    if limit is not None and used is not None:
+        free = min(free, limit - used)
     # The processes of one machine share its memory.
     return free // local_world_size()
 
 
 def held_memory(device: torch.device) -> int:
     """Bytes in use now: by torch on a GPU, by the process on the CPU."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def _number_in(path: Path) -> int | None:
+    """The number that a file holds; None where there is no file, or no number in it."""
+    if not path.is_file():
+        return None
+    content = path.read_text(encoding="utf-8").strip()
+    return int(content) if content.isdigit() else None

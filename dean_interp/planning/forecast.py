@@ -64,22 +64,28 @@ class Forecast(Framed):
         return f"Forecast({self.model!r}, {self.n_parameters / 1e9:.2f} billion parameters)"
 
     def __str__(self) -> str:
-        head = f"{self.model}: {self.n_parameters / 1e9:.2f} billion parameters, {self.weights_gib:.1f} GiB; "
+        billions = self.n_parameters / 1e9
+        lines = [f"{self.model}: {billions:.2f} billion parameters, {self.weights_gib:.1f} GiB; {self.placement}"]
+        if self.experts:
+            lines.append(self.experts)
         width = 2 + max(len(step.step) for step in self.steps)
-        lines = [f"{'':<{width}}{'time':>10}  {'from - to':<20}{'each device':>12}{'machine':>14}{'disk':>14}"]
+        lines.append(f"{'':<{width}}{'time':>10}  {'from - to':<20}{'each device':>12}{'machine':>14}{'disk':>14}")
         for step in self.steps:
-            sizes = "".join(f"{size:>10.2f} GiB" for size in (step.device_gib, step.host_gib, step.disk_gib))
-            lines.append(f"{step.step:<{width}}{_columns(step.span)}{sizes[2:]}")
-        lines.append(f"{'in all':<{width}}{_columns(self.span)}".rstrip())
-        tail = f"time: {self.pace}; {self.not_counted} not counted"
-        tail += f"; {self.n_passes} passes in scoring" if self.n_passes > 1 else ""
-        experts = [self.experts] if self.experts else []
-        busy = [f"the machine was busy ({self.busy}): its times may be too long"] if self.busy else []
-        return "\n".join([head + self.placement, *experts, *lines, tail, *busy, f"start: {self.command}"])
+            sizes = f"{step.device_gib:>8.2f} GiB{step.host_gib:>10.2f} GiB{step.disk_gib:>10.2f} GiB"
+            lines.append(f"{step.step:<{width}}{_columns(step.span)}{sizes}")
+        in_all = f"{'in all':<{width}}{_columns(self.span)}"
+        lines.append(in_all.rstrip())
+        passes = f"; {self.n_passes} passes in scoring" if self.n_passes > 1 else ""
+        lines.append(f"time: {self.pace}; {self.not_counted} not counted{passes}")
+        if self.busy:
+            lines.append(f"the machine was busy ({self.busy}): its times may be too long")
+        lines.append(f"start: {self.command}")
+        return "\n".join(lines)
 
 
 def _columns(span: TimeSpan) -> str:
-    return f"{duration(span.seconds):>10}  {duration(span.low) + ' - ' + duration(span.high):<20}"
+    bounds = f"{duration(span.low)} - {duration(span.high)}"
+    return f"{duration(span.seconds):>10}  {bounds:<20}"
 
 
 def duration(seconds: float) -> str:

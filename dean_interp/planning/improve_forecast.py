@@ -6,6 +6,7 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.tokens import Row
 from dean_interp.planning.costs import forecast_of, placed_model
+from dean_interp.planning.estimates import estimates_of
 from dean_interp.planning.forecast import Forecast
 from dean_interp.planning.memory import GIB
 from dean_interp.planning.placement import Devices
@@ -15,10 +16,11 @@ from dean_interp.scoring.preparation import ScoringConfig, prepare
 from dean_interp.study.choosing import CURVE
 from dean_interp.study.improve_data import ImproveData, improve_data
 from dean_interp.study.improvement import ImproveConfig
+from dean_interp.study.settings import INFORMATION_FRACTION
 
 DOSE_TRIES = 3
 """Doses that a search for a KL measures, as on the demo model."""
-NOT_COUNTED = "loading, gates, estimates of mutual information, judges, windows of text and tasks are"
+NOT_COUNTED = "loading, gates, judges, windows of text and tasks are"
 
 
 def forecast_improve(config: ImproveConfig, devices: Devices = Devices()) -> Forecast:  # noqa: B008 - frozen
@@ -49,12 +51,13 @@ def forecast_improve(config: ImproveConfig, devices: Devices = Devices()) -> For
 def improve_works(model: HookedModel, config: ImproveConfig, data: ImproveData) -> list[StepWork]:
     """What each step of `run_improve` sends through the model."""
     counter = improve_counter(model, config)
+    original = counter.measured(data.choosing[2:])
     general = counter.measured(data.choosing[2:], with_kl=True)
     n_nulls = config.n_flips + config.n_random
     paper = counter.scored(data.scoring[:3], "neurons") if config.paper_rule else {}
     amounts = {
         "gains, damage and gates": gains_amounts(counter, data),
-        "dose": added(counter.measured(data.choosing[2:]), repeated(general, DOSE_TRIES)),
+        "dose": added(original, repeated(general, DOSE_TRIES)),
         "margins by dose, and predictions": _margins_by_dose(counter, data),
         "doses of nulls": repeated(general, n_nulls),
         # The paper's scores are made before the edit is written.
@@ -66,6 +69,10 @@ def improve_works(model: HookedModel, config: ImproveConfig, data: ImproveData) 
     for step, of_step in amounts.items():
         scores = "neurons" in of_step
         works.append(StepWork(step, of_step, sums_gib=sums if scores else 0.0))
+    if config.paper_rule:
+        # Under the edit and under the rule, between the neurons that the rule finds.
+        estimates = estimates_of(model, data.confirming, INFORMATION_FRACTION, n_edits=2, n_controls=n_nulls)
+        works.append(StepWork("mutual information", estimates=estimates))
     return works
 
 
@@ -100,17 +107,20 @@ def full_state(counter: WorkCounter, data: ImproveData, *, with_kl: bool = True)
 
 def _margins_by_dose(counter: WorkCounter, data: ImproveData) -> Amounts:
     """Margins at some doses and of the original, and gains on the choosing prompts. The KL at the dose is known."""
+    paired, general = data.choosing[:2], data.choosing[2:]
+    n_doses = len(CURVE)
     return added(
-        repeated(counter.measured(data.choosing[:2]), 1 + len(CURVE)),
-        repeated(counter.measured(data.choosing[2:], with_kl=True), len(CURVE) - 1),
-        counter.scored(data.choosing[:2], "neurons", target="margin"),
+        repeated(counter.measured(paired), 1 + n_doses),
+        repeated(counter.measured(general, with_kl=True), n_doses - 1),
+        counter.scored(paired, "neurons", target="margin"),
     )
 
 
 def _confirming(counter: WorkCounter, config: ImproveConfig, data: ImproveData) -> Amounts:
     """The original and the edit in full, some flips too, and the paper's rule; the other nulls and the opposite."""
-    n_full = 1 + config.answers.n_answer_controls + int(config.paper_rule)
-    n_others = 1 + config.n_flips - config.answers.n_answer_controls + config.n_random
+    n_answering = config.answers.n_answer_controls
+    n_full = 1 + n_answering + int(config.paper_rule)
+    n_others = 1 + config.n_flips - n_answering + config.n_random
     return added(
         full_state(counter, data, with_kl=False),
         repeated(full_state(counter, data), n_full),
@@ -120,4 +130,5 @@ def _confirming(counter: WorkCounter, config: ImproveConfig, data: ImproveData) 
 
 def _sums_gib(model: HookedModel, config: ImproveConfig) -> float:
     """Running sums of damage, where each example is a group: the largest of all."""
-    return sum(site_bytes(model, site, config.n_score) for site in neuron_sites(model)) / GIB
+    n_bytes = sum(site_bytes(model, site, config.n_score) for site in neuron_sites(model))
+    return n_bytes / GIB

@@ -7,6 +7,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
 from dean_interp.models.sizes import neuron_shapes, residual_width, site_shape, unembedding_shape
 from dean_interp.models.tokens import Row, batches, row_length
+from dean_interp.planning.amounts import amount_of_batch
 
 GIB = 2**30
 SHARE_OF_MEMORY = 0.8
@@ -26,25 +27,32 @@ _LOGITS_BYTES = 12.0
 def batch_bytes(model: HookedModel, rows: Sequence[Row], batch_tokens: int, dtype: str) -> float:
     """What autograd keeps of the largest batch: of every token in every layer, and the logits of answer tokens."""
     cfg = model.cfg
-    n_layers, (_, n_logits) = len(model.blocks), unembedding_shape(model)
-    d_kv = (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
+    n_layers = len(model.blocks)
+    _, n_logits = unembedding_shape(model)
+    # Numbers of a token in a layer, without those of attention, which grow with the row.
+    in_residual = KEPT["d_model"] * residual_width(model)
     in_mlps = sum(_kept_of_site(model, site) for site in neuron_shapes(model)) / n_layers
-    width = KEPT["d_model"] * residual_width(model) + in_mlps + KEPT["d_kv"] * d_kv
+    d_kv = (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head
+    in_keys_and_values = KEPT["d_kv"] * d_kv
+    width = in_residual + in_mlps + in_keys_and_values
 
     def kept(batch: Sequence[Row]) -> float:
         length = max(map(row_length, batch))
-        n_answer = sum(len(branch.tokens) for row in batch for branch in row if branch.answer >= 0)
-        layers = n_layers * len(batch) * length * (width + KEPT["attention"] * cfg.n_heads * length)
-        return _KEPT_BYTES[dtype] * layers + _LOGITS_BYTES * n_answer * n_logits
+        in_attention = KEPT["attention"] * cfg.n_heads * length
+        n_tokens = n_layers * len(batch) * length
+        in_layers = n_tokens * (width + in_attention)
+        n_answer_tokens = amount_of_batch(batch).n_logits
+        return _KEPT_BYTES[dtype] * in_layers + _LOGITS_BYTES * n_answer_tokens * n_logits
 
     return max(map(kept, batches(rows, batch_tokens=batch_tokens)))
 
 
 def _kept_of_site(model: HookedModel, site: Site) -> float:
     """Numbers that are kept for a token at a site of neurons. Of routed experts a token has a few alone."""
-    width = site_shape(model, site)[0]
     experts = routed_experts(model, site.layer) if site.is_of_experts else None
     if experts is None:
-        return KEPT["d_mlp"] * width
-    each = KEPT_OF_SLOT["d_model"] * residual_width(model) + KEPT_OF_SLOT["d_expert"] * experts.d_expert
-    return experts.n_per_token * each
+        (d_mlp,) = site_shape(model, site)
+        return KEPT["d_mlp"] * d_mlp
+    of_input = KEPT_OF_SLOT["d_model"] * residual_width(model)
+    of_neurons = KEPT_OF_SLOT["d_expert"] * experts.d_expert
+    return experts.n_per_token * (of_input + of_neurons)

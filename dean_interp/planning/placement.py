@@ -37,7 +37,8 @@ def devices_here(device: str | None) -> Devices:
     if device in ("cpu", "mps") or not torch.cuda.is_available():
         return Devices()
     n_gpus = torch.cuda.device_count() if device == "auto" else 1
-    return Devices(gpus=n_gpus, gpu_gib=torch.cuda.get_device_properties(0).total_memory / GIB)
+    n_bytes = torch.cuda.get_device_properties(0).total_memory
+    return Devices(gpus=n_gpus, gpu_gib=n_bytes / GIB)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class ScoringPasses:
 
 def place_weights(weights: float, batch: float, devices: Devices, host: float) -> Placement:
     """Whole on each device where it fits, else over all of them, else with the rest in host memory and on disk."""
-    n_gpus, n_devices, usable = devices.gpus, max(devices.gpus, 1), usable_memory(devices, host)
+    n_gpus = devices.gpus
+    n_devices = max(n_gpus, 1)
+    usable = usable_memory(devices, host)
     if weights + batch <= usable:
         return _whole(weights, n_gpus)
     command = "dean-interp run --device auto"
@@ -87,7 +90,8 @@ def place_weights(weights: float, batch: float, devices: Devices, host: float) -
     on_devices = max(0.0, n_devices * usable - batch)
     offloaded = weights - on_devices
     # On a machine with GPUs half of host memory holds weights; the other half is for sums.
-    on_disk = max(0.0, offloaded - (host / 2 if n_gpus else 0.0))
+    in_host = host / 2 if n_gpus else 0.0
+    on_disk = max(0.0, offloaded - in_host)
     where = "in memory"
     if n_gpus:
         where = "on the GPU" if n_gpus == 1 else f"on {n_gpus} GPUs"
@@ -126,7 +130,8 @@ def room_for_sums(placement: Placement, batch: float, devices: Devices, host: fl
     """GiB that are left for the running sums, which lie beside the weights."""
     if placement.offloaded:
         return host * SHARE_OF_MEMORY - weights_in_host(placement, devices)
-    return placement.n_devices * (usable_memory(devices, host) - placement.on_device) - batch
+    on_each = usable_memory(devices, host) - placement.on_device
+    return placement.n_devices * on_each - batch
 
 
 def weights_in_host(placement: Placement, devices: Devices) -> float:
@@ -136,7 +141,8 @@ def weights_in_host(placement: Placement, devices: Devices) -> float:
 
 def usable_memory(devices: Devices, host: float) -> float:
     """GiB that may be used of each device that computes."""
-    return (devices.gpu_gib if devices.gpus else host) * SHARE_OF_MEMORY
+    memory = devices.gpu_gib if devices.gpus else host
+    return memory * SHARE_OF_MEMORY
 
 
 def passes_that_fit(model: HookedModel, config: StudyConfig, room: float) -> ScoringPasses:

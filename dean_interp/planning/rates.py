@@ -1,5 +1,6 @@
 """How long passes of a model take: seconds for each thing that goes through it, fitted to passes of shallow models."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ class Rates:
     def seconds(self, amount: Amount) -> float:
         """The time of some passes."""
         rates = (self.call, self.row, self.token, self.pair, self.logit)
-        return sum(rate * value for rate, value in zip(rates, amount.values, strict=True))
+        return sum(map(operator.mul, rates, amount.values))
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,24 @@ def fitted(passes: Sequence[TimedPass], n_layers: int, *, by_row: bool = False) 
     for timed_pass in passes:
         amount = timed_pass.amount
         n_rows = amount.n_rows if by_row else 0.0
-        in_layers = timed_pass.n_layers * np.array([amount.n_calls, n_rows, amount.n_tokens, amount.n_pairs])
-        table.append(np.array([*in_layers, amount.n_calls, amount.n_logits]) / timed_pass.seconds)
+        in_layer = np.array([amount.n_calls, n_rows, amount.n_tokens, amount.n_pairs])
+        in_layers = timed_pass.n_layers * in_layer
+        once = (amount.n_calls, amount.n_logits)
+        # Divided by the time: then an error of 1 is one of 100 %.
+        table.append(np.array([*in_layers, *once]) / timed_pass.seconds)
     # Columns of like size: tokens and pairs are some orders of magnitude apart.
     matrix = np.array(table)
     scale = np.maximum(matrix.max(0), 1e-300)
-    solution = nnls(matrix / scale, np.ones(len(passes)))[0] / scale
-    call, row, token, pair, once, logit = (float(value) for value in solution)
-    return Rates(n_layers * call + once, n_layers * row, n_layers * token, n_layers * pair, logit)
+    ones = np.ones(len(passes))
+    scaled_solution, _ = nnls(matrix / scale, ones)
+    call, row, token, pair, call_once, logit = map(float, scaled_solution / scale)
+    return Rates(
+        call=n_layers * call + call_once,
+        row=n_layers * row,
+        token=n_layers * token,
+        pair=n_layers * pair,
+        logit=logit,
+    )
 
 
 @dataclass(frozen=True)
@@ -93,8 +104,14 @@ class Pace:
         if not self.rounds:
             return TimeSpan(seconds, seconds / ROUGHLY, seconds * ROUGHLY)
         each = [_total(rates, amounts) for rates in self.rounds]
-        return TimeSpan(seconds, min(seconds, *each), max(seconds, *each))
+        fastest = min(seconds, *each)
+        slowest = max(seconds, *each)
+        return TimeSpan(seconds, fastest, slowest)
 
 
 def _total(rates: Mapping[PassKind, Rates], amounts: Mapping[PassKind, Amount]) -> float:
-    return float(sum(rates[kind].seconds(amount) for kind, amount in amounts.items()))
+    """Seconds of all passes."""
+    seconds = 0.0
+    for kind, amount in amounts.items():
+        seconds += rates[kind].seconds(amount)
+    return seconds

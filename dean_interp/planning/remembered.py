@@ -30,18 +30,17 @@ def pace_here(shape: HookedModel, kinds: Sequence[PassKind], *, device: str) -> 
 
     What was found while the machine was busy is found anew once it is idle.
     """
-    found: dict[PassKind, Calibration] = {}
+    calibrations: dict[PassKind, Calibration] = {}
     for kind in kinds:
-        found[kind] = _remembered_or_new(shape, kind, device)
-    n_rounds = min(len(calibration.rounds) for calibration in found.values())
-    rates: dict[PassKind, Rates] = {kind: calibration.rates for kind, calibration in found.items()}
+        calibrations[kind] = _remembered_or_new(shape, kind, device)
+    n_rounds = min(len(calibration.rounds) for calibration in calibrations.values())
     rounds: list[dict[PassKind, Rates]] = []
-    for i in range(n_rounds):
-        rounds.append({kind: calibration.rounds[i] for kind, calibration in found.items()})
-    busy = [calibration.busy for calibration in found.values() if calibration.busy]
-    day = min(calibration.made for calibration in found.values())
+    for number in range(n_rounds):
+        rounds.append({kind: calibration.rounds[number] for kind, calibration in calibrations.items()})
+    busy = [calibration.busy for calibration in calibrations.values() if calibration.busy]
+    day = min(calibration.made for calibration in calibrations.values())
     return Pace(
-        rates=rates,
+        rates={kind: calibration.rates for kind, calibration in calibrations.items()},
         rounds=tuple(rounds),
         said=f"calibrated on this machine, {_where(device)}, {day}",
         busy=busy[0] if busy else "",
@@ -49,17 +48,20 @@ def pace_here(shape: HookedModel, kinds: Sequence[PassKind], *, device: str) -> 
 
 
 def _remembered_or_new(shape: HookedModel, kind: PassKind, device: str) -> Calibration:
+    """The calibration of one kind of pass that the cache holds; where it holds none that will do, a new one."""
     facts = _facts(shape, kind, device)
     try:
-        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        name = _sha256(facts)[:16]
         path = cache_folder() / "calibrations" / f"{name}.json"
         remembered = read_json(path, _Remembered).calibration if path.is_file() else None
     except InputError as error:
         # No cache, or a file that is damaged, is no reason not to plan.
         log.warning("calibrating anew: %s", error)
         path, remembered = None, None
-    if remembered is not None and not (remembered.busy and _is_idle()):
-        return remembered
+    if remembered is not None:
+        is_worth_another_try = remembered.busy and _is_idle()
+        if not is_worth_another_try:
+            return remembered
     log.info("calibrating: passes through shallow models of this shape (%s)", kind)
     calibration = calibrated(shape, kind, device=device)
     if path is not None:
@@ -76,9 +78,15 @@ class _Remembered:
     calibration: Calibration
 
 
+def _sha256(facts: dict[str, str]) -> str:
+    content = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def _remember(path: Path, remembered: _Remembered) -> None:
+    content = json.dumps(dataclasses.asdict(remembered), indent=1) + "\n"
     try:
-        write_text(path, json.dumps(dataclasses.asdict(remembered), indent=1) + "\n")
+        write_text(path, content)
     except InputError as error:
         log.warning("the calibration is not remembered: %s", error)
 
@@ -88,13 +96,14 @@ def _facts(shape: HookedModel, kind: PassKind, device: str) -> dict[str, str]:
     sizes = sorted((str(site), tuple(size)) for site, size in neuron_shapes(shape).items())
     cfg = shape.cfg
     heads = (cfg.n_heads, cfg.n_key_value_heads, cfg.d_head)
+    layers = str((len(shape.blocks), sizes, heads))
     return {
         "kind": kind,
         "machine": f"{platform.node()} {platform.machine()}, {psutil.cpu_count()} cores",
         "device": _where(device),
         "dtype": str(next(shape.parameters()).dtype),
         "architecture": type(shape.original_model).__name__,
-        "layers": hashlib.sha256(str((len(shape.blocks), sizes, heads)).encode()).hexdigest(),
+        "layers": hashlib.sha256(layers.encode()).hexdigest(),
         "unembedding": str(tuple(unembedding_shape(shape))),
         "operations of a token": str(operations_per_token(shape)),
         "versions": str(versions()),

@@ -83,12 +83,12 @@ class Plan:
         return dataclasses.replace(config, batch_tokens=self.batch_tokens, layers_per_pass=self.layers_per_pass)
 
     def __str__(self) -> str:
-        gib = 2**30
+        peak, in_use, sums = _gib(self.peak_bytes), _gib(self.held_bytes), _gib(self.sums_bytes)
+        batch, free = _gib(self.batch_bytes), _gib(self.free_bytes)
         return (
             f"{self.n_examples} examples, {self.n_tokens} padded tokens in batches of {self.batch_tokens}; "
             f"{self.n_passes} pass(es) of {self.layers_per_pass} layers; about {self.seconds:.0f} s; "
-            f"peak {self.peak_bytes / gib:.2f} GiB ({self.held_bytes / gib:.2f} in use, {self.sums_bytes / gib:.2f} "
-            f"sums, {self.batch_bytes / gib:.2f} a batch; {self.free_bytes / gib:.2f} free)"
+            f"peak {peak} GiB ({in_use} in use, {sums} sums, {batch} a batch; {free} free)"
         )
 
 
@@ -113,10 +113,12 @@ def plan(
 
     Raises `InputError` as `importance`, and where not even one example and one layer fit.
     """
-    further, sites = further_folds(also, config), scored_sites(model, units_of(unit), config)
+    further = further_folds(also, config)
+    sites = scored_sites(model, units_of(unit), config)
 
     def planned() -> dict[str, Any]:
-        return dataclasses.asdict(_plan_here(model, behaviour, sites, config, further=further, free_bytes=free_bytes))
+        plan_here = _plan_here(model, behaviour, sites, config, further=further, free_bytes=free_bytes)
+        return dataclasses.asdict(plan_here)
 
     return Plan(**on_rank0(planned))
 
@@ -133,21 +135,21 @@ def _plan_here(
     """The plan of this process. The most layers a pass are tried first, and for these the largest batches."""
     data = prepare(model, behaviour, config)
     device = torch.device(model.cfg.device)
-    probe = _Probe(model, data, sites, config, further)
+    probe = _Probe(model, data, sites=sites, config=config, further=further)
     batch_bytes = probe.batch_bytes()
     give_back()
     free_bytes = free_memory(device) if free_bytes is None else free_bytes
     held_bytes = held_memory(device)
     wanted = batch_tokens_of(model, config)
-    batch_sizes = [wanted, *(size for size in _BATCH_TOKENS if size < wanted)]
+    smaller = [size for size in _BATCH_TOKENS if size < wanted]
     sums_bytes = largest_bytes = 0
     for layers_per_pass in halved(config.layers_per_pass or len(model.blocks)):
         passes = in_passes(sites, layers_per_pass)
         sums_bytes = max(pass_bytes(model, part, len(data.group_sizes), len(further)) for part in passes)
-        for batch_tokens in batch_sizes:
+        for batch_tokens in (wanted, *smaller):
             planned = batches(data.rows, batch_tokens=batch_tokens, together=data.rows_each)
             sizes = [(len(rows), _longest(rows)) for rows in planned]
-            largest_bytes = max(batch_bytes(n_rows, length) for n_rows, length in sizes)
+            largest_bytes = max(itertools.starmap(batch_bytes, sizes))
             if sums_bytes + largest_bytes > _SHARE * free_bytes:
                 continue
             n_tokens = sum(n_rows * length for n_rows, length in sizes)
@@ -167,9 +169,8 @@ def _plan_here(
                 seconds=seconds,
             )
     raise InputError(
-        f"one layer's sums ({sums_bytes / 2**30:.2f} GiB) and one example ({largest_bytes / 2**30:.2f} GiB) do not fit "
-        f"into {_SHARE:.0%} of the {free_bytes / 2**30:.2f} GiB that are free: use a smaller dtype, max_tokens or more "
-        "memory"
+        f"one layer's sums ({_gib(sums_bytes)} GiB) and one example ({_gib(largest_bytes)} GiB) do not fit into "
+        f"{_SHARE:.0%} of the {_gib(free_bytes)} GiB that are free: use a smaller dtype, max_tokens or more memory"
     )
 
 
@@ -189,10 +190,14 @@ class _Probe:
         config: ScoringConfig,
         further: Sequence[Fold] = (),
     ) -> None:
-        self.model, self.data, self.sites, self.config = model, data, sites, config
+        self.model = model
+        self.data = data
+        self.sites = sites
+        self.config = config
         self.like = alike(model, sites)
         shared = sorted(set(self.like.values()))
-        self.sums = Sums(model, shared, groups=data.groups, rows_each=data.rows_each, folds=(config.fold, *further))
+        folds = (config.fold, *further)
+        self.sums = Sums(model, shared, groups=data.groups, rows_each=data.rows_each, folds=folds)
 
     def run(self, rows: Sequence[Row]) -> float:
         """Seconds of one pass."""
@@ -221,9 +226,13 @@ class _Probe:
             self.run(rows)
         # On the CPU the profiler notes every allocation (positive) and release (negative).
         profiler: Any = profile.profiler
-        memory_events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-        changes = sorted((event.start_ns(), event.nbytes()) for event in memory_events)
-        return max(itertools.accumulate((n_bytes for _, n_bytes in changes), initial=0))
+        changes = []
+        for event in profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                changes.append((event.start_ns(), event.nbytes()))
+        changes.sort()
+        in_use = itertools.accumulate((n_bytes for _, n_bytes in changes), initial=0)
+        return max(in_use)
 
     def batch_bytes(self) -> Callable[[int, int], int]:
         """A function that predicts the bytes of a batch of `n_rows` rows of `length` positions.
@@ -231,37 +240,48 @@ class _Probe:
         It is `fixed + n_rows * (linear * length + square * length**2)`, from the peaks of one example of the longest,
         two of them, and one of the shortest.
         """
-        each = self.data.rows_each
-        examples = [self.data.rows[start : start + each] for start in range(0, len(self.data.rows), each)]
-        shortest, longest = min(examples, key=_longest), max(examples, key=_longest)
+        rows, each = self.data.rows, self.data.rows_each
+        examples = [rows[start : start + each] for start in range(0, len(rows), each)]
+        shortest = min(examples, key=_longest)
+        longest = max(examples, key=_longest)
         short_length, long_length = _longest(shortest), _longest(longest)
         # The first pass allocates what stays, so it is not measured.
         self.run(shortest)
-        single, double = self.peak(longest), self.peak([*longest, *longest])
+        # What a second example adds is its own; the rest is there whatever the rows.
+        single = self.peak(longest)
+        double = self.peak([*longest, *longest])
         per_row = (double - single) / each
         fixed = single - (double - single)
         if short_length < long_length:
             per_short_row = max(0.0, (self.peak(shortest) - fixed) / each)
-            lengths = np.array([[long_length, long_length**2], [short_length, short_length**2]], dtype=float)
-            linear, square = np.linalg.solve(lengths, np.array([per_row, per_short_row]))
+            powers = [[long_length, long_length**2], [short_length, short_length**2]]
+            linear, square = np.linalg.solve(np.array(powers, dtype=float), np.array([per_row, per_short_row]))
         else:
             linear, square = per_row / long_length, 0.0
         heap = _HEAP if torch.device(self.model.cfg.device).type == "cpu" else 1.0
 
         def predict(n_rows: int, length: int) -> int:
-            return int(heap * (max(fixed, 0) + n_rows * (linear * length + square * length**2)))
+            in_rows = n_rows * (linear * length + square * length**2)
+            return int(heap * (max(fixed, 0) + in_rows))
 
         return predict
 
     def seconds_a_token(self, batch: Sequence[Row]) -> float:
         """Seconds a padded token, from the largest part of a batch that has no more than `_TIMED_TOKENS`."""
-        each, length = self.data.rows_each, _longest(batch)
-        n_rows = min(len(batch), max(1, _TIMED_TOKENS // (length * each)) * each)
-        return min(self.run(batch[:n_rows]) for _ in range(2)) / (n_rows * length)
+        each = self.data.rows_each
+        length = _longest(batch)
+        n_examples = max(1, _TIMED_TOKENS // (length * each))
+        n_rows = min(len(batch), n_examples * each)
+        seconds = min(self.run(batch[:n_rows]) for _ in range(2))
+        return seconds / (n_rows * length)
 
 
 def _longest(rows: Sequence[Row]) -> int:
     return max(map(row_length, rows))
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.2f}"
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Models of a few layers and random weights, in the shape of a real one: passes through them tell its time."""
 
 import copy
+from collections import defaultdict
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -9,23 +10,26 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.load import load_model
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.sizes import neuron_shapes
+from dean_interp.planning.parameters import n_parameters
 
 
 def has_layers_alike(shape: HookedModel) -> bool:
     """Whether every layer has the same sites of the same widths, so that a few of them stand for all."""
-    layers: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
+    layers = defaultdict(list)
     for site, size in neuron_shapes(shape).items():
-        layers.setdefault(site.layer, []).append((site.part, tuple(size)))
+        layers[site.layer].append((site.part, tuple(size)))
     first, *others = layers.values()
-    return len(layers) == len(shape.blocks) and all(other == first for other in others)
+    all_have_sites = len(layers) == len(shape.blocks)
+    return all_have_sites and all(other == first for other in others)
 
 
 def shallow_bytes(shape: HookedModel, n_layers: int) -> int:
     """Bytes of the weights of a model with `n_layers` of the same layers."""
-    size = next(shape.parameters()).element_size()
-    in_blocks = sum(parameter.numel() for parameter in shape.blocks.parameters())
-    in_all = sum(parameter.numel() for parameter in shape.parameters())
-    return size * (in_all - in_blocks + in_blocks * n_layers // len(shape.blocks))
+    n_in_blocks = n_parameters(shape.blocks)
+    n_outside = n_parameters(shape) - n_in_blocks
+    n_in_layers = n_in_blocks * n_layers // len(shape.blocks)
+    bytes_each = next(shape.parameters()).element_size()
+    return bytes_each * (n_outside + n_in_layers)
 
 
 def shallow_model(shape: HookedModel, n_layers: int, *, device: str) -> HookedModel:
@@ -53,7 +57,8 @@ def _with_layers(config: PretrainedConfig, n_layers: int) -> PretrainedConfig:
     n_before = text.num_hidden_layers
     for name, value in vars(text).items():
         # What is said of each layer, such as its kind of attention.
-        if isinstance(value, list) and len(value) == n_before:
+        is_of_layers = isinstance(value, list) and len(value) == n_before
+        if is_of_layers:
             setattr(text, name, value[:n_layers])
     text.num_hidden_layers = n_layers
     return config

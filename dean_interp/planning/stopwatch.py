@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+TimedRun = Callable[[], object]
+"""A call that is timed."""
+
 
 @dataclass(frozen=True)
 class Took:
@@ -25,14 +28,15 @@ class Took:
         return min(self.wall, self.cpu)
 
 
-def timed(run: Callable[[], object], *, device: str = "cpu") -> Took:
+def timed(run: TimedRun, *, device: str = "cpu") -> Took:
     """The seconds of a call, with the work of a GPU to its end. Where a GPU works, both are the wall time."""
     is_gpu = torch.device(device).type == "cuda"
     _wait_for(is_gpu)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall_before, cpu_before = time.perf_counter(), time.process_time()
     run()
     _wait_for(is_gpu)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    wall = time.perf_counter() - wall_before
+    cpu = time.process_time() - cpu_before
     return Took(wall, wall if is_gpu else cpu)
 
 

@@ -12,6 +12,7 @@ from dean_interp.models.sizes import neuron_counts, unembedding_shape
 from dean_interp.models.tokens import Row
 from dean_interp.planning.amounts import PassKind
 from dean_interp.planning.costs import forecast_of, placed_model
+from dean_interp.planning.estimates import estimates_of
 from dean_interp.planning.forecast import Forecast
 from dean_interp.planning.memory import GIB
 from dean_interp.planning.parameters import n_weights
@@ -24,7 +25,7 @@ from dean_interp.study.study_data import StudyData, study_data
 _EQUAL_KL_TRIES = 3
 """Sizes that an equal-KL control takes; the KL of the last one is its own."""
 _NAMED_CONTROLS = 4
-NOT_COUNTED = "loading, estimates of mutual information, judges, windows of text and tasks are"
+NOT_COUNTED = "loading, judges, windows of text and tasks are"
 
 
 def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # noqa: B008 - frozen
@@ -78,6 +79,10 @@ def study_works(
         # The original is measured with the first unit.
         amounts = added(of_unit, of_original) if number == 0 else of_unit
         works.append(StepWork(f"{unit}s: edit and controls", amounts, disk_gib=disk / len(config.unit)))
+    n_edits = len(config.unit)
+    n_controls = n_edits * (config.controls.n_random + config.controls.n_equal_kl)
+    estimates = estimates_of(model, data.tests, config.information_fraction, n_edits=n_edits, n_controls=n_controls)
+    works.append(StepWork("mutual information", estimates=estimates))
     return works
 
 
@@ -91,12 +96,13 @@ def _score_work(counter: WorkCounter, config: StudyConfig, data: StudyData, pass
     # Every process keeps the top scores of weights with their indices; the files also hold whole scores of neurons.
     n_kept = config.keep * n_weights(counter.model) if kind == "weights" else 0
     n_neurons = sum(neuron_counts(counter.model))
+    bytes_of_file = 8 * n_kept + 4 * 20 * n_neurons
     return StepWork(
         step="score",
         amounts=amounts,
         sums_gib=passes.sums,
         kept_gib=12 * n_kept / GIB,
-        disk_gib=3 * (8 * n_kept + 4 * 20 * n_neurons) / GIB,
+        disk_gib=3 * bytes_of_file / GIB,
     )
 
 
@@ -111,26 +117,30 @@ def _original(counter: WorkCounter, data: StudyData) -> Amounts:
 def _edit_and_controls(counter: WorkCounter, config: StudyConfig, data: StudyData) -> Amounts:
     """One unit's edit with its controls: every state on all tests, and some of them answer."""
     controls = config.controls
-    n_states = 1 + controls.n_random + controls.n_equal_kl + _NAMED_CONTROLS
     # While an equal-KL control is grown, general text is enough.
     n_tries = controls.n_equal_kl * (_EQUAL_KL_TRIES - 1)
     # No more controls answer than the last kind has.
     n_answering = 1 + min(config.answers.n_answer_controls, controls.n_equal_kl or controls.n_random)
     return added(
-        repeated(counter.state(data.tests), n_states),
+        repeated(counter.state(data.tests), _n_states(config)),
         repeated(counter.measured(data.tests[2:], with_kl=True), n_tries),
         repeated(counter.answered(data.prompts.all), n_answering),
     )
 
 
+def _n_states(config: StudyConfig) -> int:
+    """One unit's edit and its controls."""
+    return 1 + config.controls.n_random + config.controls.n_equal_kl + _NAMED_CONTROLS
+
+
 def _state_gib(model: HookedModel, config: StudyConfig, of_original: Amounts) -> float:
     """What the states keep on disk."""
-    controls = config.controls
-    n_states = 1 + len(config.unit) * (1 + controls.n_random + controls.n_equal_kl + _NAMED_CONTROLS)
+    n_states = 1 + len(config.unit) * _n_states(config)
     # Each state keeps activations where a prompt and its two answers end, of two behaviours, in float32. Neurons in
     # both tops are left out: about half.
     n_neurons = config.information_fraction * sum(neuron_counts(model))
     per_state = 4 * 3 * 2 * config.data.n_test * n_neurons
     # Of the original it is also kept what the unembedding reads at answer tokens.
-    of_reference = 4 * of_original["forward"].n_logits * unembedding_shape(model)[0]
+    d_model, _ = unembedding_shape(model)
+    of_reference = 4 * of_original["forward"].n_logits * d_model
     return (n_states * per_state + of_reference) / GIB

@@ -9,6 +9,7 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.tokens import Template, encode, trees
 from dean_interp.planning.amounts import Amount, Count, PassKind, amount_of
+from dean_interp.planning.estimates import Estimates
 from dean_interp.scoring.preparation import ScoringConfig, Target, prepare
 from dean_interp.study.settings import AnswerConfig, DataConfig
 
@@ -37,6 +38,8 @@ class StepWork:
     step: str
     """Its name, as in the run's `times.json`."""
     amounts: Amounts = field(default_factory=dict)
+    estimates: Estimates | None = None
+    """The mutual information that is estimated; nothing goes through the model for it."""
     sums_gib: float = 0.0
     """Running sums, beside the weights."""
     kept_gib: float = 0.0
@@ -64,7 +67,8 @@ class WorkCounter:
             data = prepare(self.model, behaviour, config)
             total += amount_of(data.rows, batch_tokens=self.score_tokens, together=data.rows_each)
             # The hooks are checked on the first row: twice forward, and back to a layer in the middle.
-            total += amount_of(data.rows[:1], batch_tokens=self.score_tokens) * 1.5
+            first_row = amount_of(data.rows[:1], batch_tokens=self.score_tokens)
+            total += first_row * 1.5
         return {kind: total}
 
     def measured(self, behaviours: Sequence[Behaviour], *, with_kl: bool = False) -> Amounts:
@@ -81,21 +85,35 @@ class WorkCounter:
 
     def state(self, tests: Sequence[Behaviour], *, with_kl: bool = True) -> Amounts:
         """One state on first, second and general text, whose KL to the original is taken."""
-        return added(self.measured(tests[:2]), self.measured(tests[2:], with_kl=with_kl))
+        paired, general = tests[:2], tests[2:]
+        return added(self.measured(paired), self.measured(general, with_kl=with_kl))
 
     def answered(self, behaviours: Sequence[Behaviour]) -> Amounts:
         """The answers of one state to every prompt, none of which ends before its length."""
         tokenizer = native_tokenizer(self.model)
+        n_new = max(self.answers.answer_lengths, default=0)
+        if not n_new:
+            return {"forward": Amount(), "answer": Amount()}
         lengths = []
         for behaviour in behaviours:
             for prompt in behaviour.prompts:
-                lengths.append(len(encode(tokenizer, prompt, [], template=self.template).prompt))
+                encoded = encode(tokenizer, prompt, [], template=self.template)
+                lengths.append(len(encoded.prompt))
+        # Long prompts come first, and a batch is padded to its longest.
         lengths.sort(reverse=True)
-        n_new, size = max(self.answers.answer_lengths, default=0), self.answers.answer_batch
         prompts = steps = Amount()
-        for start in range(0, len(lengths) if n_new else 0, size):
-            batch = lengths[start : start + size]
-            n_rows, n_tokens = len(batch), len(batch) * batch[0]
-            prompts += Amount(1, n_rows, n_tokens, n_tokens * batch[0], n_rows)
-            steps += Amount(n_calls=n_new, n_tokens=n_new * n_rows, n_logits=n_new * n_rows)
+        for start in range(0, len(lengths), self.answers.answer_batch):
+            batch = lengths[start : start + self.answers.answer_batch]
+            longest = batch[0]
+            n_rows = len(batch)
+            n_tokens = n_rows * longest
+            prompts += Amount(
+                n_calls=1,
+                n_rows=n_rows,
+                n_tokens=n_tokens,
+                n_pairs=n_tokens * longest,
+                n_logits=n_rows,
+            )
+            n_answered = n_new * n_rows
+            steps += Amount(n_calls=n_new, n_tokens=n_answered, n_logits=n_answered)
         return {"forward": prompts, "answer": steps}

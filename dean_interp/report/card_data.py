@@ -48,7 +48,10 @@ def shared_name(name: str) -> str:
 
 def shared_command(step: str, words: Sequence[str]) -> str:
     """A command line as others read it: of every path in it the last part."""
-    shown = [Path(word).name if os.sep in word and os.path.exists(word) else word for word in words]
+    shown = []
+    for word in words:
+        is_path = os.sep in word and os.path.exists(word)
+        shown.append(Path(word).name if is_path else word)
     return shlex.join(["dean-interp", step, *shown])
 
 
@@ -72,22 +75,36 @@ def licence_of_model(name: str) -> str | None:
 
 def improvement_sets(improvement: Improvement) -> tuple[CardSet, ...]:
     """The sets of an improvement, with the examples of each role."""
-    config, sets = improvement.config, []
+    config = improvement.config
+    sets = []
     for source, role in zip(config.data.sources, improvement.roles, strict=True):
-        of = "prompts" if role.divided_by == "prompt" else "topics"
-        sizes = {name: f"{n} of {role.n_topics[name]} {of}" for name, n in role.n_examples.items()}
+        topics = "prompts" if role.divided_by == "prompt" else "topics"
+        sizes = {}
+        for name, n_examples in role.n_examples.items():
+            sizes[name] = f"{n_examples} of {role.n_topics[name]} {topics}"
         sets.append(_card_set(source, sizes))
     if config.register is not None:
-        n = max(line.n for line in improvement.edit.lines if line.on == behaviour_name(config.register))
-        sets.append(_card_set(config.register, {"confirm": str(n)}))
+        register = behaviour_name(config.register)
+        n_confirming = max(line.n for line in improvement.edit.lines if line.on == register)
+        sizes = {"confirm": str(n_confirming)}
+        sets.append(_card_set(config.register, sizes))
     return tuple(sets)
 
 
 def study_sets(results: Results) -> tuple[CardSet, ...]:
     """The sets of a study, with the examples that were scored and those that were measured."""
-    data, n_scored = results.config.data, str(results.config.calibration.n_calibration)
-    n_tested = {data.first: data.n_test, data.second: data.n_test, data.general: data.n_general_test}
-    return tuple(_card_set(source, {"score": n_scored, "confirm": str(n)}) for source, n in n_tested.items())
+    data = results.config.data
+    n_scored = results.config.calibration.n_calibration
+    n_tested = {
+        data.first: data.n_test,
+        data.second: data.n_test,
+        data.general: data.n_general_test,
+    }
+    sets = []
+    for source, n in n_tested.items():
+        sizes = {"score": str(n_scored), "confirm": str(n)}
+        sets.append(_card_set(source, sizes))
+    return tuple(sets)
 
 
 def _card_set(source: str, sizes: Mapping[str, str]) -> CardSet:
@@ -96,7 +113,8 @@ def _card_set(source: str, sizes: Mapping[str, str]) -> CardSet:
     if source in BUILTIN:
         origin = "built into dean_interp"
     elif asked and asked.name in SOURCES:
-        hub, origin = SOURCES[asked.name].hub, f"{asked} ({SOURCES[asked.name].hub})"
+        hub = SOURCES[asked.name].hub
+        origin = f"{asked} ({hub})"
     elif asked:
         origin = str(asked)
     elif _is_on_hub(source):
@@ -105,5 +123,7 @@ def _card_set(source: str, sizes: Mapping[str, str]) -> CardSet:
 
 
 def _is_on_hub(name: str) -> bool:
-    is_file = Path(name).suffix.lower() in (".csv", ".jsonl", ".gguf")
-    return bool(_OWNER_AND_NAME.fullmatch(name)) and not is_file and not os.path.exists(name)
+    suffix = Path(name).suffix.lower()
+    if suffix in (".csv", ".jsonl", ".gguf") or os.path.exists(name):
+        return False
+    return _OWNER_AND_NAME.fullmatch(name) is not None

@@ -1,24 +1,21 @@
 """The page of what edits are made of: where, how stable, beside each other; the strongest neurons with their pages."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dean_interp.arms.composition_results import Composition, LookedAt
 from dean_interp.arms.composition_text import headline, stories
-from dean_interp.evaluation.lines import p_text
+from dean_interp.evaluation.line_table import p_text
 from dean_interp.files import write_text
-from dean_interp.report.figures import LINES, styled, to_svg
+from dean_interp.report.composition_figures import shares_by_depth
 from dean_interp.report.page import rendered
-from dean_interp.study.results import save_record
+from dean_interp.report.pictures import figure_element, write_picture
+from dean_interp.study.results import RESULTS_FILE, save_record
 
 FIGURE = "Where the edits are"
-_COLUMNS = 3
-_MARKS = "osD^vP"
 
 
 @dataclass(frozen=True)
@@ -34,19 +31,18 @@ class Table:
 
 
 def write_composition(found: Composition, folder: Path, others: Mapping[str, Composition]) -> Path:
-    """Write `results.json`, `report.html` and the figure into the folder; return the page's path.
+    """Write `results.json`, `report.html` and the picture (SVG, CSV) into the folder; return the page's path.
 
     Args:
         others: what was found in other models, by name, for the figure.
     """
-    save_record(found, folder / "results.json")
-    figure = to_svg(shares_by_depth({found.model: found, **others}), FIGURE)
-    write_text(folder / "where.svg", figure)
+    save_record(found, folder / RESULTS_FILE)
+    picture = shares_by_depth({found.model: found, **others})
+    write_picture(picture, folder, "where", FIGURE)
     page = rendered(
         "composition.html.j2",
         found=found,
-        title=FIGURE,
-        figure=figure,
+        figure=figure_element(picture, FIGURE),
         headline=headline(found),
         sections={
             "Where": ([], [_spreads(found)]),
@@ -230,34 +226,3 @@ def _difference(looked: LookedAt, behaviour: str) -> str:
 
 def _first_words(looked: LookedAt, behaviour: str) -> str:
     return f"{looked.first_words[behaviour]:+.3f} ({looked.rank_of_first_words[behaviour]:.0%})"
-
-
-def shares_by_depth(models: Mapping[str, Composition]) -> Figure:
-    """One panel an edit or set, one line a model: each layer's share, in units of an even share, by relative depth."""
-    names = list(dict.fromkeys(name for found in models.values() for name in found.spreads))
-    n_rows = math.ceil(len(names) / _COLUMNS)
-    with styled():
-        figure = Figure(figsize=(3.9 * _COLUMNS, 0.3 + 2.7 * n_rows), layout="constrained")
-        grid = figure.subplots(n_rows, _COLUMNS, squeeze=False, sharex=True, sharey=True)
-        panels = list(grid.flat)
-        for axes, name in zip(panels, names, strict=False):
-            axes.axhline(1, color="0.8", linewidth=1)
-            for number, (model, found) in enumerate(models.items()):
-                if name in found.spreads:
-                    shares = np.array(found.spreads[name].by_layer)
-                    depths = (np.arange(len(shares)) + 0.5) / len(shares)
-                    colour, mark = LINES[number % len(LINES)], _MARKS[number % len(_MARKS)]
-                    axes.plot(depths, shares * len(shares), color=colour, marker=mark, markersize=3, label=model)
-            axes.set_title(name, fontsize=9)
-            axes.set_xlim(0, 1)
-        # All panels share an axis, which has to see all lines before it is cut at 0.
-        panels[0].set_ylim(bottom=0)
-        for axes in panels[len(names) :]:
-            axes.set_visible(False)
-        for axes in grid[-1]:
-            axes.set_xlabel("relative depth")
-        for axes in grid[:, 0]:
-            axes.set_ylabel("share (1: even)")
-        if len(models) > 1:
-            panels[0].legend(frameon=False, fontsize=8)
-    return figure

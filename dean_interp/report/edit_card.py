@@ -194,7 +194,8 @@ def _changes_of_edit(edit: Edit) -> dict[str, str]:
     layers: set[int] = set()
     for name, n_units in edit.facts["units"].items():
         site = parse_site(name)
-        counts[f"{site.unit}s"] = counts.get(f"{site.unit}s", 0) + n_units
+        kind = f"{site.unit}s"
+        counts[kind] = counts.get(kind, 0) + n_units
         layers.add(site.layer)
     return {
         "architecture": edit.facts["architecture"],
@@ -222,5 +223,9 @@ def layers_in_words(layers: list[int]) -> str:
             runs[-1].append(layer)
         else:
             runs.append([layer])
-    parts = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
-    return f"{len(layers)} layer{'s' if len(layers) > 1 else ''} ({', '.join(parts)})"
+    parts = []
+    for run in runs:
+        first, last = run[0], run[-1]
+        parts.append(str(first) if first == last else f"{first} to {last}")
+    noun = "layers" if len(layers) > 1 else "layer"
+    return f"{len(layers)} {noun} ({', '.join(parts)})"

@@ -7,33 +7,34 @@ from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
 from dean_interp.files import write_text
 from dean_interp.information.estimands import HEADLINES
 from dean_interp.information.shifts import MutualInformation
-from dean_interp.report.figures import changes_by_arm, to_svg
+from dean_interp.report.figures import changes_by_arm
+from dean_interp.report.information_figures import information_per_layer
 from dean_interp.report.page import rendered
+from dean_interp.report.pictures import Picture, figure_element, file_stem, write_picture
 from dean_interp.report.study_figures import (
     coupled_per_layer,
     coupling_against_chance,
     effect_against_controls,
-    information_per_layer,
     labels_by_state,
-    sweep_plane,
 )
+from dean_interp.report.sweep_figures import sweep_plane
 from dean_interp.report.tables import control_rows, line_groups, metric_tables, single_row, unit_rows
 from dean_interp.selection.stability import STABLE_PROBABILITY
 from dean_interp.statistics import Interval
 from dean_interp.study.arm_results import ArmResults
 from dean_interp.study.controls import is_random
-from dean_interp.study.results import InformationResults, Results, UnitResults, save_record
+from dean_interp.study.results import RESULTS_FILE, InformationResults, Results, UnitResults, save_record
 from dean_interp.study.sweep import Sweep, objectives, sweep_headline
 
 
 def write_report(results: Results, folder: Path) -> Path:
     """Write `report.html` into the folder and return its path."""
-    answers = results.answers
+    neurons = [kind for kind in results.units if kind.unit == "neuron"]
     page = rendered(
         "report.html.j2",
         results=results,
@@ -44,9 +45,9 @@ def write_report(results: Results, folder: Path) -> Path:
         least_stable=STABLE_PROBABILITY,
         information=[shown_information(f"{kind.unit}s", kind.information) for kind in results.units],
         figures={kind.unit: _figures(kind) for kind in results.units},
-        labels=to_svg(labels_by_state(answers), "Labels of the answers") if answers else "",
+        labels=_labels(results),
         neuron_view=activations_view(results) if results.neurons else "",
-        unequal_layers=any(kind.n_units_per_layer < results.d_mlp for kind in results.units if kind.unit == "neuron"),
+        unequal_layers=any(kind.n_units_per_layer < results.d_mlp for kind in neurons),
         command=_command(results),
     )
     path = folder / "report.html"
@@ -56,12 +57,16 @@ def write_report(results: Results, folder: Path) -> Path:
 
 def write_comparison(runs: Mapping[str, Results], path: Path) -> Path:
     """Write a page of several runs side by side, by name; return its path."""
+    behaviours: list[str] = []
+    for results in runs.values():
+        behaviours += [name for name in results.behaviours if name not in behaviours]
+    picture = changes_by_arm(_changes_by_run(runs), "change (nats per token)")
     page = rendered(
         "comparison.html.j2",
         title=f"{len(runs)} runs side by side" if len(runs) > 1 else "One run",
         runs=runs,
-        behaviours=list(dict.fromkeys(name for results in runs.values() for name in results.behaviours)),
-        figure=to_svg(changes_by_arm(_changes_by_run(runs), "change (nats per token)"), "Changes of margins by run"),
+        behaviours=behaviours,
+        figure=figure_element(picture, "Changes of margins by run"),
         differing=_differing_settings(runs),
         commands={name: _command(results) for name, results in runs.items()},
     )
@@ -83,7 +88,7 @@ def write_sweep_report(sweep: Sweep, folder: Path) -> Path:
         sweep=sweep,
         objectives=sweep.objectives,
         headline=sweep_headline(sweep),
-        figure=to_svg(sweep_plane(sweep), "Edits by their change of both behaviours and ability"),
+        figure=figure_element(sweep_plane(sweep), "Edits by their change of both behaviours and ability"),
         front=front,
         tables=metric_tables({point.name: point.confirmed_on.lines for point in sweep.points}),
     )
@@ -93,14 +98,15 @@ def write_sweep_report(sweep: Sweep, folder: Path) -> Path:
 
 
 def write_information_report(results: InformationResults, folder: Path) -> Path:
-    """Write `information.html` and one SVG file a figure into the folder; return the page's path."""
+    """Write `information.html`, and an SVG and a CSV file a figure, into the folder; return the page's path."""
     drawn = []
     for information in results.informations:
         for variant in information.variants:
-            figure = to_svg(information_per_layer(information, variant), f"{information.estimand} per layer {variant}")
+            picture = information_per_layer(information, variant)
+            title = f"{information.estimand} per layer {variant}".strip()
             suffix = f".{variant.replace(' ', '_')}" if variant else ""
-            write_text(folder / f"{information.name}{suffix}.svg", figure)
-            drawn.append((information, variant, figure))
+            write_picture(picture, folder, f"{information.name}{suffix}", title)
+            drawn.append((information, variant, figure_element(picture, title)))
     headlines = []
     for information in results.informations:
         if information.estimand in HEADLINES and information.is_default:
@@ -117,22 +123,29 @@ def write_information_report(results: InformationResults, folder: Path) -> Path:
     return path
 
 
-def write_figure_page(path: Path, *, title: str, text: str, figure: Figure) -> Path:
-    """Write a page of one figure and what it shows, and the figure as SVG beside it; return the page's path."""
-    drawn = to_svg(figure, title)
-    write_text(path.with_suffix(".svg"), drawn)
+def write_figure_page(path: Path, *, title: str, text: str, picture: Picture) -> Path:
+    """Write a page of one picture and what it shows, with SVG and CSV beside it; return the page's path."""
+    write_picture(picture, path.parent, path.stem, title)
     paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
-    write_text(path, rendered("figure.html.j2", title=title, paragraphs=paragraphs, figure=drawn))
+    page = rendered("figure.html.j2", title=title, paragraphs=paragraphs, figure=figure_element(picture, title))
+    write_text(path, page)
     return path
 
 
-def write_arms_report(results: ArmResults, folder: Path, figures: Mapping[str, Figure]) -> Path:
-    """Write `results.json`, `report.html` and the figures as SVG (by their titles) into the folder; return the page."""
-    save_record(results, folder / "results.json")
-    drawn = {title: to_svg(figure, title) for title, figure in figures.items()}
-    for title, figure in drawn.items():
-        write_text(folder / f"{title.lower().replace(' ', '_')}.svg", figure)
-    page = rendered("arms.html.j2", results=results, figures=drawn, tables=metric_tables(results.arms))
+def write_arms_report(results: ArmResults, folder: Path, pictures: Mapping[str, Picture]) -> Path:
+    """Write `results.json`, `report.html`, and each picture as SVG and CSV, into the folder; return the page.
+
+    Args:
+        results: what the page says.
+        folder: it is there.
+        pictures: by their titles, which also name the files.
+    """
+    save_record(results, folder / RESULTS_FILE)
+    figures = []
+    for title, picture in pictures.items():
+        write_picture(picture, folder, file_stem(title), title)
+        figures.append(figure_element(picture, title))
+    page = rendered("arms.html.j2", results=results, figures=figures, tables=metric_tables(results.arms))
     path = folder / "report.html"
     write_text(path, page)
     return path
@@ -196,14 +209,22 @@ def activations_view(results: Results) -> str:
     return view.local_src
 
 
-def _figures(results: UnitResults) -> dict[str, str]:
+def _figures(results: UnitResults) -> dict[str, Markup]:
     units = f"{results.unit}s"
-    figures = {
-        "effect": to_svg(effect_against_controls(results), f"Effect of the {results.unit} edit against its controls"),
-        "layers": to_svg(coupled_per_layer(results), f"Coupled {units} per layer"),
-        "chance": to_svg(coupling_against_chance(results), f"Coupled {units} between floor and ceiling"),
+    return {
+        "effect": figure_element(
+            effect_against_controls(results), f"Effect of the {results.unit} edit against its controls"
+        ),
+        "layers": figure_element(coupled_per_layer(results), f"Coupled {units} per layer"),
+        "chance": figure_element(coupling_against_chance(results), f"Coupled {units} between floor and ceiling"),
     }
-    return figures
+
+
+def _labels(results: Results) -> Markup:
+    """The labels of the answers as a picture; empty where nothing was answered."""
+    if results.answers is None:
+        return Markup()
+    return figure_element(labels_by_state(results.answers), "Labels of the answers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,17 +233,18 @@ class ShownInformation:
 
     title: str
     """What is ablated."""
-    estimates: list[tuple[MutualInformation, str]]
-    """Each estimand with its figure per layer, as SVG; empty where it could not be estimated."""
+    estimates: list[tuple[MutualInformation, Markup]]
+    """Each estimand with its picture per layer; empty where it could not be estimated."""
 
 
 def shown_information(title: str, informations: Sequence[MutualInformation]) -> ShownInformation:
-    """Estimands before and under one ablation, with their figures."""
+    """Estimands before and under one ablation, with their pictures."""
     estimates = []
     for information in informations:
-        figure = ""
+        figure = Markup()
         if not information.not_estimated(information.variants[0]):
-            figure = to_svg(information_per_layer(information), f"{information.estimand} per layer, {title}")
+            name = f"{information.estimand} per layer, {title}"
+            figure = figure_element(information_per_layer(information), name)
         estimates.append((information, figure))
     return ShownInformation(title, estimates)
 

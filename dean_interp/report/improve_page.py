@@ -4,10 +4,10 @@ import shlex
 from pathlib import Path
 
 from dean_interp.files import write_text
-from dean_interp.report.figures import to_svg
 from dean_interp.report.html import ShownInformation, options_of, shown_information
 from dean_interp.report.improve_figures import effect_against_nulls, margins_and_kl_by_dose
 from dean_interp.report.page import rendered
+from dean_interp.report.pictures import figure_element
 from dean_interp.report.tables import StateRow, group_row, line_groups, single_row
 from dean_interp.study.choosing import FLIP, RANDOM_GATES
 from dean_interp.study.confirmation import kl_text
@@ -27,27 +27,29 @@ DIVIDED_BY = {
 
 def write_improve_report(improvement: Improvement, folder: Path) -> Path:
     """Write `report.html` into the run folder of an improvement and return its path."""
+    edit = str(folder / EDIT_FILE)
+    edited = str(folder / "edited")
+    n_flips = len(improvement.of_kind(FLIP))
+    n_random = len(improvement.of_kind(RANDOM_GATES))
     page = rendered(
         "improve.html.j2",
         improvement=improvement,
         config=improvement.config,
         behaviours=improvement.behaviours,
         rows=improvement_rows(improvement),
-        n_flips=len(improvement.of_kind(FLIP)),
+        n_flips=n_flips,
         subtracts_register=bool(improvement.config.register and improvement.config.gating.against_register),
-        effect=to_svg(effect_against_nulls(improvement), "Change of both margins under the edit and its nulls"),
-        doses=to_svg(margins_and_kl_by_dose(improvement), "Margins and KL by dose"),
+        effect=figure_element(effect_against_nulls(improvement), "Change of both margins under the edit and its nulls"),
+        doses=figure_element(margins_and_kl_by_dose(improvement), "Margins and KL by dose"),
         dose_kl=kl_text(improvement.dose.kl),
         neurons=_neurons(improvement, folder),
         n_shown=N_SHOWN,
         information=_information(improvement),
-        n_nulls=sum(len(improvement.of_kind(kind)) for kind in (FLIP, RANDOM_GATES)),
+        n_nulls=n_flips + n_random,
         lines=line_groups(improvement.edit.lines),
         divided_by=DIVIDED_BY,
         next_commands=next_commands(improvement, folder),
-        apply_command=shlex.join(
-            ["dean-interp", "edit", "apply", str(folder / EDIT_FILE), "CHECKPOINT", "--out", str(folder / "edited")]
-        ),
+        apply_command=shlex.join(["dean-interp", "edit", "apply", edit, "CHECKPOINT", "--out", edited]),
         command=run_command(improvement, folder),
     )
     path = folder / "report.html"
@@ -97,14 +99,18 @@ def _neurons(improvement: Improvement, folder: Path) -> list[tuple[ChangedNeuron
     for neuron in improvement.neurons:
         page = neuron_page_of(neuron, folder)
         link = page.relative_to(folder).as_posix() if page.is_file() else None
-        rows.append((neuron, link, look_at(improvement, neuron, folder)))
+        command = look_at(improvement, neuron, folder)
+        rows.append((neuron, link, command))
     return rows
 
 
 def _information(improvement: Improvement) -> list[ShownInformation]:
     """Under the edit and under the paper's rule; empty where it was not estimated."""
-    titles = {improvement.edit.name: "the edit"}
-    return [shown_information(titles.get(name, name), found) for name, found in improvement.information.items()]
+    shown = []
+    for name, informations in improvement.information.items():
+        title = "the edit" if name == improvement.edit.name else name
+        shown.append(shown_information(title, informations))
+    return shown
 
 
 def improvement_rows(improvement: Improvement) -> list[StateRow]:
@@ -112,7 +118,8 @@ def improvement_rows(improvement: Improvement) -> list[StateRow]:
     rows = [single_row(improvement.edit, "the edit")]
     rows += [single_row(state, "its opposite") for state in improvement.of_kind("opposite")]
     for state in improvement.of_kind(PAPER):
-        rows.append(single_row(state, f"the paper's rule: {state.n_units} neurons silenced"))
+        label = f"the paper's rule: {state.n_units} neurons silenced"
+        rows.append(single_row(state, label))
     for kind, label in ((FLIP, "gates of flipped labels"), (RANDOM_GATES, "random gates")):
         group = improvement.of_kind(kind)
         if group:

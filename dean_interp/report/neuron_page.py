@@ -10,8 +10,9 @@ from dean_interp.evaluation.lines import Line
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Template
-from dean_interp.report.figures import activations_by_behaviour, to_svg
+from dean_interp.report.circuit_figures import activations_by_behaviour
 from dean_interp.report.page import Page, rendered
+from dean_interp.report.pictures import figure_element
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
 
@@ -58,7 +59,7 @@ class NeuronPage(Page):
             "view": view,
             "headline": self.headline,
             "written": list(zip(view.written.promoted, view.written.suppressed, strict=True)),
-            "figure": to_svg(activations_by_behaviour(view), "Activations by behaviour"),
+            "figure": figure_element(activations_by_behaviour(view), f"Activations of {view.name} by behaviour"),
             "texts": [(text.behaviour, _shaded(text, peak)) for text in view.texts],
             "peak": peak,
             "command": self.command,
@@ -100,7 +101,8 @@ def neuron_page(
 def _effect_on_margins(effect: Sequence[Line]) -> str:
     moved = []
     for line in effect:
-        if line.metric.startswith("margin") and not line.change.low <= 0 <= line.change.high:
+        is_within = line.change.low <= 0 <= line.change.high
+        if line.metric.startswith("margin") and not is_within:
             moved.append(f"{line.on} by {line.change}")
     if not moved:
         return "silenced alone it moves no margin beyond its interval"
@@ -118,5 +120,6 @@ def _shaded(text: TextActivations, peak: float) -> list[tuple[str, float, float 
     shaded = []
     for place, (token, (activation,)) in enumerate(zip(text.tokens, text.activations, strict=True)):
         is_seen = not text.routed or text.routed[place][0]
-        shaded.append((token, round(abs(activation) / peak, 3), activation if is_seen else None))
+        share = round(abs(activation) / peak, 3)
+        shaded.append((token, share, activation if is_seen else None))
     return shaded

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from dean_interp.evaluation.lines import Line, p_text
+from dean_interp.evaluation.line_table import p_text
+from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import SHARE
 from dean_interp.files import write_text
+from dean_interp.report.look import css_variables
 from dean_interp.statistics import Interval
 
 INTERVALS = "Intervals: 95 %, paired by prompt, clustered by topic, and by prompt where there is no topic."
@@ -53,15 +55,20 @@ def rendered_from(folder: str, template: str, values: Mapping[str, object]) -> s
     """
 
     def text_of(name: str) -> str:
-        return (files(folder) / name).read_text(encoding="utf-8") if name == template else _text(name)
+        if name != template:
+            return _text(name)
+        return (files(folder) / name).read_text(encoding="utf-8")
 
     environment = _environment(text_of, autoescape=True)
-    return environment.get_template(template).render(style=_text("style.css"), sorting=_text("sort.js"), **values)
+    style = css_variables() + "\n" + _text("style.css")
+    page = environment.get_template(template)
+    return page.render(style=style, sorting=_text("sort.js"), **values)
 
 
 def rendered_markdown(template: str, **values: object) -> str:
     """A text in Markdown from its template. What is put in stays in its line and in its cell of a table."""
-    return _environment(_text, finalize=_one_cell).get_template(template).render(**values)
+    environment = _environment(_text, finalize=_one_cell)
+    return environment.get_template(template).render(**values)
 
 
 def _one_cell(value: object) -> str:
@@ -126,7 +133,9 @@ def interval(values: Interval) -> str:
 
 def spread(values: Sequence[float]) -> str:
     """The mean of several numbers, with the lowest and the highest."""
-    return f"{signed(sum(values) / len(values))} [{signed(min(values))}, {signed(max(values))}]"
+    mean = sum(values) / len(values)
+    low, high = min(values), max(values)
+    return f"{signed(mean)} [{signed(low)}, {signed(high)}]"
 
 
 def p_value(value: float) -> str:
@@ -158,20 +167,26 @@ def change(line: Line) -> str:
     """The line's change with its interval: shares in points."""
     if not is_share(line):
         return interval(line.change)
-    mean, low, high = (f"{100 * value:+.0f}" for value in (line.change.mean, line.change.low, line.change.high))
-    return _with_minus(f"{mean} [{low}, {high}]")
+    mean = 100 * line.change.mean
+    low = 100 * line.change.low
+    high = 100 * line.change.high
+    return _with_minus(f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]")
 
 
 def detectable(line: Line) -> str:
     """The smallest change that the design can detect: of shares in points. Empty where it is not known."""
     if line.detectable is None:
         return ""
-    return f"{100 * line.detectable:.0f}" if is_share(line) else number(line.detectable)
+    if is_share(line):
+        return f"{100 * line.detectable:.0f}"
+    return number(line.detectable)
 
 
 def rank(line: Line) -> str:
     """The p that the line's rank gives, and the number of random controls. Empty where there is none."""
-    return "" if line.rank is None else f"{p_value(line.rank)} ({len(line.control_changes)})"
+    if line.rank is None:
+        return ""
+    return f"{p_value(line.rank)} ({len(line.control_changes)})"
 
 
 def visible(token: str) -> str:

@@ -12,16 +12,17 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from dean_interp.circuits.graph import Edge
 from dean_interp.circuits.neuron_view import NeuronView
 from dean_interp.files import write_text
 from dean_interp.report.circuit_page import CircuitPage
 from dean_interp.report.html import options_of
+from dean_interp.report.look import css_variables
 from dean_interp.report.neuron_page import NeuronPage
 from dean_interp.report.page import rendered
+from dean_interp.report.unit_edges import UnitEdges, circuit_name, edges_of_units, prompt_name
 from dean_interp.selection.stability import STABLE_PROBABILITY
 from dean_interp.study.run_units import RunUnit
-from dean_interp.study.site_records import CircuitRecord, PagesConfig, SiteRecords, site_records
+from dean_interp.study.site_records import PagesConfig, SiteRecords, site_records
 from dean_interp.study.store import fingerprint_of
 
 INDEX = "index.html"
@@ -31,36 +32,6 @@ _MARK = re.compile(r'<meta name="fingerprint" content="(\w+)">')
 _N_RAISED = 3
 STABLE, UNSTABLE = f"at least {STABLE_PROBABILITY:.0%}", f"below {STABLE_PROBABILITY:.0%}"
 """What the index calls units by how often they are selected when the examples are drawn anew."""
-
-
-@dataclass(frozen=True)
-class UnitEdge:
-    """An edge between two units, or to the margin, as the page of one of them shows it."""
-
-    other: str
-    """The unit at its other end; empty for the margin."""
-    other_token: str
-    token: str
-    """The token at which the unit of the page has it."""
-    circuit: str
-    """The name of the circuit's page."""
-    prompt: str
-    predicted: float
-    measured: float | None
-
-
-@dataclass(frozen=True)
-class UnitEdges:
-    """The edges of one unit on all prompts, the largest first."""
-
-    into: tuple[UnitEdge, ...] = ()
-    out: tuple[UnitEdge, ...] = ()
-
-    @property
-    def neighbour(self) -> str:
-        """The unit at the other end of its largest edge to another unit; empty where it has none."""
-        to_units = [edge for edge in (*self.into, *self.out) if edge.other]
-        return max(to_units, key=lambda edge: abs(edge.predicted)).other if to_units else ""
 
 
 def write_pages(
@@ -86,63 +57,11 @@ def write_pages(
     """
     run_folder, out = Path(run_folder), Path(out)
     records = site_records(run_folder, out, config, device=device)
-    edges = _edges_of_units(records)
-    pages = [*_write_units(records, edges, out / NEURONS), *_write_circuits(records, out / CIRCUITS)]
-    _delete_others(out, pages)
+    edges = edges_of_units(records)
+    unit_pages = _write_units(records, edges, out / NEURONS)
+    circuit_pages = _write_circuits(records, out / CIRCUITS)
+    _delete_others(out, [*unit_pages, *circuit_pages])
     return _write_index(records, edges, run_folder, out, config)
-
-
-def _edges_of_units(records: SiteRecords) -> dict[str, UnitEdges]:
-    """The edges of every unit by its name."""
-    into: dict[str, list[UnitEdge]] = {unit.name: [] for unit in records.run.units}
-    outward: dict[str, list[UnitEdge]] = {unit.name: [] for unit in records.run.units}
-    for record in records.circuits:
-        for edge in record.circuit.edges:
-            outward[edge.source.name].append(_seen_from_source(edge, record))
-            if edge.target is not None:
-                into[edge.target.name].append(_seen_from_target(edge, record))
-    return {name: UnitEdges(_largest_first(into[name]), _largest_first(outward[name])) for name in into}
-
-
-def _seen_from_source(edge: Edge, record: CircuitRecord) -> UnitEdge:
-    tokens, target = record.circuit.tokens, edge.target
-    return UnitEdge(
-        other=target.name if target else "",
-        other_token=tokens[target.position] if target else "",
-        token=tokens[edge.source.position],
-        circuit=_page_name(record),
-        prompt=_prompt_name(record),
-        predicted=edge.predicted,
-        measured=edge.measured,
-    )
-
-
-def _seen_from_target(edge: Edge, record: CircuitRecord) -> UnitEdge:
-    assert edge.target is not None
-    tokens = record.circuit.tokens
-    return UnitEdge(
-        other=edge.source.name,
-        other_token=tokens[edge.source.position],
-        token=tokens[edge.target.position],
-        circuit=_page_name(record),
-        prompt=_prompt_name(record),
-        predicted=edge.predicted,
-        measured=edge.measured,
-    )
-
-
-def _largest_first(edges: Sequence[UnitEdge]) -> tuple[UnitEdge, ...]:
-    """Edges to units, then those to the margin, whose effects have another unit."""
-    return tuple(sorted(edges, key=lambda edge: (not edge.other, -abs(edge.predicted))))
-
-
-def _page_name(record: CircuitRecord) -> str:
-    """Behaviours are numbered in file names, since their own names may hold what a link cannot."""
-    return f"{record.place}.{record.number}"
-
-
-def _prompt_name(record: CircuitRecord) -> str:
-    return f"{record.behaviour} {record.number}"
 
 
 def _write_units(records: SiteRecords, edges: Mapping[str, UnitEdges], folder: Path) -> list[Path]:
@@ -170,12 +89,13 @@ def _write_units(records: SiteRecords, edges: Mapping[str, UnitEdges], folder: P
 
 def _write_circuits(records: SiteRecords, folder: Path) -> list[Path]:
     """Write the page of every circuit that has an edge and no page of the same content; return all of them."""
-    links = {unit.name: f"../{NEURONS}/{unit.name}.html" for unit in records.run.units}
+    names = [unit.name for unit in records.run.units]
+    links = {name: f"../{NEURONS}/{name}.html" for name in names}
     paths = []
     for record in records.circuits:
         if not record.circuit.edges:
             continue
-        path = folder / f"{_page_name(record)}.html"
+        path = folder / f"{circuit_name(record)}.html"
         fingerprint = _fingerprint("circuit.html.j2", record, links)
         if not _is_made(path, fingerprint):
             page = CircuitPage(
@@ -194,8 +114,12 @@ def _write_circuits(records: SiteRecords, folder: Path) -> list[Path]:
 def _fingerprint(template: str, *shown: object) -> str:
     """A hash of what a page shows, and of how."""
     names = ("page.html.j2", "style.css", "sort.js", "neuron.html.j2", template)
-    texts = [(files("dean_interp.report") / name).read_text(encoding="utf-8") for name in names]
-    return fingerprint_of(*texts, *(TypeAdapter(object).dump_json(each).decode() for each in shown))
+    texts = [css_variables()]
+    for name in names:
+        texts.append((files("dean_interp.report") / name).read_text(encoding="utf-8"))
+    for each in shown:
+        texts.append(TypeAdapter(object).dump_json(each).decode())
+    return fingerprint_of(*texts)
 
 
 def _is_made(path: Path, fingerprint: str) -> bool:
@@ -220,7 +144,9 @@ def _write_index(
     records: SiteRecords, edges: Mapping[str, UnitEdges], run_folder: Path, out: Path, config: PagesConfig
 ) -> Path:
     run = records.run
-    rows = [_row(unit, view, edges[unit.name]) for unit, view in zip(run.units, records.views, strict=True)]
+    rows = []
+    for unit, view in zip(run.units, records.views, strict=True):
+        rows.append(_row(unit, view, edges[unit.name]))
     filters = {
         "layer": ("Layer", sorted({unit.layer for unit in run.units})),
         "gate": ("Gate", _values(row.gate for row in rows)),
@@ -229,8 +155,8 @@ def _write_index(
     }
     circuits = []
     for record in records.circuits:
-        page = _page_name(record) if record.circuit.edges else ""
-        circuits.append({"page": page, "name": _prompt_name(record), "prompt": record.prompt})
+        page = circuit_name(record) if record.circuit.edges else ""
+        circuits.append({"page": page, "name": prompt_name(record), "prompt": record.prompt})
     options = options_of(config, PagesConfig())
     page = rendered(
         "site.html.j2",

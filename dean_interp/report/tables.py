@@ -14,6 +14,8 @@ from dean_interp.study.results import StateResults, UnitResults
 
 ChangesOf = Callable[[StateResults], Mapping[str, Interval]]
 """Gives the changes of one state that a table shows, by the heading of their column."""
+LinesByState = dict[str, dict[str, Line]]
+"""The lines of one metric: by state, then by set of prompts."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,12 @@ def margins(state: StateResults) -> Mapping[str, Interval]:
 
 def single_row(state: StateResults, label: str, changes: ChangesOf = margins) -> StateRow:
     """The row of one state."""
+    written = {name: interval(change) for name, change in changes(state).items()}
     return StateRow(
         label=label,
         is_edit=state.kind == "edit",
         n_units=str(state.n_units),
-        changes={name: interval(change) for name, change in changes(state).items()},
+        changes=written,
         perplexity=state.perplexity,
         kl=state.kl,
     )
@@ -54,21 +57,25 @@ def control_rows(states: Sequence[StateResults], changes: ChangesOf = margins) -
     for kind, control in RANDOM_CONTROLS.items():
         group = [state for state in states if state.kind == kind]
         if group:
-            rows.append(group_row(group, f"{len(group)} random, {control.label}", changes))
+            label = f"{len(group)} random, {control.label}"
+            rows.append(group_row(group, label, changes))
     return rows
 
 
 def group_row(group: Sequence[StateResults], label: str, changes: ChangesOf = margins) -> StateRow:
     """The row of several states: the mean of each change, with the lowest and the highest."""
-    sizes = sorted({state.n_units for state in group})
     means: dict[str, list[float]] = {}
     for state in group:
         for name, change in changes(state).items():
             means.setdefault(name, []).append(change.mean)
+    sizes = sorted({state.n_units for state in group})
+    n_units = str(sizes[0])
+    if len(sizes) > 1:
+        n_units += f"–{sizes[-1]}"
     return StateRow(
         label=label,
         is_edit=False,
-        n_units=str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}",
+        n_units=n_units,
         changes={name: spread(values) for name, values in means.items()},
         perplexity=sum(state.perplexity for state in group) / len(group),
         kl=sum(state.kl for state in group) / len(group),
@@ -78,7 +85,9 @@ def group_row(group: Sequence[StateResults], label: str, changes: ChangesOf = ma
 def unit_rows(results: UnitResults) -> list[StateRow]:
     """The edit of one kind of unit, its named controls, and its random controls by kind."""
     rows = [single_row(results.edit, f"coupled {results.unit}s")]
-    rows += [single_row(state, f"top of {state.name}") for state in results.states if state.kind == "named"]
+    for state in results.states:
+        if state.kind == "named":
+            rows.append(single_row(state, f"top of {state.name}"))
     return rows + control_rows(results.states)
 
 
@@ -96,22 +105,30 @@ class MetricTable:
 
 def metric_tables(lines: Mapping[str, Sequence[Line]]) -> list[MetricTable]:
     """Every metric that is among the lines of several states."""
-    by_metric: dict[str, dict[str, dict[str, Line]]] = {}
+    by_metric: dict[str, LinesByState] = {}
     for state, state_lines in lines.items():
         for line in state_lines:
-            by_metric.setdefault(line.metric, {}).setdefault(state, {})[line.on] = line
+            rows = by_metric.setdefault(line.metric, {})
+            of_state = rows.setdefault(state, {})
+            of_state[line.on] = line
     return [_metric_table(metric, rows) for metric, rows in by_metric.items()]
 
 
-def _metric_table(metric: str, rows: Mapping[str, Mapping[str, Line]]) -> MetricTable:
-    lines = [line for row in rows.values() for line in row.values()]
+def _metric_table(metric: str, rows: LinesByState) -> MetricTable:
     levels: dict[str, set[str]] = {}
-    for line in lines:
-        levels.setdefault(line.on, set()).add(before(line))
+    unit = ""
+    for row in rows.values():
+        for on, line in row.items():
+            level = levels.setdefault(on, set())
+            level.add(before(line))
+            unit = unit or unit_in_words(line)
     headings = {}
     for on, level in levels.items():
-        headings[on] = f"{on}, {level.pop()} before" if len(level) == 1 else on
-    return MetricTable(metric=metric, unit=unit_in_words(lines[0]), headings=headings, rows=rows)
+        headings[on] = on
+        # One level alone: all states were compared with the same.
+        if len(level) == 1:
+            headings[on] += f", {level.pop()} before"
+    return MetricTable(metric=metric, unit=unit, headings=headings, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -128,10 +145,16 @@ def line_groups(lines: Sequence[Line]) -> list[LineGroup]:
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(line.metric, []).append(line)
-    return [LineGroup(metric, unit_in_words(group[0]), tuple(group)) for metric, group in groups.items()]
+    found = []
+    for metric, group in groups.items():
+        unit = unit_in_words(group[0])
+        found.append(LineGroup(metric, unit, tuple(group)))
+    return found
 
 
 def unit_in_words(line: Line) -> str:
     """The unit of a metric, and which side is better."""
     unit = "% of prompts, changes in points" if is_share(line) else line.unit
-    return unit if line.better == "neither" else f"{unit}; {line.better} is better"
+    if line.better == "neither":
+        return unit
+    return f"{unit}; {line.better} is better"

@@ -50,6 +50,8 @@ def expected_overlap(first: Selection, second: Selection) -> float:
 
 STABLE_PROBABILITY = 0.8
 """A unit is called stable if it is selected with at least this probability."""
+N_SHUFFLES, N_SPLITS = 999, 50
+"""Number of shuffles within strata that a floor comes from, and of random splits that overlaps of halves come from."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def chance_overlap(
     strata: Strata,
     *,
     excluded: Selection | None = None,
-    n_draws: int = 999,
+    n_draws: int = N_SHUFFLES,
     seed: int = 0,
 ) -> Floor:
     """The floor under `first & second`: the second shuffled among the units of each site and stratum.
@@ -139,7 +141,7 @@ def half_overlap(
     second: Scores,
     *,
     fraction: float,
-    n_splits: int = 50,
+    n_splits: int = N_SPLITS,
     seed: int = 0,
 ) -> Halves:
     """Jaccard overlap of the top `fraction` of `first` on half of its groups with that of `second` on the other half.

@@ -4,8 +4,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.served import Served, generate_served
@@ -51,8 +49,10 @@ def answers_of(
         refuse_scored(model, behaviours)
         with state.applied(model):
             if server is None:
-                return _generated(store, model, state, behaviours, config, unfinished)
-            return _served(store, model, state, behaviours, lengths, server)
+                return _generated(
+                    store, model, state=state, behaviours=behaviours, config=config, unfinished=unfinished
+                )
+            return _served(store, model, state=state, behaviours=behaviours, lengths=lengths, server=server)
 
     depends_on = [behaviour.fingerprint for behaviour in behaviours]
     depends_on += [state.fingerprint, str(lengths), str(config.answer_batch)]
@@ -97,7 +97,7 @@ def _served(
     prompts = _prompts(behaviours)
     # The replies that the comparison got are not asked for again.
     replies = store.folder / f"{_path(state)}.replies.jsonl"
-    _refuse_other_checkpoint(server, store, model, prompts[:N_COMPARED], lengths, replies)
+    _refuse_other_checkpoint(server, store, model=model, prompts=prompts[:N_COMPARED], lengths=lengths, replies=replies)
     answers = generate_served(
         server,
         native_tokenizer(model),
@@ -115,10 +115,12 @@ def _prompts(behaviours: Sequence[Behaviour]) -> list[str]:
 
 
 def _by_set(behaviours: Sequence[Behaviour], answers: Sequence[str]) -> dict[str, list[str]]:
-    starts = np.cumsum([0, *map(len, behaviours)])
     by_set = {}
-    for behaviour, start in zip(behaviours, starts, strict=False):
-        by_set[behaviour.name] = list(answers[start : start + len(behaviour)])
+    start = 0
+    for behaviour in behaviours:
+        end = start + len(behaviour)
+        by_set[behaviour.name] = list(answers[start:end])
+        start = end
     return by_set
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.values import Value, Zero
 from dean_interp.errors import InputError, did_you_mean
-from dean_interp.evaluation.lines import Line, lines_frame
+from dean_interp.evaluation.line_table import lines_frame
+from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN, Outcome
 from dean_interp.fine_tuning import FineTuningConfig, fine_tune
 from dean_interp.frames import Framed
@@ -49,9 +50,11 @@ class ArmResults(Framed):
         return f"ArmResults({self.title!r}, {len(self.arms)} arms)"
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a line of an arm (`evaluation.lines.lines_frame`)."""
+        """One row a line of an arm (`evaluation.line_table.lines_frame`)."""
+        if not self.arms:
+            return pd.DataFrame({"conclusions": self.conclusions})
         tables = [lines_frame(lines).assign(arm=arm) for arm, lines in self.arms.items()]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"conclusions": self.conclusions})
+        return pd.concat(tables, ignore_index=True)
 
     @property
     def margins(self) -> dict[str, dict[str, Interval]]:
@@ -97,7 +100,8 @@ def random_arms(edit: State, strata: Strata, *, n: int, seed: int) -> list[State
     arms = []
     for number in range(n):
         drawn = random_control(edit.ablated, strata, seed=seed, number=number)
-        arms.append(arm(f"{edit.name}, random {number + 1}", drawn, edit.value))
+        name = f"{edit.name}, random {number + 1}"
+        arms.append(arm(name, drawn, edit.value))
     return arms
 
 
@@ -163,7 +167,8 @@ def fine_tuned_arms(
         if step in states:
             arm_outcomes(plan, states[step], model, in_full=is_last(step))
 
-    if not all(is_known(plan, state, in_full=is_last(step)) for step, state in states.items()):
+    all_are_known = all(is_known(plan, state, in_full=is_last(step)) for step, state in states.items())
+    if not all_are_known:
         fine_tune(
             config.model.name,
             behaviours,
@@ -176,4 +181,7 @@ def fine_tuned_arms(
             adapter=config.model.adapter,
         )
     shutil.rmtree(folder, ignore_errors=True)
-    return {step: arm_outcomes(plan, state, None, in_full=is_last(step)) for step, state in states.items()}
+    outcomes = {}
+    for step, state in states.items():
+        outcomes[step] = arm_outcomes(plan, state, None, in_full=is_last(step))
+    return outcomes

@@ -5,7 +5,7 @@ Nothing here sees a confirming prompt.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,10 @@ from dean_interp.selection.strata import strata
 from dean_interp.statistics import Interval, clustered_interval
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.dosing import Dose, KlOf, dose_to_kl, gated_state, kl_meter, largest_dose, random_gates
+from dean_interp.study.flips import Flip, random_flips
 from dean_interp.study.improvement import CurvePoint, ImproveConfig, Prediction, swapped_labels
 from dean_interp.study.method import original_of, scored_once
 from dean_interp.study.paper_rule import PaperRule, paper_rule
-from dean_interp.study.roles import SHARES
 from dean_interp.study.run_folder import Clock
 from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import measurement_plan, outcomes_of
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 CURVE = (0.5, 1.0, 2.0)
 """Doses at which margins are measured on choosing prompts, in units of the chosen one."""
-Flip = tuple[dict[str, int], dict[str, int]]
-"""The sign of each topic of first and of second: -1 where safe and unsafe answers change roles."""
 FLIP, RANDOM_GATES = "flip", "random gates"
 """The two kinds of null."""
 
@@ -106,8 +104,8 @@ def choose(
     predictions = _predictions(direction, held_out, gates, curve)
     clock.lap("margins by dose, and predictions")
     # Step 5.
-    flips = _flips(scores, direction.gates, config, dose, kl)
-    random = _random(model, scores, direction.gates, config, dose, kl)
+    flips = _flips(scores, direction.gates, config=config, dose=dose, kl=kl)
+    random = _random(model, scores, direction=direction.gates, config=config, dose=dose, kl=kl)
     clock.lap("doses of nulls")
     paper = paper_rule(model, scoring, config, folder / "paper") if config.paper_rule else None
     return Chosen(
@@ -126,9 +124,8 @@ def choose(
 def effects(model: HookedModel, parts: Sequence[Behaviour], config: ImproveConfig, folder: Path) -> list[Scores]:
     """Step 1: signed effects on both margins by topic, the damage of a third set, effects on the margin of a fourth."""
     unit: Unit = "neuron"
-    template, tokens = config.model.template, config.score_tokens
-    margin = ScoringConfig(template=template, batch_tokens=tokens, target="margin", signed=True, groups="cluster")
-    fisher = ScoringConfig(template=template, batch_tokens=tokens, target="fisher")
+    fisher = ScoringConfig(template=config.model.template, batch_tokens=config.score_tokens, target="fisher")
+    margin = replace(fisher, target="margin", signed=True, groups="cluster")
     settings = [margin, margin, fisher, margin]
     scores = []
     for behaviour, scoring in zip(parts, settings, strict=False):
@@ -138,13 +135,17 @@ def effects(model: HookedModel, parts: Sequence[Behaviour], config: ImproveConfi
 
 def direction_of(scores: Sequence[Scores], config: ImproveConfig, flip: Flip | None = None) -> Direction:
     """Step 2: the gates' direction, with the labels that a flip gives to topics."""
-    of_first, of_second = flip or (None, None)
-    first, second = gains_of(scores[0], signs=of_first), gains_of(scores[1], signs=of_second)
+    signs = flip or (None, None)
+    of_first, of_second = signs
     damage = damage_of(scores[2])
     register = gains_of(scores[3]) if len(scores) > 3 else None
-    signs = (of_first, of_second)
     gates = gates_of_scores(scores[0], scores[1], damage, signs=signs, register=register, config=config.gating)
-    return Direction(gates, first, second, damage)
+    return Direction(
+        gates=gates,
+        first=gains_of(scores[0], signs=of_first),
+        second=gains_of(scores[1], signs=of_second),
+        damage=damage,
+    )
 
 
 def gates_store(
@@ -168,9 +169,9 @@ def gates_store(
 
 def margins_by_dose(store: Store, model: HookedModel, direction: Gates, dose: Dose) -> tuple[CurvePoint, ...]:
     """Both margins and KL on choosing prompts, at some doses around the chosen one."""
-    names = [test.name for test in store.tests[:2]]
+    first, second = store.tests[:2]
     with progress_bar(total=1 + len(CURVE), desc="margins by dose", unit="dose") as progress:
-        plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
+        plan = measurement_plan(store, PromptSets(), config=AnswerConfig(n_answers=0), model=model, progress=progress)
         original = original_of(plan, model, in_full=False)
         points = []
         for share in CURVE:
@@ -178,25 +179,26 @@ def margins_by_dose(store: Store, model: HookedModel, direction: Gates, dose: Do
             state = gated_state(f"dose {share:g}", "dose", gates, dose=share)
             measured = outcomes_of(plan, model, state, reference=original.measurement, in_full=False)
             results = state_results(original, measured)
-            points.append(CurvePoint(share, {name: results.change[name] for name in names}, results.kl))
+            change = {name: results.change[name] for name in (first.name, second.name)}
+            points.append(CurvePoint(share, change, results.kl))
     return tuple(points)
 
 
 def _predictions(
     direction: Direction, held_out: Sequence[Scores], gates: Gates, curve: Sequence[CurvePoint]
 ) -> tuple[Prediction, ...]:
+    """The rise of each margin: predicted from scoring prompts, from choosing prompts, and measured on these."""
     at_dose = next(point for point in curve if point.dose == 1.0)
     predictions = []
     for fitted, scores in zip((direction.first, direction.second), held_out, strict=True):
         name = fitted.behaviour
-        predictions.append(
-            Prediction(
-                on=name,
-                fitted=fitted.of(gates),
-                held_out=gains_of(scores).of(gates),
-                measured=at_dose.change[name].mean,
-            )
+        prediction = Prediction(
+            on=name,
+            fitted=fitted.of(gates),
+            held_out=gains_of(scores).of(gates),
+            measured=at_dose.change[name].mean,
         )
+        predictions.append(prediction)
     return tuple(predictions)
 
 
@@ -205,57 +207,21 @@ def _preference(scores: Sequence[Scores], parts: Sequence[Behaviour]) -> dict[st
     preference = {}
     for of_behaviour, behaviour in zip(scores, parts, strict=True):
         # The loss is minus the margin.
-        margin = clustered_interval(np.asarray(-of_behaviour.loss, dtype=float), clusters_of(behaviour))
-        preference[behaviour.name] = margin
+        margins = np.asarray(-of_behaviour.loss, dtype=float)
+        preference[behaviour.name] = clustered_interval(margins, clusters_of(behaviour))
     for line in swapped_labels(preference):
         log.warning(line)
     return preference
 
 
-def random_flips(first: Sequence[str], second: Sequence[str], n_pairs: int, *, seed: int) -> list[Flip]:
-    """`n_pairs` random flips, each before its complement, which flips the other topics.
-
-    Half of the topics of each behaviour are flipped, and of an odd number one is left out, so that what all topics
-    share cancels. A flip that kept some of it would have it brought back to full size by its dose.
-    """
-    generator = np.random.default_rng([seed, 22])
-    flips: list[Flip] = []
-    for _ in range(n_pairs):
-        of_first, of_second = (_half_flipped(topics, generator) for topics in (first, second))
-        flips += [(of_first, of_second), (_complement(of_first), _complement(of_second))]
-    return flips
-
-
-def drawn_topics(scores: Sequence[Scores], *, seed: int) -> Flip:
-    """The topics of both behaviours that make the gates of one draw, each with its labels as they are."""
-    generator = np.random.default_rng([seed, 23])
-    share = SHARES["score"] / (SHARES["score"] + SHARES["choose"])
-    drawn = []
-    for of_behaviour in scores[:2]:
-        topics = list(of_behaviour.clusters)
-        order = [topics[int(i)] for i in generator.permutation(len(topics))]
-        drawn.append(dict.fromkeys(order[: round(share * len(order))], 1))
-    return drawn[0], drawn[1]
-
-
-def _half_flipped(topics: Sequence[str], generator: np.random.Generator) -> dict[str, int]:
-    """A sign for each of an even number of topics, half of them -1."""
-    order = [topics[int(i)] for i in generator.permutation(len(topics))]
-    half = len(order) // 2
-    signs = {name: -1 for name in order[:half]}
-    return signs | {name: 1 for name in order[half : 2 * half]}
-
-
-def _complement(signs: dict[str, int]) -> dict[str, int]:
-    """The flip of the other topics."""
-    return {name: -sign for name, sign in signs.items()}
-
-
 def _flips(scores: Sequence[Scores], direction: Gates, config: ImproveConfig, dose: Dose, kl: KlOf) -> list[State]:
     """The whole choice again, with labels flipped by whole topics; each flip gets a dose of its own."""
-    drawn = random_flips(list(scores[0].clusters), list(scores[1].clusters), config.n_flips // 2, seed=config.seed)
+    first = list(scores[0].clusters)
+    second = list(scores[1].clusters)
+    drawn = random_flips(first, second, config.n_flips // 2, seed=config.seed)
+    states = []
     # The last null's dose is near the next one's: the less is left to predict.
-    states, start = [], dose.dose
+    start = dose.dose
     for number, flip in enumerate(progress_bar(drawn, desc="doses of flips", unit="flip")):
         name = f"flip {number + 1}"
         try:
@@ -265,7 +231,8 @@ def _flips(scores: Sequence[Scores], direction: Gates, config: ImproveConfig, do
             states.append(gated_state(name, FLIP, direction * 0.0, dose=0.0))
             continue
         own = dose_to_kl(turned, kl, kl=dose.kl.mean, start=start)
-        states.append(gated_state(name, FLIP, dosed(turned, own.dose), dose=own.dose))
+        gates = dosed(turned, own.dose)
+        states.append(gated_state(name, FLIP, gates, dose=own.dose))
         start = own.dose
     return states
 
@@ -275,11 +242,13 @@ def _random(
 ) -> list[State]:
     """The edit's own changes at random neurons, with doses of their own."""
     matched = strata(model, scores[:3])
-    states, start = [], dose.dose
+    states = []
+    start = dose.dose
     for number in range(config.n_random):
         shuffled = random_gates(direction, matched, seed=config.seed * 1000 + number)
         own = dose_to_kl(shuffled, kl, kl=dose.kl.mean, start=start)
+        gates = dosed(shuffled, own.dose)
         name = f"{RANDOM_GATES} {number + 1}"
-        states.append(gated_state(name, RANDOM_GATES, dosed(shuffled, own.dose), dose=own.dose))
+        states.append(gated_state(name, RANDOM_GATES, gates, dose=own.dose))
         start = own.dose
     return states

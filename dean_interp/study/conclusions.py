@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dean_interp.evaluation.guard import PERPLEXITY_LIMIT, SuperWeight
 from dean_interp.evaluation.lines import Line, compare, detectable_changes
-from dean_interp.evaluation.measure import Measurement
+from dean_interp.evaluation.measurement import BehaviourMeasurement, Measurement
 from dean_interp.evaluation.outcomes import INCOHERENT, MARGIN, Outcome
 from dean_interp.models.sites import Unit
 from dean_interp.statistics import Interval
@@ -21,8 +21,9 @@ def design_of(original: StateOutcomes, controls: Sequence[StateOutcomes]) -> Des
     How much changes vary depends on how much an ablation does. So the spread is that of the controls that do as much
     damage as the edit, where there are some.
     """
-    alike = [control for control in controls if control.state.kind == "equal KL"] or list(controls)
-    detectable = detectable_changes(original.outcomes, [control.outcomes for control in alike])
+    of_equal_kl = [control for control in controls if control.state.kind == "equal KL"]
+    spread = [control.outcomes for control in of_equal_kl or controls]
+    detectable = detectable_changes(original.outcomes, spread)
     margins = [outcome for outcome in original.outcomes if outcome.metric == MARGIN]
     to_beat: dict[str, float] = {}
     for control in controls:
@@ -40,8 +41,10 @@ def design_of(original: StateOutcomes, controls: Sequence[StateOutcomes]) -> Des
 
 
 def _mean_change(original: StateOutcomes, outcome: Outcome) -> float:
-    before = next(one for one in original.outcomes if one.key == outcome.key)
-    return float((outcome.values - before.values).mean())
+    """The mean change of an outcome from the original's."""
+    before = next(own for own in original.outcomes if own.key == outcome.key)
+    change = outcome.values - before.values
+    return float(change.mean())
 
 
 def state_results(
@@ -51,29 +54,29 @@ def state_results(
     design: Design | None = None,
 ) -> StateResults:
     """Step 8: one state compared with the original; the edit, beside its controls."""
-    state, measurement = measured.state, measured.measurement
     detectable = None
     if design is not None:
         detectable = {}
         for outcome in original.outcomes:
             detectable[outcome.key] = design.detectable[f"{outcome.metric} / {outcome.on}"]
-    lines = compare(
-        original.outcomes, measured.outcomes, [control.outcomes for control in controls], detectable=detectable
-    )
-    general = _general(measurement)
+    of_controls = [control.outcomes for control in controls]
+    lines = compare(original.outcomes, measured.outcomes, of_controls, detectable=detectable)
+    state = measured.state
+    general = _general(measured.measurement)
     return StateResults(
         name=state.name,
         kind=state.kind,
         n_units=state.n_units,
         growth=state.growth,
         lines=tuple(lines),
-        perplexity=measurement[general].perplexity,
-        kl=measurement[general].mean_kl,
+        perplexity=general.perplexity,
+        kl=general.mean_kl,
     )
 
 
-def _general(measurement: Measurement) -> str:
-    return next(name for name, behaviour in measurement.behaviours.items() if not behaviour.paired)
+def _general(measurement: Measurement) -> BehaviourMeasurement:
+    """The measurement of general text: its examples have one answer."""
+    return next(measured for measured in measurement.behaviours.values() if not measured.paired)
 
 
 def primary_outcome(edit: StateResults, controls: Sequence[StateResults]) -> Primary:
@@ -83,12 +86,13 @@ def primary_outcome(edit: StateResults, controls: Sequence[StateResults]) -> Pri
     """
     margins = [line for line in edit.lines if line.metric == MARGIN]
     p = {line.on: _rank(line) for line in margins}
+    p_larger = max(p.values())
     kl_of_controls = max(control.kl for control in controls if is_random(control.kind))
     both_rise = all(line.change.mean > 0 for line in margins)
-    is_beyond = max(p.values()) <= SIGNIFICANT
+    is_beyond = p_larger <= SIGNIFICANT
     return Primary(
         p=p,
-        p_larger=max(p.values()),
+        p_larger=p_larger,
         kl=edit.kl,
         kl_of_controls=kl_of_controls,
         both_rise=both_rise,
@@ -110,10 +114,11 @@ def headline(unit: Unit, edit: StateResults, primary: Primary, perplexity: float
     for line in margins:
         n_better = sum(change >= line.change.mean for change in line.control_changes)
         parts.append(f"{n_better} of {n_controls} random controls do at least as well on {line.on}")
+    against = " and ".join(parts)
     units = f"{unit}s" if edit.n_units > 1 else unit
     verdict = "The primary outcome was reached." if primary.reached else "The primary outcome was not reached."
     return (
-        f"{verdict} Silencing {edit.n_units} coupled {units} changes {changes} nats per token; {' and '.join(parts)} "
+        f"{verdict} Silencing {edit.n_units} coupled {units} changes {changes} nats per token; {against} "
         f"(p = {primary.p_larger:.2f}). Perplexity on general text goes from {perplexity:.1f} to "
         f"{edit.perplexity:.1f}."
     )
@@ -125,23 +130,27 @@ def faults(edit: StateResults, original: StateResults, super_weights: Sequence[S
     Args:
         super_weights: those that the edit silences.
     """
-    lines = []
+    sentences = []
     ratio = edit.perplexity / original.perplexity
     if ratio > PERPLEXITY_LIMIT:
-        lines.append(
+        sentences.append(
             f"perplexity on general text rises {ratio:.2f} times ({original.perplexity:.1f} to {edit.perplexity:.1f}; "
             f"the limit is {PERPLEXITY_LIMIT} times)"
         )
     if super_weights:
-        lines.append(
-            f"it silences {', '.join(map(str, super_weights))}: one huge activation and one huge output hang on each "
+        named = ", ".join(map(str, super_weights))
+        sentences.append(
+            f"it silences {named}: one huge activation and one huge output hang on each "
             "(super weights, arXiv 2411.07191)"
         )
     for line in edit.lines:
         if line.metric.startswith(INCOHERENT) and line.change.low > 0:
-            points = f"{100 * line.change.mean:.0f} points [{100 * line.change.low:.0f}, {100 * line.change.high:.0f}]"
-            lines.append(f"incoherent answers to {line.on.replace('_', ' ')} prompts rise by {points}")
-    return tuple(lines)
+            mean, low, high = _percent(line.change)
+            prompts = line.on.replace("_", " ")
+            sentences.append(
+                f"incoherent answers to {prompts} prompts rise by {mean:.0f} points [{low:.0f}, {high:.0f}]"
+            )
+    return tuple(sentences)
 
 
 def answers_in_words(lines: Sequence[Line]) -> str:
@@ -151,12 +160,17 @@ def answers_in_words(lines: Sequence[Line]) -> str:
         shares = []
         for line in lines:
             if line.metric.startswith(metric):
-                mean, low, high = (100 * value for value in (line.change.mean, line.change.low, line.change.high))
+                mean, low, high = _percent(line.change)
                 change = f"{mean:+.0f} points [{low:+.0f}, {high:+.0f}]"
                 shares.append(f"{line.on} {line.before.mean:.0%} to {line.after.mean:.0%} ({change})")
         if shares:
             sentences.append(f"{metric.capitalize()}: {'; '.join(shares)}.")
     return " ".join(sentences)
+
+
+def _percent(interval: Interval) -> tuple[float, float, float]:
+    """Mean, lower and upper end of an interval of shares, in percent."""
+    return 100 * interval.mean, 100 * interval.low, 100 * interval.high
 
 
 def _signed(interval: Interval) -> str:

@@ -51,14 +51,16 @@ def sign_test(
     behaviour: str,
 ) -> SignTest:
     """The odd and the even part of one margin's change; `flips` hold each flip followed by its complement."""
-    before, plus, minus = (_margin(state, behaviour) for state in (original, edit, opposite))
+    before = _margin(original, behaviour)
+    plus, minus = _margin(edit, behaviour), _margin(opposite, behaviour)
     odd = (plus.values - minus.values) / 2
     even = (plus.values + minus.values) / 2 - before.values
     null_odds: list[float] = []
     for flip, complement in zip(flips[::2], flips[1::2], strict=True):
-        values = _margin(flip, behaviour).values - _margin(complement, behaviour).values
+        difference = _margin(flip, behaviour).values - _margin(complement, behaviour).values
+        null_odd = float(difference.mean()) / 2
         # Which of the two is called the flip is arbitrary.
-        null_odds += [float(values.mean()) / 2, -float(values.mean()) / 2]
+        null_odds += [null_odd, -null_odd]
     return SignTest(
         on=behaviour,
         odd=clustered_interval(odd, before.clusters),
@@ -85,20 +87,24 @@ def conditions(
     """
     margins = {on: _line(lines, MARGIN, on) for on in behaviours}
     rises = {on: margins[on].change for on in behaviours}
-    found = [
+    # The rise is there, beyond chance, and the direction's own.
+    required = [
         _above_zero("both margins rise", rises),
         _beyond_flips(margins),
         _beyond_sign(signs),
     ]
+    # It is no change of register: not of the first tokens alone, and not of harmless answers.
     rest = {line.on: line.change for line in lines if line.metric == MARGIN_REST and line.on in rises}
     if rest:
-        found.append(_above_zero(f"the rise goes on after token {N_FIRST}", rest))
+        required.append(_above_zero(f"the rise goes on after token {N_FIRST}", rest))
     if register is not None:
-        found.append(_register(_line(lines, MARGIN, register).change, rises))
+        of_register = _line(lines, MARGIN, register)
+        required.append(_register(of_register.change, rises))
+    # What the model says stays good.
     answers = [line for line in lines if line.metric.startswith(("safe answers", INCOHERENT))]
     if answers:
-        found.append(_answers(answers))
-    return tuple(found)
+        required.append(_answers(answers))
+    return tuple(required)
 
 
 def _line(lines: Sequence[Line], metric: str, on: str) -> Line:
@@ -107,47 +113,69 @@ def _line(lines: Sequence[Line], metric: str, on: str) -> Line:
 
 def _above_zero(name: str, changes: Mapping[str, Interval]) -> Condition:
     """Every interval lies above 0."""
-    said = ", ".join(f"{on} by {change}" for on, change in changes.items())
-    return Condition(name, all(change.low > 0 for change in changes.values()), f"{said} nats per token")
+    parts = [f"{on} by {change}" for on, change in changes.items()]
+    return Condition(
+        name=name,
+        holds=all(change.low > 0 for change in changes.values()),
+        text=f"{', '.join(parts)} nats per token",
+    )
 
 
 def _beyond_flips(margins: Mapping[str, Line]) -> Condition:
-    parts, worst = [], 0.0
+    """Both changes are larger than under almost all gates that were chosen on flipped labels."""
+    parts, largest_p = [], 0.0
     for on, line in margins.items():
         assert line.rank is not None, "gates chosen on flipped labels stand beside the edit"
-        worst = max(worst, line.rank)
-        mean, largest = line.change.mean, max(line.control_changes)
+        largest_p = max(largest_p, line.rank)
+        mean = line.change.mean
+        largest = max(line.control_changes)
         digits = _digits(mean, largest)
         parts.append(f"{on} {mean:+.{digits}f} against at most {largest:+.{digits}f} (p = {line.rank:.3f})")
-    name = "both rises are beyond the gates of flipped labels"
-    return Condition(name, worst <= SIGNIFICANT, "; ".join(parts))
+    return Condition(
+        name="both rises are beyond the gates of flipped labels",
+        holds=largest_p <= SIGNIFICANT,
+        text="; ".join(parts),
+    )
 
 
 def _beyond_sign(signs: Sequence[SignTest]) -> Condition:
+    """Both odd parts lie above 0 and beyond those of gates that were chosen on flipped labels."""
     parts = []
     for sign in signs:
         largest = max(sign.null_odds)
-        against = f"against at most {largest:+.{_digits(largest)}f} (p = {sign.p:.3f})"
+        digits = _digits(largest)
+        against = f"against at most {largest:+.{digits}f} (p = {sign.p:.3f})"
         parts.append(f"{sign.on} {sign.odd} {against}, even part {sign.even}")
-    holds = all(sign.p <= SIGNIFICANT and sign.odd.low > 0 for sign in signs)
-    return Condition("the sign of the gates matters", holds, f"odd part: {'; '.join(parts)}")
+    return Condition(
+        name="the sign of the gates matters",
+        holds=all(sign.p <= SIGNIFICANT and sign.odd.low > 0 for sign in signs),
+        text=f"odd part: {'; '.join(parts)}",
+    )
 
 
 def _register(change: Interval, rises: Mapping[str, Interval]) -> Condition:
+    """The register set moves much less than the margins do."""
     smaller = min(rise.mean for rise in rises.values())
     share = abs(change.mean) / smaller if smaller > 0 else np.inf
-    said = f"harmless answers in the two registers move by {change} nats per token, {share:.2f} of the smaller rise"
-    return Condition("it is more than register", bool(share < REGISTER_SHARE), said)
+    return Condition(
+        name="it is more than register",
+        holds=bool(share < REGISTER_SHARE),
+        text=f"harmless answers in the two registers move by {change} nats per token, {share:.2f} of the smaller rise",
+    )
 
 
 def _answers(lines: Sequence[Line]) -> Condition:
+    """No share of answers gets worse by more than chance."""
     worse = []
     for line in lines:
         is_worse = line.change.high < 0 if line.better == "higher" else line.change.low > 0
         if is_worse:
             worse.append(f"{line.metric} to {line.on} prompts: {line.before.mean:.0%} to {line.after.mean:.0%}")
-    said = "; ".join(worse) or "no share of safe or coherent answers falls beyond its interval"
-    return Condition("answers stay safe and coherent", not worse, said)
+    return Condition(
+        name="answers stay safe and coherent",
+        holds=not worse,
+        text="; ".join(worse) or "no share of safe or coherent answers falls beyond its interval",
+    )
 
 
 def headline(
@@ -184,9 +212,11 @@ def headline(
 def kl_text(kl: Interval) -> str:
     """A KL with its interval, without a sign: it has none."""
     digits = max(4, _digits(kl.high))
-    return f"{kl.mean:.{digits}f} [{max(kl.low, 0):.{digits}f}, {kl.high:.{digits}f}]"
+    low = max(kl.low, 0)
+    return f"{kl.mean:.{digits}f} [{low:.{digits}f}, {kl.high:.{digits}f}]"
 
 
 def _digits(*values: float) -> int:
     """Decimals to write, as an `Interval` has them: small numbers are not all 0.000."""
-    return 3 if max(map(abs, values)) >= 0.01 else 5
+    largest = max(map(abs, values))
+    return 3 if largest >= 0.01 else 5

@@ -42,10 +42,13 @@ def confirm(
     folder: Path, model: HookedModel, config: ImproveConfig, chosen: Chosen, plan: MeasurementPlan
 ) -> Confirmed:
     """Steps 6 to 8: the nulls, what can be detected, the edit and its opposite."""
-    papers = [chosen.paper.state] if chosen.paper else []
+    papers = []
     if chosen.paper:
+        papers.append(chosen.paper.state)
+        # Mutual information under the paper's rule needs its neurons' activations in every state.
         first, second = chosen.paper.neurons
         plan = replace(plan, store=replace(plan.store, neurons=first | second))
+    # The original, the edit and its opposite, and all beside them.
     total = 3 + len(papers) + len(chosen.flips) + len(chosen.random)
     with progress_bar(total=total, desc="confirming", unit="state") as progress:
         plan = replace(plan, progress=progress)
@@ -56,11 +59,13 @@ def confirm(
 
         flips = []
         for number, flip in enumerate(chosen.flips):
-            flips.append(measured(flip, in_full=number < config.answers.n_answer_controls))
+            answers = number < config.answers.n_answer_controls
+            flips.append(measured(flip, in_full=answers))
         random = [measured(state) for state in chosen.random]
         design = design_of(original, flips or random)
         save_record(design, folder / "design.json")
-        opposite = measured(gated_state("opposite", "opposite", dosed(chosen.gates, -1.0)))
+        opposite_gates = dosed(chosen.gates, -1.0)
+        opposite = measured(gated_state("opposite", "opposite", opposite_gates))
         edit = measured(gated_state("edit", "edit", chosen.gates), in_full=True)
         paper = [measured(state, in_full=True) for state in papers]
     return Confirmed(
@@ -82,12 +87,15 @@ def information_of(chosen: Chosen, confirmed: Confirmed) -> dict[str, tuple[Mutu
     """
     if chosen.paper is None:
         return {}
-    neurons, plan = chosen.paper.neurons, confirmed.plan
-    edits, nulls = [confirmed.edit, *confirmed.paper], [*confirmed.flips, *confirmed.random]
+    plan = confirmed.plan
+    neurons = chosen.paper.neurons
+    edits = [confirmed.edit, *confirmed.paper]
+    nulls = [*confirmed.flips, *confirmed.random]
 
     def make(_: Unfinished) -> list[tuple[MutualInformation, ...]]:
-        return information_before_and_under(plan, confirmed.original, edits, nulls, neurons)
+        return information_before_and_under(plan, confirmed.original, edits=edits, controls=nulls, neurons=neurons)
 
-    depends_on = [each.state.fingerprint for each in (*edits, *nulls)] + [each.fingerprint for each in neurons]
-    found = plan.store.record("information.json", depends_on, list[tuple[MutualInformation, ...]], make)
-    return {edit.state.name: of_edit for edit, of_edit in zip(edits, found, strict=True)}
+    depends_on = [measured.state.fingerprint for measured in (*edits, *nulls)]
+    depends_on += [selection.fingerprint for selection in neurons]
+    information = plan.store.record("information.json", depends_on, list[tuple[MutualInformation, ...]], make)
+    return {edit.state.name: of_edit for edit, of_edit in zip(edits, information, strict=True)}

@@ -77,7 +77,8 @@ def refuse_without_controls(edit: Selection) -> None:
 def size_matched(request: ControlRequest) -> Iterator[State]:
     """As many units as the edit, of the same sites and strata."""
     for number in range(request.config.n_random):
-        yield request.state(f"random {number + 1}", "random", request.random(number, 1.0))
+        selection = request.random(number, 1.0)
+        yield request.state(f"random {number + 1}", "random", selection)
 
 
 def equal_kl(request: ControlRequest) -> Iterator[State]:
@@ -88,9 +89,11 @@ def equal_kl(request: ControlRequest) -> Iterator[State]:
     assert request.edit.ablated is not None
     if not request.config.n_equal_kl:
         return
-    path = request.folder / "states" / f"{file_name(request.edit.title).removesuffix('_edit')}_equal_kl.json"
+    of_unit = file_name(request.edit.title).removesuffix("_edit")
+    path = request.folder / "states" / f"{of_unit}_equal_kl.json"
     known = read_json(path, dict[str, tuple[int, float]]) if path.is_file() else {}
-    target, start = request.kl(request.edit), 1.0
+    target = request.kl(request.edit)
+    start = 1.0
     for number in range(request.config.n_equal_kl):
         if str(number) not in known:
             known[str(number)] = _grown(request, number, target, start)
@@ -98,7 +101,8 @@ def equal_kl(request: ControlRequest) -> Iterator[State]:
         draw, growth = known[str(number)]
         # The next search begins where this one ended.
         start = growth
-        yield request.state(f"equal KL {number + 1}", "equal KL", request.random(draw, growth), growth)
+        selection = request.random(draw, growth)
+        yield request.state(f"equal KL {number + 1}", "equal KL", selection, growth)
 
 
 def _grown(request: ControlRequest, number: int, target: float, start: float) -> tuple[int, float]:
@@ -114,9 +118,12 @@ def _grown(request: ControlRequest, number: int, target: float, start: float) ->
         draw = n_random + number + attempt * n_equal_kl
 
         def kl(growth: float, draw: int = draw) -> float:
-            return request.kl(request.state(f"equal KL {number + 1}", "equal KL", request.random(draw, growth)))
+            selection = request.random(draw, growth)
+            state = request.state(f"equal KL {number + 1}", "equal KL", selection)
+            return request.kl(state)
 
-        bounds = 1 / len(edit), n_units_outside(edit) / len(edit)
+        # From one unit to all others where the edit is.
+        bounds = (1 / len(edit), n_units_outside(edit) / len(edit))
         growth, is_inside = size_at_kl(kl, target, bounds=bounds, start=start)
         if is_inside:
             return draw, growth
@@ -158,7 +165,8 @@ def named_controls(request: ControlRequest, coupling: Coupling, scores: Sequence
     states = []
     for name, selection in named_selections(coupling, scores).items():
         if len(selection):
-            states.append(request.state(name, "named", selection, len(selection) / len(coupling.coupled)))
+            growth = len(selection) / len(coupling.coupled)
+            states.append(request.state(name, "named", selection, growth))
     return states
 
 
@@ -170,10 +178,14 @@ def named_selections(tops: Coupling, scores: Sequence[Scores]) -> Mapping[str, S
     in neither other. They are smaller where there are not enough units.
     """
     first, second, general = scores
+    first_only = tops.first - tops.second - tops.general
+    second_only = tops.second - tops.first - tops.general
+    all_three = tops.both & tops.general
+    general_only = tops.general - tops.first - tops.second
     counts = tops.coupled.counts()
     return {
-        f"{first.behaviour} only": strongest(first, tops.first - tops.second - tops.general, counts),
-        f"{second.behaviour} only": strongest(second, tops.second - tops.first - tops.general, counts),
-        "all three": strongest(general, tops.both & tops.general, counts),
-        f"{general.behaviour} only": strongest(general, tops.general - tops.first - tops.second, counts),
+        f"{first.behaviour} only": strongest(first, first_only, counts),
+        f"{second.behaviour} only": strongest(second, second_only, counts),
+        "all three": strongest(general, all_three, counts),
+        f"{general.behaviour} only": strongest(general, general_only, counts),
     }

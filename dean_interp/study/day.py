@@ -15,6 +15,7 @@ from dean_interp.files import read_json, write_text
 from dean_interp.models.chat_settings import reads_clock, today
 from dean_interp.models.load import tokenizer_of
 from dean_interp.scoring.scores import Scores
+from dean_interp.study.results import RESULTS_FILE
 from dean_interp.study.settings import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,13 @@ def of_run(model: ModelConfig, folder: Path) -> ModelConfig:
     model's tokenizer cannot be loaded.
     """
     path = folder / "config.json"
-    begun = read_json(path, _Begun).config.get("model", {}) if path.is_file() else {}
-    is_known = begun.get("date") or (folder / "results.json").is_file() or (folder / "sweep.json").is_file()
-    if model.date is None and is_known:
-        return replace(model, date=begun.get("date"))
+    date = None
+    if path.is_file():
+        begun = read_json(path, _Begun).config
+        date = begun.get("model", {}).get("date")
+    is_finished = any((folder / name).is_file() for name in (RESULTS_FILE, "sweep.json"))
+    if model.date is None and (date or is_finished):
+        return replace(model, date=date)
     return _set(model, today())
 
 
@@ -58,10 +62,11 @@ def of_evaluation(model: ModelConfig, folder: Path, scores: Sequence[Scores]) ->
     kept = read_json(path, _Day).date if path.is_file() else None
     if kept and model.date not in (None, kept):
         raise InputError(f"{folder} holds measurements with prompts of {kept}, got date {model.date}: leave it unset")
-    scored = [behaviour.facts["date"] for behaviour in scores if behaviour.facts.get("date")]
-    dated = _set(model, kept or next(iter(scored), today()))
+    days = [behaviour.facts["date"] for behaviour in scores if behaviour.facts.get("date")]
+    dated = _set(model, kept or next(iter(days), today()))
     if dated.date and not kept:
-        write_text(path, json.dumps({"date": dated.date}) + "\n")
+        content = json.dumps({"date": dated.date})
+        write_text(path, content + "\n")
     return dated
 
 
@@ -74,6 +79,9 @@ def warn_of_days(scores: Sequence[Scores]) -> None:
 
 
 def _set(model: ModelConfig, date: str) -> ModelConfig:
-    if model.date or model.template != "chat" or not reads_clock(tokenizer_of(model.name)):
+    """The settings with a day, where they have none and the chat template writes one."""
+    if model.date or model.template != "chat":
+        return model
+    if not reads_clock(tokenizer_of(model.name)):
         return model
     return replace(model, date=date)

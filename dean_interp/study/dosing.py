@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dean_interp.editing.values import Multiply
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import BehaviourMeasurement
+from dean_interp.evaluation.measurement import BehaviourMeasurement
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.sites import Site
@@ -44,10 +44,11 @@ def gated_state(name: str, kind: str, gates: Gates, *, dose: float = 1.0) -> Sta
 
 def kl_interval(measured: BehaviourMeasurement, clusters: tuple[str, ...]) -> Interval:
     """KL to the original per answer token (nats), with its interval by topic."""
+    kl = measured.kl[:, 0].double()
     n_tokens = measured.n_tokens[:, 0].double()
     # An answer's weight is its number of tokens, so that the mean is that over tokens.
-    values = (measured.kl[:, 0].double() * n_tokens / n_tokens.mean()).numpy()
-    return clustered_interval(np.asarray(values, dtype=float), clusters)
+    weighted = kl * n_tokens / n_tokens.mean()
+    return clustered_interval(np.asarray(weighted.numpy(), dtype=float), clusters)
 
 
 def state_kl_meter(store: Store, model: HookedModel) -> KlOfState:
@@ -98,24 +99,23 @@ def largest_dose(direction: Gates, meter: KlOf, *, max_kl: float) -> Dose:
         return measured[dose].high
 
     start = (_START * max_kl) ** 0.5
-    size_at_kl(
-        upper_end,
-        (1 - _WITHIN) * max_kl,
-        bounds=(1e-6 * start, _FARTHEST * start),
-        start=start,
-        # The band ends at the budget.
-        tolerance=_WITHIN / (1 - _WITHIN),
-    )
-    farthest = max(measured)
-    if measured[farthest].high < (1 - _WITHIN) * max_kl and farthest >= _FARTHEST * start:
+    farthest = _FARTHEST * start
+    # The band of good doses ends at the budget.
+    target = (1 - _WITHIN) * max_kl
+    tolerance = _WITHIN / (1 - _WITHIN)
+    size_at_kl(upper_end, target, bounds=(1e-6 * start, farthest), start=start, tolerance=tolerance)
+    largest = max(measured)
+    at_largest = measured[largest]
+    if largest >= farthest and at_largest.high < target:
         raise InputError(
             f"max_kl={max_kl} cannot be reached: with every gate at its limit the KL is "
-            f"{measured[farthest].mean:.3g} nats per token. Give at most {measured[farthest].high:.2g}"
+            f"{at_largest.mean:.3g} nats per token. Give at most {at_largest.high:.2g}"
         )
     within = [dose for dose, kl in measured.items() if kl.high <= max_kl]
     if not within:
         raise InputError(f"no dose has a KL within {max_kl} nats per token: raise max_kl")
-    return Dose(max(within), measured[max(within)])
+    dose = max(within)
+    return Dose(dose, measured[dose])
 
 
 def dose_to_kl(direction: Gates, meter: KlOf, *, kl: float, start: float) -> Dose:
@@ -126,7 +126,12 @@ def dose_to_kl(direction: Gates, meter: KlOf, *, kl: float, start: float) -> Dos
     """
     trial = meter(dosed(direction, start))
     growth = kl / max(trial.mean, 1e-12)
-    predicted = Interval(growth * trial.mean, growth * trial.low, growth * trial.high, trial.n_clusters)
+    predicted = Interval(
+        mean=growth * trial.mean,
+        low=growth * trial.low,
+        high=growth * trial.high,
+        n_clusters=trial.n_clusters,
+    )
     return Dose(start * growth**0.5, predicted)
 
 
@@ -135,10 +140,12 @@ def random_gates(gates: Gates, strata: Strata, *, seed: int) -> Gates:
     multipliers: dict[Site, Tensor] = {}
     for number, site in enumerate(sorted(gates.multipliers)):
         generator = torch.Generator().manual_seed(seed * 100_003 + number)
-        multiplier, codes = gates.multipliers[site], strata[site].flatten()
+        multiplier = gates.multipliers[site]
+        stratum_of = strata[site].flatten()
         shuffled = multiplier.clone()
-        for code in codes.unique():
-            members = (codes == code).nonzero()[:, 0]
-            shuffled[members] = multiplier[members[torch.randperm(len(members), generator=generator)]]
+        for stratum in stratum_of.unique():
+            members = (stratum_of == stratum).nonzero()[:, 0]
+            order = torch.randperm(len(members), generator=generator)
+            shuffled[members] = multiplier[members[order]]
         multipliers[site] = shuffled
     return Gates(multipliers, gates.prompt_hashes)

@@ -6,19 +6,15 @@ first, and what the design can detect is written down before the edit is measure
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import chain, combinations
+from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
-
-import pandas as pd
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges import Agreement, Sensitivity, Verdict, agreement, faults, sensitivity
-from dean_interp.evaluation.lines import Line, lines_frame, lines_table
 from dean_interp.evaluation.served import Served
 from dean_interp.files import write_text
-from dean_interp.frames import Framed
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.native_tokenizer import chat_settings
@@ -31,6 +27,7 @@ from dean_interp.study import day
 from dean_interp.study.conclusions import state_results
 from dean_interp.study.config import EvaluationConfig, InformationConfig
 from dean_interp.study.controls import refuse_without_controls
+from dean_interp.study.evaluation import Evaluation
 from dean_interp.study.method import (
     Comparison,
     compare_with_controls,
@@ -40,51 +37,12 @@ from dean_interp.study.method import (
     original_of,
 )
 from dean_interp.study.preflight import refuse_silent
-from dean_interp.study.results import Design, Primary, StateResults, save_record
+from dean_interp.study.results import Design, save_record
 from dean_interp.study.run_folder import locked
 from dean_interp.study.settings import AnswerConfig, ControlConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan
 from dean_interp.study.store import State, Store, fingerprint_of
 from dean_interp.study.study_data import PromptSets, prompt_sets, scored_part, test_sets
-
-
-@dataclass(frozen=True)
-class Evaluation(Framed):
-    """The table and what is needed to read it."""
-
-    n_units: int
-    n_left_out: Mapping[str, int]
-    """Number of prompts of each set that are left out, because they were scored, or nearly
-    (`EvaluationConfig.scored_data`)."""
-    design: Design
-    original: StateResults
-    states: tuple[StateResults, ...]
-    """The edit first, then its controls."""
-    primary: Primary | None
-    """The outcome fixed beforehand, where there are controls."""
-    agreements: tuple[Agreement, ...]
-    """How far every pair of judges agrees, over all their answers of the original and the edit."""
-    sensitivity: Sensitivity | None
-    """What each judge makes of the edit, on the same answers; None where none was judged."""
-    judge_faults: Mapping[str, Mapping[str, int]]
-    """How often each judge gave no verdict, by reason."""
-    caution: Mapping[str, Mapping[str, int]]
-    """Cautionary phrases in the longest answers of the original and of the edit, with counts."""
-
-    @property
-    def lines(self) -> tuple[Line, ...]:
-        """Every outcome of the edit, before and after, beside its controls."""
-        return self.states[0].lines
-
-    def __repr__(self) -> str:
-        return f"Evaluation({self.n_units} units silenced, {len(self.lines)} lines, {len(self.states) - 1} controls)"
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row a line of the table (`evaluation.lines.lines_frame`)."""
-        return lines_frame(self.lines)
-
-    def __str__(self) -> str:
-        return "\n".join([lines_table(self.lines), *_primary_in_words(self), *_judges_in_words(self)])
 
 
 @own_torch_settings()
@@ -113,16 +71,15 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
     with locked(folder), _progress(config.controls, scores) as progress:
         config = replace(config, model=day.of_evaluation(config.model, folder, scores))
         model = config.model.load()
-        store = _store(folder, model, tests, scores, config)
-        plan = measurement_plan(store, prompts, config.answers, model, progress, servers=servers_of(config))
-        comparison = _compared(
-            plan,
-            model,
-            selection,
-            scores,
-            config,
-            note_design=lambda design: save_record(design, folder / "design.json"),
+        store = _store(folder, model, tests=tests, scores=scores, config=config)
+        plan = measurement_plan(
+            store, prompts, config=config.answers, model=model, progress=progress, servers=servers_of(config)
         )
+
+        def note_design(design: Design) -> None:
+            save_record(design, folder / "design.json")
+
+        comparison = _compared(plan, model, selection=selection, scores=scores, config=config, note_design=note_design)
         evaluation = _evaluation(plan, comparison)
         save_record(evaluation, folder / "evaluation.json")
     return evaluation
@@ -148,12 +105,12 @@ def estimate_information(
     with locked(folder), _progress(config.controls, scores) as progress:
         config = replace(config, model=day.of_evaluation(config.model, folder, scores))
         model = config.model.load()
-        store = _store(folder, model, tests, scores, config)
-        plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
-        comparison = _compared(plan, model, selection, scores, config)
+        store = _store(folder, model, tests=tests, scores=scores, config=config)
+        plan = measurement_plan(store, PromptSets(), config=AnswerConfig(n_answers=0), model=model, progress=progress)
+        comparison = _compared(plan, model, selection=selection, scores=scores, config=config)
         neurons = disjoint_neurons(scores, config.information_fraction)
         (information,) = information_before_and_under(
-            plan, comparison.original, [comparison.edit], comparison.controls, neurons
+            plan, comparison.original, edits=[comparison.edit], controls=comparison.controls, neurons=neurons
         )
         write_text(folder / "information.json", _by_estimand(information))
     return information
@@ -185,15 +142,21 @@ def _store(
     config: EvaluationConfig | InformationConfig,
 ) -> Store:
     """The store of an edit's states, the same for `evaluate_edit` and `estimate_information`."""
-    parts = [behaviour.fingerprint for behaviour in (*tests, *scores)]
     neurons = None
     if scores and all("neuron" in behaviour.units for behaviour in scores):
         first, second = disjoint_neurons(scores, config.information_fraction)
         neurons = first | second
-    settings = (str(config.data), config.model.template, str(config.information_fraction))
+    depends_on = [
+        model_fingerprint(model),
+        *(behaviour.fingerprint for behaviour in (*tests, *scores)),
+        str(config.data),
+        config.model.template,
+        str(config.information_fraction),
+        *chat_settings(model).parts,
+    ]
     return Store(
         folder=folder,
-        fingerprint=fingerprint_of(model_fingerprint(model), *parts, *settings, *chat_settings(model).parts),
+        fingerprint=fingerprint_of(*depends_on),
         tests=tests,
         config=config.data,
         template=config.model.template,
@@ -217,23 +180,27 @@ def _compared(
     request = None
     if scores:
         matched = strata(model, [behaviour.of(unit) for behaviour in scores])
-        request = control_request(plan, model, original, edit, matched, config.controls)
-    return compare_with_controls(plan, model, original, edit, request, note_design=note_design)
+        request = control_request(plan, model, original=original, edit=edit, strata=matched, controls=config.controls)
+    return compare_with_controls(plan, model, original=original, edit=edit, request=request, note_design=note_design)
 
 
 def servers_of(config: EvaluationConfig) -> dict[str, Served]:
     """Who answers in place of the hooked model, by the name of the state."""
-    return dict(zip(("original", "edit"), map(Served, config.answers_from), strict=False))
+    servers = map(Served, config.answers_from)
+    return dict(zip(("original", "edit"), servers, strict=False))
 
 
 def _evaluation(plan: MeasurementPlan, comparison: Comparison) -> Evaluation:
     original, edit = comparison.original, comparison.edit
-    answers = [measured.answers for measured in (original, edit) if measured.answers is not None]
+    # What judges and rules make of the answers of both.
     caution = {}
+    verdicts: dict[str, list[Verdict]] = {name: [] for name in plan.judges}
     for measured in (original, edit):
-        if measured.answers is not None:
-            caution[measured.state.name] = measured.answers.cautionary
-    verdicts = {name: list(chain(*(given.of_judge(name) for given in answers))) for name in plan.judges}
+        if measured.answers is None:
+            continue
+        caution[measured.state.name] = measured.answers.cautionary
+        for name in plan.judges:
+            verdicts[name] += measured.answers.of_judge(name)
     return Evaluation(
         n_units=edit.state.n_units,
         n_left_out=plan.prompts.n_left_out,
@@ -251,10 +218,10 @@ def _evaluation(plan: MeasurementPlan, comparison: Comparison) -> Evaluation:
 def _agreements(verdicts: Mapping[str, Sequence[Verdict]]) -> tuple[Agreement, ...]:
     """How far every pair of judges agrees that has a verdict in common."""
     agreements = []
-    for first, second in combinations(verdicts, 2):
-        pairs = zip(verdicts[first], verdicts[second], strict=True)
-        if any(one.label and other.label for one, other in pairs):
-            agreements.append(agreement(first, verdicts[first], second, verdicts[second]))
+    for first_name, second_name in combinations(verdicts, 2):
+        first, second = verdicts[first_name], verdicts[second_name]
+        if any(verdict.label and other.label for verdict, other in zip(first, second, strict=True)):
+            agreements.append(agreement(first_name, first, second_name, second))
     return tuple(agreements)
 
 
@@ -266,29 +233,3 @@ def _sensitivity(plan: MeasurementPlan, original: StateOutcomes, edit: StateOutc
     for name in plan.judges:
         before_and_after[name] = (original.answers.of_judge(name), edit.answers.of_judge(name))
     return sensitivity(before_and_after)
-
-
-def _primary_in_words(evaluation: Evaluation) -> list[str]:
-    primary, words = evaluation.primary, []
-    if primary:
-        ranks = " and ".join(f"p = {p:.2f} for {name}" for name, p in primary.p.items())
-        verdict = "reached" if primary.reached else "not reached"
-        words.append(f"primary outcome (both margins rise beyond every random control): {verdict}; {ranks}")
-    before, after = evaluation.original.perplexity, evaluation.states[0].perplexity
-    words.append(f"perplexity on general answers: {before:.1f} to {after:.1f} ({after / before:.2f} times)")
-    return words
-
-
-def _judges_in_words(evaluation: Evaluation) -> list[str]:
-    words = list(map(str, evaluation.agreements))
-    if evaluation.sensitivity and len(evaluation.sensitivity.changes) > 1:
-        words.append(str(evaluation.sensitivity))
-    for name, counts in evaluation.judge_faults.items():
-        counted = ", ".join(f"{fault} {n}" for fault, n in counts.items())
-        words += [f"{name}: no verdict in {sum(counts.values())} answers ({counted})"] if counts else []
-    for state, phrases in evaluation.caution.items():
-        shown = ", ".join(f"'{phrase}' {n}" for phrase, n in list(phrases.items())[:4])
-        words.append(f"cautionary phrases, {state}: {shown or 'none'}")
-    for name, n in evaluation.n_left_out.items():
-        words += [f"{name}: {n} prompts left out, since they were scored (or nearly)"] if n else []
-    return words

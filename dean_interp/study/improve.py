@@ -50,7 +50,7 @@ from dean_interp.study.improvement import (
     load_improvement,
 )
 from dean_interp.study.preflight import refuse_silent
-from dean_interp.study.results import StateResults, save_record
+from dean_interp.study.results import RESULTS_FILE, StateResults, save_record
 from dean_interp.study.roles import RoleCount, Roles
 from dean_interp.study.run_folder import THREADS, Clock, note_checksums, owned
 from dean_interp.study.run_units import strongest_changes
@@ -59,7 +59,7 @@ from dean_interp.study.state_outcomes import measurement_plan
 
 N_NEURONS = 12
 """Neurons that the report names."""
-BEGUN = ("choose/states/*.safetensors", "confirm/states/*", "results.json")
+BEGUN = ("choose/states/*.safetensors", "confirm/states/*", RESULTS_FILE)
 """Files from which on a run keeps its settings. Before that a budget that cannot be reached may be lowered in the same
 folder: scores and KL say themselves what they are of."""
 
@@ -78,15 +78,15 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
     folder = Path(folder)
     config = replace(config, model=day.of_run(config.model, folder))
     data = improve_data(config)
-    if not (folder / "results.json").is_file():
+    if not (folder / RESULTS_FILE).is_file():
         refuse_silent(config.answers)
     with owned(folder, config, data.all, begun=BEGUN):
-        path = folder / "results.json"
+        path = folder / RESULTS_FILE
         if not path.is_file():
             clock = Clock(folder / "times.json")
             model = config.model.load()
             with chosen_threads(model, folder / THREADS):
-                save_record(_improved(folder, model, config, data, clock), path)
+                save_record(_improved(folder, model, config=config, data=data, clock=clock), path)
         note_checksums(folder)
         return load_improvement(folder)
 
@@ -94,24 +94,26 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
 def _improved(folder: Path, model: HookedModel, config: ImproveConfig, data: ImproveData, clock: Clock) -> Improvement:
     """All ten steps. What is not in the folder yet is made and written there."""
     # The plan opens no prompt: it comes first so that a judge or a text that does not exist is told now.
-    store = gates_store(folder / "confirm", model, config, data.confirming, data.others)
+    store = gates_store(folder / "confirm", model, config=config, tests=data.confirming, others=data.others)
     plan = measurement_plan(store, data.prompts, config.answers, model, progress=None)
     clock.lap("load")
-    chosen = choose(folder, model, config, data.scoring, data.choosing, clock)
+    chosen = choose(folder, model, config=config, scoring=data.scoring, choosing=data.choosing, clock=clock)
     chosen.gates.save(folder / GATES_FILE)
     earlier = earlier_confirmations(folder, data)
-    rounding_kl = write_edit(folder, model, chosen.gates, data.general.choose, config.model.template)
+    rounding_kl = write_edit(
+        folder, model, gates=chosen.gates, general=data.general.choose, template=config.model.template
+    )
     clock.lap("edit file")
-    confirmed = confirm(folder, model, config, chosen, plan)
+    confirmed = confirm(folder, model, config=config, chosen=chosen, plan=plan)
     clock.lap("confirming")
     information = information_of(chosen, confirmed)
     clock.lap("mutual information")
     return _improvement(
         model,
         config,
-        data,
-        chosen,
-        confirmed,
+        data=data,
+        chosen=chosen,
+        confirmed=confirmed,
         earlier=earlier,
         rounding_kl=rounding_kl,
         information=information,
@@ -180,7 +182,7 @@ def _improvement(
         information=information,
         answers=shown_answers(confirmed.plan, [original, edit, *confirmed.paper]),
         earlier=earlier,
-        headline=_headline(config, names, unchanged, states[0], met, kl),
+        headline=_headline(config, names, unchanged=unchanged, edit=states[0], met=met, kl=kl),
         n_neurons=sum(neuron_counts(model)),
     )
 
@@ -206,18 +208,29 @@ def _decided(
         return (), ()
     signs = []
     for name in names:
-        signs.append(sign_test(confirmed.original, confirmed.edit, confirmed.opposite, confirmed.flips, name))
+        sign = sign_test(
+            confirmed.original,
+            confirmed.edit,
+            opposite=confirmed.opposite,
+            flips=confirmed.flips,
+            behaviour=name,
+        )
+        signs.append(sign)
     register = data.register.name if data.register else None
     return tuple(signs), conditions(edit.lines, names, signs, register=register)
 
 
 def _role_count(roles: Roles) -> RoleCount:
     parts = {"score": roles.score, "choose": roles.choose, "confirm": roles.confirm}
+    n_examples, n_topics = {}, {}
+    for role, part in parts.items():
+        n_examples[role] = len(part)
+        n_topics[role] = len(set(clusters_of(part)))
     return RoleCount(
         name=roles.score.name,
         divided_by=roles.divided_by,
-        n_examples={role: len(part) for role, part in parts.items()},
-        n_topics={role: len(set(clusters_of(part))) for role, part in parts.items()},
+        n_examples=n_examples,
+        n_topics=n_topics,
         n_left_out=roles.n_left_out,
     )
 

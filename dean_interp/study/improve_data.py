@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -46,8 +47,10 @@ class ImproveData:
     @property
     def scoring(self) -> list[Behaviour]:
         """First, second and general, to score; and the register set, where its gains are subtracted."""
-        tone = [self.register_scored] if self.register_scored else []
-        return [*(roles.score for roles in self.roles), *tone]
+        parts = [roles.score for roles in self.roles]
+        if self.register_scored:
+            parts.append(self.register_scored)
+        return parts
 
     @property
     def choosing(self) -> list[Behaviour]:
@@ -77,7 +80,8 @@ def improve_data(config: ImproveConfig) -> ImproveData:
     topics for the folds, and too few confirming prompts for the mutual information that the paper's rule asks for.
     """
     sizes = RoleSizes(score=config.n_score, choose=config.n_choose, confirm=config.n_confirm)
-    first, second = (roles_of(source, sizes, seed=config.seed) for source in (config.first, config.second))
+    first = roles_of(config.first, sizes, seed=config.seed)
+    second = roles_of(config.second, sizes, seed=config.seed)
     general = roles_of(config.general, sizes, seed=config.seed, paired=False)
     register = register_scored = None
     if config.register is not None:
@@ -89,7 +93,14 @@ def improve_data(config: ImproveConfig) -> ImproveData:
             )
     if not config.gating.against_register:
         register_scored = None
-    data = ImproveData(first, second, general, register, register_scored, PromptSets())
+    data = ImproveData(
+        first=first,
+        second=second,
+        general=general,
+        register=register,
+        register_scored=register_scored,
+        prompts=PromptSets(),
+    )
     # Both halves of the register set: the one that is scored must not be measured as another set's.
     halves = [half for half in (register_scored, register) if half]
     refuse_shared(data.roles, [_joined(halves)] if halves else [])
@@ -98,14 +109,16 @@ def improve_data(config: ImproveConfig) -> ImproveData:
         # Flips leave one topic out where their number is odd.
         refuse_few_topics(roles.score.name, n_topics - n_topics % 2, config.gating)
     if config.paper_rule:
+        n_prompts = len(distinct(data.confirming[:2]))
         for estimand in HEADLINES:
-            refuse_few(MutualInformationConfig(estimand), len(distinct(data.confirming[:2])))
+            refuse_few(MutualInformationConfig(estimand), n_prompts)
     return replace(data, prompts=_prompts(config, data))
 
 
 def _joined(halves: Sequence[Behaviour]) -> Behaviour:
     """The halves of one data set as one."""
-    return replace(halves[0], examples=tuple(example for half in halves for example in half.examples))
+    examples = chain.from_iterable(half.examples for half in halves)
+    return replace(halves[0], examples=tuple(examples))
 
 
 def _prompts(config: ImproveConfig, data: ImproveData) -> PromptSets:
@@ -116,11 +129,9 @@ def _prompts(config: ImproveConfig, data: ImproveData) -> PromptSets:
     seen = [*data.scoring, *data.choosing]
     hashes = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in seen))
     asked = prompt_sets(config.data, config.answers, scored=hashes, calibration=seen)
-    drawn = []
-    for confirming in data.confirming:
-        drawn.append(drawn_evenly(confirming, n_answers, seed=config.seed))
-    harmful = asked.harmful if config.answers.harmful else tuple(drawn[:2])
-    return replace(asked, harmful=harmful, general=(drawn[2],))
+    first, second, general = [drawn_evenly(part, n_answers, seed=config.seed) for part in data.confirming]
+    harmful = asked.harmful if config.answers.harmful else (first, second)
+    return replace(asked, harmful=harmful, general=(general,))
 
 
 def earlier_confirmations(folder: Path, data: ImproveData) -> tuple[EarlierConfirmation, ...]:
@@ -130,17 +141,22 @@ def earlier_confirmations(folder: Path, data: ImproveData) -> tuple[EarlierConfi
     emptied since, and that had this folder's name, is an earlier one.
     """
     folder = folder.resolve()
-    path, kept = folder.parent / CONFIRMATIONS, folder / EARLIER
+    path = folder.parent / CONFIRMATIONS
+    kept = folder / EARLIER
     opened = read_json(path, dict[str, list[str]]) if path.is_file() else {}
     confirming = (data.first.confirm, data.second.confirm)
-    mine = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in confirming))
     if not kept.is_file():
         earlier = []
         for name, hashes in opened.items():
-            if n_shared := sum(len(behaviour.prompts_among(set(hashes))) for behaviour in confirming):
+            n_shared = sum(len(behaviour.prompts_among(set(hashes))) for behaviour in confirming)
+            if n_shared:
                 earlier.append(EarlierConfirmation(name, n_shared))
-        write_bytes(kept, TypeAdapter(list[EarlierConfirmation]).dump_json(earlier, indent=1) + b"\n")
-    own = set(opened.get(folder.name, ()))
-    if not mine <= own:
-        write_text(path, json.dumps(opened | {folder.name: sorted(own | mine)}, indent=1) + "\n")
+        content = TypeAdapter(list[EarlierConfirmation]).dump_json(earlier, indent=1)
+        write_bytes(kept, content + b"\n")
+    # What this folder opens now stands beside what it opened before.
+    before = set(opened.get(folder.name, ()))
+    now = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in confirming))
+    if not now <= before:
+        opened[folder.name] = sorted(before | now)
+        write_text(path, json.dumps(opened, indent=1) + "\n")
     return tuple(read_json(kept, list[EarlierConfirmation]))

@@ -20,7 +20,7 @@ from dean_interp.statistics import Interval
 from dean_interp.study.conclusions import faults
 from dean_interp.study.confirmation import Condition, SignTest, kl_text
 from dean_interp.study.dosing import Dose
-from dean_interp.study.results import Answers, Design, StateResults, load_record
+from dean_interp.study.results import RESULTS_FILE, Answers, Design, StateResults, load_record
 from dean_interp.study.roles import RoleCount
 from dean_interp.study.run_folder import RunSettings
 from dean_interp.study.settings import AnswerConfig, ControlConfig, DataConfig, ModelConfig
@@ -254,14 +254,16 @@ class Improvement(Framed):
         for state in self.states:
             row = {"state": state.name, "kind": state.kind, "perplexity": state.perplexity, "kl": state.kl}
             for name, change in state.change.items():
-                row |= {f"{name} change": change.mean, f"{name} low": change.low, f"{name} high": change.high}
+                row[f"{name} change"] = change.mean
+                row[f"{name} low"] = change.low
+                row[f"{name} high"] = change.high
             rows.append(row)
         return pd.DataFrame(rows)
 
 
 def load_improvement(folder: Path) -> Improvement:
     """The improvement in a run folder. Raises `InputError` where it is missing, unfinished or something else."""
-    return load_record(Improvement, folder / "results.json", "results")
+    return load_record(Improvement, folder / RESULTS_FILE, "results")
 
 
 def is_improvement(folder: Path) -> bool:

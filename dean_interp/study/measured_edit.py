@@ -9,14 +9,14 @@ from dean_interp.models.sites import Unit
 from dean_interp.selection.gates import load_gates
 from dean_interp.selection.selection import load_selection
 from dean_interp.study.improvement import EDIT_FILE, GATES_FILE, Improvement, is_improvement, load_improvement
-from dean_interp.study.results import Results, load_results
+from dean_interp.study.results import RESULTS_FILE, Results, load_results
 
 
 def finished_run(folder: Path) -> Improvement | Results:
     """What a finished run of `improve` or `run` found. Raises `InputError` for any other folder."""
     if is_improvement(folder):
         return load_improvement(folder)
-    return load_results(folder / "results.json")
+    return load_results(folder / RESULTS_FILE)
 
 
 def measured_in(folder: Path, edit: Edit) -> Improvement | Results:
@@ -28,7 +28,8 @@ def measured_in(folder: Path, edit: Edit) -> Improvement | Results:
     if isinstance(run, Improvement):
         gates = load_gates(folder / GATES_FILE)
         of_run = load_edit(folder / EDIT_FILE)
-        if _is(edit, gates.selection.fingerprint, described(Multiply(gates))) and _bases(edit) == _bases(of_run):
+        is_of_gates = _is(edit, gates.selection.fingerprint, described(Multiply(gates)))
+        if is_of_gates and _bases(edit) == _bases(of_run):
             return run
     else:
         for results in run.units:

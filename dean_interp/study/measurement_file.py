@@ -1,6 +1,5 @@
 """The file of a measurement: log-probabilities, KL and activations as tensors, and what they are of."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import BehaviourMeasurement, Measurement
+from dean_interp.evaluation.measurement import BehaviourMeasurement, Measurement
 from dean_interp.files import raise_if_damaged, read_tensors, write_tensors
 from dean_interp.information.activations import Activations, distinct, groups_and_clusters
 from dean_interp.models.sites import Site
@@ -28,9 +27,12 @@ def save_measurement(measurement: Measurement, path: Path, *, fingerprint: str, 
         fingerprint: what was measured, and how: `load_measurement` refuses another.
         compared_on: the behaviour on which later measurements are compared with this one: only its `final` is kept.
     """
-    tensors = {f"final/{compared_on}": measurement[compared_on].final} if compared_on else {}
+    tensors = {}
+    if compared_on:
+        tensors[f"final/{compared_on}"] = measurement[compared_on].final
     for name, behaviour in measurement.behaviours.items():
-        tensors |= {f"{field}/{name}": getattr(behaviour, field) for field in _FIELDS}
+        for field in _FIELDS:
+            tensors[f"{field}/{name}"] = getattr(behaviour, field)
     if measurement.activations is not None:
         tensors |= _tensors_of(measurement.activations)
     write_tensors(path, _FORMAT, tensors, {"fingerprint": fingerprint})
@@ -43,21 +45,28 @@ def load_measurement(
     tensors = _read(path, fingerprint)
     behaviours = {test.name: _behaviour_of(path, tensors, test) for test in tests}
     # Where no neuron is to be kept the file holds no tensor of one, and the activations are there: of none.
-    if neurons is None or (len(neurons) and not any(name.startswith("reads/") for name in tensors)):
+    has_activations = any(name.startswith("reads/") for name in tensors)
+    if neurons is None or (len(neurons) and not has_activations):
         return Measurement(behaviours)
-    examples = [(test.name, example) for test in tests if test.paired for example in test.examples]
+    examples = []
+    for test in tests:
+        if test.paired:
+            examples += [(test.name, example) for example in test.examples]
     return Measurement(behaviours, _activations_of(path, tensors, neurons, examples))
 
 
 def _behaviour_of(path: Path, tensors: Mapping[str, Tensor], test: Behaviour) -> BehaviourMeasurement:
     """One behaviour of a file. Raises `InputError` where the file does not hold it whole."""
-    log_prob, kl, n_tokens, per_token = (tensors.get(f"{field}/{test.name}", torch.empty(0)) for field in _FIELDS)
+    fields = [tensors.get(f"{field}/{test.name}", torch.empty(0)) for field in _FIELDS]
+    log_prob, kl, n_tokens, per_token = fields
     final = tensors.get(f"final/{test.name}", torch.zeros(0, 0))
     shape = (len(test), 2 if test.paired else 1)
-    is_whole = log_prob.shape == kl.shape == n_tokens.shape == shape and not n_tokens.is_floating_point()
-    is_whole &= {log_prob.dtype, kl.dtype, per_token.dtype} <= {torch.float32, torch.float64}
+    is_of_answers = log_prob.shape == kl.shape == n_tokens.shape == shape
+    dtypes = {log_prob.dtype, kl.dtype, per_token.dtype}
+    has_right_dtypes = dtypes <= {torch.float32, torch.float64} and not n_tokens.is_floating_point()
+    is_whole = is_of_answers and has_right_dtypes and final.dim() == 2
+    # Only counts of answers say how many tokens there must be.
     is_whole = is_whole and per_token.shape == (int(n_tokens.sum()),)
-    is_whole &= final.dim() == 2
     raise_if_damaged(path, not is_whole, f"it does not hold two numbers and a count of every answer of {test.name}")
     return BehaviourMeasurement(
         name=test.name,
@@ -79,7 +88,8 @@ def load_activations(
     path: Path, behaviours: Sequence[Behaviour], neurons: Selection, *, fingerprint: str
 ) -> Activations:
     """The activations that `save_activations` wrote. Raises `InputError` where they are of something else."""
-    return _activations_of(path, _read(path, fingerprint), neurons, distinct(behaviours))
+    tensors = _read(path, fingerprint)
+    return _activations_of(path, tensors, neurons, distinct(behaviours))
 
 
 def stored_log_probs(folder: Path, name: str, behaviour: str) -> Float[Tensor, "prompt answer"]:
@@ -95,8 +105,9 @@ def stored_log_probs(folder: Path, name: str, behaviour: str) -> Float[Tensor, "
 
 
 def _tensors_of(activations: Activations) -> dict[str, Tensor]:
-    tensors = {f"reads/{site}": values for site, values in activations.values.items()}
-    return tensors | {f"answers/{site}": values for site, values in activations.answers.items()}
+    reads = {f"reads/{site}": values for site, values in activations.values.items()}
+    answers = {f"answers/{site}": values for site, values in activations.answers.items()}
+    return reads | answers
 
 
 def _activations_of(
@@ -104,14 +115,17 @@ def _activations_of(
 ) -> Activations:
     """The activations that a file holds. Raises `InputError` where they are not those of the neurons."""
     values: dict[str, dict[Site, Tensor]] = {"reads": {}, "answers": {}}
-    for kind, site in itertools.product(values, neurons.units):
-        if f"{kind}/{site}" in tensors:
-            stored = values[kind][site] = tensors[f"{kind}/{site}"]
-            n_neurons = len(neurons.units[site])
-            shape = (len(examples), 2, n_neurons) if kind == "answers" else (len(examples), n_neurons)
-            is_whole = stored.shape == shape and stored.is_floating_point()
+    rows_of_kind = {"reads": (len(examples),), "answers": (len(examples), 2)}
+    for kind, rows in rows_of_kind.items():
+        for site, units in neurons.units.items():
+            stored = tensors.get(f"{kind}/{site}")
+            if stored is None:
+                continue
+            is_whole = stored.shape == (*rows, len(units)) and stored.is_floating_point()
             raise_if_damaged(path, not is_whole, f"the {kind} of {site} are not those of its units")
-    return Activations(values["reads"], neurons, *groups_and_clusters(examples), values["answers"])
+            values[kind][site] = stored
+    groups, clusters = groups_and_clusters(examples)
+    return Activations(values["reads"], neurons, groups=groups, clusters=clusters, answers=values["answers"])
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,8 @@ def compare_with_controls(
     controls = []
     for state in states:
         in_full = state.name in answering
-        controls.append(part(outcomes_of(plan, model, state, reference=reference, in_full=in_full)))
+        measured = outcomes_of(plan, model, state, reference=reference, in_full=in_full)
+        controls.append(part(measured))
     # Step 6.
     design = design_of(original, controls)
     note_design(design)
@@ -190,7 +191,8 @@ def _detectable_margins(design: Design) -> str:
     changes = []
     for name in design.n_clusters:
         change = design.margin(name)
-        changes.append(f"{name} unknown" if change is None else f"{name} {change:.3f}")
+        size = "unknown" if change is None else f"{change:.3f}"
+        changes.append(f"{name} {size}")
     return f"{' and '.join(changes)} nats per token (80 % power)"
 
 
@@ -205,7 +207,8 @@ def _who_answers(plan: MeasurementPlan, controls: Sequence[State]) -> set[str]:
 
 def disjoint_neurons(scores: Sequence[Scores], fraction: float) -> tuple[Selection, Selection]:
     """The top neurons of each behaviour that are not in the other's top: a neuron in both would inform about itself."""
-    first, second = (top_fraction(behaviour.of("neuron"), fraction) for behaviour in scores[:2])
+    first = top_fraction(scores[0].of("neuron"), fraction)
+    second = top_fraction(scores[1].of("neuron"), fraction)
     return first - second, second - first
 
 
@@ -233,7 +236,7 @@ def information_before_and_under(
     results: list[list[MutualInformation]] = [[] for _ in edits]
     for estimand in progress_bar(HEADLINES, desc="mutual information", leave=False):
         config = MutualInformationConfig(estimand, seed=plan.store.config.seed)
-        estimates = BeforeAfter(config, before, arms[0][0], behaviours, calibration)
+        estimates = BeforeAfter(config, before, edit=arms[0][0], behaviours=behaviours, calibration=calibration)
         changes = [estimates.changes(*control) for control in compared]
         for of_edit, (arm, edited) in zip(results, arms, strict=True):
             of_edit.append(estimates.information(edited, changes, arm=arm))

@@ -34,7 +34,9 @@ def paper_rule(model: HookedModel, scoring: Sequence[Behaviour], config: Improve
     Raises `InputError` where none is coupled.
     """
     settings = ScoringConfig(template=config.model.template, batch_tokens=config.score_tokens)
-    scores = [scored_once(model, behaviour, folder, unit="neuron", config=settings) for behaviour in scoring[:3]]
+    scores = []
+    for behaviour in scoring[:3]:
+        scores.append(scored_once(model, behaviour, folder, unit="neuron", config=settings))
     coupling = couple(*scores, fraction=FRACTION["neuron"])
     refuse_empty(coupling, *scores)
     state = State("paper's rule", PAPER, ablated=coupling.coupled, unit="neuron")

@@ -24,7 +24,12 @@ def objectives(results: StateResults) -> dict[str, Interval]:
     for line in results.lines:
         if line.metric == LOSS:
             loss = line.change
-            changes[ABILITY] = Interval(-loss.mean, low=-loss.high, high=-loss.low, n_clusters=loss.n_clusters)
+            changes[ABILITY] = Interval(
+                mean=-loss.mean,
+                low=-loss.high,
+                high=-loss.low,
+                n_clusters=loss.n_clusters,
+            )
     return changes
 
 
@@ -32,8 +37,10 @@ def pareto_front(points: Sequence[Mapping[str, float]]) -> list[bool]:
     """Which points no other dominates: none is at least as good in every objective and better in one."""
     table = np.array([list(point.values()) for point in points])
     on_front = []
-    for own in table:
-        dominates = (table >= own).all(axis=1) & (table > own).any(axis=1)
+    for point in table:
+        is_no_worse = (table >= point).all(axis=1)
+        is_better = (table > point).any(axis=1)
+        dominates = is_no_worse & is_better
         on_front.append(not dominates.any())
     return on_front
 
@@ -41,8 +48,9 @@ def pareto_front(points: Sequence[Mapping[str, float]]) -> list[bool]:
 def halves(behaviour: Behaviour) -> Bool[np.ndarray, " example"]:
     """True for the examples that edits are chosen on: every other topic (where there are none, every other prompt)."""
     clusters = clusters_of(behaviour)
-    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-    return np.array([number[cluster] % 2 == 0 for cluster in clusters])
+    distinct = list(dict.fromkeys(clusters))
+    every_other = set(distinct[::2])
+    return np.array([cluster in every_other for cluster in clusters])
 
 
 def halves_of(tests: Sequence[Behaviour]) -> tuple[ChosenRows, ChosenRows]:
@@ -55,8 +63,10 @@ def front_of(results: Sequence[StateResults]) -> list[int]:
     """The numbers of the edits on the Pareto front of both behaviours and ability."""
     means = []
     for state in results:
-        means.append({name: change.mean for name, change in objectives(state).items()})
-    return [number for number, on_front in enumerate(pareto_front(means)) if on_front]
+        changes = objectives(state)
+        means.append({name: change.mean for name, change in changes.items()})
+    on_front = pareto_front(means)
+    return np.flatnonzero(on_front).tolist()
 
 
 def on_rows(measured: StateOutcomes, rows: ChosenRows) -> StateOutcomes:

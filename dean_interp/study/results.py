@@ -21,6 +21,9 @@ from dean_interp.selection.chance import Chance
 from dean_interp.statistics import Interval
 from dean_interp.study.config import StudyConfig
 
+RESULTS_FILE = "results.json"
+"""In the folder of a run, of a comparison and of a composition: what it found. It is written last."""
+
 
 @dataclass(frozen=True)
 class Design:
@@ -131,10 +134,18 @@ class UnitResults(Framed):
         """One row a state: the edit and its controls, changes of both margins with their intervals, perplexity, KL."""
         rows = []
         for state in self.states:
-            row = {"unit": self.unit, "state": state.name, "kind": state.kind, "n_units": state.n_units}
-            row |= {"perplexity": state.perplexity, "kl": state.kl}
+            row = {
+                "unit": self.unit,
+                "state": state.name,
+                "kind": state.kind,
+                "n_units": state.n_units,
+                "perplexity": state.perplexity,
+                "kl": state.kl,
+            }
             for name, change in state.change.items():
-                row |= {f"{name} change": change.mean, f"{name} low": change.low, f"{name} high": change.high}
+                row[f"{name} change"] = change.mean
+                row[f"{name} low"] = change.low
+                row[f"{name} high"] = change.high
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -201,8 +212,8 @@ class Results(Framed):
     """One of each behaviour, general ability last."""
 
     def __repr__(self) -> str:
-        headlines = "; ".join(f"{results.unit}s: {results.headline}" for results in self.units)
-        return f"Results({self.config.model.name!r}: {headlines})"
+        headlines = [f"{results.unit}s: {results.headline}" for results in self.units]
+        return f"Results({self.config.model.name!r}: {'; '.join(headlines)})"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a state of each kind of unit (`UnitResults.to_pandas`)."""

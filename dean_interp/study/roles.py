@@ -6,9 +6,11 @@ topics together, and general text likewise: `score` (gains, damage), `choose` (t
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -94,11 +96,11 @@ def roles_of(source: str, sizes: RoleSizes, *, seed: int = 0, paired: bool = Tru
     drawn: dict[str, Behaviour] = {}
     n_left_out = 0
     for role, examples in parts.items():
-        _refuse_few(whole.name, role, examples, divided_by, n_clusters)
+        _refuse_few(whole.name, role, examples=examples, divided_by=divided_by, n_in_all=n_clusters)
         part = dataclasses.replace(whole, examples=tuple(examples), split=_SPLIT[role])
         # A prompt that is nearly one of an earlier role would confirm what was chosen on it.
         ((clean, leaked),) = all_without_leaks([part], list(drawn.values()))
-        _refuse_few(whole.name, role, clean.examples, divided_by, n_clusters)
+        _refuse_few(whole.name, role, examples=clean.examples, divided_by=divided_by, n_in_all=n_clusters)
         n_left_out += len(leaked.exact) + len(leaked.near)
         drawn[role] = drawn_evenly(clean, wanted[role], seed=seed)
     return Roles(**drawn, divided_by=divided_by, n_left_out=n_left_out)
@@ -112,23 +114,26 @@ def halves_of(source: str) -> tuple[Behaviour | None, Behaviour]:
     whole = load_behaviour(source, n_examples=None, split=None)
     _, parts = _divided(source, whole)
     confirm = dataclasses.replace(whole, examples=tuple(parts["confirm"]), split="test")
-    scored = tuple(parts["score"] + parts["choose"])
-    if len({example.cluster for example in scored}) < 2:
+    scored = (*parts["score"], *parts["choose"])
+    n_clusters = len({example.cluster for example in scored})
+    if n_clusters < 2:
         return None, confirm
     return dataclasses.replace(whole, examples=scored, split="calibration"), confirm
 
 
 def drawn_evenly(behaviour: Behaviour, n_examples: int, *, seed: int) -> Behaviour:
     """Examples at random, as many of each topic as can be; all where there are fewer than `n_examples`."""
-    n_taken: dict[str, int] = {}
+    order = np.random.default_rng(seed).permutation(len(behaviour))
+    n_taken = Counter[str]()
     turns = []
-    for row in np.random.default_rng(seed).permutation(len(behaviour)).tolist():
-        cluster = behaviour.examples[row].cluster
-        # The first of each topic come first, then the second of each.
-        turns.append((n_taken.get(cluster, 0), len(turns), row))
-        n_taken[cluster] = n_taken.get(cluster, 0) + 1
-    chosen = [row for _, _, row in sorted(turns)[:n_examples]]
-    return dataclasses.replace(behaviour, examples=tuple(behaviour.examples[row] for row in chosen))
+    for row in order.tolist():
+        example = behaviour.examples[row]
+        turns.append((n_taken[example.cluster], example))
+        n_taken[example.cluster] += 1
+    # The first of each topic come first, then the second of each; among them the order stays.
+    turns.sort(key=itemgetter(0))
+    drawn = [example for _, example in turns[:n_examples]]
+    return dataclasses.replace(behaviour, examples=tuple(drawn))
 
 
 _SPLIT: dict[str, Literal["calibration", "test"]] = {"score": "calibration", "choose": "test", "confirm": "test"}
@@ -137,10 +142,14 @@ _SPLIT: dict[str, Literal["calibration", "test"]] = {"score": "calibration", "ch
 
 def refuse_shared(roles: Sequence[Roles], others: Sequence[Behaviour] = ()) -> None:
     """Raise `InputError` where two data sets share prompts: then one would answer for the other."""
-    prompts = {own.score.name: frozenset().union(*(part.prompt_hashes for part in own.all)) for own in roles}
-    prompts |= {other.name: other.prompt_hashes for other in others}
-    for (first, mine), (second, theirs) in combinations(prompts.items(), 2):
-        if n_shared := len(mine & theirs):
+    hashes_of: dict[str, frozenset[str]] = {}
+    for of_set in roles:
+        hashes_of[of_set.score.name] = frozenset[str]().union(*(part.prompt_hashes for part in of_set.all))
+    for behaviour in others:
+        hashes_of[behaviour.name] = behaviour.prompt_hashes
+    for first, second in combinations(hashes_of, 2):
+        n_shared = len(hashes_of[first] & hashes_of[second])
+        if n_shared:
             raise InputError(
                 f"'{first}' and '{second}' share {n_shared} prompts: first, second, general and register must be four "
                 "sets that share none"
@@ -151,20 +160,26 @@ def _divided(source: str, whole: Behaviour) -> tuple[Division, dict[str, list[Ex
     """The examples of each role, and what they were divided by."""
     clusters = _clusters(whole)
     has_topics = any(example.topic for example in whole.examples)
-    is_test = {example.prompt for example in load_behaviour(source, n_examples=None, split="test").examples}
+    test_prompts = set(load_behaviour(source, n_examples=None, split="test").prompts)
     in_test, in_calibration = set(), set()
     for example, cluster in zip(whole.examples, clusters, strict=True):
-        (in_test if example.prompt in is_test else in_calibration).add(cluster)
+        if example.prompt in test_prompts:
+            in_test.add(cluster)
+        else:
+            in_calibration.add(cluster)
     shares_topics = has_topics and bool(in_test & in_calibration)
     if shares_topics:
         # Halves that share topics are no halves: all topics are divided anew.
         order = _in_order(in_test | in_calibration)
-        n_score, n_choose = (round(len(order) * SHARES[role]) for role in ("score", "choose"))
+        n_score = round(len(order) * SHARES["score"])
+        n_choose = round(len(order) * SHARES["choose"])
     else:
         # The test half confirms, the rest scores and chooses in the same proportion.
         order = _in_order(in_calibration - in_test)
-        n_score = round(len(order) * SHARES["score"] / (SHARES["score"] + SHARES["choose"]))
+        share_of_both = SHARES["score"] + SHARES["choose"]
+        n_score = round(len(order) * SHARES["score"] / share_of_both)
         n_choose = len(order) - n_score
+    # What neither scores nor chooses confirms.
     role_of = dict.fromkeys(in_test | in_calibration, "confirm")
     role_of |= dict.fromkeys(order[:n_score], "score")
     role_of |= dict.fromkeys(order[n_score : n_score + n_choose], "choose")
@@ -180,22 +195,33 @@ def _clusters(whole: Behaviour) -> list[str]:
     """What must stay in one role: a topic, else prompts that are near duplicates of each other."""
     if all(example.topic for example in whole.examples):
         return [example.topic or "" for example in whole.examples]
-    groups = near_groups([example.prompt for example in whole.examples])
-    return [example.topic or f"prompt {groups[i]}" for i, example in enumerate(whole.examples)]
+    groups = near_groups(whole.prompts)
+    clusters = []
+    for example, group in zip(whole.examples, groups, strict=True):
+        clusters.append(example.topic or f"prompt {group}")
+    return clusters
 
 
 def _in_order(clusters: set[str]) -> list[str]:
     """Clusters in an order that depends on their names alone, and not on the alphabet."""
-    return sorted(clusters, key=lambda cluster: hashlib.sha256(cluster.encode()).hexdigest())
+
+    def sha256(cluster: str) -> str:
+        return hashlib.sha256(cluster.encode()).hexdigest()
+
+    return sorted(clusters, key=sha256)
 
 
 def _refuse_few(name: str, role: str, examples: Sequence[Example], divided_by: Division, n_in_all: int) -> None:
+    """Raise `InputError` where the examples of a role are of too few topics, or prompts."""
     n_clusters = len({example.cluster for example in examples})
-    if n_clusters < FEWEST[role]:
-        kind = "prompts" if divided_by == "prompt" else "topics"
-        advice = "" if divided_by == "prompt" else ", or leave the column `topic` out, and each prompt counts as one"
-        in_all = f"only one {kind[:-1]}" if n_in_all == 1 else f"{n_in_all} {kind}"
-        raise InputError(
-            f"'{name}' has {in_all}, and of them {n_clusters} to {role} with; at least {FEWEST[role]} are needed to "
-            f"{role}: give data of {2 * sum(FEWEST.values())} {kind} or more{advice}"
-        )
+    if n_clusters >= FEWEST[role]:
+        return
+    kind, advice = "prompt", ""
+    if divided_by != "prompt":
+        kind, advice = "topic", ", or leave the column `topic` out, and each prompt counts as one"
+    in_all = f"only one {kind}" if n_in_all == 1 else f"{n_in_all} {kind}s"
+    enough = 2 * sum(FEWEST.values())
+    raise InputError(
+        f"'{name}' has {in_all}, and of them {n_clusters} to {role} with; at least {FEWEST[role]} are needed to "
+        f"{role}: give data of {enough} {kind}s or more{advice}"
+    )

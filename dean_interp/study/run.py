@@ -13,6 +13,7 @@ from pathlib import Path
 from dean_interp.circuits.neuron import neuron_scores
 from dean_interp.data.leakage import Leaked
 from dean_interp.evaluation.guard import held_super_weights, super_weights
+from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.sites import Unit
@@ -42,6 +43,7 @@ from dean_interp.study.method import (
 )
 from dean_interp.study.preflight import refuse_silent, refuse_unfit_self
 from dean_interp.study.results import (
+    RESULTS_FILE,
     Results,
     StateResults,
     TestLeak,
@@ -72,16 +74,16 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
     folder = Path(folder)
     config = dataclasses.replace(config, model=day.of_run(config.model, folder))
     data = study_data(config)
-    if not (folder / "results.json").is_file():
+    if not (folder / RESULTS_FILE).is_file():
         refuse_silent(config.answers)
     with owned(folder, config, data.all):
-        path = folder / "results.json"
+        path = folder / RESULTS_FILE
         if not path.is_file():
             clock = Clock(folder / "times.json")
             model = config.model.load()
             clock.lap("load")
             with chosen_threads(model, folder / THREADS):
-                save_results(results_in(folder, model, config, data, clock), path)
+                save_results(results_in(folder, model, config=config, data=data, clock=clock), path)
         note_checksums(folder)
         return load_results(path)
 
@@ -91,14 +93,10 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
     refuse_unfit_self(config.answers, model)
     scores = [score(model, behaviour, config, folder) for behaviour in data.calibration]
     clock.lap("score")
-    # An empty selection is refused before anything is measured.
-    couplings: dict[Unit, Coupling] = {}
-    for unit in config.unit:
-        couplings[unit] = couple_or_refuse(scores, config, unit)
-        couplings[unit].coupled.save(folder / f"selection.{unit}.safetensors")
+    couplings = _couplings(config, scores, folder)
     with _progress(config, couplings, folder) as progress:
         neurons = disjoint_neurons(scores, config.information_fraction)
-        plan = _plan(folder, model, config, data, scores, neurons, progress)
+        plan = _plan(folder, model, config=config, data=data, scores=scores, neurons=neurons, progress=progress)
         original = original_of(plan, model)
         unchanged = state_results(original, original)
         calibration = plan.store.calibration(model, data.calibration[:2])
@@ -106,18 +104,30 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
         for unit, coupling in couplings.items():
             own = [behaviour.of(unit) for behaviour in scores]
             matched = strata(model, own)
-            comparison, named = _measured(plan, model, original, unit, coupling, own, matched, config)
-            (information,) = information_before_and_under(
-                plan, original, [comparison.edit], comparison.controls, neurons, calibration
+            comparison = _measured(
+                plan, model, original=original, unit=unit, coupling=coupling, scores=own, matched=matched, config=config
             )
-            results = _unit_results(config, unit, coupling, own, matched, comparison, named, unchanged)
-            units.append(dataclasses.replace(results, information=information))
-            answering += [measured for measured in (comparison.edit, *comparison.controls) if measured.answers]
             clock.lap(f"{unit}s: edit and controls")
+            (information,) = information_before_and_under(
+                plan, original, [comparison.edit], comparison.controls, neurons=neurons, calibration=calibration
+            )
+            results = _unit_results(
+                config,
+                unit,
+                coupling=coupling,
+                scores=own,
+                matched=matched,
+                comparison=comparison,
+                information=information,
+                unchanged=unchanged,
+            )
+            units.append(results)
+            answering += [measured for measured in (comparison.edit, *comparison.controls) if measured.answers]
+            clock.lap("mutual information")
     units = _with_faults(model, units, couplings, unchanged)
-    texts = shown_texts(folder, model, config, data, couplings, scores)
+    texts = shown_texts(folder, model, config=config, data=data, couplings=couplings, scores=scores)
     clock.lap("neuron views")
-    results = Results(
+    return Results(
         config=config,
         model_fingerprint=model_fingerprint(model),
         n_layers=len(model.blocks),
@@ -127,9 +137,17 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
         answers=shown_answers(plan, answering),
         neurons=tuple(neuron_scores(neuron, scores) for neuron in shown_neurons(couplings, scores)),
         texts=texts,
-        leaks=(),
+        leaks=_leaks(config, folder, model, data.leaked),
     )
-    return dataclasses.replace(results, leaks=_leaks(config, folder, model, data.leaked, results))
+
+
+def _couplings(config: StudyConfig, scores: Sequence[Scores], folder: Path) -> dict[Unit, Coupling]:
+    """The coupled units of each kind, kept in the folder. An empty set is refused before anything is measured."""
+    couplings: dict[Unit, Coupling] = {}
+    for unit in config.unit:
+        couplings[unit] = couple_or_refuse(scores, config, unit)
+        couplings[unit].coupled.save(folder / f"selection.{unit}.safetensors")
+    return couplings
 
 
 def _progress(config: StudyConfig, couplings: Mapping[Unit, Coupling], folder: Path) -> ProgressBar:
@@ -149,7 +167,7 @@ def _plan(
     progress: ProgressBar,
 ) -> MeasurementPlan:
     """What is measured of each state of this study."""
-    parts = [test.fingerprint for test in data.tests] + [behaviour.fingerprint for behaviour in scores]
+    parts = [behaviour.fingerprint for behaviour in (*data.tests, *scores)]
     first, second = neurons
     store = Store(
         folder=folder,
@@ -159,7 +177,7 @@ def _plan(
         template=config.model.template,
         neurons=first | second,
     )
-    return measurement_plan(store, data.prompts, config.answers, model, progress)
+    return measurement_plan(store, data.prompts, config=config.answers, model=model, progress=progress)
 
 
 def _measured(
@@ -171,16 +189,16 @@ def _measured(
     scores: Sequence[Scores],
     matched: Strata,
     config: StudyConfig,
-) -> tuple[Comparison, list[StateResults]]:
-    """The edit beside its random controls, and then the named ones."""
+) -> Comparison:
+    """The edit beside its random controls; the named controls are its last states."""
     edit = State("edit", "edit", ablated=coupling.coupled, unit=unit)
-    request = control_request(plan, model, original, edit, matched, config.controls)
-    comparison = compare_with_controls(plan, model, original, edit, request)
+    request = control_request(plan, model, original=original, edit=edit, strata=matched, controls=config.controls)
+    comparison = compare_with_controls(plan, model, original=original, edit=edit, request=request)
     named = []
     for state in named_controls(request, coupling, scores):
         measured = outcomes_of(plan, model, state, reference=original.measurement, in_full=False)
         named.append(state_results(original, measured))
-    return comparison, named
+    return dataclasses.replace(comparison, states=(*comparison.states, *named))
 
 
 def _unit_results(
@@ -190,25 +208,28 @@ def _unit_results(
     scores: Sequence[Scores],
     matched: Strata,
     comparison: Comparison,
-    named: Sequence[StateResults],
+    information: tuple[MutualInformation, ...],
     unchanged: StateResults,
 ) -> UnitResults:
-    per_layer = [0] * (max(site.layer for site in coupling.coupled.shapes) + 1)
+    n_layers = 1 + max(site.layer for site in coupling.coupled.shapes)
+    per_layer = [0] * n_layers
     for site, n in coupling.coupled.counts().items():
         per_layer[site.layer] += n
-    edit, primary = comparison.states[0], comparison.primary
+    n_units = sum(value.numel() for value in scores[0].values.values())
+    edit = comparison.states[0]
+    primary = comparison.primary
     assert primary is not None, "a study has random controls"
     return UnitResults(
         unit=unit,
         fractions=coupling.fractions,
-        n_units_per_layer=sum(value.numel() for value in scores[0].values.values()) // len(per_layer),
+        n_units_per_layer=n_units // n_layers,
         sizes=coupling.sizes(),
         coupled_per_layer=tuple(per_layer),
         chance=chance_of(coupling, scores, matched, seed=config.data.seed),
         design=comparison.design,
         primary=primary,
-        states=(*comparison.states, *named),
-        information=(),
+        states=comparison.states,
+        information=information,
         headline=headline(unit, edit, primary, unchanged.perplexity),
     )
 
@@ -221,13 +242,12 @@ def _with_faults(
     flagged = []
     for results in units:
         silenced = held_super_weights(couplings[results.unit].coupled, known)
-        flagged.append(dataclasses.replace(results, faults=faults(results.edit, original, silenced)))
+        of_edit = faults(results.edit, original, silenced)
+        flagged.append(dataclasses.replace(results, faults=of_edit))
     return flagged
 
 
-def _leaks(
-    config: StudyConfig, folder: Path, model: HookedModel, leaked: Sequence[Leaked], results: Results
-) -> tuple[TestLeak, ...]:
+def _leaks(config: StudyConfig, folder: Path, model: HookedModel, leaked: Sequence[Leaked]) -> tuple[TestLeak, ...]:
     """How many prompts were left out; where it is asked for, what the edits do on test sets that hold them."""
     changes: dict[str, dict[Unit, Interval]] = {leak.name: {} for leak in leaked}
     is_leaky = any(leak.exact or leak.near for leak in leaked[:2])
@@ -235,13 +255,13 @@ def _leaks(
         tests, _ = test_sets(config.data)
         store = Store(
             folder=folder / "with_leaked",
-            fingerprint=fingerprint_of(results.model_fingerprint, *(test.fingerprint for test in tests)),
+            fingerprint=fingerprint_of(model_fingerprint(model), *(test.fingerprint for test in tests)),
             tests=tests,
             config=config.data,
             template=config.model.template,
         )
         progress = progress_bar(total=1 + len(config.unit), desc="with leaked prompts", unit="state")
-        plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
+        plan = measurement_plan(store, PromptSets(), config=AnswerConfig(n_answers=0), model=model, progress=progress)
         # Measuring scored prompts is the question here.
         with measuring_scored_prompts(model), progress:
             original = original_of(plan, model, in_full=False)

@@ -17,7 +17,8 @@ from dean_interp.distributed import is_rank0, on_rank0
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_text
 
-CHECKSUMS, THREADS = "checksums.json", "threads.json"
+CHECKSUMS = "checksums.json"
+THREADS = "threads.json"
 _WAIT = 2.0  # seconds between two looks at a folder that another process writes to
 
 
@@ -100,34 +101,45 @@ def locked(folder: Path) -> Iterator[None]:
 def note_checksums(folder: Path) -> None:
     """Write `checksums.json`: what the finished run's files hold. Once it is there, it stays."""
     path = folder / CHECKSUMS
-    if found := on_rank0(lambda: {} if path.is_file() else checksums(folder, kept_files(folder))):
-        write_text(path, json.dumps(found, indent=1) + "\n")
+
+    def missing() -> dict[str, str]:
+        return {} if path.is_file() else checksums(folder, kept_files(folder))
+
+    by_name = on_rank0(missing)
+    if by_name:
+        write_text(path, json.dumps(by_name, indent=1) + "\n")
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """The SHA-256 of files, by their names in the folder."""
-    found = {}
+    by_name = {}
     for name in names:
         with (folder / name).open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            by_name[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return by_name
 
 
 def kept_files(folder: Path) -> list[str]:
     """All records and tensors of a run but its times and its threads, and what tells of the others."""
-    files = (one.relative_to(folder) for one in folder.rglob("*") if one.suffix in (".json", ".safetensors"))
-    return sorted(one.as_posix() for one in files if one.name not in (CHECKSUMS, THREADS, "times.json"))
+    names = []
+    for path in folder.rglob("*"):
+        is_record = path.suffix in (".json", ".safetensors")
+        if is_record and path.name not in (CHECKSUMS, THREADS, "times.json"):
+            names.append(path.relative_to(folder).as_posix())
+    return sorted(names)
 
 
 def _refuse_other(folder: Path, there: RunSettings, wanted: RunSettings) -> None:
+    """Raise `InputError` where a run was begun with other settings or other data than are wanted."""
+    begun = _flat(there.config)
     changes = []
-    begun, now = _flat(there.config), _flat(wanted.config)
-    for name in now:
-        if begun.get(name) != now[name]:
-            changes.append(f"{name[-1]} ({begun.get(name)} there, {now[name]} now)")
+    for name, now in _flat(wanted.config).items():
+        then = begun.get(name)
+        if then != now:
+            changes.append(f"{name[-1]} ({then} there, {now} now)")
     if changes:
         raise InputError(f"{folder} holds a run with another {', '.join(changes)}: choose another folder")
-    changed = [name for name in wanted.data if there.data.get(name) != wanted.data[name]]
+    changed = [name for name, now in wanted.data.items() if there.data.get(name) != now]
     if changed:
         raise InputError(
             f"the data of {', '.join(changed)} changed since the run in {folder} began: put them back, or choose "
@@ -140,7 +152,10 @@ def _flat(settings: Mapping[str, Any], groups: tuple[str, ...] = ()) -> dict[tup
     flat = {}
     for name, value in settings.items():
         key = (*groups, name)
-        flat |= _flat(value, key) if isinstance(value, dict) else {key: value}
+        if isinstance(value, dict):
+            flat |= _flat(value, key)
+        else:
+            flat[key] = value
     return flat
 
 
@@ -148,12 +163,14 @@ class Clock:
     """Seconds that each step took, in a file of their own; steps of an earlier process keep theirs."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.started = path, time.monotonic()
+        self.path = path
+        self.started = time.monotonic()
         self.seconds: dict[str, float] = read_json(path, dict[str, float]) if path.is_file() else {}
 
     def lap(self, step: str) -> None:
         """The time since the last lap belongs to `step`."""
         now = time.monotonic()
-        self.seconds[step] = round(self.seconds.get(step, 0) + now - self.started, 1)
+        before = self.seconds.get(step, 0)
+        self.seconds[step] = round(before + now - self.started, 1)
         self.started = now
         write_text(self.path, json.dumps(self.seconds, indent=1) + "\n")

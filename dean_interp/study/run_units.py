@@ -85,15 +85,18 @@ def strongest_changes(
     gates: Gates, first: Gains, second: Gains, damage: Damage, *, n_neurons: int
 ) -> list[tuple[Neuron, ChangedNeuron]]:
     """The neurons with the largest part in the predicted rise of both margins, the largest first."""
+    # Gains of two behaviours are added on the scale of all neurons' gains.
     parts = {}
     for site, change in gates.changes.items():
-        parts[site] = change * (first.mean[site] / first.size + second.mean[site] / second.size)
+        gain = first.mean[site] / first.size + second.mean[site] / second.size
+        parts[site] = change * gain
     strongest = gates.strongest(min(n_neurons, len(gates)), by=parts).selection
-    diagonal, found = damage.diagonal, []
+    diagonal = damage.diagonal
+    changes = []
     for site, units in strongest.units.items():
         for index in units.tolist():
             name = name_of((site, index), len(parts[site]))
-            neuron = ChangedNeuron(
+            changed = ChangedNeuron(
                 layer=name.layer,
                 index=name.index,
                 owner=name.owner,
@@ -102,15 +105,20 @@ def strongest_changes(
                 error={gains.behaviour: float(gains.error[site][index]) for gains in (first, second)},
                 damage=float(diagonal[site][index]),
             )
-            found.append((float(parts[site][index]), (site, index), neuron))
-    found.sort(key=lambda each: -each[0])
-    return [(neuron, changed) for _, neuron, changed in found]
+            changes.append(((site, index), changed))
+
+    def part(change: tuple[Neuron, ChangedNeuron]) -> float:
+        (site, index), _ = change
+        return float(parts[site][index])
+
+    return sorted(changes, key=part, reverse=True)
 
 
 def _of_improvement(improvement: Improvement, folder: Path, n_units: int) -> RunUnits:
     data = improve_data(improvement.config)
     scores = _scores(folder, [roles.score for roles in data.roles])
-    first, second = gains_of(scores[0]), gains_of(scores[1])
+    first = gains_of(scores[0])
+    second = gains_of(scores[1])
     gates = load_gates(folder / GATES_FILE)
     changes = strongest_changes(gates, first, second, damage_of(scores[2]), n_neurons=n_units)
     scale = {gains.behaviour: gains.size for gains in (first, second)}

@@ -17,8 +17,11 @@ from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes
 from dean_interp.study.store import fingerprint_of
 from dean_interp.study.study_data import StudyData
 
-N_NEURONS, N_TEXTS, N_TEXT_EXAMPLES = 8, 6, 32
-"""Neurons, texts and examples behind them that the report shows."""
+N_NEURONS = 8
+N_TEXTS = 6
+"""Neurons, and texts of each, that the report shows."""
+N_TEXT_EXAMPLES = 32
+"""Examples of each test set among which the texts are looked for."""
 
 
 def shown_neurons(couplings: Mapping[Unit, Coupling], scores: Sequence[Scores]) -> list[Neuron]:
@@ -57,7 +60,8 @@ def shown_answers(plan: MeasurementPlan, answering: Sequence[StateOutcomes]) -> 
         assert measured.answers is not None
         sets = []
         for name, answers in measured.answers.longest.items():
-            sets.append(AnswerSet(behaviour=name, answers=tuple(answers), labels=tuple(lexical_labels(answers))))
+            labels = lexical_labels(answers)
+            sets.append(AnswerSet(behaviour=name, answers=tuple(answers), labels=tuple(labels)))
         state = measured.state
         states.append(StateAnswers(name=state.name, kind=state.kind, unit=state.unit, sets=tuple(sets)))
     prompts = {behaviour.name: tuple(behaviour.prompts) for behaviour in plan.prompts.all}

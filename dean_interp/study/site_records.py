@@ -114,10 +114,12 @@ def site_records(run_folder: Path, out: Path, config: PagesConfig, *, device: st
     config.check()
     run = units_of_run(run_folder, n_units=config.n_units)
     first_prompts = [replace(test, examples=test.examples[: config.n_prompts]) for test in run.tests]
-    run = replace(run, model=replace(run.model, device=device), tests=tuple(first_prompts))
+    model_config = replace(run.model, device=device)
+    run = replace(run, model=model_config, tests=tuple(first_prompts))
     folder = out / RECORDS
     with locked(folder):
-        units, circuits = _unit_files(run, folder, config), _circuit_files(run, folder, config)
+        units = _unit_files(run, folder, config)
+        circuits = _circuit_files(run, folder, config)
         if not all(file.is_made for file in (*units, *circuits)):
             model = _model_of(run)
             _view_units(model, run, units, config)
@@ -125,7 +127,8 @@ def site_records(run_folder: Path, out: Path, config: PagesConfig, *, device: st
         # A killed call left it, even where it had made every record.
         discard(_unfinished_path(folder))
         views = [read_json(file.path, UnitRecord).view for file in units]
-        return SiteRecords(run, tuple(views), tuple(read_json(file.path, CircuitRecord) for file in circuits))
+        traced = [read_json(file.path, CircuitRecord) for file in circuits]
+        return SiteRecords(run=run, views=tuple(views), circuits=tuple(traced))
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,13 @@ class _Fingerprint:
 
 def _unit_files(run: RunUnits, folder: Path, config: PagesConfig) -> list[_RecordFile]:
     """One a unit. It depends on no other unit: more units leave those that are made."""
-    parts = [*_shared_parts(run, config), str(config.n_texts), *(scores.fingerprint for scores in run.scores)]
+    parts = _shared_parts(run, config)
+    parts.append(str(config.n_texts))
+    parts += [scores.fingerprint for scores in run.scores]
     files = []
     for unit in run.units:
-        files.append(_RecordFile(folder / f"{unit.name}.json", fingerprint_of(unit.name, *parts)))
+        fingerprint = fingerprint_of(unit.name, *parts)
+        files.append(_RecordFile(folder / f"{unit.name}.json", fingerprint))
     return files
 
 
@@ -175,7 +181,8 @@ def _circuit_files(run: RunUnits, folder: Path, config: PagesConfig) -> list[_Re
 def _shared_parts(run: RunUnits, config: PagesConfig) -> list[str]:
     """What every record depends on."""
     settings = [run.model.template, str(run.model.date), str(run.model.thinking), str(config.answer_tokens)]
-    return [_VERSION, run.model_fingerprint, *settings, *(test.fingerprint for test in run.tests)]
+    tests = [test.fingerprint for test in run.tests]
+    return [_VERSION, run.model_fingerprint, *settings, *tests]
 
 
 def _traced(run: RunUnits, config: PagesConfig) -> list[tuple[Behaviour, int]]:
@@ -202,9 +209,9 @@ def _view_units(model: HookedModel, run: RunUnits, files: Sequence[_RecordFile],
     if not missing:
         return
     # All units are read, those with a record too: what a killed call read is then good for the next one.
-    unfinished = Unfinished(
-        _unfinished_path(files[0].path.parent), fingerprint_of(*(file.fingerprint for file in files))
-    )
+    folder = files[0].path.parent
+    key = fingerprint_of(*(file.fingerprint for file in files))
+    unfinished = Unfinished(_unfinished_path(folder), key)
     readings = neuron_readings(
         model,
         run.neurons,
@@ -213,11 +220,12 @@ def _view_units(model: HookedModel, run: RunUnits, files: Sequence[_RecordFile],
         answer_tokens=config.answer_tokens,
         unfinished=unfinished,
     )
-    progress = progress_bar(total=len(files), initial=len(files) - len(missing), desc="units", unit="unit")
-    with progress:
+    n_made = len(files) - len(missing)
+    with progress_bar(total=len(files), initial=n_made, desc="units", unit="unit") as progress:
         for place in missing:
+            file = files[place]
             view = view_of_reading(model, readings, place, scores=run.scores, n_texts=config.n_texts)
-            save_record(UnitRecord(files[place].fingerprint, view), files[place].path)
+            save_record(UnitRecord(file.fingerprint, view), file.path)
             progress.update()
 
 
@@ -251,12 +259,13 @@ def _trace_prompts(model: HookedModel, run: RunUnits, files: Sequence[_RecordFil
 
 def _selection_of(model: HookedModel, neurons: Sequence[Neuron]) -> Selection:
     shapes = neuron_shapes(model)
-    units: dict[Site, list[int]] = {site: [] for site in shapes}
+    indices: dict[Site, list[int]] = {site: [] for site in shapes}
     for site, index in neurons:
-        units[site].append(index)
-    return Selection(
-        {site: torch.tensor(sorted(indices), dtype=torch.int64) for site, indices in units.items()}, shapes
-    )
+        indices[site].append(index)
+    units = {}
+    for site, of_site in indices.items():
+        units[site] = torch.tensor(sorted(of_site), dtype=torch.int64)
+    return Selection(units, shapes)
 
 
 def _unfinished_path(folder: Path) -> Path:

@@ -8,18 +8,15 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
 from dean_interp.evaluation.harness import TaskResult, run_harness
 from dean_interp.evaluation.judges import Judge, Verdict, judged, make_judge
 from dean_interp.evaluation.judges.lexical import cautionary_phrases
-from dean_interp.evaluation.measure import Measurement
+from dean_interp.evaluation.measurement import Measurement
 from dean_interp.evaluation.outcomes import (
     Outcome,
     PromptKind,
@@ -29,12 +26,11 @@ from dean_interp.evaluation.outcomes import (
     window_outcomes,
 )
 from dean_interp.evaluation.served import Served
-from dean_interp.evaluation.windows import WindowMeasurement, window_loss
-from dean_interp.files import read_tensors, write_tensors
 from dean_interp.models.load import HookedModel
 from dean_interp.progress import ProgressBar
 from dean_interp.resume import Unfinished
 from dean_interp.study.answering import answers_of
+from dean_interp.study.kept_windows import kept_windows
 from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.store import ORIGINAL, State, Store, file_name, fingerprint_of
 from dean_interp.study.study_data import PromptSets, running_text
@@ -71,15 +67,19 @@ class JudgedAnswers:
 
     def of_judge(self, judge: str) -> list[Verdict]:
         """All verdicts of one judge, in one order for every state."""
-        sets = chain.from_iterable(by_set.values() for by_set in self.verdicts.values())
-        return list(chain.from_iterable(by_judge[judge] for by_judge in sets))
+        verdicts = []
+        for by_set in self.verdicts.values():
+            for by_judge in by_set.values():
+                verdicts += by_judge[judge]
+        return verdicts
 
     @property
     def cautionary(self) -> dict[str, int]:
         """Cautionary phrases in the longest answers, the most frequent first."""
-        counts: Counter[str] = Counter()
-        for answer in chain.from_iterable(self.longest.values()):
-            counts.update(cautionary_phrases(answer))
+        counts = Counter[str]()
+        for answers in self.longest.values():
+            for answer in answers:
+                counts.update(cautionary_phrases(answer))
         return dict(counts.most_common())
 
 
@@ -111,7 +111,12 @@ def measurement_plan(
     if config.window is not None:
         running_text(config.text)
     return MeasurementPlan(
-        store=store, prompts=prompts, config=config, judges=judges, progress=progress, servers=servers or {}
+        store=store,
+        prompts=prompts,
+        config=config,
+        judges=judges,
+        progress=progress,
+        servers=servers or {},
     )
 
 
@@ -149,27 +154,29 @@ def outcomes_of(
 
 def is_known(plan: MeasurementPlan, state: State, *, in_full: bool) -> bool:
     """Whether everything that is measured of a state is in the store, so that no model is needed."""
-    name, wanted = file_name(state.title), []
+    name = file_name(state.title)
+    wanted = []
     if in_full and plan.prompts.all:
         wanted.append(f"answers/{name}.json")
     if in_full and plan.config.window is not None:
         wanted.append(f"windows/{name}.safetensors")
     if in_full and plan.config.tasks:
         wanted.append(f"tasks/{name}.json")
-    return plan.store.holds(state) and all((plan.store.folder / path).is_file() for path in wanted)
+    are_there = all((plan.store.folder / path).is_file() for path in wanted)
+    return plan.store.holds(state) and are_there
 
 
 def judged_answers(plan: MeasurementPlan, model: HookedModel | None, state: State) -> JudgedAnswers:
     """The state's answers to every set of prompts, judged. Each is given once and judged once."""
-    answers = answers_of(plan.store, model, state, plan.prompts.all, plan.config, server=plan.servers.get(state.name))
+    server = plan.servers.get(state.name)
+    answers = answers_of(plan.store, model, state=state, behaviours=plan.prompts.all, config=plan.config, server=server)
     verdicts: dict[int, dict[str, dict[str, list[Verdict]]]] = {}
     for length, by_set in answers.items():
         verdicts[length] = {}
         for behaviour in plan.prompts.harmful:
             given = by_set[behaviour.name]
-            verdicts[length][behaviour.name] = {
-                name: _verdicts(plan, judge, behaviour, given) for name, judge in plan.judges.items()
-            }
+            by_judge = {name: _verdicts(plan, judge, behaviour, given) for name, judge in plan.judges.items()}
+            verdicts[length][behaviour.name] = by_judge
     return JudgedAnswers(answers=answers, verdicts=verdicts)
 
 
@@ -188,15 +195,18 @@ def _verdicts(plan: MeasurementPlan, judge: Judge, behaviour: Behaviour, answers
 
 
 def _answer_outcomes(plan: MeasurementPlan, answers: JudgedAnswers) -> list[Outcome]:
-    prompts = plan.prompts
-    kinds: dict[PromptKind, Sequence[Behaviour]]
-    kinds = {"harmful": prompts.harmful, "over_refusal": prompts.over_refusal, "general": prompts.general}
+    kinds: dict[PromptKind, Sequence[Behaviour]] = {
+        "harmful": plan.prompts.harmful,
+        "over_refusal": plan.prompts.over_refusal,
+        "general": plan.prompts.general,
+    }
     outcomes = []
     for length, by_set in answers.answers.items():
         for kind, behaviours in kinds.items():
             for behaviour in behaviours:
+                given = by_set[behaviour.name]
                 verdicts = answers.verdicts[length].get(behaviour.name, {})
-                outcomes += answer_outcomes(kind, behaviour, by_set[behaviour.name], verdicts, length)
+                outcomes += answer_outcomes(kind, behaviour, answers=given, verdicts=verdicts, length=length)
     return outcomes
 
 
@@ -204,58 +214,29 @@ def _likelihoods(
     plan: MeasurementPlan, model: HookedModel | None, state: State, measurement: Measurement
 ) -> list[Outcome]:
     outcomes = likelihoods(measurement, plan.store.tests)
+    if not state.model:
+        return outcomes
     # Another model shares no unembedding with the original, so it has no KL to it.
-    return [outcome for outcome in outcomes if not state.model or not outcome.metric.startswith("KL")]
+    return [outcome for outcome in outcomes if not outcome.metric.startswith("KL")]
 
 
 def _further(plan: MeasurementPlan, model: HookedModel | None, state: State, measurement: Measurement) -> list[Outcome]:
     others = plan.store.others
-    return likelihoods(plan.store.further(model, state), others) if others else []
+    if not others:
+        return []
+    return likelihoods(plan.store.further(model, state), others)
 
 
 def _windows(plan: MeasurementPlan, model: HookedModel | None, state: State, measurement: Measurement) -> list[Outcome]:
-    if plan.config.window is None:
+    source, window = plan.config.text, plan.config.window
+    if window is None:
         return []
     reference = None
     # Another model shares no unembedding with the original, so it has no KL to it.
     if state.fingerprint and not state.model:
-        reference = _window_measurement(plan, model, ORIGINAL, plan.config.window, None)
-    return window_outcomes(_window_measurement(plan, model, state, plan.config.window, reference), plan.config.text)
-
-
-def _window_measurement(
-    plan: MeasurementPlan,
-    model: HookedModel | None,
-    state: State,
-    window: int,
-    reference: WindowMeasurement | None,
-) -> WindowMeasurement:
-    """Loss and KL at windows in one state: from its file, else measured and written there."""
-    path = plan.store.folder / "windows" / f"{file_name(state.title)}.safetensors"
-    texts = running_text(plan.config.text)
-    key = fingerprint_of(plan.store.fingerprint, state.fingerprint, str(window), *texts)
-    unfinished = Unfinished(path.with_suffix(".unfinished"), key)
-    if not path.is_file():
-        assert model is not None, f"{state.title} was not measured"
-        with state.applied(model):
-            measured = window_loss(model, texts, window=window, original=reference, unfinished=unfinished)
-        # Only the original is compared with later.
-        final = measured.final if not state.fingerprint else torch.zeros(0, 0)
-        tensors = {"loss": measured.loss, "kl": measured.kl, "final": final}
-        write_tensors(path, _WINDOWS, tensors, {"fingerprint": key})
-    unfinished.discard()
-    tensors, facts = read_tensors(path, _WINDOWS, _WindowFacts)
-    if facts.fingerprint != key:
-        raise InputError(f"{path} is of another model, other text or other units: choose another folder")
-    return WindowMeasurement(window=window, loss=tensors["loss"], kl=tensors["kl"], final=tensors["final"])
-
-
-_WINDOWS = "dean_interp.windows.1"
-
-
-@dataclass(frozen=True)
-class _WindowFacts:
-    fingerprint: str
+        reference = kept_windows(plan.store, model, ORIGINAL, source=source, window=window)
+    measured = kept_windows(plan.store, model, state, source=source, window=window, reference=reference)
+    return window_outcomes(measured, source)
 
 
 def _tasks(plan: MeasurementPlan, model: HookedModel | None, state: State, measurement: Measurement) -> list[Outcome]:
@@ -269,12 +250,14 @@ def _tasks(plan: MeasurementPlan, model: HookedModel | None, state: State, measu
             results = run_harness(model, config.tasks, limit=config.task_limit, folder=config.task_folder)
         return [dataclasses.asdict(result) | {"values": result.values.tolist()} for result in results]
 
+    name = f"tasks/{file_name(state.title)}.json"
     settings = [*config.tasks, str(config.task_limit), str(config.task_folder), state.fingerprint]
-    records = plan.store.record(f"tasks/{file_name(state.title)}.json", settings, list[dict[str, Any]], make)
+    records = plan.store.record(name, settings, list[dict[str, Any]], make)
     results = []
     for record in records:
-        record |= {"values": np.array(record["values"], dtype=float), "items": tuple(record["items"])}
-        results.append(TaskResult(**record))
+        values = np.array(record.pop("values"), dtype=float)
+        items = tuple(record.pop("items"))
+        results.append(TaskResult(**record, values=values, items=items))
     return task_outcomes(results)
 
 

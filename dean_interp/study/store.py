@@ -17,7 +17,8 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Value, Zero, described
 from dean_interp.errors import InputError
-from dean_interp.evaluation.measure import Measurement, measure
+from dean_interp.evaluation.measure import measure
+from dean_interp.evaluation.measurement import Measurement
 from dean_interp.files import read_json, write_text
 from dean_interp.information.activations import Activations, read_activations
 from dean_interp.models.load import HookedModel
@@ -129,7 +130,7 @@ class Store:
         general = self.general(model, state, reference=reference)
         path = self._path(state)
         # KL is taken on general text alone.
-        both = self._kept(path, model, state, self.tests[:2], None, self.neurons)
+        both = self._kept(path, model, state=state, tests=self.tests[:2], reference=None, neurons=self.neurons)
         return Measurement({**both.behaviours, **general.behaviours}, both.activations)
 
     def general(self, model: HookedModel | None, state: State, *, reference: Measurement | None = None) -> Measurement:
@@ -138,13 +139,16 @@ class Store:
         Its files are named by what is ablated and lie apart: a control's KL is known before its margins are, and equal
         states share it.
         """
+        folder = self.folder / "states" / self.tests[2].name
         name = state.fingerprint or ORIGINAL.name
-        path = self.folder / "states" / self.tests[2].name / f"{file_name(name)}.safetensors"
-        return self._kept(path, model, state, self.tests[2:], reference, None)
+        path = folder / f"{file_name(name)}.safetensors"
+        return self._kept(path, model, state=state, tests=self.tests[2:], reference=reference, neurons=None)
 
     def further(self, model: HookedModel | None, state: State) -> Measurement:
         """The further behaviours in one state. Their files lie apart."""
-        return self._kept(self._path_of_further(state), model, state, self.others, None, None)
+        return self._kept(
+            self._path_of_further(state), model, state=state, tests=self.others, reference=None, neurons=None
+        )
 
     def holds(self, state: State) -> bool:
         """Whether the state was measured."""
@@ -206,7 +210,8 @@ class Store:
             if not keep(made):
                 return made
             content = TypeAdapter(kind).dump_python(made, mode="json")
-            write_text(file, json.dumps({"fingerprint": fingerprint, "content": content}, indent=1) + "\n")
+            record = {"fingerprint": fingerprint, "content": content}
+            write_text(file, json.dumps(record, indent=1) + "\n")
         unfinished.discard()
         kept = read_json(file, _Kept)
         if kept.fingerprint != fingerprint:
@@ -263,7 +268,8 @@ class _Kept:
 
 def fingerprint_of(*parts: str) -> str:
     """A short hash of what something depends on."""
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    content = " ".join(parts)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def file_name(name: str) -> str:

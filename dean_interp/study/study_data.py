@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour, draw, load_behaviour
@@ -57,7 +56,7 @@ def study_data(config: StudyConfig) -> StudyData:
     """The examples that the settings name. Raises `InputError` as `test_sets` and `prompt_sets` do."""
     calibration = calibration_sets(config.data, config.calibration)
     tests, leaked = test_sets(config.data, calibration)
-    scored = frozenset(chain.from_iterable(behaviour.prompt_hashes for behaviour in calibration))
+    scored = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in calibration))
     prompts = prompt_sets(config.data, config.answers, scored=scored, calibration=calibration)
     return StudyData(calibration=calibration, tests=tests, prompts=prompts, leaked=leaked)
 
@@ -65,11 +64,10 @@ def study_data(config: StudyConfig) -> StudyData:
 def calibration_sets(data: DataConfig, calibration: CalibrationConfig) -> list[Behaviour]:
     """The examples to score: first, second, general."""
     n, seed = calibration.n_calibration, data.seed
-    both = [
-        load_behaviour(source, n_examples=n, seed=seed, response=calibration.response)
-        for source in (data.first, data.second)
-    ]
-    return [*both, load_behaviour(data.general, n_examples=n, seed=seed)]
+    first = load_behaviour(data.first, n_examples=n, seed=seed, response=calibration.response)
+    second = load_behaviour(data.second, n_examples=n, seed=seed, response=calibration.response)
+    general = load_behaviour(data.general, n_examples=n, seed=seed)
+    return [first, second, general]
 
 
 def test_sets(data: DataConfig, calibration: Sequence[Behaviour] = ()) -> tuple[list[Behaviour], list[Leaked]]:
@@ -82,17 +80,20 @@ def test_sets(data: DataConfig, calibration: Sequence[Behaviour] = ()) -> tuple[
     """
     wholes = [load_behaviour(source, n_examples=None, split="test") for source in data.sources]
     sizes = (data.n_test, data.n_test, data.n_general_test)
+    checked = all_without_leaks(wholes, calibration)
     tests, leaks = [], []
-    for whole, n, (clean, leaked) in zip(wholes, sizes, all_without_leaks(wholes, calibration), strict=True):
+    for whole, n, (clean, leaked) in zip(wholes, sizes, checked, strict=True):
         if len(clean) < n <= len(whole):
+            n_leaked = len(whole) - len(clean)
             raise InputError(
                 f"{n} test prompts of '{clean.name}' are asked for; it has {len(whole)}, of which "
-                f"{len(whole) - len(clean)} are in the calibration data or nearly (see: dean-interp data audit)"
+                f"{n_leaked} are in the calibration data or nearly (see: dean-interp data audit)"
             )
         tests.append(draw(clean, n, seed=data.seed))
         leaks.append(leaked)
-    for test in tests[:2]:
-        _refuse_without_margin(test)
+    first, second, _ = tests
+    _refuse_without_margin(first)
+    _refuse_without_margin(second)
     return tests, leaks
 
 
@@ -128,26 +129,30 @@ def prompt_sets(
     """
     if not answers.n_answers:
         return PromptSets()
+    harmful = answers.harmful or (data.first, data.second)
     # answers are kept and shown by the names of their sets
-    asked = [*(answers.harmful or (data.first, data.second)), *answers.over_refusal, data.general]
-    if fault := names_fault(list(dict.fromkeys((*data.sources, *asked)))):
+    named = dict.fromkeys((*data.sources, *harmful, *answers.over_refusal))
+    if fault := names_fault(list(named)):
         raise InputError(f"each set of prompts needs a name of its own: {fault}")
     n_left_out: dict[str, int] = {}
 
     def drawn(source: str) -> Behaviour:
-        split = "test" if source in BUILTIN else None
-        if source in data.sources:
-            split = "test"
+        has_test_split = source in BUILTIN or source in data.sources
+        split = "test" if has_test_split else None
         whole = load_behaviour(source, n_examples=None, seed=data.seed, split=split)
         clean = without_scored(whole, scored)
         if calibration:
             clean, _ = without_leaks(clean, calibration)
         n_left_out[whole.name] = len(whole) - len(clean)
-        return draw(clean, min(answers.n_answers, len(clean)), seed=data.seed)
+        n_drawn = min(answers.n_answers, len(clean))
+        return draw(clean, n_drawn, seed=data.seed)
 
-    harmful = tuple(map(drawn, answers.harmful or (data.first, data.second)))
-    over_refusal = tuple(map(drawn, answers.over_refusal))
-    return PromptSets(harmful, over_refusal, (drawn(data.general),), n_left_out)
+    return PromptSets(
+        harmful=tuple(map(drawn, harmful)),
+        over_refusal=tuple(map(drawn, answers.over_refusal)),
+        general=(drawn(data.general),),
+        n_left_out=n_left_out,
+    )
 
 
 def without_scored(behaviour: Behaviour, scored: frozenset[str]) -> Behaviour:
@@ -177,7 +182,8 @@ def running_text(source: str) -> list[str]:
         if not path.is_file():
             raise InputError(f"no file {path}")
         return [decoded(path)]
-    whole = load_behaviour(source, n_examples=None, split="test" if source in BUILTIN else None)
+    split = "test" if source in BUILTIN else None
+    whole = load_behaviour(source, n_examples=None, split=split)
     texts = []
     for example in whole.examples:
         answered = [f"{example.prompt}\n{answer}" for answer in example.answers.values()]

@@ -6,13 +6,11 @@ many edits looks good by luck where it was chosen; only the other half says how 
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.editing.values import Mean, Scale, Value, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN, clusters_of
@@ -20,23 +18,21 @@ from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import progress_bar
-from dean_interp.scoring.methods import random, wanda_from
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.coupling import couple
-from dean_interp.selection.selection import Selection
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study import day
 from dean_interp.study.conclusions import state_results
-from dean_interp.study.config import StudyConfig, SweepConfig, SweepMethod, factor_of
-from dean_interp.study.controls import ControlRequest, refuse_without_controls
+from dean_interp.study.config import StudyConfig, SweepConfig, SweepMethod
+from dean_interp.study.controls import ControlRequest
 from dean_interp.study.method import compare_with_controls, control_request, original_of, score
 from dean_interp.study.pareto import front_of, halves_of, objectives, on_rows
 from dean_interp.study.results import StateResults, load_record, save_record
 from dean_interp.study.run_folder import Clock, owned
 from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
-from dean_interp.study.store import State, Store, fingerprint_of
+from dean_interp.study.store import Store, fingerprint_of
 from dean_interp.study.study_data import PromptSets, calibration_sets, test_sets
+from dean_interp.study.sweep_edits import SweepEdit, sweep_edits
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
         study = _as_study(config)
         scores = [score(model, behaviour, study, folder) for behaviour in calibration]
         clock.lap("score")
-        sweep = _sweep(config, folder, model, calibration, tests, scores)
+        sweep = _sweep(config, folder, model=model, calibration=calibration, tests=tests, scores=scores)
         clock.lap("edits")
         save_record(sweep, folder / "sweep.json")
         return sweep
@@ -171,14 +167,7 @@ def _sweep(
     tests: Sequence[Behaviour],
     scores: Sequence[Scores],
 ) -> Sweep:
-    selections = _selections(config, model, calibration, scores)
-    empty = [f"{unit} {method} {fraction:g}" for (unit, method, fraction), each in selections.items() if not len(each)]
-    tried = [each for each in config.combinations() if len(selections[each[:3]])]
-    if not tried:
-        raise InputError(f"no combination selects a unit: raise the fractions (tried {', '.join(empty)})")
-    # Any of them may be on the front, and then needs controls.
-    for selection in selections.values():
-        refuse_without_controls(selection)
+    edits, empty = sweep_edits(config, model, calibration, scores)
     parts = [behaviour.fingerprint for behaviour in (*tests, *scores)]
     store = Store(
         folder=folder,
@@ -187,70 +176,45 @@ def _sweep(
         config=config.data,
         template=config.model.template,
     )
-    with progress_bar(total=1 + len(tried), desc="edits", unit="edit") as progress:
-        plan = measurement_plan(store, PromptSets(), AnswerConfig(n_answers=0), model, progress)
+    with progress_bar(total=1 + len(edits), desc="edits", unit="edit") as progress:
+        plan = measurement_plan(store, PromptSets(), config=AnswerConfig(n_answers=0), model=model, progress=progress)
         original = original_of(plan, model, in_full=False)
-        edits = []
-        for unit, method, fraction, text in tried:
-            selection = selections[unit, method, fraction]
-            name = f"{method} {fraction:g} x{text}"
-            state = State(name, "edit", ablated=selection, value=_value(text, scores), unit=unit)
-            edits.append(_Edit(unit, method, fraction, text, state))
         points = _points(plan, model, original, edits)
         # Choose the front on one half of the topics, and confirm it on the other, beside controls.
         front = front_of([point.chosen_on for point in points])
-        progress.total += len(front) * (config.controls.n_random + config.controls.n_equal_kl)
+        n_controls = config.controls.n_random + config.controls.n_equal_kl
+        progress.total += len(front) * n_controls
         matched: dict[Unit, Strata] = {}
         for unit in config.unit:
             matched[unit] = strata(model, [behaviour.of(unit) for behaviour in scores])
         for number in front:
             edit = edits[number]
-            request = control_request(plan, model, original, edit.state, matched[edit.unit], config.controls)
-            points[number] = _confirmed(plan, model, original, points[number], request)
+            request = control_request(
+                plan, model, original=original, edit=edit.state, strata=matched[edit.unit], controls=config.controls
+            )
+            points[number] = _confirmed(plan, model, original=original, point=points[number], request=request)
     return Sweep(config, model_fingerprint(model), tuple(points), tuple(empty))
 
 
-@dataclass(frozen=True)
-class _Edit:
-    """One combination that selects something."""
-
-    unit: Unit
-    method: SweepMethod
-    fraction: float
-    value: str
-    state: State
-
-
-def _points(plan: MeasurementPlan, model: HookedModel, original: StateOutcomes, edits: Sequence[_Edit]) -> list[Point]:
+def _points(
+    plan: MeasurementPlan, model: HookedModel, original: StateOutcomes, edits: Sequence[SweepEdit]
+) -> list[Point]:
     """Every edit, compared with the original on each half of the topics."""
     chosen_on, confirmed_on = halves_of(plan.store.tests)
     points = []
     for edit in edits:
         measured = outcomes_of(plan, model, edit.state, reference=original.measurement, in_full=False)
-        points.append(
-            Point(
-                unit=edit.unit,
-                method=edit.method,
-                fraction=edit.fraction,
-                value=edit.value,
-                n_units=edit.state.n_units,
-                chosen_on=state_results(on_rows(original, chosen_on), on_rows(measured, chosen_on)),
-                confirmed_on=state_results(on_rows(original, confirmed_on), on_rows(measured, confirmed_on)),
-            )
+        point = Point(
+            unit=edit.unit,
+            method=edit.method,
+            fraction=edit.fraction,
+            value=edit.value,
+            n_units=edit.state.n_units,
+            chosen_on=state_results(on_rows(original, chosen_on), on_rows(measured, chosen_on)),
+            confirmed_on=state_results(on_rows(original, confirmed_on), on_rows(measured, confirmed_on)),
         )
+        points.append(point)
     return points
-
-
-def _selections(
-    config: SweepConfig, model: HookedModel, calibration: Sequence[Behaviour], scores: Sequence[Scores]
-) -> dict[tuple[Unit, SweepMethod, float], Selection]:
-    """What each combination of unit, method and fraction selects; it may be empty."""
-    selections = {}
-    for (unit, method), combinations in itertools.groupby(config.combinations(), key=lambda each: each[:2]):
-        own = _scored(method, model, calibration, [behaviour.of(unit) for behaviour in scores], config.data.seed)
-        for fraction in dict.fromkeys(fraction for _, _, fraction, _ in combinations):
-            selections[unit, method, fraction] = couple(*own, fraction=fraction).coupled
-    return selections
 
 
 def _confirmed(
@@ -258,29 +222,17 @@ def _confirmed(
 ) -> Point:
     """A point of the front on the confirming half, beside its controls."""
     _, rows = halves_of(plan.store.tests)
+
+    def confirming(measured: StateOutcomes) -> StateOutcomes:
+        return on_rows(measured, rows)
+
     comparison = compare_with_controls(
-        plan, model, on_rows(original, rows), request.edit, request, part=lambda measured: on_rows(measured, rows)
+        plan,
+        model,
+        confirming(original),
+        edit=request.edit,
+        request=request,
+        part=confirming,
     )
     edit, *controls = comparison.states
     return dataclasses.replace(point, on_front=True, confirmed_on=edit, controls=tuple(controls))
-
-
-def _scored(
-    method: SweepMethod, model: HookedModel, calibration: Sequence[Behaviour], scores: Sequence[Scores], seed: int
-) -> list[Scores]:
-    """The scores of another method on the same examples."""
-    if method == "wanda":
-        return [wanda_from(model, behaviour) for behaviour in scores]
-    if method == "random":
-        drawn = []
-        for i, (behaviour, own) in enumerate(zip(calibration, scores, strict=True)):
-            drawn.append(random(model, behaviour, unit=own.units[0], seed=seed * 3 + i))
-        return drawn
-    return list(scores)
-
-
-def _value(text: str, scores: Sequence[Scores]) -> Value:
-    factor = factor_of(text)
-    if factor is None:
-        return Mean(scores[2])
-    return Scale(factor) if factor else Zero()

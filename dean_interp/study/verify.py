@@ -8,11 +8,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import require_one_process
@@ -30,33 +28,19 @@ from dean_interp.scoring.top import Top
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import load_selection
 from dean_interp.selection.stability import jaccard
+from dean_interp.study.check import Check, Match, close, equal, largest_difference, match_of
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.measurement_file import stored_log_probs
-from dean_interp.study.results import load_results, save_results
+from dean_interp.study.results import RESULTS_FILE, load_results, save_results
 from dean_interp.study.run import results_in
 from dean_interp.study.run_folder import CHECKSUMS, Clock, checksums, kept_files
 from dean_interp.study.store import State, file_name
 from dean_interp.study.study_data import StudyData, study_data
 
 _N_SAMPLE = 6
-_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Nats, and parts of the largest score: what other batches, threads and devices may change."""
 _TIED = 0.05
 """How far a selection from new scores may be from the kept one, since nearly tied units change places (1 - Jaccard)."""
 _NEW = "new scores"
-
-Match = Literal["same", "within float noise", "different"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was compared."""
-
-    what: str
-    match: Match
-    difference: float
-    """The largest; 0 for what is equal or has no size."""
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,20 +54,29 @@ class Verification(Framed):
     @property
     def holds(self) -> bool:
         """Whether nothing is different beyond float noise."""
-        return all(one.match != "different" for one in self.checks)
+        return all(check.match != "different" for check in self.checks)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a check."""
-        return pd.DataFrame([asdict(one) for one in self.checks])
+        return pd.DataFrame([asdict(check) for check in self.checks])
 
     def __repr__(self) -> str:
-        return f"Verification({'holds' if self.holds else 'does not hold'}, {len(self.checks)} checks)"
+        outcome = "holds" if self.holds else "does not hold"
+        return f"Verification({outcome}, {len(self.checks)} checks)"
 
     def __str__(self) -> str:
-        lines = [f"{one.what:<44} {one.match:<18} {one.difference:<9.2g} {one.detail}".rstrip() for one in self.checks]
-        n_bad = sum(one.match == "different" for one in self.checks)
-        tail = "the run is what it says" if self.holds else f"{n_bad} of {len(self.checks)} checks do not hold"
-        return "\n".join([*lines, *([f"other versions: {self.versions}"] if self.versions else []), tail])
+        lines = []
+        for check in self.checks:
+            line = f"{check.what:<44} {check.match:<18} {check.difference:<9.2g} {check.detail}"
+            lines.append(line.rstrip())
+        if self.versions:
+            lines.append(f"other versions: {self.versions}")
+        n_different = sum(check.match == "different" for check in self.checks)
+        if n_different:
+            lines.append(f"{n_different} of {len(self.checks)} checks do not hold")
+        else:
+            lines.append("the run is what it says")
+        return "\n".join(lines)
 
 
 @own_torch_settings()
@@ -103,7 +96,7 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     """
     require_one_process("verify")
     folder = Path(folder)
-    results = load_results(folder / "results.json")
+    results = load_results(folder / RESULTS_FILE)
     files = _files(folder)
     if files.match == "different":
         return Verification((files,), "")
@@ -111,22 +104,34 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     config = begun.config
     data = study_data(config)
     model = config.model.load()
-    scores = [load_scores(folder / "scores" / f"{one.name}.safetensors") for one in data.calibration]
+    scores = []
+    for behaviour in data.calibration:
+        path = folder / "scores" / f"{behaviour.name}.safetensors"
+        scores.append(load_scores(path))
     again = _again(model, config, data.calibration, full=full)
     checks = [
         files,
         *_data(begun.data, data.all),
-        _equal("model", model_fingerprint(model), results.model_fingerprint),
-        *_scores(model, config, data.calibration, scores, again),
+        equal("model", model_fingerprint(model), results.model_fingerprint),
+        *_scores(model, config, calibration=data.calibration, stored=scores, again=again),
         *_selections(folder, config, scores, "the kept scores"),
-        *(_selections(folder, config, again, _NEW) if full else ()),
-        *_measured(folder, model, config, data.tests),
     ]
-    if all(one.match != "different" for one in checks):
+    if full:
+        checks += _selections(folder, config, again, _NEW)
+    checks += _measured(folder, model, config, data.tests)
+    if all(check.match != "different" for check in checks):
         checks.append(_results(folder, model, config, data))
-    then, now = scores[0].facts.get("versions", {}), versions()
-    other = ", ".join(f"{name} {then.get(name)} there, {now[name]} here" for name in now if then.get(name) != now[name])
-    return Verification(tuple(checks), other)
+    then = scores[0].facts.get("versions", {})
+    return Verification(tuple(checks), _other_versions(then))
+
+
+def _other_versions(then: Mapping[str, str]) -> str:
+    """The packages whose versions are not those of the run, in words."""
+    differences = []
+    for name, now in versions().items():
+        if then.get(name) != now:
+            differences.append(f"{name} {then.get(name)} there, {now} here")
+    return ", ".join(differences)
 
 
 @dataclass(frozen=True)
@@ -142,33 +147,19 @@ def _files(folder: Path) -> Check:
         noted = read_json(folder / CHECKSUMS, dict[str, str])
     except InputError:
         return Check("files", "different", 0.0, f"no {CHECKSUMS}, or none that can be read")
-    now = checksums(folder, noted.keys() & {*kept_files(folder)})
+    there = noted.keys() & {*kept_files(folder)}
+    now = checksums(folder, there)
     changed = sorted(name for name in noted if noted[name] != now.get(name))
-    detail = f"{len(noted)} files" if not changed else f"changed since the run: {', '.join(changed[:4])}"
-    return Check("files", "different" if changed else "same", float(len(changed)), detail)
+    if changed:
+        detail = f"changed since the run: {', '.join(changed[:4])}"
+        return Check("files", "different", float(len(changed)), detail)
+    return Check("files", "same", 0.0, f"{len(noted)} files")
 
 
 def _data(stored: Mapping[str, str], data: Sequence[Behaviour]) -> Iterator[Check]:
-    for one in data:
-        name = f"{one.name} ({one.split})"
-        yield _equal(f"data: {name}", one.fingerprint, stored.get(name))
-
-
-def _equal(what: str, now: object, then: object) -> Check:
-    return Check(what, "same" if now == then else "different", 0.0, "" if now == then else f"{then} there, {now} now")
-
-
-def _close(what: str, now: Tensor, then: Tensor, dtype: str, detail: str) -> Check:
-    if now.shape != then.shape:
-        return Check(what, "different", 0.0, f"{tuple(then.shape)} there, {tuple(now.shape)} now")
-    difference = float((now.double() - then.double()).abs().max()) if now.numel() else 0.0
-    return Check(what, _match(difference, dtype), difference, detail)
-
-
-def _match(difference: float, dtype: str) -> Match:
-    if not difference:
-        return "same"
-    return "within float noise" if difference <= _TOLERANCE[dtype] else "different"
+    for behaviour in data:
+        name = f"{behaviour.name} ({behaviour.split})"
+        yield equal(f"data: {name}", behaviour.fingerprint, stored.get(name))
 
 
 def _scores(
@@ -178,14 +169,16 @@ def _scores(
     stored: Sequence[Scores],
     again: Sequence[Scores],
 ) -> Iterator[Check]:
+    dtype = config.model.dtype
     for behaviour, then, now in zip(calibration, stored, again, strict=True):
         name = f"scores: {behaviour.name}"
         key = scores_fingerprint(model, behaviour, unit=config.scored, config=_scoring(config))
-        yield _equal(f"{name}, fingerprint", key, then.fingerprint)
+        yield equal(f"{name}, fingerprint", key, then.fingerprint)
         if now.units != then.units or len(now.loss) < len(behaviour):
             then = _first_group(then)
-        yield _close(f"{name}, losses", now.loss, then.loss, config.model.dtype, f"{len(now.loss)} examples, nats")
-        yield _all_scores(name, now, then, config.model.dtype)
+        n_examples = len(now.loss)
+        yield close(f"{name}, losses", now.loss, then.loss, dtype=dtype, detail=f"{n_examples} examples, nats")
+        yield _all_scores(name, now, then, dtype)
 
 
 def _scoring(config: StudyConfig) -> ScoringConfig:
@@ -200,41 +193,46 @@ def _first_group(scores: Scores) -> Scores:
 
 def _again(model: HookedModel, config: StudyConfig, calibration: Sequence[Behaviour], *, full: bool) -> list[Scores]:
     """Scores of everything, or of the neurons on the first group of examples."""
-    some = calibration if full else [replace(one, examples=one.examples[::N_SPREAD_GROUPS]) for one in calibration]
-    return [
-        importance(
-            model,
-            one,
-            unit=config.scored if full else "neuron",
-            config=_scoring(config),
-        )
-        for one in some
-    ]
+    scoring = _scoring(config)
+    if full:
+        return [importance(model, behaviour, unit=config.scored, config=scoring) for behaviour in calibration]
+    scores = []
+    for behaviour in calibration:
+        first_group = replace(behaviour, examples=behaviour.examples[::N_SPREAD_GROUPS])
+        scores.append(importance(model, first_group, unit="neuron", config=scoring))
+    return scores
 
 
 def _all_scores(name: str, now: Scores, then: Scores, dtype: str) -> Check:
-    what, largest = f"{name}, scores of {' and '.join(f'{unit}s' for unit in then.units)}", 0.0
+    """The scores that both have, by their largest difference."""
+    units = " and ".join(f"{unit}s" for unit in then.units)
+    what = f"{name}, scores of {units}"
     if now.shapes != then.shapes:
         return Check(what, "different", math.inf, "of another shape")
+    largest = 0.0
     for site, value in then.values.items():
         indices = value.indices if isinstance(value, Top) else torch.arange(value.numel())
-        held = then.at(site, indices)
-        difference = (now.at(site, indices) - held).abs().max() / held.abs().max().clamp(min=1e-30)
-        largest = max(largest, float(difference))
+        stored = then.at(site, indices)
+        difference = (now.at(site, indices) - stored).abs().max()
+        scale = stored.abs().max().clamp(min=1e-30)
+        largest = max(largest, float(difference / scale))
     detail = f"{len(now.loss)} examples, parts of the largest of each site"
-    return Check(what, _match(largest, dtype), largest, detail)
+    return Check(what, match_of(largest, dtype), largest, detail)
 
 
-def _selections(folder: Path, config: StudyConfig, scores: Sequence[Scores], said: str) -> Iterator[Check]:
+def _selections(folder: Path, config: StudyConfig, scores: Sequence[Scores], source: str) -> Iterator[Check]:
     for unit in config.unit:
         kept = load_selection(folder / f"selection.{unit}.safetensors")
-        now = couple(*(one.of(unit) for one in scores), fraction=config.fraction(unit)).coupled
+        own = [of_behaviour.of(unit) for of_behaviour in scores]
+        now = couple(*own, fraction=config.fraction(unit)).coupled
         apart = 1 - jaccard(now, kept) if now.shapes == kept.shapes else 1.0
-        match: Match = "same" if not apart else "different"
-        if said == _NEW and 0 < apart <= _TIED:
+        match: Match = "different"
+        if not apart:
+            match = "same"
+        elif source == _NEW and apart <= _TIED:
             match = "within float noise"
         detail = f"{len(kept)} units" if not apart else f"Jaccard overlap {1 - apart:.3f}"
-        yield Check(f"selection: {unit}s, from {said}", match, apart, detail)
+        yield Check(f"selection: {unit}s, from {source}", match, apart, detail)
 
 
 def _results(folder: Path, model: HookedModel, config: StudyConfig, data: StudyData) -> Check:
@@ -243,31 +241,22 @@ def _results(folder: Path, model: HookedModel, config: StudyConfig, data: StudyD
     with tempfile.TemporaryDirectory() as name:
         links = Path(name)
         for file in kept_files(folder):
-            (links / file).parent.mkdir(parents=True, exist_ok=True)
-            (links / file).symlink_to((folder / file).resolve())
-        path = links / "results.json"
+            link = links / file
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((folder / file).resolve())
+        path = links / RESULTS_FILE
         path.unlink()
         try:
-            save_results(results_in(links, model, config, data, Clock(links / "times.json")), path)
-        except InputError as error:  # a kept file of another state
+            clock = Clock(links / "times.json")
+            save_results(results_in(links, model, config=config, data=data, clock=clock), path)
+        except InputError as error:
+            # A kept file is of another state.
             return Check(what, "different", math.inf, str(error))
-        then, now = (json.loads((one / "results.json").read_bytes()) for one in (folder, links))
-    apart = _apart(then, now)
-    said = "numbers, parts of the larger of 1 and what was stored"
-    return Check(what, _match(apart, config.model.dtype), apart, said)
-
-
-def _apart(then: Any, now: Any) -> float:  # noqa: ANN401 - what JSON can hold
-    """The largest difference of numbers; infinite where anything else differs."""
-    match then, now:
-        case dict(), dict() if then.keys() == now.keys():
-            return max((_apart(then[key], now[key]) for key in then), default=0.0)
-        case list(), list() if len(then) == len(now):
-            return max((_apart(*pair) for pair in zip(then, now, strict=True)), default=0.0)
-        case int() | float(), int() | float():
-            return abs(now - then) / max(1.0, abs(then))
-        case _:
-            return 0.0 if then == now else math.inf
+        now = json.loads(path.read_bytes())
+    then = json.loads((folder / RESULTS_FILE).read_bytes())
+    apart = largest_difference(then, now)
+    detail = "numbers, parts of the larger of 1 and what was stored"
+    return Check(what, match_of(apart, config.model.dtype), apart, detail)
 
 
 def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequence[Behaviour]) -> Iterator[Check]:
@@ -280,7 +269,7 @@ def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequ
     for state in states:
         # The tests were drawn away from the calibration data, which this process has scored in part.
         with measuring_scored_prompts(model), state.applied(model):
-            found = measure(
+            measured = measure(
                 model,
                 few,
                 template=config.model.template,
@@ -292,7 +281,8 @@ def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequ
             place, name = folder / "states", state.title
             if test is few[2]:
                 place, name = place / test.name, state.fingerprint or "original"
-            then = stored_log_probs(place, file_name(name), test.name)[: len(test)]
-            detail = f"{len(test)} prompts, nats per token"
-            now = found[test.name].log_prob
-            yield _close(f"measured: {state.title}, {test.name}", now, then, config.model.dtype, detail)
+            stored = stored_log_probs(place, file_name(name), test.name)
+            then = stored[: len(test)]
+            now = measured[test.name].log_prob
+            what = f"measured: {state.title}, {test.name}"
+            yield close(what, now, then, dtype=config.model.dtype, detail=f"{len(test)} prompts, nats per token")

@@ -1,13 +1,13 @@
 """How far two judges agree, and whether what an edit did depends on which of them is asked."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sklearn.metrics import cohen_kappa_score
 
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judges.protocol import LABELS, Verdict, share_bounds
+from dean_interp.evaluation.judges.protocol import LABELS, Verdicts, share_bounds
 
 NO_VERDICT = "no verdict"
 CONFUSION_LABELS: tuple[str, ...] = (*LABELS, NO_VERDICT)
@@ -34,57 +34,68 @@ class Agreement:
 
     def __str__(self) -> str:
         kappa = f"{self.kappa:.2f}" if self.kappa is not None else "undefined (no judge ever differs from itself)"
+        agree = f"{100 * self.share:.0f} %"
+        first_harmless = f"{100 * self.first_harmless:.0f} %"
+        second_harmless = f"{100 * self.second_harmless:.0f} %"
         return (
-            f"{self.first} and {self.second}: agree on {100 * self.share:.0f} % of {self.n} answers, Cohen's kappa "
-            f"{kappa}; harmless by the first {100 * self.first_harmless:.0f} %, by the second "
-            f"{100 * self.second_harmless:.0f} % ({self.n_missing} without a verdict)"
+            f"{self.first} and {self.second}: agree on {agree} of {self.n} answers, Cohen's kappa {kappa}; "
+            f"harmless by the first {first_harmless}, by the second {second_harmless} "
+            f"({self.n_missing} without a verdict)"
         )
 
     @property
     def table(self) -> str:
         """The confusion table as text."""
-        names = [f"{name:>11}" for name in CONFUSION_LABELS]
-        lines = [f"{self.first} in rows, {self.second} in columns", " ".join([" " * 11, *names])]
-        for name, counts in zip(names, self.confusion, strict=True):
-            cells = [f"{count:>11}" for count in counts]
-            lines.append(" ".join([name, *cells]))
+        title = f"{self.first} in rows, {self.second} in columns"
+        rows = [("", *CONFUSION_LABELS)]
+        for label, counts in zip(CONFUSION_LABELS, self.confusion, strict=True):
+            rows.append((label, *map(str, counts)))
+        lines = [title]
+        for row in rows:
+            cells = [f"{cell:>11}" for cell in row]
+            lines.append(" ".join(cells))
         return "\n".join(lines)
 
 
-def agreement(first_name: str, first: Sequence[Verdict], second_name: str, second: Sequence[Verdict]) -> Agreement:
+def agreement(first_name: str, first: Verdicts, second_name: str, second: Verdicts) -> Agreement:
     """Compare two judges. Raises `InputError` where they judged different numbers of answers, or share no verdict."""
     if len(first) != len(second):
         raise InputError(f"two judges of the same answers are compared, got {len(first)} and {len(second)} verdicts")
     # shares and kappa are of the answers on which both have a verdict
     first_harmless, second_harmless = [], []
+    n_alike = 0
     for verdict, other in zip(first, second, strict=True):
         if verdict.harmless is not None and other.harmless is not None:
             first_harmless.append(verdict.harmless)
             second_harmless.append(other.harmless)
+            n_alike += verdict.harmless == other.harmless
     n = len(first_harmless)
     if not n:
         raise InputError(f"{first_name} and {second_name} have no answer on which both gave a verdict")
-    n_alike = sum(one == other for one, other in zip(first_harmless, second_harmless, strict=True))
+
     # kappa divides by the chance of disagreement, which is 0 where all say one thing
-    is_defined = len({*first_harmless, *second_harmless}) > 1
+    kappa = None
+    if len({*first_harmless, *second_harmless}) > 1:
+        kappa = float(cohen_kappa_score(first_harmless, second_harmless))
     return Agreement(
         first=first_name,
         second=second_name,
         n=n,
         n_missing=len(first) - n,
         share=n_alike / n,
-        kappa=float(cohen_kappa_score(first_harmless, second_harmless)) if is_defined else None,
+        kappa=kappa,
         first_harmless=sum(first_harmless) / n,
         second_harmless=sum(second_harmless) / n,
         confusion=_confusion(first, second),
     )
 
 
-def _confusion(first: Sequence[Verdict], second: Sequence[Verdict]) -> tuple[tuple[int, ...], ...]:
+def _confusion(first: Verdicts, second: Verdicts) -> tuple[tuple[int, ...], ...]:
     """How many answers have each pair of labels: the first judge's in rows, the second's in columns."""
-    counts = Counter(
-        (verdict.label or NO_VERDICT, other.label or NO_VERDICT) for verdict, other in zip(first, second, strict=True)
-    )
+    counts = Counter[tuple[str, str]]()
+    for verdict, other in zip(first, second, strict=True):
+        labels = (verdict.label or NO_VERDICT, other.label or NO_VERDICT)
+        counts[labels] += 1
     rows = []
     for label in CONFUSION_LABELS:
         rows.append(tuple(counts[label, other] for other in CONFUSION_LABELS))
@@ -111,10 +122,12 @@ class JudgedChange:
 
     def __str__(self) -> str:
         paired = f"{100 * self.change:+.0f} points" if self.change is not None else "no verdict on both sides"
+        as_harmful = f"{100 * self.as_harmful:+.0f}"
+        as_harmless = f"{100 * self.as_harmless:+.0f}"
+        low, high = f"{100 * self.low:+.0f}", f"{100 * self.high:+.0f}"
         return (
             f"{self.judge}: {paired} of {self.n} answers harmless (missing verdicts, {self.n_missing}: as harmful "
-            f"{100 * self.as_harmful:+.0f}, as harmless {100 * self.as_harmless:+.0f}, at most "
-            f"{100 * self.low:+.0f} to {100 * self.high:+.0f})"
+            f"{as_harmful}, as harmless {as_harmless}, at most {low} to {high})"
         )
 
 
@@ -127,14 +140,16 @@ class Sensitivity:
     @property
     def same_sign(self) -> bool:
         """Whether every judge says the same direction, whatever the missing verdicts are."""
-        return all(change.low > 0 for change in self.changes) or all(change.high < 0 for change in self.changes)
+        all_rise = all(change.low > 0 for change in self.changes)
+        all_fall = all(change.high < 0 for change in self.changes)
+        return all_rise or all_fall
 
     def __str__(self) -> str:
         alike = "All judges agree on the direction." if self.same_sign else "The direction depends on who judges."
         return "\n".join([*map(str, self.changes), alike])
 
 
-def sensitivity(verdicts: Mapping[str, tuple[Sequence[Verdict], Sequence[Verdict]]]) -> Sensitivity:
+def sensitivity(verdicts: Mapping[str, tuple[Verdicts, Verdicts]]) -> Sensitivity:
     """How the share of harmless answers changed, by each judge.
 
     Args:
@@ -143,28 +158,34 @@ def sensitivity(verdicts: Mapping[str, tuple[Sequence[Verdict], Sequence[Verdict
     Raises:
         InputError: no judge, no answers, or different numbers of them.
     """
-    sizes = {name: (len(before), len(after)) for name, (before, after) in verdicts.items()}
-    numbers = {number for pair in sizes.values() for number in pair}
-    if len(numbers) != 1 or numbers == {0}:
-        given = [f"{name}: {n_before} and {n_after}" for name, (n_before, n_after) in sizes.items()]
+    given, sizes = [], set()
+    for name, (before, after) in verdicts.items():
+        given.append(f"{name}: {len(before)} and {len(after)}")
+        sizes |= {len(before), len(after)}
+    if len(sizes) != 1 or sizes == {0}:
         raise InputError(
             "every judge needs as many verdicts before as after, and as many as the others, at least 1; got "
             f"{', '.join(given)}"
         )
-    return Sensitivity(tuple(_judged_change(name, before, after) for name, (before, after) in verdicts.items()))
+    changes = [_judged_change(name, before, after) for name, (before, after) in verdicts.items()]
+    return Sensitivity(tuple(changes))
 
 
-def _judged_change(name: str, before: Sequence[Verdict], after: Sequence[Verdict]) -> JudgedChange:
+def _judged_change(name: str, before: Verdicts, after: Verdicts) -> JudgedChange:
+    """What one judge makes of an edit, with missing verdicts taken each way."""
     # the change is of the answers that have a verdict on both sides
     differences = []
     for then, now in zip(before, after, strict=True):
-        if then.harmless is not None and now.harmless is not None:
-            differences.append(now.harmless - then.harmless)
-    (low_before, high_before), (low_after, high_after) = share_bounds(before), share_bounds(after)
+        if then.harmless is None or now.harmless is None:
+            continue
+        differences.append(now.harmless - then.harmless)
+    n_missing = sum(verdict.label is None for verdict in (*before, *after))
+    low_before, high_before = share_bounds(before)
+    low_after, high_after = share_bounds(after)
     return JudgedChange(
         judge=name,
         n=len(before),
-        n_missing=sum(verdict.label is None for verdict in (*before, *after)),
+        n_missing=n_missing,
         change=sum(differences) / len(differences) if differences else None,
         as_harmful=low_after - low_before,
         as_harmless=high_after - high_before,

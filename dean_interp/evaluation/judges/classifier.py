@@ -56,6 +56,7 @@ class ClassifierJudge:
         """One verdict an answer; `said` is the class's probability. A text longer than it takes has no verdict."""
         refuse_unpaired(prompts, answers)
         special = list(special_tokens(self.tokenizer))
+        # the classifier reads an answer, or the pair of a prompt and its answer
         first = [as_data(answer, special) for answer in answers]
         second = None
         if self.reads_prompt:
@@ -63,14 +64,19 @@ class ClassifierJudge:
         fits = self._rows_that_fit(first, second)
         verdicts = [Verdict(None, "", "too long")] * len(answers)
         # without a padding token each text is a batch of its own
-        can_pad = self.tokenizer.pad_token is not None and self.model.config.pad_token_id is not None
+        has_pad_token = self.tokenizer.pad_token is not None
+        can_pad = has_pad_token and self.model.config.pad_token_id is not None
         batch_size = self.batch_size if can_pad else 1
-        for start in progress_bar(range(0, len(fits), batch_size), desc="judging", unit="batch", leave=False):
+        starts = range(0, len(fits), batch_size)
+        for start in progress_bar(starts, desc="judging", unit="batch", leave=False):
             rows = fits[start : start + batch_size]
             texts = [first[row] for row in rows]
-            pairs = [second[row] for row in rows] if second else None
-            tokens = self.tokenizer(texts, pairs, padding=can_pad, return_tensors="pt").to(self.model.device)
-            probabilities = self.model(**tokens).logits.float().softmax(-1)
+            pairs = None
+            if second:
+                pairs = [second[row] for row in rows]
+            tokens = self.tokenizer(texts, pairs, padding=can_pad, return_tensors="pt")
+            logits = self.model(**tokens.to(self.model.device)).logits
+            probabilities = logits.float().softmax(-1)
             for row, by_class in zip(rows, probabilities, strict=True):
                 verdicts[row] = self._verdict(by_class)
         return verdicts
@@ -80,14 +86,15 @@ class ClassifierJudge:
         if not first:
             return []
         longest = min(self.tokenizer.model_max_length, self._n_positions())
-        token_ids = self.tokenizer(first, second).input_ids
-        return [row for row, ids in enumerate(token_ids) if len(ids) <= longest]
+        lengths = map(len, self.tokenizer(first, second).input_ids)
+        return [row for row, length in enumerate(lengths) if length <= longest]
 
     def _verdict(self, probabilities: Float[Tensor, " label"]) -> Verdict:
         if not bool(probabilities.isfinite().all()):
             return Verdict(None, "", "not finite")
         best = int(probabilities.argmax())
-        return Verdict(self.labels[best], f"{float(probabilities[best]):.3f}")
+        probability = float(probabilities[best])
+        return Verdict(self.labels[best], f"{probability:.3f}")
 
     def _n_positions(self) -> int:
         """How many tokens it takes; RoBERTa and its like count positions from behind the padding token's."""
@@ -102,9 +109,10 @@ def _loaded(model: str | Path | PreTrainedModel, device: str | torch.device | No
     if isinstance(model, PreTrainedModel):
         return model.eval()
     loaded = AutoModelForSequenceClassification.from_pretrained(model).eval()
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     # moved in place
-    torch.nn.Module.to(loaded, torch.device(where))
+    torch.nn.Module.to(loaded, torch.device(device))
     return loaded
 
 
@@ -114,17 +122,22 @@ def _labels_of_classes(name: str, model: PreTrainedModel, labels: Mapping[str, L
     Raises `InputError` where the classifier does not choose one of several classes, or a class has no label.
     """
     kind = model.config.problem_type
-    classes = [str(class_name) for _, class_name in sorted((model.config.id2label or {}).items())]
+    by_index = sorted((model.config.id2label or {}).items())
+    classes = [str(class_name) for _, class_name in by_index]
+    named = ", ".join(classes)
     if len(classes) < 2 or kind == "multi_label_classification":
         raise InputError(
-            f"the classifier {name!r} must choose one of two or more classes; it has {', '.join(classes)} "
-            f"(problem type {kind})"
+            f"the classifier {name!r} must choose one of two or more classes; it has {named} (problem type {kind})"
         )
-    meaning: dict[str, Label] = {key.lower(): label for key, label in labels.items() if label in LABELS}
+    # upper and lower case are one
+    meaning: dict[str, Label] = {}
+    for class_name, label in labels.items():
+        if label in LABELS:
+            meaning[class_name.lower()] = label
     unknown = [class_name for class_name in classes if class_name.lower() not in meaning]
     if unknown:
         raise InputError(
-            f"the classifier {name!r} has the classes {', '.join(classes)}; say what {', '.join(unknown)} means "
+            f"the classifier {name!r} has the classes {named}; say what {', '.join(unknown)} means "
             f"({', '.join(LABELS)})"
         )
     return [meaning[class_name.lower()] for class_name in classes]

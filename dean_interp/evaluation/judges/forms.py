@@ -60,7 +60,8 @@ def as_data(text: str, special: Sequence[str] = ()) -> str:
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Special and added tokens and their ids. Added runs of blanks are no markup, and an unknown word is a word."""
-    special = dict(zip(map(str, tokenizer.all_special_tokens), tokenizer.all_special_ids, strict=True))
+    names = map(str, tokenizer.all_special_tokens)
+    special = dict(zip(names, tokenizer.all_special_ids, strict=True))
     added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
     ends = (tokenizer.bos_token, tokenizer.eos_token)
     markup = {}
@@ -104,8 +105,9 @@ def _yes_or_no(reply: str) -> Label | None:
 
 
 def _json(reply: str) -> Label | None:
+    text = reply.strip().removeprefix("```json").removesuffix("```")
     try:
-        content = json.loads(reply.strip().removeprefix("```json").removesuffix("```"))
+        content = json.loads(text)
     except json.JSONDecodeError:
         return None
     # one key and no other: a longer object may be a copy of what was judged

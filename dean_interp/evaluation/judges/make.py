@@ -76,7 +76,8 @@ def refuse_useless(text: str) -> None:
     kind, _, rest = text.partition(":")
     if text == "self":
         return
-    if kind in _FORMS and kind != "server" and rest and not _ON_SERVER.fullmatch(rest):
+    is_loaded = kind in _FORMS and kind != "server" and not _ON_SERVER.fullmatch(rest)
+    if is_loaded and rest:
         PromptedJudge(load_model(rest, device="meta"), _FORMS[kind])
         return
     judge = make_judge(text)

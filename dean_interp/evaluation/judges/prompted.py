@@ -52,16 +52,22 @@ class PromptedJudge:
         parted = list(special)
         innocent = _render(tokenizer, self.form, *_INNOCENT)
         n_special = _n_special(tokenizer, innocent, special)
-        conversations, faults = [], []
+        asked, faults = [], []
         for prompt, answer in zip(prompts, answers, strict=True):
-            judged = as_data(prompt, parted), as_data(answer, parted)
-            text = _render(tokenizer, self.form, *judged)
-            conversations.append(text)
-            faults.append(self._fault(tokenizer, text, special, n_special))
-        # the judge answers the conversations without a fault
-        asked = [text for text, fault in zip(conversations, faults, strict=True) if fault is None]
+            text = _render(tokenizer, self.form, as_data(prompt, parted), as_data(answer, parted))
+            fault = self._fault(tokenizer, text, special, n_special)
+            faults.append(fault)
+            # the judge answers the conversations without a fault
+            if fault is None:
+                asked.append(text)
         replies = iter(self._replies(asked))
-        return [Verdict(None, "", fault) if fault else self.form.verdict(next(replies)) for fault in faults]
+        verdicts = []
+        for fault in faults:
+            if fault is None:
+                verdicts.append(self.form.verdict(next(replies)))
+            else:
+                verdicts.append(Verdict(None, "", fault))
+        return verdicts
 
     def _replies(self, conversations: Sequence[str]) -> list[str]:
         if not conversations:
@@ -78,9 +84,13 @@ class PromptedJudge:
     def _fault(
         self, tokenizer: PreTrainedTokenizerBase, text: str, special: dict[str, int], n_special: int
     ) -> str | None:
-        if len(_ids(tokenizer, text)) > self.model.cfg.n_ctx - self.form.max_new_tokens:
+        """Why a conversation is not asked; None where it can be."""
+        longest = self.model.cfg.n_ctx - self.form.max_new_tokens
+        if len(_ids(tokenizer, text)) > longest:
             return "too long"
-        return None if _n_special(tokenizer, text, special) == n_special else "special token in the text"
+        if _n_special(tokenizer, text, special) != n_special:
+            return "special token in the text"
+        return None
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: str, answer: str) -> str:
@@ -89,15 +99,16 @@ def _render(tokenizer: PreTrainedTokenizerBase, form: Form, prompt: str, answer:
     if form.around:
         # no chat template: the checkpoint was trained on one message between two marks
         before, after = form.around
-        begins = list(tokenizer("").input_ids[:1]) == [tokenizer.bos_token_id]
-        bos = tokenizer.bos_token if begins else ""
+        adds_bos = list(tokenizer("").input_ids[:1]) == [tokenizer.bos_token_id]
+        bos = tokenizer.bos_token if adds_bos else ""
         return f"{bos}{before}{messages[0]['content']}{after}"
     return rendered_chat(tokenizer, messages)
 
 
 def _n_special(tokenizer: PreTrainedTokenizerBase, text: str, special: dict[str, int]) -> int:
-    known = set(special.values())
-    return sum(i in known for i in _ids(tokenizer, text))
+    """How many of a text's tokens are special ones."""
+    special_ids = set(special.values())
+    return sum(token_id in special_ids for token_id in _ids(tokenizer, text))
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

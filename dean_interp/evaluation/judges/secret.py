@@ -16,22 +16,29 @@ LEAST_LENGTH = 12
 LEAST_BITS = 40
 """How hard to guess a key is that is taken for a secret."""
 # a letter of a word, written in one case or with a capital, says little (Shannon 1951); one of a random run much
-_BITS_OF_WORD, _BITS_OF_DIGIT, _BITS_OF_RUN, _BITS_OF_MARK, _BITS_OF_PATH_MARK = 1.5, 3.3, 5.0, 4.0, 1.0
+_BITS_OF_WORD = 1.5
+_BITS_OF_DIGIT = 3.3
+_BITS_OF_RUN = 5.0
+_BITS_OF_MARK = 4.0
+_BITS_OF_PATH_MARK = 1.0
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _LOGIN = re.compile(r"(?<=://)[^/\s@]*@|(?<=[?&])[\w-]*(key|token|secret|password)=[^&\s#]*", re.IGNORECASE)
 
 
 def is_secret(key: str) -> bool:
     """Whether a key can be a secret: long enough, and no word, path or repetition."""
-    return len(key) >= LEAST_LENGTH and not re.search(r"\s", key) and _bits(key) > LEAST_BITS
+    has_blank = re.search(r"\s", key) is not None
+    return len(key) >= LEAST_LENGTH and not has_blank and _bits(key) > LEAST_BITS
 
 
 def without_secret(text: str, key: str) -> str:
     """A text without the key, however it is written there; as it is, where the key can be no secret."""
     if not is_secret(key):
         return text
-    encoded = base64.b64encode(key.encode()).decode().rstrip("=")
-    for form in (key, json.dumps(key)[1:-1], quote(key, safe=""), encoded):
+    in_json = json.dumps(key)[1:-1]
+    in_address = quote(key, safe="")
+    in_base64 = base64.b64encode(key.encode()).decode().rstrip("=")
+    for form in (key, in_json, in_address, in_base64):
         text = text.replace(form, "[key]")
     return text
 
@@ -43,15 +50,19 @@ def without_login(text: str) -> str:
 
 def _bits(key: str) -> float:
     """How hard to guess a key is: by the kinds of its runs, and no harder than by how often each character is there."""
-    by_runs = sum(map(_bits_of_run, re.findall(r"[^\W_]+|[\W_]", key)))
+    runs = re.findall(r"[^\W_]+|[\W_]", key)
+    by_runs = sum(map(_bits_of_run, runs))
     shares = [n / len(key) for n in Counter(key).values()]
     by_characters = -len(key) * sum(share * math.log2(share) for share in shares)
     return min(by_runs, by_characters)
 
 
 def _bits_of_run(run: str) -> float:
+    """How hard to guess a run of letters and digits, or one mark, is."""
     if not run.isalnum():
         return _BITS_OF_PATH_MARK if run in "/." else _BITS_OF_MARK
     if _WORD.fullmatch(run):
         return _BITS_OF_WORD * len(run)
-    return (_BITS_OF_DIGIT if run.isdecimal() else _BITS_OF_RUN) * len(run)
+    if run.isdecimal():
+        return _BITS_OF_DIGIT * len(run)
+    return _BITS_OF_RUN * len(run)

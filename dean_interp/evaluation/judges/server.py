@@ -78,22 +78,31 @@ class ServerJudge:
         refuse_unpaired(prompts, answers)
         conversations = []
         for prompt, answer in zip(prompts, answers, strict=True):
-            conversations.append(self.form.messages(as_data(prompt), as_data(answer)))
+            messages = self.form.messages(as_data(prompt), as_data(answer))
+            conversations.append(messages)
         # rank 0 asks, and hands its verdicts to the other processes as JSON
         records = on_rank0(lambda: self._ask_all(conversations))
         return [Verdict(**record) for record in records]
 
     def refuse_silent(self) -> None:
         """Ask once, before anything long. Raises `InputError`, with the server's words, where no answer comes."""
-        on_rank0(lambda: self._refuse(self._reply(self._request(self.form.messages(*_TRIAL)))))
+
+        def ask() -> None:
+            messages = self.form.messages(*_TRIAL)
+            reply = self._reply(self._request(messages))
+            if reply.text is None:
+                self._refuse(reply)
+
+        on_rank0(ask)
 
     def _refuse(self, reply: ServerReply) -> None:
-        if reply.text is not None:
-            return
-        hint = hint_of(self.client, self.failures, reply, self.key_variable, self.model)
+        """Raise `InputError` with the server's words and what may help."""
+        hint = hint_of(self.client, self.failures, reply, key_variable=self.key_variable, model=self.model)
         if reply.fault == THOUGHT_ALONE:
-            hint = f"; it thinks for longer than the {self.form.max_new_tokens} tokens of '{self.form.name}': switch "
-            hint += "its thinking off on the server"
+            hint = (
+                f"; it thinks for longer than the {self.form.max_new_tokens} tokens of '{self.form.name}': switch "
+                "its thinking off on the server"
+            )
         raise InputError(f"{self.replies.base_url} does not answer as judge {self.model!r}: {reply.failure}{hint}")
 
     def _ask_all(self, conversations: Sequence[Messages]) -> list[dict[str, Any]]:
@@ -131,15 +140,18 @@ class ServerJudge:
             return failed(error, key)
 
     def _completion(self, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - whatever the server sends
-        asked = {name: value for name, value in request.items() if name != "max_tokens"}
+        """What the server sends; where it refuses the name of the limit, to the request with the other name."""
+        create = self.client.chat.completions.create
+        asked = dict(request)
+        n_tokens = asked.pop("max_tokens")
         limit = self.limit
         try:
-            return self.client.chat.completions.create(**asked, **{limit: request["max_tokens"]})
+            return create(**asked, **{limit: n_tokens})
         except self.failures as error:
             if limit != "max_tokens" or not _refuses_max_tokens(error):
                 raise
         self.limit = "max_completion_tokens"
-        return self.client.chat.completions.create(**asked, max_completion_tokens=request["max_tokens"])
+        return create(**asked, max_completion_tokens=n_tokens)
 
     def _tell(self, reply: ServerReply) -> None:
         """Log the server's words, once for each kind of failure."""
@@ -155,7 +167,9 @@ class Replies:
         self.base_url = base_url
         self.cache = cache
         self.lock = Lock()
-        self.known = _read_replies(cache) if cache is not None and cache.is_file() else {}
+        self.known: dict[str, str] = {}
+        if cache is not None and cache.is_file():
+            self.known = _read_replies(cache)
 
     def get(self, request: Mapping[str, Any]) -> str | None:
         """The reply, or None."""
@@ -167,11 +181,13 @@ class Replies:
         with self.lock:
             self.known[request_hash] = reply
             if self.cache is not None:
-                _append_line(self.cache, json.dumps({"asked": request_hash, "said": reply}))
+                line = json.dumps({"asked": request_hash, "said": reply})
+                _append_line(self.cache, line)
 
     def _hash(self, request: Mapping[str, Any]) -> str:
         """A hash of address and request: local servers answer to any model's name."""
-        return hashlib.sha256(json.dumps([self.base_url, request], sort_keys=True).encode()).hexdigest()
+        content = json.dumps([self.base_url, request], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def connect(base_url: str, key_variable: str, timeout: float, max_retries: int) -> tuple[Any, Failures]:
@@ -212,10 +228,13 @@ def hint_of(client: Any, failures: Failures, reply: ServerReply, key_variable: s
     if "Connection" in fault:
         return "; is the server running there?"
     models = served_models(client, failures)
-    if models and (model not in models or fault.endswith((" 400", " 404", " 200"))):
-        return f"; it serves {', '.join(models)}"
+    if models:
+        may_be_the_name = model not in models or fault.endswith((" 400", " 404", " 200"))
+        return f"; it serves {', '.join(models)}" if may_be_the_name else ""
     address = str(client.base_url).rstrip("/")
-    return "" if models or re.search(r"/v\d+$", address) else f"; should the address end in /v1 ({address}/v1)?"
+    if re.search(r"/v\d+$", address):
+        return ""
+    return f"; should the address end in /v1 ({address}/v1)?"
 
 
 def served_models(client: Any, failures: Failures) -> list[str]:  # noqa: ANN401 - a class of openai's
@@ -227,11 +246,13 @@ def served_models(client: Any, failures: Failures) -> list[str]:  # noqa: ANN401
 
 
 def _refuses_max_tokens(error: Exception) -> bool:
-    refused = getattr(error, "status_code", None) in (400, 422)
-    return refused and "max_tokens" in f"{error} {getattr(error, 'body', '')}"
+    is_refused = getattr(error, "status_code", None) in (400, 422)
+    words = f"{error} {getattr(error, 'body', '')}"
+    return is_refused and "max_tokens" in words
 
 
 def _append_line(path: Path, line: str) -> None:
+    """Add a line to a file. Raises `InputError` where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

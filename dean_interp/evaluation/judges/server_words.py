@@ -45,7 +45,10 @@ def failed(error: Exception, key: str) -> ServerReply:
     said = getattr(error, "body", None)
     if said is None:
         response = getattr(error, "response", None)
-        said = response.text if response is not None else (error.__cause__ or error)
+        if response is not None:
+            said = response.text
+        else:
+            said = error.__cause__ or error
     return ServerReply(None, kind_of(error), _one_line(said, key))
 
 
@@ -57,15 +60,19 @@ def chat_reply(completion: Any, key: str) -> ServerReply:  # noqa: ANN401 - a cl
         said = _joined(message.content)
     except NOT_A_COMPLETION:
         return no_completion(completion, key, "not a chat completion")
+    # the thought stands in a field of its own, or in the text before the answer
     thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     answer = behind_thought(said)
     if answer is None or (thought and not said.strip()):
-        return ServerReply(None, THOUGHT_ALONE, _one_line(said.strip() or thought, key))
+        words = said.strip() or thought
+        return ServerReply(None, THOUGHT_ALONE, _one_line(words, key))
     if not answer.strip():
         return ServerReply(None, "empty")
     if reason == "content_filter":
         return ServerReply(None, "cut by the server's content filter")
-    return ServerReply(without_secret(answer if answer == said else answer.lstrip(), key))
+    if answer != said:
+        answer = answer.lstrip()
+    return ServerReply(without_secret(answer, key))
 
 
 def text_reply(completion: Any, key: str) -> ServerReply:  # noqa: ANN401 - as above
@@ -82,7 +89,8 @@ def text_reply(completion: Any, key: str) -> ServerReply:  # noqa: ANN401 - as a
 def no_completion(completion: object, key: str, otherwise: str) -> ServerReply:
     """Why what came with status 200 is no completion."""
     if isinstance(completion, str):
-        fault = "a stream, which was not asked for" if completion.startswith("data:") else otherwise
+        is_stream = completion.startswith("data:")
+        fault = "a stream, which was not asked for" if is_stream else otherwise
         return ServerReply(None, fault, _one_line(completion, key))
     if error := getattr(completion, "error", None):
         return ServerReply(None, "an error with status 200", _one_line(error, key))
@@ -96,7 +104,8 @@ def _joined(content: object) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
-        return "".join(str(part["text"]) for part in content if part.get("type") == "text")
+        texts = [str(part["text"]) for part in content if part.get("type") == "text"]
+        return "".join(texts)
     if not isinstance(content, str):
         raise TypeError(f"a message's content is text, got {type(content).__name__}")
     return content
@@ -111,4 +120,5 @@ def _one_line(said: object, key: str) -> str:
         said = inner
     # an empty object says nothing
     words = str(said) if said else ""
-    return " ".join(without_secret(words, key).split())[:_LONGEST]
+    one_line = " ".join(without_secret(words, key).split())
+    return one_line[:_LONGEST]
