@@ -210,7 +210,8 @@ def measured(folder: Path, out: Path) -> dict[str, list[Point]]:
         for point in points:
             series.setdefault(point.varied, []).append(point)
             print(json.dumps(asdict(point)), flush=True)
-        out.write_text(json.dumps({name: list(map(asdict, each)) for name, each in series.items()}, indent=1) + "\n")
+        points_by_name = {name: list(map(asdict, each)) for name, each in series.items()}
+        out.write_text(json.dumps(points_by_name, indent=1) + "\n", encoding="utf-8")
 
     for name, values in SCORED.items():
         for value in values:

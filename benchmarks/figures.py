@@ -154,7 +154,7 @@ def write_baseline(path: Path, figures: Mapping[str, Measured]) -> None:
     rounded = {name: Measured(*(float(f"{v:.3g}") for v in asdict(each).values())) for name, each in figures.items()}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "threads": "1"}
     content = Baseline(commit=_commit(), versions={**versions(), **machine}, figures=rounded)
-    path.write_text(json.dumps(asdict(content), indent=1) + "\n")
+    path.write_text(json.dumps(asdict(content), indent=1) + "\n", encoding="utf-8")
 
 
 def _commit() -> str:

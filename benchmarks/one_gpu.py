@@ -257,7 +257,7 @@ def improving(plain: PreTrainedModel, shape: Shape, device: str) -> dict[str, An
         AutoTokenizer.from_pretrained(demo_model_folder()).save_pretrained(checkpoint)
         named = ModelConfig(str(checkpoint), device=device, dtype=shape.dtype)
         took = seconds(partial(run_improve, replace(shape.improve, model=named), run))
-        return {"seconds": took, "steps": json.loads((run / "times.json").read_text())}
+        return {"seconds": took, "steps": json.loads((run / "times.json").read_bytes())}
 
 
 def measured(shape: Shape, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -291,7 +291,7 @@ def main(
     for name, row in measured(sizes, device):
         results |= {name: row, "seconds": time.perf_counter() - began}
         print(json.dumps({name: row}), flush=True)
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,8 @@ def atomic_folder(out: Path, *, part: Path | None = None) -> Iterator[Path]:
 def _sync(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            # Windows syncs only what is open for writing.
+            with path.open("r+b") as file:
                 os.fsync(file.fileno())
 
 
@@ -130,6 +131,14 @@ def _reason(error: Exception) -> str:
     return said_by_system or str(error)
 
 
+def link_or_copy(link: Path, file: Path) -> None:
+    """Make a link to a file, or a copy of it where the system makes no links, as Windows for most of its users."""
+    try:
+        link.symlink_to(file)
+    except OSError:
+        shutil.copyfile(file, link)
+
+
 def check_writable(path: Path) -> None:
     """Raise `InputError` where a file could not be written, before its content is computed."""
 
@@ -137,8 +146,8 @@ def check_writable(path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             trial = path.with_name(f".{path.name}.try")
-            with trial.open("wb"):
-                trial.unlink()
+            trial.touch()
+            trial.unlink()
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
 

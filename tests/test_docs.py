@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import tyro
 import dean_interp
 from dean_interp.cli.main import _CONFIG
 from dean_interp.cli.steps import Command
+from dean_interp.study.improve import run_improve
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -67,6 +69,26 @@ def test_the_tutorial_runs_and_prints_what_it_says(demo_model, tmp_path, monkeyp
                 exec(compile(text, "docs/tutorial.md", "exec"), namespace)  # our own page
             said = printed.getvalue()
     assert (tmp_path / "neuron.html").is_file() and (tmp_path / "edit.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_blocks_of_the_readme_run_as_printed(demo_model, tmp_path, monkeypatch, capsys):
+    """The blocks in order, in one namespace and an empty folder; only the improvement has fewer examples."""
+
+    def smaller(config, folder):
+        sizes = {"n_score": 8, "n_choose": 4, "n_confirm": 8, "n_flips": 2, "n_random": 1}
+        answers = replace(config.answers, n_answers=2, over_refusal=())
+        return run_improve(replace(config, **sizes, answers=answers), folder)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dean_interp, "run_improve", smaller)
+    namespace = {}
+    for text in python(ROOT / "README.md"):
+        exec(compile(text, "README.md", "exec"), namespace)  # our own page
+    improvement, information = namespace["improvement"], namespace["information"]
+    said = capsys.readouterr().out
+    assert improvement.headline in said and str(information) in said
+    assert (tmp_path / "runs" / "mine" / "gates.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -24,6 +24,17 @@ def test_adapters_are_loaded_by_the_arms_that_train_them_alone():
     assert done.stdout.strip() == "False"
 
 
+def test_no_module_is_imported_that_windows_does_not_have():
+    for path in sorted(Path(dean_interp.__file__).parent.rglob("*.py")):
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module)
+        assert not imported & {"fcntl", "grp", "pty", "pwd", "resource", "termios"}, path
+
+
 def test_the_three_lists_of_public_names_are_one():
     tree = ast.parse(Path(dean_interp.__file__).read_text(encoding="utf-8"))
     (type_checking,) = (statement for statement in tree.body if isinstance(statement, ast.If))

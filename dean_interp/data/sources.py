@@ -204,7 +204,7 @@ def load_source(
 
 def _is_path(text: str) -> bool:
     """Whether a text means a file or a folder, there or not, and no commit."""
-    if os.path.exists(text) or text.startswith((".", "/", "~")):
+    if os.path.exists(text) or os.path.isabs(text) or text.startswith((".", "~")):
         return True
     return Path(text).suffix.lower() in FILES
 

@@ -22,7 +22,7 @@ from dean_interp.models.thoughts import MARKS, opened_thought
 
 Thinking = Literal["on", "off"]
 _SWITCHES = ("enable_thinking", "thinking", "reasoning")
-_DIRECTIVES = (*"aAbBcdDeFfGHIjmMpRSTuUVwWxXyYzZ", "-d", "-m", "-j", "-H", "-I", "-M", "-S")
+_DIRECTIVES, _UNPADDED = "aAbBcdDeFfGHIjmMpRSTuUVwWxXyYzZ", "dmjHIMS"
 # A doubled per cent sign is put aside first, and put back last.
 _ASIDE = "\x00"
 
@@ -135,6 +135,9 @@ def _clock_of(moment: datetime.datetime) -> str:
     written = {"%%": _ASIDE}
     for directive in _DIRECTIVES:
         written[f"%{directive}"] = moment.strftime(f"%{directive}")
+    # Windows knows no "%-d".
+    for directive in _UNPADDED:
+        written[f"%-{directive}"] = str(int(written[f"%{directive}"]))
     written[_ASIDE] = "%"
     return (
         "{% macro strftime_now(format) %}{% set written = namespace(text=format) %}"

@@ -5,7 +5,6 @@ Python. Here all three get one reader, which parses faster. Of all processes one
 folder that the next one finds has no owner any more, and is deleted.
 """
 
-import fcntl
 import functools
 import hashlib
 import importlib
@@ -23,6 +22,7 @@ import gguf
 import numpy as np
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -97,20 +97,21 @@ def convert_gguf(file: Path, folder: Path) -> None:
 @contextmanager
 def _alone_in(cache: Path) -> Iterator[None]:
     """Inside, no other process converts a file into the same cache; waits until none does."""
+    lock = FileLock(cache / f"{_UNFINISHED}.lock")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = (cache / f"{_UNFINISHED}.lock").open("wb")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("another process is converting a GGUF file in %s: waiting until it has ended", cache)
+            lock.acquire()
     except OSError as error:
         raise _cannot_write(cache, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is converting a GGUF file in %s: waiting until it has ended", cache)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise _cannot_write(cache, error) from error
+    # The system frees the lock of a process that was killed.
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

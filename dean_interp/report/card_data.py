@@ -50,7 +50,7 @@ def shared_command(step: str, words: Sequence[str]) -> str:
     """A command line as others read it: of every path in it the last part."""
     shown = []
     for word in words:
-        is_path = os.sep in word and os.path.exists(word)
+        is_path = _has_folder(word) and os.path.exists(word)
         shown.append(Path(word).name if is_path else word)
     return shlex.join(["dean-interp", step, *shown])
 
@@ -120,6 +120,11 @@ def _card_set(source: str, sizes: Mapping[str, str]) -> CardSet:
     elif _is_on_hub(source):
         hub, origin = source, source
     return CardSet(behaviour_name(source), origin, hub, licence_of(source), sizes)
+
+
+def _has_folder(word: str) -> bool:
+    """Whether a word is a path with a folder in it; on Windows either slash parts them."""
+    return "/" in word or os.sep in word
 
 
 def _is_on_hub(name: str) -> bool:

@@ -1,6 +1,5 @@
 """The run folder: whose it is, what it was begun with, what its files held at the end, and how long each step took."""
 
-import fcntl
 import hashlib
 import json
 import time
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from dean_interp.data.examples import Behaviour
@@ -84,18 +84,20 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises `InputError` where it cannot be written, and `BusyError` where another process writes to it.
     """
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("wb")
+        if is_rank0():
+            lock.acquire(blocking=False)
+    except Timeout as error:
+        raise BusyError(f"another run is writing to {folder}") from error
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-    with lock:
-        try:
-            if is_rank0():
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BusyError(f"another run is writing to {folder}") from error
+    # The system frees the lock of a process that was killed.
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def note_checksums(folder: Path) -> None:

@@ -16,7 +16,7 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
-from dean_interp.files import read_json
+from dean_interp.files import link_or_copy, read_json
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel, model_fingerprint, versions
 from dean_interp.models.scored_prompts import measuring_scored_prompts
@@ -243,7 +243,7 @@ def _results(folder: Path, model: HookedModel, config: StudyConfig, data: StudyD
         for file in kept_files(folder):
             link = links / file
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((folder / file).resolve())
+            link_or_copy(link, (folder / file).resolve())
         path = links / RESULTS_FILE
         path.unlink()
         try:
