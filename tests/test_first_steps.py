@@ -13,7 +13,7 @@ import tyro
 from dean_interp import InputError, load_behaviour
 from dean_interp.cli import main as entry
 from dean_interp.cli.columns import fitted
-from dean_interp.cli.help_examples import OVERVIEW
+from dean_interp.cli.entry import OVERVIEW, start
 from dean_interp.cli.step_result import StepResult
 from dean_interp.cli.steps import Command
 from dean_interp.data.examples import load_behaviour as load
@@ -36,7 +36,7 @@ A sentence that is wider than a narrow terminal stays in one piece, so that it c
 
 
 def test_the_command_alone_shows_three_commands_to_try(capsys):
-    assert entry.main([]) == 0
+    assert start([]) == 0
     assert capsys.readouterr().out == f"{OVERVIEW}\n"
     tried = re.findall(r"^  (dean-interp .*?)(?:  |$)", OVERVIEW, re.MULTILINE)
     steps = [line for line in tried if "--help" not in line]
@@ -185,11 +185,11 @@ def test_help_fits_into_a_narrow_terminal(monkeypatch, capsys, width):
 
 PRINTED = """
 import sys
-from dean_interp.cli.main import main
+from dean_interp.cli.entry import start
 for arguments in ([], ["--help"], ["improve", "--help"], ["data", "show", "privacy"], ["improv"],
                   ["data", "show", "√.csv"], ["data", "show", "fairnes"], ["--tyro-print-completion", "bash"]):
     try:
-        code = main(arguments)
+        code = start(arguments)
     except SystemExit as stop:
         code = stop.code or 0
     print(f"code {code}")

@@ -18,6 +18,13 @@ def test_importing_the_package_loads_nothing_that_draws_pages_or_trains():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_alone_loads_nothing_that_takes_seconds():
+    program = "import sys; from dean_interp.cli.entry import start; start([])"
+    program += f"; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_adapters_are_loaded_by_the_arms_that_train_them_alone():
     program = "import sys, dean_interp.arms.all_arms, dean_interp.cli.steps; print('peft' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

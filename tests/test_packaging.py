@@ -52,7 +52,7 @@ def test_metadata_names_extras_licence_and_command(wheel):
         metadata = file.read(name).decode()
         assert any(one.endswith("licenses/LICENSE") for one in file.namelist())
         (entry,) = (one for one in file.namelist() if one.endswith("entry_points.txt"))
-        assert "dean-interp = dean_interp.cli.main:main" in file.read(entry).decode()
+        assert "dean-interp = dean_interp.cli.entry:start" in file.read(entry).decode()
     extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.M))
     assert extras == {"judges", "eval", "tuning", "comparison", "quantisation", "vllm", "notebook", "docs", "test"}
     assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3.11" in metadata

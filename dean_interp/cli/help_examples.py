@@ -1,26 +1,9 @@
-"""The examples that each `--help` ends with, and what `dean-interp` alone prints. A test parses every command in it."""
+"""The examples that each `--help` ends with. A test parses every command in it."""
 
 from collections.abc import Sequence
 
 from dean_interp.cli.ending import EXIT_CODES
 from dean_interp.errors import did_you_mean
-
-OVERVIEW = """dean-interp finds a small edit of a language model that raises two behaviours,
-measures what the edit costs, and writes it into checkpoints.
-
-Try these three first. The model is a small one that needs no hub and no GPU:
-
-  dean-interp data show privacy
-      the examples of a behaviour, as your own file would have them; seconds
-  dean-interp neuron L17.1042
-      a page of one neuron: where it fires, what it writes; a minute or two
-  dean-interp improve --out runs/improve
-      an edit and its proof; half an hour on two CPU cores
-
-Ctrl-C keeps what was done, and the same command goes on from there.
-
-  dean-interp --help           all commands
-  dean-interp improve --help   all options of one, with examples"""
 
 EXAMPLES = {
     "": (

@@ -1,4 +1,4 @@
-"""The entry point of the command `dean-interp`."""
+"""The command `dean-interp` with its arguments: a step is run, and its result printed."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from dean_interp.cli.columns import fitted
 from dean_interp.cli.ending import exit_code_of
-from dean_interp.cli.help_examples import OVERVIEW, after_help, nearest_command
+from dean_interp.cli.help_examples import after_help, nearest_command
 from dean_interp.cli.steps import Command, do
 from dean_interp.cli.terminal import Talk, colours_where_wanted, has_every_character
 
@@ -27,9 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("dean_interp").setLevel(logging.INFO)
-    if not arguments:
-        print(OVERVIEW)  # noqa: T201 - the result
-        return
     command = parsed(arguments)
     talk = Talk(sys.stdin, sys.stdout, json=command.json)
     # Libraries print, too: stdout is for the result alone, and for steps that talk with their user.
