@@ -509,6 +509,32 @@ def test_switches_say_what_is_off_and_the_filter_hides_other_rows(widget, tmp_pa
 
 
 @needs_browser
+@pytest.mark.parametrize(("colour", "theme"), [("oklch(0.98 0 0)", "light"), ("color(srgb 0.1 0.1 0.1)", "dark")])
+def test_the_background_may_be_a_colour_of_any_notation(widget, tmp_path, colour, theme):
+    drawn = with_a_kernel_that(widget, f"""
+        document.body.style.background = "{colour}";
+        document.getElementById("view").replaceChildren();
+        render({{ model, el: document.getElementById("view") }});
+        await wait(100);
+        document.body.dataset.seen = document.querySelector("section").dataset.theme;
+        """, tmp_path)  # fmt: skip
+    assert f'data-seen="{theme}"' in drawn
+
+
+@needs_browser
+def test_keys_that_move_a_control_are_kept_from_the_notebook_around_it(widget, tmp_path):
+    drawn = with_a_kernel_that(widget, """
+        const heard = [];
+        document.addEventListener("keydown", event => heard.push(event.key));
+        for (const options of [{ key: "ArrowLeft" }, { key: "d" }, { key: "s", ctrlKey: true }])
+          slider.dispatchEvent(new KeyboardEvent("keydown", { ...options, bubbles: true }));
+        document.body.dataset.heard = heard.join();
+        document.body.dataset.suppressed = slider.closest("[data-lm-suppress-shortcuts]") !== null;
+        """, tmp_path)  # fmt: skip
+    assert 'data-heard="s"' in drawn and 'data-suppressed="true"' in drawn
+
+
+@needs_browser
 def test_every_control_has_a_name_and_the_view_follows_its_background(widget, tmp_path):
     drawn = with_a_kernel_that(widget, """
         const every = [...document.querySelectorAll("input, select, textarea")];

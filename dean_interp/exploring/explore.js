@@ -49,9 +49,14 @@ function pointOf(state) {
 
 // The host may be light or dark whatever the system is: what lies behind the view decides.
 function isDark(element) {
+  const pen = node("canvas", { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
   for (let at = element; at; at = at.parentElement ?? at.getRootNode().host) {
-    const [red, green, blue, alpha = 1] = getComputedStyle(at).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [];
-    if (red !== undefined && alpha > 0.5) return 0.3 * red + 0.6 * green + 0.1 * blue < 128;
+    // A colour may be written as rgb(), oklch() or color(): what is painted has three numbers in every case.
+    pen.clearRect(0, 0, 1, 1);
+    pen.fillStyle = getComputedStyle(at).backgroundColor;
+    pen.fillRect(0, 0, 1, 1);
+    const [red, green, blue, alpha] = pen.getImageData(0, 0, 1, 1).data;
+    if (alpha > 127) return 0.3 * red + 0.6 * green + 0.1 * blue < 128;
   }
   return matchMedia("(prefers-color-scheme: dark)").matches;
 }
@@ -257,7 +262,9 @@ function render({ model, el }) {
   const scored = node("p", { class: "warning" });
   const tokens = node("div", { class: "scroll" });
   const margins = node("div", { class: "scroll" });
-  const root = node("section", { class: "dean-explore", "aria-label": `${facts.model}: ${facts.change}` },
+  // Keys are for the view: JupyterLab would fold cells where an arrow key moves the slider, and other hosts listen, too.
+  const named = { class: "dean-explore", "aria-label": `${facts.model}: ${facts.change}`, "data-lm-suppress-shortcuts": "true" };
+  const root = node("section", named,
     node("p", { class: "what" }, node("b", {}, facts.model), ` ${facts.change}`),
     inputs.prompts, scored, inputs.dose, kl, status,
     node("div", { class: "columns" }, node("div", {}, node("h3", {}, "Original"), original), node("div", {}, editedTitle, edited)),
@@ -307,6 +314,9 @@ function render({ model, el }) {
   const scheme = matchMedia("(prefers-color-scheme: dark)");
   // Where the view is live, its copy without a kernel is not needed.
   const hiding = node("style", {}, facts.name ? `.${facts.name} { display: none; }` : "");
+  root.addEventListener("keydown", event => {
+    if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+  });
   document.head.append(hiding);
   el.append(root);
   requestAnimationFrame(onTheme);
