@@ -84,8 +84,10 @@ bench: $(VENV)/.run
 bench-baseline: $(VENV)/.run
 	OMP_NUM_THREADS=1 $(bin)/python benchmarks/bench.py --write-baseline
 
-# Writes constraints.txt, the versions in this environment, for LOCK=constraints.txt to install again.
+# Writes constraints.txt, the versions in this environment, for LOCK=constraints.txt to install again. Of transformers the
+# newest on which every supported architecture runs (docs/versions.md).
 lock: $(VENV)/.test
+	$(pip) "transformers<5.24"
 	$(bin)/python -m pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' > constraints.txt
 
 # Makes the environment in which the package runs.

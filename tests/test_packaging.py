@@ -94,11 +94,10 @@ def test_the_installed_wheel_works_elsewhere_and_its_types_are_seen(wheel, tmp_p
 def test_the_lock_file_holds_every_dependency():
     locked = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     names = {re.sub(r"[-_.]+", "-", name).lower() for name in locked}
-    wanted = [
-        *PROJECT["dependencies"],
-        *PROJECT["optional-dependencies"]["tuning"],
-        *PROJECT["optional-dependencies"]["eval"],
-    ]
+    wanted = [*PROJECT["dependencies"]]
+    for extra, requirements in PROJECT["optional-dependencies"].items():
+        # vLLM comes with a torch of its own, so it is in no environment with the others.
+        wanted += requirements if extra != "vllm" else []
     for one in wanted:
         name = re.match(r"[A-Za-z0-9._-]+", one)[0]
-        assert re.sub(r"[-_.]+", "-", name).lower() in names, one
+        assert name == "dean_interp" or re.sub(r"[-_.]+", "-", name).lower() in names, one
