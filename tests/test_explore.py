@@ -515,7 +515,7 @@ def test_the_background_may_be_a_colour_of_any_notation(widget, tmp_path, colour
         document.body.style.background = "{colour}";
         document.getElementById("view").replaceChildren();
         render({{ model, el: document.getElementById("view") }});
-        await wait(100);
+        await new Promise(requestAnimationFrame);
         document.body.dataset.seen = document.querySelector("section").dataset.theme;
         """, tmp_path)  # fmt: skip
     assert f'data-seen="{theme}"' in drawn
