@@ -8,6 +8,7 @@ A run folder holds `config.json`, `scores/`, `selection.<unit>.safetensors`, `st
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.circuits.neuron import neuron_scores
@@ -103,23 +104,14 @@ def results_in(folder: Path, model: HookedModel, config: StudyConfig, data: Stud
         units, answering = [], [original]
         for unit, coupling in couplings.items():
             own = [behaviour.of(unit) for behaviour in scores]
-            matched = strata(model, own)
-            comparison = _measured(
-                plan, model, original=original, unit=unit, coupling=coupling, scores=own, matched=matched, config=config
-            )
+            of_unit = _CoupledUnits(unit, coupling, scores=own, strata=strata(model, own))
+            comparison = _measured(plan, model, original=original, of_unit=of_unit, config=config)
             clock.lap(f"{unit}s: edit and controls")
             (information,) = information_before_and_under(
                 plan, original, [comparison.edit], comparison.controls, neurons=neurons, calibration=calibration
             )
             results = _unit_results(
-                config,
-                unit,
-                coupling=coupling,
-                scores=own,
-                matched=matched,
-                comparison=comparison,
-                information=information,
-                unchanged=unchanged,
+                config, of_unit, comparison=comparison, information=information, unchanged=unchanged
             )
             units.append(results)
             answering += [measured for measured in (comparison.edit, *comparison.controls) if measured.answers]
@@ -180,22 +172,32 @@ def _plan(
     return measurement_plan(store, data.prompts, config=config.answers, model=model, progress=progress)
 
 
+@dataclass(frozen=True)
+class _CoupledUnits:
+    """What is coupled of one kind of units, and what its controls are drawn by."""
+
+    unit: Unit
+    coupling: Coupling
+    scores: Sequence[Scores]
+    """Of this kind of units, a behaviour each."""
+    strata: Strata
+
+
 def _measured(
     plan: MeasurementPlan,
     model: HookedModel,
     original: StateOutcomes,
-    unit: Unit,
-    coupling: Coupling,
-    scores: Sequence[Scores],
-    matched: Strata,
+    of_unit: _CoupledUnits,
     config: StudyConfig,
 ) -> Comparison:
     """The edit beside its random controls; the named controls are its last states."""
-    edit = State("edit", "edit", ablated=coupling.coupled, unit=unit)
-    request = control_request(plan, model, original=original, edit=edit, strata=matched, controls=config.controls)
+    edit = State("edit", "edit", ablated=of_unit.coupling.coupled, unit=of_unit.unit)
+    request = control_request(
+        plan, model, original=original, edit=edit, strata=of_unit.strata, controls=config.controls
+    )
     comparison = compare_with_controls(plan, model, original=original, edit=edit, request=request)
     named = []
-    for state in named_controls(request, coupling, scores):
+    for state in named_controls(request, of_unit.coupling, of_unit.scores):
         measured = outcomes_of(plan, model, state, reference=original.measurement, in_full=False)
         named.append(state_results(original, measured))
     return dataclasses.replace(comparison, states=(*comparison.states, *named))
@@ -203,14 +205,12 @@ def _measured(
 
 def _unit_results(
     config: StudyConfig,
-    unit: Unit,
-    coupling: Coupling,
-    scores: Sequence[Scores],
-    matched: Strata,
+    of_unit: _CoupledUnits,
     comparison: Comparison,
     information: tuple[MutualInformation, ...],
     unchanged: StateResults,
 ) -> UnitResults:
+    coupling, scores = of_unit.coupling, of_unit.scores
     n_layers = 1 + max(site.layer for site in coupling.coupled.shapes)
     per_layer = [0] * n_layers
     for site, n in coupling.coupled.counts().items():
@@ -220,17 +220,17 @@ def _unit_results(
     primary = comparison.primary
     assert primary is not None, "a study has random controls"
     return UnitResults(
-        unit=unit,
+        unit=of_unit.unit,
         fractions=coupling.fractions,
         n_units_per_layer=n_units // n_layers,
         sizes=coupling.sizes(),
         coupled_per_layer=tuple(per_layer),
-        chance=chance_of(coupling, scores, matched, seed=config.data.seed),
+        chance=chance_of(coupling, scores, of_unit.strata, seed=config.data.seed),
         design=comparison.design,
         primary=primary,
         states=comparison.states,
         information=information,
-        headline=headline(unit, edit, primary, unchanged.perplexity),
+        headline=headline(of_unit.unit, edit, primary, unchanged.perplexity),
     )
 
 
