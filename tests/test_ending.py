@@ -64,10 +64,15 @@ def test_wrong_arguments_are_exit_code_2(capsys):
     assert stop.value.code == 2 and said.out == "" and "--out" in said.err
 
 
-def test_output_that_is_closed_before_its_end_is_silent():
+START = "import sys; from dean_interp.cli.entry import start; sys.exit(start())"
+"""What the command `dean-interp` runs."""
+
+
+@pytest.mark.parametrize("words", [[], ["data", "show", "privacy"]])
+def test_output_that_is_closed_before_its_end_is_silent(words):
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "dean_interp.cli.main", "data", "show", "privacy"]
+    command = [sys.executable, "-c", START, *words]
     with os.fdopen(writing, "w") as closed:
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 141

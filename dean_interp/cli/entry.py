@@ -25,9 +25,23 @@ def start(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (None: those of the process). Returns one of `ending.EXIT_CODES`."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given:
-        print(OVERVIEW)  # noqa: T201 - the result
-        return 0
+        return _overview()
     # Only here: it imports torch and every step.
     from dean_interp.cli.main import main
 
     return main(given)
+
+
+def _overview() -> int:
+    try:
+        _say_overview()
+    except OSError:
+        # The reader closed the pipe, or the disk is full: it ends as every command does.
+        from dean_interp.cli.ending import exit_code_of
+
+        return exit_code_of(_say_overview, name="dean-interp", debug=False)
+    return 0
+
+
+def _say_overview() -> None:
+    print(OVERVIEW, flush=True)  # noqa: T201 - the result
