@@ -4,8 +4,8 @@ They show what a mean over examples hides: whether a unit matters to all example
 every example are too many to keep; those of a selection are not.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,8 @@ from dean_interp.data.prompt_text import hashes_of, is_among
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
-from dean_interp.models.matrices import home, weight
+from dean_interp.models.matrices import home, shape, weight
+from dean_interp.models.neurons import routed_ids
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
@@ -118,22 +119,20 @@ def _stream_effects(
     """
     data = prepare(model, behaviour, config)
     sites = [site for site, chosen in units.items() if len(chosen)]
-    weights = {}
+    places, weights = {}, {}
     for site in sites:
+        places[site] = _places(model, site, units[site])
         if site.unit == "weight":
             weights[site] = _weights(model, site, units[site])
     # Sums of no site: they only tell which examples a batch holds, and their signs.
     batch_examples = Sums(model, [], groups=data.groups, rows_each=data.rows_each, folds=("value",))
 
     def add(site: Site, x: Tensor, gradient: Tensor) -> None:
-        chosen = units[site].to(x.device)
+        ids = routed_ids(model, site).to(x.device) if site.is_of_experts else None
+        by_row = _effects(x, gradient, places[site].to(x.device), ids)
         if site.unit == "weight":
             # The effect of weight (i, j) is W[i, j] times the sum over positions of x_i times the gradient of output j.
-            n_out = gradient.shape[-1]
-            by_row = _effects(x, gradient, rows=chosen // n_out, columns=chosen % n_out)
             by_row = by_row * weights[site].to(x.device)
-        else:
-            by_row = _effects(x, gradient, rows=chosen, columns=chosen)
         # The rows of an example (safe and unsafe answer) are added.
         by_example = by_row.unflatten(0, (-1, data.rows_each))
         effect = by_example.sum(1)
@@ -165,18 +164,63 @@ def _weights(
     return matrix[chosen // n_out, chosen % n_out].float()
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where each chosen unit stands in what its site, or its expert there, reads and writes."""
+
+    read: Int[Tensor, " unit"]
+    written: Int[Tensor, " unit"]
+    experts: Int[Tensor, " unit"]
+    """The expert that it belongs to; 0 at a dense site."""
+
+    def to(self, device: torch.device) -> "_Places":
+        """The same on a device."""
+        return _Places(self.read.to(device), self.written.to(device), self.experts.to(device))
+
+    def split(self, size: int) -> Iterator["_Places"]:
+        """So many units at a time."""
+        parts = (self.read.split(size), self.written.split(size), self.experts.split(size))
+        for read, written, experts in zip(*parts, strict=True):
+            yield _Places(read, written, experts)
+
+
+def _places(model: HookedModel, site: Site, chosen: Int[Tensor, " unit"]) -> _Places:
+    """The places of units by their flat indices in the site, which counts all experts as one wide matrix."""
+    n_in, n_out = shape(model, site.matrix)
+    if site.unit == "neuron":
+        # A neuron is read and written in one place: a row of the matrix after it.
+        read = written = chosen
+    else:
+        read, written = chosen // n_out, chosen % n_out
+    if not site.is_of_experts:
+        return _Places(read, written, torch.zeros_like(chosen))
+    if site.part in ("experts.gate", "experts.in"):
+        d_expert = n_out // site.n_experts
+        return _Places(read, written % d_expert, written // d_expert)
+    d_expert = n_in // site.n_experts
+    within = written % d_expert if site.unit == "neuron" else written
+    return _Places(read % d_expert, within, read // d_expert)
+
+
 def _effects(
-    x: Float[Tensor, "batch pos d_in"],
-    gradient: Float[Tensor, "batch pos d_out"],
-    *,
-    rows: Int[Tensor, " unit"],
-    columns: Int[Tensor, " unit"],
+    x: Float[Tensor, "batch pos *slot d_in"],
+    gradient: Float[Tensor, "batch pos *slot d_out"],
+    places: _Places,
+    ids: Int[Tensor, "batch pos slot"] | None,
 ) -> Float[Tensor, "batch unit"]:
-    """The sum over positions of what each unit reads times the gradient of what it writes, in float32."""
+    """The sum over positions of what each unit reads times the gradient of what it writes, in float32.
+
+    `ids` are the experts of the slots (None: a dense site): a unit counts in the slots of its own expert.
+    """
     effects = []
-    n_positions = x.shape[0] * x.shape[1]
-    units_at_once = max(1, _NUMBERS_AT_ONCE // n_positions)
-    for i, j in zip(rows.split(units_at_once), columns.split(units_at_once), strict=True):
-        # No name holds the columns, which may be large, while the next ones are laid out.
-        effects.append(torch.einsum("bpn,bpn->bn", x[..., i].float(), gradient[..., j].float()))
+    n_slots = x[0, ..., 0].numel() * len(x)
+    units_at_once = max(1, _NUMBERS_AT_ONCE // n_slots)
+    for part in places.split(units_at_once):
+        # No name holds both columns, which may be large, while the next ones are laid out.
+        if ids is None:
+            effect = torch.einsum("bpn,bpn->bn", x[..., part.read].float(), gradient[..., part.written].float())
+        else:
+            read = x[..., part.read].float() * (ids[..., None] == part.experts)
+            effect = torch.einsum("bpsn,bpsn->bn", read, gradient[..., part.written].float())
+        effects.append(effect)
     return torch.cat(effects, 1)
