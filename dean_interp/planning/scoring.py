@@ -280,7 +280,7 @@ def _longest(rows: Sequence[Row]) -> int:
     return max(map(row_length, rows))
 
 
-def _gib(n_bytes: float) -> str:
+def _gib(n_bytes: int | float) -> str:
     return f"{n_bytes / 2**30:.2f}"
 
 
