@@ -1,5 +1,6 @@
 """A run computes with the threads that are clearly the fastest, and with those that it began with when it goes on."""
 
+import json
 import logging
 
 import pytest
@@ -70,6 +71,12 @@ def test_another_number_is_not_taken_by_a_run_that_goes_on_and_this_is_said(llam
     assert torch.get_num_threads() == 1
     assert "the run began with n_threads=6 and goes on with them, so 1 is not taken" in caplog.text
     torch.set_num_threads(6)
+
+
+def test_other_processes_can_be_told_the_choice(llama, tmp_path, monkeypatch):
+    # One process chooses, and the others get what JSON makes of it.
+    monkeypatch.setattr(threads, "on_rank0", lambda work: json.loads(json.dumps(work())))
+    assert n_threads_in(llama, tmp_path / "threads.json", BUSY) == 1
 
 
 def test_threads_are_put_back_where_timing_fails(llama, tmp_path):

@@ -59,8 +59,8 @@ def chosen_threads(model: HookedModel, path: Path, *, time_product: TimeProduct 
         return
     try:
         if not on_rank0(path.is_file):
-            choice = on_rank0(lambda: _first_choice(before, time_product or _product_timer(model)))
-            write_text(path, TypeAdapter(ThreadChoice).dump_json(choice, indent=1).decode() + "\n")
+            timer = time_product or _product_timer(model)
+            write_text(path, on_rank0(lambda: _as_json(_first_choice(before, timer))))
         n_threads = read_json(path, ThreadChoice).n_threads
         if n_threads != before and _is_set(before):
             log.warning("the run began with n_threads=%d and goes on with them, so %d is not taken", n_threads, before)
@@ -68,6 +68,10 @@ def chosen_threads(model: HookedModel, path: Path, *, time_product: TimeProduct 
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _as_json(choice: ThreadChoice) -> str:
+    return TypeAdapter(ThreadChoice).dump_json(choice, indent=1).decode() + "\n"
 
 
 def _is_set(n_threads: int) -> bool:
