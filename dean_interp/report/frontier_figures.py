@@ -19,6 +19,9 @@ _CAPTION = (
     "the KL where settings are chosen; grey lines are random arms."
 )
 
+_ROOM_FOR_LEGENDS = 0.25
+"""Share of the height above what is drawn."""
+
 
 def damage_and_rise(frontier: Frontier) -> Picture:
     """One panel a kind of arms: KL on general text against the smaller of both rises, with intervals.
@@ -39,9 +42,12 @@ def damage_and_rise(frontier: Frontier) -> Picture:
             for _, arm, look in with_looks(arms):
                 _draw_arm(axes, arm, look)
             axes.set_title(kind)
-            axes.legend(fontsize=8, loc="best")
+            axes.legend(fontsize=8, loc="upper left")
         for axes in panels[len(by_kind) :]:
             axes.set_visible(False)
+        # Legends stand above what is drawn, on the scale that all panels share.
+        low, high = panels[0].get_ylim()
+        panels[0].set_ylim(low, high + _ROOM_FOR_LEGENDS * (high - low))
     return Picture(figure, _data(frontier), _n(frontier), _CAPTION)
 
 
