@@ -52,6 +52,8 @@ from dean_interp.scoring.methods import random
 from dean_interp.scoring.preparation import prepare
 from dean_interp.study.run import run_study
 
+_APART = 1.3
+"""Least ratio of two costs whose ticks do not overlap."""
 BASE = {"layers": 4, "width": 256, "MLP width": 1024, "examples": 8, "answer": 1}
 SCORED = {
     "examples": (4, 8, 16),
@@ -179,7 +181,7 @@ def exponent(points: list[Point]) -> float:
 def curves(series: dict[str, list[Point]]) -> Picture:
     """Cost against each thing, both axes logarithmic, with the line whose slope is the exponent."""
     with styled():
-        figure = Figure(figsize=(10, 4.8), layout="constrained")
+        figure = Figure(figsize=(11, 5.6), layout="constrained")
         panels = figure.subplots(2, (len(series) + 1) // 2).flatten()
         for axes, (name, points) in zip(panels, series.items(), strict=False):
             x = np.array([point.value for point in points])
@@ -190,6 +192,11 @@ def curves(series: dict[str, list[Point]]) -> Picture:
             axes.set_xlabel(f"{name}: exponent {slope:.2f}")
             axes.set_ylabel("seconds")
             axes.set_ylim(y.min() / 3, y.max() * 3)
+            # Ticks are what was measured. Those of a logarithmic axis are mathematics, which is text here.
+            axes.minorticks_off()
+            axes.set_xticks(x, [f"{value:.0f}" for value in x])
+            ends = [y.min(), y.max()] if y.max() > _APART * y.min() else [y.max()]
+            axes.set_yticks(ends, [f"{value:.2g}" for value in ends])
         for axes in panels[len(series) :]:
             axes.remove()
     rows = []
