@@ -71,7 +71,7 @@ def test_the_tutorial_runs_and_prints_what_it_says(demo_model, tmp_path, monkeyp
     assert (tmp_path / "neuron.html").is_file() and (tmp_path / "edit.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_blocks_of_the_readme_run_as_printed(demo_model, tmp_path, monkeypatch, capsys):
     """The blocks in order, in one namespace and an empty folder; only the improvement has fewer examples."""
 
