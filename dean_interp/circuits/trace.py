@@ -7,7 +7,7 @@
 `trace_links` asks the same of the set alone: which of its neurons feed which.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -60,18 +60,12 @@ def trace_circuit(
     _check(model, selection, example, {"n_targets": n_targets, "n_sources": n_sources, "n_checked": n_checked})
     refuse_without_gradients(model, str(model.cfg.model_name))
     pair = answer_pair(model, example, template, answer_tokens)
-    with kept_pass(pair) as kept:
-        margin = float(kept.margin.detach())
-        outward = _edges_to_margin(kept, selection, n_targets)
-        targets = [edge.source for edge in outward]
-        inward, random = _edges_into(kept, targets, n_sources=n_sources, n_random=n_checked, seed=seed)
-    return _circuit(
+    return _traced(
         pair,
-        margin=margin,
-        outward=outward,
-        inward=inward,
-        random=random,
-        n_measured=(len(outward), n_checked),
+        lambda kept: _edges_to_margin(kept, selection, n_targets),
+        n_sources=n_sources,
+        n_measured=(n_targets, n_checked),
+        seed=seed,
     )
 
 
@@ -105,18 +99,44 @@ def trace_links(
     _check(model, selection, example, {"n_sources": n_sources, "n_checked": n_checked})
     refuse_without_gradients(model, str(model.cfg.model_name))
     pair = answer_pair(model, example, template, answer_tokens)
+    return _traced(
+        pair,
+        lambda kept: _strongest_of_each(kept, selection, pair.n_columns),
+        n_sources=n_sources,
+        n_measured=(n_checked, n_checked),
+        seed=seed,
+        among=selection,
+    )
+
+
+def _traced(
+    pair: AnswerPair,
+    edges_out: Callable[[KeptPass], list[Edge]],
+    *,
+    n_sources: int,
+    n_measured: tuple[int, int],
+    seed: int,
+    among: Selection | None = None,
+) -> Circuit:
+    """Trace the edges to the margin, whose sources are the targets, and the edges into these.
+
+    Args:
+        edges_out: finds the edges to the margin in a pass.
+        n_sources: how many sources of each target are kept, among a selection alone where one is given.
+        n_measured: how many of the largest edges to the margin and into the targets are measured; of the latter as many
+            random ones, too.
+    """
     with kept_pass(pair) as kept:
         margin = float(kept.margin.detach())
-        all_edges = edges_to_margin(kept, selection, len(selection) * pair.n_columns)
-        outward = _strongest_of_each(all_edges)
+        outward = edges_out(kept)
         targets = [edge.source for edge in outward]
         inward, random = _edges_into(
             kept,
             targets,
             n_sources=n_sources,
-            n_random=n_checked,
+            n_random=n_measured[1],
             seed=seed,
-            among=selection,
+            among=among,
         )
     return _circuit(
         pair,
@@ -124,13 +144,15 @@ def trace_links(
         outward=outward,
         inward=inward,
         random=random,
-        n_measured=(n_checked, n_checked),
+        n_measured=n_measured,
     )
 
 
-def _strongest_of_each(edges: Sequence[Edge]) -> list[Edge]:
-    """The first edge of every neuron: edges come largest first."""
+def _strongest_of_each(kept: KeptPass, selection: Selection, n_columns: int) -> list[Edge]:
+    """The largest edge to the margin of every selected neuron, over all tokens."""
+    edges = edges_to_margin(kept, selection, len(selection) * n_columns)
     first: dict[str, Edge] = {}
+    # Edges come largest first.
     for edge in edges:
         first.setdefault(edge.source.name, edge)
     return list(first.values())

@@ -59,8 +59,7 @@ def chosen_threads(model: HookedModel, path: Path, *, time_product: TimeProduct 
         return
     try:
         if not on_rank0(path.is_file):
-            timer = time_product or _product_timer(model)
-            write_text(path, on_rank0(lambda: _as_json(_first_choice(before, timer))))
+            write_text(path, on_rank0(lambda: _as_json(_first_choice(before, model, time_product))))
         n_threads = read_json(path, ThreadChoice).n_threads
         if n_threads != before and _is_set(before):
             log.warning("the run began with n_threads=%d and goes on with them, so %d is not taken", n_threads, before)
@@ -82,11 +81,12 @@ def _is_set(n_threads: int) -> bool:
     return n_threads not in own or any(name in os.environ for name in _BY_ENVIRONMENT)
 
 
-def _first_choice(n_own: int, time_product: TimeProduct) -> ThreadChoice:
+def _first_choice(n_own: int, model: HookedModel, time_product: TimeProduct | None) -> ThreadChoice:
     """What somebody set, or where there is no choice; else what is the fastest now."""
     if n_own == 1 or _is_set(n_own):
         return ThreadChoice(n_own, {})
-    return _fastest(n_own, time_product)
+    # The timer holds matrices of the model's size, so it is made only where something is timed.
+    return _fastest(n_own, time_product or _product_timer(model))
 
 
 def _fastest(n_own: int, time_product: TimeProduct) -> ThreadChoice:

@@ -213,8 +213,8 @@ def _effects(
     `ids` are the experts of the slots (None: a dense site): a unit counts in the slots of its own expert.
     """
     effects = []
-    n_slots = x[0, ..., 0].numel() * len(x)
-    units_at_once = max(1, _NUMBERS_AT_ONCE // n_slots)
+    n_reads = x.shape[:-1].numel()
+    units_at_once = max(1, _NUMBERS_AT_ONCE // n_reads)
     for part in places.split(units_at_once):
         # No name holds both columns, which may be large, while the next ones are laid out.
         if ids is None:
