@@ -11,7 +11,7 @@ Try these three first. The model is a small one that needs no hub and no GPU:
   dean-interp data show privacy
       the examples of a behaviour, as your own file would have them; seconds
   dean-interp neuron L17.1042
-      a page of one neuron: where it fires, what it writes; a minute or two
+      a page of one neuron: where it fires, what it writes; some minutes
   dean-interp improve --out runs/improve
       an edit and its proof; half an hour on two CPU cores
 
