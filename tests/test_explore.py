@@ -540,12 +540,12 @@ def test_every_control_has_a_name_and_the_view_follows_its_background(widget, tm
         const every = [...document.querySelectorAll("input, select, textarea")];
         const unnamed = every.filter(each => !each.labels?.length && !each.getAttribute("aria-label"));
         document.body.dataset.unnamed = unnamed.length;
-        await wait(100);
+        await new Promise(requestAnimationFrame);
         document.body.dataset.light = document.querySelector("section").dataset.theme;
         document.body.style.background = "#111";
         document.getElementById("view").replaceChildren();
         render({ model, el: document.getElementById("view") });
-        await wait(100);
+        await new Promise(requestAnimationFrame);
         document.body.dataset.dark = document.querySelector("section").dataset.theme;
         """, tmp_path)  # fmt: skip
     assert 'data-unnamed="0"' in drawn and 'data-light="light"' in drawn and 'data-dark="dark"' in drawn
