@@ -38,7 +38,7 @@ demo: $(VENV)/.run
 study: $(VENV)/.run
 	$(bin)/dean-interp run --out $(STUDY)
 
-# Proves the product in minutes: lint, every fast test, and of the slow ones those marked `product` (the real model's golden
+# Proves the product in about a quarter of an hour: lint, every fast test, and of the slow ones those marked `product` (the real model's golden
 # values, planted answers, one kill of a whole study), and the quickstart notebook.
 test: lint
 	$(pytest) $(in_parallel) -m "(not slow or product) and not (long or timing)" notebooks/quickstart.ipynb tests

@@ -79,10 +79,11 @@ def test_output_that_is_closed_before_its_end_is_silent(words):
     assert "dean-interp:" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
-def test_help_in_a_pipe_has_no_colours():
-    command = [sys.executable, "-m", "dean_interp.cli.main", "--help"]
+def test_help_in_a_pipe_has_no_colours_and_says_nothing_else():
+    command = [sys.executable, "-c", START, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "TERM": "xterm"})
     assert "\x1b" not in done.stdout and done.stdout.endswith("as `head` does\n")
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])

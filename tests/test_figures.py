@@ -377,7 +377,7 @@ def test_the_data_of_a_study_are_those_of_its_results():
                 assert (row["high_nats_per_token"], row["n_clusters"]) == (change.high, change.n_clusters)
     assert list(coupled_per_layer(results).data["n_coupled_neurons"]) == list(results.coupled_per_layer)
     assert effect_against_controls(results).n == (
-        "48 prompts of fairness in 12 clusters, 48 prompts of privacy in 12 clusters; 6 random controls"
+        "48 prompts of fairness from 12 topics, 48 prompts of privacy from 12 topics; 6 random controls"
     )
 
 

@@ -1,5 +1,6 @@
 """The entry point of the command `dean-interp`. Alone it says at once what to try; what its steps need loads slowly."""
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ Ctrl-C keeps what was done, and the same command goes on from there.
 
   dean-interp --help           all commands
   dean-interp improve --help   all options of one, with examples"""
+NOT_OURS = ("torchao", "torch.utils._pytree")
+"""Loggers that warn of kernels for a GPU, and of changes for programmers, when an installed torchao is imported."""
 
 
 def start(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +29,8 @@ def start(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if not given:
         return _overview()
+    for name in NOT_OURS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Only here: it imports torch and every step.
     from dean_interp.cli.main import main
 

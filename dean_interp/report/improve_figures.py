@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from dean_interp.report.figures import draw_line, errors_of
 from dean_interp.report.look import BLUE, EDIT, FAINT, GREEN, GREY, INK, PINK, Look
-from dean_interp.report.pictures import Picture, interval_cells, styled
+from dean_interp.report.pictures import Picture, interval_cells, n_of_set, styled
 from dean_interp.report.study_figures import (
     EFFECT_CAPTION,
     changes_of_states,
@@ -77,9 +77,7 @@ def margins_and_kl_by_dose(improvement: Improvement) -> Picture:
         below.legend()
     counts = []
     for role in improvement.roles:
-        n_prompts = role.n_examples["choose"]
-        n_clusters = role.n_topics["choose"]
-        counts.append(f"{n_prompts} prompts of {role.name} in {n_clusters} clusters")
+        counts.append(n_of_set(role.name, role.n_examples["choose"], role.n_topics["choose"]))
     return Picture(
         figure,
         data=_dose_data(points),

@@ -120,9 +120,15 @@ def interval_cells(interval: Interval, counted: str = "clusters") -> dict[str, f
 
 
 def n_of_lines(lines: Iterable[Line]) -> str:
-    """How many prompts and clusters lines stand on, by set."""
-    counts = {line.on: f"{line.n} prompts of {line.on} in {line.n_clusters} clusters" for line in lines}
+    """How many prompts and topics lines stand on, by set."""
+    counts = {line.on: n_of_set(line.on, line.n, line.n_clusters) for line in lines}
     return ", ".join(counts.values())
+
+
+def n_of_set(name: str, n_prompts: int, n_clusters: int) -> str:
+    """How many prompts of how many topics a set holds, in words. Without topics each prompt is a cluster of its own."""
+    prompts = f"{n_prompts} prompts of {name}"
+    return prompts if n_clusters == n_prompts else f"{prompts} from {n_clusters} topics"
 
 
 def range_of(counts: Iterable[int]) -> str:
