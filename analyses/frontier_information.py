@@ -26,18 +26,18 @@ from dean_interp.arms.measured_arms import named
 from dean_interp.arms.random_arms import RandomGatesArm
 from dean_interp.cli.ending import command, script
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, write_bytes, write_text
+from dean_interp.files import read_json, write_text
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel
 from dean_interp.progress import progress_bar
 from dean_interp.report.html import write_information_report
-from dean_interp.resume import Unfinished
 from dean_interp.selection.selection import Selection
 from dean_interp.study import day
+from dean_interp.study.confirming import kept_information
 from dean_interp.study.dosing import state_kl_meter
 from dean_interp.study.improve_data import improve_data
-from dean_interp.study.method import disjoint_neurons, information_before_and_under, original_of
-from dean_interp.study.results import InformationResults
+from dean_interp.study.method import disjoint_neurons, original_of
+from dean_interp.study.results import InformationResults, save_record
 from dean_interp.study.run_folder import RunSettings, owned
 from dean_interp.study.settings import INFORMATION_FRACTION, AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, outcomes_of
@@ -82,8 +82,7 @@ def run(given: FrontierInformation) -> dict[str, tuple[MutualInformation, ...]]:
         edits = [_state(work, arm) for arm in arms]
         nulls = _nulls(work, given)
         information = _estimated(plan, model, edits, nulls, neurons)
-    content = TypeAdapter(dict[str, tuple[MutualInformation, ...]]).dump_json(information, indent=1)
-    write_bytes(given.out / "results.json", content + b"\n")
+    save_record(information, given.out / "results.json")
     text = "\n\n".join(_in_words(given.out, config, name, of_arm) for name, of_arm in information.items())
     write_text(given.out / "summary.md", text + "\n")
     print(text)
@@ -146,14 +145,13 @@ def _estimated(
     for state in progress_bar([*edits, *nulls], desc="states", unit="state"):
         measured[state.name] = outcomes_of(plan, model, state, reference=original.measurement, in_full=False)
 
-    def make(_: Unfinished) -> list[tuple[MutualInformation, ...]]:
-        under_edits = [measured[state.name] for state in edits]
-        under_nulls = [measured[state.name] for state in nulls]
-        return information_before_and_under(plan, original, under_edits, under_nulls, neurons)
-
-    depends_on = [state.fingerprint for state in (*edits, *nulls)] + [each.fingerprint for each in neurons]
-    found = plan.store.record("information.json", depends_on, list[tuple[MutualInformation, ...]], make)
-    return {state.name: of_edit for state, of_edit in zip(edits, found, strict=True)}
+    return kept_information(
+        plan,
+        original,
+        edits=[measured[state.name] for state in edits],
+        nulls=[measured[state.name] for state in nulls],
+        neurons=neurons,
+    )
 
 
 def _in_words(out: Path, config: ComparisonConfig, name: str, informations: tuple[MutualInformation, ...]) -> str:

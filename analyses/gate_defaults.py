@@ -28,7 +28,7 @@ from dean_interp.progress import progress_bar
 from dean_interp.report.figures import changes_by_arm
 from dean_interp.report.html import write_figure_page
 from dean_interp.scoring.scores import Scores
-from dean_interp.selection.gains import damage_of, gains_of
+from dean_interp.selection.gains import Gains, damage_of, gains_of
 from dean_interp.selection.gating import GatingConfig
 from dean_interp.selection.iterated import gates_of_scores
 from dean_interp.statistics import Interval
@@ -127,29 +127,52 @@ def on_split(
 ) -> dict[str, Changes]:
     """The change of every margin under every setting at one KL, on the topics that did not make the gates."""
     generator = np.random.default_rng([seed, 5])
-    chosen = []
-    for behaviour in sets:
-        topics = list(dict.fromkeys(example.cluster for example in behaviour.examples))
-        order = [topics[int(i)] for i in generator.permutation(len(topics))]
-        chosen.append(set(order[: n_choosing(len(order))]))
-    signs, held_out = [], []
-    for number in (0, 1, 3):
-        of_behaviour, topics = scores[number], chosen[number]
-        signs.append({name: 1 for name in of_behaviour.clusters if name in topics})
-        others = {name: 1 for name in of_behaviour.clusters if name not in topics}
-        held_out.append(gains_of(of_behaviour, signs=others))
-    register = gains_of(scores[3], signs=signs[2])
-    is_choosing = torch.tensor([example.cluster in chosen[2] for example in sets[2].examples])
-    whole = damage_of(scores[2])
-    damage, other_damage = whole.of_answers(is_choosing), whole.of_answers(~is_choosing)
+    topics_of_first, topics_of_second, topics_of_general, topics_of_register = [
+        _choosing_topics(behaviour, generator) for behaviour in sets
+    ]
+    first, second, general, register = scores
+    # Gates are made of some topics' gains. What they are worth is read from the gains of the other topics.
+    first_signs, held_out_first = _divided(first, topics_of_first)
+    second_signs, held_out_second = _divided(second, topics_of_second)
+    register_signs, held_out_register = _divided(register, topics_of_register)
+    register_gains = gains_of(register, signs=register_signs)
+    # General text is divided as well: one part says what gates cost, the other one sets their dose.
+    is_choosing = torch.tensor([example.cluster in topics_of_general for example in sets[2].examples])
+    whole = damage_of(general)
+    damage = whole.of_answers(is_choosing)
+    held_out_damage = whole.of_answers(~is_choosing)
     changes: dict[str, Changes] = {}
     for name, gating in settings.items():
-        gates = gates_of_scores(*scores[:2], damage, signs=(signs[0], signs[1]), register=register, config=gating)
+        gates = gates_of_scores(
+            first,
+            second,
+            damage,
+            signs=(first_signs, second_signs),
+            register=register_gains,
+            config=gating,
+        )
         # A change grows with the dose, KL with its square.
-        dose = (kl / other_damage.kl(gates)) ** 0.5
-        on_first, on_second, on_register = (dose * each.of(gates) for each in held_out)
-        changes[name] = (on_first, on_second, on_register)
+        dose = (kl / held_out_damage.kl(gates)) ** 0.5
+        changes[name] = (
+            dose * held_out_first.of(gates),
+            dose * held_out_second.of(gates),
+            dose * held_out_register.of(gates),
+        )
     return changes
+
+
+def _choosing_topics(behaviour: Behaviour, generator: np.random.Generator) -> set[str]:
+    """Random topics of a set: those that make gates."""
+    topics = list(dict.fromkeys(example.cluster for example in behaviour.examples))
+    order = generator.permutation(len(topics))
+    return {topics[int(number)] for number in order[: n_choosing(len(topics))]}
+
+
+def _divided(scores: Scores, topics: set[str]) -> tuple[dict[str, int], Gains]:
+    """The signs with which the gains of some topics are taken, and the gains of all other topics."""
+    signs = {name: 1 for name in scores.clusters if name in topics}
+    others = {name: 1 for name in scores.clusters if name not in topics}
+    return signs, gains_of(scores, signs=others)
 
 
 def _spread(changes: Sequence[Changes], which: int) -> Interval:

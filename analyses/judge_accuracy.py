@@ -15,12 +15,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from dean_interp.cli.ending import script
 from dean_interp.evaluation.judges import LABELS
 from dean_interp.evaluation.judges.lexical import judge_name, lexical_labels
+from dean_interp.statistics import proportion
 
 
 def main() -> None:
@@ -32,6 +32,12 @@ def main() -> None:
     for half in ("development", "test"):
         labels, verdicts = of_half(rows, half)
         print(f"\n{half} half (n = {len(labels)})\n{table(labels, verdicts)}")
+    print_test_half(rows)
+    print_second_reader([row for row in rows if "second_label" in row])
+
+
+def print_test_half(rows: Sequence[dict[str, str]]) -> None:
+    """Print every label against every verdict, and the agreement in each state of the model."""
     labels, verdicts = of_half(rows, "test")
     print("\nlabels in rows, verdicts in columns: " + ", ".join(LABELS))
     print(confusion_matrix(labels, verdicts, labels=LABELS))
@@ -41,10 +47,15 @@ def main() -> None:
         agrees.setdefault(state, []).append(label == verdict)
     for state, of_state in agrees.items():
         print(f"{state}: agreement {share(sum(of_state), len(of_state))}")
-    twice = [row for row in rows if "second_label" in row]
-    first, second = [row["label"] for row in twice], [row["second_label"] for row in twice]
-    print(f"\nthe second reader against the first (n = {len(twice)})\n{table(first, second)}")
-    print(f"the judge against the second reader\n{table(second, lexical_labels([row['answer'] for row in twice]))}")
+
+
+def print_second_reader(rows: Sequence[dict[str, str]]) -> None:
+    """Print how the second reader agrees with the first one and with the judge, on the answers that both read."""
+    first = [row["label"] for row in rows]
+    second = [row["second_label"] for row in rows]
+    verdicts = lexical_labels([row["answer"] for row in rows])
+    print(f"\nthe second reader against the first (n = {len(rows)})\n{table(first, second)}")
+    print(f"the judge against the second reader\n{table(second, verdicts)}")
 
 
 def of_half(rows: Sequence[dict[str, str]], half: str) -> tuple[list[str], list[str]]:
@@ -69,8 +80,8 @@ def share(hits: int, of: int) -> str:
     """A share with its 95 % Wilson interval."""
     if not of:
         return f"{'-':>24}"
-    interval = binomtest(hits, of).proportion_ci(method="wilson")
-    return f"{hits:>3}/{of:<3} {hits / of:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    interval = proportion(hits, of)
+    return f"{hits:>3}/{of:<3} {interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from dean_interp import (
     top_fraction,
 )
 from dean_interp.cli.ending import command, script
-from dean_interp.files import write_text
+from dean_interp.files import read_json, write_text
 from dean_interp.information.compare import mutual_informations
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
@@ -125,13 +125,13 @@ def equal_kl_controls(model: HookedModel, edit: Selection, matched: Strata, n: i
         return random_control(edit, matched, seed=0, number=number, growth=growth)
 
     target = kl(edit)
-    found: list[tuple[float, float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    found = read_json(path, list[tuple[float, float]]) if path.is_file() else []
     for number in progress_bar(range(len(found), n), initial=len(found), total=n, desc="sizes of equal KL"):
         # The search begins at the median of the sizes so far; the first one has further to go.
         start, max_tries = 1.0, 8
         if number:
             start, max_tries = sorted(growth for growth, _ in found)[number // 2], 4
-        growth, _ = size_at_kl(
+        growth, is_inside = size_at_kl(
             lambda growth, number=number: kl(drawn(number, growth)),
             target,
             bounds=(1 / len(edit), LARGEST_GROWTH),
@@ -139,6 +139,8 @@ def equal_kl_controls(model: HookedModel, edit: Selection, matched: Strata, n: i
             max_tries=max_tries,
         )
         found.append((growth, kl(drawn(number, growth))))
+        if not is_inside:
+            print(f"control {number + 1} has a KL of {found[-1][1]:.4f}, not within 10 % of the edit's {target:.4f}")
         write_text(path, json.dumps(found))
     selections = [drawn(number, growth) for number, (growth, _) in enumerate(found[:n])]
     return EqualKlControls(selections=selections, kl=[kl for _, kl in found[:n]], kl_of_edit=target)

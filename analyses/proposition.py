@@ -69,21 +69,24 @@ def covariance(coupling: float) -> Tensor:
 
 def case(name: str, whole: Tensor, first: list[int], second: list[int], n: int, n_draws: int) -> Case:
     """The information between two noisy sides, coordinates of (X, Y, Z): in truth and as estimated."""
-    chosen = torch.zeros(len(first) + len(second), len(whole), dtype=torch.float64)
-    for row, column in enumerate([*first, *second]):
-        chosen[row, column] = 1
-    both = chosen @ whole @ chosen.T + NOISE**2 * torch.eye(len(chosen), dtype=torch.float64)
+    # The covariance of both sides together, with the noise of the reads.
+    chosen = torch.tensor([*first, *second])
+    both = whole[chosen][:, chosen] + NOISE**2 * torch.eye(len(chosen), dtype=torch.float64)
     # The closed form: half of the log-determinants of the sides less that of both.
     n_first = len(first)
-    parts = (both[:n_first, :n_first], both[n_first:, n_first:], both)
-    log_det_first, log_det_second, log_det_both = (float(torch.linalg.slogdet(part).logabsdet) for part in parts)
-    true = 0.5 * (log_det_first + log_det_second - log_det_both)
+    of_sides = _log_det(both[:n_first, :n_first]) + _log_det(both[n_first:, n_first:])
+    true = 0.5 * (of_sides - _log_det(both))
+    # The same from draws of these sides.
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(n_draws, n, len(both), generator=generator, dtype=torch.float64)
     draws = normal @ torch.linalg.cholesky(both).T
     values = np.array([gaussian_mi(draw[:, :n_first], draw[:, n_first:]).value for draw in draws])
     low, high = map(float, np.quantile(values, (0.025, 0.975)))
     return Case(name=name, true=true, estimate=float(values.mean()), low=low, high=high)
+
+
+def _log_det(covariance: Tensor) -> float:
+    return float(torch.linalg.slogdet(covariance).logabsdet)
 
 
 def main() -> None:

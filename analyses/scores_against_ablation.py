@@ -91,10 +91,15 @@ def measured_changes(model: HookedModel, behaviour: Behaviour, neurons: Sequence
 def print_ratios(neurons: Sequence[tuple[Site, int]], changes: np.ndarray, scores: Scores) -> None:
     """Print the real change over the score, by quarter of the score and for the highest scores."""
     predicted = np.array([float(scores[site][index]) for site, index in neurons])
-    ratio, order = changes / predicted, predicted.argsort()
-    medians = [f"{np.median(quarter):.2f}" for quarter in np.array_split(ratio[order], 4)]
-    print(f"real change / first-order score, median by quarter of the score, lowest first: {', '.join(medians)}")
-    highest = [f"{neurons[i][0]}[{neurons[i][1]}] {ratio[i]:.2f}" for i in order[-5:][::-1]]
+    ratios = changes / predicted
+    lowest_first = predicted.argsort()
+    quarters = np.array_split(ratios[lowest_first], 4)
+    medians = ", ".join(f"{np.median(quarter):.2f}" for quarter in quarters)
+    print(f"real change / first-order score, median by quarter of the score, lowest first: {medians}")
+    highest = []
+    for number in lowest_first[::-1][:5]:
+        site, index = neurons[number]
+        highest.append(f"{site}[{index}] {ratios[number]:.2f}")
     print("the five highest scores: " + ", ".join(highest))
 
 

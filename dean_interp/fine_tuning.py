@@ -40,15 +40,16 @@ class FineTuningConfig:
     method: FineTuningMethod = "full"
     """What is trained: all parameters, or low-rank adapters on every linear map of the blocks, merged in the end."""
     n_steps: int = 48
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = 8
-    """Examples of a step."""
+    """Number of examples in each step."""
     learning_rate: float | None = None
-    """AdamW's, constant after a tenth of the steps; None: 2e-5 for all parameters, 2e-4 for adapters."""
+    """Learning rate of AdamW, constant after a tenth of the steps. Unset: 2e-5 for all parameters, 2e-4 for
+    adapters."""
     rank: int = 16
     """Rank of the adapters; their alpha is twice that."""
     every: int = 16
-    """Steps from one look at the model, and one checkpoint to resume from, to the next."""
+    """Number of steps between two looks at the model. At each look a checkpoint is written, to resume from."""
     seed: int = 0
     """Seed for the order of the examples and the adapters' first values."""
 

@@ -176,7 +176,7 @@ def test_a_run_stands_on_the_card_of_its_own_edit_alone(finished, tmp_path):  # 
     assert improvement.headline in written(tmp_path / "own.md", beside / "edit.safetensors")
 
 
-def test_gates_on_another_model_of_the_same_shape_are_another_edit(finished, tmp_path):  # noqa: F811
+def test_gates_on_another_model_of_the_same_shape_are_another_edit(finished):  # noqa: F811
     folder, improvement = finished
     model = load_model(improvement.config.model.name, device="cpu")
     for parameter in model.parameters():

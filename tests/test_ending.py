@@ -164,7 +164,7 @@ def test_progress_on_a_terminal_is_a_bar_from_the_first_step(monkeypatch, capsys
     assert "bar:   0%|" in shown and "bar: 100%|███" in shown and "row" in shown and shown.count("\r") >= 2
 
 
-def test_bars_of_transformers_keep_to_the_log_within_a_command_only(monkeypatch, capsys):
+def test_bars_of_transformers_keep_to_the_log_within_a_command_only(capsys):
     from transformers.utils.logging import tqdm
 
     with fit_for_reader():

@@ -476,7 +476,7 @@ def test_a_file_holds_the_top_of_each_matrix_and_says_how_to_get_more(llama, pai
     assert set(whole.facts["versions"]) == {"dean_interp", "torch", "transformers", "transformer_lens"}
 
 
-def test_coupling_from_kept_scores_is_that_from_all(llama, pairs, tmp_path):
+def test_coupling_from_kept_scores_is_that_from_all(llama, pairs):
     behaviours = [dataclasses.replace(pairs, name=name, response=kind) for name, kind in
                   (("a", "safe"), ("b", "unsafe"))]  # fmt: skip
     general = Behaviour("general", tuple(Example(f"What is {i}?", {"response": f"It is {i * i}."}) for i in range(5)))

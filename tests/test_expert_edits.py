@@ -66,8 +66,8 @@ def logits_of(model):
         return model(IDS, return_type="logits")
 
 
-def plain_logits(folder, dtype="float32"):
-    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+def plain_logits(folder):
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="float32").eval()
     with torch.inference_mode():
         return plain(IDS).logits
 

@@ -78,7 +78,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_weights_and_a_finished_one_is_
     assert again == cut
 
 
-def test_only_answers_and_the_end_of_text_are_learned(checkpoints, behaviour, tokenizer):
+def test_only_answers_and_the_end_of_text_are_learned(behaviour, tokenizer):
     for row, prompt, answer in zip(
         _rows(tokenizer, behaviour, "chat"), behaviour.prompts, behaviour.responses, strict=True
     ):

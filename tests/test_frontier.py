@@ -72,6 +72,10 @@ def test_quick_comparison_recovers_the_planted_ranking(finished):
     # What was chosen on some prompts raises the margin on another hand's.
     (further,) = found["gates, closed form"].further
     assert further.on == "other" and further.change.low > 0
+    missed = [name for name, point in at.items() if point and not point.is_reached]
+    shown = [line.split(" | ")[0].removeprefix("| ") for line in (given.out / "table.md").read_text().splitlines()
+             if "(missed)" in line]  # fmt: skip
+    assert shown == missed
     # Nothing is left to do, and the second call finds the same.
     again = frontier.run(given)
     assert again.to_pandas().equals(found.to_pandas())

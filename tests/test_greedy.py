@@ -102,7 +102,7 @@ def test_settings_that_old_checkpoints_keep_in_their_configuration_do_not_come_i
     assert generate(load_model(plain, tokenizer=tokenizer), PROMPTS, max_new_tokens=N_NEW) == expected
 
 
-def test_the_settings_come_back_after_an_exception(checkpoints, tokenizer, monkeypatch):
+def test_the_settings_come_back_after_an_exception(checkpoints, tokenizer):
     model = load_model(with_settings(checkpoints, repetition_penalty=1.9), tokenizer=tokenizer)
     before = model.original_model.generation_config
     generate(model, PROMPTS, max_new_tokens=1)

@@ -355,7 +355,7 @@ def test_results_that_are_any_json_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "..", "a/../../x", "sub/model.safetensors"])
-def test_an_index_that_leads_out_of_its_folder_is_refused(name, llama, checkpoints, tmp_path):
+def test_an_index_that_leads_out_of_its_folder_is_refused(name, llama, tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))

@@ -245,9 +245,7 @@ def test_a_flip_that_leaves_no_neuron_is_a_null_that_changes_nothing(config, tmp
     assert all(change.mean == 0 for flip in flips for change in flip.change.values())
 
 
-def test_swapped_labels_are_warned_of_where_the_model_strongly_prefers_unsafe(
-    one_layer, config, tmp_path, caplog, monkeypatch
-):
+def test_swapped_labels_are_warned_of_where_the_model_strongly_prefers_unsafe(one_layer, config, tmp_path, caplog):
     """The likelier of two letters stands in for an answer that a model prefers."""
     model = load_model(one_layer, device="cpu")
     tokenizer, liking = native_tokenizer(model), {}
@@ -368,7 +366,7 @@ def test_a_real_browser_draws_the_page_with_the_network_blocked(finished, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_command_on_the_page_makes_the_same_run_again(finished, tmp_path, monkeypatch):
+def test_the_command_on_the_page_makes_the_same_run_again(finished, monkeypatch):
     """It parses to the same settings, and the finished folder says so: it is not done again."""
     folder, improvement = finished
     page = html.unescape((folder / "report.html").read_text())

@@ -82,7 +82,7 @@ def test_a_neuron_of_another_behaviour_moves_no_margin(planted, tests):
     assert "No scores were given" in page.html()
 
 
-def test_calibration_examples_are_read_and_never_measured(planted, scores):
+def test_calibration_examples_are_read_and_never_measured(planted):
     page = look(
         planted, SHARED, [behaviour("f", 0, 8), dataclasses.replace(behaviour("p", 900, 8), split="calibration")]
     )

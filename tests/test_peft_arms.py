@@ -181,7 +181,7 @@ def test_ia3_at_the_neurons_is_gates(examples_of):
     assert change.n_bytes == 4 * sum(map(len, multipliers.values()))
 
 
-def test_what_an_arm_cannot_train_on_is_said_in_one_line(examples_of, checkpoints, monkeypatch, tmp_path):
+def test_what_an_arm_cannot_train_on_is_said_in_one_line(examples_of, checkpoints, monkeypatch):
     arm, settings = ARMS[0], settings_of(ARMS[0])
     unnamed = ImproveConfig(model=ModelConfig("no-such-model", device="cpu"))
     other = ImproveConfig(model=ModelConfig(str(checkpoints["llama"]), device="cpu"))

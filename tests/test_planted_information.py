@@ -22,10 +22,10 @@ SEEDS = [
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def asked(one: Planted, silenced, configs=CONFIGS, controls=None):
+def asked(one: Planted, silenced, configs=CONFIGS):
     return mutual_informations(
         one.model, one.behaviours, configs, edit=InformationArm(silenced, one.fairness, one.privacy),
-        controls=one.controls if controls is None else controls, calibration=one.calibration, template="raw",
+        controls=one.controls, calibration=one.calibration, template="raw",
     )  # fmt: skip
 
 

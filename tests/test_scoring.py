@@ -91,9 +91,9 @@ def weight_effects_one_by_one(model, tokenizer, behaviour, modules="all"):
     return {site: torch.stack(of_examples) for site, of_examples in effects.items()}
 
 
-def weights_one_by_one(model, tokenizer, behaviour, modules="all"):
+def weights_one_by_one(model, tokenizer, behaviour):
     """The definition of weights' scores."""
-    effects = weight_effects_one_by_one(model, tokenizer, behaviour, modules)
+    effects = weight_effects_one_by_one(model, tokenizer, behaviour)
     return {site: of_examples.abs().mean(0) for site, of_examples in effects.items()}
 
 

@@ -134,7 +134,7 @@ def test_a_server_that_refuses_max_tokens_is_asked_its_way_and_cached_as_the_sam
         assert one(served, form=JSON)(["p"], ["a"])[0].fault == "unparsed"
 
 
-def test_a_busy_server_is_waited_for(caplog):
+def test_a_busy_server_is_waited_for():
     with server(lambda n, _: (429, '{"error": {"message": "slow down"}}') if n < 3 else completion("no")) as served:
         one(served, max_retries=4).refuse_silent()
         assert len(served.bodies) == 4

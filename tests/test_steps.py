@@ -279,7 +279,7 @@ def test_score_says_what_it_wrote(files, model, tmp_path, capsys):
     assert out.read_bytes() == scores[0].read_bytes()
 
 
-def test_a_killed_score_goes_on_from_its_last_batch(model, tmp_path, monkeypatch, capsys):
+def test_a_killed_score_goes_on_from_its_last_batch(model, tmp_path, monkeypatch):
     out, kept = tmp_path / "killed.safetensors", []
     command = [
         "score",

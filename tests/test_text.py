@@ -237,7 +237,7 @@ class TestOneDay:
         day.warn_of_days(scores)
         assert "another date" in caplog.text
 
-    def test_the_exported_tokenizer_keeps_its_clock(self, dated, tmp_path):
+    def test_the_exported_tokenizer_keeps_its_clock(self, dated):
         from dean_interp.models.native_tokenizer import loaded_tokenizer
 
         model = load_model(dated, device="cpu", chat=ChatSettings(date="2024-02-05"))

@@ -48,8 +48,11 @@ def dose_at_kl(change: Change, meter: KlOfState, *, kl: float, start: float | No
         power=_POWER,
     )
     if math.isnan(measured[dose].mean):
-        # The model broke at this dose, so the largest one that did not break it is taken, or none at all.
-        finite = [tried for tried, interval in measured.items() if not math.isnan(interval.mean)]
-        dose = max(finite) if finite else 0.0
-        measured.setdefault(0.0, Interval(0.0, 0.0, 0.0, measured[next(iter(measured))].n_clusters))
+        # The model broke at this dose, so the largest one that did not break it is taken.
+        n_clusters = measured[dose].n_clusters
+        unbroken = [tried for tried, interval in measured.items() if not math.isnan(interval.mean)]
+        if not unbroken:
+            # Every dose broke it: nothing is changed, which costs nothing.
+            return DoseAtKl(0.0, Interval(0.0, 0.0, 0.0, n_clusters), is_reached)
+        dose = max(unbroken)
     return DoseAtKl(dose, measured[dose], is_reached)

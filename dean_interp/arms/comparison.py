@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from dean_interp.arms.arm import Arm, ArmExamples, Kind, Setting
 from dean_interp.arms.at_kl import DoseAtKl
 from dean_interp.arms.choosing_settings import Trial, best_of
@@ -18,7 +16,7 @@ from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.arms.sealed import sealed
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError, refuse_below
-from dean_interp.files import read_json, write_bytes
+from dean_interp.files import read_json
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.study.choosing import effects, gates_store
@@ -26,6 +24,7 @@ from dean_interp.study.flips import Flip
 from dean_interp.study.improve_data import ImproveData
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.method import original_of
+from dean_interp.study.results import save_record
 from dean_interp.study.run_folder import waited_for
 from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, measurement_plan
@@ -94,7 +93,6 @@ class ArmRecord:
     name: str
     kind: Kind
     source: str
-    uses_labels: bool
     settings: Mapping[str, Setting] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     states: tuple[MeasuredState, ...] = ()
@@ -208,8 +206,7 @@ def piece_folder(folder: Path, arm: str) -> Path:
 
 def save(record: ArmRecord, folder: Path, arm: str) -> None:
     """Write the record of an arm, which says that its piece is done."""
-    content = TypeAdapter(ArmRecord).dump_json(record, indent=1)
-    write_bytes(piece_folder(folder, arm) / RECORD, content + b"\n")
+    save_record(record, piece_folder(folder, arm) / RECORD)
 
 
 def records_of(folder: Path, names: Sequence[str]) -> dict[str, ArmRecord]:

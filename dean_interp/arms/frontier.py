@@ -18,7 +18,7 @@ from jaxtyping import Float
 from dean_interp.arms.comparison import ArmRecord, ComparisonConfig, MeasuredState, SharedWork, nulls_of, records_of
 from dean_interp.arms.frontier_curves import MarginChanges, area_under, smaller_rises
 from dean_interp.evaluation.lines import Line, compare
-from dean_interp.evaluation.outcomes import MARGIN, Outcome, clusters_of, likelihoods
+from dean_interp.evaluation.outcomes import MARGIN, clusters_of, likelihoods
 from dean_interp.frames import Framed
 from dean_interp.models.load import HookedModel
 from dean_interp.statistics import Interval, holm, rank_p_value
@@ -36,6 +36,8 @@ class FrontierPoint:
     dose: float
     kl: Interval
     """Measured on confirming general text, nats per answer token."""
+    is_reached: bool
+    """Whether a dose has the KL that was looked for, on the text that chooses doses; else this is the nearest."""
     rises: Mapping[str, Interval]
     """The change of each behaviour's margin, nats per token."""
     smaller: Interval
@@ -113,6 +115,7 @@ def _row(arm: FrontierArm, point: FrontierPoint) -> dict[str, object]:
         "kl_wanted": point.kl_wanted,
         "dose": point.dose,
         "kl": point.kl.mean,
+        "is_reached": point.is_reached,
     }
     for name, rise in point.rises.items():
         row[name] = rise.mean
@@ -227,6 +230,7 @@ def _point(
         kl_wanted=state.kl,
         dose=state.dose,
         kl=kl_interval(measured.measurement[general.name], clusters_of(general)),
+        is_reached=state.chosen.is_reached,
         rises=rises,
         smaller=smaller,
         p=larger_p if both_rise else 1.0,
@@ -289,12 +293,8 @@ def _state(name: str, fingerprint: str) -> State:
 
 def _changes(original: StateOutcomes, states: Sequence[StateOutcomes], name: str) -> MarginChanges:
     """The change of a behaviour's margin in several states."""
-    before = _margin(original, name)
+    before = original.margin(name)
     values: list[Float[np.ndarray, " example"]] = []
     for state in states:
-        values.append(_margin(state, name).values - before.values)
+        values.append(state.margin(name).values - before.values)
     return MarginChanges(np.stack(values).astype(float), before.clusters)
-
-
-def _margin(measured: StateOutcomes, name: str) -> Outcome:
-    return next(outcome for outcome in measured.outcomes if outcome.key == (MARGIN, name))

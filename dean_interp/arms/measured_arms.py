@@ -24,7 +24,7 @@ from dean_interp.study.store import State
 def arm_record(work: SharedWork, arm: Arm) -> ArmRecord:
     """Choose an arm's settings and doses, and measure it on confirming prompts."""
     began = time.monotonic()
-    record = ArmRecord(arm.name, arm.kind, arm.source, arm.uses_labels)
+    record = ArmRecord(arm.name, arm.kind, arm.source)
     meter = state_kl_meter(work.choose.store, work.model)
     try:
         with work.sealed():
@@ -157,7 +157,7 @@ def record_together(
     """An edit at its doses, under a system prompt. The KL is that of both."""
     name = name_together(prompt, arm)
     meter = state_kl_meter(work.choose.store, work.model)
-    both = ArmRecord(name, prompt.kind, f"{prompt.source}; {arm.source}", uses_labels=False)
+    both = ArmRecord(name, prompt.kind, f"{prompt.source}; {arm.source}")
     try:
         text = prompt.fit(work.examples(prompt), {})
         change = arm.fit(work.examples(arm), record.settings)

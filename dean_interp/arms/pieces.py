@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from dean_interp.arms.arm import Arm, Kind
 from dean_interp.arms.at_kl import DoseAtKl, dose_at_kl
 from dean_interp.arms.comparison import (
@@ -33,11 +31,11 @@ from dean_interp.arms.comparison import (
 from dean_interp.arms.measured_arms import arm_record, measured_state, name_together, named, record_together
 from dean_interp.arms.system_prompt import SystemPromptArm
 from dean_interp.errors import InputError
-from dean_interp.files import write_bytes
 from dean_interp.progress import progress_bar
 from dean_interp.statistics import Interval
 from dean_interp.study.dosing import state_kl_meter
 from dean_interp.study.flips import Flip, random_flips
+from dean_interp.study.results import save_record
 from dean_interp.study.run_folder import BusyError, locked
 from dean_interp.study.store import ORIGINAL
 
@@ -85,9 +83,7 @@ def _do_pieces(
         with _piece(work.folder, arm.name, NULLS) as is_mine:
             if is_mine:
                 states = null_states(work, arm, records[arm.name])
-                content = TypeAdapter(tuple[MeasuredState, ...]).dump_json(states, indent=1)
-                path = piece_folder(work.folder, arm.name) / NULLS
-                write_bytes(path, content + b"\n")
+                save_record(states, piece_folder(work.folder, arm.name) / NULLS)
 
 
 def measure_on_further(work: SharedWork, arm: Arm, record: ArmRecord) -> None:

@@ -15,6 +15,7 @@ from dean_interp.errors import InputError, refuse_below
 from dean_interp.files import check_writable, read_json
 from dean_interp.models.neuron_names import neuron_of, parse_name
 from dean_interp.report.circuit_page import circuit_page
+from dean_interp.report.html import options_of
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import Selection, load_selection
@@ -172,17 +173,4 @@ def _with_run(step: ShowNeuron, folder: Path) -> ShowNeuron:
 
 def _command(name: str, subject: str, step: ShowNeuron | ShowCircuit, default: ShowNeuron | ShowCircuit) -> str:
     """The command that makes the page again: what it shows, and every option that is not the default."""
-    words = ["dean-interp", name, subject]
-    defaults = _options(default)
-    for option, value in _options(step).items():
-        if value != defaults[option]:
-            values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{option.replace('_', '-')}", *map(str, values)]
-    return shlex.join(words)
-
-
-def _options(step: ShowNeuron | ShowCircuit) -> dict[str, Any]:
-    """The options of a step by name, those of its model among them."""
-    options = {**vars(step), **vars(step.model), "model": step.model.name}
-    del options["name"]
-    return options
+    return shlex.join(["dean-interp", name, subject, *options_of(step, default)])

@@ -63,7 +63,7 @@ class CreateEdit:
     """Make an edit file: what silencing selected units, or gates, change in the checkpoint. It can be taken back."""
 
     selection: Positional[Path]
-    """Selection file, of neurons or weights; or gates file."""
+    """Selection file (of neurons or of weights), or gates file."""
     out: Path
     """Edit file to write."""
     replacement: OmitArgPrefixes[Replacement] = field(default_factory=Replacement)

@@ -4,7 +4,6 @@ import dataclasses
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 from tyro.conf import OmitArgPrefixes, Positional
@@ -15,6 +14,7 @@ from dean_interp.errors import InputError, refuse_below
 from dean_interp.exploring.explore_page import explore_page
 from dean_interp.exploring.held_out import ExploreConfig, refuse_other_kinds, unscored
 from dean_interp.files import check_writable
+from dean_interp.report.html import options_of
 from dean_interp.scoring.scores import load_scores
 from dean_interp.study.settings import DataConfig, ModelConfig
 
@@ -83,17 +83,5 @@ def do_explore(step: ExploreChange) -> StepResult:
 
 def _command(step: ExploreChange) -> str:
     """The command that makes the page again: the edit, and every option that is not the default."""
-    words = ["dean-interp", "explore", str(step.edit)]
-    defaults = _options(ExploreChange(step.edit))
-    for option, value in _options(step).items():
-        if value != defaults[option]:
-            values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{option.replace('_', '-')}", *map(str, values)]
-    return shlex.join(words)
-
-
-def _options(step: ExploreChange) -> dict[str, Any]:
-    """The options of the step by name, those of its model among them."""
-    options = {**vars(step), **vars(step.model), "model": step.model.name}
-    del options["name"]
-    return options
+    options = options_of(step, ExploreChange(step.edit))
+    return shlex.join(["dean-interp", "explore", str(step.edit), *options])

@@ -129,15 +129,19 @@ def after_help(arguments: Sequence[str]) -> str:
 def nearest_command(arguments: Sequence[str]) -> str:
     """A question that names the command that a mistyped one is nearest to; empty where none is near, or none wrong."""
     words = [argument for argument in arguments if not argument.startswith("-")]
-    known, before = {name.split()[0] for name in EXAMPLES if name}, ""
+    known = {name.split()[0] for name in EXAMPLES if name}
+    prefix = ""
     if words and words[0] in known:
         # The second word is a command, too, where the first one has actions.
-        before, *words = words
-        known = {name.removeprefix(f"{before} ") for name in EXAMPLES if name.startswith(f"{before} ")}
+        prefix = f"{words.pop(0)} "
+        known = {name.removeprefix(prefix) for name in EXAMPLES if name.startswith(prefix)}
     if not words or words[0] in known:
         return ""
     hint = did_you_mean(words[0], known)
-    return f"dean-interp: no command {f'{before} {words[0]}'.strip()!r}{hint}" if hint else ""
+    if not hint:
+        return ""
+    mistyped = prefix + words[0]
+    return f"dean-interp: no command {mistyped!r}{hint}"
 
 
 def _command_name(arguments: Sequence[str]) -> str:

@@ -106,10 +106,18 @@ def unit_table(model: HookedModel, change: AnyEdit, scores: Sequence[Scores] = (
     if len({*behaviours}) < len(behaviours):
         raise InputError(f"give one set of scores a behaviour, got scores of {', '.join(behaviours)}")
     sites = [site for site, units in selection.units.items() if len(units)]
-    ranks = {site: _ranks_at(scores, site, selection) for site in sites if scores}
-    owners = {site: of_site.argmin(0) for site, of_site in ranks.items()}
-    listed, n_per_layer = [], max(1, MOST_LISTED // len({site.layer for site in sites}))
-    for layer in sorted({site.layer for site in sites}):
+    # A unit belongs to the behaviour for which its rank is best.
+    ranks: dict[Site, Tensor] = {}
+    owners: dict[Site, Tensor] = {}
+    if scores:
+        for site in sites:
+            ranks[site] = _ranks_at(scores, site, selection)
+            owners[site] = ranks[site].argmin(0)
+    # Every layer may list as many units as the others: those that change most.
+    layers = sorted({site.layer for site in sites})
+    n_per_layer = max(1, MOST_LISTED // len(layers))
+    listed: list[ListedUnit] = []
+    for layer in layers:
         rows = []
         for site in sites:
             if site.layer == layer:
@@ -117,10 +125,16 @@ def unit_table(model: HookedModel, change: AnyEdit, scores: Sequence[Scores] = (
                 rows += _rows(selection, site, changes, n_per_layer, ranks.get(site), scores)
         rows.sort(key=lambda row: -abs(row.change))
         listed += rows[:n_per_layer]
-    n_by_layer = {layer: n_units for layer, n_units in selection.layer_counts().items() if n_units}
-    all_owners = torch.cat(list(owners.values())) if owners else torch.zeros(0)
-    n_by_behaviour = {name: int((all_owners == number).sum()) for number, name in enumerate(behaviours)}
-    return UnitTable(selection, tuple(listed), n_by_layer, n_by_behaviour, owners)
+    n_by_behaviour: dict[str, int] = {}
+    for number, name in enumerate(behaviours):
+        n_by_behaviour[name] = sum(int((of_site == number).sum()) for of_site in owners.values())
+    return UnitTable(
+        selection=selection,
+        listed=tuple(listed),
+        n_by_layer={layer: n_units for layer, n_units in selection.layer_counts().items() if n_units},
+        n_by_behaviour=n_by_behaviour,
+        owners=owners,
+    )
 
 
 def _rows(
@@ -135,13 +149,23 @@ def _rows(
     rows = []
     for place in highest(changes.abs(), min(n_rows, len(changes))).tolist():
         unit = int(selection.units[site][place])
-        own, owner = {}, ""
+        owner = ""
+        shown_ranks: dict[str, int | None] = {}
         if ranks is not None:
-            of_unit = ranks[:, place].tolist()
-            owner = scores[of_unit.index(min(of_unit))].behaviour
-            for each, rank in zip(scores, of_unit, strict=True):
-                own[each.behaviour] = rank if rank <= each.n_kept(site) else None
-        rows.append(ListedUnit(_name(selection, site, unit), site, unit, float(changes[place]), owner, own))
+            ranks_of_unit = ranks[:, place].tolist()
+            owner = scores[ranks_of_unit.index(min(ranks_of_unit))].behaviour
+            for of_behaviour, rank in zip(scores, ranks_of_unit, strict=True):
+                was_kept = rank <= of_behaviour.n_kept(site)
+                shown_ranks[of_behaviour.behaviour] = rank if was_kept else None
+        row = ListedUnit(
+            name=_name(selection, site, unit),
+            site=site,
+            unit=unit,
+            change=float(changes[place]),
+            behaviour=owner,
+            ranks=shown_ranks,
+        )
+        rows.append(row)
     return rows
 
 

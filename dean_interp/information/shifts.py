@@ -216,14 +216,6 @@ class MutualInformation(Framed):
         return [shift for shift in self._main if not shift.is_joint]
 
     @property
-    def joint(self) -> Shift | None:
-        """The main number for all layers that the ablation can reach, taken as one."""
-        for shift in self._main:
-            if shift.is_joint:
-                return shift
-        return None
-
-    @property
     def changes(self) -> tuple[float, ...]:
         """The main number's change of the excess, one a layer."""
         return tuple(shift.change for shift in self.layers)

@@ -17,15 +17,15 @@ class Devices:
     """What a study would run on."""
 
     gpus: int = 0
-    """0: the CPU."""
+    """Number of GPUs. 0: the CPU."""
     gpu_gib: float = 80.0
-    """Memory of each."""
+    """Memory of each GPU, in GiB."""
     host_gib: float | None = None
-    """Memory of the machine; None: this one's."""
+    """Memory of the machine, in GiB. Unset: that of this machine."""
     tflops: float | None = None
-    """10^12 operations a second that one of them sustains in plain matrix products of the model's dtype. The time is
-    then that of the arithmetic, to a factor of three. None: passes through a few layers of the model's shape are timed
-    here, on the CPU or on a GPU; 200 for a GPU where there is none."""
+    """Speed of one device in plain matrix products of the model's dtype, in 10^12 operations a second. The time is then
+    that of the arithmetic, to a factor of three. Unset: passes through a few layers of the model's shape are timed, on
+    the CPU or on a GPU of this machine; where there is none, 200 is taken for a GPU."""
 
 
 def devices_here(device: str | None) -> Devices:

@@ -48,7 +48,7 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
     room = room_for_sums(placement, placed.batch, devices, placed.host)
     passes = passes_that_fit(placed.model, config, room)
     # Time: what each step sends through the model.
-    works = study_works(placed.model, config, data, passes, world_size=placement.world_size)
+    works = study_works(placed.model, config, data, passes)
     layers = f" --layers-per-pass {passes.layers_per_pass}" if passes.n_passes > 1 else ""
     return forecast_of(
         placed,
@@ -60,9 +60,7 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
     )
 
 
-def study_works(
-    model: HookedModel, config: StudyConfig, data: StudyData, passes: ScoringPasses, *, world_size: int = 1
-) -> list[StepWork]:
+def study_works(model: HookedModel, config: StudyConfig, data: StudyData, passes: ScoringPasses) -> list[StepWork]:
     """What each step of `run_study` sends through the model, by the names of its `times.json`."""
     counter = WorkCounter(
         model=model,

@@ -95,7 +95,7 @@ def _row(arm: FrontierArm, point: FrontierPoint, beside: Sequence[str]) -> list[
         nulls = f"{arm.null_p:.2f} of {len(arm.null_rises)}"
     return [
         arm.name,
-        f"{point.kl.mean:.3f}",
+        f"{point.kl.mean:.3f}" + ("" if point.is_reached else " (missed)"),
         *map(str, point.rises.values()),
         "yes" if point.raises_both else "no",
         *(_beside(point).get(name, "-") for name in beside),

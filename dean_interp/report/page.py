@@ -92,7 +92,6 @@ def _environment(
         "tiny": two_digits,
         "signed": signed,
         "interval": interval,
-        "spread": spread,
         "p": p_value,
         "percent": percent,
         "percent_of": percent_of,

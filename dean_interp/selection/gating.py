@@ -40,7 +40,7 @@ class GatingConfig:
     """What a change costs: what neurons do together (`together`: F and its diagonal), or each alone (`alone`: its
     diagonal)."""
     ridge: float = 0.1
-    """What is added to every neuron's own damage, in mean damages."""
+    """Multiple of the mean damage that is added to the damage of every neuron."""
     count: int | None = None
     """Number of neurons that change: those that raise the margins most at the given damage. Unset: all."""
     agree: bool = False

@@ -50,15 +50,22 @@ def size_at_kl(
 
 
 def _next_size(tried: dict[float, float], aim: float, power: float) -> float:
-    below = max((size for size, kl in tried.items() if kl < aim), default=None)
-    above = min((size for size, kl in tried.items() if kl >= aim), default=None)
-    if below is None or above is None:
-        size = above if below is None else below
-        assert size is not None
+    """The size at which a power law through the nearest tries has the KL `aim`."""
+    below = [size for size, kl in tried.items() if kl < aim]
+    above = [size for size, kl in tried.items() if kl >= aim]
+    # Without a bracket, go out from the try that is nearest to the aim.
+    if not below or not above:
+        nearest = max(below) if below else min(above)
         slope = _slope(tried) if len(tried) > 1 else power
-        return size * (aim / max(tried[size], 1e-12)) ** (1 / slope)
-    share = math.log(aim / tried[below]) / math.log(tried[above] / tried[below]) if tried[below] > 0 else 0.5
-    return below * (above / below) ** min(max(share, 0.1), 0.9)
+        return nearest * (aim / max(tried[nearest], 1e-12)) ** (1 / slope)
+    # Within a bracket, go as far on the scale of log size as the aim is on that of log KL.
+    low, high = max(below), min(above)
+    share = 0.5
+    if tried[low] > 0:
+        share = math.log(aim / tried[low]) / math.log(tried[high] / tried[low])
+    # Never so near to an end that the bracket hardly shrinks.
+    share = min(max(share, 0.1), 0.9)
+    return low * (high / low) ** share
 
 
 def _slope(tried: dict[float, float]) -> float:

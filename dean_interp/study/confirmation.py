@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dean_interp.evaluation.lines import Line
-from dean_interp.evaluation.outcomes import INCOHERENT, MARGIN, MARGIN_REST, N_FIRST, Outcome
+from dean_interp.evaluation.outcomes import INCOHERENT, MARGIN, MARGIN_REST, N_FIRST
 from dean_interp.statistics import Interval, clustered_interval, rank_p_value
 from dean_interp.study.state_outcomes import StateOutcomes
 
@@ -51,13 +51,13 @@ def sign_test(
     behaviour: str,
 ) -> SignTest:
     """The odd and the even part of one margin's change; `flips` hold each flip followed by its complement."""
-    before = _margin(original, behaviour)
-    plus, minus = _margin(edit, behaviour), _margin(opposite, behaviour)
+    before = original.margin(behaviour)
+    plus, minus = edit.margin(behaviour), opposite.margin(behaviour)
     odd = (plus.values - minus.values) / 2
     even = (plus.values + minus.values) / 2 - before.values
     null_odds: list[float] = []
     for flip, complement in zip(flips[::2], flips[1::2], strict=True):
-        difference = _margin(flip, behaviour).values - _margin(complement, behaviour).values
+        difference = flip.margin(behaviour).values - complement.margin(behaviour).values
         null_odd = float(difference.mean()) / 2
         # Which of the two is called the flip is arbitrary.
         null_odds += [null_odd, -null_odd]
@@ -68,10 +68,6 @@ def sign_test(
         null_odds=tuple(null_odds),
         p=rank_p_value(float(odd.mean()), null_odds),
     )
-
-
-def _margin(state: StateOutcomes, behaviour: str) -> Outcome:
-    return next(outcome for outcome in state.outcomes if outcome.key == (MARGIN, behaviour))
 
 
 def conditions(

@@ -1,5 +1,6 @@
 """Steps 6 to 9 of `improve`: the edit and its nulls on prompts that chose nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished
 from dean_interp.selection.gates import dosed
+from dean_interp.selection.selection import Selection
 from dean_interp.study.choosing import Chosen
 from dean_interp.study.conclusions import design_of
 from dean_interp.study.dosing import gated_state
@@ -87,13 +89,27 @@ def information_of(chosen: Chosen, confirmed: Confirmed) -> dict[str, tuple[Mutu
     """
     if chosen.paper is None:
         return {}
-    plan = confirmed.plan
-    neurons = chosen.paper.neurons
-    edits = [confirmed.edit, *confirmed.paper]
-    nulls = [*confirmed.flips, *confirmed.random]
+    return kept_information(
+        confirmed.plan,
+        confirmed.original,
+        edits=[confirmed.edit, *confirmed.paper],
+        nulls=[*confirmed.flips, *confirmed.random],
+        neurons=chosen.paper.neurons,
+    )
+
+
+def kept_information(
+    plan: MeasurementPlan,
+    original: StateOutcomes,
+    *,
+    edits: Sequence[StateOutcomes],
+    nulls: Sequence[StateOutcomes],
+    neurons: tuple[Selection, Selection],
+) -> dict[str, tuple[MutualInformation, ...]]:
+    """Mutual information before and under each edit, by its name, beside the nulls; kept in the folder of the store."""
 
     def make(_: Unfinished) -> list[tuple[MutualInformation, ...]]:
-        return information_before_and_under(plan, confirmed.original, edits=edits, controls=nulls, neurons=neurons)
+        return information_before_and_under(plan, original, edits=edits, controls=nulls, neurons=neurons)
 
     depends_on = [measured.state.fingerprint for measured in (*edits, *nulls)]
     depends_on += [selection.fingerprint for selection in neurons]

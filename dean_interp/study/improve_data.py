@@ -6,17 +6,16 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.outcomes import clusters_of
-from dean_interp.files import read_json, write_bytes, write_text
+from dean_interp.files import read_json, write_text
 from dean_interp.information.activations import distinct
 from dean_interp.information.before_after import refuse_few
 from dean_interp.information.estimands import HEADLINES, MutualInformationConfig
 from dean_interp.selection.iterated import refuse_few_topics
 from dean_interp.study.improvement import EarlierConfirmation, ImproveConfig
+from dean_interp.study.results import save_record
 from dean_interp.study.roles import Roles, RoleSizes, drawn_evenly, halves_of, refuse_shared, roles_of
 from dean_interp.study.study_data import PromptSets, prompt_sets
 
@@ -151,8 +150,7 @@ def earlier_confirmations(folder: Path, data: ImproveData) -> tuple[EarlierConfi
             n_shared = sum(len(behaviour.prompts_among(set(hashes))) for behaviour in confirming)
             if n_shared:
                 earlier.append(EarlierConfirmation(name, n_shared))
-        content = TypeAdapter(list[EarlierConfirmation]).dump_json(earlier, indent=1)
-        write_bytes(kept, content + b"\n")
+        save_record(earlier, kept)
     # What this folder opens now stands beside what it opened before.
     before = set(opened.get(folder.name, ()))
     now = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in confirming))

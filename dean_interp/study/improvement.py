@@ -37,11 +37,11 @@ class ImproveConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     first: str = "fairness"
-    """First behaviour: a built-in name, or a CSV or JSONL file with safe and unsafe answers."""
+    """First behaviour, with safe and unsafe answers: a built-in name, a file, a hub data set or a published set."""
     second: str = "privacy"
     """Second behaviour, in the same form."""
     general: str = "general"
-    """Other text, on which the edit's damage is measured: a built-in name, or a file with one answer a prompt."""
+    """Other text, with one answer a prompt, on which the edit's damage is measured: named as the behaviours are."""
     register: str | None = "register"
     """Harmless prompts with two harmless answers, one worded as safe answers are and one as unsafe ones: the edit must
     hardly tell them apart. None: not measured."""

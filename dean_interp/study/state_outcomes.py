@@ -18,6 +18,7 @@ from dean_interp.evaluation.judges import Judge, Verdict, judged, make_judge
 from dean_interp.evaluation.judges.lexical import cautionary_phrases
 from dean_interp.evaluation.measurement import Measurement
 from dean_interp.evaluation.outcomes import (
+    MARGIN,
     Outcome,
     PromptKind,
     answer_outcomes,
@@ -92,6 +93,10 @@ class StateOutcomes:
     outcomes: tuple[Outcome, ...]
     answers: JudgedAnswers | None
     """None where the state was not asked for its own answers."""
+
+    def margin(self, behaviour: str) -> Outcome:
+        """The margins of a behaviour's prompts."""
+        return next(outcome for outcome in self.outcomes if outcome.key == (MARGIN, behaviour))
 
 
 def measurement_plan(
