@@ -89,8 +89,8 @@ def run(given: Table, title: str = "DEAN against fine-tuning in {model}") -> Arm
         outcomes |= fine_tuned_outcomes(plan, given, data)
         lines = compare_each(original, outcomes, controls)
         results = ArmResults(
-            title=title.format(model=config.model.name),
-            model=config.model.name,
+            title=title.format(model=config.model.title),
+            model=config.model.title,
             facts=facts(given, data, edits),
             conclusions=conclusions(lines, general=data.tests[2].name),
             arms=lines,

@@ -93,8 +93,8 @@ def run(given: Durability) -> ArmResults:
             except (ImportError, NotImplementedError, RuntimeError) as error:
                 missing.append(f"{condition.name}: {str(error).splitlines()[0]}")
         results = ArmResults(
-            title=f"Does an edit of {config.model.name} survive what happens next?",
-            model=config.model.name,
+            title=f"Does an edit of {config.model.title} survive what happens next?",
+            model=config.model.title,
             facts=facts(given, missing),
             conclusions=tuple(survived(edit, outcomes, tests[:2]) for edit in edits),
             arms=compared(outcomes, edits),

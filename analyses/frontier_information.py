@@ -161,7 +161,7 @@ def _in_words(out: Path, config: ComparisonConfig, name: str, informations: tupl
         "KL": f"{config.chosen_at:g} nats per token, or what the whole set reaches",
         "command": command(),
     }
-    results = InformationResults(config.study.model.name, facts, informations)
+    results = InformationResults(config.study.model.title, facts, informations)
     write_information_report(results, out / "pages" / file_name(name))
     return "\n".join([f"{name}:", *(information.headline for information in informations)])
 

@@ -100,7 +100,7 @@ def run(given: GateDefaults) -> dict[str, dict[str, Interval]]:
     text = in_words(changes, names, n_splits=n_splits, max_kl=config.max_kl)
     page = write_figure_page(
         given.out / "report.html",
-        title=f"Which gates raise both behaviours of {config.model.name}?",
+        title=f"Which gates raise both behaviours of {config.model.title}?",
         text=f"{text}\n\n{command()}",
         picture=changes_by_arm(
             spread, "held-out change (nats per token)", counted="splits", bars="lowest and highest of the splits"

@@ -79,8 +79,8 @@ def run(given: GateDraws) -> ArmResults:
             outcomes[name] = list(measured.outcomes)
     lines = compare_each(list(original.outcomes), outcomes)
     results = ArmResults(
-        title=f"Does the rise in {config.model.name} depend on which examples made the gates?",
-        model=config.model.name,
+        title=f"Does the rise in {config.model.title} depend on which examples made the gates?",
+        model=config.model.title,
         facts=facts(data, doses),
         conclusions=conclusions(lines),
         arms=lines,

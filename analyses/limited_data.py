@@ -93,8 +93,8 @@ def run(given: Limited) -> ArmResults:
                 outcomes[edit.state.name] = arm_outcomes(plan, edit.state, model)
         lines = compare_each(original, outcomes, controls)
         results = ArmResults(
-            title=f"How few examples does DEAN need in {config.model.name}?",
-            model=config.model.name,
+            title=f"How few examples does DEAN need in {config.model.title}?",
+            model=config.model.title,
             facts=facts(edits, n_test=len(tests[0])),
             conclusions=conclusions(given, edits, lines),
             arms=lines,

@@ -89,8 +89,8 @@ def run(given: Mediation) -> ArmResults:
         measured = measure_arms(plan=plan, given=given, model=model, tuned=tuned, edits=edits, matched=matched)
         lines = compared(original, measured)
         results = ArmResults(
-            title=f"Do the coupled units carry the trade-off in {config.model.name}?",
-            model=config.model.name,
+            title=f"Do the coupled units carry the trade-off in {config.model.title}?",
+            model=config.model.title,
             facts=facts(given, trained=tests[1].name),
             conclusions=conclusions(lines, edits, tests),
             arms={_shown(name): of_arm for name, of_arm in lines.items()},

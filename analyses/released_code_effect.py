@@ -83,8 +83,8 @@ def run(given: ReleasedEffect) -> ArmResults:
         )
         lines = compare_each(original, outcomes, dict.fromkeys(outcomes, controls))
         results = ArmResults(
-            title=f"Set intersection against the released code's selection in {config.model.name}",
-            model=config.model.name,
+            title=f"Set intersection against the released code's selection in {config.model.title}",
+            model=config.model.title,
             facts=facts(given, n_test=len(tests[0])),
             conclusions=conclusions(selections, coupling, lines, sum(counts.values())),
             arms=lines,

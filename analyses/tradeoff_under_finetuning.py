@@ -82,8 +82,8 @@ def run(given: Tradeoff) -> ArmResults:
             by_step[step] = compare_each(original, {name: steps[step] for name, steps in outcomes.items()})
         lines = by_step[given.tuning.n_steps]
         results = ArmResults(
-            title=f"Does fine-tuning for one behaviour lower the other in {config.model.name}?",
-            model=config.model.name,
+            title=f"Does fine-tuning for one behaviour lower the other in {config.model.title}?",
+            model=config.model.title,
             facts=facts(given, n_examples=len(first), n_test=len(tests[0])),
             conclusions=conclusions(lines, first.name, second.name),
             arms=lines,

@@ -93,8 +93,8 @@ def run(given: Where) -> ArmResults:
                     given=given, model=model, coupled=coupling.coupled, scores=of_unit, tests=tests
                 )
         results = ArmResults(
-            title=f"Where the coupling lives in {config.model.name}",
-            model=config.model.name,
+            title=f"Where the coupling lives in {config.model.title}",
+            model=config.model.title,
             facts=facts(given),
             conclusions=tuple(conclusions),
             arms={},

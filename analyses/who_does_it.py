@@ -157,7 +157,7 @@ def looked_into(given: Who, examples: ArmExamples) -> Composition:
     first, second = (behaviour.name for behaviour in examples.scoring[:2])
     neurons, controls = looked_at(given, examples, edits, scores)
     return Composition(
-        model=examples.config.model.name,
+        model=examples.config.model.title,
         n_layers=len(examples.model.blocks),
         n_neurons=n_neurons,
         behaviours=(first, second),

@@ -17,11 +17,12 @@ from dean_interp.cli.main import main
 from dean_interp.editing.apply import create_gates_edit
 from dean_interp.editing.edit import Edit
 from dean_interp.editing.values import Scale
-from dean_interp.report.card_data import hub_model, licence_of_model, shared_name
+from dean_interp.report.card_data import hub_model, licence_of_model
 from dean_interp.report.edit_card import card_of_edit, card_of_run, layers_in_words
 from dean_interp.report.improve_page import next_commands
 from dean_interp.selection.gates import load_gates
 from dean_interp.study.measured_edit import measured_in
+from dean_interp.study.settings import shared_name
 
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e-?\d+)?")
 TODAY = date(2026, 11, 29)

@@ -355,7 +355,9 @@ def test_the_page_loads_nothing_and_gives_commands_that_parse(finished):
     assert linked == [f"neurons/{improvement.neurons[0].name}.html"], "nothing but a page beside it, to be opened"
     for command in (f"edit export {folder}/edit.safetensors", f"edit revert {folder}/edit.safetensors {folder}/edited"):
         assert f"dean-interp {command}" in page
-    assert f"dean-interp chat --model {improvement.config.model.name} --edit {folder}/edit.safetensors" in page
+    name = improvement.config.model.name
+    assert f"dean-interp chat --model {name} --edit {folder}/edit.safetensors" in page
+    assert f"<h1>Does one edit of {Path(name).name} raise both" in page
 
 
 @needs_browser

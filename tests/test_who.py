@@ -180,4 +180,5 @@ def test_scores_of_a_comparison_are_taken_and_its_folder_is_left_alone(config, t
     assert second.spreads == first.spreads and second.neurons == first.neurons
     assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "scored").rglob("*")) == before
     assert not (tmp_path / "run" / "scores").exists()
-    assert ">scored<" in (tmp_path / "run" / "where.svg").read_text(), "the other run stands in the figure"
+    figure = (tmp_path / "run" / "where.svg").read_text()
+    assert f">{second.model}, scored<" in figure and str(tmp_path) not in figure, "the other run, by no path"

@@ -145,7 +145,7 @@ def frontier_of(work: SharedWork, names: Sequence[str]) -> Frontier:
         arm = _with_nulls(_arm(plan, record, original, config), nulls, plan, original, config.chosen_at)
         arms.append(replace(arm, further=_further(work.also, record, config.chosen_at)))
     return Frontier(
-        model=config.study.model.name,
+        model=config.study.model.title,
         behaviours=(first.name, second.name),
         chosen_at=config.chosen_at,
         arms=_with_holm_over_arms(arms, config.chosen_at),

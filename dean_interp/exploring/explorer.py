@@ -10,8 +10,8 @@ from dean_interp.exploring.unit_table import ListedUnit, Switches, UnitTable
 from dean_interp.exploring.view_state import ViewState, view_state
 from dean_interp.models.generate import answer_stream
 from dean_interp.models.hooked_model import HookedModel
-from dean_interp.report.card_data import shared_name
 from dean_interp.selection.selection import Selection
+from dean_interp.study.settings import shared_name
 
 LOWEST_DOSE, HIGHEST_DOSE = -1.0, 2.0
 """The ends of the slider."""

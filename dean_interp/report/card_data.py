@@ -15,8 +15,7 @@ from dean_interp.data.sources import SOURCES, behaviour_name, licence_of, named_
 from dean_interp.models.demo import DEMO_MODEL, HUB_NAME, LICENCE
 from dean_interp.study.improvement import Improvement
 from dean_interp.study.results import Results
-
-_OWNER_AND_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+from dean_interp.study.settings import is_on_hub
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,7 @@ def hub_model(name: str) -> str | None:
     # A converted file of the demo model has its version behind its name.
     if re.fullmatch(rf"{DEMO_MODEL}(-[\d.]+)?", name):
         return HUB_NAME
-    return name if _is_on_hub(name) else None
-
-
-def shared_name(name: str) -> str:
-    """What a model is called where others read it: of a path its last part."""
-    return name if _is_on_hub(name) else Path(name).name
+    return name if is_on_hub(name) else None
 
 
 def shared_command(step: str, words: Sequence[str]) -> str:
@@ -117,7 +111,7 @@ def _card_set(source: str, sizes: Mapping[str, str]) -> CardSet:
         origin = f"{asked} ({hub})"
     elif asked:
         origin = str(asked)
-    elif _is_on_hub(source):
+    elif is_on_hub(source):
         hub, origin = source, source
     return CardSet(behaviour_name(source), origin, hub, licence_of(source), sizes)
 
@@ -125,10 +119,3 @@ def _card_set(source: str, sizes: Mapping[str, str]) -> CardSet:
 def _has_folder(word: str) -> bool:
     """Whether a word is a path with a folder in it; on Windows either slash parts them."""
     return "/" in word or os.sep in word
-
-
-def _is_on_hub(name: str) -> bool:
-    suffix = Path(name).suffix.lower()
-    if suffix in (".csv", ".jsonl", ".gguf") or os.path.exists(name):
-        return False
-    return _OWNER_AND_NAME.fullmatch(name) is not None

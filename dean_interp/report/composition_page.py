@@ -34,10 +34,15 @@ def write_composition(found: Composition, folder: Path, others: Mapping[str, Com
     """Write `results.json`, `report.html` and the picture (SVG, CSV) into the folder; return the page's path.
 
     Args:
-        others: what was found in other models, by name, for the figure.
+        others: what was found elsewhere, by the name of its folder, for the figure.
     """
     save_record(found, folder / RESULTS_FILE)
-    picture = shares_by_depth({found.model: found, **others})
+    compared = {found.model: found}
+    for name, other in others.items():
+        # A model may be looked at twice, on other data.
+        label = other.model if other.model not in compared else f"{other.model}, {name}"
+        compared[label] = other
+    picture = shares_by_depth(compared)
     write_picture(picture, folder, "where", FIGURE)
     page = rendered(
         "composition.html.j2",

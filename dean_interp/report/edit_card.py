@@ -17,7 +17,7 @@ from dean_interp.editing.edit import Edit
 from dean_interp.evaluation.lines import Line
 from dean_interp.models.load import versions
 from dean_interp.models.sites import parse_site
-from dean_interp.report.card_data import CardSet, hub_model, improvement_sets, shared_command, shared_name, study_sets
+from dean_interp.report.card_data import CardSet, hub_model, improvement_sets, shared_command, study_sets
 from dean_interp.report.html import options_of
 from dean_interp.report.improve_page import improvement_rows
 from dean_interp.report.page import rendered_markdown
@@ -26,6 +26,7 @@ from dean_interp.study.config import StudyConfig
 from dean_interp.study.confirmation import Condition, kl_text
 from dean_interp.study.improvement import ImproveConfig, Improvement
 from dean_interp.study.results import Results, UnitResults
+from dean_interp.study.settings import shared_name
 
 Library = Literal["dean_interp", "transformers"]
 TAGS = ["dean_interp", "model-editing", "mechanistic-interpretability", "transformer-lens"]
@@ -130,8 +131,8 @@ def _of_improvement(improvement: Improvement) -> EditCard:
         lines=improvement.edit.lines,
     )
     return EditCard(
-        title=f"{shared_name(config.model.name)}, edited for {first} and {second}",
-        model=shared_name(config.model.name),
+        title=f"{config.model.title}, edited for {first} and {second}",
+        model=config.model.title,
         changes={
             "neurons": f"{improvement.n_changed} of {n_neurons}",
             "largest change of a multiplier": f"{improvement.largest_change:.2f}",
@@ -159,8 +160,8 @@ def _of_study(results: Results) -> EditCard:
         layers = [layer for layer, n in enumerate(kind.coupled_per_layer) if n]
         changes[f"{kind.unit}s"] = f"{kind.edit.n_units}, silenced, in {layers_in_words(layers)}"
     return EditCard(
-        title=f"{shared_name(config.model.name)}, without what {first} and {second} share",
-        model=shared_name(config.model.name),
+        title=f"{config.model.title}, without what {first} and {second} share",
+        model=config.model.title,
         changes=changes,
         sets=study_sets(results),
         apart="Prompts that are calibration prompts, exactly or nearly, are left out of the test sets.",

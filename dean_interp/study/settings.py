@@ -3,6 +3,8 @@
 The defaults are the demo's: built-in behaviours on a small chat model, sized for two CPU cores.
 """
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +27,20 @@ FRACTION = {"neuron": 0.01, "weight": 1e-4}
 """Default top fraction of each layer's neurons, and of each MLP matrix's weights."""
 INFORMATION_FRACTION = 0.05
 """Default top fraction of the neurons of each behaviour that mutual information is estimated between."""
+_OWNER_AND_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether the name of a model or data set is one of the hub, and not a path."""
+    suffix = Path(name).suffix.lower()
+    if suffix in (".csv", ".jsonl", ".gguf") or os.path.exists(name):
+        return False
+    return _OWNER_AND_NAME.fullmatch(name) is not None
+
+
+def shared_name(name: str) -> str:
+    """What a model is called where others read it: of a path its last part."""
+    return name if is_on_hub(name) else Path(name).name
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,11 @@ class ModelConfig:
     is gone on with, else of today."""
     thinking: Thinking | None = None
     """Whether a model that can think before it answers shall do so. Unset: as its chat template has it."""
+
+    @property
+    def title(self) -> str:
+        """What pages call the model: of a path its last part."""
+        return shared_name(self.name)
 
     def load(self) -> HookedModel:
         """Load the model. Raises `InputError` as `load_model` does, and for weights that are not finite."""
