@@ -179,6 +179,11 @@ def rank_p_value(observed: float, controls: Sequence[float]) -> float:
     return (1 + n_as_large) / (1 + len(controls))
 
 
+def smallest_rank_p(n_controls: int) -> float:
+    """The smallest p that a rank among so many controls can give."""
+    return 1 / (1 + n_controls)
+
+
 def detectable_difference(
     standard_error: float, n_clusters: int, *, power: float = 0.8, confidence: float = 0.95
 ) -> float:

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import string
 from collections import Counter
 from pathlib import Path
@@ -24,6 +25,7 @@ from dean_interp.information.estimands import HEADLINES
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.report.improve_page import write_improve_report
 from dean_interp.report.page import INTERVALS, interval, signed
+from dean_interp.selection.gates import dosed, load_gates
 from dean_interp.selection.gating import GatingConfig
 from dean_interp.study import choosing, confirming, improve, settings, store
 from dean_interp.study.improve import run_improve
@@ -31,6 +33,7 @@ from dean_interp.study.improve_data import CONFIRMATIONS, improve_data
 from dean_interp.study.improvement import ImproveConfig, Improvement, load_improvement
 from dean_interp.study.results import load_record
 from dean_interp.study.roles import RoleSizes, drawn_evenly, roles_of
+from dean_interp.study.run_folder import CHECKSUMS, note_checksums
 from dean_interp.study.settings import AnswerConfig, ModelConfig
 
 N_TOPICS = 21
@@ -406,8 +409,50 @@ def test_report_writes_the_page_of_such_a_run_again_and_other_commands_refuse_it
     capsys.readouterr()
     assert main(["report", str(folder), str(folder)]) == 2
     assert "a page that compares runs takes runs of `run` alone" in last_line(capsys)
-    assert main(["verify", str(folder)]) == 2
-    assert "verify takes runs of `run` alone" in last_line(capsys)
+
+
+def verified(folder: Path, capsys, *options: str) -> tuple[int, dict[str, str]]:
+    """The exit code of `verify`, and what it says of each check."""
+    capsys.readouterr()
+    try:
+        code = main(["verify", str(folder), "--json", *options])
+    except SystemExit as ended:
+        code = int(ended.code)
+    return code, {check["what"]: check["match"] for check in json.loads(capsys.readouterr().out)["checks"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--full"]])
+def test_a_run_that_was_not_touched_is_verified_and_left_as_it_was(finished, capsys, options):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
+    code, found = verified(folder, capsys, *options)
+    assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == before
+    assert code == 0 and {what.split(":")[0] for what in found} == {
+        "files", "data", "model", "scores", "gates, from the kept scores", "measured", "results, from the kept files",
+    }  # fmt: skip
+    assert found["results, from the kept files"] == found["gates, from the kept scores"] == "same"
+    assert {"scores: tone, effects of neurons", "measured: edit, one", "data: one (test), part 2"} <= {*found}
+
+
+@pytest.mark.slow
+def test_what_was_changed_in_a_run_is_found(finished, capsys, tmp_path):
+    folder, improvement = finished
+    copy = shutil.copytree(folder, tmp_path / folder.name)
+    (copy / "results.json").write_text((folder / "results.json").read_text().replace(improvement.headline, "Better."))
+    assert verified(copy, capsys) == (1, {"files": "different"})
+    # Whoever notes the checksums anew is found by what the other files give.
+    (copy / CHECKSUMS).unlink()
+    note_checksums(copy)
+    code, found = verified(copy, capsys)
+    assert code == 1 and [what for what in found if found[what] == "different"] == ["results, from the kept files"]
+    gates = load_gates(copy / "gates.safetensors")
+    dosed(gates, 1.5).save(copy / "gates.safetensors")
+    (copy / CHECKSUMS).unlink()
+    note_checksums(copy)
+    code, found = verified(copy, capsys)
+    different = [what for what in found if found[what] == "different"]
+    assert code == 1 and different == ["gates, from the kept scores", "measured: edit, one", "measured: edit, two"]
 
 
 @pytest.mark.slow

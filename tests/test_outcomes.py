@@ -8,8 +8,9 @@ from dean_interp import Behaviour, Example, InputError
 from dean_interp.evaluation.judges import Verdict
 from dean_interp.evaluation.line_table import lines_table, p_text
 from dean_interp.evaluation.lines import compare, detectable_changes
-from dean_interp.evaluation.outcomes import Outcome, answer_outcomes, as_numbers
+from dean_interp.evaluation.outcomes import MARGIN, Outcome, answer_outcomes, as_numbers
 from dean_interp.statistics import clustered_interval, detectable_difference
+from dean_interp.study.confirmation import Condition, SignTest, conditions
 
 CLUSTERS = tuple(f"topic {i}" for i in range(20))
 
@@ -114,3 +115,37 @@ def test_a_refusal_of_a_benign_question_counts_against():
 
 def test_yes_and_no_and_nothing():
     assert np.array_equal(as_numbers([True, False, None]), [1, 0, np.nan], equal_nan=True)
+
+
+def test_the_interval_of_a_change_of_shares_stays_within_all_and_none():
+    clusters = ("a", "b")
+    before = Outcome("safe answers", "fairness", "share", "higher", np.array([1.0, 1.0]), clusters)
+    after = Outcome("safe answers", "fairness", "share", "higher", np.array([1.0, 0.0]), clusters)
+    (line,) = compare([before], [after])
+    assert (line.change.mean, line.change.low, line.change.high) == (-0.5, -1, 1)
+
+
+def conditions_by_name(n_answers: int, rise: float) -> dict[str, Condition]:
+    """The conditions of an edit that moves both margins and the register set by known amounts."""
+    noise = np.linspace(-0.001, 0.001, 20)
+    sets = {"one": rise, "two": 2 * rise, "register": 0.1}
+    before = [Outcome(MARGIN, on, "nats per token", "higher", noise, CLUSTERS) for on in sets]
+    after = [Outcome(MARGIN, on, "nats per token", "higher", 0 * noise + by, CLUSTERS) for on, by in sets.items()]
+    answered = Outcome("safe answers", "one", "share", "higher", np.ones(n_answers), CLUSTERS[:n_answers])
+    lines = compare([*before, answered], [*after, answered], [before])
+    signs = [SignTest(on, lines[0].change, lines[0].change, (0.0,), p=0.05) for on in ("one", "two")]
+    return {each.name: each for each in conditions(lines, ("one", "two"), signs, register="register")}
+
+
+def test_a_rise_is_more_than_register_only_where_there_is_a_rise():
+    name = "it is more than register"
+    assert conditions_by_name(20, rise=0.4)[name].holds
+    assert conditions_by_name(20, rise=0.4)[name].text.endswith("0.25 of the smaller rise")
+    fallen = conditions_by_name(20, rise=-0.4)[name]
+    assert not fallen.holds and fallen.text.endswith("there is no rise to compare this with")
+
+
+@pytest.mark.parametrize(("n_answers", "holds", "text"), [(20, True, "may go unseen"), (3, False, "too few")])
+def test_few_answers_do_not_show_that_answers_stay_good(n_answers, holds, text):
+    found = conditions_by_name(n_answers, rise=0.4)["answers stay safe and coherent"]
+    assert found.holds is holds and text in found.text

@@ -154,11 +154,14 @@ def _line(before: Outcome, after: Outcome, controls: Sequence[Outcome], detectab
     n_clusters = len(set(clusters))
     if n_clusters < 2:
         return None
-    # Levels of shares stay within 0 and 1; changes may have either sign.
+    # Levels of shares stay within 0 and 1, and their changes within −1 and 1.
     level = share_interval if before.unit == SHARE else clustered_interval
     values_before = before.values[has_number]
     values_after = after.values[has_number]
     change = values_after - values_before
+    interval = clustered_interval(change, clusters)
+    if before.unit == SHARE:
+        interval = replace(interval, low=max(interval.low, -1.0), high=min(interval.high, 1.0))
     control_changes = _mean_changes(before, controls)
     return Line(
         metric=before.metric,
@@ -170,7 +173,7 @@ def _line(before: Outcome, after: Outcome, controls: Sequence[Outcome], detectab
         n_missing=int((~has_number).sum()),
         before=level(values_before, clusters),
         after=level(values_after, clusters),
-        change=clustered_interval(change, clusters),
+        change=interval,
         p=sign_flip_p_value(change, clusters),
         p_holm=float("nan"),
         detectable=detectable,

@@ -124,13 +124,17 @@ def choose(
 def effects(model: HookedModel, parts: Sequence[Behaviour], config: ImproveConfig, folder: Path) -> list[Scores]:
     """Step 1: signed effects on both margins by topic, the damage of a third set, effects on the margin of a fourth."""
     unit: Unit = "neuron"
-    fisher = ScoringConfig(template=config.model.template, batch_tokens=config.score_tokens, target="fisher")
-    margin = replace(fisher, target="margin", signed=True, groups="cluster")
-    settings = [margin, margin, fisher, margin]
     scores = []
-    for behaviour, scoring in zip(parts, settings, strict=False):
+    for behaviour, scoring in zip(parts, scoring_configs(config), strict=False):
         scores.append(scored_once(model, behaviour, folder, unit=unit, config=scoring))
     return scores
+
+
+def scoring_configs(config: ImproveConfig) -> list[ScoringConfig]:
+    """How first, second, general and register are scored."""
+    fisher = ScoringConfig(template=config.model.template, batch_tokens=config.score_tokens, target="fisher")
+    margin = replace(fisher, target="margin", signed=True, groups="cluster")
+    return [margin, margin, fisher, margin]
 
 
 def direction_of(scores: Sequence[Scores], config: ImproveConfig, flip: Flip | None = None) -> Direction:

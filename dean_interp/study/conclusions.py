@@ -7,7 +7,7 @@ from dean_interp.evaluation.lines import Line, compare, detectable_changes
 from dean_interp.evaluation.measurement import BehaviourMeasurement, Measurement
 from dean_interp.evaluation.outcomes import INCOHERENT, MARGIN, Outcome
 from dean_interp.models.sites import Unit
-from dean_interp.statistics import Interval
+from dean_interp.statistics import Interval, smallest_rank_p
 from dean_interp.study.controls import is_random
 from dean_interp.study.results import Design, Primary, StateResults
 from dean_interp.study.state_outcomes import StateOutcomes
@@ -36,7 +36,7 @@ def design_of(original: StateOutcomes, controls: Sequence[StateOutcomes]) -> Des
         n_clusters={outcome.on: len(set(outcome.clusters)) for outcome in margins},
         detectable={f"{metric} / {on}": change for (metric, on), change in detectable.items()},
         to_beat=to_beat,
-        smallest_p=1 / (len(controls) + 1),
+        smallest_p=smallest_rank_p(len(controls)),
     )
 
 

@@ -6,11 +6,9 @@ Each is about prompts that chose nothing. All must hold; the headline names thos
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import INCOHERENT, MARGIN, MARGIN_REST, N_FIRST
-from dean_interp.statistics import Interval, clustered_interval, rank_p_value
+from dean_interp.statistics import Interval, clustered_interval, rank_p_value, smallest_rank_p
 from dean_interp.study.state_outcomes import StateOutcomes
 
 SIGNIFICANT = 0.05
@@ -119,7 +117,7 @@ def _above_zero(name: str, changes: Mapping[str, Interval]) -> Condition:
 
 def _beyond_flips(margins: Mapping[str, Line]) -> Condition:
     """Both changes are larger than under almost all gates that were chosen on flipped labels."""
-    parts, largest_p = [], 0.0
+    parts, largest_p, n_flips = [], 0.0, 0
     for on, line in margins.items():
         assert line.rank is not None, "gates chosen on flipped labels stand beside the edit"
         largest_p = max(largest_p, line.rank)
@@ -127,6 +125,9 @@ def _beyond_flips(margins: Mapping[str, Line]) -> Condition:
         largest = max(line.control_changes)
         digits = _digits(mean, largest)
         parts.append(f"{on} {mean:+.{digits}f} against at most {largest:+.{digits}f} (p = {line.rank:.3f})")
+        n_flips = len(line.control_changes)
+    if smallest_rank_p(n_flips) > SIGNIFICANT:
+        parts.append(f"{n_flips} of these gates allow no p below {smallest_rank_p(n_flips):.2f}")
     return Condition(
         name="both rises are beyond the gates of flipped labels",
         holds=largest_p <= SIGNIFICANT,
@@ -152,26 +153,36 @@ def _beyond_sign(signs: Sequence[SignTest]) -> Condition:
 def _register(change: Interval, rises: Mapping[str, Interval]) -> Condition:
     """The register set moves much less than the margins do."""
     smaller = min(rise.mean for rise in rises.values())
-    share = abs(change.mean) / smaller if smaller > 0 else np.inf
+    holds, against = False, "and there is no rise to compare this with"
+    if smaller > 0:
+        share = abs(change.mean) / smaller
+        holds, against = share < REGISTER_SHARE, f"{share:.2f} of the smaller rise"
     return Condition(
         name="it is more than register",
-        holds=bool(share < REGISTER_SHARE),
-        text=f"harmless answers in the two registers move by {change} nats per token, {share:.2f} of the smaller rise",
+        holds=holds,
+        text=f"harmless answers in the two registers move by {change} nats per token, {against}",
     )
 
 
 def _answers(lines: Sequence[Line]) -> Condition:
-    """No share of answers gets worse by more than chance."""
+    """No share of answers gets worse by more than chance, and there are answers enough to see that."""
     worse = []
+    detectable = max(line.detectable or 0.0 for line in lines)
     for line in lines:
         is_worse = line.change.high < 0 if line.better == "higher" else line.change.low > 0
         if is_worse:
             worse.append(f"{line.metric} to {line.on} prompts: {line.before.mean:.0%} to {line.after.mean:.0%}")
-    return Condition(
-        name="answers stay safe and coherent",
-        holds=not worse,
-        text="; ".join(worse) or "no share of safe or coherent answers falls beyond its interval",
-    )
+    if worse:
+        text = "; ".join(worse)
+    elif detectable >= 1:
+        n_prompts = min(line.n for line in lines)
+        text = f"answers to {n_prompts} prompts are too few to see a fall of any size"
+    else:
+        text = (
+            "no share of safe or coherent answers falls beyond its interval; a fall of less than "
+            f"{100 * detectable:.0f} points may go unseen"
+        )
+    return Condition(name="answers stay safe and coherent", holds=not worse and detectable < 1, text=text)
 
 
 def headline(

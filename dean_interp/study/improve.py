@@ -16,6 +16,7 @@ On prompts that confirm, which no earlier step may open:
 10. Decide by conditions that were fixed beforehand (`study.confirmation`).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,11 +33,11 @@ from dean_interp.models.threads import chosen_threads
 from dean_interp.models.tokens import Template
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gates import Gates
-from dean_interp.statistics import Interval
+from dean_interp.statistics import Interval, smallest_rank_p
 from dean_interp.study import day
 from dean_interp.study.choosing import Chosen, choose, gates_store
 from dean_interp.study.conclusions import state_results
-from dean_interp.study.confirmation import Condition, SignTest, conditions, headline, sign_test
+from dean_interp.study.confirmation import SIGNIFICANT, Condition, SignTest, conditions, headline, sign_test
 from dean_interp.study.confirming import Confirmed, confirm, information_of
 from dean_interp.study.dosing import kl_interval
 from dean_interp.study.improve_data import ImproveData, earlier_confirmations, improve_data
@@ -57,6 +58,7 @@ from dean_interp.study.run_units import strongest_changes
 from dean_interp.study.shown import shown_answers
 from dean_interp.study.state_outcomes import measurement_plan
 
+log = logging.getLogger(__name__)
 N_NEURONS = 12
 """Neurons that the report names."""
 BEGUN = ("choose/states/*.safetensors", "confirm/states/*", RESULTS_FILE)
@@ -75,6 +77,8 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
             for three roles, sets that share prompts; a KL that cannot be reached; no neuron that raises both.
     """
     config.check()
+    if 0 < config.n_flips and smallest_rank_p(config.n_flips) > SIGNIFICANT:
+        log.warning("%d gates of flipped labels are too few to confirm an edit: 20 are enough", config.n_flips)
     folder = Path(folder)
     config = replace(config, model=day.of_run(config.model, folder))
     data = improve_data(config)
@@ -86,12 +90,12 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
             clock = Clock(folder / "times.json")
             model = config.model.load()
             with chosen_threads(model, folder / THREADS):
-                save_record(_improved(folder, model, config=config, data=data, clock=clock), path)
+                save_record(improved(folder, model, config=config, data=data, clock=clock), path)
         note_checksums(folder)
         return load_improvement(folder)
 
 
-def _improved(folder: Path, model: HookedModel, config: ImproveConfig, data: ImproveData, clock: Clock) -> Improvement:
+def improved(folder: Path, model: HookedModel, config: ImproveConfig, data: ImproveData, clock: Clock) -> Improvement:
     """All ten steps. What is not in the folder yet is made and written there."""
     # The plan opens no prompt: it comes first so that a judge or a text that does not exist is told now.
     store = gates_store(folder / "confirm", model, config=config, tests=data.confirming, others=data.others)

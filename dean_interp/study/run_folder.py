@@ -28,7 +28,17 @@ class RunSettings:
 
     config: dict[str, Any]
     data: dict[str, str]
-    """Fingerprints of its data sets, by name and split."""
+    """Fingerprints of its data sets (`data_fingerprints`)."""
+
+
+def data_fingerprints(data: Sequence[Behaviour]) -> dict[str, str]:
+    """The fingerprint of each set, by name and split, and by its number where a set was divided further."""
+    by_name: dict[str, str] = {}
+    for behaviour in data:
+        name = f"{behaviour.name} ({behaviour.split})"
+        n_before = sum(known == name or known.startswith(f"{name}, part ") for known in by_name)
+        by_name[f"{name}, part {n_before + 1}" if n_before else name] = behaviour.fingerprint
+    return by_name
 
 
 @contextmanager
@@ -49,8 +59,7 @@ def owned(
     """
     with locked(folder):
         settings = TypeAdapter(type(config)).dump_python(config, mode="json")
-        fingerprints = {f"{behaviour.name} ({behaviour.split})": behaviour.fingerprint for behaviour in data}
-        wanted = RunSettings(config=settings, data=fingerprints)
+        wanted = RunSettings(config=settings, data=data_fingerprints(data))
         path = folder / "config.json"
         # Before anything is scored or measured there is nothing to lose.
         has_begun = any(any(folder.glob(pattern)) for pattern in begun)

@@ -2,23 +2,18 @@
 results that its files give.
 """
 
-import json
 import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import require_one_process
-from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
-from dean_interp.files import link_or_copy, read_json
-from dean_interp.frames import Framed
-from dean_interp.models.load import HookedModel, model_fingerprint, versions
+from dean_interp.files import read_json
+from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.importance import importance
@@ -28,55 +23,32 @@ from dean_interp.scoring.top import Top
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.selection import load_selection
 from dean_interp.selection.stability import jaccard
-from dean_interp.study.check import Check, Match, close, equal, largest_difference, match_of
+from dean_interp.study.check import (
+    Check,
+    Match,
+    Verification,
+    check_data,
+    check_files,
+    check_results,
+    close,
+    equal,
+    largest_apart,
+    other_versions,
+)
 from dean_interp.study.config import StudyConfig
+from dean_interp.study.improvement import is_improvement
 from dean_interp.study.measurement_file import stored_log_probs
 from dean_interp.study.results import RESULTS_FILE, load_results, save_results
 from dean_interp.study.run import results_in
-from dean_interp.study.run_folder import CHECKSUMS, Clock, checksums, kept_files
+from dean_interp.study.run_folder import Clock
 from dean_interp.study.store import State, file_name
-from dean_interp.study.study_data import StudyData, study_data
+from dean_interp.study.study_data import study_data
+from dean_interp.study.verify_improvement import verify_improvement
 
 _N_SAMPLE = 6
 _TIED = 0.05
 """How far a selection from new scores may be from the kept one, since nearly tied units change places (1 - Jaccard)."""
 _NEW = "new scores"
-
-
-@dataclass(frozen=True)
-class Verification(Framed):
-    """What holds of a run, and what does not."""
-
-    checks: tuple[Check, ...]
-    versions: str
-    """Packages that differ from those of the run; empty where none does."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing is different beyond float noise."""
-        return all(check.match != "different" for check in self.checks)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row a check."""
-        return pd.DataFrame([asdict(check) for check in self.checks])
-
-    def __repr__(self) -> str:
-        outcome = "holds" if self.holds else "does not hold"
-        return f"Verification({outcome}, {len(self.checks)} checks)"
-
-    def __str__(self) -> str:
-        lines = []
-        for check in self.checks:
-            line = f"{check.what:<44} {check.match:<18} {check.difference:<9.2g} {check.detail}"
-            lines.append(line.rstrip())
-        if self.versions:
-            lines.append(f"other versions: {self.versions}")
-        n_different = sum(check.match == "different" for check in self.checks)
-        if n_different:
-            lines.append(f"{n_different} of {len(self.checks)} checks do not hold")
-        else:
-            lines.append("the run is what it says")
-        return "\n".join(lines)
 
 
 @own_torch_settings()
@@ -86,7 +58,8 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     Always: the files with their checksums, and where these hold the fingerprints of data, model and scores, the
     selections with those that the scores give, losses and neuron scores of every 16th calibration example (a group that
     score files keep), and log-probabilities of the first test prompts under the original and each edit. Where all this
-    holds, the results are put together from the kept files again, every control drawn anew. The folder is only read.
+    holds, the results are put together from the kept files again, every control drawn anew. Of a run of `improve`: the
+    gates that the kept scores give in place of the selections, and scores of the first topic. The folder is only read.
 
     Args:
         full: score everything again, compare every score, and the selections with those of the new scores.
@@ -96,8 +69,10 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     """
     require_one_process("verify")
     folder = Path(folder)
+    if is_improvement(folder):
+        return verify_improvement(folder, full=full)
     results = load_results(folder / RESULTS_FILE)
-    files = _files(folder)
+    files = check_files(folder)
     if files.match == "different":
         return Verification((files,), "")
     begun = read_json(folder / "config.json", _Begun)
@@ -111,7 +86,7 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     again = _again(model, config, data.calibration, full=full)
     checks = [
         files,
-        *_data(begun.data, data.all),
+        *check_data(begun.data, data.all),
         equal("model", model_fingerprint(model), results.model_fingerprint),
         *_scores(model, config, calibration=data.calibration, stored=scores, again=again),
         *_selections(folder, config, scores, "the kept scores"),
@@ -120,18 +95,14 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
         checks += _selections(folder, config, again, _NEW)
     checks += _measured(folder, model, config, data.tests)
     if all(check.match != "different" for check in checks):
-        checks.append(_results(folder, model, config, data))
+
+        def again_in(links: Path) -> None:
+            clock = Clock(links / "times.json")
+            save_results(results_in(links, model, config=config, data=data, clock=clock), links / RESULTS_FILE)
+
+        checks.append(check_results(folder, again_in, dtype=config.model.dtype))
     then = scores[0].facts.get("versions", {})
-    return Verification(tuple(checks), _other_versions(then))
-
-
-def _other_versions(then: Mapping[str, str]) -> str:
-    """The packages whose versions are not those of the run, in words."""
-    differences = []
-    for name, now in versions().items():
-        if then.get(name) != now:
-            differences.append(f"{name} {then.get(name)} there, {now} here")
-    return ", ".join(differences)
+    return Verification(tuple(checks), other_versions(then))
 
 
 @dataclass(frozen=True)
@@ -140,26 +111,6 @@ class _Begun:
 
     config: StudyConfig
     data: dict[str, str]
-
-
-def _files(folder: Path) -> Check:
-    try:
-        noted = read_json(folder / CHECKSUMS, dict[str, str])
-    except InputError:
-        return Check("files", "different", 0.0, f"no {CHECKSUMS}, or none that can be read")
-    there = noted.keys() & {*kept_files(folder)}
-    now = checksums(folder, there)
-    changed = sorted(name for name in noted if noted[name] != now.get(name))
-    if changed:
-        detail = f"changed since the run: {', '.join(changed[:4])}"
-        return Check("files", "different", float(len(changed)), detail)
-    return Check("files", "same", 0.0, f"{len(noted)} files")
-
-
-def _data(stored: Mapping[str, str], data: Sequence[Behaviour]) -> Iterator[Check]:
-    for behaviour in data:
-        name = f"{behaviour.name} ({behaviour.split})"
-        yield equal(f"data: {name}", behaviour.fingerprint, stored.get(name))
 
 
 def _scores(
@@ -209,15 +160,11 @@ def _all_scores(name: str, now: Scores, then: Scores, dtype: str) -> Check:
     what = f"{name}, scores of {units}"
     if now.shapes != then.shapes:
         return Check(what, "different", math.inf, "of another shape")
-    largest = 0.0
+    pairs = []
     for site, value in then.values.items():
         indices = value.indices if isinstance(value, Top) else torch.arange(value.numel())
-        stored = then.at(site, indices)
-        difference = (now.at(site, indices) - stored).abs().max()
-        scale = stored.abs().max().clamp(min=1e-30)
-        largest = max(largest, float(difference / scale))
-    detail = f"{len(now.loss)} examples, parts of the largest of each site"
-    return Check(what, match_of(largest, dtype), largest, detail)
+        pairs.append((now.at(site, indices), then.at(site, indices)))
+    return largest_apart(what, pairs, dtype=dtype, detail=f"{len(now.loss)} examples")
 
 
 def _selections(folder: Path, config: StudyConfig, scores: Sequence[Scores], source: str) -> Iterator[Check]:
@@ -233,30 +180,6 @@ def _selections(folder: Path, config: StudyConfig, scores: Sequence[Scores], sou
             match = "within float noise"
         detail = f"{len(kept)} units" if not apart else f"Jaccard overlap {1 - apart:.3f}"
         yield Check(f"selection: {unit}s, from {source}", match, apart, detail)
-
-
-def _results(folder: Path, model: HookedModel, config: StudyConfig, data: StudyData) -> Check:
-    """`results.json` anew, in a folder of links to the kept files."""
-    what = "results, from the kept files"
-    with tempfile.TemporaryDirectory() as name:
-        links = Path(name)
-        for file in kept_files(folder):
-            link = links / file
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(link, (folder / file).resolve())
-        path = links / RESULTS_FILE
-        path.unlink()
-        try:
-            clock = Clock(links / "times.json")
-            save_results(results_in(links, model, config=config, data=data, clock=clock), path)
-        except InputError as error:
-            # A kept file is of another state.
-            return Check(what, "different", math.inf, str(error))
-        now = json.loads(path.read_bytes())
-    then = json.loads((folder / RESULTS_FILE).read_bytes())
-    apart = largest_difference(then, now)
-    detail = "numbers, parts of the larger of 1 and what was stored"
-    return Check(what, match_of(apart, config.model.dtype), apart, detail)
 
 
 def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequence[Behaviour]) -> Iterator[Check]:
