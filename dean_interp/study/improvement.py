@@ -63,7 +63,7 @@ class ImproveConfig:
     """Also silence what the paper's rule selects on the same examples, measure it beside the edit, and estimate the
     mutual information of the two behaviours' neurons under both."""
     answers: AnswerConfig = field(default_factory=lambda: AnswerConfig(n_answers=24, n_answer_controls=0))
-    """The model's own answers. The defaults are those of `improve`: in Python change them with `dataclasses.replace`."""
+    """The model's own answers. `improve` has defaults of its own: in Python change them with `dataclasses.replace`."""
     score_tokens: int = 512
     """Number of padded tokens a batch in scoring."""
     measure_tokens: int = 1024

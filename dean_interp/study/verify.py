@@ -69,8 +69,10 @@ def verify_run(folder: str | Path, *, full: bool = False) -> Verification:
     """
     require_one_process("verify")
     folder = Path(folder)
-    if is_improvement(folder):
-        return verify_improvement(folder, full=full)
+    return verify_improvement(folder, full=full) if is_improvement(folder) else _verify_study(folder, full=full)
+
+
+def _verify_study(folder: Path, *, full: bool) -> Verification:
     results = load_results(folder / RESULTS_FILE)
     files = check_files(folder)
     if files.match == "different":
