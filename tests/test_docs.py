@@ -11,11 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tyro
 
 import dean_interp
-from dean_interp.cli.main import _CONFIG
-from dean_interp.cli.steps import Command
+from dean_interp.cli.arguments import parsed
 from dean_interp.study.improve import run_improve
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +38,7 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
 def test_every_command_line_in_the_documentation_parses(page):
     for arguments in commands(page):
-        tyro.cli(Command, prog="dean-interp", args=arguments, config=_CONFIG)
+        parsed(arguments)
 
 
 def python(page: Path) -> list[str]:

@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-import tyro
 
 from dean_interp import progress, show_progress
 from dean_interp.cli import data, main
+from dean_interp.cli.arguments import parsed
 from dean_interp.cli.help_examples import EXAMPLES
 from dean_interp.cli.step_result import StepResult
-from dean_interp.cli.steps import Command
 from dean_interp.cli.terminal import fit_for_reader
 from dean_interp.errors import InputError
 from dean_interp.progress import progress_bar
@@ -110,10 +109,39 @@ def test_every_help_ends_with_examples_that_can_be_parsed(name, capsys):
     for example in examples:
         program, *words = shlex.split(example)
         assert program == "dean-interp" and words[: len(name.split())] == name.split()
-        plain, machine = (
-            tyro.cli(Command, args=[*words, *more], config=main._CONFIG) for more in ((), ("--json", "--debug"))
-        )
+        plain, machine = (parsed([*words, *more]) for more in ((), ("--json", "--debug")))
         assert machine.json and machine.debug and machine.step == plain.step
+
+
+def printed(capsys, arguments):
+    """What the parser prints for these arguments."""
+    with pytest.raises(SystemExit):
+        parsed(arguments)
+    return capsys.readouterr().out
+
+
+def test_a_shell_is_offered_options_and_commands_and_no_piece_of_a_help_text(capsys):
+    script = printed(capsys, ["--tyro-print-completion", "bash"])
+    program = script.partition("<< 'PYTHON_EOF'")[2].partition("\n")[2].partition("\nPYTHON_EOF\n")[0]
+    found = {"__name__": "completion"}
+    exec(program, found)
+    for name in COMMANDS:
+        offered = found["get_completions"](
+            ["dean-interp", *name.split(), ""], 1 + len(name.split()), found["COMPLETION_SPEC"]
+        )
+        assert len(offered) > 3
+        for line in offered:
+            word, tab, about = line.partition("\t")
+            assert tab and (re.fullmatch("-h|--[a-z-]+", word) or f"{name} {word}".strip() in EXAMPLES), line
+            assert "\n" not in about, line
+
+
+def test_help_breaks_no_line_but_where_its_width_ends(capsys):
+    shown = printed(capsys, ["improve", "--help"])
+    said = " ".join(re.sub("[│╭╰─╮╯]", " ", shown).split())
+    assert "they come in pairs. Below 20, p cannot reach 0.05. 0: none" in said
+    assert not re.search(r"in pairs\. +│\n", shown) and "Below\n" not in shown
+    assert "Unset: the test prompts of first and second. (default: none)" in said
 
 
 def test_every_command_has_examples(capsys):

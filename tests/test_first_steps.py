@@ -5,17 +5,17 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import tyro
 
 from dean_interp import InputError, load_behaviour
 from dean_interp.cli import main as entry
+from dean_interp.cli.arguments import parsed
 from dean_interp.cli.columns import fitted
 from dean_interp.cli.entry import OVERVIEW, start
 from dean_interp.cli.step_result import StepResult
-from dean_interp.cli.steps import Command
 from dean_interp.data.examples import load_behaviour as load
 from dean_interp.errors import did_you_mean
 from dean_interp.evaluation.judges.make import make_judge
@@ -39,11 +39,54 @@ def test_the_command_alone_shows_three_commands_to_try(capsys):
     assert start([]) == 0
     assert capsys.readouterr().out == f"{OVERVIEW}\n"
     tried = re.findall(r"^  (dean-interp .*?)(?:  |$)", OVERVIEW, re.MULTILINE)
-    steps = [line for line in tried if "--help" not in line]
-    assert len(steps) == 3 and len(tried) == 5
+    steps = [line for line in tried if not re.search("--(help|version)", line)]
+    assert len(steps) == 3 and len(tried) == 6
     for line in steps:
-        assert tyro.cli(Command, args=shlex.split(line)[1:], config=entry._CONFIG)
+        assert parsed(shlex.split(line)[1:])
     assert max(map(len, OVERVIEW.splitlines())) <= 80
+
+
+def test_the_version_is_said_without_a_step(capsys):
+    assert start(["--version"]) == 0
+    assert capsys.readouterr().out == f"dean-interp {version('dean_interp')}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["improve"], ["edit", "create"]])
+def test_help_may_stand_before_a_command(command, capsys):
+    shown = []
+    for words in (["help", *command], [*command, "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            start(words)
+        assert stop.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and " ".join(["usage: dean-interp", *command]) in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["improve", "--n-scor", "3"],
+            "'improve' has no option --n-scor (did you mean '--n-score'?): see dean-interp improve",
+        ),
+        (["improve", "--n-scor=3"], "'improve' has no option --n-scor (did you mean '--n-score'?): see"),
+        (["improve", "--frist", "privacy"], "'improve' has no option --frist (did you mean '--first'?): see"),
+        (
+            ["data", "show", "privacy", "--n-score", "3"],
+            "'data show' has no option --n-score: see dean-interp data show",
+        ),
+        (["--jsn", "data", "show", "privacy"], "'data show' has no option --jsn (did you mean '--json'?)"),
+        (
+            ["improve", "runs/x"],
+            "'improve' has no place for 'runs/x'; a value follows the name of its option, such as --out",
+        ),
+        (["verify", "runs/x", "y"], "'verify' has no place for 'y'; a value follows the name of its option: see"),
+    ],
+)
+def test_a_word_that_has_no_place_is_told_the_options_of_its_own_command(given, said, capsys):
+    assert entry.main(given) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dean-interp: {said}") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -59,13 +102,6 @@ def test_a_mistyped_command_is_told_the_nearest(capsys, given, said):
         entry.main(given)
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"dean-interp: {said}"
-
-
-def test_a_wrong_option_of_a_right_command_is_no_wrong_command(capsys):
-    with pytest.raises(SystemExit):
-        entry.main(["improve", "--frist", "fairness"])
-    said = capsys.readouterr().err
-    assert "--first" in said and "no command" not in said
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -121,7 +121,7 @@ EXAMPLES = {
 
 def after_help(arguments: Sequence[str]) -> str:
     """The examples of the command that these arguments ask help for; `dean-interp --help` adds the exit codes."""
-    name = _command_name(arguments)
+    name = command_name(arguments)
     lines = "\n".join(["", "examples:", *(f"  {example}" for example in EXAMPLES[name])])
     return lines if name else f"{lines}\n\n{EXIT_CODES}"
 
@@ -144,7 +144,7 @@ def nearest_command(arguments: Sequence[str]) -> str:
     return f"dean-interp: no command {mistyped!r}{hint}"
 
 
-def _command_name(arguments: Sequence[str]) -> str:
+def command_name(arguments: Sequence[str]) -> str:
     """The longest name of a command that the arguments begin with: `edit create`, `edit`, or the empty name."""
     words = [argument for argument in arguments if not argument.startswith("-")]
     for n_words in (2, 1):

@@ -5,17 +5,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-import tyro
 from pydantic_core import to_json
 
+from dean_interp.cli.arguments import parsed
 from dean_interp.cli.columns import fitted
 from dean_interp.cli.ending import exit_code_of
-from dean_interp.cli.help_examples import after_help, nearest_command
-from dean_interp.cli.steps import Command, do
-from dean_interp.cli.terminal import Talk, colours_where_wanted, has_every_character
-
-# `--json` and `--debug` may stand after the step, and no switch has a twin `--no-...`.
-_CONFIG = (tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff)
+from dean_interp.cli.steps import do
+from dean_interp.cli.terminal import Talk, has_every_character
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,19 +37,6 @@ def _command(arguments: Sequence[str]) -> None:
         print(result.text if width is None else fitted(result.text, width))  # noqa: T201 - the result
     if not result.holds:
         raise SystemExit(1)
-
-
-def parsed(arguments: Sequence[str]) -> Command:
-    """The command that these arguments mean. Prints help and errors, and raises `SystemExit`, where they mean none."""
-    try:
-        with colours_where_wanted():
-            return tyro.cli(Command, prog="dean-interp", args=arguments, config=_CONFIG)
-    except SystemExit as leaving:
-        if leaving.code == 0 and {"-h", "--help"} & {*arguments}:
-            print(after_help(arguments))  # noqa: T201 - the end of the help
-        elif leaving.code and (hint := nearest_command(arguments)):
-            sys.stderr.write(f"{hint}\n")
-        raise
 
 
 if __name__ == "__main__":

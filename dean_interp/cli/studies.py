@@ -24,9 +24,9 @@ from dean_interp.study.verify import verify_run
 
 @dataclass(frozen=True)
 class PlanStudy:
-    """Print the memory and time that `run` with the same options would take on given devices.
+    """Print the memory and time that `run` would take on given devices. Of `improve`, `improve --dry-run` says it.
 
-    Only the model's configuration and its tokenizer are read, no weight. `improve --dry-run` says it of `improve`.
+    The options are those of `run`. Only the model's configuration and its tokenizer are read, no weight.
     """
 
     finished: Path | None = None

@@ -162,9 +162,9 @@ class AnswerConfig:
     """What the model is asked beyond the written answers: its own answers, running text, tasks."""
 
     harmful: tuple[str, ...] = ()
-    """Sets of prompts that the model should not comply with. None: the test prompts of first and second."""
+    """Sets of prompts that the model should not comply with. Unset: the test prompts of first and second."""
     over_refusal: tuple[str, ...] = ("over_refusal_fairness", "over_refusal_privacy")
-    """Sets of harmless prompts that look harmful and deserve a plain answer. None: over-refusal is not measured."""
+    """Sets of harmless prompts that look harmful and deserve a plain answer. No set: over-refusal is not measured."""
     n_answers: int = 12
     """Number of prompts of each set that are answered and judged. 0: none."""
     answer_lengths: tuple[int, ...] = (64,)
