@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dean_interp import Behaviour, Example, InputError, load_behaviour, measure
-from dean_interp.cli.data import AuditData, DataStep, do_data
+from dean_interp.cli.data import AuditData, DataStep, ShowData, do_data
 from dean_interp.data.leakage import without_leaks
 from dean_interp.data.prompt_text import is_among, normalised, prompt_hash
 from dean_interp.data.sources import load_source
@@ -45,10 +45,40 @@ def rows(*prompts: str, **fields: str) -> str:
         ("prompt, prompt,response,x", "has the column 'prompt' twice ('prompt', ' prompt')"),
         ("prompt,response,note,note", "has the column 'note' twice"),
         ("prompt,response,Split,x", "the column 'Split' must be written 'split'"),
+        (
+            "prompt;safe;unsafe;topic",
+            "semicolons separate the columns, where commas must: got 'prompt;safe;unsafe;topic'",
+        ),
+        ("prompt\tsafe\tunsafe", "tabs separate the columns, where commas must: got 'prompt\\tsafe\\tunsafe'"),
+        ("prompt,safe,unsave,topic", "has safe without unsafe: 'unsave' (did you mean 'unsafe'?)"),
+        ("prompt,unsafe,sfae,topic", "has unsafe without safe: 'sfae' (did you mean 'safe'?)"),
+        ("promt,safe,unsafe,topic", "needs the columns "),
     ],
 )
 def test_a_column_that_is_there_twice_or_nearly_named_is_refused_by_name(tmp_path, header, said):
     assert f"m.csv: line 1: {said}" in error_of(put(tmp_path / "m.csv", f"{header}\na,b,c,d\n"))
+
+
+def test_a_misspelt_answer_of_a_json_row_is_told_its_name(tmp_path):
+    path = put(tmp_path / "m.jsonl", '{"prompt": "a", "safe": "b", "unsave": "c"}\n')
+    assert error_of(path).endswith("m.jsonl: line 1: has safe without unsafe: 'unsave' (did you mean 'unsafe'?)")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "unused"),
+    [
+        ("m.csv", "question,good,bad,topic\nWho?,a,b,law\n", ["good", "bad"]),
+        ("m.csv", "prompt,response,topic,source,\nWho?,a,law,x,\n", ["source"]),
+        ("m.jsonl", '{"prompt": "Who?", "response": "a", "topic": "law", "note": "x"}\n', ["note"]),
+        ("m.csv", "prompt,response,topic\nWho?,a,law\n", []),
+    ],
+)
+def test_showing_data_shows_topics_and_names_the_columns_that_are_not_used(tmp_path, name, content, unused):
+    result = do_data(DataStep(ShowData(str(put(tmp_path / name, content)))))
+    assert result.record.get("unused_columns", []) == unused
+    assert "  topic: law\n" in result.text and "1 rows in all" in result.text
+    named = f"no use is made of the columns {', '.join(map(repr, unused))}"
+    assert result.text.endswith(named) if unused else "no use" not in result.text
 
 
 def test_columns_without_a_name_may_be_several(tmp_path):

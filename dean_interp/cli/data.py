@@ -13,6 +13,7 @@ from dean_interp.cli.step_result import StepResult
 from dean_interp.data.audit import audit
 from dean_interp.data.examples import Example, load_behaviour
 from dean_interp.data.leakage import NEAR
+from dean_interp.data.readers import unused_columns
 from dean_interp.data.sources import licence_of, names_fault
 from dean_interp.errors import InputError, first_line
 from dean_interp.evaluation.judges.lexical import lexical_labels
@@ -98,10 +99,14 @@ def _show(action: ShowData) -> StepResult:
     shown = behaviour.examples[: action.n_examples]
     rows = [{"prompt": example.prompt, "topic": example.topic, **example.answers} for example in shown]
     record = {"name": behaviour.name, "n_rows": len(behaviour), "examples": rows}
-    text = "\n".join(map(_example_text, shown))
-    return StepResult(record, f"{text}\n{len(behaviour)} rows in all")
+    lines = [*map(_example_text, shown), f"{len(behaviour)} rows in all"]
+    if unused := unused_columns(action.name):
+        record["unused_columns"] = unused
+        lines.append(f"no use is made of the columns {', '.join(map(repr, unused))}")
+    return StepResult(record, "\n".join(lines))
 
 
 def _example_text(example: Example) -> str:
     answers = "".join(f"  {kind}: {answer}\n" for kind, answer in example.answers.items())
-    return f"{example.prompt}\n{answers}"
+    topic = f"  topic: {example.topic}\n" if example.topic else ""
+    return f"{example.prompt}\n{answers}{topic}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dean_interp.data.prompt_text import normalised
-from dean_interp.data.text_files import Unreadable, misnamed
+from dean_interp.data.text_files import Unreadable, meant_columns, misnamed
 from dean_interp.errors import InputError
 
 ANSWER_KINDS = ("response", "safe", "unsafe")
@@ -69,6 +69,22 @@ def can_hold_examples(columns: Sequence[str]) -> bool:
     if set(_QUESTIONS) & set(columns):
         return True
     return "prompt" in columns and set(columns) <= _COLUMNS_WITHOUT_ANSWERS
+
+
+def used_columns(columns: Iterable[str]) -> set[str]:
+    """The columns that examples are made of, of a file with these columns."""
+    known = {"prompt", *ANSWER_KINDS}
+    if not known & set(columns):
+        known = set(_QUESTIONS)
+    return known | {"topic", "split"}
+
+
+def half_a_pair(names: Iterable[str]) -> str | None:
+    """What is wrong where one answer of a pair is there without the other; a misspelt name is told the right one."""
+    for there, missing in (("safe", "unsafe"), ("unsafe", "safe")):
+        if there in names and missing not in names:
+            return f"has {there} without {missing}{meant_columns(names)}"
+    return None
 
 
 def parsed(source: str, records: Iterable[tuple[int, Any]], unit: str) -> list[DataRow]:
@@ -165,10 +181,9 @@ def _answer_fault(record: Mapping[str, Any], prompts_alone: bool) -> str | None:
     for kind in kinds:
         if not record[kind].strip():
             return f"{kind} is blank"
-    if "safe" in kinds and "unsafe" not in kinds:
-        return "has safe without unsafe"
-    if "unsafe" in kinds and "safe" not in kinds:
-        return "has unsafe without safe"
+    others = [name for name in record if name not in ANSWER_KINDS]
+    if fault := half_a_pair([*kinds, *others]):
+        return fault
     if record.get("split") not in (None, "", "calibration", "test"):
         return f"split must be 'calibration' or 'test', got {record['split']!r}"
     return None

@@ -1,13 +1,21 @@
 """Reads files and data sets as rows (`data_rows`), from the first byte to the last, before any work starts."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dean_interp.data.data_rows import DataRow, can_hold_examples, parsed
-from dean_interp.data.text_files import all_records, csv_columns_and_records, jsonl_records, meant_columns, misnamed
+from dean_interp.data.data_rows import DataRow, can_hold_examples, half_a_pair, parsed, used_columns
+from dean_interp.data.text_files import (
+    all_records,
+    csv_columns_and_records,
+    jsonl_records,
+    meant_columns,
+    misnamed,
+    separated_otherwise,
+)
 from dean_interp.errors import InputError, did_you_mean, first_line
 from dean_interp.files import refuse_unreadable
 
@@ -112,11 +120,33 @@ def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
     """Each record with the line that it starts on. Raises `InputError` where the columns can hold no examples."""
     numbered = csv_columns_and_records(path)
     start, columns = next(numbered, (1, []))
-    if not can_hold_examples(columns):
-        raise InputError(f"{path}: line {start}: {_COLUMNS}, got {columns}{meant_columns(columns)}")
-    if fault := misnamed(columns):
+    if fault := separated_otherwise(columns) or _columns_fault(columns) or misnamed(columns):
         raise InputError(f"{path}: line {start}: {fault}")
     yield from numbered
+
+
+def _columns_fault(columns: Sequence[str]) -> str | None:
+    """What is wrong where no row of a file with these columns can be right."""
+    if not can_hold_examples(columns):
+        return f"{_COLUMNS}, got {columns}{meant_columns(columns)}"
+    if "response" not in columns and (fault := half_a_pair(columns)):
+        return fault
+    return None
+
+
+def unused_columns(source: str | Path) -> list[str]:
+    """The columns of a CSV or JSONL file that no example is made of, in the order of the file; of others none."""
+    path = Path(source)
+    match path.suffix.lower():
+        case ".csv":
+            _, columns = next(csv_columns_and_records(_existing(path)))
+        case ".jsonl":
+            records = [record for _, record in jsonl_records(_existing(path)) if isinstance(record, dict)]
+            columns = list(dict.fromkeys(chain.from_iterable(records)))
+        case _:
+            return []
+    used = used_columns(columns)
+    return [column for column in columns if column.strip() and column not in used]
 
 
 def _hugging_face(path: Path, name: str) -> "Dataset":

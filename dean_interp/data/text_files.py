@@ -126,6 +126,14 @@ def all_records(path: Path) -> list[Any]:
     return records
 
 
+def separated_otherwise(columns: Sequence[str]) -> str | None:
+    """What is wrong where a header is one column because something else than a comma stands between its names."""
+    for separator, name in {";": "semicolons", "\t": "tabs", "|": "bars"}.items():
+        if len(columns) == 1 and separator in columns[0]:
+            return f"{name} separate the columns, where commas must: got {columns[0]!r}"
+    return None
+
+
 def misnamed(names: Iterable[object]) -> str | None:
     """What is wrong where a name is nearly that of a column (` topic`, `Split`, `topics`).
 
