@@ -10,16 +10,46 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tqdm import tqdm as plain_tqdm
 from tqdm.auto import tqdm
 
 from dean_interp.distributed import is_rank0
 
-ProgressBar = tqdm
+ProgressBar = plain_tqdm
 LOG_SECONDS = 30.0
 """Seconds between two lines of one loop in a log file."""
-_LOG_LINE = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n"
+_LOG_LINE = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 # what `show_progress` was told last; None: the environment decides
 _shown: bool | None = None
+
+
+class _LogLines(plain_tqdm):
+    """A bar as whole lines of a log file: nothing is drawn again, cleared, or written twice."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:  # noqa: ANN401 - any stream
+        def write_line(text: str) -> None:
+            if text:
+                file.write(f"{text}\n")
+                file.flush()
+
+        return write_line
+
+    def moveto(self, n: int) -> None:
+        """A log file has no line to go to."""
+
+    def clear(self, nolock: bool = False) -> None:
+        """What is written stays."""
+
+    def close(self) -> None:
+        """End with a line where the last one is not the end, and there was one."""
+        if not self.disable:
+            was_shown = self.last_print_t > self.start_t
+            if was_shown and self.leave and self.n > self.last_print_n:
+                self.refresh()
+            # Without a printer `tqdm` writes nothing more.
+            self.sp = None
+        super().close()
 
 
 def show_progress(shown: bool = True) -> None:
@@ -62,7 +92,8 @@ def progress_bar(
         unit: what one step is.
         leave: whether the bar stays after the loop has ended.
     """
-    return tqdm(iterable, desc=desc, total=total, initial=initial, unit=unit, leave=leave, **_style())
+    make = tqdm if redraws() else _LogLines
+    return make(iterable, desc=desc, total=total, initial=initial, unit=unit, leave=leave, **_style())
 
 
 def redraws() -> bool:
@@ -82,7 +113,8 @@ def style_of_transformers_bars(*, leave: bool = True) -> Iterator[None]:
     from transformers.utils.logging import set_tqdm_hook
 
     def styled(make: Callable[..., Any], args: tuple[Any, ...], settings: dict[str, Any]) -> Any:  # noqa: ANN401
-        return make(*args, **({"leave": leave} | settings | _style()))
+        fitting = make if redraws() else _LogLines
+        return fitting(*args, **({"leave": leave} | settings | _style()))
 
     previous = set_tqdm_hook(styled)
     try:
