@@ -7,8 +7,8 @@ writes (`distributed.write_on_rank0`).
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from dean_interp.errors import InputError
 
 _POINTERS = {b"version https://git-lfs.github.com/spec/": "git lfs pull", b"/annex/objects/": "git annex get"}
 _METADATA_KEY = "dean_interp"
+_READ_BY_NAME = ("scores", "selection", "gates", "edit")
 Record = TypeVar("Record")
 
 
@@ -143,13 +144,22 @@ def check_writable(path: Path) -> None:
     """Raise `InputError` where a file could not be written, before its content is computed."""
 
     def write_and_delete() -> None:
+        made: list[Path] = []
         try:
+            if path.is_dir():
+                raise InputError(f"{path} is a folder, and the name of a file is wanted")
+            made = [folder for folder in path.parents if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             trial = path.with_name(f".{path.name}.try")
             trial.touch()
             trial.unlink()
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
+        finally:
+            # Where the work fails, nothing of it is left.
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()
 
     on_rank0(write_and_delete)
 
@@ -165,6 +175,7 @@ def read_tensors(
     """
     # dean_interp.scores.1
     _, what, _ = file_format.split(".")
+    refuse_folder(path, (what,))
     if not Path(path).is_file():
         raise InputError(f"no {what} file {path}")
     refuse_unreadable(path)
@@ -173,7 +184,7 @@ def read_tensors(
             header = _header(file)
             given = header.get("format")
             if given != file_format:
-                raise InputError(f"{path} is not a {what} file of this version ({file_format}), got {given!s:.60}")
+                raise InputError(f"{path} is not a {what} file{_instead(file_format, given)}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors, TypeAdapter(facts).validate_python(header.get("facts"))
     except ValidationError as error:
@@ -181,6 +192,28 @@ def read_tensors(
         raise InputError(f"{path} is damaged or not a {what} file ({reason})") from error
     except (SafetensorError, KeyError) as error:
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error
+
+
+def _instead(file_format: str, given: object) -> str:
+    """What a file of another format holds, and which function reads it."""
+    kind = _kind(str(given))
+    if kind in _READ_BY_NAME and kind != _kind(file_format):
+        return f": it is a file of the kind {kind!r}, which `load_{kind}` reads"
+    return f" of this version ({file_format}), got {given!s:.60}"
+
+
+def _kind(file_format: str) -> str:
+    """The kind in a format: `gates` of `dean_interp.gates.1`; empty where it is none."""
+    return f"{file_format}..".split(".")[1]
+
+
+def refuse_folder(path: str | Path, kinds: Collection[str]) -> None:
+    """Raise `InputError` where a path is a folder, with the files of these kinds that it holds."""
+    if not Path(path).is_dir():
+        return
+    inside = [str(file) for file in sorted(Path(path).glob("*.safetensors")) if _kind(format_of(file)) in kinds]
+    hint = f": give {' or '.join(inside)}" if inside else f", and holds no file of the kind {' or '.join(kinds)}"
+    raise InputError(f"{path} is a folder, not a file{hint}")
 
 
 def _header(file: Any) -> dict[str, Any]:  # noqa: ANN401 - an open file of safetensors

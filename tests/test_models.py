@@ -1,4 +1,5 @@
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, T5Config
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, T5Config
 
 from dean_interp import InputError, Selection, ablate, generate, load_behaviour, load_model
 from dean_interp.models.cache_check import cache_is_right
@@ -112,6 +113,23 @@ def test_models_without_dense_neurons_are_refused_from_the_config_alone(tmp_path
     config.save_pretrained(tmp_path)  # no weights at all: nothing can have been read
     with pytest.raises(InputError, match=said):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("smollm2-135m", "no model 'smollm2-135m' (did you mean 'smollm2-135m-instruct'?)"),
+        ("SmolLM2-135M-Instruct", "no model 'SmolLM2-135M-Instruct' (did you mean 'smollm2-135m-instruct'?)"),
+        ("./gone", "cannot load the model './gone': there is no such folder or file"),
+        ("/gone/model", "cannot load the model '/gone/model': there is no such folder or file"),
+        ("one/two/three", "cannot load the model 'one/two/three': there is no such folder or file"),
+        ("gone.gguf", "no file gone.gguf"),
+    ],
+)
+def test_a_name_that_the_hub_cannot_have_is_refused_without_asking_it(name, said, monkeypatch):
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **options: pytest.fail("the hub was asked"))
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_model(name)
 
 
 @pytest.mark.parametrize("offline", [True, False])

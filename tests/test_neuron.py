@@ -142,4 +142,4 @@ def test_the_command_takes_a_studys_model_data_scores_and_selections(run_folder,
     assert record["held_by"] == {"selection.neuron": True} and record["scores"]["rank"]["fairness"] == 1
     assert f"dean-interp neuron L{LAYER}.{SHARED} --run {run_folder}" in page.read_text()
     assert main(["neuron", "L1.7", "--run", str(tmp_path)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "config.json is missing" in capsys.readouterr().err

@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 from scipy import stats
 
 from dean_interp import InputError, Scores, Selection, Site, couple, load_scores, random_like
+from dean_interp.editing.edit import load_edit
+from dean_interp.editing.edit_at_dose import load_any_edit
 from dean_interp.selection.coupling import refuse_empty, smallest_coupling_fraction
+from dean_interp.selection.gates import load_gates
 from dean_interp.selection.selection import load_selection, strongest, top_fraction
 from dean_interp.selection.strata import deciles, pooled_norm
 from dean_interp.study.controls import named_selections
@@ -535,8 +538,15 @@ def test_a_missing_file_or_a_folder_is_an_input_error(saved, tmp_path):
             load(path)
 
 
-@pytest.mark.parametrize("load", [load_scores, load_selection])
-@pytest.mark.parametrize("given", [None, "dean_interp.selection.0"], ids=["none", "old"])
+@pytest.mark.parametrize(
+    ("load", "given"),
+    [
+        (load_scores, None),
+        (load_selection, None),
+        (load_scores, "dean_interp.scores.0"),
+        (load_selection, "dean_interp.selection.0"),
+    ],
+)
 def test_tensors_without_our_format_are_refused_with_the_format_that_is_read(tmp_path, load, given):
     metadata = {"dean_interp": json.dumps({"format": given, "facts": {}})} if given else None
     save_file({"L0.neurons": torch.zeros(2)}, tmp_path / "foreign.safetensors", metadata)
@@ -545,10 +555,23 @@ def test_tensors_without_our_format_are_refused_with_the_format_that_is_read(tmp
         load(tmp_path / "foreign.safetensors")
 
 
-def test_a_selection_is_not_read_as_scores(tmp_path):
-    selection_to_save().save(tmp_path / "file.safetensors")
-    with pytest.raises(InputError, match=r"not a scores file of this version .*, got dean_interp.selection.1"):
-        load_scores(tmp_path / "file.safetensors")
+def test_a_file_of_another_kind_is_named_with_the_function_that_reads_it(tmp_path):
+    path = tmp_path / "file.safetensors"
+    selection_to_save().save(path)
+    for load, kind in ((load_scores, "scores"), (load_gates, "gates"), (load_edit, "edit")):
+        said = f"{path} is not a {kind} file: it is a file of the kind 'selection', which `load_selection` reads"
+        with pytest.raises(InputError, match=re.escape(said)):
+            load(path)
+
+
+def test_a_folder_in_place_of_a_file_is_told_the_files_in_it(tmp_path):
+    selection_to_save().save(tmp_path / "chosen.safetensors")
+    for load in (load_selection, load_any_edit):
+        said = f"{tmp_path} is a folder, not a file: give {tmp_path / 'chosen.safetensors'}"
+        with pytest.raises(InputError, match=re.escape(said)):
+            load(tmp_path)
+    with pytest.raises(InputError, match="is a folder, not a file, and holds no file of the kind gates"):
+        load_gates(tmp_path)
 
 
 def test_foreign_tensors_are_an_input_error(tmp_path):

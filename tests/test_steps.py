@@ -351,13 +351,20 @@ def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_pa
         (["couple", "a", "b", "c", "--out", "d"], "no scores file a"),
         (["ablate", "gone.safetensors"], "no selection file gone.safetensors"),
         (["evaluate", "gone.safetensors", "--out", "e"], "no selection file gone.safetensors"),
-        (["report", "gone"], "results.json is missing"),
+        (["report", "gone"], "no run folder gone"),
+        (["verify", "gone"], "no run folder gone"),
+        (["pages", "gone"], "no run folder gone"),
+        (["edit", "card", "gone", "--out", "c/README.md"], "no edit file gone"),
+        (["neuron", "L0.1", "--run", "gone"], "no run folder gone"),
+        (["neuron", "L0.1", "--run", "."], "no run in .: config.json is missing"),
+        (["neuron", "L0.1", "--out", "."], "is a folder, and the name of a file is wanted"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dean_interp.study.settings.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     assert main(arguments) == 2
+    assert not [*tmp_path.iterdir()], "a mistake leaves nothing"
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("dean-interp: ") and captured.err.count("\n") == 1
     assert message in captured.err

@@ -7,6 +7,7 @@ import torch
 
 from dean_interp import InputError, load_behaviour, load_scores, load_selection
 from dean_interp.evaluation.outcomes import MARGIN
+from dean_interp.files import write_text
 from dean_interp.report.html import write_report
 from dean_interp.study import run as study
 from dean_interp.study import settings
@@ -205,6 +206,28 @@ def test_data_that_changed_under_a_half_finished_run_are_named(finished_study, s
         owned(finished_study[0], study_config, changed),
     ):
         pass
+
+
+def test_a_file_in_place_of_a_run_folder_is_named(study_config, tmp_path):
+    (tmp_path / "afile").touch()
+    with pytest.raises(InputError, match="afile is a file, and a folder is wanted"):
+        study.run_study(study_config, tmp_path / "afile")
+
+
+def test_a_folder_that_is_gone_on_with_says_so(tmp_path, caplog):
+    caplog.set_level("INFO", logger="dean_interp")
+    with owned(tmp_path / "run", DataConfig(), []):
+        pass
+    assert not caplog.messages
+    for name in ("one", "two"):
+        write_text(tmp_path / "run" / "scores" / f"{name}.safetensors", "")
+    with owned(tmp_path / "run", DataConfig(), []):
+        pass
+    assert caplog.messages == [f"{tmp_path / 'run'}: goes on; 2 files of scores and measurements are there"]
+    write_text(tmp_path / "run" / "checksums.json", "{}")
+    with owned(tmp_path / "run", DataConfig(), []):
+        pass
+    assert caplog.messages[1] == f"{tmp_path / 'run'}: is finished, and what it found is read"
 
 
 def test_a_folder_that_cannot_be_written_is_named(study_config):

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
 from dean_interp.errors import InputError, refuse_below
-from dean_interp.files import check_writable, read_json
+from dean_interp.files import check_writable
 from dean_interp.models.neuron_names import neuron_of, parse_name
 from dean_interp.report.circuit_page import circuit_page
 from dean_interp.report.html import options_of
@@ -20,6 +20,8 @@ from dean_interp.report.neuron_page import neuron_page
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import Selection, load_selection
 from dean_interp.study.config import StudyConfig
+from dean_interp.study.improvement import refuse_improvement
+from dean_interp.study.results import load_record
 from dean_interp.study.settings import DataConfig, ModelConfig
 
 
@@ -157,10 +159,8 @@ def _with_run(step: ShowNeuron, folder: Path) -> ShowNeuron:
     """The step with what a study's folder holds."""
     if dataclasses.replace(step.model, device=None) != ModelConfig():
         raise InputError("--run takes model, template and dtype from the run: give --device alone beside it")
-    try:
-        study = read_json(folder / "config.json", _RunSettings).config
-    except InputError as error:
-        raise InputError(f"{folder} is no run folder: {error}") from error
+    refuse_improvement(folder, "--run of `neuron`")
+    study = load_record(_RunSettings, folder / "config.json", "run").config
     has_default_behaviours = step.behaviours == ShowNeuron(step.neuron).behaviours
     return dataclasses.replace(
         step,

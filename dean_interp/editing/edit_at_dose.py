@@ -20,7 +20,7 @@ from dean_interp.editing.edit import Edit, load_edit, refuse_state
 from dean_interp.editing.reusable import reusable
 from dean_interp.editing.values import Given, Multiply, Scale, Value, Zero
 from dean_interp.errors import InputError
-from dean_interp.files import format_of, refuse_unreadable
+from dean_interp.files import format_of, refuse_folder, refuse_unreadable
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.matrices import weight
 from dean_interp.models.sites import Site
@@ -47,6 +47,7 @@ def load_any_edit(path: str | Path) -> AnyEdit:
     kind = f"{format_of(path)}..".split(".")[1]
     if kind in _READERS:
         return _READERS[kind](path)
+    refuse_folder(path, tuple(_READERS))
     if not Path(path).is_file():
         raise InputError(f"no file {path}: give a gates file, a selection file or an edit file")
     refuse_unreadable(path)

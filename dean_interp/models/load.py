@@ -7,6 +7,7 @@ checkpoint's own.
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,12 +36,15 @@ from dean_interp.models.on_disk import read_whole, refuse_no_model
 from dean_interp.models.plain_layers import refuse_adapters, refused_wrapper
 from dean_interp.models.supported import (
     refuse_architecture,
+    refuse_no_name,
     refuse_without_head,
     refuse_without_neurons,
     refuse_without_values,
     unknown_model,
 )
 from dean_interp.models.torch_settings import own_torch_settings, refuse_without_gradients
+
+log = logging.getLogger(__name__)
 
 Dtype = str | torch.dtype
 
@@ -142,6 +146,8 @@ def load_plain(
         raise unknown_model(str(name), error, (DEMO_MODEL,)) from error
     refuse_architecture(str(name), config)
     refuse_unknown_architecture(str(name), config)
+    if device != "meta":
+        log.info("loading %s", name)
     tokenizer_folder = str(adapter) if adapter and has_tokenizer(adapter) else folder
     try:
         if device == "meta":
@@ -220,6 +226,7 @@ def _local_folder(name: str) -> str:
         return str(demo_model_folder())
     if name.endswith(".gguf"):
         return str(folder_of_gguf(Path(name)))
+    refuse_no_name(name, (DEMO_MODEL,))
     return name
 
 

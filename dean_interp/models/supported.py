@@ -17,6 +17,21 @@ from dean_interp.models.templates import rendered_chat
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
+def refuse_no_name(name: str, known: Iterable[str]) -> None:
+    """Raise `InputError` where a name can be none of the hub, so that the hub is not asked for it.
+
+    It is a path that does not exist, or has no owner and is nearly one of the `known` names.
+    """
+    if os.path.exists(name):
+        return
+    is_path = name.startswith((".", "~")) or os.path.isabs(name) or name.count("/") > 1 or name.endswith("/")
+    if is_path:
+        raise InputError(f"cannot load the model '{name}': there is no such folder or file")
+    hint = "" if "/" in name else did_you_mean(name, known)
+    if hint:
+        raise InputError(f"no model {name!r}{hint}: give that, a folder, a .gguf file, or an owner/name of the hub")
+
+
 def refuse_architecture(name: str, config: Any) -> None:  # noqa: ANN401 - every architecture has its own config class
     """Raise `InputError` where the configuration is of an encoder or an encoder-decoder."""
     kinds = config.architectures or ()

@@ -266,5 +266,7 @@ def save_record(record: object, path: Path) -> None:
 def load_record(kind: type[ResultRecord], path: Path, what: str) -> ResultRecord:
     """A record from its file. Raises `InputError` where it is missing, damaged or something else than `what`."""
     if not path.is_file():
+        if not path.parent.is_dir():
+            raise InputError(f"no run folder {path.parent}")
         raise InputError(f"no {what} in {path.parent}: {path.name} is missing")
     return read_json(path, kind)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from dean_interp.files import read_json, write_text
 
 CHECKSUMS = "checksums.json"
 THREADS = "threads.json"
+log = logging.getLogger(__name__)
 _WAIT = 2.0  # seconds between two looks at a folder that another process writes to
 
 
@@ -67,7 +69,16 @@ def owned(
             _refuse_other(folder, read_json(path, RunSettings), wanted)
         else:
             write_text(path, json.dumps(asdict(wanted), indent=1) + "\n")
+        _say_what_is_there(folder)
         yield
+
+
+def _say_what_is_there(folder: Path) -> None:
+    n_files = sum(1 for _ in folder.rglob("*.safetensors"))
+    if (folder / CHECKSUMS).is_file():
+        log.info("%s: is finished, and what it found is read", folder)
+    elif n_files:
+        log.info("%s: goes on; %d files of scores and measurements are there", folder, n_files)
 
 
 class BusyError(InputError):
@@ -95,6 +106,8 @@ def locked(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock")
     try:
+        if folder.is_file():
+            raise InputError(f"{folder} is a file, and a folder is wanted: give another --out")
         folder.mkdir(parents=True, exist_ok=True)
         if is_rank0():
             lock.acquire(blocking=False)
