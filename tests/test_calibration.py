@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
 import torch
 
 from dean_interp import AnswerConfig, InputError, importance, load_behaviour, load_model, measure
+from dean_interp.cli.arguments import parsed
 from dean_interp.cli.main import main
 from dean_interp.models.loss import batched
 from dean_interp.models.tokens import encode, paths
@@ -217,6 +220,9 @@ def test_a_dry_run_of_improve_writes_nothing_and_says_what_is_left_out(checkpoin
     assert main(given) == 0
     said = capsys.readouterr().out
     assert "confirming" in said and "in all" in said and "gates, judges" in said
+    start = re.search("start: dean-interp (.*)", said)[1]
+    asked = parsed(given).step
+    assert parsed(shlex.split(start)).step == dataclasses.replace(asked, dry_run=False)
     assert not (tmp_path / "run").exists()
 
 

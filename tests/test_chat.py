@@ -374,7 +374,7 @@ def test_a_transcript_is_written_only_where_it_is_asked_for(chat, capsys, tmp_pa
         ([], {"edit": "gone"}, "give a gates file, a selection file or an edit file"),
         ([], {"model": "one layer"}, "the selection is not of this model"),
         (["--dose", "nan"], {}, "dose must be from -1000 to 1000 (0 is the original, 1 the edit), got nan"),
-        (["--answer-length", "0"], {}, "answer_length must be at least 1, got 0"),
+        (["--answer-length", "0"], {}, "--answer-length must be at least 1, got 0"),
     ],
 )
 def test_each_mistake_is_one_line_and_exit_code_2(chat, one_layer, capsys, options, given, said):

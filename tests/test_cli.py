@@ -28,8 +28,8 @@ def one_line(capsys) -> str:
     [
         (["--first", "gone.csv"], "no file gone.csv"),
         (["--first", "fairnes"], "no behaviour 'fairnes'"),
-        (["--neuron-fraction", "0"], "neuron_fraction must be in (0, 1], got 0"),
-        (["--neuron-fraction", "7"], "neuron_fraction must be in (0, 1], got 7"),
+        (["--neuron-fraction", "0"], "--neuron-fraction must be in (0, 1], got 0"),
+        (["--neuron-fraction", "7"], "--neuron-fraction must be in (0, 1], got 7"),
         (["--n-calibration", "900"], "n_examples=900"),
         (["--model", "nobody/nothing"], "cannot load the model 'nobody/nothing'"),
         (["--model", "gone.gguf"], "no file gone.gguf"),

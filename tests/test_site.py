@@ -317,8 +317,8 @@ def test_the_command_says_where_the_pages_are_and_what_cannot_be_done(site, impr
     assert f"dean-interp pages {improved} --n-units 8" in text_of(out)
     for arguments, said in (
         ([tmp_path], "no results in"),
-        ([improved, "--n-units", "0"], "n_units must be at least 1, got 0"),
-        ([improved, "--n-traced", "9"], "n_traced must be at most n_prompts (8), got 9"),
+        ([improved, "--n-units", "0"], "--n-units must be at least 1, got 0"),
+        ([improved, "--n-traced", "9"], "--n-traced must be at most n_prompts (8), got 9"),
     ):
         assert main(["pages", *map(str, arguments), "--out", str(tmp_path / "none")]) == 2
         assert said in capsys.readouterr().err

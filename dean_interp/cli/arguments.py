@@ -52,6 +52,15 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Command, list[str]]:
     )
 
 
+def as_typed(message: str, arguments: Sequence[str]) -> str:
+    """A message with the setting that it begins with called as the command line calls it: `--n-score must be ...`."""
+    setting, _, rest = message.partition(" ")
+    option = f"--{setting.replace('_', '-')}"
+    if rest.startswith("must ") and option in _options_of(command_name(arguments)):
+        return f"{option} {rest}"
+    return message
+
+
 def _too_many(word: str, command: str) -> str:
     """What is wrong with a word that has no place in a command, and what was perhaps meant."""
     options = _options_of(command)

@@ -7,11 +7,12 @@ from contextlib import redirect_stdout
 
 from pydantic_core import to_json
 
-from dean_interp.cli.arguments import parsed
+from dean_interp.cli.arguments import as_typed, parsed
 from dean_interp.cli.columns import fitted
 from dean_interp.cli.ending import exit_code_of
 from dean_interp.cli.steps import do
 from dean_interp.cli.terminal import Talk, has_every_character
+from dean_interp.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,8 +27,11 @@ def _command(arguments: Sequence[str]) -> None:
     command = parsed(arguments)
     talk = Talk(sys.stdin, sys.stdout, json=command.json)
     # Libraries print, too: stdout is for the result alone, and for steps that talk with their user.
-    with redirect_stdout(sys.stderr):
-        result = do(command.step, talk)
+    try:
+        with redirect_stdout(sys.stderr):
+            result = do(command.step, talk)
+    except InputError as error:
+        raise InputError(as_typed(str(error), arguments)) from error
     if command.json:
         ascii_alone = not has_every_character(sys.stdout)
         text = to_json(result.record, indent=1, inf_nan_mode="null", ensure_ascii=ascii_alone).decode()

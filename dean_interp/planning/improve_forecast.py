@@ -42,7 +42,7 @@ def forecast_improve(config: ImproveConfig, devices: Devices = Devices()) -> For
     return forecast_of(
         placed,
         improve_works(placed.model, config, data),
-        command=f"{command} ... --out runs/NAME",
+        command=command,
         not_counted=NOT_COUNTED,
         writes=True,
     )
