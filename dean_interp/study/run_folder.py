@@ -74,6 +74,8 @@ def owned(
 
 
 def _say_what_is_there(folder: Path) -> None:
+    if not is_rank0():
+        return
     n_files = sum(1 for _ in folder.rglob("*.safetensors"))
     if (folder / CHECKSUMS).is_file():
         log.info("%s: is finished, and what it found is read", folder)
