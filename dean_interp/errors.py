@@ -21,6 +21,12 @@ def refuse_below(settings: object, least: Mapping[str, int | float]) -> None:
             raise InputError(f"{name} must be at least {smallest}, got {value}")
 
 
+def refuse_other_type(what: str, given: object, kind: type, example: str) -> None:
+    """Raise `InputError` where a value is not of the kind that is needed: `example` says what makes one."""
+    if not isinstance(given, kind):
+        raise InputError(f"{what} must be a {kind.__name__}, such as {example}; got {given!r:.80}")
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A question with the known name that is nearest to what was given: ` (did you mean 'fairness'?)`.
 

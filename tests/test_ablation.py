@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import unchecked
 from hooked import as_hooked_transformer
 from units import IDS, logits_of, some_neurons, some_weights
 
@@ -156,6 +157,9 @@ def test_weights_are_never_touched(llama):
 def test_an_empty_selection_and_one_of_another_model_are_refused(llama):
     full = some_neurons(llama)
     with pytest.raises(InputError, match="the selection is empty"), ablate(llama, full - full):
+        pass
+    said = r"the selection must be a Selection, such as couple\(...\).coupled or load_selection\(file\); got 'coupled'"
+    with unchecked(), pytest.raises(InputError, match=said), ablate(llama, "coupled"):
         pass
     other = Selection({Site(0, "neurons"): torch.tensor([1])}, {Site(0, "neurons"): (99,)})
     with pytest.raises(InputError, match=r"not of this model: .* 3 layers of 40 neurons"), ablate(llama, other):

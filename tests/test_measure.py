@@ -88,6 +88,14 @@ def test_perplexity_and_kl_are_those_of_their_definitions(llama, tokenizer):
     assert measure(llama, [GENERAL], original=original)["general"].mean_kl == pytest.approx(0, abs=1e-6)
 
 
+def test_a_behaviour_that_was_not_measured_is_named_with_those_that_were(llama):
+    examples = (Example("Hello?", {"safe": "no", "unsafe": "yes"}),)
+    measured = measure(llama, [Behaviour(name, examples) for name in ("safety", "second")])
+    said = r"'safty' was not measured \(did you mean 'safety'\?\): the behaviours are safety, second"
+    with pytest.raises(InputError, match=said):
+        measured["safty"]
+
+
 def test_reads_are_the_activations_at_the_last_prompt_token(tiny, tokenizer):
     behaviours, units = [pairs("fairness", 4), pairs("privacy", 3)], some_neurons(tiny)
     reads = measure(tiny, behaviours, neurons=units).activations

@@ -27,7 +27,7 @@ from dean_interp.editing.values import (
     multipliers_of,
 )
 from dean_interp.editing.weight_removal import joined, remover, weight_changes
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_other_type
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import bias, on_products, shape, weight_sites
 from dean_interp.models.neurons import multiplied, read_neurons, with_neurons
@@ -68,6 +68,7 @@ def ablate(
     Warns:
         UserWarning: where the ablation changed nothing in any pass.
     """
+    refuse_other_type("the selection", selection, Selection, "couple(...).coupled or load_selection(file)")
     if not len(selection):
         raise InputError("the selection is empty: there is nothing to ablate")
     if positions not in get_args(Positions):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, did_you_mean
 from dean_interp.frames import Framed
 from dean_interp.information.activations import Activations
 
@@ -103,6 +103,10 @@ class Measurement(Framed):
     """Activations at the ends of the paired behaviours' prompts and answers, where they were asked for."""
 
     def __getitem__(self, name: str) -> BehaviourMeasurement:
+        """What was measured of a behaviour. Raises `InputError` for one that was not."""
+        if name not in self.behaviours:
+            hint = did_you_mean(str(name), self.behaviours)
+            raise InputError(f"{name!r} was not measured{hint}: the behaviours are {', '.join(self.behaviours)}")
         return self.behaviours[name]
 
     def __repr__(self) -> str:

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_other_type
 from dean_interp.models.hooked_model import HookedModel
-from dean_interp.models.sites import Site
+from dean_interp.models.sites import NEURONS, Site
 from dean_interp.models.sizes import neuron_shapes
 
 Neuron = tuple[Site, int]
@@ -87,6 +87,9 @@ def neuron_among(shapes: Mapping[Site, tuple[int, ...]], name: NeuronName) -> Ne
 def refuse_unknown(model: HookedModel, neuron: Neuron) -> None:
     """Raise `InputError` where the model does not have a neuron."""
     site, index = neuron
+    refuse_other_type("the site of a neuron", site, Site, 'Site(17, "neurons")')
+    if site.unit != "neuron":
+        raise InputError(f"{site} is a matrix of weights, and neurons are at the parts {NEURONS}")
     (n_neurons,) = neuron_shapes(model).get(site, (0,))
     if not 0 <= index < n_neurons:
         # Without the site there is no width of an expert, and so no name.

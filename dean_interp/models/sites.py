@@ -8,7 +8,7 @@ from jaxtyping import Int
 from pydantic import Field, PlainValidator
 from torch import Tensor
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, did_you_mean
 
 Unit = Literal["neuron", "weight"]
 Modules = Literal["mlp", "attention", "all", "router"]
@@ -30,7 +30,13 @@ _HOOKS = {"neurons": "hook_post", "experts": "hook_expert_post", "shared": "hook
 _WRITTEN = re.compile(rf"L(0|[1-9][0-9]{{0,5}})\.({'|'.join(PARTS)})(?::([1-9][0-9]{{0,5}}))?")
 
 
-class Site(NamedTuple):
+class _SiteFields(NamedTuple):
+    layer: int
+    part: str
+    n_experts: int = 1
+
+
+class Site(_SiteFields):
     """A place that holds units.
 
     `Site(3, "neurons")` is the `d_mlp` neurons of layer 3; `Site(3, "gate")`, `"in"` and `"out"` are the weights of one
@@ -42,10 +48,22 @@ class Site(NamedTuple):
     tokens to experts, `(d_model, n_experts)`: column `e` is what makes expert `e` likely.
     """
 
-    layer: int
-    part: str
-    n_experts: int = 1
-    """The number of routed experts that share the site's units equally; 1 where there are none."""
+    __slots__ = ()
+
+    def __new__(cls, layer: int, part: str, n_experts: int = 1) -> "Site":
+        """A place in a layer.
+
+        Args:
+            layer: its number, from 0.
+            part: the kind of place: one of `PARTS`.
+            n_experts: the number of routed experts that share the site's units equally; 1 where there are none.
+
+        Raises:
+            InputError: a part that does not exist.
+        """
+        if part not in PARTS:
+            raise InputError(f"no part of a layer is named {part!r}{did_you_mean(str(part), PARTS)}: parts are {PARTS}")
+        return super().__new__(cls, layer, part, n_experts)
 
     def __str__(self) -> str:
         if self.is_of_experts:
