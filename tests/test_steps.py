@@ -320,6 +320,9 @@ def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_pa
     assert made["super_weights"] == []
     shown = said(capsys, "edit", "show", edit)
     assert shown == {name: value for name, value in made.items() if name not in ("out", "bytes", "super_weights")}
+    assert main(["edit", "show", str(edit)]) == 0
+    text = capsys.readouterr().out
+    assert ", set to 0; digest" in text and "prompts" not in text
     assert said(capsys, "edit", "verify", edit, folder)["state"] == "base"
     said(capsys, "edit", "apply", edit, folder, "--out", tmp_path / "edited")
     assert said(capsys, "edit", "verify", edit, tmp_path / "edited")["state"] == "edited"

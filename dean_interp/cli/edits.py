@@ -21,7 +21,7 @@ from dean_interp.editing.checkpoint import (
     tensor_states,
 )
 from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit, stack
-from dean_interp.editing.values import Multiply
+from dean_interp.editing.values import Multiply, described_in_words
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.files import check_writable
@@ -287,8 +287,8 @@ def _record(edit: Edit) -> dict[str, Any]:
 def _text(edit: Edit) -> str:
     facts = edit.facts
     return (
-        f"{edit!r}\n{_units_text(facts['units'])} of {facts['architecture']}, {facts['value']}; selected with "
-        f"{len(facts['prompt_hashes'])} prompts; digest {edit.digest[:16]}"
+        f"{edit!r}\n{_units_text(facts['units'])} of {facts['architecture']}, {described_in_words(facts['value'])}; "
+        f"digest {edit.digest[:16]}"
     )
 
 

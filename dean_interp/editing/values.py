@@ -120,6 +120,23 @@ def described(value: Value) -> str:
     return type(value).__name__
 
 
+def described_in_words(described_value: str) -> str:
+    """What `described` says of a value, as the end of a sentence that begins with the units."""
+    name, _, held = described_value.rstrip(")").partition("(")
+    match name:
+        case "Zero":
+            return "set to 0"
+        case "Mean":
+            return "set to their means"
+        case "Scale":
+            return f"scaled by {held}"
+        case "Multiply":
+            return f"multiplied by gates (fingerprint {held})"
+        case "Restore":
+            return "restored from another checkpoint"
+    return described_value
+
+
 def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> ActivationChange:
     """What a value does to the chosen neurons of a site. Raises `InputError` where it has nothing for the site."""
     match value:

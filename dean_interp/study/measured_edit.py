@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dean_interp.editing.edit import Edit, load_edit
-from dean_interp.editing.values import Multiply, Zero, described
+from dean_interp.editing.values import Multiply, Zero, described, described_in_words
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Unit
 from dean_interp.selection.gates import load_gates
@@ -36,8 +36,8 @@ def measured_in(folder: Path, edit: Edit) -> Improvement | Results:
             if _is_silenced(edit, folder, results.unit):
                 return run.only(results.unit)
     raise InputError(
-        f"{folder} measured another edit than this one, which changes {edit.facts['model']} by {edit.facts['value']}: "
-        "give the run folder that its gates or its selection came from"
+        f"{folder} measured another edit than this one, whose units of {edit.facts['model']} are "
+        f"{described_in_words(edit.facts['value'])}: give the run folder that its gates or its selection came from"
     )
 
 
