@@ -108,7 +108,10 @@ def test_a_dead_side_is_flagged_and_informs_of_nothing():
 
 def test_few_prompts_are_flagged_and_too_few_refused():
     assert "fewer than 80 prompts for 10 dimensions" in estimate(drawn(1.0)[:60], drawn(1.0)[:60]).flags
-    with pytest.raises(InputError, match="9 distinct prompts are too few for k=5 components a side: at least 24"):
+    said = (
+        r"9 distinct test prompts are too few for k=5 components a side \(a smaller k needs fewer\): give at least 24"
+    )
+    with pytest.raises(InputError, match=said):
         estimate(drawn(1.0)[:9], drawn(1.0)[:9])
 
 

@@ -237,9 +237,9 @@ def refuse_few(config: MutualInformationConfig, n_prompts: int) -> None:
         # half of the prompts must still be more than the dimensions
         k = config.settled(n_prompts).k or 1
         least = 4 * k + 4
-        what = f"k={k} components a side"
+        what = f"k={k} components a side (a smaller k needs fewer)"
     if n_prompts < least:
-        raise InputError(f"{n_prompts} distinct prompts are too few for {what}: at least {least}")
+        raise InputError(f"{n_prompts} distinct test prompts are too few for {what}: give at least {least}")
 
 
 def _key(place: Place, sides: Sides) -> str:
