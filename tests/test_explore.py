@@ -570,6 +570,9 @@ def test_a_page_holds_the_states_and_answers_of_fixed_doses(page, llama):
     with gated(llama, some_gates(llama)):
         assert list(page.recorded[8].answers) == generate(llama, PROMPTS, max_new_tokens=LENGTH, template="raw")
     assert f"KL on general text is {page.recorded[8].state.kl:.4f}" in page.headline
+    first, second = (pair.name for pair in PAIRS)
+    assert re.search(rf"changes by [+-][\d.]+ for {first} and by [+-][\d.]+ for {second}\. The KL", page.headline)
+    assert f"<title>Gates of {page.facts.model}, by dose</title>" in page.html()
 
 
 @needs_browser

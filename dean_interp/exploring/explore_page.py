@@ -52,10 +52,10 @@ class ExplorePage(Page):
         by_behaviour: dict[str, list[float]] = {}
         for margin in whole.margins:
             by_behaviour.setdefault(margin.behaviour, []).append(margin.edited - margin.original)
-        parts = [f"{name} {sum(changes) / len(changes):+.3f}" for name, changes in by_behaviour.items()]
+        parts = [f"by {sum(changes) / len(changes):+.3f} for {name}" for name, changes in by_behaviour.items()]
         return (
-            f"At dose 1 the mean margin of held-out prompts changes by {', '.join(parts)}, and the "
-            f"KL on general text is {whole.kl:.4f} (nats per token)."
+            f"At dose 1 the mean margin of held-out prompts changes {' and '.join(parts)}. The KL on general text is "
+            f"{whole.kl:.4f}. Both are in nats per token."
         )
 
     def html(self) -> str:

@@ -1,20 +1,23 @@
 """The model's side of the view: it answers requests, the newest alone, and lets both answers grow token by token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from dean_interp.editing.edit import Edit
 from dean_interp.editing.edit_at_dose import AnyEdit, at_dose
 from dean_interp.exploring.held_out import HeldOut
 from dean_interp.exploring.unit_table import ListedUnit, Switches, UnitTable
 from dean_interp.exploring.view_state import ViewState, view_state
 from dean_interp.models.generate import answer_stream
 from dean_interp.models.hooked_model import HookedModel
+from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
 from dean_interp.study.settings import shared_name
 
 LOWEST_DOSE, HIGHEST_DOSE = -1.0, 2.0
 """The ends of the slider."""
+_KINDS: Mapping[type, str] = {Gates: "Gates", Selection: "Silenced units", Edit: "An edit"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class ViewFacts:
     """What stays as it is while the view is used."""
 
     model: str
+    kind: str
+    """What kind of change it is, in words."""
     change: str
     n_units: int
     n_by_layer: dict[int, int]
@@ -85,6 +90,7 @@ class Explorer:
         general = self.held_out.general
         return ViewFacts(
             model=shared_name(str(self.model.cfg.model_name)),
+            kind=_KINDS[type(self.change)],
             change=repr(self.change),
             n_units=len(self.table.selection),
             n_by_layer=dict(self.table.n_by_layer),
