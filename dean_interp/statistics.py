@@ -29,11 +29,19 @@ class Interval:
     high: float
     n_clusters: int
 
+    @property
+    def digits(self) -> int:
+        """The decimals with which it is written."""
+        return interval_digits(self.low, self.high)
+
     def __str__(self) -> str:
-        largest = max(abs(self.low), abs(self.high))
-        # small effects are not all 0.000
-        digits = 3 if largest >= 0.01 else 5
+        digits = self.digits
         return f"{self.mean:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+
+
+def interval_digits(low: float, high: float) -> int:
+    """The decimals of an interval: more of a small one, so that small effects are not all 0.000."""
+    return 3 if max(abs(low), abs(high)) >= 0.01 else 5
 
 
 def clustered_interval(

@@ -9,7 +9,7 @@ from page_figures import figures_of
 
 from dean_interp.cli.main import main
 from dean_interp.report.html import options_of, write_comparison, write_information_report, write_report
-from dean_interp.report.page import INTERVALS
+from dean_interp.report.page import INTERVALS, minus
 from dean_interp.report.pictures import to_svg
 from dean_interp.report.study_figures import effect_against_controls
 from dean_interp.study.config import StudyConfig
@@ -28,7 +28,7 @@ def report(finished_study, tmp_path_factory):
 def test_the_report_says_the_headline_and_every_state(report, finished_study):
     text = report.read_text()
     for one in finished_study[1].units:
-        assert one.headline in text
+        assert minus(one.headline) in text
         assert all(f"<td>{one.unit} {state.name}</td>" in text for state in one.states)
     edits = [state for state in finished_study[1].answers.states if state.kind == "edit"]
     assert len(edits) == 2 and all(f"<th>{state.title}</th>" in text for state in edits)
@@ -110,7 +110,7 @@ def test_the_page_of_estimands_holds_every_number_and_draws_every_variant(finish
         assert [int(row["layer"]) for row in figure.rows] == [shift.layers[0] for shift in one.layers]
     assert "&lt;b&gt;some" in text and "<b>some" not in text
     for one in informations:
-        assert one.headline.split(";")[0] in text.replace("&gt;", ">")
+        assert minus(one.headline.split(";")[0]) in text.replace("&gt;", ">")
         assert all(f"<td>{shift.place}</td>" in text for shift in one.shifts)
     save_record(results, tmp_path / "information.json")
     assert load_record(InformationResults, tmp_path / "information.json", "results") == results

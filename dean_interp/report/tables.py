@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dean_interp.evaluation.lines import Line
-from dean_interp.report.page import before, interval, is_share, spread
+from dean_interp.report.page import MeanAndRange, before, is_share, range_of, shared_digits
 from dean_interp.statistics import Interval
 from dean_interp.study.controls import RANDOM_CONTROLS
 from dean_interp.study.results import StateResults, UnitResults
@@ -25,8 +25,8 @@ class StateRow:
     label: str
     is_edit: bool
     n_units: str
-    changes: Mapping[str, str]
-    """Mean with its interval for a single state; mean, lowest and highest for a group."""
+    changes: Mapping[str, Interval | MeanAndRange]
+    """The interval of a single state's change; mean, lowest and highest of a group."""
     perplexity: float
     """Mean over a group."""
     kl: float
@@ -40,12 +40,11 @@ def margins(state: StateResults) -> Mapping[str, Interval]:
 
 def single_row(state: StateResults, label: str, changes: ChangesOf = margins) -> StateRow:
     """The row of one state."""
-    written = {name: interval(change) for name, change in changes(state).items()}
     return StateRow(
         label=label,
         is_edit=state.kind == "edit",
         n_units=str(state.n_units),
-        changes=written,
+        changes=changes(state),
         perplexity=state.perplexity,
         kl=state.kl,
     )
@@ -76,7 +75,7 @@ def group_row(group: Sequence[StateResults], label: str, changes: ChangesOf = ma
         label=label,
         is_edit=False,
         n_units=n_units,
-        changes={name: spread(values) for name, values in means.items()},
+        changes={name: range_of(values) for name, values in means.items()},
         perplexity=sum(state.perplexity for state in group) / len(group),
         kl=sum(state.kl for state in group) / len(group),
     )
@@ -101,6 +100,11 @@ class MetricTable:
     """Each set of prompts, with the original's level where all states were compared with the same."""
     rows: Mapping[str, Mapping[str, Line]]
     """The lines of each state by set."""
+
+    @property
+    def digits(self) -> int:
+        """The decimals of all its changes."""
+        return shared_digits(line.change for row in self.rows.values() for line in row.values())
 
 
 def metric_tables(lines: Mapping[str, Sequence[Line]]) -> list[MetricTable]:
@@ -138,6 +142,11 @@ class LineGroup:
     metric: str
     unit: str
     lines: tuple[Line, ...]
+
+    @property
+    def digits(self) -> int:
+        """The decimals of all its numbers."""
+        return shared_digits(line.change for line in self.lines)
 
 
 def line_groups(lines: Sequence[Line]) -> list[LineGroup]:
