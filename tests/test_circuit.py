@@ -14,6 +14,7 @@ from dean_interp.circuits.graph import Node
 from dean_interp.circuits.trace import trace_links
 from dean_interp.cli.main import main
 from dean_interp.models.tokens import encode
+from dean_interp.report.page import percent_in_two_digits
 
 SITE = Site(LAYER, "neurons")
 EXAMPLE = behaviour("f", 500, 1).examples[0]
@@ -57,6 +58,9 @@ def test_largest_edges_do_more_than_random_ones_and_as_predicted(attentive):
     assert (largest.n, random.n, margin.n) == (24, 24, 6)
     assert largest.rank_correlation > 0.8 and largest.mean_size > 3 * random.mean_size and circuit.p < 1e-4
     assert margin.rank_correlation > 0.9
+    shares = [percent_in_two_digits(check.mean_size) for check in (largest, random)]
+    sizes = f"by {shares[0]} on average, random edges by {shares[1]}."
+    assert sizes in CircuitPage(circuit).headline
     kinds = {edge.source.kind for edge in circuit.edges if edge.target}
     assert kinds == {"neuron", "head"}
 

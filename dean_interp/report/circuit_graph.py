@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dean_interp.circuits.graph import Circuit, Edge, Node
-from dean_interp.report.page import visible
+from dean_interp.report.page import minus, visible
 
 # In pixels; where the page is wider or narrower, columns move apart or together.
 _LEFT, _TOP, _FOOT = 44.0, 36.0, 110.0
@@ -132,7 +132,7 @@ def _edge_title(edge: Edge) -> str:
     title = f"{edge.source.name} to {target}: predicted {edge.predicted:+.3f}"
     if edge.measured is not None:
         title += f", measured {edge.measured:+.3f}"
-    return title
+    return minus(title)
 
 
 def _drawn_nodes(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
@@ -160,7 +160,9 @@ def _drawn_nodes(circuit: Circuit, layout: _Layout) -> list[dict[str, object]]:
                 "label": node.name if node in targets else "",
                 "title": f"{node.name} at {circuit.tokens[node.position]!r}",
             }
-        place = {"key": _key(node), "x": x, "y": y}
+        # From the highest layer the line to the margin runs to the right, along a label that stands there.
+        is_highest = node is not None and node.layer == layout.n_layers - 1
+        place = {"key": _key(node), "x": x, "y": y, "is_highest": is_highest}
         drawn.append(place | kind)
     return drawn
 

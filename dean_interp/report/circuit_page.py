@@ -12,7 +12,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.tokens import Template
 from dean_interp.report.circuit_figures import edge_data, predicted_against_measured
 from dean_interp.report.circuit_graph import drawn_graph
-from dean_interp.report.page import Page, rendered
+from dean_interp.report.page import Page, percent_in_two_digits, rendered
 from dean_interp.report.pictures import figure_caption, figure_element
 from dean_interp.selection.selection import Selection
 
@@ -62,10 +62,11 @@ class CircuitPage(Page):
             )
         if not largest.n:
             return f"{strongest}No unit of a layer before feeds one of the set."
+        sizes = [percent_in_two_digits(check.mean_size) for check in (largest, random)]
         return (
             f"{strongest}Over the {largest.n} largest edges into the set predicted and measured effects agree with a "
-            f"rank correlation of {largest.rank_correlation:.2f}; they move their targets by {largest.mean_size:.0%} "
-            f"on average, random edges by {random.mean_size:.2%}."
+            f"rank correlation of {largest.rank_correlation:.2f}; they move their targets by {sizes[0]} "
+            f"on average, random edges by {sizes[1]}."
         )
 
     @property
