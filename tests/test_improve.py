@@ -23,8 +23,8 @@ from dean_interp.cli.main import main
 from dean_interp.data.examples import prompt_hash
 from dean_interp.information.estimands import HEADLINES
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.report.improve_page import write_improve_report
-from dean_interp.report.page import INTERVALS, interval, signed
+from dean_interp.report.improve_page import improvement_rows, write_improve_report
+from dean_interp.report.page import INTERVALS, interval, minus, row_digits, signed
 from dean_interp.selection.gates import dosed, load_gates
 from dean_interp.selection.gating import GatingConfig
 from dean_interp.study import choosing, confirming, improve, settings, store
@@ -115,7 +115,7 @@ def test_the_report_links_the_page_of_the_strongest_neuron(finished):
     name = improvement.neurons[0].name
     assert f'<a href="neurons/{name}.html">{name}</a>' in (folder / "report.html").read_text()
     page = (folder / "neurons" / f"{name}.html").read_text()
-    assert name in page and "silenced" in page
+    assert name in page and "silenced" in page and page.count("<td>gain</td>") >= 2
     assert [path.name for path in (folder / "neurons").iterdir()] == [f"{name}.html"]
 
 
@@ -303,17 +303,22 @@ def test_a_whole_run_ends_with_a_page_whose_numbers_are_those_of_its_results(fin
     folder, improvement = finished
     page = (folder / "report.html").read_text()
     written = load_record(Improvement, folder / "results.json", "results")
-    assert written == improvement and improvement.headline in page.replace("&#39;", "'") and page.count(INTERVALS) == 1
+    assert (
+        written == improvement
+        and minus(improvement.headline) in page.replace("&#39;", "'")
+        and page.count(INTERVALS) == 1
+    )
     edit = improvement.edit
     row = next(row for row in re.findall(r"<tr.*?</tr>", page, re.DOTALL) if "<td>the edit</td>" in row)
+    digits = row_digits(row.changes for row in improvement_rows(improvement))
     for name in improvement.behaviours:
-        assert f"<td>{interval(edit.change[name])}</td>" in row
+        assert f"<td>{interval(edit.change[name], digits)}</td>" in row
         assert f"<td>{signed(improvement.original.margin[name])} (its margin)</td>" in page
     assert f"<td>{edit.perplexity:.1f}</td><td>{edit.kl:.3f}</td>" in row
     assert "<td>4 gates of flipped labels</td>" in page and "<td>2 random gates</td>" in page
     for condition in improvement.conditions:
         verdict = "holds" if condition.holds else "does not hold"
-        assert f"{verdict}</span>\n<strong>{condition.name}</strong>: {condition.text}." in page
+        assert f"{verdict}</span>\n<strong>{condition.name}</strong>: {minus(condition.text)}." in page
     for prediction in improvement.predictions:
         numbers = (prediction.fitted, prediction.held_out, prediction.measured, prediction.fit, prediction.curvature)
         assert [signed(number) for number in numbers] == re.findall(
@@ -321,7 +326,7 @@ def test_a_whole_run_ends_with_a_page_whose_numbers_are_those_of_its_results(fin
         )[:5]
     for neuron in improvement.neurons:
         assert re.search(rf"<td>(<a [^>]*>)?{neuron.name}(</a>)?</td><td>{neuron.multiplier:.3f}</td>", page)
-        assert f"dean-interp neuron L{neuron.layer}.{neuron.index} --model" in page
+        assert f"dean-interp neuron L{neuron.layer}.{neuron.index} --run {folder}" in page
     measured = page[page.index("Everything that was measured") : page.index("Which examples did what")]
     assert measured.count("<tr><td>") == len(edit.lines)
     effect, dose = figures_of(page)
@@ -618,5 +623,7 @@ def test_too_few_topics_for_the_folds_are_refused_first(config, tmp_path):
 
 def test_too_few_prompts_for_mutual_information_are_refused_first(config, tmp_path):
     few = dataclasses.replace(config, paper_rule=True, n_confirm=6)
-    with pytest.raises(InputError, match="12 distinct prompts are too few for k=5 components a side: at least 24"):
+    with pytest.raises(
+        InputError, match=r"12 distinct test prompts are too few for k=5 components a side .*: give at least 24"
+    ):
         run_improve(few, tmp_path / "run")

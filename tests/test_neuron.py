@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from browser import needs_browser, opened
+from conftest import unchecked
 from page_figures import figures_of
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
 
@@ -23,6 +24,8 @@ from dean_interp import (
 )
 from dean_interp.circuits.neuron import parse_neuron
 from dean_interp.cli.main import main
+from dean_interp.report.page import power
+from dean_interp.selection.gains import damage_of, gains_of
 
 SITE = Site(LAYER, "neurons")
 NAMES = ("fairness", "privacy", "general")
@@ -76,10 +79,31 @@ def test_a_planted_neuron_shows_its_ranks_its_effect_what_it_writes_and_who_hold
 
 def test_a_neuron_of_another_behaviour_moves_no_margin(planted, tests):
     page = look(planted, ONLY_G, tests)
-    assert "silenced alone it moves no margin beyond its interval" in page.headline
+    assert "silenced alone it moves no margin clearly: each interval holds 0" in page.headline
     (loss,) = (line for line in page.view.effect if line.metric.startswith("loss"))
     assert loss.change.low > 0.1
     assert "No scores were given" in page.html()
+
+
+def test_scores_that_hold_gains_are_shown_as_gains_with_their_sign(planted, tests):
+    """The planted neuron lowers both margins: its gain is below 0, and to silence it raises them."""
+    config = ScoringConfig(template="raw", target="margin", signed=True, groups="cluster")
+    scores = [importance(planted, behaviour(letter, 0, 24), config=config) for letter in "fp"]
+    fisher = ScoringConfig(template="raw", target="fisher", groups="cluster")
+    scores.append(importance(planted, behaviour("g", 0, 24), config=fisher))
+    page = look(planted, SHARED, tests[:2], scores=scores)
+    shown = page.view.scores
+    assert shown.measured_by == {"fairness": "gain", "privacy": "gain", "general": "damage"}
+    moved = {line.on: line.change.mean for line in page.view.effect if line.metric.startswith("margin")}
+    for of_one in scores[:2]:
+        name, gains = of_one.behaviour, gains_of(of_one)
+        assert shown.score[name] == float(gains.mean[SITE][SHARED]) < 0 < moved[name]
+        assert shown.error[name] == float(gains.error[SITE][SHARED]) and shown.rank[name] == 1
+        assert (
+            f"<td>gain</td><td>{power(shown.score[name], signed=True)} ± {power(shown.error[name])}</td>" in page.html()
+        )
+    assert shown.score["general"] == float(damage_of(scores[2]).diagonal[SITE][SHARED]) >= 0
+    assert "moves the margin by minus the gain" in page.html() and "score (nats)" not in page.html()
 
 
 def test_calibration_examples_are_read_and_never_measured(planted):
@@ -109,6 +133,14 @@ def test_what_does_not_exist_is_named(planted, tests):
         look(planted, 40, tests)
     with pytest.raises(InputError, match=r"no neuron L9\.0"):
         neuron_page(planted, Site(9, "neurons"), 0, tests)
+    with unchecked(), pytest.raises(InputError, match=r"the site of a neuron must be a Site, .*; got 24"):
+        neuron_page(planted, 24, 3, tests)
+    with pytest.raises(InputError, match=r"L1\.out is a matrix of weights, and neurons are at the parts"):
+        neuron_page(planted, Site(1, "out"), 3, tests)
+    with pytest.raises(
+        InputError, match=r"no part of a layer is named 'neuron' \(did you mean 'neurons'\?\): parts are"
+    ):
+        Site(1, "neuron")
     with pytest.raises(InputError, match="at least one behaviour"):
         look(planted, 1, [])
     assert parse_neuron("L17.1042") == (Site(17, "neurons"), 1042)

@@ -5,6 +5,7 @@ import dataclasses
 import html
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,6 +33,8 @@ from dean_interp.circuits.neuron_view import view_neuron
 from dean_interp.cli.main import main
 from dean_interp.files import read_json
 from dean_interp.models.neuron_names import neuron_of, parse_name
+from dean_interp.report.improve_page import look_at
+from dean_interp.report.page import power
 from dean_interp.report.site import write_pages
 from dean_interp.study import site_records
 from dean_interp.study.improve_data import improve_data
@@ -178,7 +181,7 @@ def test_one_pass_for_all_units_says_what_a_look_at_each_says(site, improved):
     for name in units(site)[:2]:
         kept = read_json(site / "records" / f"{name}.json", UnitRecord).view
         alone = view_neuron(model, neuron_of(model, parse_name(name)), tests, n_texts=3, answer_tokens=6)
-        assert dataclasses.replace(kept, effect=()) == dataclasses.replace(alone, effect=())
+        assert dataclasses.replace(kept, effect=(), scores=None) == dataclasses.replace(alone, effect=())
         changes = [[line.change.mean for line in view.effect] for view in (kept, alone)]
         assert changes[0] == pytest.approx(changes[1], abs=1e-6) and any(changes[0])
 
@@ -189,7 +192,31 @@ def test_an_improvements_units_are_those_its_report_names_with_their_gates(site,
     for neuron in neurons[:8]:
         page = (site / "neurons" / f"{neuron.name}.html").read_text()
         assert f"Its gate is {neuron.multiplier:.2f}" in page
-        assert all(f"<td>{gain:+.2e}</td>" in page for gain in neuron.gain.values())
+        assert all(f"<td>gain</td><td>{power(gain, signed=True)} ±" in page for gain in neuron.gain.values())
+
+
+def test_the_command_of_the_report_shows_the_gains_that_the_site_shows(site, improved, tmp_path, capsys):
+    improvement = load_improvement(improved)
+    strongest = improvement.neurons[0]
+    command = shlex.split(look_at(strongest, improved))[1:-1]
+    assert main([*command, str(tmp_path / "neuron.html"), "--n-test", "4", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["scores"]
+    assert list(shown["score"]) == [*improvement.behaviours, "plain"], "in the order of the run"
+    assert shown["measured_by"] == dict(zip(shown["score"], ("gain", "gain", "damage"), strict=True))
+    assert {name: shown["score"][name] for name in strongest.gain} == pytest.approx(strongest.gain)
+    assert shown["score"]["plain"] == pytest.approx(strongest.damage)
+    table = r'aria-label="How much it matters">.*?</table>'
+    pages = [site / "neurons" / f"{strongest.name}.html", tmp_path / "neuron.html"]
+    first, second = (re.search(table, page.read_text(), re.DOTALL) for page in pages)
+    assert first and second and first[0] == second[0]
+
+
+def test_titles_name_the_model_and_what_writes_nothing_is_not_said_to_write_less(site, improved):
+    model = load_improvement(improved).config.model.title
+    assert f"<h1>The 8 strongest units of {model}</h1>" in text_of(site)
+    pages = "".join(page.read_text() for page in (site / "neurons").glob("*.html"))
+    assert "Its gate is 0.00: it writes less" not in pages
+    assert not re.search(r"<td>[+−]0\.0+</td>", pages), "0 has no sign"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A look at single neurons: how they score for each behaviour, and where in real text they fire."""
+"""A look at single neurons: which of a selection score highest, and where in real text they fire."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.models.neuron_names import Neuron, NeuronName, name_of, neuron_of, parse_name
+from dean_interp.models.neuron_names import Neuron, neuron_of, parse_name
 from dean_interp.models.neurons import are_routed, read_neurons
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Encoded, Template, encode, paths
@@ -21,26 +21,6 @@ from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.selection import Selection
-
-
-@dataclass(frozen=True)
-class NeuronScores:
-    """One neuron's place in each behaviour: its score (nats) and its rank in its layer, 1 for the highest.
-
-    The neurons of all routed experts of a layer are ranked together, those of a shared expert by themselves.
-    """
-
-    layer: int
-    index: int
-    score: Mapping[str, float]
-    rank: Mapping[str, int]
-    owner: str = ""
-    """The expert that it belongs to (`models.neuron_names.NeuronName`)."""
-
-    @property
-    def name(self) -> str:
-        """As it is written everywhere: `L17.1042`."""
-        return str(NeuronName(self.layer, self.index, self.owner))
 
 
 @dataclass(frozen=True)
@@ -86,28 +66,6 @@ def strongest_neurons(
             ranked.append((float(means[index]), site, index))
     ranked.sort(reverse=True)
     return [(site, index) for _, site, index in ranked[:n_neurons]]
-
-
-def neuron_scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores:
-    """How one neuron scores for each behaviour."""
-    site, index = neuron
-    score: dict[str, float] = {}
-    rank: dict[str, int] = {}
-    for behaviour_scores in scores:
-        behaviour = behaviour_scores.behaviour
-        of_layer = behaviour_scores[site]
-        is_higher = of_layer.abs() > of_layer[index].abs()
-        score[behaviour] = float(of_layer[index])
-        rank[behaviour] = int(is_higher.sum()) + 1
-    n_neurons = len(scores[0][site])
-    name = name_of(neuron, n_neurons)
-    return NeuronScores(
-        layer=name.layer,
-        index=name.index,
-        score=score,
-        rank=rank,
-        owner=name.owner,
-    )
 
 
 @own_torch_settings()

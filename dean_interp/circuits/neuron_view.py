@@ -1,5 +1,6 @@
 """The record of one neuron: where it fires, how it scores, what it writes, what happens without it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -8,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 
 from dean_interp.circuits.lens import Written, written
-from dean_interp.circuits.neuron import NeuronScores, TextActivations, neuron_scores, of_neuron, read_texts
+from dean_interp.circuits.neuron import TextActivations, of_neuron, read_texts
+from dean_interp.circuits.neuron_scores import NeuronScores, neuron_scores
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
 from dean_interp.errors import InputError
@@ -56,6 +58,8 @@ class NeuronView:
     clustered by topic, else by prompt."""
     routed: Mapping[str, float] = field(default_factory=dict)
     """For each behaviour, the share of the tokens that are sent to the neuron's expert; empty where all are."""
+    n_prompts: Mapping[str, int] = field(default_factory=dict)
+    """For each behaviour, the number of texts that were read."""
 
 
 @own_torch_settings()
@@ -168,6 +172,7 @@ def view_of_reading(
         activations={name: view.activations[name] for name in names},
         firing={name: view.firing[name] for name in names},
         routed={name: view.routed[name] for name in names if view.routed},
+        n_prompts={name: view.n_prompts[name] for name in names},
         effect=tuple(_effect_alone(model, neuron, readings)),
     )
 
@@ -220,6 +225,7 @@ def view_from_texts(
         texts=tuple(texts[:n_texts]),
         effect=(),
         routed={name: float(values.mean()) for name, values in routed.items()},
+        n_prompts=dict(Counter(text.behaviour for text in texts)),
     )
 
 

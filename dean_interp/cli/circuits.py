@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from dean_interp.models.neuron_names import neuron_of, parse_name
 from dean_interp.report.circuit_page import circuit_page
 from dean_interp.report.html import options_of
 from dean_interp.report.neuron_page import neuron_page
-from dean_interp.scoring.scores import load_scores
+from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.selection import Selection, load_selection
 from dean_interp.study.config import StudyConfig
-from dean_interp.study.improvement import refuse_improvement
+from dean_interp.study.improvement import ImproveConfig, is_improvement
 from dean_interp.study.results import load_record
 from dean_interp.study.settings import DataConfig, ModelConfig
 
@@ -32,7 +33,8 @@ class ShowNeuron:
     neuron: Positional[str]
     """Layer and index of the neuron: L17.1042; in a mixture L17.E5.42 (neuron 42 of expert 5) or L17.shared.42."""
     run: Path | None = None
-    """Run folder of a study, from which model, behaviours, scores and selections are taken."""
+    """Run folder of `run` or of `improve`, from which model, behaviours, scores and selections are taken. The scores of
+    `improve` are shown as gains and damage."""
     behaviours: tuple[str, ...] = (DataConfig.first, DataConfig.second, DataConfig.general)
     """Behaviours on whose test examples the neuron is read and measured: built-in names, files, or published sets."""
     n_test: int = DataConfig.n_test
@@ -117,7 +119,7 @@ def do_neuron(step: ShowNeuron) -> StepResult:
     check_writable(out)
     # What can be wrong is read before the model is.
     examples = [load_behaviour(name, n_examples=step.n_test, seed=step.seed, split="test") for name in step.behaviours]
-    scores = [load_scores(path) for path in step.scores]
+    scores = _in_order_of([behaviour.name for behaviour in examples], step.scores)
     selections = _neuron_selections(step)
     model = step.model.load()
     site, index = neuron_of(model, name)
@@ -138,6 +140,13 @@ def do_neuron(step: ShowNeuron) -> StepResult:
     return StepResult(record, f"{page.headline}\n{page.view.written}\npage: {out.resolve()}")
 
 
+def _in_order_of(behaviours: Sequence[str], files: Sequence[Path]) -> list[Scores]:
+    """The scores of these behaviours in their order, then those of others."""
+    scores = [load_scores(path) for path in files]
+    places = {name: place for place, name in enumerate(behaviours)}
+    return sorted(scores, key=lambda of_one: places.get(of_one.behaviour, len(places)))
+
+
 def _neuron_selections(step: ShowNeuron) -> dict[str, Selection]:
     """The selections of neurons by the names of their files. A run holds selections of weights, too."""
     selections = {path.stem: load_selection(path) for path in step.selections}
@@ -149,23 +158,30 @@ def _record(value: object) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _RunSettings:
-    """What is taken of a run's `config.json`."""
+class _StudySettings:
+    """What is taken of the `config.json` of `run`."""
 
     config: StudyConfig
 
 
+@dataclass(frozen=True)
+class _ImproveSettings:
+    """What is taken of the `config.json` of `improve`."""
+
+    config: ImproveConfig
+
+
 def _with_run(step: ShowNeuron, folder: Path) -> ShowNeuron:
-    """The step with what a study's folder holds."""
+    """The step with what a run folder holds."""
     if dataclasses.replace(step.model, device=None) != ModelConfig():
         raise InputError("--run takes model, template and dtype from the run: give --device alone beside it")
-    refuse_improvement(folder, "--run of `neuron`")
-    study = load_record(_RunSettings, folder / "config.json", "run").config
+    kind = _ImproveSettings if is_improvement(folder) else _StudySettings
+    config = load_record(kind, folder / "config.json", "run").config
     has_default_behaviours = step.behaviours == ShowNeuron(step.neuron).behaviours
     return dataclasses.replace(
         step,
-        model=dataclasses.replace(study.model, device=step.model.device),
-        behaviours=study.data.sources if has_default_behaviours else step.behaviours,
+        model=dataclasses.replace(config.model, device=step.model.device),
+        behaviours=config.data.sources if has_default_behaviours else step.behaviours,
         scores=(*step.scores, *sorted((folder / "scores").glob("*.safetensors"))),
         selections=(*step.selections, *sorted(folder.glob("selection.*.safetensors"))),
     )

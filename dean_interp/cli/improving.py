@@ -20,6 +20,7 @@ from dean_interp.study.improve import run_improve
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.improvement import GATES_FILE, ImproveConfig, Improvement
 from dean_interp.study.results import RESULTS_FILE
+from dean_interp.study.run_units import scores_of
 
 N_EXAMPLES, N_TOKENS = 12, 12
 """Confirming examples of each set, and first tokens of their answers, on which the strongest neuron is shown."""
@@ -79,7 +80,8 @@ def _write_strongest_neuron(improvement: Improvement, folder: Path) -> None:
     if path.is_file():
         return
     config = improvement.config
-    examples = [draw(part, min(N_EXAMPLES, len(part))) for part in improve_data(config).confirming]
+    data = improve_data(config)
+    examples = [draw(part, min(N_EXAMPLES, len(part))) for part in data.confirming]
     model = config.model.load()
     site, index = neuron_of(model, parse_name(neuron.name))
     page = neuron_page(
@@ -87,10 +89,11 @@ def _write_strongest_neuron(improvement: Improvement, folder: Path) -> None:
         site,
         index,
         examples,
+        scores=scores_of(folder, data.scoring),
         template=config.model.template,
         answer_tokens=N_TOKENS,
     )
-    dataclasses.replace(page, command=look_at(improvement, neuron, folder)).save(path)
+    dataclasses.replace(page, command=look_at(neuron, folder)).save(path)
 
 
 def _text(improvement: Improvement, files: Mapping[str, Path], following: Mapping[str, str]) -> str:

@@ -6,14 +6,13 @@ from pathlib import Path
 from dean_interp.files import write_text
 from dean_interp.report.html import ShownInformation, options_of, shown_information
 from dean_interp.report.improve_figures import effect_against_nulls, margins_and_kl_by_dose
-from dean_interp.report.page import rendered
+from dean_interp.report.page import decimals, rendered
 from dean_interp.report.pictures import figure_element
 from dean_interp.report.tables import StateRow, group_row, line_groups, single_row
 from dean_interp.study.choosing import FLIP, RANDOM_GATES
 from dean_interp.study.confirmation import kl_text
 from dean_interp.study.improvement import EDIT_FILE, ChangedNeuron, ImproveConfig, Improvement
 from dean_interp.study.paper_rule import PAPER
-from dean_interp.study.settings import ModelConfig
 
 N_SHOWN = 6
 """Answers of each set that are seen without a click: the first ones."""
@@ -43,6 +42,7 @@ def write_improve_report(improvement: Improvement, folder: Path) -> Path:
         doses=figure_element(margins_and_kl_by_dose(improvement), "Margins and KL by dose"),
         dose_kl=kl_text(improvement.dose.kl),
         neurons=_neurons(improvement, folder),
+        gain_digits=decimals(gain for neuron in improvement.neurons for gain in neuron.gain.values()),
         n_shown=N_SHOWN,
         information=_information(improvement),
         n_nulls=n_flips + n_random,
@@ -83,13 +83,9 @@ def neuron_page_of(neuron: ChangedNeuron, folder: Path) -> Path:
     return folder / "neurons" / f"{neuron.name}.html"
 
 
-def look_at(improvement: Improvement, neuron: ChangedNeuron, folder: Path) -> str:
-    """The command that shows one neuron on the sets of this improvement."""
-    config, default = improvement.config, ImproveConfig()
-    words = ["dean-interp", "neuron", neuron.name, *options_of(config.model, ModelConfig())]
-    sources = config.data.sources
-    if sources != default.data.sources:
-        words += ["--behaviours", *sources]
+def look_at(neuron: ChangedNeuron, folder: Path) -> str:
+    """The command that shows one neuron with the model, the sets and the gains of this improvement."""
+    words = ["dean-interp", "neuron", neuron.name, "--run", str(folder)]
     return shlex.join([*words, "--out", str(neuron_page_of(neuron, folder))])
 
 
@@ -99,7 +95,7 @@ def _neurons(improvement: Improvement, folder: Path) -> list[tuple[ChangedNeuron
     for neuron in improvement.neurons:
         page = neuron_page_of(neuron, folder)
         link = page.relative_to(folder).as_posix() if page.is_file() else None
-        command = look_at(improvement, neuron, folder)
+        command = look_at(neuron, folder)
         rows.append((neuron, link, command))
     return rows
 
@@ -123,5 +119,6 @@ def improvement_rows(improvement: Improvement) -> list[StateRow]:
     for kind, label in ((FLIP, "gates of flipped labels"), (RANDOM_GATES, "random gates")):
         group = improvement.of_kind(kind)
         if group:
-            rows.append(group_row(group, f"{len(group)} {label}"))
+            counted = f"{len(group)} {label}" if len(group) > 1 else f"one set of {label}"
+            rows.append(group_row(group, counted))
     return rows

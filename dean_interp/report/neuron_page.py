@@ -33,7 +33,7 @@ class NeuronPage(Page):
         """The neuron in one sentence."""
         view = self.view
         most = max(view.firing, key=lambda name: view.firing[name])
-        parts = [f"{view.name} fires most on {most}"]
+        parts = [f"{view.name} fires most on {most} (mean size {view.firing[most]:.2g} over {_tokens_of(view, most)})"]
         if view.routed and not any(view.routed.values()):
             parts = [f"no token of the texts is sent to the expert of {view.name}"]
         elif view.routed:
@@ -98,6 +98,12 @@ def neuron_page(
     return NeuronPage(view)
 
 
+def _tokens_of(view: NeuronView, behaviour: str) -> str:
+    """Over how much of a behaviour's text a mean is."""
+    n_prompts = view.n_prompts.get(behaviour)
+    return f"all tokens of its {n_prompts} texts" if n_prompts else "all its tokens"
+
+
 def _effect_on_margins(effect: Sequence[Line]) -> str:
     moved = []
     for line in effect:
@@ -105,7 +111,7 @@ def _effect_on_margins(effect: Sequence[Line]) -> str:
         if line.metric.startswith("margin") and not is_within:
             moved.append(f"{line.on} by {line.change}")
     if not moved:
-        return "silenced alone it moves no margin beyond its interval"
+        return "silenced alone it moves no margin clearly: each interval holds 0"
     return f"silenced alone it moves the margin on {' and '.join(moved)} nats per token"
 
 

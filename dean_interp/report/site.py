@@ -160,7 +160,8 @@ def _write_index(
     options = options_of(config, PagesConfig())
     page = rendered(
         "site.html.j2",
-        title=f"The {len(rows)} strongest units of {run_folder.name}",
+        title=f"The {len(rows)} strongest units of {run.model.title}",
+        run_name=run_folder.name,
         headline=run.headline,
         measured_by=run.measured_by,
         behaviours=run.behaviours,

@@ -143,10 +143,15 @@ def has_errors(scores: Scores, site: Site) -> bool:
     return site in scores.groups or (are_single and site in scores.squared)
 
 
+def hold_gains(scores: Scores) -> bool:
+    """Whether scores are of the margin, with their sign, by topic: then they are minus gains."""
+    facts = scores.facts
+    return (facts.get("target"), facts.get("signed"), facts.get("groups")) == ("margin", True, "cluster")
+
+
 def refuse_other_scores(scores: Scores) -> None:
     """Raise `InputError` for scores that are not of the margin, with their sign, by topic."""
-    facts = scores.facts
-    if (facts.get("target"), facts.get("signed"), facts.get("groups")) != ("margin", True, "cluster"):
+    if not hold_gains(scores):
         raise InputError(
             f"gains are made from scores of the margin, with their sign, by topic; those of '{scores.behaviour}' are "
             "others: ScoringConfig(target='margin', signed=True, groups='cluster')"
@@ -188,12 +193,17 @@ def _mean_and_error(
     return mean, (n_clusters / (n_clusters - 1) * squares).sqrt() / n_examples
 
 
+def hold_damage(scores: Scores) -> bool:
+    """Whether scores are of the Fisher information of general text."""
+    return scores.facts.get("target") == "fisher"
+
+
 def damage_of(scores: Scores) -> Damage:
     """The damage in scores of general text.
 
     Raises `InputError` where they were not made with `ScoringConfig(target="fisher")`.
     """
-    if scores.facts.get("target") != "fisher":
+    if not hold_damage(scores):
         raise InputError(
             f"damage is made from scores of the Fisher information; those of '{scores.behaviour}' are others: "
             "ScoringConfig(target='fisher')"

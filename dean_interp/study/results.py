@@ -9,7 +9,8 @@ import pandas as pd
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
-from dean_interp.circuits.neuron import NeuronScores, TextActivations
+from dean_interp.circuits.neuron import TextActivations
+from dean_interp.circuits.neuron_scores import NeuronScores
 from dean_interp.errors import InputError
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dean_interp.circuits.neuron import neuron_scores
+from dean_interp.circuits.neuron_scores import neuron_scores
 from dean_interp.data.leakage import Leaked
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.information.shifts import MutualInformation

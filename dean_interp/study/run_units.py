@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dean_interp.circuits.neuron import NeuronScores, neuron_scores, strongest_neurons
+from dean_interp.circuits.neuron import strongest_neurons
+from dean_interp.circuits.neuron_scores import NeuronScores, neuron_scores
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.models.neuron_names import Neuron, NeuronName, name_of
@@ -55,7 +56,7 @@ class RunUnits:
     tests: tuple[Behaviour, ...]
     """The prompts that the run measured its edit on: first, second and general."""
     scores: tuple[Scores, ...]
-    """For ranks in layers; empty where the run has gains."""
+    """For ranks in layers: of first, second and general, and of the register where its gains are subtracted."""
 
     @property
     def behaviours(self) -> list[str]:
@@ -116,7 +117,7 @@ def strongest_changes(
 
 def _of_improvement(improvement: Improvement, folder: Path, n_units: int) -> RunUnits:
     data = improve_data(improvement.config)
-    scores = _scores(folder, [roles.score for roles in data.roles])
+    scores = scores_of(folder, data.scoring)
     first = gains_of(scores[0])
     second = gains_of(scores[1])
     gates = load_gates(folder / GATES_FILE)
@@ -130,7 +131,7 @@ def _of_improvement(improvement: Improvement, folder: Path, n_units: int) -> Run
         neurons=tuple(neuron for neuron, _ in changes),
         units=tuple(_changed_unit(changed, scale) for _, changed in changes),
         tests=tuple(data.confirming),
-        scores=(),
+        scores=tuple(scores),
     )
 
 
@@ -154,7 +155,7 @@ def _of_study(results: Results, folder: Path, n_units: int) -> RunUnits:
     if "neuron" not in results.config.unit:
         raise InputError(f"{folder} selected weights alone, and pages show neurons: run with --unit neuron")
     data = study_data(results.config)
-    scores = _scores(folder, data.calibration)
+    scores = scores_of(folder, data.calibration)
     coupled = load_selection(folder / "selection.neuron.safetensors")
     neurons = strongest_neurons(coupled, scores[0], scores[1], n_neurons=n_units)
     return RunUnits(
@@ -185,7 +186,7 @@ def _coupled_unit(scored: NeuronScores, results: Results) -> RunUnit:
     )
 
 
-def _scores(folder: Path, behaviours: Sequence[Behaviour]) -> list[Scores]:
-    """The neuron scores of first, second and general."""
+def scores_of(folder: Path, behaviours: Sequence[Behaviour]) -> list[Scores]:
+    """The neuron scores of the behaviours that a run scored."""
     files = [folder / "scores" / f"{behaviour.name}.safetensors" for behaviour in behaviours]
     return [load_scores(file).of("neuron") for file in files]

@@ -33,7 +33,7 @@ from dean_interp.study.store import fingerprint_of
 
 RECORDS = "records"
 """The folder of the records, in that of the pages."""
-_VERSION = "1"
+_VERSION = "2"
 """The version of what records hold: another one makes all of them anew."""
 
 
