@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from dean_interp.study.evaluation import Evaluation
     from dean_interp.study.improve import run_improve
     from dean_interp.study.improvement import ImproveConfig, Improvement
-    from dean_interp.study.results import Results, load_results
+    from dean_interp.study.measured_edit import load_run
+    from dean_interp.study.results import Results
     from dean_interp.study.run import run_study
     from dean_interp.study.settings import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig
     from dean_interp.study.sweep import Sweep, run_sweep
@@ -121,7 +122,7 @@ __all__ = [
     "load_edit",
     "load_gates",
     "load_model",
-    "load_results",
+    "load_run",
     "load_scores",
     "load_selection",
     "measure",
@@ -206,7 +207,7 @@ _MODULES = {
     "load_edit": "editing.edit",
     "load_gates": "selection.gates",
     "load_model": "models.load",
-    "load_results": "study.results",
+    "load_run": "study.measured_edit",
     "load_scores": "scoring.scores",
     "load_selection": "selection.selection",
     "measure": "evaluation.measure",

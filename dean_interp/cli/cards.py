@@ -15,7 +15,7 @@ from dean_interp.files import check_writable, write_text
 from dean_interp.report.card_data import licence_of_model
 from dean_interp.report.edit_card import EditCard, card_of_edit, card_of_run
 from dean_interp.study.improvement import EDIT_FILE, Improvement
-from dean_interp.study.measured_edit import finished_run, measured_in
+from dean_interp.study.measured_edit import load_run, measured_in
 from dean_interp.study.results import RESULTS_FILE, Results
 
 
@@ -81,7 +81,7 @@ def where_the_card_is(folder: Path) -> str:
 
 def _of_folder(folder: Path) -> tuple[EditCard, str]:
     """The card of a finished run, and the name of its model."""
-    run = finished_run(folder)
+    run = load_run(folder)
     if isinstance(run, Improvement):
         return card_of_edit(load_edit(folder / EDIT_FILE), run), run.config.model.name
     return card_of_run(run), run.config.model.name

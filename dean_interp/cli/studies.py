@@ -15,7 +15,7 @@ from dean_interp.report.html import write_comparison, write_report, write_sweep_
 from dean_interp.report.improve_page import write_improve_report
 from dean_interp.study.config import StudyConfig, SweepConfig
 from dean_interp.study.improvement import Improvement, refuse_improvement
-from dean_interp.study.measured_edit import finished_run
+from dean_interp.study.measured_edit import load_run
 from dean_interp.study.results import RESULTS_FILE, load_results
 from dean_interp.study.run import run_study
 from dean_interp.study.sweep import run_sweep, sweep_headline
@@ -138,7 +138,7 @@ def do_report(step: WriteReport) -> StepResult:
 
 def _write_report(folder: Path) -> Path:
     """The page of a run folder: of an improvement, or of a study."""
-    run = finished_run(folder)
+    run = load_run(folder)
     if isinstance(run, Improvement):
         return write_improve_report(run, folder)
     return write_report(run, folder)

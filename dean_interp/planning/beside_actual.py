@@ -13,7 +13,7 @@ from dean_interp.planning.improve_forecast import forecast_improve
 from dean_interp.planning.placement import Devices
 from dean_interp.planning.study import forecast
 from dean_interp.study.improvement import Improvement
-from dean_interp.study.measured_edit import finished_run
+from dean_interp.study.measured_edit import load_run
 
 TIMES = "times.json"
 
@@ -106,7 +106,7 @@ def finished_beside_forecast(folder: Path, devices: Devices = Devices()) -> Fore
 
     Raises `InputError` as `beside_actual`, as the forecast, and where the run is not finished.
     """
-    run = finished_run(folder)
+    run = load_run(folder)
     if isinstance(run, Improvement):
         forecast_now = forecast_improve(run.config, devices)
     else:

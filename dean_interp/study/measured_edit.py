@@ -12,8 +12,9 @@ from dean_interp.study.improvement import EDIT_FILE, GATES_FILE, Improvement, is
 from dean_interp.study.results import RESULTS_FILE, Results, load_results
 
 
-def finished_run(folder: Path) -> Improvement | Results:
+def load_run(folder: str | Path) -> Improvement | Results:
     """What a finished run of `improve` or `run` found. Raises `InputError` for any other folder."""
+    folder = Path(folder)
     if is_improvement(folder):
         return load_improvement(folder)
     return load_results(folder / RESULTS_FILE)
@@ -24,7 +25,7 @@ def measured_in(folder: Path, edit: Edit) -> Improvement | Results:
 
     Raises `InputError` where the folder holds no finished run, or the run measured another edit.
     """
-    run = finished_run(folder)
+    run = load_run(folder)
     if isinstance(run, Improvement):
         gates = load_gates(folder / GATES_FILE)
         of_run = load_edit(folder / EDIT_FILE)

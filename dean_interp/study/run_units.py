@@ -16,7 +16,7 @@ from dean_interp.selection.gates import Gates, load_gates
 from dean_interp.selection.selection import load_selection
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.improvement import GATES_FILE, ChangedNeuron, Improvement
-from dean_interp.study.measured_edit import finished_run
+from dean_interp.study.measured_edit import load_run
 from dean_interp.study.results import Results
 from dean_interp.study.settings import ModelConfig
 from dean_interp.study.study_data import study_data
@@ -76,7 +76,7 @@ def units_of_run(folder: Path, *, n_units: int) -> RunUnits:
     """
     if n_units < 1:
         raise InputError(f"n_units must be at least 1, got {n_units}")
-    run = finished_run(folder)
+    run = load_run(folder)
     if isinstance(run, Improvement):
         return _of_improvement(run, folder, n_units)
     return _of_study(run, folder, n_units)
