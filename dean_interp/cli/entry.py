@@ -3,10 +3,11 @@
 import logging
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
-OVERVIEW = """dean-interp finds a small edit of a language model that raises two behaviours,
-measures what the edit costs, and writes it into checkpoints.
+from dean_interp import __version__
+
+OVERVIEW = """dean-interp finds an edit of a language model that raises two behaviours and
+changes other text little, measures both, and writes it into checkpoints.
 
 Try these three first. The model is a small one that needs no hub and no GPU:
 
@@ -33,7 +34,7 @@ def start(arguments: Sequence[str] | None = None) -> int:
     if not given:
         return _said(OVERVIEW)
     if given[0] == "--version":
-        return _said(f"dean-interp {version('dean_interp')}")
+        return _said(f"dean-interp {__version__}")
     # `help improve` is what other commands call `improve --help`.
     if given[0] == "help":
         given = [*given[1:], "--help"]
