@@ -1,7 +1,8 @@
 """Where units are: sites, and their TransformerLens hook names."""
 
 import re
-from typing import Annotated, Literal, NamedTuple
+from operator import index
+from typing import Annotated, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Int
@@ -50,11 +51,11 @@ class Site(_SiteFields):
 
     __slots__ = ()
 
-    def __new__(cls, layer: int, part: str, n_experts: int = 1) -> "Site":
+    def __new__(cls, layer: SupportsIndex, part: str, n_experts: int = 1) -> "Site":
         """A place in a layer.
 
         Args:
-            layer: its number, from 0.
+            layer: its number, from 0; an integer of numpy or pandas, too.
             part: the kind of place: one of `PARTS`.
             n_experts: the number of routed experts that share the site's units equally; 1 where there are none.
 
@@ -63,7 +64,7 @@ class Site(_SiteFields):
         """
         if part not in PARTS:
             raise InputError(f"no part of a layer is named {part!r}{did_you_mean(str(part), PARTS)}: parts are {PARTS}")
-        return super().__new__(cls, layer, part, n_experts)
+        return super().__new__(cls, index(layer), part, n_experts)
 
     def __str__(self) -> str:
         if self.is_of_experts:

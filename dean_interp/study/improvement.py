@@ -49,11 +49,12 @@ class ImproveConfig:
     """Budget of damage: the largest KL to the original on general text, nats per answer token."""
     gating: GatingConfig = field(default_factory=GatingConfig)
     n_score: int = 104
-    """Number of examples of each set that gains and damage come from."""
+    """Number of examples of each behaviour that gains come from, and of general text that damage comes from. Of the
+    register set all examples are scored that are not measured."""
     n_choose: int = 32
-    """Number of examples of each set that the dose is chosen on."""
+    """Number of examples of each behaviour and of general text that the dose is chosen on."""
     n_confirm: int = 42
-    """Number of examples of each set that confirm the edit."""
+    """Number of examples of each behaviour and of general text that confirm the edit."""
     n_flips: int = 20
     """Number of nulls that choose gates anew with safe and unsafe exchanged in random topics; they come in pairs. Below
     20, p cannot reach 0.05. 0: none, and nothing is confirmed."""
