@@ -321,9 +321,8 @@ def test_a_whole_run_ends_with_a_page_whose_numbers_are_those_of_its_results(fin
         assert f"{verdict}</span>\n<strong>{condition.name}</strong>: {minus(condition.text)}." in page
     for prediction in improvement.predictions:
         numbers = (prediction.fitted, prediction.held_out, prediction.measured, prediction.fit, prediction.curvature)
-        assert [signed(number) for number in numbers] == re.findall(
-            r"<td>([+−].*?)</td>", page.partition("Predicted and measured")[2].partition(f"<td>{prediction.on}</td>")[2]
-        )[:5]
+        row = page.partition("Predicted and measured")[2].partition(f"<td>{prediction.on}</td>")[2]
+        assert [signed(number) for number in numbers] == re.findall(r"<td>([+−]?\d.*?)</td>", row)[:5]
     for neuron in improvement.neurons:
         assert re.search(rf"<td>(<a [^>]*>)?{neuron.name}(</a>)?</td><td>{neuron.multiplier:.3f}</td>", page)
         assert f"dean-interp neuron L{neuron.layer}.{neuron.index} --run {folder}" in page
