@@ -117,7 +117,7 @@ def _above_zero(name: str, changes: Mapping[str, Interval]) -> Condition:
 
 def _beyond_flips(margins: Mapping[str, Line]) -> Condition:
     """Both changes are larger than under almost all gates that were chosen on flipped labels."""
-    parts, largest_p, n_flips = [], 0.0, 0
+    parts, largest_p = [], 0.0
     for on, line in margins.items():
         assert line.rank is not None, "gates chosen on flipped labels stand beside the edit"
         largest_p = max(largest_p, line.rank)
@@ -125,7 +125,8 @@ def _beyond_flips(margins: Mapping[str, Line]) -> Condition:
         largest = max(line.control_changes)
         digits = _digits(mean, largest)
         parts.append(f"{on} {mean:+.{digits}f} against at most {largest:+.{digits}f} (p = {line.rank:.3f})")
-        n_flips = len(line.control_changes)
+    # Every behaviour has the same gates beside it.
+    n_flips = len(next(iter(margins.values())).control_changes)
     if smallest_rank_p(n_flips) > SIGNIFICANT:
         parts.append(f"{n_flips} of these gates allow no p below {smallest_rank_p(n_flips):.2f}")
     return Condition(
