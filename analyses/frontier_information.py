@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from pydantic import TypeAdapter
 
 from dean_interp.arms.all_arms import all_arms
 from dean_interp.arms.arm import Arm
@@ -38,7 +37,7 @@ from dean_interp.study.dosing import state_kl_meter
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.method import disjoint_neurons, original_of
 from dean_interp.study.results import InformationResults, save_record
-from dean_interp.study.run_folder import RunSettings, owned
+from dean_interp.study.run_folder import begun_with, owned
 from dean_interp.study.settings import INFORMATION_FRACTION, AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, outcomes_of
 from dean_interp.study.store import State, file_name
@@ -63,10 +62,7 @@ class FrontierInformation:
 
 def run(given: FrontierInformation) -> dict[str, tuple[MutualInformation, ...]]:
     """Both estimands before and under every arm."""
-    path = given.frontier / "config.json"
-    if not path.is_file():
-        raise InputError(f"{given.frontier} holds no comparison: run analyses/frontier.py first")
-    config = TypeAdapter(ComparisonConfig).validate_python(read_json(path, RunSettings).config)
+    config = begun_with(given.frontier, ComparisonConfig).config
     config = dataclasses.replace(
         config,
         study=dataclasses.replace(config.study, model=day.of_run(config.study.model, given.frontier)),

@@ -38,9 +38,10 @@ from dean_interp.editing.edit import compare, stack
 from dean_interp.files import read_json, write_tensors
 from dean_interp.resume import Unfinished
 from dean_interp.selection.gates import Gates
+from dean_interp.study.config import StudyConfig
 from dean_interp.study.measurement_file import load_measurement
 from dean_interp.study.results import load_results
-from dean_interp.study.verify import _Begun
+from dean_interp.study.run_folder import RunSettings
 
 N_INPUTS = int(os.environ.get("DEAN_INTERP_FUZZ", "200"))
 """Inputs of each kind; the long form is `DEAN_INTERP_FUZZ=10000 pytest tests/test_hostile.py`."""
@@ -208,7 +209,7 @@ READERS = {
     "rows.jsonl": load_behaviour,
     "rows.csv": load_behaviour,
     "published.jsonl": lambda path: load_behaviour(f"beavertails:privacy@{path}", n_examples=None),
-    "config.json": lambda path: read_json(path, _Begun),
+    "config.json": lambda path: read_json(path, RunSettings[StudyConfig]),
 }
 TENSORS = ("scores", "selection", "edit", "gates edit", "original.safetensors", "sums.unfinished")
 

@@ -22,7 +22,7 @@ from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.selection import Selection, load_selection
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.improvement import ImproveConfig, is_improvement
-from dean_interp.study.results import load_record
+from dean_interp.study.run_folder import begun_with
 from dean_interp.study.settings import DataConfig, ModelConfig
 
 
@@ -157,26 +157,12 @@ def _record(value: object) -> dict[str, Any]:
     return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
-@dataclass(frozen=True)
-class _StudySettings:
-    """What is taken of the `config.json` of `run`."""
-
-    config: StudyConfig
-
-
-@dataclass(frozen=True)
-class _ImproveSettings:
-    """What is taken of the `config.json` of `improve`."""
-
-    config: ImproveConfig
-
-
 def _with_run(step: ShowNeuron, folder: Path) -> ShowNeuron:
     """The step with what a run folder holds."""
     if dataclasses.replace(step.model, device=None) != ModelConfig():
         raise InputError("--run takes model, template and dtype from the run: give --device alone beside it")
-    kind = _ImproveSettings if is_improvement(folder) else _StudySettings
-    config = load_record(kind, folder / "config.json", "run").config
+    kind = ImproveConfig if is_improvement(folder) else StudyConfig
+    config = begun_with(folder, kind).config
     has_default_behaviours = step.behaviours == ShowNeuron(step.neuron).behaviours
     return dataclasses.replace(
         step,

@@ -16,16 +16,10 @@ from dean_interp.models.chat_settings import reads_clock, today
 from dean_interp.models.load import tokenizer_of
 from dean_interp.scoring.scores import Scores
 from dean_interp.study.results import RESULTS_FILE
+from dean_interp.study.run_folder import CONFIG_FILE, begun_with
 from dean_interp.study.settings import ModelConfig
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """What is looked at of a run's `config.json`."""
-
-    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,10 +35,9 @@ def of_run(model: ModelConfig, folder: Path) -> ModelConfig:
     None is set where the chat template writes none. A finished run keeps its settings. Raises `InputError` where the
     model's tokenizer cannot be loaded.
     """
-    path = folder / "config.json"
     date = None
-    if path.is_file():
-        begun = read_json(path, _Begun).config
+    if (folder / CONFIG_FILE).is_file():
+        begun = begun_with(folder, dict[str, Any]).config
         date = begun.get("model", {}).get("date")
     is_finished = any((folder / name).is_file() for name in (RESULTS_FILE, "sweep.json"))
     if model.date is None and (date or is_finished):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,7 +12,6 @@ from dean_interp.data.sources import names_fault
 from dean_interp.errors import InputError, refuse_below
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN
-from dean_interp.files import read_json
 from dean_interp.frames import Framed
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.neuron_names import NeuronName
@@ -22,7 +22,7 @@ from dean_interp.study.confirmation import Condition, SignTest, kl_text
 from dean_interp.study.dosing import Dose
 from dean_interp.study.results import RESULTS_FILE, Answers, Design, StateResults, load_record
 from dean_interp.study.roles import RoleCount
-from dean_interp.study.run_folder import RunSettings
+from dean_interp.study.run_folder import begun_with
 from dean_interp.study.settings import AnswerConfig, ControlConfig, DataConfig, ModelConfig
 
 GATES_FILE, EDIT_FILE = "gates.safetensors", "edit.safetensors"
@@ -271,7 +271,7 @@ def load_improvement(folder: Path) -> Improvement:
 def is_improvement(folder: Path) -> bool:
     """Whether a run folder is that of an improvement. Not where its settings cannot be read: that is told elsewhere."""
     try:
-        return "gating" in read_json(folder / "config.json", RunSettings).config
+        return "gating" in begun_with(folder, dict[str, Any]).config
     except InputError:
         return False
 

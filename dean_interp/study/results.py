@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import TypeAdapter
@@ -264,7 +264,7 @@ def save_record(record: object, path: Path) -> None:
     write_bytes(path, to_json(content, indent=1, inf_nan_mode="strings") + b"\n")
 
 
-def load_record(kind: type[ResultRecord], path: Path, what: str) -> ResultRecord:
+def load_record(kind: type[ResultRecord] | Any, path: Path, what: str) -> ResultRecord:  # noqa: ANN401 - a class, or one with its parameter
     """A record from its file. Raises `InputError` where it is missing, damaged or something else than `what`."""
     if not path.is_file():
         if not path.parent.is_dir():

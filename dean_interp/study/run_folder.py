@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
@@ -17,20 +17,35 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import is_rank0, on_rank0
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_text
+from dean_interp.study.results import load_record
 
+CONFIG_FILE = "config.json"
 CHECKSUMS = "checksums.json"
 THREADS = "threads.json"
+Config = TypeVar("Config")
 log = logging.getLogger(__name__)
 _WAIT = 2.0  # seconds between two looks at a folder that another process writes to
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Generic[Config]):
     """What `config.json` holds: what a run was begun with."""
 
-    config: dict[str, Any]
+    config: Config
     data: dict[str, str]
     """Fingerprints of its data sets (`data_fingerprints`)."""
+
+
+def begun_with(folder: Path, kind: type[Config] | Any) -> RunSettings[Config]:  # noqa: ANN401 - a class, or a `dict`
+    """What the run in a folder was begun with.
+
+    Args:
+        kind: the type of its settings.
+
+    Raises:
+        InputError: there is no run, or one of another kind.
+    """
+    return load_record(RunSettings[kind], folder / CONFIG_FILE, "run")
 
 
 def data_fingerprints(data: Sequence[Behaviour]) -> dict[str, str]:
@@ -62,11 +77,11 @@ def owned(
     with locked(folder):
         settings = TypeAdapter(type(config)).dump_python(config, mode="json")
         wanted = RunSettings(config=settings, data=data_fingerprints(data))
-        path = folder / "config.json"
+        path = folder / CONFIG_FILE
         # Before anything is scored or measured there is nothing to lose.
         has_begun = any(any(folder.glob(pattern)) for pattern in begun)
         if path.is_file() and has_begun:
-            _refuse_other(folder, read_json(path, RunSettings), wanted)
+            _refuse_other(folder, begun_with(folder, dict[str, Any]), wanted)
         else:
             write_text(path, json.dumps(asdict(wanted), indent=1) + "\n")
         _say_what_is_there(folder)
@@ -155,7 +170,7 @@ def kept_files(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _refuse_other(folder: Path, there: RunSettings, wanted: RunSettings) -> None:
+def _refuse_other(folder: Path, there: RunSettings[dict[str, Any]], wanted: RunSettings[dict[str, Any]]) -> None:
     """Raise `InputError` where a run was begun with other settings or other data than are wanted."""
     begun = _flat(there.config)
     changes = []

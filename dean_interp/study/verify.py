@@ -4,7 +4,7 @@ results that its files give.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,6 @@ import torch
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import require_one_process
 from dean_interp.evaluation.measure import measure
-from dean_interp.files import read_json
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.torch_settings import own_torch_settings
@@ -40,7 +39,7 @@ from dean_interp.study.improvement import is_improvement
 from dean_interp.study.measurement_file import stored_log_probs
 from dean_interp.study.results import RESULTS_FILE, load_results, save_results
 from dean_interp.study.run import results_in
-from dean_interp.study.run_folder import Clock
+from dean_interp.study.run_folder import Clock, begun_with
 from dean_interp.study.store import State, file_name
 from dean_interp.study.study_data import study_data
 from dean_interp.study.verify_improvement import verify_improvement
@@ -77,7 +76,7 @@ def _verify_study(folder: Path, *, full: bool) -> Verification:
     files = check_files(folder)
     if files.match == "different":
         return Verification((files,), "")
-    begun = read_json(folder / "config.json", _Begun)
+    begun = begun_with(folder, StudyConfig)
     config = begun.config
     data = study_data(config)
     model = config.model.load()
@@ -105,14 +104,6 @@ def _verify_study(folder: Path, *, full: bool) -> Verification:
         checks.append(check_results(folder, again_in, dtype=config.model.dtype))
     then = scores[0].facts.get("versions", {})
     return Verification(tuple(checks), other_versions(then))
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """What `config.json` of a study holds."""
-
-    config: StudyConfig
-    data: dict[str, str]
 
 
 def _scores(

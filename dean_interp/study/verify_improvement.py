@@ -1,14 +1,13 @@
 """Whether a run of `improve` is what it says: `study.verify` for edits that were found and confirmed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.measure import measure
-from dean_interp.files import read_json
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.threads import chosen_threads
 from dean_interp.scoring.importance import importance
@@ -33,19 +32,11 @@ from dean_interp.study.improve_data import ImproveData, improve_data
 from dean_interp.study.improvement import GATES_FILE, ImproveConfig, Improvement, load_improvement
 from dean_interp.study.measurement_file import stored_log_probs
 from dean_interp.study.results import RESULTS_FILE, save_record
-from dean_interp.study.run_folder import THREADS, Clock
+from dean_interp.study.run_folder import THREADS, Clock, begun_with
 from dean_interp.study.store import ORIGINAL, file_name
 
 N_PROMPTS = 6
 """First prompts of each set that are measured again."""
-
-
-@dataclass(frozen=True)
-class _BegunImprovement:
-    """What `config.json` of an improvement holds."""
-
-    config: ImproveConfig
-    data: dict[str, str]
 
 
 def verify_improvement(folder: Path, *, full: bool) -> Verification:
@@ -54,7 +45,7 @@ def verify_improvement(folder: Path, *, full: bool) -> Verification:
     files = check_files(folder)
     if files.match == "different":
         return Verification((files,), "")
-    begun = read_json(folder / "config.json", _BegunImprovement)
+    begun = begun_with(folder, ImproveConfig)
     config = begun.config
     data = improve_data(config)
     model = config.model.load()
