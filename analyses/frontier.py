@@ -10,6 +10,7 @@ ends by writing results.json, table.md, points.csv, report.html and a figure of 
 """
 
 import dataclasses
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from dean_interp.planning.comparison_forecast import forecast_comparison
 from dean_interp.planning.forecast import Forecast
 from dean_interp.planning.placement import devices_here
 from dean_interp.report.frontier_page import write_frontier
+from dean_interp.report.html import options_of
 from dean_interp.study import day
 from dean_interp.study.improve_data import ImproveData, improve_data
 from dean_interp.study.run_folder import THREADS, Clock, owned
@@ -68,6 +70,8 @@ def run(given: FrontierRun) -> Frontier | Forecast:
         raise InputError(f"no arm begins with {' or '.join(given.only)}; arms: {'; '.join(arm.name for arm in arms)}")
     if given.dry_run:
         forecast = forecast_comparison(config, worked_on, devices_here(study.model.device))
+        options = options_of(dataclasses.replace(given, dry_run=False), FrontierRun())
+        forecast = dataclasses.replace(forecast, command=shlex.join([*forecast.command.split(), *options]))
         print(forecast)
         return forecast
     with owned(given.out, config, data.all, begun=ONCE_BEGUN):

@@ -25,7 +25,7 @@ from dean_interp.arms.measured_arms import named
 from dean_interp.arms.random_arms import RandomGatesArm
 from dean_interp.cli.ending import command, script
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json, write_text
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel
 from dean_interp.progress import progress_bar
@@ -36,7 +36,7 @@ from dean_interp.study.confirming import kept_information
 from dean_interp.study.dosing import state_kl_meter
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.method import disjoint_neurons, original_of
-from dean_interp.study.results import InformationResults, save_record
+from dean_interp.study.results import InformationResults
 from dean_interp.study.run_folder import begun_with, owned
 from dean_interp.study.settings import INFORMATION_FRACTION, AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, outcomes_of
@@ -78,7 +78,7 @@ def run(given: FrontierInformation) -> dict[str, tuple[MutualInformation, ...]]:
         edits = [_state(work, arm) for arm in arms]
         nulls = _nulls(work, given)
         information = _estimated(plan, model, edits, nulls, neurons)
-    save_record(information, given.out / "results.json")
+    write_json(given.out / "results.json", information)
     text = "\n\n".join(_in_words(given.out, config, name, of_arm) for name, of_arm in information.items())
     write_text(given.out / "summary.md", text + "\n")
     print(text)

@@ -32,7 +32,7 @@ from dean_interp import (
     top_fraction,
 )
 from dean_interp.cli.ending import command, script
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json, write_text
 from dean_interp.information.compare import mutual_informations
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
@@ -43,7 +43,7 @@ from dean_interp.selection.size_at_kl import size_at_kl
 from dean_interp.selection.strata import Strata, strata
 from dean_interp.study.controls import random_control
 from dean_interp.study.method import disjoint_neurons
-from dean_interp.study.results import InformationResults, save_record
+from dean_interp.study.results import InformationResults
 
 NAMES = ("fairness", "privacy", "general")
 INFORMATION_FRACTION, TOP = 0.05, 0.01
@@ -95,7 +95,7 @@ def main() -> None:
         given=given, model=model, scores=scores, coupled=coupled, matched=matched, controls=controls
     )
     results = InformationResults(given.model, facts(given, coupled, controls), informations)
-    save_record(results, given.out / "information.json")
+    write_json(given.out / "information.json", results)
     page = write_information_report(results, given.out)
     for information in informations:
         print(information, end="\n\n")

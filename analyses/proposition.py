@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from dean_interp.cli.ending import script
+from dean_interp.files import write_json
 from dean_interp.information import gaussian_mi
 from dean_interp.report.figures import estimates_beside_truth
 from dean_interp.report.html import write_figure_page
-from dean_interp.study.results import save_record
 
 DIM, NOISE = 4, 0.3
 """Coordinates of X, Y and Z each; noise of the sides, in standard deviations."""
@@ -112,7 +112,7 @@ def main() -> None:
                 case(name=f"{title}: {name}", whole=whole, first=first, second=second, n=given.n, n_draws=given.n_draws)
             )
     given.out.mkdir(parents=True, exist_ok=True)
-    save_record(Cases(given.n, NOISE, tuple(cases)), given.out / "proposition.json")
+    write_json(given.out / "proposition.json", Cases(given.n, NOISE, tuple(cases)))
     estimates = {}
     for shown in cases:
         estimates[shown.name] = (shown.estimate, shown.low, shown.high)

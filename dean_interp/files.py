@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -71,6 +72,13 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write text as UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, record: object) -> None:
+    """Write a frozen record, or what JSON can hold, as `write_bytes` does. Equal records give equal bytes."""
+    content = TypeAdapter(type(record)).dump_python(record, mode="json")
+    # JSON has no infinite number (a perplexity may be one): as text it is read back as the same number.
+    write_bytes(path, to_json(content, indent=1, inf_nan_mode="strings") + b"\n")
 
 
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -288,8 +296,5 @@ def is_ascending(indices: Tensor, n: int) -> bool:
         return False
     if not len(indices):
         return True
-    lowest = int(indices[0])
-    highest = int(indices[-1])
-    is_inside = lowest >= 0 and highest < n
-    steps_up = indices[1:] > indices[:-1]
-    return is_inside and bool(steps_up.all())
+    is_inside = int(indices[0]) >= 0 and int(indices[-1]) < n
+    return is_inside and bool((indices[1:] > indices[:-1]).all())

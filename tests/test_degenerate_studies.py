@@ -19,6 +19,7 @@ from dean_interp import (
     trace_circuit,
 )
 from dean_interp.cli import main
+from dean_interp.files import write_json
 from dean_interp.information.activations import Activations
 from dean_interp.information.before_after import BeforeAfter
 from dean_interp.information.estimands import InformationArm, MutualInformationConfig
@@ -27,7 +28,7 @@ from dean_interp.report.circuit_page import circuit_page
 from dean_interp.selection.gains import Damage, Gains
 from dean_interp.selection.size_at_kl import size_at_kl
 from dean_interp.study.controls import refuse_without_controls
-from dean_interp.study.results import StateResults, load_record, load_results, save_record
+from dean_interp.study.results import StateResults, load_record, load_results
 
 SHARED_TOPS = "no neuron that is left is in the top of one behaviour alone"
 
@@ -159,7 +160,7 @@ def test_a_change_whose_kl_is_no_number_is_too_large(target):
 
 def test_an_infinite_perplexity_is_read_back(tmp_path):
     results = StateResults("edit", "edit", 3, 1.0, (), perplexity=math.inf, kl=math.nan)
-    save_record(results, tmp_path / "state.json")
+    write_json(tmp_path / "state.json", results)
     read = load_record(StateResults, tmp_path / "state.json", "state")
     assert read.perplexity == math.inf and math.isnan(read.kl)
     assert replace(read, kl=0.0) == replace(results, kl=0.0)

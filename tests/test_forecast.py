@@ -99,7 +99,11 @@ def test_the_command_prints_a_table_or_json(seventy, capsys):
     given += ["--unit", "neuron"]
     assert main(given) == 0
     said = capsys.readouterr().out
-    assert "70.55 billion parameters" in said and "start: dean-interp run --device auto" in said
+    assert (
+        "70.55 billion parameters" in said
+        and "start: dean-interp run --device auto" in said
+        and "--unit neuron --out runs/study\n" in f"{said}\n"
+    )
     assert "arithmetic at 200 TFLOP/s a device, to a factor of three" in said
     assert main([*given, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["steps"]

@@ -5,12 +5,12 @@ import pytest
 from dean_interp.report.page import (
     decimals,
     interval,
+    mean_and_range,
     minus,
     number,
     p_value,
     percent_in_two_digits,
     power,
-    range_of,
     shared_digits,
     signed,
 )
@@ -61,5 +61,5 @@ def test_large_and_tiny_shares_are_told_apart_from_nothing():
 
 
 def test_one_value_has_no_range():
-    assert interval(range_of([-0.038])) == "−0.038"
-    assert interval(range_of([-0.04, 0.02])) == "−0.010 [−0.040, +0.020]"
+    assert interval(mean_and_range([-0.038])) == "−0.038"
+    assert interval(mean_and_range([-0.04, 0.02])) == "−0.010 [−0.040, +0.020]"

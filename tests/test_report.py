@@ -8,13 +8,14 @@ from browser import needs_browser, opened
 from page_figures import figures_of
 
 from dean_interp.cli.main import main
+from dean_interp.files import write_json
 from dean_interp.report.html import options_of, write_comparison, write_information_report, write_report
 from dean_interp.report.page import INTERVALS, minus
 from dean_interp.report.pictures import to_svg
 from dean_interp.report.study_figures import effect_against_controls
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.controls import RANDOM_CONTROLS, RandomControl, size_matched
-from dean_interp.study.results import InformationResults, load_record, save_record
+from dean_interp.study.results import InformationResults, load_record
 from dean_interp.study.settings import AnswerConfig, ControlConfig, DataConfig, ModelConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.product]
@@ -112,7 +113,7 @@ def test_the_page_of_estimands_holds_every_number_and_draws_every_variant(finish
     for one in informations:
         assert minus(one.headline.split(";")[0]) in text.replace("&gt;", ">")
         assert all(f"<td>{shift.place}</td>" in text for shift in one.shifts)
-    save_record(results, tmp_path / "information.json")
+    write_json(tmp_path / "information.json", results)
     assert load_record(InformationResults, tmp_path / "information.json", "results") == results
 
 

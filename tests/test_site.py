@@ -31,7 +31,7 @@ from dean_interp import (
 )
 from dean_interp.circuits.neuron_view import view_neuron
 from dean_interp.cli.main import main
-from dean_interp.files import read_json
+from dean_interp.files import read_json, write_json
 from dean_interp.models.neuron_names import neuron_of, parse_name
 from dean_interp.report.improve_page import look_at
 from dean_interp.report.page import power
@@ -39,7 +39,6 @@ from dean_interp.report.site import write_pages
 from dean_interp.study import site_records
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.improvement import load_improvement
-from dean_interp.study.results import save_record
 from dean_interp.study.site_records import CircuitRecord, PagesConfig, UnitRecord
 
 FILES = Path(dean_interp.__file__).parent / "report"
@@ -265,10 +264,10 @@ def killed_after(n_records: int, run: Path, out: Path) -> None:
         if n_saved == n_records:
             raise Killed
         n_saved += 1
-        save_record(record, path)
+        write_json(path, record)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(site_records, "save_record", save)
+        patch.setattr(site_records, "write_json", save)
         write_pages(run, out, FEW)
 
 

@@ -16,7 +16,7 @@ from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.arms.sealed import sealed
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError, refuse_below
-from dean_interp.files import read_json
+from dean_interp.files import read_json, write_json
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.study.choosing import effects, gates_store
@@ -24,7 +24,6 @@ from dean_interp.study.flips import Flip
 from dean_interp.study.improve_data import ImproveData
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.method import original_of
-from dean_interp.study.results import save_record
 from dean_interp.study.run_folder import waited_for
 from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, measurement_plan
@@ -206,7 +205,7 @@ def piece_folder(folder: Path, arm: str) -> Path:
 
 def save(record: ArmRecord, folder: Path, arm: str) -> None:
     """Write the record of an arm, which says that its piece is done."""
-    save_record(record, piece_folder(folder, arm) / RECORD)
+    write_json(piece_folder(folder, arm) / RECORD, record)
 
 
 def records_of(folder: Path, names: Sequence[str]) -> dict[str, ArmRecord]:

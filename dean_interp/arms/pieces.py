@@ -31,11 +31,11 @@ from dean_interp.arms.comparison import (
 from dean_interp.arms.measured_arms import arm_record, measured_state, name_together, named, record_together
 from dean_interp.arms.system_prompt import SystemPromptArm
 from dean_interp.errors import InputError
+from dean_interp.files import write_json
 from dean_interp.progress import progress_bar
 from dean_interp.statistics import Interval
 from dean_interp.study.dosing import state_kl_meter
 from dean_interp.study.flips import Flip, random_flips
-from dean_interp.study.results import save_record
 from dean_interp.study.run_folder import BusyError, locked
 from dean_interp.study.store import ORIGINAL
 
@@ -83,7 +83,7 @@ def _do_pieces(
         with _piece(work.folder, arm.name, NULLS) as is_mine:
             if is_mine:
                 states = null_states(work, arm, records[arm.name])
-                save_record(states, piece_folder(work.folder, arm.name) / NULLS)
+                write_json(piece_folder(work.folder, arm.name) / NULLS, states)
 
 
 def measure_on_further(work: SharedWork, arm: Arm, record: ArmRecord) -> None:

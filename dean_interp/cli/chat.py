@@ -1,6 +1,5 @@
 """`dean-interp chat`: talk to the original and the edited model at once, their answers side by side."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dean_interp.distributed import require_one_process
 from dean_interp.editing.conversation import Conversation, Turn
 from dean_interp.editing.edit_at_dose import load_any_edit, refuse_dose
 from dean_interp.errors import InputError
-from dean_interp.files import check_writable, write_text
+from dean_interp.files import check_writable, write_json
 
 COMMANDS = {
     "/dose NUMBER": "change the dose from the next turn on",
@@ -119,7 +118,7 @@ class _Chat:
         turn = self.conversation.say(prompt)
         self.turns.append({"conversation": self.n_conversations, **asdict(turn)})
         if self.step.out:
-            write_text(self.step.out, json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
+            write_json(self.step.out, self.record)
         if not self.talk.shows_lines:
             self.talk.say(f"> {prompt}\n")
         self.talk.say(f"{turn_text(turn, self.talk.width)}\n")

@@ -1,7 +1,6 @@
 """`dean-interp data`: look at data sets before anything is measured on them."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from dean_interp.data.readers import unused_columns
 from dean_interp.data.sources import licence_of, names_fault
 from dean_interp.errors import InputError, first_line
 from dean_interp.evaluation.judges.lexical import lexical_labels
-from dean_interp.files import check_writable, write_text
+from dean_interp.files import check_writable, write_json
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def _audit(action: AuditData) -> StepResult:
     )
     record = dataclasses.asdict(data_audit)
     if action.out:
-        write_text(action.out, json.dumps(record, indent=1) + "\n")
+        write_json(action.out, record)
     return StepResult(record, str(data_audit))
 
 

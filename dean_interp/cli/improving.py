@@ -1,19 +1,17 @@
 """`dean-interp improve`: from two data sets to an edit that raises both behaviours, with its proof."""
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from dean_interp.cli.step_result import StepResult
+from dean_interp.cli.step_result import StepResult, start_command
 from dean_interp.data.examples import draw
 from dean_interp.models.neuron_names import neuron_of, parse_name
 from dean_interp.planning.improve_forecast import forecast_improve
 from dean_interp.planning.placement import devices_here
-from dean_interp.report.html import options_of
 from dean_interp.report.improve_page import look_at, neuron_page_of, next_commands, write_improve_report
 from dean_interp.report.neuron_page import neuron_page
 from dean_interp.study.improve import run_improve
@@ -45,7 +43,7 @@ def do_improve(step: ImproveEdit) -> StepResult:
     """Find and confirm the edit, and write its page and that of its strongest neuron."""
     if step.dry_run:
         improve_forecast = forecast_improve(step.improve, devices_here(step.improve.model.device))
-        command = _start(improve_forecast.command, step)
+        command = start_command(improve_forecast.command, step.improve, step.out)
         improve_forecast = dataclasses.replace(improve_forecast, command=command)
         return StepResult(dataclasses.asdict(improve_forecast), str(improve_forecast))
     improvement = run_improve(step.improve, step.out)
@@ -62,15 +60,6 @@ def do_improve(step: ImproveEdit) -> StepResult:
         "next": following,
     }
     return StepResult(record, _text(improvement, files, following))
-
-
-def _start(command: str, step: ImproveEdit) -> str:
-    """The command with the options that were given; which devices it takes, the forecast has said."""
-    config = step.improve
-    if "--device" in command:
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, device=None))
-    options = options_of(config, ImproveConfig())
-    return f"{command} {shlex.join([*options, '--out', str(step.out)])}"
 
 
 def _write_strongest_neuron(improvement: Improvement, folder: Path) -> None:

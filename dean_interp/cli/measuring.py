@@ -1,6 +1,5 @@
 """`dean-interp ablate`, `evaluate` and `information`: what changes when the selected units are silenced."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.editing.values import Mean, described
 from dean_interp.errors import refuse_below
 from dean_interp.evaluation.judges.lexical import LexicalJudge
-from dean_interp.files import check_writable, read_json, write_text
+from dean_interp.files import check_writable, read_json, write_json
 from dean_interp.models.generate import generate
 from dean_interp.models.load import model_fingerprint
 from dean_interp.resume import Unfinished
@@ -122,7 +121,7 @@ def do_ablate(step: AblateUnits) -> StepResult:
         "answers": rows,
     }
     if step.out and kept:
-        write_text(step.out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_json(step.out, record)
         kept.discard()
     return StepResult(record, "\n\n".join(map(_row_text, rows)))
 

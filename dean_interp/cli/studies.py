@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dean_interp.cli.step_result import StepResult
+from dean_interp.cli.step_result import StepResult, start_command
 from dean_interp.errors import InputError
 from dean_interp.planning.beside_actual import finished_beside_forecast
 from dean_interp.planning.placement import Devices
@@ -89,6 +89,8 @@ def do_plan(step: PlanStudy) -> StepResult:
         beside = finished_beside_forecast(step.finished, step.devices)
         return StepResult(dataclasses.asdict(beside), str(beside))
     study_forecast = forecast(step.study, step.devices)
+    command = start_command(study_forecast.command, step.study, Path("runs/study"))
+    study_forecast = dataclasses.replace(study_forecast, command=command)
     return StepResult(dataclasses.asdict(study_forecast), str(study_forecast))
 
 

@@ -1,13 +1,12 @@
 """What the finished controls of a call left in its folder, so that a killed call goes on with the next control."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json
 from dean_interp.information.estimands import InformationArm, MutualInformationConfig
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.native_tokenizer import chat_settings
@@ -45,8 +44,7 @@ class KeptControls:
         """Replace the file by the changes of all controls that are finished."""
         if self.path is None:
             return
-        content = {"fingerprint": self.fingerprint, "changes": changes}
-        write_text(self.path, json.dumps(content))
+        write_json(self.path, {"fingerprint": self.fingerprint, "changes": changes})
 
 
 def kept_controls(

@@ -9,15 +9,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 import torch
-from pydantic import TypeAdapter
 
 from dean_interp.distributed import on_rank0
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.sizes import neuron_counts, residual_width
 
@@ -59,7 +58,7 @@ def chosen_threads(model: HookedModel, path: Path, *, time_product: TimeProduct 
         return
     try:
         if not on_rank0(path.is_file):
-            write_text(path, on_rank0(lambda: _as_json(_first_choice(before, model, time_product))))
+            write_json(path, on_rank0(lambda: asdict(_first_choice(before, model, time_product))))
         n_threads = read_json(path, ThreadChoice).n_threads
         if n_threads != before and _is_set(before):
             log.warning("the run began with n_threads=%d and goes on with them, so %d is not taken", n_threads, before)
@@ -67,10 +66,6 @@ def chosen_threads(model: HookedModel, path: Path, *, time_product: TimeProduct 
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _as_json(choice: ThreadChoice) -> str:
-    return TypeAdapter(ThreadChoice).dump_json(choice, indent=1).decode() + "\n"
 
 
 def _is_set(n_threads: int) -> bool:

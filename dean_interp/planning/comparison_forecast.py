@@ -36,8 +36,7 @@ def forecast_comparison(
 
     placed = placed_model(study.model, devices, scored_rows, study.score_tokens)
     works = comparison_works(placed.model, config, data, arms)
-    command = "python analyses/frontier.py --out runs/NAME"
-    return forecast_of(placed, works, command=command, not_counted=NOT_COUNTED)
+    return forecast_of(placed, works, command="python analyses/frontier.py", not_counted=NOT_COUNTED)
 
 
 def comparison_works(

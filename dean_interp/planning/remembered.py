@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json
 from dean_interp.models.gguf_file import cache_folder
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.load import versions
@@ -84,9 +84,8 @@ def _sha256(facts: dict[str, str]) -> str:
 
 
 def _remember(path: Path, remembered: _Remembered) -> None:
-    content = json.dumps(dataclasses.asdict(remembered), indent=1) + "\n"
     try:
-        write_text(path, content)
+        write_json(path, remembered)
     except InputError as error:
         log.warning("the calibration is not remembered: %s", error)
 

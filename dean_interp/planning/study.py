@@ -53,7 +53,7 @@ def forecast(config: StudyConfig, devices: Devices = Devices()) -> Forecast:  # 
     return forecast_of(
         placed,
         works,
-        command=f"{placement.command}{layers} ... --out runs/NAME",
+        command=f"{placement.command}{layers}",
         not_counted=NOT_COUNTED,
         n_passes=passes.n_passes,
         writes=True,

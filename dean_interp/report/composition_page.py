@@ -9,11 +9,11 @@ import numpy as np
 from dean_interp.arms.composition_results import Composition, LookedAt
 from dean_interp.arms.composition_text import headline, stories
 from dean_interp.evaluation.line_table import p_text
-from dean_interp.files import write_text
+from dean_interp.files import write_json, write_text
 from dean_interp.report.composition_figures import shares_by_depth
 from dean_interp.report.page import rendered
 from dean_interp.report.pictures import figure_element, write_picture
-from dean_interp.study.results import RESULTS_FILE, save_record
+from dean_interp.study.results import RESULTS_FILE
 
 FIGURE = "Where the edits are"
 
@@ -36,7 +36,7 @@ def write_composition(found: Composition, folder: Path, others: Mapping[str, Com
     Args:
         others: what was found elsewhere, by the name of its folder, for the figure.
     """
-    save_record(found, folder / RESULTS_FILE)
+    write_json(folder / RESULTS_FILE, found)
     compared = {found.model: found}
     for name, other in others.items():
         # A model may be looked at twice, on other data.

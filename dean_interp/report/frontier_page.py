@@ -8,12 +8,12 @@ from dean_interp.arms.arm import in_words
 from dean_interp.arms.frontier import Frontier, FrontierArm, FrontierPoint
 from dean_interp.evaluation.line_table import p_text
 from dean_interp.evaluation.outcomes import MARGIN
-from dean_interp.files import write_text
+from dean_interp.files import write_json, write_text
 from dean_interp.report.frontier_figures import damage_and_rise
 from dean_interp.report.page import rendered
 from dean_interp.report.pictures import figure_element, write_picture
 from dean_interp.report.tables import metric_tables
-from dean_interp.study.results import RESULTS_FILE, save_record
+from dean_interp.study.results import RESULTS_FILE
 
 COLUMNS = ("arm", "KL", "{first}", "{second}", "both rise")
 MORE_COLUMNS = ("area", "p (Holm)", "p (nulls)", "size", "minutes")
@@ -31,7 +31,7 @@ class FrontierPage:
 
 def write_frontier(frontier: Frontier, folder: Path, facts: Mapping[str, str]) -> FrontierPage:
     """Write `results.json`, `table.md`, `points.csv`, `report.html` and the picture (SVG, CSV) into the folder."""
-    save_record(frontier, folder / RESULTS_FILE)
+    write_json(folder / RESULTS_FILE, frontier)
     frontier.to_pandas().to_csv(folder / "points.csv", index=False)
     head, rows = table_of(frontier)
     table = _markdown(head, rows)

@@ -9,7 +9,7 @@ from typing import get_type_hints
 import numpy as np
 from markupsafe import Markup
 
-from dean_interp.files import write_text
+from dean_interp.files import write_json, write_text
 from dean_interp.information.estimands import HEADLINES
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.report.figures import changes_by_arm
@@ -28,7 +28,7 @@ from dean_interp.selection.stability import STABLE_PROBABILITY
 from dean_interp.statistics import Interval
 from dean_interp.study.arm_results import ArmResults
 from dean_interp.study.controls import is_random
-from dean_interp.study.results import RESULTS_FILE, InformationResults, Results, UnitResults, save_record
+from dean_interp.study.results import RESULTS_FILE, InformationResults, Results, UnitResults
 from dean_interp.study.sweep import Sweep, objectives, sweep_headline
 
 
@@ -140,7 +140,7 @@ def write_arms_report(results: ArmResults, folder: Path, pictures: Mapping[str, 
         folder: it is there.
         pictures: by their titles, which also name the files.
     """
-    save_record(results, folder / RESULTS_FILE)
+    write_json(folder / RESULTS_FILE, results)
     figures = []
     for title, picture in pictures.items():
         write_picture(picture, folder, file_stem(title), title)

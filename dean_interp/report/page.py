@@ -165,7 +165,7 @@ class MeanAndRange:
         return interval_digits(self.low, self.high)
 
 
-def range_of(values: Sequence[float]) -> MeanAndRange:
+def mean_and_range(values: Sequence[float]) -> MeanAndRange:
     """The mean of several numbers, with the lowest and the highest."""
     return MeanAndRange(sum(values) / len(values), min(values), max(values))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dean_interp.evaluation.lines import Line
-from dean_interp.report.page import MeanAndRange, before, is_share, range_of, shared_digits
+from dean_interp.report.page import MeanAndRange, before, is_share, mean_and_range, shared_digits
 from dean_interp.statistics import Interval
 from dean_interp.study.controls import RANDOM_CONTROLS
 from dean_interp.study.results import StateResults, UnitResults
@@ -75,7 +75,7 @@ def group_row(group: Sequence[StateResults], label: str, changes: ChangesOf = ma
         label=label,
         is_edit=False,
         n_units=n_units,
-        changes={name: range_of(values) for name, values in means.items()},
+        changes={name: mean_and_range(values) for name, values in means.items()},
         perplexity=sum(state.perplexity for state in group) / len(group),
         kl=sum(state.kl for state in group) / len(group),
     )

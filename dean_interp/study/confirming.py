@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dean_interp.files import write_json
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel
 from dean_interp.progress import progress_bar
@@ -15,7 +16,7 @@ from dean_interp.study.conclusions import design_of
 from dean_interp.study.dosing import gated_state
 from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.method import information_before_and_under, original_of
-from dean_interp.study.results import Design, save_record
+from dean_interp.study.results import Design
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, outcomes_of
 from dean_interp.study.store import State
 
@@ -65,7 +66,7 @@ def confirm(
             flips.append(measured(flip, in_full=answers))
         random = [measured(state) for state in chosen.random]
         design = design_of(original, flips or random)
-        save_record(design, folder / "design.json")
+        write_json(folder / "design.json", design)
         opposite_gates = dosed(chosen.gates, -1.0)
         opposite = measured(gated_state("opposite", "opposite", opposite_gates))
         edit = measured(gated_state("edit", "edit", chosen.gates), in_full=True)

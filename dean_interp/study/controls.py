@@ -4,14 +4,13 @@ A new kind of random control is a function here and an entry in `RANDOM_CONTROLS
 `run`, `sweep`, `evaluate` and the report, and counts in every rank.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.random_sets import n_units_outside, random_like
@@ -97,7 +96,7 @@ def equal_kl(request: ControlRequest) -> Iterator[State]:
     for number in range(request.config.n_equal_kl):
         if str(number) not in known:
             known[str(number)] = _grown(request, number, target, start)
-            write_text(path, json.dumps(known))
+            write_json(path, known)
         draw, growth = known[str(number)]
         # The next search begins where this one ended.
         start = growth

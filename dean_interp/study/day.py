@@ -3,7 +3,6 @@
 What is begun on one day and gone on with, verified or evaluated on another has the prompts of the first.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json
 from dean_interp.models.chat_settings import reads_clock, today
 from dean_interp.models.load import tokenizer_of
 from dean_interp.scoring.scores import Scores
@@ -58,8 +57,7 @@ def of_evaluation(model: ModelConfig, folder: Path, scores: Sequence[Scores]) ->
     days = [behaviour.facts["date"] for behaviour in scores if behaviour.facts.get("date")]
     dated = _set(model, kept or next(iter(days), today()))
     if dated.date and not kept:
-        content = json.dumps({"date": dated.date})
-        write_text(path, content + "\n")
+        write_json(path, _Day(dated.date))
     return dated
 
 

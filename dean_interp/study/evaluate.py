@@ -4,9 +4,8 @@ Likelihoods are measured in every state; answers are given by the original, the 
 first, and what the design can detect is written down before the edit is measured.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges import Agreement, Sensitivity, Verdict, agreement, faults, sensitivity
 from dean_interp.evaluation.served import Served
-from dean_interp.files import write_text
+from dean_interp.files import write_json
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.native_tokenizer import chat_settings
@@ -37,7 +36,7 @@ from dean_interp.study.method import (
     original_of,
 )
 from dean_interp.study.preflight import refuse_silent
-from dean_interp.study.results import Design, save_record
+from dean_interp.study.results import Design
 from dean_interp.study.run_folder import locked
 from dean_interp.study.settings import AnswerConfig, ControlConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan
@@ -77,11 +76,11 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
         )
 
         def note_design(design: Design) -> None:
-            save_record(design, folder / "design.json")
+            write_json(folder / "design.json", design)
 
         comparison = _compared(plan, model, selection=selection, scores=scores, config=config, note_design=note_design)
         evaluation = _evaluation(plan, comparison)
-        save_record(evaluation, folder / "evaluation.json")
+        write_json(folder / "evaluation.json", evaluation)
     return evaluation
 
 
@@ -112,7 +111,8 @@ def estimate_information(
         (information,) = information_before_and_under(
             plan, comparison.original, edits=[comparison.edit], controls=comparison.controls, neurons=neurons
         )
-        write_text(folder / "information.json", _by_estimand(information))
+        by_estimand = {estimates.estimand: estimates for estimates in information}
+        write_json(folder / "information.json", by_estimand)
     return information
 
 
@@ -121,11 +121,6 @@ def _refuse_selection(selection: Selection, scores: Sequence[Scores]) -> None:
         raise InputError("the selection is empty: there is nothing to ablate")
     if scores:
         refuse_without_controls(selection)
-
-
-def _by_estimand(information: Sequence[MutualInformation]) -> str:
-    records = {estimates.estimand: asdict(estimates) for estimates in information}
-    return json.dumps(records, indent=1) + "\n"
 
 
 def _progress(controls: ControlConfig, scores: Sequence[Scores]) -> ProgressBar:

@@ -26,6 +26,7 @@ from dean_interp.editing.ablation import gated
 from dean_interp.editing.apply import apply_edit, create_gates_edit, revert_edit
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.outcomes import clusters_of
+from dean_interp.files import write_json
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sizes import neuron_counts
@@ -51,7 +52,7 @@ from dean_interp.study.improvement import (
     load_improvement,
 )
 from dean_interp.study.preflight import refuse_silent
-from dean_interp.study.results import RESULTS_FILE, StateResults, save_record
+from dean_interp.study.results import RESULTS_FILE, StateResults
 from dean_interp.study.roles import RoleCount, Roles
 from dean_interp.study.run_folder import THREADS, Clock, note_checksums, owned
 from dean_interp.study.run_units import strongest_changes
@@ -90,7 +91,7 @@ def run_improve(config: ImproveConfig, folder: str | Path) -> Improvement:
             clock = Clock(folder / "times.json")
             model = config.model.load()
             with chosen_threads(model, folder / THREADS):
-                save_record(improved(folder, model, config=config, data=data, clock=clock), path)
+                write_json(path, improved(folder, model, config=config, data=data, clock=clock))
         note_checksums(folder)
         return load_improvement(folder)
 

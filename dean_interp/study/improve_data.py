@@ -1,6 +1,6 @@
 """The examples of `improve` by role, the prompts that are answered, and who opened the confirming prompts before."""
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -9,16 +9,16 @@ from pathlib import Path
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.outcomes import clusters_of
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json
 from dean_interp.information.activations import distinct
 from dean_interp.information.before_after import refuse_few
 from dean_interp.information.estimands import HEADLINES, MutualInformationConfig
 from dean_interp.selection.iterated import refuse_few_topics
 from dean_interp.study.improvement import EarlierConfirmation, ImproveConfig
-from dean_interp.study.results import save_record
 from dean_interp.study.roles import Roles, RoleSizes, drawn_evenly, halves_of, refuse_shared, roles_of
 from dean_interp.study.study_data import PromptSets, prompt_sets
 
+log = logging.getLogger(__name__)
 CONFIRMATIONS = "confirmations.json"
 """Beside the run folders: the confirming prompts that each opened, by hash."""
 EARLIER = "earlier.json"
@@ -150,11 +150,12 @@ def earlier_confirmations(folder: Path, data: ImproveData) -> tuple[EarlierConfi
             n_shared = sum(len(behaviour.prompts_among(set(hashes))) for behaviour in confirming)
             if n_shared:
                 earlier.append(EarlierConfirmation(name, n_shared))
-        save_record(earlier, kept)
+        write_json(kept, earlier)
     # What this folder opens now stands beside what it opened before.
     before = set(opened.get(folder.name, ()))
     now = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in confirming))
     if not now <= before:
         opened[folder.name] = sorted(before | now)
-        write_text(path, json.dumps(opened, indent=1) + "\n")
+        write_json(path, opened)
+        log.info("%s: remembers that these confirming prompts were opened, for runs to come", path)
     return tuple(read_json(kept, list[EarlierConfirmation]))

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-from pydantic import TypeAdapter
-from pydantic_core import to_json
 
 from dean_interp.circuits.neuron import TextActivations
 from dean_interp.circuits.neuron_scores import NeuronScores
 from dean_interp.errors import InputError
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN
-from dean_interp.files import read_json, write_bytes
+from dean_interp.files import read_json, write_json
 from dean_interp.frames import Framed
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.sites import Unit
@@ -249,19 +247,12 @@ ResultRecord = TypeVar("ResultRecord")
 
 def save_results(results: Results, path: Path) -> None:
     """Write the JSON file; it appears whole or not at all. Equal results give equal bytes."""
-    save_record(results, path)
+    write_json(path, results)
 
 
 def load_results(path: Path) -> Results:
     """Results from their file. Raises `InputError` where it is missing or something else."""
     return load_record(Results, path, "results")
-
-
-def save_record(record: object, path: Path) -> None:
-    """Write a frozen record as JSON; the file appears whole or not at all. Equal records give equal bytes."""
-    content = TypeAdapter(type(record)).dump_python(record, mode="json")
-    # JSON has no infinite number (a perplexity may be one): as text it is read back as the same number.
-    write_bytes(path, to_json(content, indent=1, inf_nan_mode="strings") + b"\n")
 
 
 def load_record(kind: type[ResultRecord] | Any, path: Path, what: str) -> ResultRecord:  # noqa: ANN401 - a class, or one with its parameter

@@ -1,12 +1,11 @@
 """The run folder: whose it is, what it was begun with, what its files held at the end, and how long each step took."""
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import is_rank0, on_rank0
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json
 from dean_interp.study.results import load_record
 
 CONFIG_FILE = "config.json"
@@ -83,7 +82,7 @@ def owned(
         if path.is_file() and has_begun:
             _refuse_other(folder, begun_with(folder, dict[str, Any]), wanted)
         else:
-            write_text(path, json.dumps(asdict(wanted), indent=1) + "\n")
+            write_json(path, wanted)
         _say_what_is_there(folder)
         yield
 
@@ -148,7 +147,7 @@ def note_checksums(folder: Path) -> None:
 
     by_name = on_rank0(missing)
     if by_name:
-        write_text(path, json.dumps(by_name, indent=1) + "\n")
+        write_json(path, by_name)
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -214,4 +213,4 @@ class Clock:
         before = self.seconds.get(step, 0)
         self.seconds[step] = round(before + now - self.started, 1)
         self.started = now
-        write_text(self.path, json.dumps(self.seconds, indent=1) + "\n")
+        write_json(self.path, self.seconds)

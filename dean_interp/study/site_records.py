@@ -17,7 +17,7 @@ from dean_interp.circuits.trace import trace_links
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError, refuse_below
-from dean_interp.files import read_json
+from dean_interp.files import read_json, write_json
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.neuron_names import Neuron
 from dean_interp.models.offload import refuse_offloaded
@@ -26,7 +26,6 @@ from dean_interp.models.sizes import neuron_shapes
 from dean_interp.progress import progress_bar
 from dean_interp.resume import Unfinished, discard
 from dean_interp.selection.selection import Selection
-from dean_interp.study.results import save_record
 from dean_interp.study.run_folder import locked
 from dean_interp.study.run_units import RunUnits, units_of_run
 from dean_interp.study.store import fingerprint_of
@@ -225,7 +224,7 @@ def _view_units(model: HookedModel, run: RunUnits, files: Sequence[_RecordFile],
         for place in missing:
             file = files[place]
             view = view_of_reading(model, readings, place, scores=run.scores, n_texts=config.n_texts)
-            save_record(UnitRecord(file.fingerprint, view), file.path)
+            write_json(file.path, UnitRecord(file.fingerprint, view))
             progress.update()
 
 
@@ -254,7 +253,7 @@ def _trace_prompts(model: HookedModel, run: RunUnits, files: Sequence[_RecordFil
             prompt=example.prompt,
             circuit=circuit,
         )
-        save_record(record, file.path)
+        write_json(file.path, record)
 
 
 def _selection_of(model: HookedModel, neurons: Sequence[Neuron]) -> Selection:

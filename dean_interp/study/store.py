@@ -4,7 +4,6 @@ Nothing is measured before it is asked for, and what a state is compared with is
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from dean_interp.editing.values import Value, Zero, described
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.measurement import Measurement
-from dean_interp.files import read_json, write_text
+from dean_interp.files import read_json, write_json
 from dean_interp.information.activations import Activations, read_activations
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Unit
@@ -211,7 +210,7 @@ class Store:
                 return made
             content = TypeAdapter(kind).dump_python(made, mode="json")
             record = {"fingerprint": fingerprint, "content": content}
-            write_text(file, json.dumps(record, indent=1) + "\n")
+            write_json(file, record)
         unfinished.discard()
         kept = read_json(file, _Kept)
         if kept.fingerprint != fingerprint:

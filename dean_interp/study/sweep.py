@@ -14,6 +14,7 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN, clusters_of
+from dean_interp.files import write_json
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
 from dean_interp.models.torch_settings import own_torch_settings
@@ -26,7 +27,7 @@ from dean_interp.study.config import StudyConfig, SweepConfig, SweepMethod
 from dean_interp.study.controls import ControlRequest
 from dean_interp.study.method import compare_with_controls, control_request, original_of, score
 from dean_interp.study.pareto import front_of, halves_of, objectives, on_rows
-from dean_interp.study.results import StateResults, load_record, save_record
+from dean_interp.study.results import StateResults, load_record
 from dean_interp.study.run_folder import Clock, owned
 from dean_interp.study.settings import AnswerConfig
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan, outcomes_of
@@ -97,7 +98,7 @@ def run_sweep(config: SweepConfig, folder: str | Path) -> Sweep:
         clock.lap("score")
         sweep = _sweep(config, folder, model=model, calibration=calibration, tests=tests, scores=scores)
         clock.lap("edits")
-        save_record(sweep, folder / "sweep.json")
+        write_json(folder / "sweep.json", sweep)
         return sweep
 
 

@@ -8,6 +8,7 @@ import torch
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.measure import measure
+from dean_interp.files import write_json
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.threads import chosen_threads
 from dean_interp.scoring.importance import importance
@@ -31,7 +32,7 @@ from dean_interp.study.improve import improved
 from dean_interp.study.improve_data import ImproveData, improve_data
 from dean_interp.study.improvement import GATES_FILE, ImproveConfig, Improvement, load_improvement
 from dean_interp.study.measurement_file import stored_log_probs
-from dean_interp.study.results import RESULTS_FILE, save_record
+from dean_interp.study.results import RESULTS_FILE
 from dean_interp.study.run_folder import THREADS, Clock, begun_with
 from dean_interp.study.store import ORIGINAL, file_name
 
@@ -66,7 +67,7 @@ def verify_improvement(folder: Path, *, full: bool) -> Verification:
             def again(links: Path) -> None:
                 clock = Clock(links / "times.json")
                 results = improved(links, model, config=config, data=data, clock=clock)
-                save_record(results, links / RESULTS_FILE)
+                write_json(links / RESULTS_FILE, results)
 
             checks.append(check_results(folder, again, dtype=config.model.dtype))
     return Verification(tuple(checks), other_versions(scores[0].facts.get("versions", {})))
