@@ -178,7 +178,7 @@ def rows_of_general(folder: Path) -> list[str]:
     [
         (["--first", "general"], "must be three different behaviours, got ('general', 'privacy', 'general')"),
         (["--second", "fairness"], "must be three different behaviours, got ('fairness', 'fairness', 'general')"),
-        (no_pairs, "'single' has prompts without a safe and an unsafe answer"),
+        (no_pairs, "'single' has no prompt with a safe and an unsafe answer"),
         (no_pairs, "it needs the columns prompt,safe,unsafe"),
         (pairs_for_general, "'twofold' has a safe and an unsafe answer to each prompt: other text has one answer"),
         (one_topic, "'narrow' has only one topic, and of them 0 to score with; at least 6 are needed"),
@@ -280,6 +280,24 @@ def test_no_prompt_has_two_roles_even_where_a_file_repeats_it_under_several_topi
     parts = [part.prompt_hashes for part in roles.all]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
     assert roles.n_left_out > 0 and roles.divided_by == "topic"
+
+
+def test_prompts_of_the_papers_files_with_one_answer_are_left_out_and_counted(tmp_path, caplog):
+    rows = pairs("x", 60, 1)
+    single = [{"prompt": f"{row['prompt']} Alone?", "response": "no"} for row in rows[:7]]
+    safe = [{"prompt": row["prompt"], "response": row["safe"]} for row in rows]
+    unsafe = [{"prompt": row["prompt"], "response": row["unsafe"]} for row in rows]
+    write_set(tmp_path / "x_fairness_safe.csv", safe + single)
+    write_set(tmp_path / "x_fairness_unsafe.csv", unsafe)
+    roles = roles_of(f"paper:fairness@{tmp_path}", RoleSizes(score=200, choose=200, confirm=200))
+    assert sum(map(len, roles.all)) + roles.n_left_out == 60 and all(part.paired for part in roles.all)
+    assert "60 of 67 prompts have a safe and an unsafe answer; the others are left out" in caplog.text
+
+
+def test_the_papers_own_files_divide_into_roles(shared):
+    roles = roles_of(f"paper:fairness@{shared / 'data'}", RoleSizes(score=200, choose=200, confirm=200))
+    assert roles.divided_by == "prompt" and all(part.paired for part in roles.all)
+    assert {part.split for part in roles.all} == {"calibration", "test"} and len(roles.confirm) > 40
 
 
 def test_the_prompts_that_are_answered_neither_scored_nor_chose():

@@ -6,6 +6,7 @@ topics together, and general text likewise: `score` (gains, damage), `choose` (t
 
 import dataclasses
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from dean_interp.data.examples import Behaviour, Example, load_behaviour
 from dean_interp.data.leakage import all_without_leaks, near_groups
 from dean_interp.errors import InputError
 
+log = logging.getLogger(__name__)
 Division = Literal["own split", "topic", "prompt"]
 SHARES = {"score": 13 / 42, "choose": 8 / 42, "confirm": 21 / 42}
 """Share of the topics that each role gets where a file does not say which half is for testing."""
@@ -74,17 +76,15 @@ def roles_of(source: str, sizes: RoleSizes, *, seed: int = 0, paired: bool = Tru
         source: as `load_behaviour` takes it.
         sizes: how many examples of each role are drawn.
         seed: seed of the draws. Which topic has which role depends on its name alone.
-        paired: whether every prompt must have a safe and an unsafe answer; else it has one answer.
+        paired: whether prompts have a safe and an unsafe answer, and those without both are left out; else they have
+            one answer.
 
     Raises:
-        InputError: prompts without both answers, or with both where one is wanted; too few topics for three roles.
+        InputError: no prompt with both answers, or some with both where one is wanted; too few topics for three roles.
     """
     whole = load_behaviour(source, n_examples=None, split=None)
-    if paired and not whole.paired:
-        raise InputError(
-            f"'{whole.name}' has prompts without a safe and an unsafe answer: the gain of a neuron is that for the "
-            "margin between the two, so it needs the columns prompt,safe,unsafe"
-        )
+    if paired:
+        whole = _with_both_answers(whole)
     if not paired and whole.paired:
         raise InputError(
             f"'{whole.name}' has a safe and an unsafe answer to each prompt: other text has one answer, in the columns "
@@ -154,6 +154,20 @@ def refuse_shared(roles: Sequence[Roles], others: Sequence[Behaviour] = ()) -> N
                 f"'{first}' and '{second}' share {n_shared} prompts: first, second, general and register must be four "
                 "sets that share none"
             )
+
+
+def _with_both_answers(whole: Behaviour) -> Behaviour:
+    """The prompts with a safe and an unsafe answer, as the paper's files have some. Raises `InputError` for none."""
+    pairs = tuple(example for example in whole.examples if example.paired)
+    if not pairs:
+        raise InputError(
+            f"'{whole.name}' has no prompt with a safe and an unsafe answer: the gain of a neuron is that for the "
+            "margin between the two, so it needs the columns prompt,safe,unsafe"
+        )
+    if len(pairs) < len(whole):
+        counts = f"{len(pairs)} of {len(whole)} prompts"
+        log.warning("%s: %s have a safe and an unsafe answer; the others are left out", whole.name, counts)
+    return dataclasses.replace(whole, examples=pairs)
 
 
 def _divided(source: str, whole: Behaviour) -> tuple[Division, dict[str, list[Example]]]:
