@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from units import IDS, logits_of, some_neurons, some_weights
+from units import IDS, logits_of, plain_logits, some_neurons, some_weights
 
 from dean_interp import InputError, ablate, load_model
 from dean_interp.editing.apply import create_edit
@@ -17,12 +17,6 @@ from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, checkpoint_
 from dean_interp.editing.checkpoint_files import weight_files
 
 WEIGHTS = "model.safetensors"
-
-
-def plain_logits(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    with torch.inference_mode():
-        return model(IDS).logits
 
 
 def edit_and_expected(folder):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from units import IDS, logits_of, some_neurons, some_weights
+from units import logits_of, plain_logits, some_neurons, some_weights
 
 from dean_interp import Behaviour, Example, InputError, Site, ablate, importance, load_model
 from dean_interp.editing import checkpoint
@@ -28,12 +28,6 @@ from dean_interp.models.matrices import weight, weight_sites
 TEXTS = Behaviour("texts", (Example("hello", {"response": "world"}), Example("one", {"response": "two three"})))
 DTYPES = ("float32", "bfloat16", "float16")
 seeded = settings(max_examples=12, deadline=None, derandomize=True, database=None)
-
-
-def plain_logits(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    with torch.inference_mode():
-        return model(IDS).logits
 
 
 def contents(folder):

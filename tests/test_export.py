@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file
-from units import IDS, logits_of, some_neurons, some_weights
+from units import logits_of, plain_logits, some_neurons, some_weights
 
 from dean_interp import InputError, ablate, load_model
 from dean_interp.editing.apply import apply_edit, create_edit, revert_edit
@@ -46,12 +46,6 @@ def built(name, tokenizer):
     plain.config.architectures = [type(plain).__name__]
     plain.set_attn_implementation("eager")
     return plain
-
-
-def plain_logits(folder):
-    model = hf.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    with torch.inference_mode():
-        return model(IDS).logits
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -1,6 +1,7 @@
 """Random units of a model, and its logits on fixed tokens: what tests of ablations and edits act on."""
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from dean_interp import Selection
 from dean_interp.models.matrices import neuron_sites, weight, weight_sites
@@ -22,6 +23,13 @@ def some_weights(model, n=40, seed=0, modules="mlp"):
 def logits_of(model, ids=IDS):
     with torch.inference_mode():
         return model(ids, return_type="logits")
+
+
+def plain_logits(folder):
+    """The logits of a folder's model in transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        return model(IDS).logits
 
 
 def _drawn(shapes, n, seed):

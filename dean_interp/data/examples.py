@@ -8,8 +8,9 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -119,6 +120,11 @@ class Behaviour(Framed):
             content.append([example.prompt, answers, example.topic])
         digest = hashlib.sha256(json.dumps(content).encode())
         return digest.hexdigest()[:16]
+
+
+def prompt_hashes_of(behaviours: Iterable[Behaviour]) -> frozenset[str]:
+    """The hashes of the prompts of several behaviours together."""
+    return frozenset(chain.from_iterable(behaviour.prompt_hashes for behaviour in behaviours))
 
 
 def load_behaviour(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from dean_interp.data.examples import Behaviour
+from dean_interp.data.examples import Behaviour, prompt_hashes_of
 from dean_interp.errors import InputError
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.files import read_json, write_json
@@ -126,7 +126,7 @@ def _prompts(config: ImproveConfig, data: ImproveData) -> PromptSets:
     if not n_answers:
         return PromptSets()
     seen = [*data.scoring, *data.choosing]
-    hashes = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in seen))
+    hashes = prompt_hashes_of(seen)
     asked = prompt_sets(config.data, config.answers, scored=hashes, calibration=seen)
     first, second, general = [drawn_evenly(part, n_answers, seed=config.seed) for part in data.confirming]
     harmful = asked.harmful if config.answers.harmful else (first, second)
@@ -153,7 +153,7 @@ def earlier_confirmations(folder: Path, data: ImproveData) -> tuple[EarlierConfi
         write_json(kept, earlier)
     # What this folder opens now stands beside what it opened before.
     before = set(opened.get(folder.name, ()))
-    now = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in confirming))
+    now = prompt_hashes_of(confirming)
     if not now <= before:
         opened[folder.name] = sorted(before | now)
         write_json(path, opened)

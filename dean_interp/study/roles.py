@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from dean_interp.data.examples import Behaviour, Example, load_behaviour
+from dean_interp.data.examples import Behaviour, Example, load_behaviour, prompt_hashes_of
 from dean_interp.data.leakage import all_without_leaks, near_groups
 from dean_interp.errors import InputError
 
@@ -144,7 +144,7 @@ def refuse_shared(roles: Sequence[Roles], others: Sequence[Behaviour] = ()) -> N
     """Raise `InputError` where two data sets share prompts: then one would answer for the other."""
     hashes_of: dict[str, frozenset[str]] = {}
     for of_set in roles:
-        hashes_of[of_set.score.name] = frozenset[str]().union(*(part.prompt_hashes for part in of_set.all))
+        hashes_of[of_set.score.name] = prompt_hashes_of(of_set.all)
     for behaviour in others:
         hashes_of[behaviour.name] = behaviour.prompt_hashes
     for first, second in combinations(hashes_of, 2):

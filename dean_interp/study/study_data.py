@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dean_interp.data.examples import Behaviour, draw, load_behaviour
+from dean_interp.data.examples import Behaviour, draw, load_behaviour, prompt_hashes_of
 from dean_interp.data.leakage import Leaked, all_without_leaks, without_leaks
 from dean_interp.data.prompt_text import is_among
 from dean_interp.data.readers import BUILTIN
@@ -56,7 +56,7 @@ def study_data(config: StudyConfig) -> StudyData:
     """The examples that the settings name. Raises `InputError` as `test_sets` and `prompt_sets` do."""
     calibration = calibration_sets(config.data, config.calibration)
     tests, leaked = test_sets(config.data, calibration)
-    scored = frozenset[str]().union(*(behaviour.prompt_hashes for behaviour in calibration))
+    scored = prompt_hashes_of(calibration)
     prompts = prompt_sets(config.data, config.answers, scored=scored, calibration=calibration)
     return StudyData(calibration=calibration, tests=tests, prompts=prompts, leaked=leaked)
 
