@@ -1,7 +1,9 @@
 """The one error for what a caller can put right: bad names, bad files, bad fractions."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from difflib import get_close_matches
+from typing import get_type_hints
 
 
 class InputError(ValueError):
@@ -24,7 +26,15 @@ def refuse_below(settings: object, least: Mapping[str, int | float]) -> None:
 def refuse_other_type(what: str, given: object, kind: type, example: str) -> None:
     """Raise `InputError` where a value is not of the kind that is needed: `example` says what makes one."""
     if not isinstance(given, kind):
-        raise InputError(f"{what} must be a {kind.__name__}, such as {example}; got {given!r:.80}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InputError(f"{what} must be {article} {kind.__name__}, such as {example}; got {given!r:.80}")
+
+
+def refuse_other_groups(settings: object) -> None:
+    """Raise `InputError` where a group of settings is something else, such as a name in place of a `ModelConfig`."""
+    for name, kind in get_type_hints(type(settings)).items():
+        if isinstance(kind, type) and is_dataclass(kind):
+            refuse_other_type(name, getattr(settings, name), kind, f"{kind.__name__}()")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

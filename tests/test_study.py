@@ -1,17 +1,20 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
 import torch
 
 from dean_interp import InputError, load_behaviour, load_scores, load_selection
+from dean_interp.arms.comparison import ComparisonConfig
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import write_text
 from dean_interp.report.html import write_report
 from dean_interp.study import run as study
 from dean_interp.study import settings
-from dean_interp.study.config import StudyConfig
+from dean_interp.study.config import EvaluationConfig, InformationConfig, StudyConfig, SweepConfig
+from dean_interp.study.improvement import ImproveConfig
 from dean_interp.study.measurement_file import load_measurement
 from dean_interp.study.method import score
 from dean_interp.study.results import load_results
@@ -255,3 +258,28 @@ def test_settings_out_of_range_are_named(options, said, tmp_path):
     with pytest.raises(InputError, match=said):
         study.run_study(StudyConfig(**options), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (
+            StudyConfig,
+            {"model": "smollm2-135m-instruct"},
+            "model must be a ModelConfig, such as ModelConfig(); got 'smol",
+        ),
+        (StudyConfig, {"data": ("fairness", "privacy")}, "data must be a DataConfig"),
+        (EvaluationConfig, {"controls": 3}, "controls must be a ControlConfig"),
+        (InformationConfig, {"model": None}, "model must be a ModelConfig, such as ModelConfig(); got None"),
+        (SweepConfig, {"calibration": {}}, "calibration must be a CalibrationConfig"),
+        (
+            ImproveConfig,
+            {"answers": {"n_answers": 4}},
+            "answers must be an AnswerConfig, such as AnswerConfig(); got {",
+        ),
+        (ComparisonConfig, {"study": StudyConfig()}, "study must be an ImproveConfig"),
+    ],
+)
+def test_a_group_of_settings_that_is_something_else_is_named_before_any_work(kind, options, said, untyped):
+    with pytest.raises(InputError, match=re.escape(said)):
+        kind(**options).check()

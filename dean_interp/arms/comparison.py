@@ -15,7 +15,7 @@ from dean_interp.arms.choosing_settings import Trial, best_of
 from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.arms.sealed import sealed
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError, refuse_below
+from dean_interp.errors import InputError, refuse_below, refuse_other_groups
 from dean_interp.files import read_json, write_json
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
@@ -52,6 +52,7 @@ class ComparisonConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
+        refuse_other_groups(self)
         is_ascending = list(self.kls) == sorted(set(self.kls))
         if not self.kls or not is_ascending or not self.kls[0] > 0:
             raise InputError(f"kls must be above 0 and ascending, in nats per token, got {self.kls}")

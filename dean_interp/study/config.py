@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_other_groups
 from dean_interp.evaluation.judges.server import refuse_address
 from dean_interp.models.sites import Unit
 from dean_interp.scoring.scores import KEPT_FRACTION
@@ -50,6 +50,7 @@ class StudyConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
+        refuse_other_groups(self)
         for group in (self.data, self.calibration, self.controls):
             group.check()
         self.answers.check(self.controls)
@@ -91,6 +92,7 @@ class EvaluationConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
+        refuse_other_groups(self)
         for group in (self.data, self.controls):
             group.check()
         check_fractions("information_fraction", self.information_fraction)
@@ -117,6 +119,7 @@ class InformationConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
+        refuse_other_groups(self)
         for group in (self.data, self.controls):
             group.check()
         check_fractions("information_fraction", self.information_fraction)
@@ -145,6 +148,7 @@ class SweepConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
+        refuse_other_groups(self)
         for group in (self.data, self.calibration, self.controls):
             group.check()
         check_units(self.unit)

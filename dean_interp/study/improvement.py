@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dean_interp.data.sources import names_fault
-from dean_interp.errors import InputError, refuse_below
+from dean_interp.errors import InputError, refuse_below, refuse_other_groups
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.frames import Framed
@@ -74,6 +74,7 @@ class ImproveConfig:
 
     def check(self) -> None:
         """Raise `InputError` where a setting is out of its range."""
+        refuse_other_groups(self)
         self.gating.check()
         least = {"n_score": 6, "n_choose": 2, "n_confirm": 4, "n_flips": 0, "n_random": 0, "score_tokens": 1}
         refuse_below(self, least)
