@@ -97,7 +97,10 @@ def test_a_request_leaves_nothing_to_the_settings_of_the_checkpoint(llama, promp
     refused = (400, '{"error": {"message": "Unrecognized request argument supplied: repetition_penalty"}}')
     with served(llama, fails=lambda n: refused if set(bodies[n]) - openai else None) as (url, bodies, _):
         assert generate_served(Served(url), tokenizer, prompts[:1], lengths=(5,), ends=ends) == found
-    assert len(bodies) == 2 and "takes OpenAI's parameters only" in caplog.text
+        assert len(bodies) == 2 and caplog.text.count("takes OpenAI's parameters only") == 1
+        # Of several prompts the first alone is sent twice.
+        generate_served(Served(url, concurrency=1), tokenizer, prompts, lengths=(5,), ends=ends)
+        assert len(bodies) == 2 + len(prompts) + 1 and caplog.text.count("takes OpenAI's parameters only") == 2
 
 
 def test_a_server_that_writes_the_end_of_a_turn_out_and_goes_on_is_cut_there(llama, prompts):

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dean_interp.distributed import on_rank0
 from dean_interp.errors import InputError
-from dean_interp.evaluation.judges.server import Failures, Replies, connect, hint_of, key_of
+from dean_interp.evaluation.judges.server import Replies, connect, hint_of, key_of
 from dean_interp.evaluation.judges.server_words import NOT_A_COMPLETION, ServerReply, failed, text_reply
 from dean_interp.models.generate import refuse_nothing_to_answer
 from dean_interp.models.thoughts import begun_thought, decoded
@@ -121,38 +121,73 @@ def _up_to(stops: Sequence[str], answer: str) -> str:
     return answer
 
 
-def _completion(client: Any, failures: Failures, request: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """What the server says; where it refuses the parameters that are not OpenAI's, to the request without them."""
-    try:
-        return client.completions.create(**request)
-    except failures as error:
-        if getattr(error, "status_code", None) not in _REFUSED:
-            raise
-    plain = {name: value for name, value in request.items() if name != "extra_body"}
-    completion = client.completions.create(**plain)
-    log.warning(
-        "%s takes OpenAI's parameters only: a repetition penalty of the checkpoint's settings may hold there, and what "
-        "ends a turn is the server's choice",
-        client.base_url,
-    )
-    return completion
+class _Completions:
+    """A served model, asked for completions. Parameters that it refused once are not sent again."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.client, self.failures = connect(served.base_url, served.key_variable, served.timeout, served.max_retries)
+        self.name = served.model or self._first_model()
+        self.takes_more = True
+        """Whether it takes parameters that are not OpenAI's."""
+
+    def reply(self, request: Mapping[str, Any]) -> ServerReply:
+        """What the server says to a request, which names its model."""
+        key = key_of(self.client, self.name)
+        try:
+            return text_reply(self._completion(request), key)
+        except self.failures as error:
+            return failed(error, key)
+
+    def hint(self, reply: ServerReply, model: str | None) -> str:
+        """What to try where it failed."""
+        return hint_of(self.client, self.failures, reply, key_variable=self.served.key_variable, model=model)
+
+    def _completion(self, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - whatever the server sends
+        create = self.client.completions.create
+        plain = {name: value for name, value in request.items() if name != "extra_body"}
+        if not self.takes_more:
+            return create(**plain)
+        try:
+            return create(**request)
+        except self.failures as error:
+            if getattr(error, "status_code", None) not in _REFUSED:
+                raise
+        completion = create(**plain)
+        if self.takes_more:
+            log.warning(
+                "%s takes OpenAI's parameters only: a repetition penalty of the checkpoint's settings may hold there, "
+                "and what ends a turn is the server's choice",
+                self.client.base_url,
+            )
+        self.takes_more = False
+        return completion
+
+    def _first_model(self) -> str:
+        """The first model that the server lists. Raises `InputError` where it lists none."""
+        try:
+            return str(next(iter(self.client.models.list())).id)
+        except (*self.failures, *NOT_A_COMPLETION, StopIteration) as error:
+            reply = failed(error, key_of(self.client, None))
+            hint = self.hint(reply, self.served.model)
+            address = self.served.base_url
+            raise InputError(f"{address} does not say which model it serves ({reply.failure}){hint}") from error
 
 
 def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path | None) -> list[str]:
     """The answers to all requests. Raises `InputError` where the server failed on some."""
-    client, failures = connect(served.base_url, served.key_variable, served.timeout, served.max_retries)
-    name = _model_name(served, client, failures)
+    completions = _Completions(served)
     kept = Replies(served.base_url, replies)
     # how often the server failed, and its first words, by the kind of failure
     faults = Counter[str]()
     words: dict[str, str] = {}
 
     def answer(request: dict[str, Any]) -> str | None:
-        request = {"model": name, **request}
+        request = {"model": completions.name, **request}
         known = kept.get(request)
         if known is not None:
             return known
-        reply = _reply(client, failures, request)
+        reply = completions.reply(request)
         if reply.text is None:
             fault = str(reply.fault)
             faults[fault] += 1
@@ -163,7 +198,9 @@ def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path |
 
     with ThreadPoolExecutor(served.concurrency) as pool:
         arriving = pool.map(answer, requests)
-        answers = list(progress_bar(arriving, total=len(requests), desc=f"answers from {name}", unit="answer"))
+        answers = list(
+            progress_bar(arriving, total=len(requests), desc=f"answers from {completions.name}", unit="answer")
+        )
     if faults:
         counted = []
         for fault, n in faults.items():
@@ -176,37 +213,17 @@ def _answers(served: Served, requests: Sequence[dict[str, Any]], replies: Path |
     return [text for text in answers if text is not None]
 
 
-def _reply(client: Any, failures: Failures, request: Mapping[str, Any]) -> ServerReply:  # noqa: ANN401 - openai's
-    key = key_of(client, request["model"])
-    try:
-        return text_reply(_completion(client, failures, request), key)
-    except failures as error:
-        return failed(error, key)
-
-
-def _model_name(served: Served, client: Any, failures: Failures) -> str:  # noqa: ANN401 - a class of openai's
-    """What the server calls its model. Raises `InputError` where it lists none."""
-    if served.model:
-        return served.model
-    try:
-        return str(next(iter(client.models.list())).id)
-    except (*failures, *NOT_A_COMPLETION, StopIteration) as error:
-        reply = failed(error, key_of(client, None))
-        hint = hint_of(client, failures, reply, key_variable=served.key_variable, model=served.model)
-        raise InputError(f"{served.base_url} does not say which model it serves ({reply.failure}){hint}") from error
-
-
 def refuse_silent_server(served: Served) -> None:
     """Ask for one token, before anything long. Raises `InputError`, with the server's words, where none comes."""
 
     def ask() -> None:
-        client, failures = connect(served.base_url, served.key_variable, served.timeout, served.max_retries)
-        name = _model_name(served, client, failures)
+        completions = _Completions(served)
+        name = completions.name
         # the prompt is a token, as those of answers are
         request = {"model": name, "prompt": [1], "temperature": 0, "max_tokens": 1}
-        reply = _reply(client, failures, request)
+        reply = completions.reply(request)
         if reply.text is None:
-            hint = hint_of(client, failures, reply, key_variable=served.key_variable, model=name)
+            hint = completions.hint(reply, name)
             raise InputError(f"{served.base_url} does not answer as {name!r}: {reply.failure}{hint}")
 
     on_rank0(ask)
