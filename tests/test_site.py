@@ -259,7 +259,7 @@ def killed_after(n_records: int, run: Path, out: Path) -> None:
     """Write pages until so many records are saved."""
     n_saved = 0
 
-    def save(record: object, path: Path) -> None:
+    def save(path: Path, record: object) -> None:
         nonlocal n_saved
         if n_saved == n_records:
             raise Killed
