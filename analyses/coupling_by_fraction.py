@@ -1,6 +1,6 @@
 """How many units are coupled at each fraction, beside what independent rankings would give.
 
-    python analyses/coupling_by_fraction.py runs/demo            (or: runs/demo weight)
+    python analyses/coupling_by_fraction.py runs/study            (or: runs/study weight)
 
 Reads the scores of a finished (or half-finished) run folder; nothing is scored again. Under independence the top
 fractions p of two rankings share p * p of the units, and p * p * (1 - p) of them would count as coupled.

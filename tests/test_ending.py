@@ -168,7 +168,7 @@ def test_json_is_all_there_is_on_standard_output(monkeypatch, capsys):
 
 def test_a_number_that_json_does_not_have_is_null(step_that, capsys):
     step_that(lambda: StepResult({"rank": float("nan"), "where": "café"}, ""))
-    assert main.main(["report", "runs/demo", "--json"]) == 0
+    assert main.main(["report", "runs/study", "--json"]) == 0
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"rank": None, "where": "café"}
 
 

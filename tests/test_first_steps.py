@@ -203,7 +203,7 @@ def test_tables_are_folded_for_a_terminal_alone(monkeypatch, capsys, is_terminal
     monkeypatch.setattr(entry, "do", lambda step, talk: StepResult({}, TABLE))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     monkeypatch.setenv("COLUMNS", "40")
-    assert entry.main(["report", "runs/demo"]) == 0
+    assert entry.main(["report", "runs/study"]) == 0
     assert capsys.readouterr().out == f"{fitted(TABLE, 40) if is_terminal else TABLE}\n"
 
 

@@ -8,7 +8,7 @@ from dean_interp.errors import did_you_mean
 EXAMPLES = {
     "": (
         "dean-interp improve --first fairness --second privacy --out runs/improve",
-        "dean-interp run --out runs/demo",
+        "dean-interp run --out runs/study",
         "dean-interp data show privacy",
     ),
     "data": (
@@ -25,7 +25,7 @@ EXAMPLES = {
         "dean-interp plan",
         "dean-interp plan --model meta-llama/Llama-3.1-70B-Instruct --dtype bfloat16 --gpus 4 --score-tokens 4096",
     ),
-    "verify": ("dean-interp verify runs/demo", "dean-interp verify runs/demo --full --json"),
+    "verify": ("dean-interp verify runs/study", "dean-interp verify runs/study --full --json"),
     "score": (
         "dean-interp score fairness --out scores/fairness.safetensors",
         "dean-interp score privacy --unit neuron weight --dry-run --out scores/privacy.safetensors",
@@ -86,16 +86,16 @@ EXAMPLES = {
     ),
     "neuron": (
         "dean-interp neuron L17.1042",
-        "dean-interp neuron L17.1042 --run runs/demo",
+        "dean-interp neuron L17.1042 --run runs/study",
         "dean-interp neuron L3.88 --model Qwen/Qwen2.5-0.5B-Instruct --behaviours mine.csv --scores mine.safetensors",
     ),
     "circuit": (
-        "dean-interp circuit runs/demo/selection.neuron.safetensors --behaviour privacy",
+        "dean-interp circuit runs/study/selection.neuron.safetensors --behaviour privacy",
         "dean-interp circuit coupled.safetensors --behaviour mine.csv --example 3 --n-targets 5 --out circuit.html",
     ),
     "pages": (
         "dean-interp pages runs/improve",
-        "dean-interp pages runs/demo --n-units 100 --n-traced 4 --out pages",
+        "dean-interp pages runs/study --n-units 100 --n-traced 4 --out pages",
     ),
     "improve": (
         "dean-interp improve --first fairness --second privacy --out runs/improve",
@@ -108,12 +108,12 @@ EXAMPLES = {
         "dean-interp sweep --unit neuron --neuron-fractions 0.005 0.01 0.02 --values 0 0.5 mean --out runs/doses",
     ),
     "run": (
-        "dean-interp run --out runs/demo",
+        "dean-interp run --out runs/study",
         "dean-interp run --model Qwen/Qwen2.5-0.5B-Instruct --first mine.csv --unit neuron --out runs/mine",
     ),
     "report": (
-        "dean-interp report runs/demo",
-        "dean-interp report runs/demo runs/mine --out comparison.html",
+        "dean-interp report runs/study",
+        "dean-interp report runs/study runs/mine --out comparison.html",
     ),
 }
 """Up to three examples for each command; the empty name is `dean-interp` itself."""

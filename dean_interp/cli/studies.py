@@ -44,7 +44,7 @@ class RunStudy:
     """
 
     study: OmitArgPrefixes[StudyConfig]
-    out: Path = Path("runs/demo")
+    out: Path = Path("runs/study")
     """Run folder; `report.html` appears in it."""
 
 
