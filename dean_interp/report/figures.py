@@ -59,7 +59,8 @@ def whiskers(axes: Axes, ranges: Mapping[str, Range], colours: Sequence[str], la
     """One named row for each range, with a mark at its middle."""
     for y, colour in enumerate(colours):
         middle, low, high = list(ranges.values())[y]
-        error = [[middle - low], [high - middle]]
+        # A rare overlap has a mean above 0, and yet the middle 95 % of its draws are 0.
+        error = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
         axes.errorbar(middle, y, xerr=error, fmt="D", color=colour)
     axes.set_yticks(range(len(ranges)), list(ranges))
     axes.set_ylim(-0.6, len(ranges) - 0.4)
