@@ -100,7 +100,11 @@ def largest_apart(what: str, pairs: Sequence[tuple[Tensor, Tensor]], *, dtype: s
         if now.shape != then.shape:
             return Check(what, "different", math.inf, "of another shape")
         scale = then.abs().max().clamp(min=1e-30)
-        largest = max(largest, float((now - then).abs().max() / scale))
+        apart = float((now - then).abs().max() / scale)
+        # `max` would pass over it.
+        if math.isnan(apart):
+            return Check(what, "different", math.inf, "not all of them are numbers")
+        largest = max(largest, apart)
     return Check(what, match_of(largest, dtype), largest, f"{detail}, parts of the largest of each site")
 
 
