@@ -156,6 +156,11 @@ class SweepConfig:
             check_fractions(name, getattr(self, name))
         for value in self.values:
             factor_of(value)
+        if next(self.combinations(), None) is None:
+            raise InputError(
+                f"no combination of unit {self.unit}, methods {self.methods} and values {self.values} is an edit: "
+                "Wanda scores weights only, and the value 'mean' is for neurons"
+            )
 
     def combinations(self) -> Iterator[tuple[Unit, SweepMethod, float, str]]:
         """Unit, method, fraction and value of every edit."""

@@ -207,7 +207,7 @@ def check_units(units: tuple[Unit, ...]) -> None:
 
 
 def check_fractions(name: str, given: float | tuple[float, ...]) -> None:
-    """Raise `InputError` where a fraction is not in (0, 1]."""
+    """Raise `InputError` where a fraction is not in (0, 1], and where none is given."""
     values = given if isinstance(given, tuple) else (given,)
-    if not all(0 < value <= 1 for value in values):
+    if not values or not all(0 < value <= 1 for value in values):
         raise InputError(f"{name} must be in (0, 1], got {given}")
