@@ -90,8 +90,9 @@ def estimate_information(
 ) -> tuple[MutualInformation, ...]:
     """Estimate the mutual information of both behaviours' neurons before and under an edit, beside its controls.
 
-    Arguments and errors are those of `evaluate_edit`, but three scores are needed. The folder gets `information.json`;
-    it may be the folder of an evaluation with the same settings, whose states are taken.
+    Arguments and errors are those of `evaluate_edit`, but three scores are needed, and all of them must be of neurons,
+    too. The folder gets `information.json`; it may be the folder of an evaluation with the same settings, whose states
+    are taken.
     """
     config.check()
     _refuse_selection(selection, scores)
@@ -100,6 +101,8 @@ def estimate_information(
             "information needs the scores of first, second and general: it is estimated between the top neurons of "
             f"the two behaviours; got {len(scores)}"
         )
+    # Scores without neurons are refused here, before anything is measured.
+    neurons = disjoint_neurons(scores, config.information_fraction)
     tests, _ = test_sets(config.data)
     with locked(folder), _progress(config.controls, scores) as progress:
         config = replace(config, model=day.of_evaluation(config.model, folder, scores))
@@ -107,7 +110,6 @@ def estimate_information(
         store = _store(folder, model, tests=tests, scores=scores, config=config)
         plan = measurement_plan(store, PromptSets(), config=AnswerConfig(n_answers=0), model=model, progress=progress)
         comparison = _compared(plan, model, selection=selection, scores=scores, config=config)
-        neurons = disjoint_neurons(scores, config.information_fraction)
         (information,) = information_before_and_under(
             plan, comparison.original, edits=[comparison.edit], controls=comparison.controls, neurons=neurons
         )
