@@ -83,10 +83,11 @@ class Circuit(Framed):
 
     def to_pandas(self) -> pd.DataFrame:
         """One row an edge: source, target, their tokens, predicted and measured effect, whether drawn at random."""
-        all_edges = (*self.edges, *self.random)
-        return pd.DataFrame([self._row(edge) for edge in all_edges])
+        rows = [self._row(edge, is_random=False) for edge in self.edges]
+        rows += [self._row(edge, is_random=True) for edge in self.random]
+        return pd.DataFrame(rows)
 
-    def _row(self, edge: Edge) -> dict[str, object]:
+    def _row(self, edge: Edge, *, is_random: bool) -> dict[str, object]:
         target = edge.target
         return {
             "source": edge.source.name,
@@ -95,7 +96,7 @@ class Circuit(Framed):
             "target_at": self.tokens[target.position] if target else "",
             "predicted": edge.predicted,
             "measured": edge.measured,
-            "random": edge in self.random,
+            "random": is_random,
         }
 
     @property

@@ -105,6 +105,8 @@ def predicted_against_measured(circuit: Circuit) -> Picture:
 
 def edge_data(circuit: Circuit, edges: Sequence[Edge]) -> pd.DataFrame:
     """One row an edge of a circuit: its ends, and what it does."""
+    # A random draw may be one of the largest edges, too, and is then equal to it.
+    drawn_at_random = {id(edge) for edge in circuit.random}
     rows = []
     for edge in edges:
         target = edge.target
@@ -114,7 +116,7 @@ def edge_data(circuit: Circuit, edges: Sequence[Edge]) -> pd.DataFrame:
                 "source_token": circuit.tokens[edge.source.position],
                 "target": target.name if target else "margin",
                 "target_token": circuit.tokens[target.position] if target else "",
-                "drawn": "at random" if edge in circuit.random else "largest",
+                "drawn": "at random" if id(edge) in drawn_at_random else "largest",
                 "unit": INTO_SET if target else TO_MARGIN,
                 "predicted": edge.predicted,
                 "measured": edge.measured,
