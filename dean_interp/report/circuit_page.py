@@ -1,5 +1,6 @@
 """The page of a circuit: a graph of units by layer and token, and how far its edges can be believed."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -62,11 +63,13 @@ class CircuitPage(Page):
             )
         if not largest.n:
             return f"{strongest}No unit of a layer before feeds one of the set."
+        agreement = "have no rank correlation (it needs three edges that differ)"
+        if not math.isnan(largest.rank_correlation):
+            agreement = f"agree with a rank correlation of {largest.rank_correlation:.2f}"
         sizes = [percent_in_two_digits(check.mean_size) for check in (largest, random)]
         return (
-            f"{strongest}Over the {largest.n} largest edges into the set predicted and measured effects agree with a "
-            f"rank correlation of {largest.rank_correlation:.2f}; they move their targets by {sizes[0]} "
-            f"on average, random edges by {sizes[1]}."
+            f"{strongest}Over the {largest.n} largest edges into the set predicted and measured effects {agreement}; "
+            f"they move their targets by {sizes[0]} on average, random edges by {sizes[1]}."
         )
 
     @property
