@@ -147,7 +147,8 @@ def null_states(work: SharedWork, arm: Arm, record: ArmRecord) -> tuple[Measured
         try:
             with work.sealed():
                 change = arm.fit(examples, record.settings)
-                chosen = dose_at_kl(change, meter, kl=kl, start=dose)
+                # Where no dose of the arm itself was left, the search begins as for the arm.
+                chosen = dose_at_kl(change, meter, kl=kl, start=dose or None)
         except InputError:
             # Nothing is certain enough on flipped labels: a null that changes nothing.
             states.append(_unchanged(name, kl))
