@@ -36,7 +36,7 @@ from dean_interp.progress import progress_bar
 from dean_interp.statistics import Interval
 from dean_interp.study.dosing import state_kl_meter
 from dean_interp.study.flips import Flip, random_flips
-from dean_interp.study.run_folder import BusyError, locked
+from dean_interp.study.run_folder import BusyError, locked, waited_for
 from dean_interp.study.store import ORIGINAL
 
 
@@ -87,13 +87,17 @@ def _do_pieces(
 
 
 def measure_on_further(work: SharedWork, arm: Arm, record: ArmRecord) -> None:
-    """Measure an arm on further data at the KL where settings are chosen; the store keeps it."""
-    work.also.further(work.model, ORIGINAL)
-    for measured in record.states:
-        if measured.kl in (0, work.config.chosen_at):
-            change = arm.fit(work.examples(arm), record.settings)
-            state = named(change.at(measured.dose), measured.name)
-            work.also.further(work.model, state)
+    """Measure an arm on further data at the KL where settings are chosen; the store keeps it.
+
+    Where another process measures there, its end is waited for: two would write the same files.
+    """
+    with waited_for(work.also.folder):
+        work.also.further(work.model, ORIGINAL)
+        for measured in record.states:
+            if measured.kl in (0, work.config.chosen_at):
+                change = arm.fit(work.examples(arm), record.settings)
+                state = named(change.at(measured.dose), measured.name)
+                work.also.further(work.model, state)
 
 
 def with_nulls(arms: Sequence[Arm], records: Mapping[str, ArmRecord]) -> list[Arm]:
