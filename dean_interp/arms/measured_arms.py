@@ -154,7 +154,10 @@ def record_together(
     arm: Arm,
     record: ArmRecord,
 ) -> ArmRecord:
-    """An edit at its doses, under a system prompt. The KL is that of both."""
+    """An edit at its doses, under a system prompt. The KL is that of both.
+
+    It is left out where the arm changes anything but units: a state holds one other change, and the prompt is that.
+    """
     name = name_together(prompt, arm)
     meter = state_kl_meter(work.choose.store, work.model)
     both = ArmRecord(name, prompt.kind, f"{prompt.source}; {arm.source}")
@@ -166,6 +169,8 @@ def record_together(
     states = []
     for alone in record.states:
         edited = named(change.at(alone.dose), f"{name}, KL {alone.kl:g}")
+        if edited.change is not None:
+            return replace(both, left_out=f"{arm.name} changes more than units, and so it takes no prompt beside it")
         state = replace(edited, change=text.at(1.0).change)
         chosen = DoseAtKl(alone.dose, meter(state), is_reached=True)
         states.append(measured_state(work, state, chosen, kl=alone.kl, in_full=alone.in_full))
