@@ -158,7 +158,7 @@ def begun(
         model: as the settings name it.
         also: further data with two answers a prompt, which nothing is chosen on.
 
-    Raises `InputError` for further data without pairs, or that share a prompt with what chooses.
+    Raises `InputError` as `refuse_chosen_on`, and where the folder holds measurements of other data.
     """
     refuse_chosen_on(data, also)
     study = config.study
@@ -184,7 +184,7 @@ def begun(
 
 
 def refuse_chosen_on(data: ImproveData, also: Sequence[Behaviour]) -> None:
-    """Raise `InputError` for further data without pairs, or that share a prompt with what scores or chooses."""
+    """Raise `InputError` for further data that have no pairs, or that share a prompt with what scores or chooses."""
     for behaviour in also:
         if not behaviour.paired:
             raise InputError(f"'{behaviour.name}' has prompts without two answers, so it has no margin to measure")

@@ -37,7 +37,7 @@ class AdapterTraining:
     learning_rate: float
     """AdamW's, constant after a tenth of the steps."""
     where: Where = "all"
-    """Whether attention's matrices get adapters too."""
+    """Which matrices get adapters: those of the MLP, or those of attention too."""
     rank: int = 4
     """Rank of LoRA's adapters."""
     beta: float = 0.1

@@ -1,1 +1,1 @@
-"""A look inside: what a unit does, on which text."""
+"""A look inside: what single neurons do, on which text, and what feeds a set of them."""

@@ -112,7 +112,10 @@ def answer_pair(
     template: Template,
     answer_tokens: int | None,
 ) -> AnswerPair:
-    """The pair of an example that has both answers, of each its first `answer_tokens` tokens (None: all)."""
+    """The pair of an example that has both answers, of each its first `answer_tokens` tokens (None: all).
+
+    Raises `InputError` for a number of tokens below 1, and as `encode` does.
+    """
     if answer_tokens is not None and answer_tokens < 1:
         raise InputError(f"answer_tokens must be at least 1, got {answer_tokens}")
     answers = [example.answers["safe"], example.answers["unsafe"]]

@@ -1,4 +1,4 @@
-"""What can be counted of a neuron without reading it: do the texts on which it fires hang together, and what it writes?
+"""What can be counted of a neuron without reading it: whether the texts on which it fires have something in common.
 
 Nothing here is a judgement: of the prompts on which a neuron is furthest from 0 it is counted how many are of one
 behaviour and of one topic, beside as many random prompts; of its activations, whether they are larger on safe answers

@@ -86,7 +86,8 @@ def explore_page(
     """Measure a change at fixed doses, from -1 over 0 to 2 in steps of a quarter, and show it as one page.
 
     `explore_page(model, load_gates("gates.safetensors")).save("page.html")` writes it. Units are listed; they are
-    switched in `explore` alone. Other arguments and errors are those of `explore`.
+    switched in `explore` alone. Other arguments are those of `explore`, and so are the errors, but no package of
+    notebooks is needed.
 
     Args:
         prompts: are answered at every dose. None given: the first held-out prompt of each behaviour.

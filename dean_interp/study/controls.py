@@ -1,4 +1,4 @@
-"""The controls of an edit: random ablations that do what it does but for which units they hold, and other selections.
+"""The controls of an edit: random ablations that differ from it only in which units they hold, and other selections.
 
 A new kind of random control is a function here and an entry in `RANDOM_CONTROLS`. It then stands beside the edit in
 `run`, `sweep`, `evaluate` and the report, and counts in every rank.

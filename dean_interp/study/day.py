@@ -62,7 +62,7 @@ def of_evaluation(model: ModelConfig, folder: Path, scores: Sequence[Scores]) ->
 
 
 def warn_of_days(scores: Sequence[Scores]) -> None:
-    """Say so where scores are of prompts with different days, or with and without thinking."""
+    """Warn where scores are of prompts with different days, or with and without thinking."""
     for name in ("date", "thinking"):
         values = sorted({str(behaviour.facts.get(name)) for behaviour in scores})
         if len(values) > 1:

@@ -23,7 +23,8 @@ CHECKSUMS = "checksums.json"
 THREADS = "threads.json"
 Config = TypeVar("Config")
 log = logging.getLogger(__name__)
-_WAIT = 2.0  # seconds between two looks at a folder that another process writes to
+_WAIT = 2.0
+"""Seconds between two looks at a folder that another process writes to."""
 
 
 @dataclass(frozen=True)

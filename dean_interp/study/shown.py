@@ -19,7 +19,7 @@ from dean_interp.study.study_data import StudyData
 
 N_NEURONS = 8
 N_TEXTS = 6
-"""Neurons, and texts of each, that the report shows."""
+"""How many neurons the report shows, and how many texts, on which all of them are shown."""
 N_TEXT_EXAMPLES = 32
 """Examples of each test set among which the texts are looked for."""
 

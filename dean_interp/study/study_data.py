@@ -130,7 +130,7 @@ def prompt_sets(
     if not answers.n_answers:
         return PromptSets()
     harmful = answers.harmful or (data.first, data.second)
-    # answers are kept and shown by the names of their sets
+    # Answers are kept and shown by the names of their sets.
     named = dict.fromkeys((*data.sources, *harmful, *answers.over_refusal))
     if fault := names_fault(list(named)):
         raise InputError(f"each set of prompts needs a name of its own: {fault}")
