@@ -21,8 +21,6 @@ from dean_interp.errors import InputError, first_line
 from dean_interp.exploring.explorer import Explorer, ViewRequest
 from dean_interp.exploring.snapshot import snapshot
 
-_WIDGET = "application/vnd.jupyter.widget-view+json"
-
 
 @dataclass(frozen=True)
 class _Wanted:

@@ -40,7 +40,7 @@ from dean_interp.study.measurement_file import stored_log_probs
 from dean_interp.study.results import RESULTS_FILE, load_results, save_results
 from dean_interp.study.run import results_in
 from dean_interp.study.run_folder import Clock, begun_with
-from dean_interp.study.store import State, file_name
+from dean_interp.study.store import ORIGINAL, State, file_name
 from dean_interp.study.study_data import study_data
 from dean_interp.study.verify_improvement import verify_improvement
 
@@ -178,7 +178,7 @@ def _selections(folder: Path, config: StudyConfig, scores: Sequence[Scores], sou
 def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequence[Behaviour]) -> Iterator[Check]:
     """Log-probabilities of the first test prompts under the original and each edit, measured again."""
     few = [replace(test, examples=test.examples[:_N_SAMPLE]) for test in tests]
-    states = [State("original", "original")]
+    states = [ORIGINAL]
     for unit in config.unit:
         edit = load_selection(folder / f"selection.{unit}.safetensors")
         states.append(State("edit", "edit", ablated=edit, unit=unit))
@@ -196,7 +196,7 @@ def _measured(folder: Path, model: HookedModel, config: StudyConfig, tests: Sequ
             # General text has files of its own, named by what is ablated.
             place, name = folder / "states", state.title
             if test is few[2]:
-                place, name = place / test.name, state.fingerprint or "original"
+                place, name = place / test.name, state.fingerprint or ORIGINAL.name
             stored = stored_log_probs(place, file_name(name), test.name)
             then = stored[: len(test)]
             now = measured[test.name].log_prob
