@@ -20,7 +20,7 @@ from dean_interp.statistics import Interval
 from dean_interp.study.conclusions import faults
 from dean_interp.study.confirmation import Condition, SignTest, kl_text
 from dean_interp.study.dosing import Dose
-from dean_interp.study.results import RESULTS_FILE, Answers, Design, StateResults, load_record
+from dean_interp.study.results import RESULTS_FILE, Answers, Design, StateResults, change_cells, load_record
 from dean_interp.study.roles import RoleCount
 from dean_interp.study.run_folder import begun_with
 from dean_interp.study.settings import AnswerConfig, ControlConfig, DataConfig, ModelConfig
@@ -256,11 +256,7 @@ class Improvement(Framed):
         rows = []
         for state in self.states:
             row = {"state": state.name, "kind": state.kind, "perplexity": state.perplexity, "kl": state.kl}
-            for name, change in state.change.items():
-                row[f"{name} change"] = change.mean
-                row[f"{name} low"] = change.low
-                row[f"{name} high"] = change.high
-            rows.append(row)
+            rows.append(row | change_cells(state))
         return pd.DataFrame(rows)
 
 

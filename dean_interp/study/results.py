@@ -74,6 +74,16 @@ class StateResults:
         return {line.on: line.change for line in self.lines if line.metric == MARGIN}
 
 
+def change_cells(state: StateResults) -> dict[str, float]:
+    """The change of each margin with its interval, nats per token, as cells of a row: `privacy change` and so on."""
+    cells = {}
+    for name, change in state.change.items():
+        cells[f"{name} change"] = change.mean
+        cells[f"{name} low"] = change.low
+        cells[f"{name} high"] = change.high
+    return cells
+
+
 @dataclass(frozen=True)
 class Primary:
     """The outcome fixed beforehand: both mean margins rise beyond the random controls, at a KL no worse than theirs."""
@@ -141,11 +151,7 @@ class UnitResults(Framed):
                 "perplexity": state.perplexity,
                 "kl": state.kl,
             }
-            for name, change in state.change.items():
-                row[f"{name} change"] = change.mean
-                row[f"{name} low"] = change.low
-                row[f"{name} high"] = change.high
-            rows.append(row)
+            rows.append(row | change_cells(state))
         return pd.DataFrame(rows)
 
     @property
