@@ -37,7 +37,8 @@ class RunUnit:
     error: Mapping[str, float]
     """The standard error of each gain; empty for scores."""
     damage: float | None
-    """What a change of 1 alone costs general text, nats per token; None where the run does not know it."""
+    """Fisher information of its gate on general text, nats per token: twice the KL that a change of 1 costs alone. None
+    where the run does not know it."""
     stability: float | None
     """How often it is selected when the examples are drawn anew; None where the run does not know it."""
 
