@@ -22,14 +22,14 @@ from dean_interp.circuits.stories import LabelCounts, activation_differences
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.models.load import model_fingerprint
-from dean_interp.models.neuron_names import Neuron, name_of
+from dean_interp.models.neuron_names import Neuron
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gains import damage_of, gains_of
-from dean_interp.selection.gates import Gates
 from dean_interp.selection.strata import Strata
 from dean_interp.statistics import Interval, clustered_interval, sign_flip_p_value
 from dean_interp.study.improvement import ChangedNeuron
+from dean_interp.study.run_units import changed_neurons
 from dean_interp.study.store import fingerprint_of
 
 N_CONTEXT = 8
@@ -96,7 +96,8 @@ def look_at(
         scores: scores of both margins and of general text (`ArmExamples.margin_scores`).
         n_top: number of prompts of each neuron whose behaviours and topics are counted.
     """
-    changed = _changed(neurons, edits.gates, scores)
+    first, second, general = scores[:3]
+    changed = changed_neurons(neurons, edits.gates, gains_of(first), gains_of(second), damage_of(general))
     pages = [page_of(neuron) for neuron in changed]
     texts = _read_once(examples, neurons, pages)
     counts = _prompt_counts(examples, n_top)
@@ -239,27 +240,3 @@ def _furthest(text: TextActivations) -> tuple[str, float]:
     start = max(0, position - N_CONTEXT)
     context = "".join(text.tokens[start : position + 1])
     return context.replace("\n", " "), activations[position]
-
-
-def _changed(
-    neurons: Sequence[Neuron],
-    gates: Gates,
-    scores: Sequence[Scores],
-) -> list[ChangedNeuron]:
-    first, second, general = scores[:3]
-    both = (gains_of(first), gains_of(second))
-    damage = damage_of(general).diagonal
-    changed = []
-    for site, index in neurons:
-        name = name_of((site, index), len(gates.multipliers[site]))
-        neuron = ChangedNeuron(
-            layer=name.layer,
-            index=name.index,
-            owner=name.owner,
-            multiplier=float(gates.multipliers[site][index]),
-            gain={gains.behaviour: float(gains.mean[site][index]) for gains in both},
-            error={gains.behaviour: float(gains.error[site][index]) for gains in both},
-            damage=float(damage[site][index]),
-        )
-        changed.append(neuron)
-    return changed

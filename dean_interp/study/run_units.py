@@ -93,27 +93,34 @@ def strongest_changes(
         gain = first.mean[site] / first.size + second.mean[site] / second.size
         parts[site] = change * gain
     strongest = gates.strongest(min(n_neurons, len(gates)), by=parts).selection
-    diagonal = damage.diagonal
-    changes = []
+    part_of: dict[Neuron, float] = {}
     for site, units in strongest.units.items():
         for index in units.tolist():
-            name = name_of((site, index), len(parts[site]))
-            changed = ChangedNeuron(
-                layer=name.layer,
-                index=name.index,
-                owner=name.owner,
-                multiplier=float(gates.multipliers[site][index]),
-                gain={gains.behaviour: float(gains.mean[site][index]) for gains in (first, second)},
-                error={gains.behaviour: float(gains.error[site][index]) for gains in (first, second)},
-                damage=float(diagonal[site][index]),
-            )
-            changes.append(((site, index), changed))
+            part_of[site, index] = float(parts[site][index])
+    neurons = sorted(part_of, key=lambda neuron: part_of[neuron], reverse=True)
+    changes = changed_neurons(neurons, gates, first, second, damage)
+    return list(zip(neurons, changes, strict=True))
 
-    def part(change: tuple[Neuron, ChangedNeuron]) -> float:
-        (site, index), _ = change
-        return float(parts[site][index])
 
-    return sorted(changes, key=part, reverse=True)
+def changed_neurons(
+    neurons: Sequence[Neuron], gates: Gates, first: Gains, second: Gains, damage: Damage
+) -> list[ChangedNeuron]:
+    """What gates do to neurons: the gain of each for both behaviours, and its damage, in the order of the neurons."""
+    diagonal = damage.diagonal
+    changes = []
+    for site, index in neurons:
+        name = name_of((site, index), len(gates.multipliers[site]))
+        changed = ChangedNeuron(
+            layer=name.layer,
+            index=name.index,
+            owner=name.owner,
+            multiplier=float(gates.multipliers[site][index]),
+            gain={gains.behaviour: float(gains.mean[site][index]) for gains in (first, second)},
+            error={gains.behaviour: float(gains.error[site][index]) for gains in (first, second)},
+            damage=float(diagonal[site][index]),
+        )
+        changes.append(changed)
+    return changes
 
 
 def _of_improvement(improvement: Improvement, folder: Path, n_units: int) -> RunUnits:
