@@ -8,8 +8,8 @@ from dean_interp.arms.composition import SetEffect, SharedUnits, Spread
 from dean_interp.arms.composition_results import APART, FLIPPED, NULL, RISE, Composition, LookedAt, Remade
 from dean_interp.evaluation.line_table import p_text
 from dean_interp.statistics import holm
+from dean_interp.study.conclusions import SIGNIFICANT
 
-SIGNIFICANT = 0.05
 FIRST_WORDS = 0.05
 """A neuron whose write to first words is among this share of its layer stands out."""
 Neurons = Sequence[LookedAt]

@@ -13,6 +13,7 @@ from dean_interp.study.results import Design, Primary, StateResults
 from dean_interp.study.state_outcomes import StateOutcomes
 
 SIGNIFICANT = 0.05
+"""A p that is at most this counts."""
 
 
 def design_of(original: StateOutcomes, controls: Sequence[StateOutcomes]) -> Design:

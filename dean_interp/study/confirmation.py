@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import INCOHERENT, MARGIN, MARGIN_REST, N_FIRST
 from dean_interp.statistics import Interval, clustered_interval, rank_p_value, smallest_rank_p
+from dean_interp.study.conclusions import SIGNIFICANT
 from dean_interp.study.state_outcomes import StateOutcomes
 
-SIGNIFICANT = 0.05
 REGISTER_SHARE = 0.5
 """The register set must move by less than this share of the smaller rise."""
 

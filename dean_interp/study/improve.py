@@ -37,8 +37,8 @@ from dean_interp.selection.gates import Gates
 from dean_interp.statistics import Interval, smallest_rank_p
 from dean_interp.study import day
 from dean_interp.study.choosing import Chosen, choose, gates_store
-from dean_interp.study.conclusions import state_results
-from dean_interp.study.confirmation import SIGNIFICANT, Condition, SignTest, conditions, headline, sign_test
+from dean_interp.study.conclusions import SIGNIFICANT, state_results
+from dean_interp.study.confirmation import Condition, SignTest, conditions, headline, sign_test
 from dean_interp.study.confirming import Confirmed, confirm, information_of
 from dean_interp.study.dosing import kl_interval
 from dean_interp.study.improve_data import ImproveData, earlier_confirmations, improve_data
