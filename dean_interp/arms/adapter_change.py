@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dean_interp.arms.arm import BYTES_OF_NUMBER
 from dean_interp.editing.ablation import gated
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
@@ -30,7 +31,6 @@ AdapterNumbers = Mapping[Site, tuple[Tensor, ...]]
 """float32 on the CPU, by matrix: LoRA's `A` (rank, d_in) and `B` (d_out, rank); IA3's multipliers."""
 LORA_SCALING = 2
 """What the product of LoRA's two matrices is multiplied by: its alpha over its rank."""
-_BYTES_OF_NUMBER = 4
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class AdapterPath:
         for tensors in self.numbers.values():
             # Every tensor is stacked over the steps, and one step is kept.
             n_numbers += sum(stacked[0].numel() for stacked in tensors)
-        return _BYTES_OF_NUMBER * n_numbers
+        return BYTES_OF_NUMBER * n_numbers
 
     @property
     def first_dose(self) -> float:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dean_interp.arms.answer_statistics import AnswerStatistics, answer_statistics
-from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
+from dean_interp.arms.arm import BYTES_OF_NUMBER, ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.hooked_change import ActivationMap, hooked_state
 from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
@@ -51,7 +51,7 @@ class AffineMaps:
     def n_bytes(self) -> int:
         """Two numbers are kept of each neuron, slope and shift."""
         n_neurons = sum(slope.numel() for slope in self.slopes.values())
-        return 8 * n_neurons
+        return 2 * BYTES_OF_NUMBER * n_neurons
 
     def at(self, dose: float) -> State:
         """The model with `dose` times each neuron's displacement."""

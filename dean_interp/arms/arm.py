@@ -22,6 +22,8 @@ Kind = Literal[
     "paper's rule", "silencing", "gates", "residual stream", "activations", "fine-tuning", "prompt", "random"
 ]
 """What an arm changes, or whose rule it follows. Nulls are made for the best arm of each kind."""
+BYTES_OF_NUMBER = 4
+"""What a kept number takes: float32, or an index."""
 Setting = float | int | str
 Settings = Mapping[str, Setting]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dean_interp.arms.arm import BYTES_OF_NUMBER
 from dean_interp.editing.values import Scale
 from dean_interp.selection.gates import Gates, dosed, gates_of
 from dean_interp.selection.selection import Selection
@@ -9,7 +10,6 @@ from dean_interp.study.dosing import gated_state
 from dean_interp.study.store import State
 
 _FARTHEST = 1e4
-_BYTES_OF_NUMBER = 4
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Silencing:
     @property
     def n_bytes(self) -> int:
         """An index is kept of each unit."""
-        return _BYTES_OF_NUMBER * len(self.selection)
+        return BYTES_OF_NUMBER * len(self.selection)
 
     @property
     def first_dose(self) -> float:
@@ -49,7 +49,7 @@ class AlongGates:
     @property
     def n_bytes(self) -> int:
         """An index and a multiplier are kept of each neuron that changes."""
-        return 2 * _BYTES_OF_NUMBER * len(self.direction)
+        return 2 * BYTES_OF_NUMBER * len(self.direction)
 
     def at(self, dose: float) -> State:
         """The model under the gates with `dose` times their changes."""

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.arms.answer_statistics import DEPTHS
-from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
+from dean_interp.arms.arm import BYTES_OF_NUMBER, ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.hooked_change import hooked_state
 from dean_interp.arms.mean_differences import mean_differences
 from dean_interp.models.load import HookedModel
@@ -43,7 +43,7 @@ class AblatedDirections:
     @property
     def n_bytes(self) -> int:
         """A number is kept of each dimension, for each axis."""
-        return 4 * self.basis.numel()
+        return BYTES_OF_NUMBER * self.basis.numel()
 
     def at(self, dose: float) -> State:
         """The model with `dose` times the part along the directions taken out, at every place."""

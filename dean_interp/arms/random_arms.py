@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
+from dean_interp.arms.arm import BYTES_OF_NUMBER, ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.changes import AlongGates
 from dean_interp.arms.coupled_arms import FRACTIONS, PaperRuleArm, rule_scores
 from dean_interp.arms.gate_arms import OF_IMPROVE
@@ -31,7 +31,7 @@ class GrowingSet:
     @property
     def n_bytes(self) -> int:
         """At a dose of 1, an index is kept of each unit."""
-        return 4 * len(self.like)
+        return BYTES_OF_NUMBER * len(self.like)
 
     @property
     def first_dose(self) -> float:

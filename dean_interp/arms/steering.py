@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dean_interp.arms.answer_statistics import DEPTHS
-from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
+from dean_interp.arms.arm import BYTES_OF_NUMBER, ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.hooked_change import hooked_state
 from dean_interp.arms.mean_differences import mean_differences
 from dean_interp.errors import InputError
@@ -39,7 +39,7 @@ class Steered:
     @property
     def n_bytes(self) -> int:
         """A number is kept of each dimension."""
-        return 4 * len(self.vector)
+        return BYTES_OF_NUMBER * len(self.vector)
 
     def at(self, dose: float) -> State:
         """The model with `dose` times the vector added."""
