@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dean_interp.arms.answer_statistics import AnswerStatistics, answer_statistics, layer_at
+from dean_interp.arms.answer_statistics import DEPTHS, AnswerStatistics, answer_statistics, layer_at
 from dean_interp.arms.arm import ArmExamples
 from dean_interp.errors import InputError
 from dean_interp.models.sites import residual_hook
@@ -35,8 +35,11 @@ def mean_differences(examples: ArmExamples, depth: float) -> MeanDifferences:
     """The directions after the layer at `depth` of the model.
 
     Raises:
-        InputError: as `answer_statistics`; a behaviour whose safe and unsafe answers do not differ there.
+        InputError: as `answer_statistics`; a depth at which nothing is read; a behaviour whose safe and unsafe answers
+            do not differ there.
     """
+    if depth not in DEPTHS:
+        raise InputError(f"depth must be one of {DEPTHS}, got {depth}")
     layer = layer_at(examples.model, depth)
     both = answer_statistics(examples, "residual")
     norms = [statistics.of("norm", residual_hook(layer)).flatten() for statistics in both]
