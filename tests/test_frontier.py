@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from page_figures import figures_of
 from planted_gates import planted_settings
 
-from dean_interp import InputError, load_behaviour
+from dean_interp import Behaviour, Example, InputError, load_behaviour
+from dean_interp.arms import measured_arms
 from dean_interp.arms.arm import Change
 from dean_interp.arms.at_kl import dose_at_kl
 from dean_interp.arms.choosing_settings import best_of, tried_settings
@@ -185,6 +188,19 @@ def test_the_area_is_the_mean_height_from_no_rise_at_no_kl():
     assert mean_under_curve([0.05], np.array([[1.0]]), 0.1) == pytest.approx([0.75])
     # What lies beyond the largest KL is cut off.
     assert mean_under_curve([0.2], np.array([[1.0]]), 0.1) == pytest.approx([0.25])
+
+
+@pytest.mark.parametrize("second", [math.nan, None])
+def test_settings_that_break_the_model_are_worth_nothing(monkeypatch, untyped, second):
+    """A search that took NaN for a value would count no trial and go on for ever."""
+    rises = {"one": 0.1, "two": second}
+    changes = {name: SimpleNamespace(mean=mean) for name, mean in rises.items() if mean is not None}
+    monkeypatch.setattr(measured_arms, "state_results", lambda *_: SimpleNamespace(change=changes))
+    behaviours = [Behaviour(name, (Example("Why?", {"response": "So."}),)) for name in ("one", "two", "general")]
+    with pytest.raises(InputError, match="the change breaks the model"):
+        measured_arms.smaller_rise(None, None, behaviours)
+    changes["two"] = SimpleNamespace(mean=-0.2)
+    assert measured_arms.smaller_rise(None, None, behaviours) == -0.2
 
 
 def test_the_smaller_rise_is_that_of_the_mean_and_its_interval_covers():

@@ -3,6 +3,7 @@
 Settings and doses are chosen while confirming prompts are sealed; the measurement on these prompts comes last.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -90,9 +91,12 @@ def smaller_rise(
     measured: StateOutcomes,
     behaviours: Sequence[Behaviour],
 ) -> float:
-    """The smaller of both margins' mean changes, nats per token."""
+    """The smaller of both margins' mean changes, nats per token. Raises `InputError` where one is not a number."""
     changes = state_results(original, measured).change
-    return min(changes[behaviour.name].mean for behaviour in behaviours[:2])
+    rises = [changes[behaviour.name].mean for behaviour in behaviours[:2] if behaviour.name in changes]
+    if len(rises) < 2 or any(map(math.isnan, rises)):
+        raise InputError("the change breaks the model: it gives no margins")
+    return min(rises)
 
 
 def _doses(
