@@ -1,4 +1,4 @@
-"""What a step of the command gives back."""
+"""What a step of the command gives back, and the command line that starts what was forecast."""
 
 import shlex
 from dataclasses import dataclass, replace

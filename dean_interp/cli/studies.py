@@ -89,7 +89,7 @@ def do_plan(step: PlanStudy) -> StepResult:
         beside = finished_beside_forecast(step.finished, step.devices)
         return StepResult(dataclasses.asdict(beside), str(beside))
     study_forecast = forecast(step.study, step.devices)
-    command = start_command(study_forecast.command, step.study, Path("runs/study"))
+    command = start_command(study_forecast.command, step.study, RunStudy.out)
     study_forecast = dataclasses.replace(study_forecast, command=command)
     return StepResult(dataclasses.asdict(study_forecast), str(study_forecast))
 

@@ -85,7 +85,7 @@ def roles_of(source: str, sizes: RoleSizes, *, seed: int = 0, paired: bool = Tru
     whole = load_behaviour(source, n_examples=None, split=None)
     if paired:
         whole = _with_both_answers(whole)
-    if not paired and whole.paired:
+    elif whole.paired:
         raise InputError(
             f"'{whole.name}' has a safe and an unsafe answer to each prompt: other text has one answer, in the columns "
             "prompt,response"
