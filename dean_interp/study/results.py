@@ -12,7 +12,7 @@ from dean_interp.circuits.neuron_scores import NeuronScores
 from dean_interp.errors import InputError
 from dean_interp.evaluation.lines import Line
 from dean_interp.evaluation.outcomes import MARGIN
-from dean_interp.files import read_json, write_json
+from dean_interp.files import read_json
 from dean_interp.frames import Framed
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.sites import Unit
@@ -249,11 +249,6 @@ class InformationResults:
 
 
 ResultRecord = TypeVar("ResultRecord")
-
-
-def save_results(results: Results, path: Path) -> None:
-    """Write the JSON file; it appears whole or not at all. Equal results give equal bytes."""
-    write_json(path, results)
 
 
 def load_results(path: Path) -> Results:

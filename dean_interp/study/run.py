@@ -14,6 +14,7 @@ from pathlib import Path
 from dean_interp.circuits.neuron_scores import neuron_scores
 from dean_interp.data.leakage import Leaked
 from dean_interp.evaluation.guard import held_super_weights, super_weights
+from dean_interp.files import write_json
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
@@ -50,7 +51,6 @@ from dean_interp.study.results import (
     TestLeak,
     UnitResults,
     load_results,
-    save_results,
 )
 from dean_interp.study.run_folder import THREADS, Clock, note_checksums, owned
 from dean_interp.study.settings import AnswerConfig
@@ -84,7 +84,7 @@ def run_study(config: StudyConfig, folder: str | Path) -> Results:
             model = config.model.load()
             clock.lap("load")
             with chosen_threads(model, folder / THREADS):
-                save_results(results_in(folder, model, config=config, data=data, clock=clock), path)
+                write_json(path, results_in(folder, model, config=config, data=data, clock=clock))
         note_checksums(folder)
         return load_results(path)
 

@@ -12,6 +12,7 @@ import torch
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import require_one_process
 from dean_interp.evaluation.measure import measure
+from dean_interp.files import write_json
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.models.torch_settings import own_torch_settings
@@ -37,7 +38,7 @@ from dean_interp.study.check import (
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.improvement import is_improvement
 from dean_interp.study.measurement_file import stored_log_probs
-from dean_interp.study.results import RESULTS_FILE, load_results, save_results
+from dean_interp.study.results import RESULTS_FILE, load_results
 from dean_interp.study.run import results_in
 from dean_interp.study.run_folder import Clock, begun_with
 from dean_interp.study.store import ORIGINAL, State, file_name
@@ -99,7 +100,8 @@ def _verify_study(folder: Path, *, full: bool) -> Verification:
 
         def again_in(links: Path) -> None:
             clock = Clock(links / "times.json")
-            save_results(results_in(links, model, config=config, data=data, clock=clock), links / RESULTS_FILE)
+            now = results_in(links, model, config=config, data=data, clock=clock)
+            write_json(links / RESULTS_FILE, now)
 
         checks.append(check_results(folder, again_in, dtype=config.model.dtype))
     then = scores[0].facts.get("versions", {})
