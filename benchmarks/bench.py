@@ -4,6 +4,8 @@
     make bench-baseline      (or: python benchmarks/bench.py --write-baseline)
 
 `--only scoring generation` measures the figures of some files; then the others are not missed.
+`--whole` prints what depends on depth and threads for the demo model's 30 layers, on all cores. It is compared with
+nothing, since the baseline is of 6 layers and one thread.
 """
 
 import sys
@@ -16,13 +18,14 @@ import imports
 import measuring
 import scoring
 import tyro
-from figures import BASELINE, compared, measure_figures, read_baseline
+from figures import BASELINE, compared, measure_figures, measured_and_printed, read_baseline
 from figures import write_baseline as note_baseline
+from passes import N_LAYERS_OF_DEMO
 
+OF_LAYERS = {"scoring": scoring.figures, "measuring": measuring.figures, "generation": generation.figures}
+"""What makes the figures of a file for so many layers."""
 FILES = {
-    "scoring": scoring.figures,
-    "measuring": measuring.figures,
-    "generation": generation.figures,
+    **OF_LAYERS,
     "experts": experts.figures,
     "disk": disk.figures,
     "imports": imports.figures,
@@ -31,8 +34,12 @@ FILES = {
 Name = Literal["scoring", "measuring", "generation", "experts", "disk", "imports"]
 
 
-def main(only: tuple[Name, ...] = (), write_baseline: bool = False) -> int:
+def main(only: tuple[Name, ...] = (), write_baseline: bool = False, whole: bool = False) -> int:
     """Measure, and compare."""
+    if whole:
+        for name in OF_LAYERS:
+            measured_and_printed(OF_LAYERS[name](N_LAYERS_OF_DEMO), known={})
+        return 0
     measured = {}
     for name in only or FILES:
         measured |= measure_figures(FILES[name]())

@@ -133,14 +133,20 @@ def row(figure: Figure, now: Measured, then: Measured | None) -> str:
 def measure_figures(figures: Sequence[Figure]) -> dict[str, Measured]:
     """Measure, print each figure beside its limit and its baseline, and note it in the results file."""
     torch.set_num_threads(1)
-    show_progress(False)
     known = read_baseline(BASELINE).figures if BASELINE.is_file() else {}
+    measured = measured_and_printed(figures, known)
+    earlier = read_baseline(LATEST).figures if LATEST.is_file() else {}
+    write_baseline(LATEST, {**earlier, **measured})
+    return measured
+
+
+def measured_and_printed(figures: Sequence[Figure], known: Mapping[str, Measured]) -> dict[str, Measured]:
+    """Measure, and print each figure beside its limit and what is known of it."""
+    show_progress(False)
     measured = {}
     for figure in figures:
         measured[figure.name] = summary(figure.ratios())
         print(row(figure, measured[figure.name], known.get(figure.name)), flush=True)
-    earlier = read_baseline(LATEST).figures if LATEST.is_file() else {}
-    write_baseline(LATEST, {**earlier, **measured})
     return measured
 
 

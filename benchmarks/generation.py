@@ -6,7 +6,7 @@ Both answer the same prompts greedily, padded on the left, in one batch, in floa
 
 import torch
 from figures import REPEATS, Figure, interleaved
-from passes import hooked, like_demo
+from passes import N_LAYERS, hooked, like_demo
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp import Selection, ablate, generate, load_behaviour, top_fraction
@@ -19,9 +19,9 @@ N_PROMPTS, N_NEW = 8, 24
 FRACTIONS: dict[Unit, float] = {"neuron": 0.01, "weight": 1e-4}
 
 
-def figures() -> list[Figure]:
-    """Answers of a few layers of the demo model's widths: two models of the same weights."""
-    model, plain = hooked(like_demo()), like_demo()
+def figures(n_layers: int = N_LAYERS) -> list[Figure]:
+    """Answers of so many layers of the demo model's widths: two models of the same weights."""
+    model, plain = hooked(like_demo(n_layers)), like_demo(n_layers)
     plain.set_attn_implementation("sdpa")
     behaviour = load_behaviour("fairness", n_examples=N_PROMPTS, split="test")
     prompts = behaviour.prompts

@@ -2,7 +2,7 @@
 
 import torch
 from figures import Figure, interleaved
-from passes import hooked, like_demo
+from passes import N_LAYERS, hooked, like_demo
 
 from dean_interp import load_behaviour
 from dean_interp.models.load import HookedModel
@@ -12,9 +12,9 @@ from dean_interp.models.tokens import Encoded, Row, encode, paths, row_length, t
 BATCH_TOKENS = 1024
 
 
-def figures() -> list[Figure]:
-    """Margins on a few layers of the demo model's widths."""
-    model = hooked(like_demo())
+def figures(n_layers: int = N_LAYERS) -> list[Figure]:
+    """Margins on so many layers of the demo model's widths."""
+    model = hooked(like_demo(n_layers))
     tests = load_behaviour("fairness", n_examples=10, split="test")
     pairs = [encode(model.tokenizer, e.prompt, list(e.answers.values()), answer_tokens=12) for e in tests.examples]
     shared, alone = trees(pairs), paths(pairs)

@@ -21,6 +21,7 @@ BOTH = ("neuron", "weight")
 BATCH_TOKENS = 512
 N_LAYERS = 6
 """Layers of the model that most figures are measured on: each costs what it costs in a deeper model."""
+N_LAYERS_OF_DEMO = 30
 
 
 def random_llama(
@@ -41,9 +42,9 @@ def random_llama(
     return LlamaForCausalLM(config).eval()
 
 
-def like_demo() -> LlamaForCausalLM:
-    """A few random layers of the demo model's widths."""
-    return random_llama(n_layers=N_LAYERS, width=576, d_mlp=1536, heads=9, kv_heads=3)
+def like_demo(n_layers: int = N_LAYERS) -> LlamaForCausalLM:
+    """Random layers of the demo model's widths."""
+    return random_llama(n_layers=n_layers, width=576, d_mlp=1536, heads=9, kv_heads=3)
 
 
 def hooked(plain: LlamaForCausalLM) -> HookedModel:

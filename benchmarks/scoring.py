@@ -13,9 +13,9 @@ from dean_interp.planning.scoring import plan
 from dean_interp.scoring.preparation import prepare
 
 
-def figures() -> list[Figure]:
-    """Scoring on a few layers of the demo model's widths."""
-    model = hooked(like_demo())
+def figures(n_layers: int = N_LAYERS) -> list[Figure]:
+    """Scoring on so many layers of the demo model's widths."""
+    model = hooked(like_demo(n_layers))
     behaviour = load_behaviour("fairness", n_examples=6)
     rows = prepare(model, behaviour, ScoringConfig()).rows
     return [
@@ -37,8 +37,8 @@ def figures() -> list[Figure]:
             ),
         ),
         Figure(
-            name=f"scoring neurons and weights / the released schedule, {N_LAYERS} layers",
-            limit=1 / N_LAYERS,
+            name=f"scoring neurons and weights / the released schedule, {n_layers} layers",
+            limit=1 / n_layers,
             bound="one pass in place of one a layer",
             ratios=lambda: interleaved(lambda: score(model, behaviour, BOTH), lambda: released_schedule(model, rows)),
         ),
