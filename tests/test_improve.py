@@ -9,7 +9,9 @@ import re
 import shlex
 import shutil
 import string
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ from dean_interp.report.page import INTERVALS, interval, minus, row_digits, sign
 from dean_interp.selection.gates import dosed, load_gates
 from dean_interp.selection.gating import GatingConfig
 from dean_interp.study import choosing, confirming, improve, settings, store
+from dean_interp.study import improve_data as improve_data_module
 from dean_interp.study.improve import run_improve
 from dean_interp.study.improve_data import CONFIRMATIONS, improve_data
 from dean_interp.study.improvement import ImproveConfig, Improvement, load_improvement
@@ -237,7 +240,7 @@ def test_gains_that_are_all_uncertain_leave_no_neuron_and_the_line_says_what_to_
 
 def test_a_flip_that_leaves_no_neuron_is_a_null_that_changes_nothing(config, tmp_path, monkeypatch):
     def empty(*_: object) -> None:
-        raise choosing.NoNeuronError("none")
+        raise choosing.NothingToChangeError("none")
 
     chosen = choosing.direction_of
     monkeypatch.setattr(choosing, "direction_of", lambda *given: empty() if given[2:] else chosen(*given))
@@ -606,6 +609,26 @@ def test_a_run_that_takes_the_name_of_one_that_is_gone_lists_it_as_an_earlier_lo
     (tmp_path / "run" / "earlier.json").unlink()
     (earlier,) = improve.earlier_confirmations(tmp_path / "run", data)
     assert earlier.folder == "run" and earlier.n_shared == len(data.first.confirm) + len(data.second.confirm)
+
+
+def test_runs_that_begin_at_once_are_all_remembered(config, tmp_path, monkeypatch):
+    """Each reads the others' notes before it writes: without a lock, the last one to write would be left alone."""
+    data = improve_data(config)
+    read = improve_data_module.read_json
+
+    def slowly(*given: object) -> object:
+        found = read(*given)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(improve_data_module, "read_json", slowly)
+    folders = [tmp_path / str(number) for number in range(4)]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor() as pool:
+        counts = [len(found) for found in pool.map(lambda folder: improve.earlier_confirmations(folder, data), folders)]
+    assert sorted(counts) == [0, 1, 2, 3]
+    assert set(json.loads((tmp_path / CONFIRMATIONS).read_text())) == {"0", "1", "2", "3"}
 
 
 def test_examples_are_drawn_evenly_over_topics():

@@ -1,10 +1,12 @@
 """The examples of `improve` by role, the prompts that are answered, and who opened the confirming prompts before."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+
+from filelock import FileLock
 
 from dean_interp.data.examples import Behaviour, prompt_hashes_of
 from dean_interp.errors import InputError
@@ -142,20 +144,27 @@ def earlier_confirmations(folder: Path, data: ImproveData) -> tuple[EarlierConfi
     folder = folder.resolve()
     path = folder.parent / CONFIRMATIONS
     kept = folder / EARLIER
-    opened = read_json(path, dict[str, list[str]]) if path.is_file() else {}
-    confirming = (data.first.confirm, data.second.confirm)
-    if not kept.is_file():
-        earlier = []
-        for name, hashes in opened.items():
-            n_shared = sum(len(behaviour.prompts_among(set(hashes))) for behaviour in confirming)
-            if n_shared:
-                earlier.append(EarlierConfirmation(name, n_shared))
-        write_json(kept, earlier)
-    # What this folder opens now stands beside what it opened before.
-    before = set(opened.get(folder.name, ()))
-    now = prompt_hashes_of(confirming)
-    if not now <= before:
-        opened[folder.name] = sorted(before | now)
-        write_json(path, opened)
-        log.info("%s: remembers that these confirming prompts were opened, for runs to come", path)
+    confirming = data.confirming[:2]
+    # Runs side by side read and write it in turn, so that none loses what another noted.
+    with FileLock(path.with_suffix(".lock")):
+        opened = read_json(path, dict[str, list[str]]) if path.is_file() else {}
+        if not kept.is_file():
+            write_json(kept, _sharing(opened, confirming))
+        # What this folder opens now stands beside what it opened before.
+        before = set(opened.get(folder.name, ()))
+        now = prompt_hashes_of(confirming)
+        if not now <= before:
+            opened[folder.name] = sorted(before | now)
+            write_json(path, opened)
+            log.info("%s: remembers that these confirming prompts were opened, for runs to come", path)
     return tuple(read_json(kept, list[EarlierConfirmation]))
+
+
+def _sharing(opened: Mapping[str, Sequence[str]], confirming: Sequence[Behaviour]) -> list[EarlierConfirmation]:
+    """The runs that opened some of these prompts, by the hashes that each opened."""
+    earlier = []
+    for name, hashes in opened.items():
+        n_shared = sum(len(behaviour.prompts_among(set(hashes))) for behaviour in confirming)
+        if n_shared:
+            earlier.append(EarlierConfirmation(name, n_shared))
+    return earlier
