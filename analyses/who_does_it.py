@@ -43,6 +43,7 @@ from dean_interp.arms.sealed import sealed
 from dean_interp.arms.signed_arms import SignedSilencingArm
 from dean_interp.arms.strongest_neurons import alike, look_at, strongest_by_part
 from dean_interp.cli.ending import command, script
+from dean_interp.errors import NothingToChangeError
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.progress import progress_bar
@@ -51,7 +52,7 @@ from dean_interp.report.neuron_page import NeuronPage
 from dean_interp.report.page import percent_of
 from dean_interp.selection.gains import gains_of
 from dean_interp.selection.gates import Gates, dosed
-from dean_interp.selection.gating import NoNeuronError, PerNeuron, benefit_of
+from dean_interp.selection.gating import PerNeuron, benefit_of
 from dean_interp.selection.stability import n_groups, on_groups
 from dean_interp.selection.strata import strata
 from dean_interp.study import day
@@ -215,7 +216,7 @@ def gates_of_arm(examples: ArmExamples) -> AlongGates:
 
 def signed_set(examples: ArmExamples) -> Selection:
     """The neurons whose gains for both margins lie one standard error below 0; empty where there is none."""
-    with suppress(NoNeuronError):
+    with suppress(NothingToChangeError):
         return SIGNED.fit(examples, {"certainty": 1.0}).selection
     shapes = rule_scores(examples, "neuron")[0].shapes
     return Selection({site: torch.empty(0, dtype=torch.int64) for site in shapes}, shapes)

@@ -1,4 +1,4 @@
-"""The one error for what a caller can put right: bad names, bad files, bad fractions."""
+"""The errors for what a caller can put right: bad names, bad files, bad fractions; data that leave nothing to do."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
@@ -13,6 +13,13 @@ class InputError(ValueError):
     """
 
 
+class NothingToChangeError(InputError):
+    """The data leave nothing that would raise both behaviours: no neuron, no direction.
+
+    Where labels are flipped that is an outcome like others: a null that changes nothing.
+    """
+
+
 def refuse_below(settings: object, least: Mapping[str, int | float]) -> None:
     """Raise `InputError` where one of these settings is below its least value, or no number; None is unset."""
     for name, smallest in least.items():
@@ -21,6 +28,13 @@ def refuse_below(settings: object, least: Mapping[str, int | float]) -> None:
             continue
         if not value >= smallest:
             raise InputError(f"{name} must be at least {smallest}, got {value}")
+
+
+def refuse_below_one(**counts: int | None) -> None:
+    """Raise `InputError` where one of these numbers is below 1; None is unset."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")
 
 
 def refuse_other_type(what: str, given: object, kind: type, example: str) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.distributed import require_one_process
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below
 from dean_interp.files import atomic_folder, read_json
 from dean_interp.models.chat_settings import ChatSettings, with_settings
 from dean_interp.models.expert_hooks import refuse_experts
@@ -63,9 +63,7 @@ class FineTuningConfig:
         require_one_process("fine-tuning")
         if self.method not in get_args(FineTuningMethod):
             raise InputError(f"method must be one of {', '.join(get_args(FineTuningMethod))}, got {self.method!r}")
-        for name in ("n_steps", "batch_size", "rank", "every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        refuse_below(self, {"n_steps": 1, "batch_size": 1, "rank": 1, "every": 1})
         if self.n_steps % self.every:
             raise InputError(f"n_steps must be a multiple of every ({self.every}), got {self.n_steps}")
         if self.method != "full" and importlib.util.find_spec("peft") is None:

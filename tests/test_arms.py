@@ -17,10 +17,10 @@ from dean_interp.arms.measured_arms import arm_record, name_together
 from dean_interp.arms.pieces import compare_arms
 from dean_interp.arms.sealed import SealBrokenError, sealed
 from dean_interp.arms.system_prompt import LONG, SHORT, SystemPromptArm, SystemText
+from dean_interp.errors import NothingToChangeError
 from dean_interp.evaluation.measure import measure
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.tokens import encode
-from dean_interp.selection.gating import NoNeuronError
 from dean_interp.study.improve_data import improve_data
 from dean_interp.study.store import file_name
 
@@ -92,7 +92,7 @@ def test_an_arm_that_knows_labels_takes_flipped_ones(work, arm):
     change = fitted(work, arm)
     try:
         turned = fitted(work, arm, flip=flip, own_folder=work.folder / "flips" / file_name(arm.name))
-    except NoNeuronError:
+    except NothingToChangeError:
         assert arm.uses_labels
         return
     dose = min(change.first_dose, turned.first_dose)

@@ -1,12 +1,14 @@
-"""What doses of nulls cost, in passes of the model."""
+"""What doses of nulls cost, in passes of the model; how they are found from one measurement."""
 
 import pytest
 import torch
 
 from dean_interp import load_behaviour
 from dean_interp.models.matrices import neuron_sites
+from dean_interp.models.sites import Site
 from dean_interp.models.sizes import site_shape
 from dean_interp.selection.gates import Gates
+from dean_interp.statistics import Interval
 from dean_interp.study.dosing import dose_to_kl, kl_meter
 from dean_interp.study.settings import DataConfig
 from dean_interp.study.store import Store
@@ -30,3 +32,20 @@ def test_a_null_costs_one_pass_over_general_text_and_the_original_is_measured_on
         for number, direction in enumerate(directions, 1):
             dose_to_kl(direction, meter, kl=0.01, start=1.0)
             assert len(passes) == n_of_original + number, "one batch, one pass a null"
+
+
+@pytest.mark.parametrize(("breaks_above", "tried"), [(9.0, [1.0]), (0.3, [1.0, 0.5, 0.25])])
+def test_a_dose_that_breaks_the_model_is_halved_before_one_is_predicted(breaks_above, tried):
+    """KL is the square of the dose here, so the dose of KL 0.04 is 0.2 from wherever it is measured."""
+    site = Site(0, "neurons")
+    direction, doses = Gates({site: torch.full((4,), 1.5)}, frozenset()), []
+
+    def meter(gates: Gates) -> Interval:
+        (change,) = gates.changes[site].unique().tolist()
+        doses.append(change / 0.5)
+        kl = float("nan") if doses[-1] > breaks_above else doses[-1] ** 2
+        return Interval(kl, kl, kl, 3)
+
+    found = dose_to_kl(direction, meter, kl=0.04, start=1.0)
+    assert doses == pytest.approx(tried) and found.dose == pytest.approx(0.2)
+    assert found.kl.mean == pytest.approx(0.04)

@@ -22,8 +22,9 @@ from dean_interp import (
     load_model,
     neuron_page,
 )
-from dean_interp.circuits.neuron import parse_neuron
+from dean_interp.circuits.neuron import parse_neuron, strongest_neurons, top_texts
 from dean_interp.cli.main import main
+from dean_interp.data.examples import draw
 from dean_interp.report.page import power
 from dean_interp.selection.gains import damage_of, gains_of
 
@@ -147,6 +148,19 @@ def test_what_does_not_exist_is_named(planted, tests):
     for name in ("17.1042", "L17", "L1.x", "L1.2.3"):
         with pytest.raises(InputError, match=r"as L17\.1042; got"):
             parse_neuron(name)
+
+
+def test_a_number_below_1_is_refused_where_a_negative_one_would_take_all_but_the_last(planted, tests, scores):
+    selection = couple(*scores, fraction=0.075).coupled
+    for n in (0, -1):
+        with pytest.raises(InputError, match=f"n_texts must be at least 1, got {n}"):
+            look(planted, SHARED, tests, n_texts=n)
+        with pytest.raises(InputError, match=f"n_texts must be at least 1, got {n}"):
+            top_texts(planted, [(SITE, SHARED)], tests, n_texts=n, template="raw")
+        with pytest.raises(InputError, match=f"n_neurons must be at least 1, got {n}"):
+            strongest_neurons(selection, *scores[:2], n_neurons=n)
+        with pytest.raises(InputError, match=f"n_examples must be at least 1, got {n}"):
+            draw(tests[0], n)
 
 
 @pytest.fixture

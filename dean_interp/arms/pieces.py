@@ -30,7 +30,7 @@ from dean_interp.arms.comparison import (
 )
 from dean_interp.arms.measured_arms import arm_record, measured_state, name_together, named, record_together
 from dean_interp.arms.system_prompt import SystemPromptArm
-from dean_interp.errors import InputError
+from dean_interp.errors import NothingToChangeError
 from dean_interp.files import write_json
 from dean_interp.progress import progress_bar
 from dean_interp.statistics import Interval
@@ -153,8 +153,8 @@ def null_states(work: SharedWork, arm: Arm, record: ArmRecord) -> tuple[Measured
                 change = arm.fit(examples, record.settings)
                 # Where no dose of the arm itself was left, the search begins as for the arm.
                 chosen = dose_at_kl(change, meter, kl=kl, start=dose or None)
-        except InputError:
-            # Nothing is certain enough on flipped labels: a null that changes nothing.
+        except NothingToChangeError:
+            # A null that changes nothing.
             states.append(_unchanged(name, kl))
             continue
         state = named(change.at(chosen.dose), name)

@@ -12,9 +12,9 @@ import torch
 from dean_interp.arms.arm import ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.changes import Silencing
 from dean_interp.arms.coupled_arms import rule_scores
+from dean_interp.errors import NothingToChangeError
 from dean_interp.models.sizes import neuron_shapes
 from dean_interp.selection.gains import Gains, gains_of, towards_zero
-from dean_interp.selection.gating import NoNeuronError
 from dean_interp.selection.selection import Selection, top_fraction
 
 _GENERAL = 0.01
@@ -35,7 +35,7 @@ class SignedSilencingArm:
         return {"certainty": (0.5, 1.0, 1.5, 2.0)}
 
     def fit(self, examples: ArmExamples, settings: Settings) -> Silencing:
-        """The neurons. Raises `NoNeuronError` where none is that certain."""
+        """The neurons. Raises `NothingToChangeError` where none is that certain."""
         certainty = float(settings["certainty"])
         first_signs, second_signs = examples.flip or (None, None)
         first_scores, second_scores = examples.margin_scores[:2]
@@ -48,7 +48,7 @@ class SignedSilencingArm:
         fraction = max(_GENERAL, 1 / fewest)
         chosen = lower_both - top_fraction(general, fraction)
         if not len(chosen):
-            raise NoNeuronError(
+            raise NothingToChangeError(
                 f"no neuron lowers both {first.behaviour} and {second.behaviour} by {settings['certainty']} standard "
                 "errors: take a smaller certainty"
             )

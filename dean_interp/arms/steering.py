@@ -18,7 +18,7 @@ from dean_interp.arms.answer_statistics import DEPTHS
 from dean_interp.arms.arm import BYTES_OF_NUMBER, ArmExamples, Kind, Setting, Settings
 from dean_interp.arms.hooked_change import hooked_state
 from dean_interp.arms.mean_differences import mean_differences
-from dean_interp.errors import InputError
+from dean_interp.errors import NothingToChangeError
 from dean_interp.models.sites import residual_hook
 from dean_interp.study.store import State
 
@@ -66,13 +66,16 @@ class Steering:
         """The vector from both behaviours' answers.
 
         Raises:
-            InputError: as `mean_differences`; two directions that oppose each other.
+            InputError: as `mean_differences`.
+            NothingToChangeError: two directions that oppose each other.
         """
         directions = mean_differences(examples, float(settings["depth"]))
         total = directions.units.sum(0)
         length = total.norm()
         if float(length) < _OPPOSED:
-            raise InputError(f"the directions of the two behaviours oppose each other after layer {directions.layer}")
+            raise NothingToChangeError(
+                f"the directions of the two behaviours oppose each other after layer {directions.layer}"
+            )
         # As long as the stream typically is.
         vector = directions.norm * total / length
         return Steered(directions.layer, vector.to(torch.float32))

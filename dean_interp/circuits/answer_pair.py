@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dean_interp.circuits.graph import Node
 from dean_interp.data.examples import Example
-from dean_interp.errors import InputError
+from dean_interp.errors import refuse_below_one
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.neuron_names import Neuron, name_of, neuron_among
@@ -116,8 +116,7 @@ def answer_pair(
 
     Raises `InputError` for a number of tokens below 1, and as `encode` does.
     """
-    if answer_tokens is not None and answer_tokens < 1:
-        raise InputError(f"answer_tokens must be at least 1, got {answer_tokens}")
+    refuse_below_one(answer_tokens=answer_tokens)
     answers = [example.answers["safe"], example.answers["unsafe"]]
     encoded = encode(
         native_tokenizer(model),

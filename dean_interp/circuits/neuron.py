@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.native_tokenizer import native_tokenizer
@@ -57,7 +57,11 @@ def strongest_neurons(
     *,
     n_neurons: int,
 ) -> list[Neuron]:
-    """The selected neurons with the highest geometric mean of both behaviours' scores, highest first."""
+    """The selected neurons with the highest geometric mean of both behaviours' scores, highest first.
+
+    Raises `InputError` for a number below 1.
+    """
+    refuse_below_one(n_neurons=n_neurons)
     ranked = []
     for site, indices in selection.units.items():
         products = first[site] * second[site]
@@ -82,7 +86,9 @@ def top_texts(
     """The texts (prompt and scored answer) on which the neurons fire most, largest first.
 
     A text is ranked by its largest activation relative to each neuron's largest anywhere, so no neuron drowns another.
+    Raises `InputError` for a number of texts below 1.
     """
+    refuse_below_one(n_texts=n_texts)
     read = _read(model, neurons, behaviours, template=template, unfinished=unfinished)
     peaks = torch.stack([values.abs().amax(0) for values in read.activations])
     peak = peaks.amax(0).clamp(min=1e-9)

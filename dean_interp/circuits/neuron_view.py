@@ -13,7 +13,7 @@ from dean_interp.circuits.neuron import TextActivations, of_neuron, read_texts
 from dean_interp.circuits.neuron_scores import NeuronScores, neuron_scores
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.evaluation.lines import Line, compare
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.measurement import Measurement
@@ -86,8 +86,10 @@ def view_neuron(
         answer_tokens: how many first tokens of each answer are measured; None takes all.
 
     Raises:
-        InputError: no examples, a site or index that the model does not have, scores without neurons.
+        InputError: no examples, a site or index that the model does not have, scores without neurons, a number of texts
+            below 1.
     """
+    refuse_below_one(n_texts=n_texts)
     readings = neuron_readings(model, [neuron], examples, template=template, answer_tokens=answer_tokens)
     return view_of_reading(model, readings, 0, scores=scores, selections=selections, n_texts=n_texts)
 

@@ -17,7 +17,7 @@ from dean_interp.circuits.graph import Circuit, Edge, Node
 from dean_interp.circuits.intervention import measured
 from dean_interp.circuits.kept_pass import KeptPass, kept_pass
 from dean_interp.data.examples import Example
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.load import HookedModel
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.tokens import Template
@@ -224,7 +224,5 @@ def _check(model: HookedModel, selection: Selection, example: Example, counts: M
     if not example.paired:
         answers = ", ".join(example.answers) or "none"
         raise InputError(f"the example needs a safe and an unsafe answer; it has {answers}")
-    for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"{name} must be at least 1, got {count}")
+    refuse_below_one(**counts)
     refuse_offloaded(model, "tracing a circuit")

@@ -13,7 +13,7 @@ from dean_interp.cli.terminal import Talk
 from dean_interp.distributed import require_one_process
 from dean_interp.editing.conversation import Conversation, Turn
 from dean_interp.editing.edit_at_dose import load_any_edit, refuse_dose
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.files import check_writable, write_json
 
 COMMANDS = {
@@ -52,8 +52,7 @@ def do_chat(step: ChatWithEdit, talk: Talk) -> StepResult:
     require_one_process("chat")
     # What can be wrong is told before the model is loaded.
     refuse_dose(step.dose)
-    if step.answer_length < 1:
-        raise InputError(f"answer_length must be at least 1, got {step.answer_length}")
+    refuse_below_one(answer_length=step.answer_length)
     if step.out:
         check_writable(step.out)
     edit = load_any_edit(step.edit)

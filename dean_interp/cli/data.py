@@ -14,7 +14,7 @@ from dean_interp.data.examples import Example, load_behaviour
 from dean_interp.data.leakage import NEAR
 from dean_interp.data.readers import unused_columns
 from dean_interp.data.sources import licence_of, names_fault
-from dean_interp.errors import InputError, first_line
+from dean_interp.errors import InputError, first_line, refuse_below_one
 from dean_interp.evaluation.judges.lexical import lexical_labels
 from dean_interp.files import check_writable, write_json
 
@@ -92,8 +92,7 @@ def _tokenizer(name: str) -> Callable[[str], Sequence[int]]:
 
 
 def _show(action: ShowData) -> StepResult:
-    if action.n_examples < 1:
-        raise InputError(f"n_examples must be at least 1, got {action.n_examples}")
+    refuse_below_one(n_examples=action.n_examples)
     behaviour = load_behaviour(action.name, n_examples=None, split=None)
     shown = behaviour.examples[: action.n_examples]
     rows = [{"prompt": example.prompt, "topic": example.topic, **example.answers} for example in shown]

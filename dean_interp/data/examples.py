@@ -21,7 +21,7 @@ from dean_interp.data.data_rows import DataRow, Split, splits_of
 from dean_interp.data.prompt_text import is_among, prompt_hash
 from dean_interp.data.readers import read_rows
 from dean_interp.data.sources import behaviour_name, load_named, named_source
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.frames import Framed
 
 if TYPE_CHECKING:
@@ -160,8 +160,7 @@ def load_behaviour(
         raise InputError(f"split must be 'calibration', 'test' or None, got {split!r}")
     if response not in get_args(ResponseKind):
         raise InputError(f"response must be 'safe' or 'unsafe', got {response!r}")
-    if n_examples is not None and n_examples < 1:
-        raise InputError(f"n_examples must be at least 1, got {n_examples}")
+    refuse_below_one(n_examples=n_examples)
     name = name or behaviour_name(name_or_path)
     rows = _rows(name_or_path, response)
     if split is not None:
@@ -187,7 +186,10 @@ def _rows(source: "str | Path | Dataset", response: ResponseKind) -> list[DataRo
 
 
 def draw(behaviour: Behaviour, n_examples: int, *, seed: int = 0) -> Behaviour:
-    """Examples without replacement, as `load_behaviour` draws them. Raises `InputError` where there are too few."""
+    """Examples without replacement, as `load_behaviour` draws them. Raises `InputError` where there are too few,
+    or for a number below 1.
+    """
+    refuse_below_one(n_examples=n_examples)
     if n_examples > len(behaviour):
         part = _part_name(behaviour.name, behaviour.split)
         raise InputError(f"n_examples={n_examples} but {part} has {len(behaviour)} examples")

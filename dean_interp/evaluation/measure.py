@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.evaluation.measurement import BehaviourMeasurement, Measurement
 from dean_interp.information.activations import activations_of, hooks_of
 from dean_interp.models.end_activations import EndActivations, end_activations
@@ -106,8 +106,7 @@ def encoded_answers(
     model: HookedModel, behaviour: Behaviour, *, template: Template, answer_tokens: int | None
 ) -> list[Encoded]:
     """What is measured of a behaviour: each prompt with its two answers, or its one."""
-    if answer_tokens is not None and answer_tokens < 1:
-        raise InputError(f"answer_tokens must be at least 1, got {answer_tokens}")
+    refuse_below_one(answer_tokens=answer_tokens)
     if behaviour.paired:
         answers = [[example.answers["safe"], example.answers["unsafe"]] for example in behaviour.examples]
     else:

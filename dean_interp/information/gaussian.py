@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.information.estimate import (
     CONSTANT,
     Estimate,
@@ -226,8 +226,7 @@ def reduced(x: Matrix, y: Matrix, k: int | None) -> tuple[Matrix, Matrix]:
     """Both sides on their first `k` principal components; as they are where `k` is None."""
     if k is None:
         return x, y
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
+    refuse_below_one(k=k)
     directions_x, _ = principal_components(x, k)
     directions_y, _ = principal_components(y, k)
     return x @ directions_x, y @ directions_y

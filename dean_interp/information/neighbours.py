@@ -9,7 +9,7 @@ from scipy.spatial import KDTree
 from scipy.special import digamma
 from torch import Tensor
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.information.estimate import (
     CONSTANT,
     Estimate,
@@ -50,8 +50,7 @@ def ksg_mi(x: Side, y: Side, *, k: int = 3, scaling: Scaling = "standard") -> Es
     """
     if scaling not in get_args(Scaling):
         raise InputError(f"scaling must be one of {get_args(Scaling)}, got {scaling!r}")
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
+    refuse_below_one(k=k)
     x, y = as_matrices(x, y, least=k + 2)
     n_dims = x.shape[1] + y.shape[1]
     flags = doubts(x, y) + few(len(x), n_dims)

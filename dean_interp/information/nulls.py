@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.information.estimate import CONSTANT, Estimate, Matrix, Pairings, Side, as_matrices
 from dean_interp.information.gaussian import copula_mi, gaussian_mi, gaussian_of_pairings, normal_scores, reduced
 from dean_interp.information.kernels import (
@@ -82,8 +82,7 @@ def shuffle_test(
     names = [0] * n_examples if groups is None else list(groups)
     if len(names) != n_examples:
         raise InputError(f"groups must have one entry an example, got {len(names)} for {n_examples}")
-    if n_shuffles < 1:
-        raise InputError(f"n_shuffles must be at least 1, got {n_shuffles}")
+    refuse_below_one(n_shuffles=n_shuffles)
     first, second = reduced(x, y, k)
     flags = estimated(estimator, first, second).flags
     if CONSTANT in flags:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.neurons import effect_of_rows
@@ -42,8 +42,7 @@ def integrated_gradients(
     layer is silenced, up to the error of the integral (Gauss-Legendre with `n_steps` points). It takes a pass for each
     layer and step: `n_layers * n_steps` times the cost of `importance` for neurons.
     """
-    if n_steps < 1:
-        raise InputError(f"n_steps must be at least 1, got {n_steps}")
+    refuse_below_one(n_steps=n_steps)
     refuse_not_finite(model)
     if config.target == "fisher":
         raise InputError("target='fisher' is for `importance`: a path has no Fisher information")

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, model_fingerprint, versions
 from dean_interp.models.matrices import neuron_sites, weight_sites
@@ -187,8 +187,7 @@ def batch_tokens_of(model: HookedModel, config: ScoringConfig) -> int:
     if config.batch_tokens is None:
         is_on_cpu = torch.device(model.cfg.device).type == "cpu"
         return 512 if is_on_cpu else 4096
-    if config.batch_tokens < 1:
-        raise InputError(f"batch_tokens must be at least 1, got {config.batch_tokens}")
+    refuse_below_one(batch_tokens=config.batch_tokens)
     return config.batch_tokens
 
 
@@ -210,8 +209,7 @@ def scored_sites(model: HookedModel, units: Sequence[Unit], config: ScoringConfi
 
 def in_passes(sites: Sequence[Site], layers_per_pass: int | None) -> list[list[Site]]:
     """The sites of each pass: `layers_per_pass` neighbouring layers at a time."""
-    if layers_per_pass is not None and layers_per_pass < 1:
-        raise InputError(f"layers_per_pass must be at least 1, got {layers_per_pass}")
+    refuse_below_one(layers_per_pass=layers_per_pass)
     layers = sorted({site.layer for site in sites})
     size = layers_per_pass or len(layers)
     passes = []

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, NothingToChangeError, refuse_below
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gains import Damage, Gains, towards_zero
@@ -62,12 +62,7 @@ class GatingConfig:
         """Raise `InputError` where a setting is out of its range."""
         if self.cost not in get_args(Cost):
             raise InputError(f"cost must be one of {get_args(Cost)}, got {self.cost!r}")
-        for name in ("ridge", "certainty", "against_register", "sparsity"):
-            value = getattr(self, name)
-            if not value >= 0:
-                raise InputError(f"{name} must be at least 0, got {value}")
-        if self.count is not None and self.count < 1:
-            raise InputError(f"count must be at least 1, got {self.count}")
+        refuse_below(self, {"ridge": 0, "certainty": 0, "against_register": 0, "sparsity": 0, "count": 1})
         if self.folds < 0 or self.folds == 1:
             raise InputError(f"folds must be 0 or at least 2, got {self.folds}")
         is_for_closed_form = self.cost == "alone" or self.count is not None or self.silence_only
@@ -100,7 +95,7 @@ def closed_form_gates(
 
     Raises:
         InputError: a setting out of its range; gains or damage of another model.
-        NoNeuronError: no neuron that is left to change.
+        NothingToChangeError: no neuron that is left to change.
     """
     config.check()
     if not sorted(first.mean) == sorted(second.mean) == sorted(damage.rows):
@@ -125,12 +120,12 @@ def gates_of_cost_one(
 ) -> Gates:
     """Gates in the direction of changes that these gains chose. They cost 1 nat per token, each neuron alone.
 
-    Raises `NoNeuronError` where nothing changes.
+    Raises `NothingToChangeError` where nothing changes.
     """
     gates = gates_from_changes(changes, first.prompt_hashes | second.prompt_hashes)
     cost = damage.kl_alone(gates)
     if not cost > 0:
-        raise NoNeuronError(
+        raise NothingToChangeError(
             f"no neuron raises both {first.behaviour} and {second.behaviour}: every gain is 0 under these settings "
             "(lower certainty, leave agree and silence_only off, or score more examples)"
         )
@@ -146,11 +141,11 @@ def benefit_of(
 ) -> dict[Site, Tensor]:
     """The sum of both behaviours' gains, less those for the register set, each in units of its mean size.
 
-    Raises `NoNeuronError` where no neuron moves the margin of a behaviour.
+    Raises `NothingToChangeError` where no neuron moves the margin of a behaviour.
     """
     for gains in (first, second):
         if not gains.size > 0:
-            raise NoNeuronError(
+            raise NothingToChangeError(
                 f"no neuron moves the margin of {gains.behaviour}: every gain is 0, as where its safe and unsafe "
                 "answers are the same, or where the neurons do nothing"
             )
@@ -230,7 +225,3 @@ def _kept(
 def shrunk(gains: Gains, site: Site, certainty: float) -> Float[Tensor, " d_mlp"]:
     """Gains moved towards 0 by `certainty` standard errors: their bound that is nearer to 0, or 0."""
     return towards_zero(gains.mean[site], certainty * gains.error[site])
-
-
-class NoNeuronError(InputError):
-    """No neuron is left that raises both behaviours."""

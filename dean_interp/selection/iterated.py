@@ -54,7 +54,7 @@ def gates_of_scores(
 
     Raises:
         InputError: a setting out of its range; a behaviour with fewer topics than two a fold.
-        NoNeuronError: no neuron that is left to change.
+        NothingToChangeError: no neuron that is left to change.
     """
     config.check()
     first_gains = gains_of(first, signs=signs[0])

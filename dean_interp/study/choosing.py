@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.errors import NothingToChangeError
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
@@ -19,7 +20,6 @@ from dean_interp.scoring.preparation import ScoringConfig
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gains import Damage, Gains, damage_of, gains_of
 from dean_interp.selection.gates import Gates, dosed
-from dean_interp.selection.gating import NoNeuronError
 from dean_interp.selection.iterated import gates_of_scores
 from dean_interp.selection.strata import strata
 from dean_interp.statistics import Interval, clustered_interval
@@ -230,7 +230,7 @@ def _flips(scores: Sequence[Scores], direction: Gates, config: ImproveConfig, do
         name = f"flip {number + 1}"
         try:
             turned = direction_of(scores, config, flip).gates
-        except NoNeuronError:
+        except NothingToChangeError:
             # Nothing is certain enough on flipped labels: a null that changes nothing.
             states.append(gated_state(name, FLIP, direction * 0.0, dose=0.0))
             continue

@@ -4,6 +4,7 @@ The dose of the edit is the largest whose KL interval ends within the budget. Ga
 to the edit's own KL.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -122,9 +123,13 @@ def dose_to_kl(direction: Gates, meter: KlOf, *, kl: float, start: float) -> Dos
     """The dose at which the mean KL is about `kl`, from one measurement at `start`.
 
     KL grows about as the square of a dose that is this small. The KL of the result is predicted; what is measured on
-    confirming text stands beside every state.
+    confirming text stands beside every state. Where the model breaks at `start`, which
+    leaves no KL, half of it is taken.
     """
     trial = meter(dosed(direction, start))
+    while math.isnan(trial.mean):
+        start /= 2
+        trial = meter(dosed(direction, start))
     growth = kl / max(trial.mean, 1e-12)
     predicted = Interval(
         mean=growth * trial.mean,

@@ -8,7 +8,7 @@ from typing import Literal
 from dean_interp.circuits.neuron import strongest_neurons
 from dean_interp.circuits.neuron_scores import NeuronScores, neuron_scores
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.neuron_names import Neuron, NeuronName, name_of
 from dean_interp.scoring.scores import Scores, load_scores
 from dean_interp.selection.gains import Damage, Gains, damage_of, gains_of
@@ -75,8 +75,7 @@ def units_of_run(folder: Path, *, n_units: int) -> RunUnits:
     Raises:
         InputError: a number below 1; no finished run there; a run that selected weights alone; data that is gone.
     """
-    if n_units < 1:
-        raise InputError(f"n_units must be at least 1, got {n_units}")
+    refuse_below_one(n_units=n_units)
     run = load_run(folder)
     if isinstance(run, Improvement):
         return _of_improvement(run, folder, n_units)

@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Any
 
 from dean_interp.distributed import on_rank0
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.evaluation.judges.forms import QUESTION, Form, Messages, as_data
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
 from dean_interp.evaluation.judges.secret import without_login
@@ -60,8 +60,7 @@ class ServerJudge:
         Raises:
             InputError: the package `openai` is missing, `base_url` is no http address, or a number is out of range.
         """
-        if concurrency < 1:
-            raise InputError(f"concurrency must be at least 1, got {concurrency}")
+        refuse_below_one(concurrency=concurrency)
         self.client, self.failures = connect(base_url, key_variable, timeout, max_retries)
         self.model = model
         self.form = form
