@@ -1,5 +1,6 @@
 """The comparison of arms: a planted ranking is recovered, pieces resume and are shared, curves have known answers."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,7 +14,7 @@ from page_figures import figures_of
 from planted_gates import planted_settings
 
 from dean_interp import Behaviour, Example, InputError, load_behaviour
-from dean_interp.arms import measured_arms
+from dean_interp.arms import measured_arms, pieces
 from dean_interp.arms.arm import Change
 from dean_interp.arms.at_kl import dose_at_kl
 from dean_interp.arms.choosing_settings import best_of, tried_settings
@@ -21,6 +22,7 @@ from dean_interp.arms.comparison import RECORD, ComparisonConfig
 from dean_interp.arms.frontier_curves import MarginChanges, area_under, mean_under_curve, smaller_rises
 from dean_interp.arms.gate_arms import CLOSED_FORM
 from dean_interp.arms.pieces import _piece
+from dean_interp.errors import NothingToChangeError
 from dean_interp.models.load import tokenizer_of
 from dean_interp.statistics import Interval
 from dean_interp.study.run_folder import locked
@@ -238,6 +240,29 @@ def test_a_piece_that_another_process_is_at_is_left_to_it(tmp_path):
     (folder / RECORD).write_text("{}")
     with _piece(tmp_path, CLOSED_FORM.name, RECORD) as is_mine:
         assert not is_mine
+
+
+def test_a_flip_that_leaves_nothing_to_change_is_a_null_and_another_fault_is_told(monkeypatch, untyped):
+    monkeypatch.setattr(pieces, "state_kl_meter", lambda *_: None)
+    monkeypatch.setattr(pieces, "_flips", lambda *_: [None, None])
+    work = SimpleNamespace(
+        config=SimpleNamespace(chosen_at=0.05),
+        choose=SimpleNamespace(store=None),
+        model=None,
+        examples=lambda *_, **__: None,
+        sealed=contextlib.nullcontext,
+    )
+    record = SimpleNamespace(states=[SimpleNamespace(kl=0.05, dose=1.0)], settings={})
+
+    def nulls(fault: InputError) -> tuple:
+        def fit(*_: object) -> None:
+            raise fault
+
+        return pieces.null_states(work, SimpleNamespace(name="arm", fit=fit), record)
+
+    assert [state.chosen.dose for state in nulls(NothingToChangeError("none"))] == [0.0, 0.0]
+    with pytest.raises(InputError, match="the disk is full"):
+        nulls(InputError("the disk is full"))
 
 
 @pytest.mark.parametrize(

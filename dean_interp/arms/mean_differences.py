@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dean_interp.arms.answer_statistics import DEPTHS, AnswerStatistics, answer_statistics, layer_at
 from dean_interp.arms.arm import ArmExamples
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, NothingToChangeError
 from dean_interp.models.sites import residual_hook
 
 _NOTHING = 1e-6
@@ -35,8 +35,8 @@ def mean_differences(examples: ArmExamples, depth: float) -> MeanDifferences:
     """The directions after the layer at `depth` of the model.
 
     Raises:
-        InputError: as `answer_statistics`; a depth at which nothing is read; a behaviour whose safe and unsafe answers
-            do not differ there.
+        InputError: as `answer_statistics`; a depth at which nothing is read.
+        NothingToChangeError: a behaviour whose safe and unsafe answers do not differ there.
     """
     if depth not in DEPTHS:
         raise InputError(f"depth must be one of {DEPTHS}, got {depth}")
@@ -49,7 +49,9 @@ def mean_differences(examples: ArmExamples, depth: float) -> MeanDifferences:
         difference = _difference(statistics, layer)
         length = difference.norm()
         if float(length) <= _NOTHING * norm:
-            raise InputError(f"safe and unsafe answers of '{behaviour.name}' do not differ after layer {layer}")
+            raise NothingToChangeError(
+                f"safe and unsafe answers of '{behaviour.name}' do not differ after layer {layer}"
+            )
         units.append(difference / length)
     return MeanDifferences(layer, torch.stack(units), norm)
 
