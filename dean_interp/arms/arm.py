@@ -146,5 +146,6 @@ class Arm(Protocol):
 
         Raises:
             InputError: a model or data that the arm is not for.
+            NothingToChangeError: data that leave nothing to change.
         """
         ...
