@@ -115,6 +115,58 @@ def test_few_prompts_are_flagged_and_too_few_refused():
         estimate(drawn(1.0)[:9], drawn(1.0)[:9])
 
 
+def answered(sizes, seed):
+    """Random activations at prompts and answers, with the sizes of each behaviour's topics."""
+    groups, clusters = [], []
+    for name, of_topics in sizes.items():
+        for topic, size in enumerate(of_topics):
+            groups += [name] * size
+            clusters += [f"{name}: {topic}"] * size
+    generator = torch.Generator().manual_seed(seed)
+    n = len(groups)
+    at_prompts, at_answers = torch.randn(n, D, generator=generator), torch.randn(n, 2, D, generator=generator)
+    residual = {0: torch.randn(n, 8, generator=generator)}
+    return Activations({SITE: at_prompts}, EVERY, tuple(groups), tuple(clusters), {SITE: at_answers}, residual)
+
+
+def asked(sizes, estimand, calibration=None):
+    arm = InformationArm(units_of(0, 6), FIRST, SECOND)
+    config = MutualInformationConfig(estimand, n_shuffles=5, n_subsamples=10)
+    names = ("fairness", "privacy")
+    estimates = BeforeAfter(config, answered(sizes, 0), arm, names, calibration=calibration)
+    return estimates.information(answered(sizes, 1), [])
+
+
+@pytest.mark.parametrize("sizes", [(24,), (12, 12), (2, 2, 36), (12, 6, 6), (1, 23), (10, *[1] * 10)])
+@pytest.mark.parametrize("estimand", ["downstream_mi", "awareness_mi", "label_information", "paper_nhsic"])
+def test_few_topics_and_topics_of_unequal_size_have_an_estimate_with_an_interval(estimand, sizes):
+    for shift in asked({"fairness": sizes, "privacy": sizes}, estimand).shifts:
+        assert shift.low < shift.change < shift.high
+
+
+@pytest.mark.parametrize(
+    ("sizes", "estimand", "said"),
+    [
+        (
+            {"fairness": [1] * 20},
+            "label_information",
+            "0 distinct test prompts of 'privacy' are too few for label_info",
+        ),
+        ({"fairness": [1] * 20, "privacy": [3]}, "paper_nhsic", "3 distinct test prompts of 'privacy' .* at least 4"),
+        ({"fairness": [1] * 20, "privacy": [7]}, "awareness_mi", "7 distinct test prompts of 'privacy' .* at least 8"),
+        ({"fairness": [9], "privacy": [9], "more": [2]}, "awareness_mi", "2 distinct test prompts of 'more'"),
+    ],
+)
+def test_a_behaviour_with_hardly_a_prompt_of_its_own_is_refused_before_any_estimate(sizes, estimand, said):
+    with pytest.raises(InputError, match=said):
+        asked(sizes, estimand)
+
+
+def test_a_probe_without_a_calibration_prompt_of_its_own_is_refused():
+    with pytest.raises(InputError, match="no calibration prompt is of 'privacy'"):
+        asked({"fairness": [9], "privacy": [9]}, "awareness_mi", answered({"fairness": [9]}, 2))
+
+
 def behaviours(n=8):
     return [
         Behaviour(

@@ -13,7 +13,13 @@ from scipy import stats
 
 from dean_interp import InputError
 from dean_interp.information import cka, copula_mi, gaussian_mi, ksg_mi, nhsic, shuffle_test
-from dean_interp.information.nulls import frozen_core, half_samples, largest_fall, within_group_permutations
+from dean_interp.information.nulls import (
+    fewest_in_half,
+    frozen_core,
+    half_samples,
+    largest_fall,
+    within_group_permutations,
+)
 from dean_interp.statistics import rank_p_value
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -264,6 +270,30 @@ def test_rows_of_a_group_that_is_one_cluster_are_drawn_one_by_one():
     halves = half_samples(["only"] * 10, ["one"] * 10, 50, seed=0)
     assert {len(rows) for rows, _ in halves} == {5}
     assert len({tuple(rows.tolist()) for rows, _ in halves}) > 30
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 36), (1, 19), (10, *[1] * 10), (12, 6, 6), (5, 5), (7, 2, 2, 2)])
+def test_no_half_is_less_than_a_half_or_has_fewer_clusters_than_promised(sizes):
+    """One cluster that held most rows left a handful of others as a `half`, of which nothing can be estimated."""
+    clusters = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    is_in_one = 2 * max(sizes) > sum(sizes)
+    for rows, _ in half_samples(clusters, ["one"] * len(clusters), 200, seed=0):
+        assert sum(sizes) / 2 <= len(rows) < sum(sizes)
+        n_clusters = len({clusters[row] for row in rows})
+        assert is_in_one or n_clusters >= fewest_in_half(clusters)
+
+
+def test_where_one_cluster_holds_most_rows_the_answers_to_a_prompt_stay_together():
+    clusters = ["large"] * 16 + ["small"] * 4
+    for rows, factor in half_samples(clusters, ["one"] * 20, 50, seed=0, block=2):
+        taken = set(rows.tolist())
+        assert len(taken) == 10 and factor == 1
+        assert {row ^ 1 for row in taken} == taken
+
+
+@pytest.mark.parametrize(("clusters", "fewest"), [("aabbcc", 2), ("aabb", 1), ("aaabc", 1), ("abcde", 3), ("", 0)])
+def test_the_fewest_clusters_of_a_half_are_the_largest(clusters, fewest):
+    assert fewest_in_half(clusters) == fewest
 
 
 # The largest fall over layers

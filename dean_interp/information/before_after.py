@@ -8,9 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dean_interp.errors import InputError
 from dean_interp.information.activations import Activations
-from dean_interp.information.estimands import INDICES, InformationArm, MutualInformationConfig
+from dean_interp.information.estimands import (
+    INDICES,
+    InformationArm,
+    MutualInformationConfig,
+    refuse_few,
+    refuse_missing,
+)
 from dean_interp.information.estimate import PER_DIMENSION
 from dean_interp.information.nulls import half_samples, largest_fall, within_group_permutations
 from dean_interp.information.places import Place, is_reached, places_of
@@ -39,9 +44,10 @@ class BeforeAfter:
         calibration: Activations | None = None,
     ) -> None:
         """`behaviours` are the names of first and second; `calibration` are activations that probes are fitted on."""
-        n_prompts = len(before.groups)
-        self.config = config.settled(n_prompts)
-        refuse_few(self.config, n_prompts)
+        self.config = config.settled(len(before.groups))
+        refuse_few(self.config, before.groups, behaviours)
+        if calibration is not None:
+            refuse_missing(calibration.groups, behaviours)
         self.before = before
         self.edit = edit
         self.behaviours = tuple(behaviours)
@@ -176,7 +182,7 @@ class BeforeAfter:
         x, y = matrices
         # both states are estimated on the same halves of the topics: the change is paired
         n_samples = self.config.n_subsamples or 2
-        samples = half_samples(sides.clusters, sides.groups, n_samples, seed=self.config.seed)
+        samples = half_samples(sides.clusters, sides.groups, n_samples, seed=self.config.seed, block=sides.block)
         values = _on_samples(sides, matrices, samples)
         values_after = _on_samples(sides, matrices_after, samples)
         level = self._level(sides, matrices, _half_width(values, samples))
@@ -227,19 +233,6 @@ class BeforeAfter:
             null_sd=float(np.std(null)),
             p=rank_p_value(value, null),
         )
-
-
-def refuse_few(config: MutualInformationConfig, n_prompts: int) -> None:
-    """Raise `InputError` where there are too few prompts for the estimand's components."""
-    least = 8
-    what = config.estimand
-    if config.estimand in ("downstream_mi", "subset_mi"):
-        # half of the prompts must still be more than the dimensions
-        k = config.settled(n_prompts).k or 1
-        least = 4 * k + 4
-        what = f"k={k} components a side (a smaller k needs fewer)"
-    if n_prompts < least:
-        raise InputError(f"{n_prompts} distinct test prompts are too few for {what}: give at least {least}")
 
 
 def _key(place: Place, sides: Sides) -> str:

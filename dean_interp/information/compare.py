@@ -11,8 +11,8 @@ from pathlib import Path
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError
 from dean_interp.information.activations import Activations, distinct, read_activations
-from dean_interp.information.before_after import BeforeAfter, refuse_few
-from dean_interp.information.estimands import InformationArm, MutualInformationConfig
+from dean_interp.information.before_after import BeforeAfter
+from dean_interp.information.estimands import InformationArm, MutualInformationConfig, refuse_few
 from dean_interp.information.kept_controls import Changes, KeptControls, kept_controls
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel
@@ -201,8 +201,10 @@ def _check(
             scored |= selection.prompt_hashes
     refuse_scored(model, behaviours, also=frozenset(scored))
     _check_behaviours(behaviours, calibration)
+    groups = [name for name, _ in distinct(behaviours)]
+    names = [behaviour.name for behaviour in behaviours[:2]]
     for config in configs:
-        refuse_few(config, len(distinct(behaviours)))
+        refuse_few(config, groups, names)
     for arm in arms:
         _check_neurons(arm.first_neurons, "first_neurons")
         _check_neurons(arm.second_neurons, "second_neurons")

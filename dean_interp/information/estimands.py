@@ -13,6 +13,7 @@ the same change under matched random ablations. Two behaviours' prompts pooled d
 alone; a shuffle within topics keeps that part. The first two estimands answer "did the mutual information fall?".
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -103,6 +104,42 @@ class MutualInformationConfig:
     def at_answers(self) -> bool:
         """Whether the estimand takes activations where answers end."""
         return self.estimand in ("awareness_mi", "label_information")
+
+
+def refuse_few(config: MutualInformationConfig, groups: Sequence[str], behaviours: Sequence[str]) -> None:
+    """Raise `InputError` where there are too few prompts for the estimand's components, or too few of a behaviour.
+
+    `groups` are the behaviour of each distinct prompt, `behaviours` the names of first and second.
+    """
+    n_prompts = len(groups)
+    least = 8
+    what = config.estimand
+    if config.estimand in ("downstream_mi", "subset_mi"):
+        # half of the prompts must still be more than the dimensions
+        k = config.settled(n_prompts).k or 1
+        least = 4 * k + 4
+        what = f"k={k} components a side (a smaller k needs fewer)"
+    if n_prompts < least:
+        raise InputError(f"{n_prompts} distinct test prompts are too few for {what}: give at least {least}")
+    # neurons are compared over all prompts; the other estimands look at behaviours one by one, this one at all
+    least_each = {"awareness_mi": 8, "label_information": 4, "paper_nhsic": 4}.get(config.estimand, 0)
+    others = groups if config.estimand == "awareness_mi" else ()
+    for behaviour in dict.fromkeys((*behaviours, *others)):
+        n = groups.count(behaviour)
+        if n < least_each:
+            raise InputError(
+                f"{n} distinct test prompts of '{behaviour}' are too few for {config.estimand}: give at least "
+                f"{least_each} (a prompt of two behaviours counts as the first one's)"
+            )
+
+
+def refuse_missing(groups: Sequence[str], behaviours: Sequence[str]) -> None:
+    """Raise `InputError` where a behaviour has no calibration prompt that a probe could be fitted on."""
+    for behaviour in behaviours:
+        if behaviour not in groups:
+            raise InputError(
+                f"no calibration prompt is of '{behaviour}' (a prompt of two behaviours counts as the first one's)"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """How far an estimate can be believed: shuffled pairings, subsamples, and ranks among controls."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -199,17 +201,18 @@ def within_group_permutations(
 
 
 def half_samples(
-    clusters: Sequence[Hashable], groups: Sequence[Hashable], n_samples: int, *, seed: int
+    clusters: Sequence[Hashable], groups: Sequence[Hashable], n_samples: int, *, seed: int, block: int = 1
 ) -> list[tuple[Int[Tensor, " row"], float]]:
-    """Random rows, about half of every group in whole clusters, each with what scales its deviation to all rows.
+    """Random rows, at least half of every group in whole clusters, each with what scales its deviation to all rows.
 
     An estimate on `m` of `n` rows drawn without replacement deviates by its own standard error times
     `sqrt((n - m) / m)` (Politis and Romano 1994; at one half the delete-half jackknife of Shao and Wu 1989); the factor
     is the inverse. Drawing with replacement would repeat rows, and an estimate from neighbours or kernels takes a
-    repeated row for information. Where a group is one cluster, its rows are drawn one by one.
+    repeated row for information. Where one cluster holds most of a group, no whole clusters make a half: its rows are
+    drawn one by one, or, where every `block` rows are one prompt, its prompts.
     """
     generator = np.random.default_rng(seed)
-    parts_of_groups = _parts_of_groups(clusters, groups)
+    parts_of_groups = parts_to_halve(clusters, groups, block=block)
     samples = []
     for _ in range(n_samples):
         rows: list[int] = []
@@ -221,18 +224,33 @@ def half_samples(
     return samples
 
 
-def _parts_of_groups(clusters: Sequence[Hashable], groups: Sequence[Hashable]) -> list[list[list[int]]]:
-    """The rows of each cluster of every group; single rows where a group is one cluster."""
+def parts_to_halve(
+    clusters: Sequence[Hashable], groups: Sequence[Hashable], *, block: int = 1
+) -> list[list[list[int]]]:
+    """The rows of each cluster of every group; where one cluster holds most of a group, those of each of its blocks."""
     by_group: dict[Hashable, dict[Hashable, list[int]]] = {}
     for row, (cluster, group) in enumerate(zip(clusters, groups, strict=True)):
         by_group.setdefault(group, {}).setdefault(cluster, []).append(row)
     parts_of_groups = []
     for by_cluster in by_group.values():
         parts = list(by_cluster.values())
-        if len(parts) == 1:
-            parts = [[row] for row in parts[0]]
+        rows = sorted(chain.from_iterable(parts))
+        if 2 * max(map(len, parts)) > len(rows):
+            parts = [rows[i : i + block] for i in range(0, len(rows), block)]
         parts_of_groups.append(parts)
     return parts_of_groups
+
+
+def fewest_in_half(clusters: Sequence[Hashable]) -> int:
+    """The fewest clusters that hold half of the rows: no half sample of whole clusters has fewer."""
+    n_rows = 0
+    n_clusters = 0
+    for _, size in Counter(clusters).most_common():
+        if 2 * n_rows >= len(clusters):
+            break
+        n_rows += size
+        n_clusters += 1
+    return n_clusters
 
 
 def _half_of(parts: Sequence[Sequence[int]], generator: np.random.Generator) -> list[int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dean_interp.information.activations import Activations
 from dean_interp.information.gaussian import principal_components
 from dean_interp.information.kernels import spread
+from dean_interp.information.nulls import parts_to_halve
 from dean_interp.information.places import Place
 from dean_interp.information.probes import probe_direction
 from dean_interp.models.sites import NEURONS, Site
@@ -162,19 +163,17 @@ def _standardised_score(values: Float[Tensor, "row unit"], direction: Float[Tens
 
 
 def _is_in_first_half(state: Activations, seed: int) -> IsRow:
-    """Whether a row is in the first half: half of the topics of every behaviour, both answers together."""
+    """Whether a row is in the first half: half of the topics of every behaviour, both answers together.
+
+    Where a behaviour's prompts are of one topic, or most of them, half of its prompts.
+    """
     generator = np.random.default_rng([seed, 3])
-    # every topic once, in the order of the prompts
-    topics_of: dict[str, dict[str, None]] = {}
-    for topic, group in zip(state.clusters, state.groups, strict=True):
-        topics_of.setdefault(group, {})[topic] = None
-    chosen: set[str] = set()
-    for topics in topics_of.values():
-        names = list(topics)
-        order = generator.permutation(len(names))
-        half = order[: len(names) // 2]
-        chosen.update(names[i] for i in half)
-    return torch.tensor([topic in chosen for topic in twice(state.clusters)])
+    is_chosen = torch.zeros(len(state.groups), dtype=torch.bool)
+    for parts in parts_to_halve(state.clusters, state.groups):
+        order = generator.permutation(len(parts))
+        for i in order[: len(parts) // 2]:
+            is_chosen[parts[i]] = True
+    return is_chosen.repeat_interleave(2)
 
 
 def prompt_columns(state: Activations, place: Place, neurons: Selection) -> Float[Tensor, "prompt unit"]:

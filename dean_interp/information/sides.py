@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dean_interp.information.activations import Activations
 from dean_interp.information.kernels import smoother, spread
-from dean_interp.information.nulls import Core, frozen_core
+from dean_interp.information.nulls import Core, fewest_in_half, frozen_core
 from dean_interp.information.places import Place
 from dean_interp.information.probes import N_FOLDS, folds_of, usable_information
 from dean_interp.information.projections import Probe, Projection, Rows, is_safe_row, twice
@@ -205,17 +205,18 @@ def _label_sides(
 ) -> Sides:
     """Neurons against the label of some answers; a shuffle moves both answers to a prompt together."""
     labels = is_safe_row(rows).double()[:, None]
-    cluster_of = np.array(clusters)
-    # half of the topics, which a subsample holds, must do for all folds
-    n_in_half = (len(set(clusters)) + 1) // 2
-    n_folds = min(N_FOLDS, n_in_half)
+    # a half, which a subsample holds, must do for all folds: where it may be one topic, folds part its prompts
+    group_of = np.array(clusters)
+    if fewest_in_half(clusters) < 2:
+        group_of = rows.numpy() // 2
+    n_folds = min(N_FOLDS, fewest_in_half(group_of.tolist()))
 
     def matrices(state: Activations) -> Matrices:
         return projection(state), labels
 
     def core(x: Tensor, y: Tensor, pairings: Tensor, subset: Rows) -> Tensor:
         label = y[:, 0].long().numpy()
-        folds = folds_of(label, cluster_of[subset].tolist(), n_folds=n_folds, seed=seed)
+        folds = folds_of(label, group_of[subset].tolist(), n_folds=n_folds, seed=seed)
         values = []
         for order in pairings.numpy():
             values.append(usable_information(x.numpy(), label[order], folds))

@@ -13,8 +13,7 @@ from dean_interp.errors import InputError
 from dean_interp.evaluation.outcomes import clusters_of
 from dean_interp.files import read_json, write_json
 from dean_interp.information.activations import distinct
-from dean_interp.information.before_after import refuse_few
-from dean_interp.information.estimands import HEADLINES, MutualInformationConfig
+from dean_interp.information.estimands import HEADLINES, MutualInformationConfig, refuse_few
 from dean_interp.selection.iterated import refuse_few_topics
 from dean_interp.study.improvement import EarlierConfirmation, ImproveConfig
 from dean_interp.study.roles import Roles, RoleSizes, drawn_evenly, halves_of, refuse_shared, roles_of
@@ -110,9 +109,10 @@ def improve_data(config: ImproveConfig) -> ImproveData:
         # Flips leave one topic out where their number is odd.
         refuse_few_topics(roles.score.name, n_topics - n_topics % 2, config.gating)
     if config.paper_rule:
-        n_prompts = len(distinct(data.confirming[:2]))
+        confirming = data.confirming[:2]
+        groups = [name for name, _ in distinct(confirming)]
         for estimand in HEADLINES:
-            refuse_few(MutualInformationConfig(estimand), n_prompts)
+            refuse_few(MutualInformationConfig(estimand), groups, [behaviour.name for behaviour in confirming])
     return replace(data, prompts=_prompts(config, data))
 
 
