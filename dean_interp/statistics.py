@@ -18,6 +18,8 @@ Clusters = Sequence[Hashable]
 """The cluster of each example."""
 _BATCH_NUMBERS = 2_000_000
 """Numbers that a batch of resamples may hold."""
+_LEAST_ERROR = 1e-9
+"""Smaller standard errors of a share are rounding, where all clusters have one share."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,12 @@ def sign_flip_p_value(
     """Two-sided p that paired differences are 0 on average, by flipping the sign of whole clusters.
 
     All sign patterns are tried where there are no more than `n_resamples`, else that many are drawn. For differences of
-    one 0/1 outcome with one row a cluster, this is McNemar's test.
+    one 0/1 outcome with one row a cluster, this is McNemar's test. Raises `InputError` for a difference that is not
+    finite, and below two clusters.
     """
     sums, _ = _by_cluster(differences, clusters)
+    if not np.isfinite(sums).all():
+        raise InputError("signs can be flipped of finite differences alone, got NaN or infinity")
     if not sums.any():
         return 1.0
     test = stats.permutation_test(
@@ -162,8 +167,9 @@ def share_interval(
 ) -> Interval:
     """A share (values 0 or 1) with a Wilson interval at its effective size (Korn and Graubard 1998).
 
-    The effective size is that of independent trials with the variance that the clusters show; where all values are
-    alike it is the number of clusters, so that 0 of 30 does not look certain. Errors as of `clustered_interval`.
+    The effective size is that of independent trials with the variance that the clusters show, at most the number of
+    values; where all values are alike it is the number of clusters, so that 0 of 30 does not look certain. Errors as
+    of `clustered_interval`.
     """
     robust = clustered_interval(values, clusters, confidence=confidence)
     share = robust.mean
@@ -172,9 +178,9 @@ def share_interval(
     half_width = robust.high - share
     error = half_width / _t_quantile(confidence, n_clusters - 1)
     # the share of so many independent trials has this error
-    if error > 0:
-        independent_size = share * (1 - share) / error**2
-        size = min(float(len(values)), independent_size)
+    if 0 < share < 1:
+        variance = share * (1 - share)
+        size = min(float(len(values)), variance / max(error, _LEAST_ERROR) ** 2)
     low, high = _wilson(share, size, confidence)
     return Interval(share, low, high, n_clusters)
 

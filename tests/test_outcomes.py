@@ -38,6 +38,25 @@ def test_missing_numbers_are_left_out_in_pairs_and_counted():
     assert (line.before.mean, line.after.mean) == (1, 0)
 
 
+def test_an_infinite_number_is_missing_too_since_it_has_no_mean():
+    before, after = np.arange(20.0), np.arange(20.0) + 1
+    after[3], before[4] = np.inf, -np.inf
+    control = np.arange(20.0)
+    control[5] = np.inf
+    states = [outcome(values, unit="nats") for values in (before, after, control)]
+    (line,) = compare([states[0]], [states[1]], [[states[2]]])
+    assert (line.n, line.n_missing) == (18, 2)
+    assert (line.change.mean, line.change.low, line.change.high) == (1, 1, 1) and 0 < line.p < 0.001
+    assert line.control_changes == (0,)
+
+
+def test_numbers_that_are_shares_in_one_state_alone_are_compared_as_numbers():
+    before, after = outcome(np.arange(20) < 8), outcome(np.arange(20.0), unit="mean over items")
+    for line in (*compare([before], [after]), *compare([after], [before])):
+        assert line.unit == "mean over items" and abs(line.change.mean) == pytest.approx(9.1)
+        assert line.change.low < line.change.mean < line.change.high
+
+
 def test_an_outcome_without_numbers_is_no_line():
     nothing = np.full(20, np.nan)
     assert compare([outcome(nothing)], [outcome(nothing)], [[outcome(nothing)]]) == []
@@ -76,8 +95,13 @@ def test_what_a_design_detects_comes_from_controls_else_from_an_assumption():
 
 def test_states_of_other_prompts_cannot_be_compared():
     other = Outcome("safe answers", "fairness", "share", "higher", np.zeros(20), CLUSTERS[::-1])
-    with pytest.raises(InputError, match="other prompts"):
-        compare([outcome(np.zeros(20))], [other])
+    fewer = Outcome("safe answers", "fairness", "share", "higher", np.zeros(19), CLUSTERS[1:])
+    original = outcome(np.zeros(20))
+    for state in (other, fewer):
+        with pytest.raises(InputError, match="other prompts"):
+            compare([original], [state])
+        with pytest.raises(InputError, match="other prompts"):
+            compare([original], [original], [[state]])
 
 
 def test_the_table_has_every_line_with_its_interval():

@@ -182,6 +182,13 @@ def test_p_values_of_sign_flips_are_uniform_under_the_null():
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_difference_that_is_not_finite_is_never_significant(bad):
+    """A NaN once gave p = 0."""
+    with pytest.raises(InputError, match="finite differences alone, got NaN or infinity"):
+        sign_flip_p_value(np.array([1.0, bad, 2.0]), [1, 2, 3])
+
+
 def test_holm_is_the_step_down_of_bonferroni():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
@@ -218,3 +225,11 @@ def test_a_share_knows_that_answers_of_a_cluster_agree():
     alone = share_interval(values, range(10))
     tenfold = share_interval(np.repeat(values, 10), np.repeat(range(10), 10).tolist())
     assert (alone.low, alone.high) == pytest.approx((tenfold.low, tenfold.high), abs=0.02)
+
+
+@pytest.mark.parametrize("n_alike", [2, 3, 7, 49])
+def test_clusters_of_one_share_have_the_interval_of_all_their_answers(n_alike):
+    """No cluster differs from another: of a third or a 49th the error is rounding, of a half it is 0."""
+    values = np.array(([1.0] + [0.0] * (n_alike - 1)) * 10)
+    share, every = share_interval(values, [i // n_alike for i in range(len(values))]), proportion(10, 10 * n_alike)
+    assert (share.mean, share.low, share.high) == pytest.approx((every.mean, every.low, every.high))

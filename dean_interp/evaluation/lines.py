@@ -6,6 +6,7 @@ ablations.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Bool
@@ -40,7 +41,7 @@ class Line:
     n: int
     n_clusters: int
     n_missing: int
-    """Number of prompts without a number in one of the two states. They are in none of the numbers of this line."""
+    """Number of prompts without a finite number in one of the two states. They are in none of this line's numbers."""
     before: Interval
     after: Interval
     change: Interval
@@ -76,6 +77,7 @@ def compare(
     Raises:
         InputError: states that were measured on other prompts.
     """
+    _refuse_other_prompts(original, (changed, *controls))
     if detectable is None:
         detectable = detectable_changes(original, controls)
     after = {outcome.key: outcome for outcome in changed}
@@ -144,29 +146,36 @@ def _detectable(before: Outcome, controls: Sequence[Outcome]) -> float | None:
     return detectable_difference(float(np.sqrt(variance)), n_clusters)
 
 
+def _refuse_other_prompts(original: Outcomes, states: Sequence[Outcomes]) -> None:
+    """Raise `InputError` where an outcome of the original was measured on other prompts in another state."""
+    clusters = {outcome.key: outcome.clusters for outcome in original}
+    for outcome in chain.from_iterable(states):
+        if outcome.clusters != clusters.get(outcome.key, outcome.clusters):
+            raise InputError(f"'{outcome.metric}' on {outcome.on} was measured on other prompts in another state")
+
+
 def _line(before: Outcome, after: Outcome, controls: Sequence[Outcome], detectable: float | None) -> Line | None:
     """One outcome in two states; None below two clusters."""
-    for other in (after, *controls):
-        if other.clusters != before.clusters:
-            raise InputError(f"'{before.metric}' on {before.on} was measured on other prompts in another state")
     has_number = _in_both(before, after)
     clusters = _clusters(before, has_number)
     n_clusters = len(set(clusters))
     if n_clusters < 2:
         return None
     # Levels of shares stay within 0 and 1, and their changes within −1 and 1.
-    level = share_interval if before.unit == SHARE else clustered_interval
+    is_share = before.unit == after.unit == SHARE
+    level = share_interval if is_share else clustered_interval
     values_before = before.values[has_number]
     values_after = after.values[has_number]
     change = values_after - values_before
     interval = clustered_interval(change, clusters)
-    if before.unit == SHARE:
+    if is_share:
         interval = replace(interval, low=max(interval.low, -1.0), high=min(interval.high, 1.0))
     control_changes = _mean_changes(before, controls)
     return Line(
         metric=before.metric,
         on=before.on,
-        unit=before.unit,
+        # lm-eval's numbers may all be 0 or 1 in one state, and others in the next
+        unit=after.unit if before.unit == SHARE else before.unit,
         better=before.better,
         n=int(has_number.sum()),
         n_clusters=n_clusters,
@@ -195,9 +204,10 @@ def _mean_changes(before: Outcome, controls: Sequence[Outcome]) -> tuple[float, 
     """Each control's mean change, over the prompts that have a number."""
     means = []
     for control in controls:
-        change = control.values - before.values
-        if not np.isnan(change).all():
-            means.append(float(np.nanmean(change)))
+        has_number = _in_both(before, control)
+        if has_number.any():
+            change = (control.values - before.values)[has_number]
+            means.append(float(change.mean()))
     return tuple(means)
 
 
@@ -226,9 +236,8 @@ def _by_key(controls: Sequence[Outcomes]) -> dict[Key, list[Outcome]]:
 
 
 def _in_both(before: Outcome, after: Outcome) -> Bool[np.ndarray, " example"]:
-    """Which prompts have a number in both states."""
-    is_missing = np.isnan(before.values) | np.isnan(after.values)
-    return ~is_missing
+    """Which prompts have a number in both states; an infinite one has no mean."""
+    return np.isfinite(before.values) & np.isfinite(after.values)
 
 
 def _clusters(outcome: Outcome, rows: Bool[np.ndarray, " example"]) -> list[str]:
