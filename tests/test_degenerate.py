@@ -152,6 +152,18 @@ def test_a_constant_side_tells_a_probe_nothing(value):
     assert found.value == 0 and "constant side" in found.flags
 
 
+@pytest.mark.parametrize("value", CONSTANTS)
+def test_a_probe_is_not_blown_up_by_a_column_that_is_constant_on_all_but_one_row(value):
+    """Numpy's standard deviation of equal numbers may be 1e-17: the one row was divided by that."""
+    sides = []
+    for level in (value, 0.0):
+        column = torch.full((50, 1), level, dtype=torch.float64)
+        column[7] += 0.5
+        sides.append(torch.cat([noise(50, 2), column], 1))
+    given, at_zero = (v_information(side, labels(50)).value for side in sides)
+    assert given == pytest.approx(at_zero, abs=1e-6)
+
+
 @every
 def test_a_constant_column_beside_others_is_no_constant_side(estimator):
     x, y = normal(pair(0.9), 1, 60)

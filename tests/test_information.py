@@ -8,6 +8,7 @@ from dean_interp.editing.apply import apply_edit, create_gates_edit, revert_edit
 from dean_interp.information.activations import Activations, read_activations
 from dean_interp.information.before_after import BeforeAfter
 from dean_interp.information.estimands import InformationArm, MutualInformationConfig
+from dean_interp.information.kept_controls import kept_controls
 from dean_interp.models.matrices import neuron_sites
 from dean_interp.selection.gates import Gates
 
@@ -216,6 +217,31 @@ def test_unknown_estimands_and_scored_prompts_are_refused(llama, untyped):
     calibration = Behaviour("fairness", behaviours()[0].examples, split="calibration")
     with pytest.raises(InputError, match="calibration split"):
         mutual_information(llama, [calibration, behaviours()[1]], **options)
+
+
+def test_probes_are_not_fitted_on_a_test_prompt_that_is_written_otherwise(llama):
+    units = some_neurons(llama)
+    shouted = []
+    for behaviour in behaviours():
+        examples = tuple(Example(f"{one.prompt.upper()}!", one.answers) for one in behaviour.examples)
+        shouted.append(Behaviour(behaviour.name, examples))
+    options = {"first_neurons": units, "second_neurons": units, "ablated": units, "calibration": shouted}
+    with pytest.raises(InputError, match="16 calibration prompts are test prompts too"):
+        mutual_information(llama, behaviours(), **options, config=MutualInformationConfig("awareness_mi"))
+
+
+def test_controls_are_not_taken_up_from_a_call_that_fitted_its_probes_on_other_data(llama, tmp_path):
+    first, second = behaviours()
+    third = Behaviour("third", first.examples)
+    arm = InformationArm(some_neurons(llama), some_neurons(llama), some_neurons(llama))
+    options = {"configs": [MutualInformationConfig("awareness_mi")], "arms": [arm], "template": "raw"}
+    fingerprints = set()
+    for n_measured in (2, 3):
+        data = [first, second, third, first, second]
+        tests, calibration = data[:n_measured], data[n_measured:]
+        kept = kept_controls(tmp_path, llama, tests=tests, calibration=calibration, **options)
+        fingerprints.add(kept.fingerprint)
+    assert len(fingerprints) == 2
 
 
 def random_gates(model, *, n_zero=5):

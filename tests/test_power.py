@@ -59,6 +59,9 @@ def test_the_prompts_needed_are_the_fewest_that_reach_the_power():
             {"before": 0.5, "after": 0.2, "design": PowerDesign(3, 19, 1.5)},
             "disturbed and level must be between 0 and 1",
         ),
+        ({"before": 0.5, "after": 0.2, "design": PowerDesign(3, -1)}, "n_controls must be at least 1, got -1"),
+        ({"before": 0.5, "after": 0.2, "design": PowerDesign(0)}, "k must be at least 1, got 0"),
+        ({"before": 0.5, "after": 0.2, "n_trials": 0}, "n_trials must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(given, message):
@@ -69,3 +72,5 @@ def test_what_cannot_be_simulated_is_refused(given, message):
 def test_a_power_outside_its_range_is_refused():
     with pytest.raises(InputError, match="power must be between 0 and 1, got 1"):
         prompts_needed(before=1.0, after=0.5, power=1.0)
+    with pytest.raises(InputError, match="k must be at least 1, got -3"):
+        prompts_needed(before=1.0, after=0.5, design=PowerDesign(-3))

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dean_interp.data.examples import Behaviour
+from dean_interp.data.examples import Behaviour, prompt_hashes_of
 from dean_interp.errors import InputError
 from dean_interp.information.activations import Activations, distinct, read_activations
 from dean_interp.information.before_after import BeforeAfter
@@ -116,8 +116,9 @@ def mutual_informations(
     names = [behaviour.name for behaviour in behaviours[:2]]
     estimands = [BeforeAfter(config, before, edit, names, calibration=known) for config in configs]
     # controls first: what a killed call must not lose
-    data = [*behaviours, *calibration]
-    store = kept_controls(folder, model, data=data, configs=configs, arms=[edit, *arms], template=template)
+    store = kept_controls(
+        folder, model, tests=behaviours, calibration=calibration, configs=configs, arms=[edit, *arms], template=template
+    )
     control_changes = _control_changes(model, arms, estimands, activations=activations, store=store)
     # the edit
     with edit.applied(model):
@@ -221,14 +222,14 @@ def _check_behaviours(behaviours: Sequence[Behaviour], calibration: Sequence[Beh
     calibration_names = [behaviour.name for behaviour in calibration]
     if calibration and not set(names[:2]) <= set(calibration_names):
         raise InputError(f"calibration must hold {names[:2]}, got {calibration_names}")
-    overlap = _all_prompts(behaviours) & _all_prompts(calibration)
+    # by their normal form, as scored prompts are
+    hashes = prompt_hashes_of(behaviours)
+    overlap: set[str] = set()
+    for behaviour in calibration:
+        overlap |= behaviour.prompts_among(hashes)
     if overlap:
         example = min(overlap)[:60]
         raise InputError(f"{len(overlap)} calibration prompts are test prompts too, among them {example!r}")
-
-
-def _all_prompts(behaviours: Sequence[Behaviour]) -> set[str]:
-    return set().union(*(behaviour.prompts for behaviour in behaviours))
 
 
 def _check_neurons(neurons: Selection, name: str) -> None:

@@ -51,7 +51,8 @@ def kept_controls(
     folder: str | Path | None,
     model: HookedModel,
     *,
-    data: Sequence[Behaviour],
+    tests: Sequence[Behaviour],
+    calibration: Sequence[Behaviour],
     configs: Sequence[MutualInformationConfig],
     arms: Sequence[InformationArm],
     template: Template,
@@ -62,7 +63,10 @@ def kept_controls(
     parts = [model_fingerprint(model), template, *map(str, configs)]
     if template == "chat":
         parts += chat_settings(model).parts
-    parts += [behaviour.fingerprint for behaviour in data]
+    parts += [behaviour.fingerprint for behaviour in tests]
+    # the same data set may be measured in one call and fit probes in the other
+    parts.append("calibration")
+    parts += [behaviour.fingerprint for behaviour in calibration]
     for arm in arms:
         parts += [arm.ablated.fingerprint, arm.first_neurons.fingerprint, arm.second_neurons.fingerprint]
     content = " ".join(parts)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below, refuse_below_one
 from dean_interp.information.gaussian import gaussian_of_samples
 
 Part = Float[Tensor, "#state prompt k"]
@@ -49,8 +49,9 @@ def detection_rate(
     With `after == before` this is the share of false alarms, at most `level`.
 
     Raises:
-        InputError: negative information, a rise, too few prompts or controls.
+        InputError: negative information, a rise, too few prompts, components, controls or trials.
     """
+    _check(design, n_trials)
     if not 0 <= after <= before:
         raise InputError(f"a fall goes from `before` to an `after` between 0 and it, got {before} and {after}")
     least = _fewest_prompts(design)
@@ -65,6 +66,11 @@ def detection_rate(
     for _ in range(n_trials):
         n_finding += _finds(n_prompts, before, after, design, generator=generator)
     return n_finding / n_trials
+
+
+def _check(design: PowerDesign, n_trials: int) -> None:
+    refuse_below(design, {"k": 1, "n_controls": 1})
+    refuse_below_one(n_trials=n_trials)
 
 
 def _fewest_prompts(design: PowerDesign) -> int:
@@ -89,6 +95,7 @@ def prompts_needed(
     """
     if not 0 < power < 1:
         raise InputError(f"power must be between 0 and 1, got {power}")
+    _check(design, n_trials)
     n_prompts = _fewest_prompts(design)
     while n_prompts <= at_most:
         rate = detection_rate(n_prompts, before=before, after=after, design=design, n_trials=n_trials, seed=seed)

@@ -137,6 +137,8 @@ def probe_direction(
 
 
 def _scale(x: Float[np.ndarray, "example dim"]) -> Float[np.ndarray, " dim"]:
-    """Standard deviation of every column; 1 for a column that does not vary."""
-    sd = x.std(0)
-    return np.where(sd > 0, sd, 1.0)
+    """Standard deviation of every column; 1 for a column that does not vary, beyond rounding."""
+    span = x.max(0) - x.min(0)
+    # numpy's own of equal numbers may be a rounding error in place of 0
+    varies = span > 1e-12 * np.abs(x).max(0)
+    return np.where(varies, x.std(0), 1.0)
