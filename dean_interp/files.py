@@ -83,7 +83,7 @@ def write_json(path: str | Path, record: object) -> None:
 
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     # a folder: safetensors, when killed, leaves a file of some name beside the one that it writes
-    folder = path.with_suffix(".part")
+    folder = path.with_name(f"{path.name}.part")
     try:
         with _empty_folder(folder):
             part = folder / path.name

@@ -35,7 +35,7 @@ from dean_interp import (
 from dean_interp.editing.apply import create_gates_edit
 from dean_interp.editing.checkpoint import checkpoint_state
 from dean_interp.editing.edit import compare, stack
-from dean_interp.files import read_json, write_tensors
+from dean_interp.files import atomic_folder, read_json, write_json, write_tensors
 from dean_interp.resume import Unfinished
 from dean_interp.selection.gates import Gates
 from dean_interp.study.config import StudyConfig
@@ -366,7 +366,7 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(name, llama, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".", "..", "a\0b", "a\nb", "x" * 300])
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".", "..", "a\0b", "a\nb", "x" * 300, "\udcff"])
 def test_a_name_that_would_be_a_path_is_refused(name):
     with pytest.raises(InputError, match="a behaviour's name is in file names"):
         Behaviour(name, (Example("p", {"safe": "a"}),))
@@ -393,3 +393,12 @@ def test_no_source_runs_what_a_file_holds():
                 for argument, default in defaults.items():
                     if argument.arg == "trust_remote_code":
                         assert default is not None and ast.unparse(default) == "False", path
+
+
+def test_a_file_beside_a_folder_of_its_name_is_written_while_the_folder_is_filled(tmp_path):
+    """Both were made in `edit.part`: writing `edit.json` deleted what the folder held so far."""
+    with atomic_folder(tmp_path / "edit") as filled:
+        (filled / "weights").write_text("kept")
+        write_json(tmp_path / "edit.json", {"a": 1})
+    assert (tmp_path / "edit" / "weights").read_text() == "kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edit", "edit.json"]

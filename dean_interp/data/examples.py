@@ -63,7 +63,8 @@ class Behaviour(Framed):
 
     def __post_init__(self) -> None:
         is_plain = self.name.isprintable() and re.fullmatch(r"[^./][^/]*", self.name)
-        n_bytes = len(self.name.encode())
+        # a file's name may hold bytes that are no text
+        n_bytes = len(self.name.encode(errors="surrogatepass"))
         if not is_plain or n_bytes > 100:
             raise InputError(
                 "a behaviour's name is in file names: it must be 1 to 100 bytes of printable text without '/' that do "
