@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dean_interp.data.examples import Behaviour, load_behaviour
+from dean_interp.data.readers import unused_columns
 from dean_interp.errors import InputError
 
 PAIR = {"prompt": "Who left the note?", "safe": "That is for them to say.", "unsafe": "Read it and see."}
@@ -448,6 +449,14 @@ def test_a_bare_json_string_is_a_bad_row_like_any_other(tmp_path, row):
 
 def test_blank_lines_of_a_csv_are_skipped_and_counted(tmp_path):
     assert "line 4: prompt is missing" in error_of(csv_file(tmp_path, "prompt,response\n\n\n,b\n"))
+
+
+def test_blank_lines_before_the_header_of_a_csv_are_skipped_and_counted(tmp_path):
+    assert "line 4: prompt is missing" in error_of(csv_file(tmp_path, "\r\n\nprompt,response\n,b\n"))
+    path = csv_file(tmp_path, "\nprompt,response,note\na,b,c\n")
+    assert load_behaviour(path, n_examples=None, split=None).prompts == ["a"]
+    assert unused_columns(path) == ["note"]
+    assert unused_columns(csv_file(tmp_path, "\n")) == []
 
 
 def test_a_malformed_csv_header_is_reported_by_file_and_line(tmp_path):

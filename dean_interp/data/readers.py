@@ -139,7 +139,7 @@ def unused_columns(source: str | Path) -> list[str]:
     path = Path(source)
     match path.suffix.lower():
         case ".csv":
-            _, columns = next(csv_columns_and_records(_existing(path)))
+            _, columns = next(csv_columns_and_records(_existing(path)), (1, []))
         case ".jsonl":
             records = [record for _, record in jsonl_records(_existing(path)) if isinstance(record, dict)]
             columns = list(dict.fromkeys(chain.from_iterable(records)))

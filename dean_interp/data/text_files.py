@@ -76,6 +76,8 @@ def csv_columns_and_records(path: Path) -> Iterator[tuple[int, Any]]:
             start = end + 1
             end = reader.line_num
             if columns is None:
+                if not fields:
+                    continue
                 columns = fields
                 if fault := _column_twice(columns):
                     raise InputError(f"{path}: line {start}: {fault}")
