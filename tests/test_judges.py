@@ -598,3 +598,30 @@ def test_prompts_and_answers_belong_together():
         LexicalJudge()(["p"], ["a", "b"])
     with pytest.raises(InputError, match="must be text, got int"):
         LexicalJudge()(["p"], [1])
+
+
+@pytest.mark.parametrize("said", ["[" * 100_000, "1" * 5000, "{" * 3, '{"verdict": ["safe"]}'])
+def test_a_reply_that_breaks_the_reader_of_json_is_no_verdict(said):
+    assert JSON.verdict(said) == Verdict(None, said, "unparsed")
+
+
+@pytest.mark.usefixtures("untyped")
+def test_a_judge_of_ones_own_that_gives_words_in_place_of_verdicts_is_told_so():
+    class Words:
+        name = "words"
+
+        def __call__(self, prompts, answers):
+            return ["safe" for _ in answers]
+
+    with pytest.raises(InputError, match="words must give a Verdict an answer, got 'safe'"):
+        judged(Words(), ["p"], ["a"])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_judge_without_room_in_its_batches_is_refused_when_it_is_made(batch_size, llama):
+    """A negative size made no batch, and every answer was 'too long'."""
+    said = f"batch_size must be at least 1, got {batch_size}"
+    with pytest.raises(InputError, match=said):
+        ClassifierJudge("no-such-classifier", batch_size=batch_size)
+    with pytest.raises(InputError, match=said):
+        PromptedJudge(llama, QUESTION, batch_size=batch_size)

@@ -61,6 +61,7 @@ def test_a_word_a_path_or_a_repetition_is_no_secret(key):
 def test_a_login_in_an_address_is_shown_nowhere():
     said = without_login("foo:m@https://me:pass@h/v1?api_key=abc&x=1")
     assert said == "foo:m@https://[key]h/v1?[key]&x=1"
+    assert without_login("http://me:p@ss@h/v1") == "http://[key]h/v1"
     with pytest.raises(InputError) as refused:
         make_judge("nobody:m@https://me:pass@h/v1")
     assert "pass" not in str(refused.value)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dean_interp.errors import InputError, first_line
+from dean_interp.errors import InputError, first_line, refuse_below_one
 from dean_interp.evaluation.judges.forms import as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import LABELS, Label, Verdict, refuse_unpaired
 from dean_interp.progress import progress_bar
@@ -38,8 +38,10 @@ class ClassifierJudge:
             device: `None` takes CUDA where there is one, else the CPU. A model in memory stays where it is.
 
         Raises:
-            InputError: it cannot be loaded, has a class that `labels` does not name, or does not choose one class.
+            InputError: it cannot be loaded, has a class that `labels` does not name, or does not choose one class; a
+                `batch_size` below 1.
         """
+        refuse_below_one(batch_size=batch_size)
         try:
             self.model = _loaded(model, device)
             name = str(getattr(self.model.config, "_name_or_path", "") or model)

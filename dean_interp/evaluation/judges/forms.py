@@ -108,7 +108,8 @@ def _json(reply: str) -> Label | None:
     text = reply.strip().removeprefix("```json").removesuffix("```")
     try:
         content = json.loads(text)
-    except json.JSONDecodeError:
+    # besides what is no JSON: brackets without end, or a number of thousands of digits
+    except (ValueError, RecursionError):
         return None
     # one key and no other: a longer object may be a copy of what was judged
     if not isinstance(content, dict) or set(content) != {"verdict"}:

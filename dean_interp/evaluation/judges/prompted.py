@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.evaluation.judges.forms import Form, as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
 from dean_interp.models.generate import generate
@@ -23,7 +23,10 @@ class PromptedJudge:
     """A loaded model that is asked by a form; greedy, only its new tokens are read."""
 
     def __init__(self, model: HookedModel, form: Form, *, batch_size: int = 16) -> None:
-        """Raises `InputError` where the model has no chat template to ask with, or one that drops what is judged."""
+        """Raises `InputError` where the model has no chat template to ask with, or one that drops what is judged, and
+        for a `batch_size` below 1.
+        """
+        refuse_below_one(batch_size=batch_size)
         tokenizer = native_tokenizer(model)
         if not form.around and not tokenizer.chat_template:
             raise InputError(f"{model.cfg.model_name} has no chat template, so it cannot be asked as a judge")

@@ -82,6 +82,8 @@ def judged(judge: Judge, prompts: Sequence[str], answers: Sequence[str]) -> list
 
     verdicts = behind_thoughts(one_each, prompts, answers)
     for verdict in verdicts:
+        if not isinstance(verdict, Verdict):
+            raise InputError(f"{judge.name} must give a Verdict an answer, got {verdict!r:.80}")
         has_label_or_fault = (verdict.label is None) == bool(verdict.fault)
         is_known = verdict.label in (None, *LABELS)
         if not has_label_or_fault or not is_known:

@@ -22,7 +22,7 @@ _BITS_OF_RUN = 5.0
 _BITS_OF_MARK = 4.0
 _BITS_OF_PATH_MARK = 1.0
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_LOGIN = re.compile(r"(?<=://)[^/\s@]*@|(?<=[?&])[\w-]*(key|token|secret|password)=[^&\s#]*", re.IGNORECASE)
+_LOGIN = re.compile(r"(?<=://)[^/\s]*@|(?<=[?&])[\w-]*(key|token|secret|password)=[^&\s#]*", re.IGNORECASE)
 
 
 def is_secret(key: str) -> bool:
