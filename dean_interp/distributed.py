@@ -50,11 +50,12 @@ def process_group() -> Iterator[None]:
                 f"WORLD_SIZE={os.environ.get('WORLD_SIZE')} asks for several processes, and they did not meet "
                 f"({reason}): start them with torchrun, or unset it"
             ) from error
+    was_open = _is_open
     _is_open = True
     try:
         yield
     finally:
-        _is_open = False
+        _is_open = was_open
         if is_ours:
             dist.destroy_process_group()
 

@@ -64,6 +64,8 @@ class FineTuningConfig:
         if self.method not in get_args(FineTuningMethod):
             raise InputError(f"method must be one of {', '.join(get_args(FineTuningMethod))}, got {self.method!r}")
         refuse_below(self, {"n_steps": 1, "batch_size": 1, "rank": 1, "every": 1})
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.n_steps % self.every:
             raise InputError(f"n_steps must be a multiple of every ({self.every}), got {self.n_steps}")
         if self.method != "full" and importlib.util.find_spec("peft") is None:

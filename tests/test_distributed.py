@@ -101,6 +101,18 @@ def test_outside_of_torchrun_there_is_one_process():
         assert distributed.on_rank0(lambda: "this") == "this"
 
 
+def test_a_process_group_within_another_leaves_that_one_open(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with distributed.process_group():
+            with distributed.process_group():
+                pass
+            assert distributed._is_open
+        assert not distributed._is_open
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_fine_tuning_is_refused_in_several_processes(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(InputError, match="fine-tuning runs in one process, got 2: start it without torchrun"):

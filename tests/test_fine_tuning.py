@@ -114,7 +114,7 @@ def test_the_seed_decides_and_nothing_else(checkpoints, behaviour, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [("method", "reft", "method must be one of full, lora, dora"), ("n_steps", 0, "n_steps must be at least 1"),
-     ("every", 4, "n_steps must be a multiple of every")],
+     ("every", 4, "n_steps must be a multiple of every"), ("learning_rate", 0.0, "learning_rate must be above 0")],
 )  # fmt: skip
 def test_wrong_settings_are_named_before_a_model_is_loaded(behaviour, tmp_path, name, value, said):
     how = dataclasses.replace(SHORT)

@@ -73,6 +73,14 @@ def test_answer_tokens_measures_a_beginning(llama, tokenizer):
     torch.testing.assert_close(measured.log_prob[3, 0], expected[:2].double().mean(), atol=2e-5, rtol=1e-4)
 
 
+def test_the_tokens_of_a_margin_are_counted_from_1(llama):
+    measured = measure(llama, [pairs("fairness")])["fairness"]
+    torch.testing.assert_close(measured.margin_of_tokens(1), measured.margin)
+    for first, last in ((0, 3), (1, 0)):
+        with pytest.raises(InputError, match="must be at least 1, got 0"):
+            measured.margin_of_tokens(first, last)
+
+
 def test_perplexity_and_kl_are_those_of_their_definitions(llama, tokenizer):
     selection = some_neurons(llama)
     original = measure(llama, [GENERAL])

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dean_interp.errors import InputError, did_you_mean
+from dean_interp.errors import InputError, did_you_mean, refuse_below_one
 from dean_interp.frames import Framed
 from dean_interp.information.activations import Activations
 
@@ -65,9 +65,10 @@ class BehaviourMeasurement(Framed):
     def margin_of_tokens(self, first: int, last: int | None = None) -> Float[Tensor, " example"]:
         """The margin on tokens `first` to `last` (from 1; None: to the end) of both answers, nats per token.
 
-        NaN where an answer has no such token.
+        NaN where an answer has no such token. Raises `InputError` for a number below 1.
         """
         self._refuse_unpaired()
+        refuse_below_one(first=first, last=last)
         lengths = self.n_tokens.flatten().tolist()
         means = []
         for tokens in self.token_log_prob.double().split(lengths):
