@@ -28,12 +28,7 @@ _READ_BY_NAME = ("scores", "selection", "gates", "edit")
 Record = TypeVar("Record")
 
 
-def write_tensors(
-    path: str | Path,
-    file_format: str,
-    tensors: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
-) -> None:
+def write_tensors(path: str | Path, file_format: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors, their format (`dean_interp.scores.1`) and facts, which are JSON values, on rank 0.
 
     Raises `InputError` where the disk is full or the folder cannot be written; an older file of that name is kept.
@@ -46,17 +41,25 @@ def write_tensors(
 
 
 def write_tensors_of_this_rank(
-    path: str | Path,
-    file_format: str,
-    tensors: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
+    path: str | Path, file_format: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
     """Write tensors as `write_tensors` does, on the rank that calls it: each rank has a file of its own."""
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    stored = _each_by_itself(tensors)
     header = json.dumps({"format": file_format, "facts": facts})
     # one key: safetensors writes several in an order of its own, and equal content must be equal bytes
     metadata = {_METADATA_KEY: header}
-    _write_atomically(Path(path), lambda part: save_file(contiguous, part, metadata))
+    _write_atomically(Path(path), lambda part: save_file(stored, part, metadata))
+
+
+def _each_by_itself(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, of which no two are the same memory, as one tensor under two names would be."""
+    stored: dict[str, Tensor] = {}
+    starts: set[int] = set()
+    for name, tensor in tensors.items():
+        contiguous = tensor.contiguous()
+        stored[name] = contiguous.clone() if contiguous.data_ptr() in starts else contiguous
+        starts.add(contiguous.data_ptr())
+    return stored
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -76,7 +79,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, record: object) -> None:
     """Write a frozen record, or what JSON can hold, as `write_bytes` does. Equal records give equal bytes."""
-    content = TypeAdapter(type(record)).dump_python(record, mode="json")
+    content = record
+    if not isinstance(record, dict | list):
+        content = TypeAdapter(type(record)).dump_python(record, mode="json")
     # JSON has no infinite number (a perplexity may be one): as text it is read back as the same number.
     write_bytes(path, to_json(content, indent=1, inf_nan_mode="strings") + b"\n")
 
@@ -112,8 +117,7 @@ def atomic_folder(out: Path, *, part: Path | None = None) -> Iterator[Path]:
             _sync(filled)
             filled.rename(out)
     except (OSError, SafetensorError) as error:
-        reason = _reason(error)
-        raise InputError(f"cannot write {out}: {reason}; nothing was kept") from error
+        raise InputError(f"cannot write {out}: {_reason(error)}; nothing was kept") from error
 
 
 def _sync(folder: Path) -> None:
@@ -136,8 +140,7 @@ def _empty_folder(folder: Path) -> Iterator[Path]:
 
 
 def _reason(error: Exception) -> str:
-    said_by_system = getattr(error, "strerror", None)
-    return said_by_system or str(error)
+    return getattr(error, "strerror", None) or str(error)
 
 
 def link_or_copy(link: Path, file: Path) -> None:
@@ -196,8 +199,7 @@ def read_tensors(
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors, TypeAdapter(facts).validate_python(header.get("facts"))
     except ValidationError as error:
-        reason = _first_error(error)
-        raise InputError(f"{path} is damaged or not a {what} file ({reason})") from error
+        raise InputError(f"{path} is damaged or not a {what} file ({_first_error(error)})") from error
     except (SafetensorError, KeyError) as error:
         raise InputError(f"{path} is damaged or not a {what} file ({error})") from error
 
@@ -247,8 +249,7 @@ def format_of(path: str | Path) -> str:
     """The format that a file of `write_tensors` names; empty where there is none, or it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = _header(file)
-        return str(header.get("format"))
+            return str(_header(file).get("format"))
     except (OSError, SafetensorError, ValidationError):
         return ""
 
@@ -264,8 +265,7 @@ def read_json(path: Path, kind: type[Record] | Any) -> Record:  # noqa: ANN401 -
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        reason = _first_error(error)
-        raise InputError(f"{path} is damaged or of another version ({reason})") from error
+        raise InputError(f"{path} is damaged or of another version ({_first_error(error)})") from error
 
 
 def _first_error(error: ValidationError) -> str:

@@ -37,7 +37,7 @@ from dean_interp.editing.checkpoint import checkpoint_state
 from dean_interp.editing.edit import compare, stack
 from dean_interp.files import atomic_folder, read_json, write_json, write_tensors
 from dean_interp.resume import Unfinished
-from dean_interp.selection.gates import Gates
+from dean_interp.selection.gates import Gates, load_gates
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.measurement_file import load_measurement
 from dean_interp.study.results import load_results
@@ -402,3 +402,23 @@ def test_a_file_beside_a_folder_of_its_name_is_written_while_the_folder_is_fille
         write_json(tmp_path / "edit.json", {"a": 1})
     assert (tmp_path / "edit" / "weights").read_text() == "kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edit", "edit.json"]
+
+
+def test_numbers_that_are_not_finite_come_back_from_lists_and_mappings_too(tmp_path):
+    """They became null there, and what had been written was called damaged."""
+    path = tmp_path / "numbers.json"
+    numbers = {"high": [math.inf], "low": [-math.inf, 0.5]}
+    write_json(path, numbers)
+    assert read_json(path, dict[str, list[float]]) == numbers
+    write_json(path, [math.nan])
+    assert math.isnan(read_json(path, list[float])[0])
+
+
+def test_one_tensor_at_two_sites_is_written_for_both(tmp_path):
+    sites = [Site(0, "neurons"), Site(1, "neurons")]
+    every, gates = torch.arange(4), Gates(dict.fromkeys(sites, torch.ones(4)))
+    selection = Selection(dict.fromkeys(sites, every), dict.fromkeys(sites, (4,)))
+    selection.save(tmp_path / "selection.safetensors")
+    gates.save(tmp_path / "gates.safetensors")
+    assert load_selection(tmp_path / "selection.safetensors").fingerprint == selection.fingerprint
+    assert load_gates(tmp_path / "gates.safetensors").fingerprint == gates.fingerprint
