@@ -231,3 +231,11 @@ def test_near_duplicates_and_their_near_duplicates_are_in_one_group():
     assert near_groups(prompts) == [0, 1, 1, 3, 1]
     assert near_groups([LONG, LONG.upper(), "How old is the moon?"]) == [0, 0, 2], "equal but for the writing"
     assert near_groups([]) == []
+
+
+def test_only_a_word_of_a_name_tells_the_kind_of_its_answers():
+    """`safety_rules` was taken for a set of safe answers."""
+    sets = [Behaviour(name, (Example("Who?", {"response": name}),)) for name in ("safety_rules", "a_unsafe", "b_safe")]
+    found = audit(sets, refused=lambda answers: [False for _ in answers])
+    by_pair = {(leak.first, leak.second): leak.n_opposite for leak in found.leaks}
+    assert by_pair["safety_rules", "a_unsafe"] == 0 and by_pair["a_unsafe", "b_safe"] == 1

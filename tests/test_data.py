@@ -115,6 +115,14 @@ def test_a_csv_with_pairs_keeps_topics_and_splits(tmp_path):
     assert (test.prompt, test.topic, dict(test.answers)) == ("One?", "t1", {"safe": "s1", "unsafe": "u1"})
 
 
+def test_a_blank_topic_is_none_and_blanks_around_one_make_no_other(tmp_path):
+    """Rows with a blank cell were one cluster, and `rent ` was another topic than `rent`."""
+    text = "prompt,response,topic\na,1,rent\nb,2,rent \nc,3, \nd,4,\n"
+    examples = load_behaviour(csv_file(tmp_path, text), n_examples=None, split=None).examples
+    assert [example.topic for example in examples] == ["rent", "rent", None, None]
+    assert [example.cluster for example in examples] == ["rent", "rent", "c", "d"]
+
+
 def test_quoted_fields_may_span_lines_and_later_rows_keep_their_line_numbers(tmp_path):
     text = 'prompt,response\n"first\nsecond\nthird",a\nfine,"b\nc"\n,bad\n'
     assert error_of(csv_file(tmp_path, text)).endswith("mine.csv: line 7: prompt is missing or blank")

@@ -155,9 +155,9 @@ def _answer_kinds(behaviour: Behaviour) -> dict[str, set[str]]:
 
 
 def _kind_in_name(name: str) -> str:
-    # "unsafe" holds "safe"
+    words = re.findall(r"[^\W\d_]+", name.lower())
     for kind in ("unsafe", "safe"):
-        if kind in name:
+        if kind in words:
             return kind
     return "response"
 

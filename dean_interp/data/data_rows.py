@@ -123,11 +123,12 @@ def _are_prompts_alone(records: Iterable[Any]) -> bool:
 
 
 def _row(record: Mapping[str, Any]) -> DataRow:
-    """The row of a record without faults; what is empty counts as not there."""
+    """The row of a record without faults; what is empty counts as not there, and blanks around a topic do not count."""
+    topic = record.get("topic") or ""
     return DataRow(
         prompt=record["prompt"],
         answers={kind: record[kind] for kind in ANSWER_KINDS if record.get(kind)},
-        topic=record.get("topic") or None,
+        topic=topic.strip() or None,
         split=record.get("split") or None,
     )
 
