@@ -230,6 +230,15 @@ def test_probes_are_not_fitted_on_a_test_prompt_that_is_written_otherwise(llama)
         mutual_information(llama, behaviours(), **options, config=MutualInformationConfig("awareness_mi"))
 
 
+def test_calibration_without_pairs_is_refused_before_any_pass(llama, monkeypatch):
+    units = some_neurons(llama)
+    single = [Behaviour(name, (Example(f"{name}?", {"response": "y"}),)) for name in ("fairness", "privacy")]
+    options = {"first_neurons": units, "second_neurons": units, "ablated": units, "calibration": single}
+    monkeypatch.setattr("dean_interp.information.compare.read_activations", None)
+    with pytest.raises(InputError, match="'fairness' has prompts without a safe and an unsafe answer"):
+        mutual_information(llama, behaviours(), **options, config=MutualInformationConfig("awareness_mi"))
+
+
 def test_controls_are_not_taken_up_from_a_call_that_fitted_its_probes_on_other_data(llama, tmp_path):
     first, second = behaviours()
     third = Behaviour("third", first.examples)

@@ -202,6 +202,8 @@ def _check(
             scored |= selection.prompt_hashes
     refuse_scored(model, behaviours, also=frozenset(scored))
     _check_behaviours(behaviours, calibration)
+    if any(config.at_answers for config in configs):
+        _check_pairs([*behaviours, *calibration])
     groups = [name for name, _ in distinct(behaviours)]
     names = [behaviour.name for behaviour in behaviours[:2]]
     for config in configs:
@@ -230,6 +232,12 @@ def _check_behaviours(behaviours: Sequence[Behaviour], calibration: Sequence[Beh
     if overlap:
         example = min(overlap)[:60]
         raise InputError(f"{len(overlap)} calibration prompts are test prompts too, among them {example!r}")
+
+
+def _check_pairs(behaviours: Sequence[Behaviour]) -> None:
+    for behaviour in behaviours:
+        if not behaviour.paired:
+            raise InputError(f"'{behaviour.name}' has prompts without a safe and an unsafe answer to be read at")
 
 
 def _check_neurons(neurons: Selection, name: str) -> None:
