@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from architectures import build
 from browser import needs_browser, opened
 from conftest import unchecked
 from page_figures import figures_of
@@ -22,7 +23,8 @@ from dean_interp import (
     load_model,
     neuron_page,
 )
-from dean_interp.circuits.neuron import parse_neuron, strongest_neurons, top_texts
+from dean_interp.circuits.lens import logit_differences, written
+from dean_interp.circuits.neuron import parse_neuron, read_texts, strongest_neurons, top_texts
 from dean_interp.cli.main import main
 from dean_interp.data.examples import draw
 from dean_interp.report.page import power
@@ -144,10 +146,64 @@ def test_what_does_not_exist_is_named(planted, tests):
         Site(1, "neuron")
     with pytest.raises(InputError, match="at least one behaviour"):
         look(planted, 1, [])
+    with pytest.raises(InputError, match="at least one behaviour"):
+        read_texts(planted, [(SITE, 1)], [], template="raw")
+    with pytest.raises(InputError, match="at least one neuron"):
+        top_texts(planted, [], tests, n_texts=1, template="raw")
+    with pytest.raises(InputError, match=r"no neuron L1\.40"):
+        top_texts(planted, [(SITE, 40)], tests, n_texts=1, template="raw")
+    with pytest.raises(InputError, match=r"no neuron L1\.-1"):
+        written(planted, [(SITE, -1)])
+    for n in (-1, 0, 10**6):
+        with pytest.raises(InputError, match=f"n_tokens must be from 1 to {planted.W_U.shape[1]} .*, got {n}"):
+            written(planted, [(SITE, 1)], n_tokens=n)
     assert parse_neuron("L17.1042") == (Site(17, "neurons"), 1042)
     for name in ("17.1042", "L17", "L1.x", "L1.2.3"):
         with pytest.raises(InputError, match=r"as L17\.1042; got"):
             parse_neuron(name)
+
+
+def test_a_text_longer_than_the_context_is_refused_before_any_pass(checkpoints):
+    model = load_model(checkpoints["gpt2"], device="cpu")
+    example = Example("a" * model.cfg.n_ctx, {"safe": "b", "unsafe": "c"})
+    long = dataclasses.replace(behaviour("f", 0, 2), examples=(example,))
+    with pytest.raises(InputError, match=f"tokens; the model takes {model.cfg.n_ctx}"):
+        read_texts(model, [(Site(0, "neurons"), 1)], [long], template="raw")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2"])
+def test_what_a_neuron_writes_is_what_it_adds_to_the_logits_before_the_final_norm_divides(checkpoints, name):
+    """A LayerNorm takes the mean of what is added off, an RMS norm does not."""
+    model = load_model(checkpoints[name], device="cpu")
+    layer = len(model.blocks) - 1
+    row = model.blocks[layer].mlp.out.weight.detach()
+    row = (row if name == "gpt2" else row.T)[7].double()
+    residual = torch.linspace(-1, 2, len(row), dtype=torch.float64).flip(0).sin()
+    norm = model.original_model.transformer.ln_f if name == "gpt2" else model.original_model.model.norm
+
+    def undivided(residual):
+        """The logits of a residual, times what the norm divides it by."""
+        if name == "gpt2":
+            residual = residual - residual.mean()
+        return (residual * norm.weight.double()) @ model.W_U.double()
+
+    expected = (undivided(residual + row) - undivided(residual)).detach()
+    (look,) = written(model, [(Site(layer, "neurons"), 7)], n_tokens=5)
+    assert [size for _, size in look.promoted] == pytest.approx(expected.topk(5).values.tolist(), rel=1e-4)
+    tokens = [model.tokenizer.decode([token]) for token in expected.topk(5).indices.tolist()]
+    assert [token for token, _ in look.promoted] == tokens
+    best, worst = int(expected.argmax()), int(expected.argmin())
+    differences = logit_differences(model, [best], [worst])[Site(layer, "neurons")]
+    assert float(differences[7]) == pytest.approx(float(expected[best] - expected[worst]), rel=1e-4)
+
+
+def test_the_logit_lens_needs_no_final_norm_and_refuses_an_unembedding_of_another_width(tokenizer):
+    without_norm = build("openai-gpt", tokenizer)
+    (look,) = written(without_norm, [(Site(0, "neurons"), 0)], n_tokens=3)
+    assert len(look.promoted) == 3
+    narrow = build("opt, narrow embeddings and norms behind", tokenizer)
+    with pytest.raises(InputError, match=r"reads the residual stream: that of .* reads 10 numbers"):
+        written(narrow, [(Site(0, "neurons"), 0)])
 
 
 def test_a_number_below_1_is_refused_where_a_negative_one_would_take_all_but_the_last(planted, tests, scores):

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.models.neuron_names import Neuron, NeuronName, name_of
+from dean_interp.models.neuron_names import Neuron, NeuronName, name_of, refuse_unknown
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
+from dean_interp.models.sizes import residual_width
 from dean_interp.models.torch_settings import own_torch_settings
 
 
@@ -48,9 +50,17 @@ def written(model: HookedModel, neurons: Sequence[Neuron], *, n_tokens: int = 8)
 
     This is the direct path alone: what later layers make of the direction is not seen (nostalgebraist 2020, logit
     lens).
+
+    Raises `InputError` for a neuron that the model does not have, for more tokens than it has or fewer than one, and
+    for a model whose unembedding does not read the residual stream, or is offloaded.
     """
+    for neuron in neurons:
+        refuse_unknown(model, neuron)
     tokenizer = native_tokenizer(model)
     unembedding = _unembedding(model)
+    d_vocab = unembedding.shape[1]
+    if not 1 <= n_tokens <= d_vocab:
+        raise InputError(f"n_tokens must be from 1 to {d_vocab} (the model's tokens), got {n_tokens}")
 
     def top(logits: Float[Tensor, " d_vocab"], sign: int) -> tuple[tuple[str, float], ...]:
         largest = (sign * logits).topk(n_tokens)
@@ -103,15 +113,36 @@ def logit_differences(
 
 
 def _unembedding(model: HookedModel) -> Float[Tensor, "d_model d_vocab"]:
-    """The unembedding times the gain of the final norm, where it has one."""
+    """The unembedding times the gain of the final norm, where it has one.
+
+    A final LayerNorm takes the mean off the residual first, so the mean of a direction raises no logit.
+    """
     refuse_offloaded(model, "the logit lens")
     unembedding = model.W_U.float()
-    gain = getattr(model.ln_final, "weight", None)
-    if gain is None:
-        gain = getattr(model.ln_final, "w", None)
-    if gain is None:
+    d_model = residual_width(model)
+    if len(unembedding) != d_model:
+        raise InputError(
+            f"the logit lens needs an unembedding that reads the residual stream: that of {model.cfg.model_name} reads "
+            f"{len(unembedding)} numbers, and the stream has {d_model}"
+        )
+    # Some old models (OpenAI's first GPT) have norms in their blocks alone.
+    norm = getattr(model, "ln_final", None)
+    if norm is None:
         return unembedding
+    gain = _gain(model, norm)
+    if gain is not None:
+        unembedding = gain[:, None] * unembedding
+    is_layer_norm = str(model.cfg.normalization_type).startswith("LN")
+    return unembedding - unembedding.mean(0) if is_layer_norm else unembedding
+
+
+def _gain(model: HookedModel, norm: nn.Module) -> Float[Tensor, " d_model"] | None:
+    """What a norm multiplies each number by once it is normalised, or None."""
+    gain = getattr(norm, "weight", None)
+    if gain is None:
+        gain = getattr(norm, "w", None)
+    if gain is None:
+        return None
     # Gemma's norms multiply by 1 plus their weight.
     offset = bool(getattr(model.cfg, "rmsnorm_uses_offset", False))
-    gain = gain.float() + offset
-    return gain[:, None] * unembedding
+    return gain.float() + offset

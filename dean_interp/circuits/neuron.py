@@ -13,7 +13,7 @@ from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.models.neuron_names import Neuron, neuron_of, parse_name
+from dean_interp.models.neuron_names import Neuron, neuron_of, parse_name, refuse_unknown
 from dean_interp.models.neurons import are_routed, read_neurons
 from dean_interp.models.sites import Site
 from dean_interp.models.tokens import Batch, Encoded, Template, encode, paths
@@ -86,9 +86,11 @@ def top_texts(
     """The texts (prompt and scored answer) on which the neurons fire most, largest first.
 
     A text is ranked by its largest activation relative to each neuron's largest anywhere, so no neuron drowns another.
-    Raises `InputError` for a number of texts below 1.
+    Raises `InputError` for a number of texts below 1, where there are no neurons, and as `read_texts` does.
     """
     refuse_below_one(n_texts=n_texts)
+    if not neurons:
+        raise InputError("texts are ranked by what neurons do on them: give at least one neuron")
     read = _read(model, neurons, behaviours, template=template, unfinished=unfinished)
     peaks = torch.stack([values.abs().amax(0) for values in read.activations])
     peak = peaks.amax(0).clamp(min=1e-9)
@@ -111,7 +113,11 @@ def read_texts(
     template: Template = "chat",
     unfinished: Unfinished | None = None,
 ) -> list[TextActivations]:
-    """Every text (prompt and scored answer), in the order of the behaviours and of their examples."""
+    """Every text (prompt and scored answer), in the order of the behaviours and of their examples.
+
+    Raises `InputError` where there are no examples, for a neuron that the model does not have, and for a text that is
+    longer than the model's context.
+    """
     read = _read(model, neurons, behaviours, template=template, unfinished=unfinished)
     return [read.shown(i) for i in range(len(read.texts))]
 
@@ -166,12 +172,16 @@ def _read(
     unfinished: Unfinished | None,
 ) -> _ReadTexts:
     """The neurons on every text of the behaviours."""
+    for neuron in neurons:
+        refuse_unknown(model, neuron)
+    if not any(map(len, behaviours)):
+        raise InputError("a neuron is looked at on examples: give at least one behaviour")
     tokenizer = native_tokenizer(model)
     owners = []
     texts = []
     for behaviour in behaviours:
         for prompt, answer in zip(behaviour.prompts, behaviour.responses, strict=True):
-            text = encode(tokenizer, prompt, [answer], template=template)
+            text = encode(tokenizer, prompt, [answer], template=template, n_ctx=model.cfg.n_ctx)
             owners.append(behaviour.name)
             texts.append(text)
     activations, routed = _text_activations(model, neurons, texts, unfinished)

@@ -13,13 +13,13 @@ from dean_interp.circuits.neuron import TextActivations, of_neuron, read_texts
 from dean_interp.circuits.neuron_scores import NeuronScores, neuron_scores
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
-from dean_interp.errors import InputError, refuse_below_one
+from dean_interp.errors import refuse_below_one
 from dean_interp.evaluation.lines import Line, compare
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.measurement import Measurement
 from dean_interp.evaluation.outcomes import likelihoods
 from dean_interp.models.load import HookedModel
-from dean_interp.models.neuron_names import Neuron, name_of, refuse_unknown
+from dean_interp.models.neuron_names import Neuron, name_of
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sizes import site_shape
 from dean_interp.models.tokens import Template
@@ -126,7 +126,6 @@ def neuron_readings(
         neurons, examples, template, answer_tokens: as of `view_neuron`.
         unfinished: keeps the activations of the finished batches; a killed call goes on from there.
     """
-    _check(model, neurons, examples)
     texts = read_texts(model, neurons, examples, template=template, unfinished=unfinished)
     scored = scored_prompts(model)
     tests = []
@@ -229,14 +228,6 @@ def view_from_texts(
         routed={name: float(values.mean()) for name, values in routed.items()},
         n_prompts=dict(Counter(text.behaviour for text in texts)),
     )
-
-
-def _check(model: HookedModel, neurons: Sequence[Neuron], examples: Sequence[Behaviour]) -> None:
-    """Raise `InputError` for a neuron that the model does not have, and where there are no examples."""
-    for neuron in neurons:
-        refuse_unknown(model, neuron)
-    if not examples:
-        raise InputError("a neuron is looked at on examples: give at least one behaviour")
 
 
 def _scores(neuron: Neuron, scores: Sequence[Scores]) -> NeuronScores | None:
