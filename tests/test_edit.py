@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from units import logits_of, plain_logits, some_neurons, some_weights
 
-from dean_interp import Behaviour, Example, InputError, Site, ablate, importance, load_model
+from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, importance, load_model
 from dean_interp.editing import checkpoint
 from dean_interp.editing.apply import apply_edit, create_edit, edit_state, revert_edit
 from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, checkpoint_state, export, revert_edit_in_checkpoint
 from dean_interp.editing.edit import compare, load_edit, stack
-from dean_interp.editing.values import Mean, Noise, Project, Restore, Scale, Zero
+from dean_interp.editing.values import Mean, Noise, Project, Restore, Scale, Zero, described_in_words
+from dean_interp.models.adapters import adapter_of
 from dean_interp.models.matrices import weight, weight_sites
 
 TEXTS = Behaviour("texts", (Example("hello", {"response": "world"}), Example("one", {"response": "two three"})))
@@ -202,6 +203,39 @@ def test_an_edit_that_was_changed_after_it_was_made_is_refused(llama, tmp_path):
         load_edit(path)
 
 
+def test_numbers_that_no_file_of_an_edit_may_hold_are_refused_when_it_is_made(llama):
+    for alpha in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="alpha must be a finite number"):
+            Scale(alpha)
+    for choose in (some_neurons, some_weights):
+        with pytest.raises(InputError, match=r"the new weights of L0\..* are not finite in torch.float32"):
+            create_edit(llama, choose(llama), value=Scale(1e40))
+
+
+def test_means_of_scores_that_have_none_are_refused(checkpoints):
+    gpt2 = load_model(checkpoints["gpt2"], device="cpu")
+    scores = importance(gpt2, TEXTS, unit="weight")
+    with pytest.raises(InputError, match=r"the scores of .* hold nothing for L0\.neurons"):
+        create_edit(gpt2, some_neurons(gpt2), value=Mean(scores))
+
+
+def test_an_edit_is_not_written_into_a_copy_of_a_matrix(llama, monkeypatch):
+    """As of a HookedTransformer, which keeps the heads of attention along an axis of their own."""
+    edit = create_edit(llama, some_weights(llama))
+    adapter = type(adapter_of(llama))
+    own_parameter = adapter.parameter
+
+    def parameter_with_copies(self, site):
+        stored, as_matrix = own_parameter(self, site)
+        return stored, lambda values: as_matrix(values).clone()
+
+    monkeypatch.setattr(adapter, "parameter", parameter_with_copies)
+    before = [stored.clone() for stored in llama.parameters()]
+    with pytest.raises(InputError, match=r"L0\.gate of this .* is kept in another layout"):
+        apply_edit(llama, edit)
+    assert all(torch.equal(a, b) for a, b in zip(before, llama.parameters(), strict=True))
+
+
 # Stacks and comparisons
 
 
@@ -221,6 +255,27 @@ def test_edits_of_one_base_stack_and_conflicts_are_refused(folder):
     apply_edit(model, half)
     with pytest.raises(InputError, match="the edits are of different models"):
         stack(create_edit(model, one), stacked)
+
+
+def test_a_stack_says_what_both_edits_change_and_passes_for_neither(llama):
+    neurons = [some_neurons(llama, seed=seed, n=5) for seed in (1, 2)]
+    assert 0 < len(neurons[0] & neurons[1]) < 15
+    first, second = (create_edit(llama, selection) for selection in neurons)
+    stacked = stack(first, second)
+    assert stacked.facts["units"] == {str(site): n for site, n in (neurons[0] | neurons[1]).counts().items()}
+    for edit in (first, second):
+        assert stacked.facts["selection"] != edit.facts["selection"]
+    assert stacked.facts["value"] == "Zero" and stack(first, first).facts["selection"] == first.facts["selection"]
+    # Weights beside neurons, some of each known to an earlier stack.
+    weights = [some_weights(llama, seed=seed, n=200) for seed in (1, 2)]
+    neurons_at = {site.out for site in neurons[0].units}
+    others = [Selection({s: u[:0] if s in neurons_at else u for s, u in w.units.items()}, w.shapes) for w in weights]
+    halved = [create_edit(llama, selection, value=Scale(0.5)) for selection in others]
+    both = stack(stacked, stack(*halved))
+    n_weights = {str(site): n for site, n in (others[0] | others[1]).counts().items() if n}
+    assert both.facts["units"] == stacked.facts["units"] | n_weights
+    assert both.facts["value"] == "Zero and Scale(0.5)"
+    assert described_in_words(both.facts["value"]) == "in part set to 0 and in part scaled by 0.5"
 
 
 def test_a_comparison_counts_what_is_shared(llama):
@@ -389,6 +444,16 @@ def test_an_export_that_does_not_do_what_the_hooks_do_is_thrown_away(folder, tmp
     edit = create_edit(model, some_neurons(model))
     monkeypatch.setattr(checkpoint, "_logits", lambda model, prompt: torch.zeros(1, prompt.shape[1], 260))
     with pytest.raises(RuntimeError, match="nothing was kept"):
+        export(model, edit, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [] and edit_state(model, edit) == "base"
+
+
+def test_an_export_whose_logits_are_no_numbers_is_not_kept(folder, tmp_path, monkeypatch):
+    model = load_model(folder, device="cpu")
+    edit = create_edit(model, some_neurons(model))
+    monkeypatch.setattr(checkpoint, "_hooked_logits", lambda *given: checkpoint._logits(model, given[2]) * torch.nan)
+    monkeypatch.setattr(torch.Tensor, "argmax", lambda tensor: torch.tensor(0))
+    with pytest.raises(RuntimeError, match="differ by nan"):
         export(model, edit, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [] and edit_state(model, edit) == "base"
 

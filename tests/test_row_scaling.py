@@ -323,6 +323,13 @@ def test_gates_that_silence_are_the_edit_that_silences(llama):
     assert are_same(before, llama.parameters())
 
 
+def test_gates_of_weights_in_double_precision_are_refused(checkpoints, tokenizer):
+    plain = AutoModelForCausalLM.from_pretrained(checkpoints["llama-gqa"], dtype=torch.float64)
+    model = load_model(plain, tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"into weights of bfloat16, float16, float32, and these are torch\.float64"):
+        create_gates_edit(model, some_gates(model, share=0.4))
+
+
 def test_the_gates_come_back_from_their_edit(llama, tmp_path):
     gates = some_gates(llama, share=0.4)
     create_gates_edit(llama, gates).save(tmp_path / "edit.safetensors")

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from hooked import as_hooked_transformer
+from transformers import AutoConfig, AutoModelForCausalLM
 from units import IDS, logits_of, some_neurons, some_weights
 
 from dean_interp import Behaviour, Example, InputError, Site, ablate, generate, importance, load_model
+from dean_interp.editing.apply import create_edit
 from dean_interp.editing.patching import neuron_cache, patch_activations, patching
 from dean_interp.editing.values import Mean, Noise, Project, Resample, Restore, Scale, Zero, activation_bank
 from dean_interp.models.loss import forward
@@ -73,6 +75,24 @@ def test_restoring_everything_gives_the_other_checkpoints_mlp(checkpoints, choos
     with ablate(tuned, some, value=Restore(base)):
         part = logits_of(tuned)
     assert (part - changed).abs().max() > 1e-4 and (part - logits_of(base)).abs().max() > 1e-4
+
+
+def test_weights_are_restored_only_from_a_model_of_the_same_layers_and_biases(checkpoints, tokenizer):
+    config = AutoConfig.from_pretrained(checkpoints["llama-gqa"], mlp_bias=True)
+    model = load_model(AutoModelForCausalLM.from_config(config), tokenizer=tokenizer)
+    for change in ({"num_hidden_layers": 1}, {"intermediate_size": 8}):
+        other_config = AutoConfig.from_pretrained(checkpoints["llama-gqa"], mlp_bias=True, **change)
+        other = load_model(AutoModelForCausalLM.from_config(other_config), tokenizer=tokenizer)
+        with pytest.raises(InputError, match="has other layers than"):
+            create_edit(model, some_neurons(model), value=Restore(other))
+    with (
+        pytest.raises(InputError, match="has other layers than"),
+        ablate(model, some_weights(model), value=Restore(load_model(checkpoints["gpt2"], device="cpu"))),
+    ):
+        pass
+    without_biases = load_model(checkpoints["llama-gqa"], device="cpu")
+    with pytest.raises(InputError, match=r"the biases of the neurons of L0\.gate differ"):
+        create_edit(model, some_neurons(model), value=Restore(without_biases))
 
 
 def test_projecting_leaves_nothing_along_the_direction_and_the_rest_as_it_was(llama):
@@ -264,6 +284,18 @@ def test_an_identity_patch_changes_nothing(llama):
         with patch_activations(llama, selection, source=source):
             assert torch.equal(logits_of(llama), plain)
     assert torch.equal(logits_of(llama), plain)
+
+
+def test_no_positions_and_no_rows_are_refused(llama, untyped):
+    for nowhere in ([], torch.arange(0)):
+        with (
+            pytest.raises(InputError, match="positions are empty"),
+            patch_activations(llama, some_neurons(llama), source=IDS, positions=nowhere),
+        ):
+            pass
+    for n_rows in (0, -1):
+        with pytest.raises(InputError, match=f"n_rows must be at least 1, got {n_rows}"):
+            activation_bank(llama, TEXTS, n_rows=n_rows)
 
 
 def test_patched_neurons_are_those_of_the_source_and_no_others(llama):

@@ -28,6 +28,7 @@ from dean_interp.editing.values import (
 )
 from dean_interp.editing.weight_removal import joined, remover, weight_changes
 from dean_interp.errors import InputError, refuse_other_type
+from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import bias, on_products, shape, weight_sites
 from dean_interp.models.neurons import multiplied, read_neurons, with_neurons
@@ -108,8 +109,14 @@ def gated(model: HookedModel, gates: Gates, *, positions: Positions = "all") -> 
 def weights_that_make(model: HookedModel, selection: Selection, other: HookedModel) -> Selection:
     """The weights of neurons: their columns of `gate` and `in` and their rows of `out`. Weights stay as they are.
 
-    Raises `InputError` where the two models' biases of these neurons differ: weights alone would not restore them.
+    Raises `InputError` where the other model has other layers, and where the models' biases of these neurons differ,
+    since weights alone would not restore them.
     """
+    if neuron_shapes(model) != neuron_shapes(other) or _mlp_matrices(model) != _mlp_matrices(other):
+        raise InputError(
+            f"{other.cfg.model_name} has other layers than {model.cfg.model_name}: weights are restored from a model "
+            "of which this one is a fine-tuned copy"
+        )
     neurons = {site: units for site, units in selection.units.items() if site.unit == "neuron"}
     if not any(map(len, neurons.values())):
         return selection
@@ -129,6 +136,10 @@ def weights_that_make(model: HookedModel, selection: Selection, other: HookedMod
     return Selection(weights, shapes, selection.prompt_hashes)
 
 
+def _mlp_matrices(model: HookedModel) -> list[tuple[Site, ...]]:
+    return [adapter_of(model).mlp_matrices(layer) for layer in range(len(model.blocks))]
+
+
 def _refuse_other_bias(
     model: HookedModel,
     other: HookedModel,
@@ -137,9 +148,10 @@ def _refuse_other_bias(
 ) -> None:
     bias_here = bias(model, site)
     bias_there = bias(other, site)
-    if bias_here is None or bias_there is None:
+    if bias_here is None and bias_there is None:
         return
-    if not torch.equal(bias_here[units], bias_there[units].to(bias_here)):
+    is_in_both = bias_here is not None and bias_there is not None
+    if not is_in_both or not torch.equal(bias_here[units], bias_there[units].to(bias_here)):
         raise InputError(f"the biases of the neurons of {site} differ: restore the layer's checkpoint instead")
 
 

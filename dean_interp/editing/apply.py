@@ -12,12 +12,12 @@ from dean_interp.editing.ablation import refuse_foreign, weights_that_make
 from dean_interp.editing.edit import Edit, joint_edit_state, refuse_state
 from dean_interp.editing.row_scaling import AnyChange, RowScaling
 from dean_interp.editing.scaling_rows import row_scaling
-from dean_interp.editing.tensor_change import EditState, TensorChange, tensor_hash
-from dean_interp.editing.values import Mean, Multiply, Restore, Scale, Value, Zero, described, new_weights
+from dean_interp.editing.tensor_change import EditState, TensorChange, refuse_not_finite, tensor_hash
+from dean_interp.editing.values import Mean, Multiply, Restore, Scale, Value, Zero, at_site, described, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, versions
-from dean_interp.models.matrices import bias, shape, stored_name
+from dean_interp.models.matrices import bias, parameter, shape, stored_name
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.own_matrices import OwnMatrices, entries, own_matrices
 from dean_interp.models.sites import Site
@@ -35,7 +35,7 @@ def create_edit(model: HookedModel, selection: Selection, *, value: Value = Zero
 
     Raises:
         InputError: a value that weights cannot hold (noise, resampling, a projection), means without a bias to carry
-            them (none carries those of routed experts), a gate that makes a weight too large for the checkpoint's
+            them (none carries those of routed experts), a value that makes a weight too large for the checkpoint's
             number format, a selection that is empty or of another model, a `HookedTransformer` (no checkpoint's
             tensors).
     """
@@ -114,6 +114,9 @@ def _write(model: HookedModel, edit: Edit, *, expected: EditState) -> None:
     refuse_offloaded(model, "writing an edit into a model in memory (a checkpoint folder is edited without loading it)")
     state = edit_state(model, edit)
     refuse_state(state, expected, edit, str(model.cfg.model_name))
+    for change, view in _stored_views(model, edit):
+        if not change.is_bias:
+            _refuse_copy(model, change.site, view)
     with torch.no_grad():
         for change, view in _stored_views(model, edit):
             if expected == "base":
@@ -134,6 +137,16 @@ def _stored_views(model: HookedModel, edit: Edit) -> Iterator[tuple[AnyChange, T
             matrices = own_matrices(model, change.site)
         matrix = matrices.of(change.expert)
         yield change, matrix.t() if change.is_transposed else matrix
+
+
+def _refuse_copy(model: HookedModel, site: Site, view: Tensor) -> None:
+    """Raise `InputError` where a change would be written into a copy, and the model would stay as it is."""
+    stored, _ = parameter(model, site)
+    if view.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
+        raise InputError(
+            f"{site} of this {adapter_of(model).kind} is kept in another layout, into which no edit is written: load "
+            "the model without hooked_transformer"
+        )
 
 
 def _existing_bias(model: HookedModel, change: AnyChange) -> Tensor:
@@ -169,7 +182,8 @@ def _neuron_changes(
     changes = _weight_changes(model, site.out, weights.flatten(), new.flatten())
     # A neuron that is always at its mean adds the same vector at every position: mean @ rows goes into the bias.
     if isinstance(value, Mean):
-        mean = value.scores.activation_mean[site][units].to(rows)
+        means = at_site(value.scores.activation_mean, site, f"the scores of {value.scores.behaviour}")
+        mean = means[units].to(rows)
         changes |= _bias_change(model, site.out, mean @ rows)
     return changes
 
@@ -242,6 +256,8 @@ def _weight_change(
         stored = matrix
         indices = units
     order = indices.argsort()
+    new = new.to(old)
+    refuse_not_finite(new, f"the new weights of {site}")
     return TensorChange(
         site=site,
         is_bias=False,
@@ -249,7 +265,7 @@ def _weight_change(
         shape=tuple(stored.shape),
         indices=indices[order],
         old=old[order].cpu(),
-        new=new[order].to(old).cpu(),
+        new=new[order].cpu(),
         base=tensor_hash(stored),
     )
 
@@ -266,9 +282,10 @@ def _bias_change(
             f"mean ablation writes the means into the bias of '{site.part}', which {model.cfg.model_name} does not "
             "have: use zero, or ablate by hooks"
         )
-    name_of_matrix, _ = stored_name(model, site)
-    name = name_of_matrix.removesuffix("weight") + "bias"
+    name = stored_name(model, site)[0].removesuffix("weight") + "bias"
     old = parameter.detach()
+    new = old + added
+    refuse_not_finite(new, f"the new biases of {site}")
     change = TensorChange(
         site=site,
         is_bias=True,
@@ -276,7 +293,7 @@ def _bias_change(
         shape=tuple(old.shape),
         indices=torch.arange(len(old)),
         old=old.cpu().clone(),
-        new=(old + added).cpu(),
+        new=new.cpu(),
         base=tensor_hash(old),
     )
     return {name: change}

@@ -30,11 +30,11 @@ from dean_interp.editing.edit_file import (
 )
 from dean_interp.editing.row_scaling import AnyChange, RowScaling
 from dean_interp.editing.tensor_change import EditState, TensorChange
-from dean_interp.editing.values import Given, Multiply
+from dean_interp.editing.values import AND, Given, Multiply
 from dean_interp.errors import InputError
 from dean_interp.files import raise_if_damaged, read_tensors, write_tensors
 from dean_interp.models.own_matrices import shape_of_all, units_of_expert
-from dean_interp.models.sites import Site
+from dean_interp.models.sites import Site, parse_site
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
 
@@ -180,11 +180,38 @@ def stack(first: Edit, second: Edit) -> Edit:
     prompt_hashes = {*first.facts["prompt_hashes"], *second.facts["prompt_hashes"]}
     facts = {
         **first.facts,
-        "units": first.facts["units"] | second.facts["units"],
+        "units": _units_of_both(first, second),
+        "selection": _joined_fact(first, second, "selection"),
+        "value": _joined_fact(first, second, "value"),
         "prompt_hashes": sorted(prompt_hashes),
         "stacked": _digests(first) + _digests(second),
     }
     return Edit(changes, facts)
+
+
+def _joined_fact(first: Edit, second: Edit, name: str) -> str:
+    """What two edits say of themselves, each thing once: a stack passes for neither of them."""
+    said = [*str(first.facts.get(name, "")).split(AND), *str(second.facts.get(name, "")).split(AND)]
+    return AND.join(dict.fromkeys(said))
+
+
+def _units_of_both(first: Edit, second: Edit) -> dict[str, int]:
+    """How many units either edit changes at each site."""
+    counts = dict(first.facts["units"])
+    for name, n_units in second.facts["units"].items():
+        site = parse_site(name)
+        n_shared = len(_whole_units(first, site) & _whole_units(second, site)) if name in counts else 0
+        counts[name] = counts.get(name, 0) + n_units - n_shared
+    return counts
+
+
+def _whole_units(edit: Edit, site: Site) -> set[tuple[int | None, int]]:
+    """The units of a site that an edit changes, with their expert."""
+    units = set()
+    for change in edit.changes.values():
+        if change.site == site.matrix and not change.is_bias:
+            units |= {(change.expert, unit) for unit in change.units(site.unit).tolist()}
+    return units
 
 
 def _digests(edit: Edit) -> list[str]:
@@ -248,19 +275,13 @@ def _as_weights(
 
 def _settings(edit: Edit, name: str) -> dict[tuple[str, int], float]:
     """What an edit sets in a tensor, by place."""
-    if name not in edit.changes:
-        return {}
-    return edit.changes[name].settings()
+    return edit.changes[name].settings() if name in edit.changes else {}
 
 
 def joint_edit_state(states: Sequence[EditState]) -> EditState:
     """The state that all tensors share; `other` where they differ. `both` agrees with either."""
-    distinct = set(states) - {"both"}
-    if not distinct:
-        return "both"
-    if len(distinct) > 1:
-        return "other"
-    return distinct.pop()
+    distinct = set(states) - {"both"} or {"both"}
+    return distinct.pop() if len(distinct) == 1 else "other"
 
 
 def refuse_state(state: EditState, expected: EditState, edit: Edit, what: str) -> None:

@@ -58,14 +58,16 @@ def patch_activations(
         source_positions: the position of the source for each of `positions`. None: the same positions.
 
     Raises:
-        InputError: weights; a cache without a site; a source of another shape; positions out of range.
+        InputError: weights; a cache without a site; a source of another shape; no positions, or some out of range.
     """
     sites = _neuron_sites(model, selection)
     cache = neuron_cache(model, selection, source) if isinstance(source, Tensor) else source
     missing = [name for name in _hook_names(sites) if name not in cache]
     if missing:
         raise InputError(f"the source has no {missing[0]}: it needs the {len(sites)} sites of the selection")
-    n_positions = len(positions or ())
+    if positions is not None and not len(positions):
+        raise InputError("positions are empty: there is nothing to patch")
+    n_positions = 0 if positions is None else len(positions)
     if source_positions is not None and len(source_positions) != n_positions:
         raise InputError(
             f"source_positions must name one position for each of positions, got {len(source_positions)} for "

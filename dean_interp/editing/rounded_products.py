@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from dean_interp.editing.tensor_change import pieces
+from dean_interp.errors import InputError
 
 # Read as an integer of its size, a float's neighbour of larger magnitude is the next integer.
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
@@ -106,7 +107,13 @@ def unpacked(packed_bits: UInt8[Tensor, " byte"]) -> Bool[Tensor, " bit"]:
 
 
 def narrowest_format(tensor: Float[Tensor, "..."]) -> torch.dtype:
-    """The format of a tensor in half precision; of one in float32, the narrowest that holds every number of it."""
+    """The format of a tensor in half precision; of one in float32, the narrowest that holds every number of it.
+
+    Raises `InputError` for another format.
+    """
+    if tensor.dtype not in _INTEGERS:
+        formats = ", ".join(str(dtype).removeprefix("torch.") for dtype in _INTEGERS)
+        raise InputError(f"gates are written into weights of {formats}, and these are {tensor.dtype}")
     if tensor.dtype != torch.float32:
         return tensor.dtype
     for dtype in (torch.bfloat16, torch.float16):

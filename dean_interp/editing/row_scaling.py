@@ -16,7 +16,7 @@ from dean_interp.editing.rounded_products import Sources, chosen, packed, same_b
 from dean_interp.editing.row_blocks import RowBlock, row_blocks
 from dean_interp.editing.tensor_change import EditState, TensorChange, float32, hash_of, pieces, tensor_hash
 from dean_interp.errors import InputError
-from dean_interp.models.sites import Site
+from dean_interp.models.sites import Site, Unit
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,10 @@ class RowScaling:
         for row, multiplier in zip(self.rows.tolist(), self.multipliers.tolist(), strict=True):
             settings["row", row] = multiplier
         return settings
+
+    def units(self, unit: Unit) -> Int[Tensor, " neuron"]:
+        """The neurons that change; no weight is changed alone."""
+        return self.rows if unit == "neuron" else self.rows[:0]
 
     def stacked(self, other: "RowScaling", name: str) -> "RowScaling":
         """Two scalings of the tensor `name` as one. Raises `InputError` where they share a row."""

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
-from dean_interp.models.sites import Site
+from dean_interp.models.sites import Site, Unit
 
 _N_AT_ONCE = 2**20
 EditState = Literal["base", "edited", "both", "other"]
@@ -77,6 +77,15 @@ class TensorChange:
         for index, new in zip(self.indices.tolist(), self.new.tolist(), strict=True):
             settings["entry", index] = new
         return settings
+
+    def units(self, unit: Unit) -> Int[Tensor, " unit"]:
+        """The weights that change; or the neurons, of whose rows of `out` every number changes."""
+        if unit == "weight":
+            return self.indices
+        rows, columns = self._axes
+        neurons, n_each = (columns, self.shape[0]) if self.is_transposed else (rows, self.shape[1])
+        n_changed = torch.bincount(neurons)
+        return (n_changed == n_each).nonzero()[:, 0]
 
     def stacked(self, other: "TensorChange", name: str) -> "TensorChange":
         """Two changes of the tensor `name` as one. Raises `InputError` where they set a number to two values."""
@@ -146,3 +155,9 @@ def hash_of(float32_pieces: Iterable[Float[Tensor, "..."]]) -> str:
 def tensor_hash(tensor: Float[Tensor, "..."]) -> str:
     """SHA-256 of a tensor's values in float32, in the checkpoint's layout, whatever its dtype."""
     return hash_of(float32(piece) for _, piece in pieces(tensor))
+
+
+def refuse_not_finite(new: Float[Tensor, "..."], what: str) -> None:
+    """Raise `InputError` where numbers that an edit would write are infinite, or no numbers."""
+    if not new.isfinite().all():
+        raise InputError(f"{what} are not finite in {new.dtype}: an edit must leave every number finite")

@@ -5,6 +5,7 @@ text the same logits whatever else is in the batch.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.errors import InputError
+from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import neuron_sites, shape
@@ -48,6 +49,10 @@ class Scale:
     """`alpha` times the neuron's activation, or the weight: 0 silences, 1 changes nothing, 2 doubles."""
 
     alpha: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
+            raise InputError(f"alpha must be a finite number, got {self.alpha}")
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,9 @@ class Given:
 
 Value = Zero | Mean | Scale | Multiply | Noise | Resample | Project | Restore | Given
 
+AND = " and "
+"""Stands between the values of edits that were stacked."""
+
 # Noise is drawn for this many positions of a text; later positions use the draws again from the first.
 _N_NOISE_DRAWS = 512
 
@@ -122,6 +130,9 @@ def described(value: Value) -> str:
 
 def described_in_words(described_value: str) -> str:
     """What `described` says of a value, as the end of a sentence that begins with the units."""
+    parts = described_value.split(AND)
+    if len(parts) > 1:
+        return AND.join(f"in part {described_in_words(part)}" for part in parts)
     name, _, held = described_value.rstrip(")").partition("(")
     match name:
         case "Zero":
@@ -145,20 +156,20 @@ def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> 
         case Scale(alpha):
             return lambda activation, position: alpha * activation
         case Multiply(gates):
-            multipliers = _at_site(gates.multipliers, site, "the gates")
-            return _multiplying_change(multipliers[units])
+            multipliers = at_site(gates.multipliers, site, "the gates")[units]
+            return lambda activation, position: multipliers.to(activation) * activation
         case Mean(scores):
-            means = _at_site(scores.activation_mean, site, f"the scores of {scores.behaviour}")
+            means = at_site(scores.activation_mean, site, f"the scores of {scores.behaviour}")
             return _mean_change(means[units])
         case Noise():
             return _noise_change(value, site, units)
         case Resample(bank, seed):
-            rows = _at_site(bank, site, "the bank")
+            rows = at_site(bank, site, "the bank")
             return _resampling_change(rows[:, units], seed)
         case Project() if site.is_of_experts:
             raise InputError(f"a projection needs all neurons of {site} at once, and a token has those of some experts")
         case Project(directions):
-            direction = _at_site(directions, site, "the directions")
+            direction = at_site(directions, site, "the directions")
             return _projection_change(direction.float()[units])
         case Restore() | Given():
             raise InputError(f"{type(value).__name__} gives weights: select weights, or see `weights_that_make`")
@@ -176,12 +187,8 @@ def multipliers_of(
         case Scale(alpha):
             return torch.full((len(units),), float(alpha))
         case Multiply(gates):
-            return _at_site(gates.multipliers, site, "the gates")[units]
+            return at_site(gates.multipliers, site, "the gates")[units]
     return None
-
-
-def _multiplying_change(multipliers: Float[Tensor, " unit"]) -> ActivationChange:
-    return lambda activation, position: multipliers.to(activation) * activation
 
 
 def _mean_change(means: Float[Tensor, " unit"]) -> ActivationChange:
@@ -189,7 +196,7 @@ def _mean_change(means: Float[Tensor, " unit"]) -> ActivationChange:
 
 
 def _noise_change(value: Noise, site: Site, units: Int[Tensor, " unit"]) -> ActivationChange:
-    norm = _at_site(value.scores.activation_norm, site, f"the scores of {value.scores.behaviour}")
+    norm = at_site(value.scores.activation_norm, site, f"the scores of {value.scores.behaviour}")
     # Noise is drawn for all neurons of the site, so a neuron's noise does not depend on the others that are chosen.
     generator = torch.Generator().manual_seed(value.seed * 100_003 + site.layer)
     draws = torch.randn(_N_NOISE_DRAWS, len(norm), generator=generator)
@@ -207,8 +214,7 @@ def _resampling_change(rows: Float[Tensor, "row unit"], seed: int) -> Activation
 
 
 def _projection_change(direction: Float[Tensor, " unit"]) -> ActivationChange:
-    length = direction.norm().clamp(min=1e-12)
-    unit_vector = direction / length
+    unit_vector = direction / direction.norm().clamp(min=1e-12)
 
     def project(activation: Tensor, position: Tensor) -> Tensor:
         along = unit_vector.to(activation)
@@ -238,7 +244,7 @@ def new_weights(
                 raise InputError(f"{site} is {shape_here} here and {shape_there} in the other model")
             return entries(other, site, units).to(old)
         case Given(weights):
-            return _at_site(weights, site, "the given weights").to(old)
+            return at_site(weights, site, "the given weights").to(old)
     kind = type(value).__name__
     raise InputError(f"weights have no activation for {kind} to change: Zero, Scale and Restore are for weights")
 
@@ -254,8 +260,10 @@ def activation_bank(
 ) -> dict[Site, Float[Tensor, "row d_mlp"]]:
     """Activations of all neurons at `n_rows` random positions of a behaviour's texts, for `Resample`.
 
-    One row of every site comes from one position. Fewer rows where the texts have fewer positions.
+    One row of every site comes from one position. Fewer rows where the texts have fewer positions. Raises `InputError`
+    for a number of rows below 1.
     """
+    refuse_below_one(n_rows=n_rows)
     data = prepare(model, behaviour, config)
     sites = neuron_sites(model)
     chosen_rows: dict[Site, list[Tensor]] = {site: [] for site in sites}
@@ -267,24 +275,24 @@ def activation_bank(
     n_seen = 0
     batch_tokens = batch_tokens_of(model, config)
     for batch in batched(model, data.rows, batch_tokens=batch_tokens, label=f"bank of {behaviour.name}"):
-        real = batch.real.flatten().nonzero()[:, 0]
-        is_chosen_here = is_chosen[n_seen : n_seen + len(real)]
-        chosen = real[is_chosen_here.to(real.device)]
+        # On the CPU, since the layers of a model may lie on several devices.
+        real = batch.real.flatten().nonzero()[:, 0].cpu()
+        chosen = real[is_chosen[n_seen : n_seen + len(real)]]
         n_seen += len(real)
 
         def keep(site: Site, x: Tensor, chosen: Tensor = chosen) -> None:
             if site.is_of_experts:
                 all_neurons = torch.arange(site_shape(model, site)[0])
                 x = read_neurons(model, site, x, all_neurons)
-            rows = x.flatten(0, 1)[chosen]
-            chosen_rows[site].append(rows.float().cpu())
+            chosen_rows[site].append(x.flatten(0, 1)[chosen].float().cpu())
 
         stream_activations(model, batch, sites, keep)
     scored_prompts(model).update(behaviour.prompt_hashes)
     return {site: torch.cat(rows) for site, rows in chosen_rows.items()}
 
 
-def _at_site(tensors: Mapping[Site, Tensor], site: Site, what: str) -> Tensor:
+def at_site(tensors: Mapping[Site, Tensor], site: Site, what: str) -> Tensor:
+    """What there is for a site. Raises `InputError` where `what` holds nothing for it."""
     if site not in tensors:
         raise InputError(f"{what} hold nothing for {site}")
     return tensors[site]
