@@ -17,7 +17,7 @@ from dean_interp.models.tokens import encode, paths
 from dean_interp.planning import remembered
 from dean_interp.planning.amounts import Amount, amount_of
 from dean_interp.planning.beside_actual import beside_actual, finished_beside_forecast
-from dean_interp.planning.calibration import Calibration, calibrated
+from dean_interp.planning.calibration import Calibration, calibrated, load_of_machine
 from dean_interp.planning.comparison_forecast import forecast_comparison
 from dean_interp.planning.costs import arithmetic_pace
 from dean_interp.planning.improve_forecast import forecast_improve
@@ -111,6 +111,12 @@ def test_a_kl_unembeds_twice_and_answers_take_a_step_for_each_new_token(counter)
     assert answered["forward"].n_calls == 2
 
 
+def test_the_load_of_the_machine_is_known_where_os_does_not_tell_it(monkeypatch):
+    monkeypatch.delattr("os.getloadavg")
+    load, n_cores = load_of_machine()
+    assert load >= 0 and n_cores >= 1
+
+
 def test_a_shallow_model_has_the_layers_of_the_real_one(tiny):
     shallow = shallow_model(tiny, 1, device="cpu")
     assert len(shallow.blocks) == 1 and has_layers_alike(tiny)
@@ -120,11 +126,13 @@ def test_a_shallow_model_has_the_layers_of_the_real_one(tiny):
     assert shallow_bytes(tiny, 1) == pytest.approx(held, rel=0.01)
 
 
-def test_random_numbers_of_the_caller_stay_as_they_are(llama):
+def test_random_numbers_of_the_caller_stay_as_they_are(llama, monkeypatch):
     torch.manual_seed(3)
     before = torch.get_rng_state()
+    seeds_of_gpus = []
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeds_of_gpus.append)
     shallow_model(llama, 1, device="cpu")
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before) and not seeds_of_gpus
 
 
 @pytest.mark.parametrize("kind", ["forward", "neurons", "weights", "answer"])

@@ -10,8 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dean_interp import InputError, ScoringConfig, load_behaviour, load_model
 from dean_interp.cli.main import main
 from dean_interp.models.matrices import neuron_sites
+from dean_interp.planning import device_memory
 from dean_interp.planning.memory import batch_bytes
-from dean_interp.planning.placement import Devices
+from dean_interp.planning.placement import Devices, place_weights, room_for_sums
 from dean_interp.planning.scoring import _HEAP, _Probe
 from dean_interp.planning.study import forecast
 from dean_interp.scoring.preparation import prepare
@@ -78,6 +79,31 @@ def test_devices_that_cannot_hold_a_batch_are_refused(config):
         forecast(config, Devices(gpus=1, gpu_gib=24.0, host_gib=64.0, tflops=200.0))
     with pytest.raises(InputError, match="gpus must be at least 0, memory and tflops above 0, got"):
         forecast(config, Devices(gpus=-1))
+
+
+def test_sums_have_no_room_where_weights_fill_the_machine():
+    """Without a GPU what is not on disk lies in the memory that sums would take."""
+    machine = Devices(host_gib=64.0)
+    filled = place_weights(100.0, 2.0, machine, 64.0)
+    assert filled.offloaded and room_for_sums(filled, 2.0, machine, 64.0) == pytest.approx(0.0, abs=1e-9)
+    half = place_weights(20.0, 2.0, machine, 64.0)
+    assert room_for_sums(half, 2.0, machine, 64.0) == pytest.approx(0.8 * 64 - 22)
+    with_gpu = Devices(gpus=1, gpu_gib=40.0, host_gib=64.0)
+    fetched = place_weights(100.0, 2.0, with_gpu, 64.0)
+    assert room_for_sums(fetched, 2.0, with_gpu, 64.0) == pytest.approx(0.8 * 64 - 32), "half of the host holds weights"
+
+
+def test_files_that_a_container_has_read_are_free_memory(tmp_path, monkeypatch):
+    for name, content in (("LIMIT", "1000"), ("USED", "900"), ("STATISTICS", "anon 500\ninactive_file 300\n")):
+        path = tmp_path / name
+        path.write_text(content)
+        monkeypatch.setattr(device_memory, f"_CONTAINER_{name}", path)
+    cpu = torch.device("cpu")
+    assert device_memory.free_memory(cpu) == 400
+    (tmp_path / "STATISTICS").unlink()
+    assert device_memory.free_memory(cpu) == 100
+    (tmp_path / "USED").write_text("1200")
+    assert device_memory.free_memory(cpu) == 0, "a container may be above its limit for a moment"
 
 
 @pytest.mark.parametrize(("width", "d_mlp", "heads", "layers"), [(128, 1024, 4, 3), (256, 384, 8, 5)])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 
+import psutil
 import torch
 
 from dean_interp.data.examples import load_behaviour
@@ -122,7 +123,8 @@ def calibrated(shape: HookedModel, kind: PassKind, *, device: str) -> Calibratio
 
 def load_of_machine() -> tuple[float, int]:
     """How many processes want a core, the average of a minute, and how many cores there are."""
-    load, _, _ = os.getloadavg()
+    # Unlike that of `os`, it is there on every system.
+    load, _, _ = psutil.getloadavg()
     # Linux says which cores this process may use.
     if hasattr(os, "sched_getaffinity"):
         return load, len(os.sched_getaffinity(0))

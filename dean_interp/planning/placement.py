@@ -128,8 +128,9 @@ def _whole(weights: float, n_gpus: int) -> Placement:
 
 def room_for_sums(placement: Placement, batch: float, devices: Devices, host: float) -> float:
     """GiB that are left for the running sums, which lie beside the weights."""
-    if placement.offloaded:
+    if placement.offloaded and devices.gpus:
         return host * SHARE_OF_MEMORY - weights_in_host(placement, devices)
+    # Without a GPU the device is the machine, whose memory weights and a batch take already.
     on_each = usable_memory(devices, host) - placement.on_device
     return placement.n_devices * on_each - batch
 

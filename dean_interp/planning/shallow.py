@@ -42,9 +42,9 @@ def shallow_model(shape: HookedModel, n_layers: int, *, device: str) -> HookedMo
     """
     config = _with_layers(shape.original_model.config, n_layers)
     dtype = next(shape.parameters()).dtype
-    # The caller's random numbers stay as they are.
+    # The caller's random numbers stay as they are: `torch.manual_seed` would seed those of GPUs, too.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         plain = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
     return load_model(plain.eval().to(device), tokenizer=native_tokenizer(shape))
 
