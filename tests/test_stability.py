@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dean_interp import (
     InputError,
     Scores,
+    ScoringConfig,
     Selection,
     Site,
     couple,
@@ -309,6 +310,25 @@ def test_groups_of_weights_average_to_their_scores(llama, behaviour):
     assert 0 < ceiling.low <= ceiling.mean <= ceiling.high <= 1
     again = on_groups(weights, range(8))
     assert top_fraction(again, 0.02).fingerprint == top_fraction(weights, 0.02).fingerprint
+
+
+def test_all_groups_give_the_scores_again_however_many_examples_each_holds(llama):
+    nine = load_behaviour("fairness", n_examples=9)
+    configs = [ScoringConfig(groups="cluster"), ScoringConfig(target="fisher"), ScoringConfig()]
+    examples = [nine, nine, load_behaviour("fairness", n_examples=21)]
+    for config, scored in zip(configs, examples, strict=True):
+        scores = importance(llama, scored, config=config)
+        n_groups = len(scores.groups[ALONE])
+        again = on_groups(scores, range(n_groups))
+        for site, value in scores.values.items():
+            torch.testing.assert_close(again.values[site], value, rtol=1e-4, atol=1e-9)
+
+
+def test_halves_of_behaviours_with_other_numbers_of_groups_are_halves_of_each():
+    rng = np.random.default_rng(4)
+    many, few = grouped(rng.random((16, 400))), grouped(rng.random((10, 400)))
+    for first, second in ((many, few), (few, many)):
+        assert half_overlap(first, second, fraction=0.1).mean < 0.2
 
 
 def test_groups_of_other_examples_or_of_whole_matrices_are_refused(llama, behaviour):

@@ -39,8 +39,9 @@ class Scores(Framed):
     """Root mean square over the same positions of each neuron's activation, or of what a matrix reads (` d_in`).
     Controls are matched on it. Mean and norm of an expert's neurons are over its own slots, 0 where it had none."""
     groups: Mapping[Site, Float[Tensor, "group d_mlp"]]
-    """The neurons' scores on each group of examples (`ScoringConfig.groups`), each a mean over its group. They show how
-    stable a selection is without scoring again. Gradient methods only."""
+    """The neurons' scores on each group of examples (`ScoringConfig.groups`), each a mean over its group; of Fisher
+    information each answer's gradient, with its sign. They show how stable a selection is without scoring again.
+    Gradient methods only."""
     loss: Float[Tensor, " example"]
     """Mean cross-entropy over each example's answer tokens in nats; empty where a method needs no loss."""
     prompt_hashes: frozenset[str]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.errors import InputError
@@ -86,7 +86,7 @@ def chance_overlap(
     Args:
         first: the selection that stays.
         second: the selection that is shuffled.
-        strata: the stratum of every unit, from `controls.strata`. With `general=` the floor keeps the overlap that the
+        strata: the stratum of every unit, from `selection.strata`. With `general=` the floor keeps the overlap that the
             general score explains.
         excluded: units that are left out of both selections and of the strata (general's top, for a coupling).
         n_draws: how many overlaps are drawn.
@@ -154,9 +154,11 @@ def half_overlap(
     overlaps = []
     for _ in range(n_splits):
         order = rng.permutation(n_groups(first))
-        half = len(order) // 2
-        first_half = on_groups(first, order[:half])
-        second_half = on_groups(second, order[half:])
+        # The same scores twice need one order: else a group might be in both halves.
+        is_as_many = n_groups(second) == len(order)
+        order_of_second = order if is_as_many else rng.permutation(n_groups(second))
+        first_half = on_groups(first, order[: len(order) // 2])
+        second_half = on_groups(second, order_of_second[len(order_of_second) // 2 :])
         first_top = top_fraction(first_half, fraction)
         second_top = top_fraction(second_half, fraction)
         overlaps.append(jaccard(first_top, second_top))
@@ -218,19 +220,40 @@ def n_groups(scores: Scores) -> int:
 
 
 def on_groups(scores: Scores, groups: Sequence[int] | np.ndarray) -> Scores:
-    """The scores on some groups of examples. A group counts as often as it is named.
+    """The scores on the examples of some groups. A group counts as often as it is named.
 
     For weights only the scores that were kept are given.
     """
     chosen = torch.as_tensor(np.asarray(groups))
+    is_fisher = scores.facts.get("target") == "fisher"
+    sizes = _answer_lengths(scores) if is_fisher else _n_examples(scores)
+    sizes = sizes[chosen]
     values: dict[Site, Tensor | Top] = {}
     for site, value in scores.values.items():
-        mean = scores.groups[site][chosen].mean(0)
+        of_groups = scores.groups[site][chosen]
+        # Groups hold means over their examples; of Fisher information the gradient of one answer, with its sign.
+        totals = of_groups.square() if is_fisher else of_groups * sizes[:, None]
+        mean = totals.sum(0) / sizes.sum()
         if isinstance(value, Top):
             values[site] = replace(value, values=mean)
         else:
             values[site] = mean
     return replace(scores, values=values, signed={}, squared={})
+
+
+def _n_examples(scores: Scores) -> Int[Tensor, " group"]:
+    """The number of examples of each group."""
+    if scores.clusters:
+        return torch.tensor(list(scores.clusters.values()))
+    # Examples that are spread take turns. Scores without losses are taken to be of one example a group.
+    n = n_groups(scores)
+    n_examples = max(n, len(scores.loss))
+    return torch.bincount(torch.arange(n_examples) % n)
+
+
+def _answer_lengths(scores: Scores) -> Int[Tensor, " group"]:
+    """The number of tokens of each group where each is one answer."""
+    return torch.tensor(scores.facts["answer_lengths"])
 
 
 def _refuse_without_groups(*behaviours: Scores) -> None:
