@@ -127,6 +127,12 @@ def test_errors_of_weights_take_no_second_pass_where_each_topic_is_one_prompt(ll
         n_both = len(fast & slow)
         # A gain that lies on the border may fall on either side of it.
         assert n_both > 20 and len(fast | slow) - n_both <= 2
+    whole = [importance(llama, each, unit="weight", config=MARGIN, also=("squared",)) for each in (pairs, others)]
+    in_top = sum(
+        len(fast.units[site][torch.isin(fast.units[site], units)])
+        for site, units in signed_units(*whole, **signs).units.items()
+    )
+    assert in_top >= n_both
     topics = dataclasses.replace(pairs, examples=tuple(dataclasses.replace(e, topic="one") for e in pairs.examples))
     of_topics = importance(llama, topics, unit="weight", config=MARGIN, keep=0.2, also=("squared",))
     with pytest.raises(InputError, match="with_groups"):

@@ -32,6 +32,7 @@ from dean_interp.models.matrices import neuron_sites, weight, weight_sites
 from dean_interp.models.tokens import collate, encode, paths
 from dean_interp.planning.scoring import plan
 from dean_interp.scoring import importance as engine
+from dean_interp.scoring import sums
 from dean_interp.scoring.integrated_gradients import integrated_gradients
 from dean_interp.scoring.methods import (
     activation_contrast,
@@ -173,6 +174,14 @@ def test_scores_per_example_add_up_to_the_scores(llama, pairs):
             torch.testing.assert_close(each[site].abs().mean(0), scores.at(site, indices), rtol=2e-3, atol=1e-7)
 
 
+def test_scores_per_example_of_no_unit_are_empty_and_of_fisher_information_refused(llama, pairs):
+    site = Site(0, "neurons")
+    nothing = example_scores(llama, pairs, {site: torch.zeros(0, dtype=torch.int64)})
+    assert nothing[site].shape == (len(pairs), 0)
+    with pytest.raises(InputError, match="target='fisher' has effects of tokens"):
+        example_scores(llama, pairs, {site: torch.arange(2)}, config=ScoringConfig(target="fisher"))
+
+
 def test_groups_of_examples_average_to_the_scores(llama, pairs):
     many = Behaviour(
         "many", tuple(dataclasses.replace(e, prompt=f"{e.prompt} {i}") for i in range(4) for e in pairs.examples)
@@ -299,6 +308,23 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(llama, pairs, monkeypa
     assert memory.n_failed >= 1 and "going on with batches of" in caplog.text
 
 
+@pytest.mark.parametrize("site", [Site(1, "neurons"), Site(1, "out")])
+def test_memory_that_runs_out_within_a_site_adds_nothing_twice(llama, pairs, monkeypatch, site):
+    """What a site reads takes memory after its effects are made: where that fails, no effect may stay in the sums."""
+    expected = importance(llama, pairs, unit=BOTH)
+    summed_where, failures = sums.summed_where, []
+
+    def limited(model, where_read, values, where):
+        if where_read == site and len(where) > 1:
+            failures.append(len(where))
+            raise torch.OutOfMemoryError("CUDA out of memory (in a test)")
+        return summed_where(model, where_read, values, where)
+
+    monkeypatch.setattr(sums, "summed_where", limited)
+    close(importance(llama, pairs, unit=BOTH, config=ScoringConfig(batch_tokens=4096)), expected)
+    assert failures
+
+
 def test_one_example_that_does_not_fit_is_an_error_that_names_the_ways_out(llama, pairs, monkeypatch):
     memory = OutOfMemory(room=1, fails_at=Site(1, "neurons"))
     monkeypatch.setattr(engine.Sums, "add", memory(engine.Sums.add))
@@ -406,6 +432,25 @@ def test_an_overflow_stops_with_the_layer_and_the_example(llama, pairs, monkeypa
     monkeypatch.setattr(engine.Sums, "add", overflow)
     with pytest.raises(InputError, match=r"gradient of example 3 is not finite in layer 1 \(L1.neurons\)"):
         importance(llama, pairs)
+
+
+def test_an_overflow_stops_every_method_that_takes_gradients(llama, pairs, monkeypatch):
+    real = engine.Sums.note_finite
+
+    def overflow(sums, site, gradient):
+        gradient = gradient.clone()
+        gradient[sums.examples == 2] = math.nan
+        real(sums, site, gradient)
+
+    monkeypatch.setattr(engine.Sums, "note_finite", overflow)
+    scored = (
+        lambda: importance(llama, pairs),
+        lambda: integrated_gradients(llama, pairs, n_steps=1),
+        lambda: example_scores(llama, pairs, {Site(1, "out"): torch.arange(3)}),
+    )
+    for score in scored:
+        with pytest.raises(InputError, match="gradient of example 2 is not finite"):
+            score()
 
 
 # Text

@@ -17,6 +17,7 @@ from scipy import stats
 from dean_interp import InputError, Scores, Selection, Site, couple, load_scores, random_like
 from dean_interp.editing.edit import load_edit
 from dean_interp.editing.edit_at_dose import load_any_edit
+from dean_interp.scoring.top import Top
 from dean_interp.selection.coupling import refuse_empty, smallest_coupling_fraction
 from dean_interp.selection.gates import load_gates
 from dean_interp.selection.selection import load_selection, strongest, top_fraction
@@ -486,6 +487,13 @@ def test_scores_come_back_from_their_file_as_they_were(tmp_path):
     assert (scores.behaviour, scores.prompt_hashes, scores.fingerprint) == (
         back.behaviour, back.prompt_hashes, back.fingerprint,
     )  # fmt: skip
+
+
+def test_the_highest_of_more_weights_than_32_bits_count_come_back_from_their_file(tmp_path):
+    site, far = Site(0, "gate"), 4_000_000_000
+    top = Top((70_000, 70_000), torch.tensor([5, far]), torch.tensor([1.0, 2.0]), 1.0)
+    Scores("many", {site: top}, {}, {}, {}, torch.zeros(0), frozenset(), "", {"method": "made up"}).save(tmp_path / "s")
+    assert load_scores(tmp_path / "s").values[site].indices.tolist() == [5, far]
 
 
 def test_sites_come_back_in_the_order_of_layers_not_of_letters(tmp_path):

@@ -15,6 +15,7 @@ from dean_interp import (
     couple,
     importance,
     load_behaviour,
+    load_scores,
     random_like,
     top_fraction,
 )
@@ -296,7 +297,7 @@ def behaviour():
     return load_behaviour("fairness", n_examples=8)
 
 
-def test_groups_of_weights_average_to_their_scores(llama, behaviour):
+def test_groups_of_weights_average_to_their_scores(llama, behaviour, tmp_path):
     scores = importance(llama, behaviour, unit=("neuron", "weight")).kept(0.05)
     found = with_groups(llama, scores, behaviour)
     for site, value in found.of("weight").values.items():
@@ -310,6 +311,22 @@ def test_groups_of_weights_average_to_their_scores(llama, behaviour):
     assert 0 < ceiling.low <= ceiling.mean <= ceiling.high <= 1
     again = on_groups(weights, range(8))
     assert top_fraction(again, 0.02).fingerprint == top_fraction(weights, 0.02).fingerprint
+    # Groups stay with the units that are kept, in memory and in a file.
+    for keep in (0.05, 0.02):
+        path = tmp_path / f"{keep}.safetensors"
+        found.save(path, keep=keep)
+        fewer, loaded = weights.kept(keep), load_scores(path).of("weight")
+        for site, value in fewer.values.items():
+            torch.testing.assert_close(fewer.groups[site].mean(0), value.values, rtol=1e-4, atol=1e-8)
+            assert torch.equal(loaded.groups[site], fewer.groups[site])
+
+
+def test_groups_are_taken_as_their_scores_were(llama, behaviour):
+    scores = importance(llama, behaviour, unit="weight", keep=0.05)
+    with pytest.raises(InputError, match="made with target='response', and their groups would be with 'margin'"):
+        with_groups(llama, scores, behaviour, config=ScoringConfig(target="margin"))
+    with pytest.raises(InputError, match="made with signed=False"):
+        with_groups(llama, scores, behaviour, config=ScoringConfig(signed=True))
 
 
 def test_all_groups_give_the_scores_again_however_many_examples_each_holds(llama):

@@ -29,6 +29,7 @@ from dean_interp import (
 from dean_interp.editing.edit_at_dose import at_dose
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
+from dean_interp.scoring.per_example import example_scores
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
 
@@ -130,6 +131,7 @@ def everything(folder, data):
     )
     numbers = [value.float().flatten() for value in scores.of("neuron").values.values()]
     numbers += [margin.double().flatten() for margin in margins]
+    numbers += [effect.flatten() for effect in example_scores(model, scored, neurons.units, config=CONFIG).values()]
     effects = [circuit.margin, *(edge.predicted for edge in circuit.edges), *information.changes]
     return [number.tolist() for number in numbers], effects, answers, edit.digest, page.headline
 

@@ -80,6 +80,7 @@ def _integrating_step(n_steps: int) -> PassStep:
         for scale, share in path:
 
             def add(site: Site, x: Tensor, gradient: Tensor, share: float = share) -> None:
+                sums.note_finite(site, gradient)
                 activations.setdefault(site, x.float())
                 effect = effect_of_rows(model, site, x, gradient)
                 effects[site].append(share * effect)
@@ -87,9 +88,10 @@ def _integrating_step(n_steps: int) -> PassStep:
             stream_gradients(model, batch, sites, add, signs=sums.signs(), scale=scale)
         # The losses of the model as it is: those on the path are of scaled activations.
         losses = stream_activations(model, batch, [], lambda site, x: None)
-        sums.add_losses(losses)
         for site in sites:
             effect = torch.stack(effects[site]).sum(0)
             sums.fold_neurons(site, activations[site], effect)
+        # Last, since a batch that does not fit into memory comes again in halves.
+        sums.add_losses(losses)
 
     return step

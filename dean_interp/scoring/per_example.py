@@ -20,6 +20,7 @@ from dean_interp.models.matrices import home, shape, weight
 from dean_interp.models.neurons import routed_ids
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site
+from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.scoring.capture import stream_gradients
 from dean_interp.scoring.preparation import ScoringConfig, batch_tokens_of, grouped, prepare
@@ -32,6 +33,7 @@ _NUMBERS_AT_ONCE = 2**26
 """So many numbers are laid out by unit at once, or the units that are kept of a large matrix would not fit."""
 
 
+@own_torch_settings()
 def example_scores(
     model: HookedModel,
     behaviour: Behaviour,
@@ -43,6 +45,8 @@ def example_scores(
 
     `sum over positions of a * dL/da` of a neuron, `W * dL/dW` of a weight: their absolute values average to the scores
     of `importance`.
+
+    Raises `InputError` as `importance`, and for the target `fisher`, whose effects are of other tokens.
     """
     effects = {}
     for site, chosen in units.items():
@@ -65,9 +69,11 @@ def with_groups(
 ) -> Scores:
     """The same scores with groups of examples for the weights that were kept. Neurons have groups from the first pass.
 
-    Raises `InputError` where these are not the scores of this behaviour, or were kept whole (too many to group).
+    Raises `InputError` where these are not the scores of this behaviour under this config, or were kept whole (too many
+    to group), and as `example_scores`.
     """
     _refuse_other_examples(scores, behaviour)
+    _refuse_other_settings(scores, behaviour, config)
     units = {site: value.indices for site, value in scores.values.items() if isinstance(value, Top)}
     if not units:
         raise InputError("groups of weights are taken for the highest of each matrix: scores.kept() first")
@@ -103,6 +109,31 @@ def _refuse_other_examples(scores: Scores, behaviour: Behaviour) -> None:
         raise InputError(f"these are scores of other examples than the {n_examples} of '{behaviour.name}' given")
 
 
+def _refuse_other_settings(scores: Scores, behaviour: Behaviour, config: ScoringConfig) -> None:
+    """Raise `InputError` where scores were not made as their groups would be."""
+    asked = {
+        "method": "importance",
+        "target": config.target,
+        "signed": config.signed,
+        "groups": config.groups,
+        "template": config.template,
+        "response": behaviour.response,
+    }
+    for name, value in asked.items():
+        scored = scores.facts.get(name, value)
+        if scored != value:
+            raise InputError(
+                f"the scores of {scores.behaviour} were made with {name}={scored!r}, and their groups would be with "
+                f"{value!r}: give the behaviour and the config that were scored"
+            )
+
+
+def _refuse_fisher(config: ScoringConfig) -> None:
+    """Raise `InputError` for the target `fisher`."""
+    if config.target == "fisher":
+        raise InputError("target='fisher' has effects of tokens that the model draws: take 'response' or 'margin'")
+
+
 def _stream_effects(
     model: HookedModel,
     behaviour: Behaviour,
@@ -117,17 +148,23 @@ def _stream_effects(
     `examples` are the numbers of the batch's examples, `effect` (`example unit`) those of the site's chosen units on
     them, signed.
     """
+    _refuse_fisher(config)
+    refuse_not_finite(model)
     data = prepare(model, behaviour, config)
+    # Without a unit there is nothing that a gradient could reach.
     sites = [site for site, chosen in units.items() if len(chosen)]
+    if not sites:
+        return
     places, weights = {}, {}
     for site in sites:
         places[site] = _places(model, site, units[site])
         if site.unit == "weight":
             weights[site] = _weights(model, site, units[site])
-    # Sums of no site: they only tell which examples a batch holds, and their signs.
+    # Sums of no site: they only tell which examples a batch holds, their signs, and whether gradients are finite.
     batch_examples = Sums(model, [], groups=data.groups, rows_each=data.rows_each, folds=("value",))
 
     def add(site: Site, x: Tensor, gradient: Tensor) -> None:
+        batch_examples.note_finite(site, gradient)
         ids = routed_ids(model, site).to(x.device) if site.is_of_experts else None
         by_row = _effects(x, gradient, places[site].to(x.device), ids)
         if site.unit == "weight":
@@ -148,7 +185,8 @@ def _stream_effects(
         padding=config.padding,
     ):
         batch_examples.begin(batch)
-        stream_gradients(model, batch, sites, add, signs=batch_examples.signs())
+        losses = stream_gradients(model, batch, sites, add, signs=batch_examples.signs())
+        batch_examples.add_losses(losses)
     scored_prompts(model).update(behaviour.prompt_hashes)
 
 

@@ -190,8 +190,8 @@ class Scores(Framed):
         values = {}
         for site, value in self.values.items():
             values[site] = thinned(self.behaviour, site, value, fraction)
-        # Other means of the same effects are kept for the same units.
-        further: dict[str, dict[Site, Tensor]] = {name: {} for name in get_args(Also)}
+        # Other means of the same effects, and those of groups, are kept for the same units.
+        further: dict[str, dict[Site, Tensor]] = {name: {} for name in (*get_args(Also), "groups")}
         for name, kept in further.items():
             for site, tensor in getattr(self, name).items():
                 kept[site] = at_kept(tensor, self.values[site], values[site])
@@ -205,7 +205,9 @@ class Scores(Framed):
         tops = {}
         for site, value in kept.values.items():
             if isinstance(value, Top):
-                tensors[f"top/{site}"] = value.indices.to(torch.int32)
+                # All experts of a layer together may have more weights than 32 bits count.
+                is_short = value.numel() <= torch.iinfo(torch.int32).max
+                tensors[f"top/{site}"] = value.indices.to(torch.int32 if is_short else torch.int64)
                 tensors[f"values/{site}"] = value.values
                 tops[str(site)] = {"shape": value.shape, "threshold": value.threshold}
             else:

@@ -74,7 +74,11 @@ def _fits(name: str, site: Site, tensor: Tensor, value: Tensor | Top) -> bool:
         scores = value.values if isinstance(value, Top) else value
         has_shape = tensor.shape == scores.shape
         return has_shape and _is_scores(tensor, scores.dim())
-    length = site.n_experts if name == "slots" else value.shape[0]
+    length = value.shape[0]
+    if name == "slots":
+        length = site.n_experts
+    elif name == "groups" and isinstance(value, Top):
+        length = len(value.values)
     n_axes = 2 if name == "groups" else 1
     has_length = tensor.shape[-1:] == (length,)
     return has_length and _is_scores(tensor, n_axes)

@@ -1,6 +1,6 @@
 """Running sums over examples: a scoring pass folds every pair of activations and gradients into them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +100,7 @@ class Sums:
         gradient: Float[Tensor, "batch pos *slot d_out"],
     ) -> None:
         """Fold one batch at one site in."""
-        self._note_finite(site, gradient)
+        self.note_finite(site, gradient)
         if site.unit == "neuron":
             effect = effect_of_rows(self.model, site, x, gradient)
             self.fold_neurons(site, x.float(), effect)
@@ -121,20 +121,21 @@ class Sums:
         effect = by_example.sum(1).to(total.device)
         # Squares are taken at the end: each example is a group of its own, and keeps its signed effect.
         of_groups = effect if first == "square" else folded(effect, first)
-        total.index_add_(0, self.batch_groups.to(total.device), of_groups)
+        batch_groups = self.batch_groups.to(total.device)
+        # All memory is taken before anything is added: running out loses nothing, and adds nothing twice.
+        added = self._reads(site, {"sum": x, "square": x.square()})
         for fold in others:
-            added = folded(effect, fold).sum(0)
-            self.sums[f"{fold} effect/{site}"] += added
-        self._add_read("sum", site, x)
-        self._add_read("square", site, x.square())
-        self._count_slots(site)
+            added[f"{fold} effect/{site}"] = folded(effect, fold).sum(0)
+        total.index_add_(0, batch_groups, of_groups)
+        self._add(added)
         self.folded.add(site)
 
     def _fold_weights(self, site: Site, x: Tensor, gradient: Tensor) -> None:
         """Fold one batch at a matrix in."""
+        # The memory for what is read is taken before anything is added.
+        added = self._reads(site, {"square": x.float().square()})
         self._add_weight_effects(site, x, gradient)
-        self._add_read("square", site, x.float().square())
-        self._count_slots(site)
+        self._add(added)
         self.folded.add(site)
 
     def _add_weight_effects(self, site: Site, x: Tensor, gradient: Tensor) -> None:
@@ -197,22 +198,22 @@ class Sums:
         """What each row has, with an axis for examples and one for an example's rows."""
         return by_row.unflatten(0, (-1, self.rows_each))
 
-    def _add_read(self, kind: str, site: Site, values: Tensor) -> None:
-        """Add something of what a site's units read, without padding."""
-        total = self.sums[f"{kind}/{site}"]
-        added = summed_where(self.model, site, values, self.real)
-        total += added.to(total.device)
+    def _reads(self, site: Site, of_reads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a batch adds to the sums of what a site's units read, without padding, and to the slots of experts."""
+        added = {}
+        for kind, values in of_reads.items():
+            added[f"{kind}/{site}"] = summed_where(self.model, site, values, self.real)
+        if site.is_of_experts:
+            added[f"slots/{site}"] = slots_where(self.model, site, self.real)
+        return {name: value.to(self.sums[name]) for name, value in added.items()}
 
-    def _count_slots(self, site: Site) -> None:
-        """Count the slots of each expert of a site of experts."""
-        if not site.is_of_experts:
-            return
-        total = self.sums[f"slots/{site}"]
-        added = slots_where(self.model, site, self.real)
-        total += added.to(total)
+    def _add(self, added: Mapping[str, Tensor]) -> None:
+        """Add to some sums, by their names."""
+        for name, value in added.items():
+            self.sums[name] += value
 
-    def _note_finite(self, site: Site, gradient: Tensor) -> None:
-        """Note which examples have a finite gradient at a site, without a look at it."""
+    def note_finite(self, site: Site, gradient: Tensor) -> None:
+        """Note which examples have a finite gradient at a site; `add_losses` looks at it."""
         row_sums = gradient.flatten(1).sum(1, dtype=torch.float32)
         of_examples = self._by_example(row_sums.isfinite()).all(1)
         self._finite_checks.append(_FiniteCheck(site, of_examples, self.examples))

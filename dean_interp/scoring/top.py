@@ -67,7 +67,7 @@ def at_kept(
     """What of a tensor goes with the scores that were kept.
 
     Args:
-        tensor: one number for each of `value`, in its shape (of a top: in its order).
+        tensor: one number for each of `value`, in its shape (of a top: in its order, along the last axis).
         value: the scores of a site.
         kept: the same, or the highest of them.
     """
@@ -75,7 +75,7 @@ def at_kept(
         return tensor
     if isinstance(value, Top):
         places = torch.searchsorted(value.indices, kept.indices)
-        return tensor[places]
+        return tensor[..., places]
     return tensor.flatten()[kept.indices]
 
 

@@ -132,8 +132,9 @@ def gains_at(
     # The loss is minus the margin, so scores are minus gains.
     if site in scores.groups or signs is not None:
         return _mean_and_error(-scores.groups[site], *_topics(scores, signs))
-    n_prompts, mean = int(_topics(scores, None)[0].sum()), -scores.signed_means(site)
-    variance = (scores.squared[site] - mean.square()).clamp(min=0)
+    # A matrix that was kept whole has two axes.
+    n_prompts, mean = int(_topics(scores, None)[0].sum()), -scores.signed_means(site).flatten()
+    variance = (scores.squared[site].flatten() - mean.square()).clamp(min=0)
     return mean, (variance / (n_prompts - 1)).sqrt()
 
 
