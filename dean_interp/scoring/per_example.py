@@ -155,11 +155,8 @@ def _stream_effects(
     sites = [site for site, chosen in units.items() if len(chosen)]
     if not sites:
         return
-    places, weights = {}, {}
-    for site in sites:
-        places[site] = _places(model, site, units[site])
-        if site.unit == "weight":
-            weights[site] = _weights(model, site, units[site])
+    places = {site: _places(model, site, units[site]) for site in sites}
+    weights = {site: _weights(model, site, units[site]) for site in sites if site.unit == "weight"}
     # Sums of no site: they only tell which examples a batch holds, their signs, and whether gradients are finite.
     batch_examples = Sums(model, [], groups=data.groups, rows_each=data.rows_each, folds=("value",))
 
@@ -171,8 +168,7 @@ def _stream_effects(
             # The effect of weight (i, j) is W[i, j] times the sum over positions of x_i times the gradient of output j.
             by_row = by_row * weights[site].to(x.device)
         # The rows of an example (safe and unsafe answer) are added.
-        by_example = by_row.unflatten(0, (-1, data.rows_each))
-        effect = by_example.sum(1)
+        effect = by_row.unflatten(0, (-1, data.rows_each)).sum(1)
         keep(site, batch_examples.examples, effect)
 
     for batch in batched(
