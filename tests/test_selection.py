@@ -346,6 +346,18 @@ def test_a_grown_control_has_growth_times_the_units_of_each_decile():
         assert found == [growth * n for n in wanted]
 
 
+def test_what_a_full_stratum_cannot_give_comes_from_its_own_site():
+    first, second = SITES
+    strata = {first: torch.tensor([0] * 6 + [1] * 10, dtype=torch.int16), second: torch.zeros(100, dtype=torch.int16)}
+    selection = select([0, 1, 2, 3, 4, 6], range(5), sizes=(16, 100))
+    for seed in range(20):
+        assert random_like(selection, strata, seed=seed).counts() == selection.counts()
+        # A larger one adds units and drops none, up to all that there are: then the other site gives the rest.
+        drawn = [random_like(selection, strata, seed=seed, growth=growth) for growth in (0.5, 1.0, 1.5, 2.0, 4.0, 9.0)]
+        assert all(len(smaller - larger) == 0 for smaller, larger in pairwise(drawn))
+        assert drawn[-1].counts() == {first: 10, second: 89}
+
+
 @seeded
 @given(chosen=few_units, seed=st.integers(0, 2**32))
 def test_one_seed_gives_one_set(chosen, seed):
@@ -494,6 +506,11 @@ def test_the_highest_of_more_weights_than_32_bits_count_come_back_from_their_fil
     top = Top((70_000, 70_000), torch.tensor([5, far]), torch.tensor([1.0, 2.0]), 1.0)
     Scores("many", {site: top}, {}, {}, {}, torch.zeros(0), frozenset(), "", {"method": "made up"}).save(tmp_path / "s")
     assert load_scores(tmp_path / "s").values[site].indices.tolist() == [5, far]
+
+
+def test_a_selection_has_one_fingerprint_in_whatever_order_its_sites_are_given():
+    units, shapes = {FIRST: torch.tensor([1]), SITES[1]: torch.tensor([0, 2])}, {FIRST: (5,), SITES[1]: (7,)}
+    assert Selection(units, shapes).fingerprint == Selection(dict(reversed(units.items())), shapes).fingerprint
 
 
 def test_sites_come_back_in_the_order_of_layers_not_of_letters(tmp_path):

@@ -50,10 +50,10 @@ def random_like(
     if n_wanted == 0:
         return Selection(units, selection.shapes, selection.prompt_hashes)
 
-    # All turns up to some growth. Strata that run out of units need the turns of a larger one.
+    # All turns up to some growth. Sites that run out of units need the turns of a larger one.
     reach = growth + 1
     turns = _turns_of_sites(selection, strata, reach, seed)
-    while sum(map(len, turns.values())) < n_wanted:
+    while sum(site_turns.n_up_to(reach) for site_turns in turns.values()) < n_wanted:
         reach *= 2
         turns = _turns_of_sites(selection, strata, reach, seed)
 
@@ -119,6 +119,10 @@ class _Turns:
     def __len__(self) -> int:
         return len(self.units)
 
+    def n_up_to(self, growth: float) -> int:
+        """How many of the units are drawn up to a growth."""
+        return int((self.growths <= growth).sum())
+
 
 def _turns_of_sites(
     selection: Selection,
@@ -147,17 +151,18 @@ def _turns(
     strata_with_chosen = np.flatnonzero(n_chosen)
     is_free = np.ones(len(codes), dtype=bool)
     is_free[chosen] = False
-    units, growths, unfilled = [], [], []
+    units, growths, later, unfilled = [], [], [], []
     for code in strata_with_chosen:
         is_member = (codes == code) & is_free
         members = generator.permutation(np.flatnonzero(is_member))
         # The k-th turn of a stratum with c chosen units comes at growth (k - u) / c.
         n_turns = int(reach * n_chosen[code]) + 1
-        k = np.arange(1, n_turns + 1)
+        k = np.arange(1, max(n_turns, len(members)) + 1)
         turns = (k - generator.random()) / n_chosen[code]
         units.append(members[:n_turns])
-        growths.append(turns[: len(members)])
-        unfilled.append(turns[len(members) :])
+        growths.append(turns[: len(members)][:n_turns])
+        later.append(_Turns(members[n_turns:], turns[n_turns : len(members)]))
+        unfilled.append(turns[len(members) : n_turns])
     # Where a stratum ran out, units of strata without a chosen one fill in.
     turns = np.sort(np.concatenate(unfilled))
     if len(turns):
@@ -165,7 +170,18 @@ def _turns(
         others = generator.permutation(np.flatnonzero(is_other))
         units.append(others[: len(turns)])
         growths.append(turns[: len(others)])
-    return _Turns(np.concatenate(units), np.concatenate(growths))
+        turns = turns[len(others) :]
+    drawn = _Turns(np.concatenate(units), np.concatenate(growths))
+    return _brought_forward(drawn, later, turns) if len(turns) else drawn
+
+
+def _brought_forward(drawn: _Turns, later: Sequence[_Turns], unfilled: np.ndarray) -> _Turns:
+    """The turns of a site where some are still unfilled: the units that come later fill in, in their own order."""
+    units = np.concatenate([drawn.units, *(turns.units for turns in later)])
+    own_growths = np.concatenate([drawn.growths, *(turns.growths for turns in later)])
+    growths = np.sort(np.concatenate([drawn.growths, unfilled]))
+    in_turn = units[np.lexsort((units, own_growths))]
+    return _Turns(in_turn[: len(growths)], growths[: len(in_turn)])
 
 
 def _by_stratum(

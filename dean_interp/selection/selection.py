@@ -93,7 +93,7 @@ class Selection(Framed):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the sites and their units, its first 16 digits."""
-        content = [(str(site), units.tolist()) for site, units in self.units.items()]
+        content = [(str(site), self.units[site].tolist()) for site in sorted(self.units)]
         return hashlib.sha256(str(content).encode()).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
