@@ -155,7 +155,10 @@ def test_a_behaviour_whose_answers_are_the_same_is_named_where_gates_are_asked_f
 def test_a_change_whose_kl_is_no_number_is_too_large(target):
     size, _ = size_at_kl(lambda size: math.nan if size > 0.5 else 0.02 * size, target, bounds=(0.05, 10.0))
     assert 0.05 <= size <= 10.0
-    assert size_at_kl(lambda size: math.nan, target, bounds=(0.05, 10.0))[1] is False
+    tried = []
+    assert size_at_kl(lambda size: tried.append(size) or math.nan, target, bounds=(0.05, 10.0)) == (0.05, False)
+    # Nothing smaller may be tried, and no size that is no number.
+    assert tried == [1.0, 0.05]
 
 
 def test_an_infinite_perplexity_is_read_back(tmp_path):

@@ -274,6 +274,12 @@ def test_opposite_signs_are_found_among_coupled_units(llama, pairs):
     chosen = top_fraction(first, 0.2)
     assert len(opposite_sign(chosen, first, flipped)) == len(chosen) > 0
     assert len(opposite_sign(chosen, first, first)) == 0
+    # However small: the product of two such effects is 0 in float32.
+    tiny, opposite = (
+        dataclasses.replace(scores, values={site: value * 1e-28 for site, value in scores.values.items()})
+        for scores in (first, flipped)
+    )
+    assert len(opposite_sign(chosen, tiny, opposite)) == len(chosen)
     with pytest.raises(InputError, match="signed"):
         opposite_sign(chosen, first, importance(llama, pairs))
 

@@ -17,7 +17,12 @@ from dean_interp.models.load import model_fingerprint
 from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.notes import notes
-from dean_interp.models.scored_prompts import measuring_scored_prompts, refuse_scored, scored_prompts
+from dean_interp.models.scored_prompts import (
+    measuring_scored_prompts,
+    noting_scored_prompts,
+    refuse_scored,
+    scored_prompts,
+)
 from dean_interp.models.sites import Site, parse_site
 from dean_interp.models.tokens import encode
 
@@ -168,6 +173,11 @@ def test_scored_prompts_may_be_measured_where_that_is_the_question_and_not_after
         scored_prompts(model).add("another")
         raise ZeroDivisionError
     assert scored_prompts(model) == {*behaviour.prompt_hashes, "another"}
+    # What is scored under an ablation was scored, too; the ablation's own prompts count while it is open.
+    with noting_scored_prompts(model, {"of the ablation", "another"}):
+        scored_prompts(model).add("scored under it")
+        assert "of the ablation" in scored_prompts(model)
+    assert scored_prompts(model) == {*behaviour.prompt_hashes, "another", "scored under it"}
     with pytest.raises(InputError, match="were scored"):
         refuse_scored(model, [behaviour])
 

@@ -170,6 +170,9 @@ def test_the_released_coupling_of_scores_is_the_released_selection_of_every_matr
             chosen = torch.zeros(d_out, d_in, dtype=torch.bool)
             chosen.view(-1)[flat] = True
             assert torch.equal(found.units[site], chosen.T.flatten().nonzero()[:, 0])
+    for fraction in (-0.5, 0.0, 1.5):
+        with pytest.raises(InputError, match=r"fraction must be in \(0, 1\]"):
+            released_coupling(*scores, fraction=fraction)
     neurons = methods.random(tiny, load_behaviour("fairness", n_examples=2), unit="neuron")
     with pytest.raises(InputError, match="selects weights"):
         released_coupling(neurons, neurons, neurons, fraction=0.2)

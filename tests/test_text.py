@@ -17,7 +17,7 @@ from dean_interp.evaluation.guard import super_weights
 from dean_interp.evaluation.judges import QUESTION, LexicalJudge, judged
 from dean_interp.evaluation.outcomes import answer_outcomes
 from dean_interp.models import chat_settings as settings_module
-from dean_interp.models.chat_settings import ChatSettings, with_settings
+from dean_interp.models.chat_settings import ChatSettings, with_settings, with_system_text
 from dean_interp.models.generate import generate
 from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
 from dean_interp.models.templates import appended, rendered_chat, text_ids
@@ -279,6 +279,15 @@ class TestThoughts:
     def test_a_template_without_a_switch_is_refused(self, checkpoints):
         with pytest.raises(InputError, match="no switch for thinking"):
             load_model(checkpoints["llama"], device="cpu", chat=ChatSettings(thinking="off"))
+
+    def test_a_tokenizer_without_a_template_has_no_switch(self, tokenizer):
+        with pytest.raises(InputError, match="has no chat template, so it has no switch for thinking"):
+            with_settings(with_template(tokenizer, ""), ChatSettings(thinking="off"))
+
+    def test_a_system_text_stands_in_chats_letter_by_letter(self, tokenizer):
+        text = "It's \\n {{ no }} {% block %}\r\nSecond\rthird\n\ttab é"
+        chat = with_system_text(tokenizer, text).apply_chat_template(user("Fair?"), tokenize=False)
+        assert chat == f"<|system|>{text}<|user|>Fair?"
 
     def test_an_answer_is_what_stands_behind_its_thought(self):
         assert behind_thought("Yes.") == "Yes."

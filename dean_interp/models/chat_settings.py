@@ -78,6 +78,10 @@ def with_settings(
     Raises `InputError` for settings out of their range, and for a template that has no switch for thinking.
     """
     settings.check()
+    if settings.thinking and not tokenizer.chat_template:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, so it has no switch for thinking"
+        )
     asked = _asks_for(tokenizer)
     date = None
     before = ""
@@ -112,7 +116,7 @@ def with_system_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTraine
 
 def _quoted(text: str) -> str:
     """A text as a string of a template."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     return f"'{escaped}'"
 
 

@@ -31,14 +31,17 @@ def measuring_scored_prompts(model: HookedModel) -> Iterator[None]:
 
 @contextmanager
 def noting_scored_prompts(model: HookedModel, prompt_hashes: Set[str]) -> Iterator[None]:
-    """While open, these prompts count as scored too, since what was made from them is applied to the model."""
+    """While open, these prompts count as scored too, since what was made from them is applied to the model.
+
+    Others that are scored in the meantime stay scored.
+    """
     hashes = scored_prompts(model)
-    before = set(hashes)
-    hashes.update(prompt_hashes)
+    added = prompt_hashes - hashes
+    hashes.update(added)
     try:
         yield
     finally:
-        hashes.intersection_update(before)
+        hashes.difference_update(added)
 
 
 def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour], *, also: frozenset[str] = frozenset()) -> None:

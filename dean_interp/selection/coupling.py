@@ -124,7 +124,8 @@ def opposite_sign(selection: Selection, first: Scores, second: Scores) -> Select
     """
     units = {}
     for site, indices in selection.units.items():
-        product = first.signed_at(site, indices) * second.signed_at(site, indices)
+        # Signs alone: a product of two small effects may round to 0.
+        product = first.signed_at(site, indices).sign() * second.signed_at(site, indices).sign()
         units[site] = indices[product < 0]
     prompt_hashes = selection.prompt_hashes | first.prompt_hashes | second.prompt_hashes
     return Selection(units, selection.shapes, prompt_hashes)

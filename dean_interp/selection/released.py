@@ -76,6 +76,8 @@ def released_coupling(
 
     The arguments, errors and the warning are those of `released_selection`. The order of `first` and `second` matters.
     """
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction must be in (0, 1], got {fraction}")
     if first.units != ("weight",):
         raise InputError(f"the released code selects weights, got scores of {' and '.join(first.units)}s")
     warnings.warn("released_coupling replicates the released code, which is not an intersection", stacklevel=2)

@@ -71,5 +71,8 @@ def _next_size(tried: dict[float, float], aim: float, power: float) -> float:
 def _slope(tried: dict[float, float]) -> float:
     """Power of KL in size between the smallest and the largest size tried, held to what is plausible."""
     low, high = min(tried), max(tried)
+    # Where every try broke the model nothing says how steep it is.
+    if math.isinf(tried[low]):
+        return 1.0
     rise = math.log(max(tried[high], 1e-12) / max(tried[low], 1e-12)) / math.log(high / low)
     return min(max(rise, 0.1), 4.0)
