@@ -56,8 +56,26 @@ def test_a_hook_is_called_at_every_pass_of_measuring_and_generating(checkpoints,
         assert len(seen) > 3
 
 
-def test_a_model_that_differs_without_its_hook_points_keeps_them(checkpoints, monkeypatch):
-    model = load_model(checkpoints["llama-gqa"], device="cpu")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_of_half_precision_does_not_count_as_a_difference(checkpoints, dtype):
+    model = load_model(checkpoints["llama-gqa"], device="cpu", dtype=dtype)
+    with unhooked(model):
+        assert model.original_model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_of_few_positions_is_compared_on_as_many_tokens(checkpoints, monkeypatch):
+    model = load_model(checkpoints["gpt2"], device="cpu")
+    monkeypatch.setattr(model.cfg, "n_ctx", 8)
+    lengths = []
+    hook = ("hook_embed", lambda embedded, hook: lengths.append(embedded.shape[1]))
+    with model.hooks(fwd_hooks=[hook]), unhooked(model):
+        assert model.original_model.config._attn_implementation == "sdpa"
+    assert set(lengths) == {8}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_model_that_differs_without_its_hook_points_keeps_them(checkpoints, monkeypatch, dtype):
+    model = load_model(checkpoints["llama-gqa"], device="cpu", dtype=dtype)
     attention = type(model.blocks[0].attn.original_component)
     monkeypatch.setattr(attention, "forward", lambda self, hidden_states, **_: (hidden_states, None))
     modules = list(model.original_model.modules())

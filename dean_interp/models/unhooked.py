@@ -24,9 +24,12 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
 
-# How many tokens' logits are compared, and by which part of the logits' spread they may differ.
+# How many tokens' logits are compared.
 _N_TOKENS = 64
+# By which part of the logits' spread they may differ: at least the first, and so many steps of the number format. In
+# bfloat16 rounding alone moved logits by up to a quarter of their spread, and a wrong mask by one and a half.
 _TOLERANCE = 1e-3
+_STEPS = 64
 _AROUND_ONE_MODULE = (GatedMLPBridge, LinearBridge, RMSNormalizationBridge)
 """Components that call their module and show to hooks what goes in and out. Others may compute something themselves."""
 
@@ -167,24 +170,34 @@ def _unhooked_equals_hooked(model: HookedModel) -> bool:
 
 def _logits_stay(model: HookedModel, options: Mapping[str, Tensor]) -> bool:
     """Whether a pass gives the same logits without what serves hooks, beyond rounding."""
-    numbers = torch.arange(1, 1 + _N_TOKENS, device=model.cfg.device)[None]
-    tokens = numbers % adapter_of(model).vocabulary_size
+    n_tokens = _n_tokens(model)
+    n_vocabulary = adapter_of(model).vocabulary_size
+    # Words from all of the vocabulary: what a model makes of a row of its special tokens, rounding moves far.
+    numbers = torch.arange(1, 1 + n_tokens, device=model.cfg.device)[None]
+    tokens = numbers * max(1, n_vocabulary // (n_tokens + 1)) % n_vocabulary
     hooked = model(tokens, return_type="logits", **options).float()
     with _unhooked(model):
         without_hooks = model(tokens, return_type="logits", **options).float()
     difference = (without_hooks - hooked).abs().max()
-    return bool(difference <= _TOLERANCE * hooked.std())
+    rounding = torch.finfo(next(model.parameters()).dtype).eps
+    return bool(difference <= max(_TOLERANCE, _STEPS * rounding) * hooked.std())
+
+
+def _n_tokens(model: HookedModel) -> int:
+    """The number of tokens that are compared: no more than the model takes."""
+    return min(_N_TOKENS, model.cfg.n_ctx)
 
 
 def _two_branches(model: HookedModel) -> dict[str, Tensor]:
     """What tells a pass that its row is half a trunk, and two branches that do not see each other."""
-    first = _N_TOKENS // 2
-    second = first + _N_TOKENS // 4
-    sees = torch.ones(_N_TOKENS, _N_TOKENS, dtype=torch.bool).tril()
+    n_tokens = _n_tokens(model)
+    first = n_tokens // 2
+    second = first + n_tokens // 4
+    sees = torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
     sees[second:, first:second] = False
     position = sees.sum(1)[None] - 1
     dtype = next(model.parameters()).dtype
-    mask = torch.zeros(1, 1, _N_TOKENS, _N_TOKENS, dtype=dtype)
+    mask = torch.zeros(1, 1, n_tokens, n_tokens, dtype=dtype)
     mask = mask.masked_fill(~sees, torch.finfo(dtype).min)
     device = model.cfg.device
     return {"attention_mask": mask.to(device), "position_ids": position.to(device)}
