@@ -150,8 +150,10 @@ def _refuse_other_bias(
     bias_there = bias(other, site)
     if bias_here is None and bias_there is None:
         return
-    is_in_both = bias_here is not None and bias_there is not None
-    if not is_in_both or not torch.equal(bias_here[units], bias_there[units].to(bias_here)):
+    are_equal = False
+    if bias_here is not None and bias_there is not None:
+        are_equal = torch.equal(bias_here[units], bias_there[units].to(bias_here))
+    if not are_equal:
         raise InputError(f"the biases of the neurons of {site} differ: restore the layer's checkpoint instead")
 
 
