@@ -14,6 +14,7 @@ from page_figures import figures_of
 from planted_gates import planted_settings
 
 from dean_interp import Behaviour, Example, InputError, load_behaviour
+from dean_interp.arms import frontier as frontier_results
 from dean_interp.arms import measured_arms, pieces
 from dean_interp.arms.arm import Change
 from dean_interp.arms.at_kl import dose_at_kl
@@ -263,6 +264,19 @@ def test_a_flip_that_leaves_nothing_to_change_is_a_null_and_another_fault_is_tol
     assert [state.chosen.dose for state in nulls(NothingToChangeError("none"))] == [0.0, 0.0]
     with pytest.raises(InputError, match="the disk is full"):
         nulls(InputError("the disk is full"))
+
+
+def test_flips_that_make_the_same_change_are_one_null_and_those_that_make_none_are_not(monkeypatch, untyped):
+    """A direction that is taken out is the same for a flip and its complement: ten flips are five nulls."""
+    monkeypatch.setattr(frontier_results, "_null_rises", lambda plan, null, original: {"one": null.rise, "two": 0.0})
+    nulls = []
+    for number, fingerprint in enumerate(["a", "a", "b", "", ""]):
+        nulls.append(SimpleNamespace(name=f"flip {number}", fingerprint=fingerprint, rise=0.1))
+    rises = {name: Interval(0.5, 0.4, 0.6, 9) for name in ("one", "two")}
+    points = (SimpleNamespace(kl_wanted=0.05, rises=rises),)
+    arm = frontier_results.FrontierArm(None, points, area=None, p_holm=None, null_rises=None, null_p=None)
+    found = frontier_results._with_nulls(arm, nulls, None, None, 0.05)
+    assert len(found.null_rises) == 4 and found.null_p == pytest.approx(1 / 5)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,10 @@ class DirectionalAblation:
 
 
 def span(vectors: Float[Tensor, "vector d_model"]) -> Float[Tensor, "axis d_model"]:
-    """An orthonormal basis of what vectors of length 1 span, in float32."""
+    """An orthonormal basis of what vectors of length 1 span, in float32; the same for their opposites."""
     _, sizes, axes = torch.linalg.svd(vectors.double(), full_matrices=False)
     is_spanned = sizes > _PARALLEL
-    return axes[is_spanned].to(torch.float32)
+    axes = axes[is_spanned]
+    # Of an axis and its opposite, the one whose largest number is positive.
+    largest = axes.abs().argmax(1, keepdim=True)
+    return (axes * axes.gather(1, largest).sign()).to(torch.float32)

@@ -64,7 +64,7 @@ class FrontierArm:
     p_holm: float | None
     """At the KL where settings are chosen, adjusted over the arms; None for random ones."""
     null_rises: tuple[Mapping[str, float], ...] | None
-    """The changes of both margins under each of its nulls; None where it has none."""
+    """The changes of both margins under each of its nulls, equal changes once; None where it has none."""
     null_p: float | None
     """The larger rank of both rises among the nulls."""
     further: tuple[Line, ...] = ()
@@ -186,7 +186,9 @@ def _with_nulls(
     """An arm beside its nulls, where they are done."""
     if nulls is None:
         return arm
-    null_rises = tuple(_null_rises(plan, null, original) for null in nulls)
+    # Two flips that make the same change are one null, as a flip and its complement where a direction is taken out.
+    distinct = {null.fingerprint or null.name: null for null in nulls}
+    null_rises = tuple(_null_rises(plan, null, original) for null in distinct.values())
     null_p = None
     for point in arm.points:
         if point.kl_wanted == kl and null_rises:
@@ -253,11 +255,7 @@ def _null_rises(plan: MeasurementPlan, null: MeasuredState, original: StateOutco
 
 def _rank(point: FrontierPoint, null_rises: Sequence[Mapping[str, float]]) -> float:
     """The larger rank of both rises among those of nulls."""
-    ranks = []
-    for name, rise in point.rises.items():
-        rises_of_nulls = [rises[name] for rises in null_rises]
-        ranks.append(rank_p_value(rise.mean, rises_of_nulls))
-    return max(ranks)
+    return max(rank_p_value(rise.mean, [rises[name] for rises in null_rises]) for name, rise in point.rises.items())
 
 
 def _with_holm_over_arms(arms: Sequence[FrontierArm], kl: float) -> tuple[FrontierArm, ...]:
