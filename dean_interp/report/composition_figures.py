@@ -43,8 +43,10 @@ def shares_by_depth(models: Mapping[str, Composition]) -> Picture:
         panels[0].set_ylim(bottom=0)
         for axes in panels[len(names) :]:
             axes.set_visible(False)
-        for axes in grid[-1]:
+        # The last of each column, below which there may be an empty place.
+        for axes in panels[max(0, len(names) - _COLUMNS) : len(names)]:
             axes.set_xlabel("relative depth (0: first layer)")
+            axes.tick_params(labelbottom=True)
         for axes in grid[:, 0]:
             axes.set_ylabel("share (1: even)")
         if len(models) > 1:

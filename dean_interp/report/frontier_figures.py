@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,35 +34,37 @@ def damage_and_rise(frontier: Frontier) -> Picture:
             of_kind = by_kind.setdefault(arm.record.kind, {})
             of_kind[arm.name] = arm
     with styled():
-        figure, grid = _grid(n_panels=len(by_kind))
-        panels = list(grid.flat)
+        figure, panels = _panels(max(1, len(by_kind)))
         for axes, (kind, arms) in zip(panels, by_kind.items(), strict=False):
             _draw_background(axes, frontier)
             for _, arm, look in with_looks(arms):
                 _draw_arm(axes, arm, look)
             axes.set_title(kind)
             axes.legend(fontsize=8, loc="upper left")
-        for axes in panels[len(by_kind) :]:
-            axes.set_visible(False)
         # Legends stand above what is drawn, on the scale that all panels share.
         low, high = panels[0].get_ylim()
         panels[0].set_ylim(low, high + _ROOM_FOR_LEGENDS * (high - low))
     return Picture(figure, _data(frontier), _n(frontier), _CAPTION)
 
 
-def _grid(n_panels: int) -> tuple[Figure, np.ndarray]:
+def _panels(n: int) -> tuple[Figure, list[Axes]]:
     """Axes on one scale, up to three side by side."""
-    n_columns = min(3, max(1, n_panels))
-    n_rows = math.ceil(max(1, n_panels) / n_columns)
+    n_columns = min(3, n)
+    n_rows = math.ceil(n / n_columns)
     width = 4.2 * n_columns
     height = 0.4 + 3.6 * n_rows
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid[-1]:
-        axes.set_xlabel("KL on general text (nats per token)")
     for axes in grid[:, 0]:
         axes.set_ylabel("smaller rise (nats per token)")
-    return figure, grid
+    panels = list(grid.flat)
+    # The last of each column, below which there may be an empty place.
+    for axes in panels[n - n_columns : n]:
+        axes.set_xlabel("KL on general text (nats per token)")
+        axes.tick_params(labelbottom=True)
+    for axes in panels[n:]:
+        axes.set_visible(False)
+    return figure, panels[:n]
 
 
 def _draw_background(axes: Axes, frontier: Frontier) -> None:
