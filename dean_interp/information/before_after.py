@@ -9,13 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.information.activations import Activations
-from dean_interp.information.estimands import (
-    INDICES,
-    InformationArm,
-    MutualInformationConfig,
-    refuse_few,
-    refuse_missing,
-)
+from dean_interp.information.estimands import INDICES, InformationArm, MutualInformationConfig, refuse_few
 from dean_interp.information.estimate import PER_DIMENSION
 from dean_interp.information.nulls import half_samples, largest_fall, within_group_permutations
 from dean_interp.information.places import Place, is_reached, places_of
@@ -46,8 +40,6 @@ class BeforeAfter:
         """`behaviours` are the names of first and second; `calibration` are activations that probes are fitted on."""
         self.config = config.settled(len(before.groups))
         refuse_few(self.config, before.groups, behaviours)
-        if calibration is not None:
-            refuse_missing(calibration.groups, behaviours)
         self.before = before
         self.edit = edit
         self.behaviours = tuple(behaviours)

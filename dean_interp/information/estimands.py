@@ -133,15 +133,6 @@ def refuse_few(config: MutualInformationConfig, groups: Sequence[str], behaviour
             )
 
 
-def refuse_missing(groups: Sequence[str], behaviours: Sequence[str]) -> None:
-    """Raise `InputError` where a behaviour has no calibration prompt that a probe could be fitted on."""
-    for behaviour in behaviours:
-        if behaviour not in groups:
-            raise InputError(
-                f"no calibration prompt is of '{behaviour}' (a prompt of two behaviours counts as the first one's)"
-            )
-
-
 @dataclass(frozen=True)
 class InformationArm:
     """One ablation and the neurons whose activations are compared under it: the edit, or a control.

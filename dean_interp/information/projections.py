@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dean_interp.errors import InputError
 from dean_interp.information.activations import Activations
 from dean_interp.information.gaussian import principal_components
 from dean_interp.information.kernels import spread
@@ -106,6 +107,7 @@ class Probe:
         if not self.n_units:
             return
         if calibration is not None:
+            _refuse_missing(calibration.groups, behaviour)
             calibration_values = answer_columns(calibration, place, neurons)
             direction = _direction(calibration_values, calibration, behaviour)
             everywhere = torch.ones(len(values), dtype=torch.bool)
@@ -160,6 +162,14 @@ def _standardised_score(values: Float[Tensor, "row unit"], direction: Float[Tens
         return (values @ direction - mean) / scale
 
     return score
+
+
+def _refuse_missing(groups: Sequence[str], behaviour: str) -> None:
+    """Raise `InputError` where a behaviour has no calibration prompt that its probe could be fitted on."""
+    if behaviour not in groups:
+        raise InputError(
+            f"no calibration prompt is of '{behaviour}' (a prompt of two behaviours counts as the first one's)"
+        )
 
 
 def _is_in_first_half(state: Activations, seed: int) -> IsRow:
