@@ -85,6 +85,31 @@ def test_the_fingerprint_changes_with_a_single_weight(checkpoints):
     assert model_fingerprint(model) != before
 
 
+def test_the_fingerprint_changes_where_weights_or_whole_neurons_change_places(checkpoints):
+    """Two neurons that change places leave the model what it is, and every score and edit names another neuron."""
+    model = load_model(checkpoints["qwen2"], device="cpu")
+    seen = {model_fingerprint(model)}
+    order = torch.arange(model.cfg.d_mlp)
+    order[[3, 5]] = order[[5, 3]]
+    tokens = torch.arange(3, 20)[None]
+    with torch.inference_mode():
+        logits = model(tokens, return_type="logits")
+    with torch.no_grad():
+        mlp = model.original_model.model.layers[1].mlp
+        for name in ("gate_proj", "up_proj"):
+            matrix = getattr(mlp, name).original_component.weight
+            matrix.copy_(matrix[order])
+        mlp.down_proj.original_component.weight.copy_(mlp.down_proj.original_component.weight[:, order])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens, return_type="logits"), logits)
+    seen.add(model_fingerprint(model))
+    with torch.no_grad():
+        row = weight(model, Site(1, "out"))[7]
+        row[[3, 4]] = row[[4, 3]]
+    seen.add(model_fingerprint(model))
+    assert len(seen) == 3
+
+
 def test_greedy_generation_equals_plain_transformers(checkpoints, tokenizer):
     for name in ("llama-gqa", "gpt2"):
         plain = AutoModelForCausalLM.from_pretrained(checkpoints[name]).eval()

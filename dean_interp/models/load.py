@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 Dtype = str | torch.dtype
 
+# By the bytes of a number.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -189,18 +191,23 @@ def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def model_fingerprint(model: HookedModel) -> str:
-    """SHA-256 over every parameter's name, shape and bits; changes when any weight changes.
+    """SHA-256 over every parameter's name, shape and bits; changes when any weight changes, or two change places.
 
-    Bits are added up as integers, so the value depends neither on threads nor on the device.
+    Bits are added up as integers, so the value depends neither on threads nor on the device. They are added up along
+    each axis: weights that change places, as where neurons are put in another order, change a sum.
     """
     refuse_without_values(model)
     digest = hashlib.sha256()
     for name, parameter in named_values(model):
-        integers = torch.int32 if parameter.element_size() == 4 else torch.int16
-        bits = parameter.detach().contiguous().view(integers)
-        total = int(bits.sum(dtype=torch.int64))
-        line = f"{name} {tuple(parameter.shape)} {total}\n"
+        line = f"{name} {tuple(parameter.shape)}\n"
         digest.update(line.encode())
+        integers = _INTEGERS[parameter.element_size()]
+        bits = torch.atleast_1d(parameter.detach()).contiguous().view(integers)
+        axes = range(bits.dim())
+        for axis in axes:
+            others = [other for other in axes if other != axis]
+            sums = bits.sum(others, dtype=torch.int64) if others else bits.long()
+            digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
