@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shlex
+from statistics import median
 
 import numpy as np
 import pytest
@@ -295,19 +296,31 @@ def test_the_arithmetic_counts_going_back_twice_and_a_product_for_each_weight(ll
 def test_a_forecast_comes_within_a_factor_of_one_and_a_half(
     checkpoints, kind, tmp_path, monkeypatch, one_thread, untyped
 ):
-    """A tiny model is measured or scored; CPU time, so that other work does not count."""
-    monkeypatch.setenv("DEAN_INTERP_CACHE", str(tmp_path))
+    """A tiny model is measured or scored; CPU time, so that other work does not count.
+
+    Medians of three calibrations and of three calls count, since one of each is off by as much once in a while.
+    """
     model = load_model(checkpoints["llama-gqa"], device="cpu")
     counter = WorkCounter(model, "raw", 512, DataConfig(answer_tokens=None), AnswerConfig())
     test, scored = load_behaviour("general", n_examples=24, split="test"), load_behaviour("privacy", n_examples=24)
     measure(model, [load_behaviour("fairness", n_examples=2, split="test")], template="raw")
     if kind == "forward":
-        amounts, took = counter.measured([test]), timed(lambda: measure(model, [test], template="raw"))
+        amounts = counter.measured([test])
+
+        def work() -> object:
+            return measure(model, [test], template="raw")
     else:
         from dean_interp import ScoringConfig
 
         config = ScoringConfig(template="raw", batch_tokens=512)
         amounts = counter.scored([scored], "neurons")
-        took = timed(lambda: importance(model, scored, config=config))
-    span = remembered.pace_here(model, [kind], device="cpu").span(amounts)
-    assert 1 / 1.5 < span.seconds / took.better < 1.5
+
+        def work() -> object:
+            return importance(model, scored, config=config)
+
+    taken, forecasts = [], []
+    for number in range(3):
+        monkeypatch.setenv("DEAN_INTERP_CACHE", str(tmp_path / str(number)))
+        taken.append(timed(work).better)
+        forecasts.append(remembered.pace_here(model, [kind], device="cpu").span(amounts).seconds)
+    assert 1 / 1.5 < median(forecasts) / median(taken) < 1.5
