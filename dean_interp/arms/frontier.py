@@ -189,10 +189,8 @@ def _with_nulls(
     # Two flips that make the same change are one null, as a flip and its complement where a direction is taken out.
     distinct = {null.fingerprint or null.name: null for null in nulls}
     null_rises = tuple(_null_rises(plan, null, original) for null in distinct.values())
-    null_p = None
-    for point in arm.points:
-        if point.kl_wanted == kl and null_rises:
-            null_p = _rank(point, null_rises)
+    point = arm.point(kl)
+    null_p = _rank(point, null_rises) if point and null_rises else None
     return replace(arm, null_rises=null_rises, null_p=null_p)
 
 
@@ -255,7 +253,11 @@ def _null_rises(plan: MeasurementPlan, null: MeasuredState, original: StateOutco
 
 def _rank(point: FrontierPoint, null_rises: Sequence[Mapping[str, float]]) -> float:
     """The larger rank of both rises among those of nulls."""
-    return max(rank_p_value(rise.mean, [rises[name] for rises in null_rises]) for name, rise in point.rises.items())
+    ranks = []
+    for name, rise in point.rises.items():
+        rises_of_nulls = [rises[name] for rises in null_rises]
+        ranks.append(rank_p_value(rise.mean, rises_of_nulls))
+    return max(ranks)
 
 
 def _with_holm_over_arms(arms: Sequence[FrontierArm], kl: float) -> tuple[FrontierArm, ...]:

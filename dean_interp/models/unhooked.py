@@ -172,15 +172,17 @@ def _logits_stay(model: HookedModel, options: Mapping[str, Tensor]) -> bool:
     """Whether a pass gives the same logits without what serves hooks, beyond rounding."""
     n_tokens = _n_tokens(model)
     n_vocabulary = adapter_of(model).vocabulary_size
-    # Words from all of the vocabulary: what a model makes of a row of its special tokens, rounding moves far.
+    # Tokens from all of the vocabulary. The first ones are often special tokens, whose logits rounding moves far.
+    step = max(1, n_vocabulary // (n_tokens + 1))
     numbers = torch.arange(1, 1 + n_tokens, device=model.cfg.device)[None]
-    tokens = numbers * max(1, n_vocabulary // (n_tokens + 1)) % n_vocabulary
+    tokens = step * numbers % n_vocabulary
     hooked = model(tokens, return_type="logits", **options).float()
     with _unhooked(model):
         without_hooks = model(tokens, return_type="logits", **options).float()
     difference = (without_hooks - hooked).abs().max()
     rounding = torch.finfo(next(model.parameters()).dtype).eps
-    return bool(difference <= max(_TOLERANCE, _STEPS * rounding) * hooked.std())
+    tolerance = max(_TOLERANCE, _STEPS * rounding)
+    return bool(difference <= tolerance * hooked.std())
 
 
 def _n_tokens(model: HookedModel) -> int:
