@@ -8,6 +8,7 @@ import torch
 from units import some_neurons
 
 from dean_interp import ablate, generate, load_behaviour, load_model, measure
+from dean_interp.models.adapters import adapter_of
 from dean_interp.models.cache_check import cache_is_right
 from dean_interp.models.load import model_fingerprint
 from dean_interp.models.matrices import weight
@@ -21,6 +22,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.hooks]
 def test_it_answers_and_its_cache_is_right(demo_model):
     assert cache_is_right(demo_model)
     assert "Paris" in generate(demo_model, ["What is the capital of France?"], max_new_tokens=24)[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_of_half_precision_costs_it_neither_its_cache_nor_shared_prompts(dtype):
+    """Both checks took the rounding of logits for an error: answers took many times as long, measuring twice."""
+    model = load_model("smollm2-135m-instruct", device="cpu", dtype=dtype)
+    assert cache_is_right(model)
+    behaviour = load_behaviour("privacy", split="test", n_examples=2)
+    measure(model, [behaviour])
+    assert notes(model).shares_prompts == adapter_of(model).rows_may_branch
 
 
 def test_its_gguf_file_by_path_holds_the_same_weights(demo_model, tmp_path, monkeypatch):

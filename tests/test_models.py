@@ -10,10 +10,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, T5Config
 
 from dean_interp import InputError, Selection, ablate, generate, load_behaviour, load_model
+from dean_interp.models import loss
+from dean_interp.models.adapters import adapter_of
 from dean_interp.models.cache_check import cache_is_right
 from dean_interp.models.greedy import CACHE
 from dean_interp.models.hooked_model import hooked_transformer_class
 from dean_interp.models.load import model_fingerprint
+from dean_interp.models.loss import shares_prompts
 from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.notes import notes
@@ -24,7 +27,7 @@ from dean_interp.models.scored_prompts import (
     scored_prompts,
 )
 from dean_interp.models.sites import Site, parse_site
-from dean_interp.models.tokens import encode
+from dean_interp.models.tokens import Encoded, encode
 
 pytestmark = pytest.mark.hooks
 
@@ -119,17 +122,29 @@ def test_greedy_generation_equals_plain_transformers(checkpoints, tokenizer):
         assert answer == [tokenizer.decode(expected, skip_special_tokens=True)]
 
 
-def test_the_cache_check_sees_a_cache_that_is_wrong(llama, monkeypatch):
-    assert cache_is_right(llama)
-    monkeypatch.setattr(notes(llama), "cache_is_right", None)  # asked once a model: ask anew, and again after
-    real = type(llama).forward
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_cache_check_sees_a_cache_that_is_wrong(checkpoints, monkeypatch, dtype):
+    model = load_model(checkpoints["llama"], device="cpu", dtype=dtype)
+    assert cache_is_right(model)
+    monkeypatch.setattr(notes(model), "cache_is_right", None)  # asked once a model: ask anew, and again after
+    real = type(model).forward
 
     def forgetful(self, *args, **options):
         options.pop(CACHE, None)
         return real(self, *args, **options)
 
-    monkeypatch.setattr(type(llama), "forward", forgetful)
-    assert not cache_is_right(llama)
+    monkeypatch.setattr(type(model), "forward", forgetful)
+    assert not cache_is_right(model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_prompts_are_not_shared_where_the_mask_is_not_honoured(checkpoints, monkeypatch, dtype):
+    model = load_model(checkpoints["llama"], device="cpu", dtype=dtype)
+    texts = [Encoded((3, 4, 5, 6), ((7, 8), (9, 7))), Encoded((3, 4, 9), ((5, 6, 7), (8, 8)))]
+    assert shares_prompts(model, texts) == adapter_of(model).rows_may_branch
+    monkeypatch.setattr(notes(model), "shares_prompts", None)
+    monkeypatch.setattr(loss, "attention_mask", lambda batch, dtype: batch.real.long())
+    assert not shares_prompts(model, texts)
 
 
 @pytest.mark.parametrize(

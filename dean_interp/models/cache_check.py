@@ -10,8 +10,13 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.kv_cache import hand_over_cache
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
+from dean_interp.models.rounding import equal_but_for_rounding, tokens_of_all_kinds
 
 log = logging.getLogger(__name__)
+
+_N_TOKENS = 8
+# By which part of the logits' spread a cached step may differ.
+_TOLERANCE = 0.05
 
 
 def cache_is_right(model: HookedModel) -> bool:
@@ -29,22 +34,19 @@ def cache_is_right(model: HookedModel) -> bool:
 
 
 @torch.inference_mode()
-def _cached_step_equals_uncached(model: HookedModel, *, tolerance: float = 0.05) -> bool:
-    """Whether one cached step is within `tolerance` of the logits' spread."""
+def _cached_step_equals_uncached(model: HookedModel) -> bool:
+    """Whether one cached step gives the logits of the uncached pass, beyond rounding."""
     # A bridge that was brought has none yet.
     hand_over_cache(model)
-    numbers = torch.arange(1, 9, device=model.cfg.device)[None]
-    tokens = numbers % adapter_of(model).vocabulary_size
+    tokens = tokens_of_all_kinds(model, _N_TOKENS)
     n_prompt = torch.tensor([tokens.shape[1] - 1])
     with while_generating(model, n_prompt, int(n_prompt), cached=False):
-        full = model(tokens, return_type="logits")[0, -1].float()
+        full = model(tokens, return_type="logits")
     prompt = tokens[:, :-1]
     last = tokens[:, -1:]
     with while_generating(model, n_prompt, int(n_prompt), cached=True):
         _, cache = model(prompt, return_type="logits_and_cache", use_cache=True)
         if cache is None:
             return False
-        logits, _ = model(last, return_type="logits_and_cache", **{CACHE: cache})
-    step = logits[0, -1].float()
-    difference = (step - full).abs().max()
-    return bool(difference <= tolerance * full.std())
+        step, _ = model(last, return_type="logits_and_cache", **{CACHE: cache})
+    return equal_but_for_rounding(model, step[0, -1], full[0, -1], least=_TOLERANCE)

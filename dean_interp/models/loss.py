@@ -20,6 +20,7 @@ from dean_interp.models.adapters import adapter_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.notes import TokenPositions, notes
 from dean_interp.models.positions import at_positions
+from dean_interp.models.rounding import equal_but_for_rounding
 from dean_interp.models.supported import refuse_unknown_tokens, refuse_without_values
 from dean_interp.models.tokens import Batch, Encoded, Padding, Row, batches, collate, paths, trees
 from dean_interp.progress import progress_bar
@@ -36,6 +37,8 @@ _QUICK = 0.1
 _KEEP_SHARE = 10
 # How fast sums are taken to be written, before they were written once.
 _BYTES_A_SECOND = 2**30
+# By which part of their spread log-probabilities of rows that share prompts may differ.
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -234,10 +237,7 @@ def _trees_equal_paths(model: HookedModel, encoded: Sequence[Encoded]) -> bool:
         order = batch.answer.argsort(stable=True)
         log_probs.append(answer_log_probs(model, batch).log_prob[order])
     of_trees, of_paths = log_probs
-    dtype = next(model.parameters()).dtype
-    tolerance = 1e-3 if dtype == torch.float32 else 0.1
-    difference = (of_trees - of_paths).abs().max()
-    return bool(difference <= tolerance)
+    return equal_but_for_rounding(model, of_trees, of_paths, least=_TOLERANCE)
 
 
 @contextmanager

@@ -23,13 +23,11 @@ from dean_interp.models.adapters import adapter_of
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.notes import notes
 from dean_interp.models.positions import while_generating
+from dean_interp.models.rounding import equal_but_for_rounding, tokens_of_all_kinds
 
 # How many tokens' logits are compared.
 _N_TOKENS = 64
-# By which part of the logits' spread they may differ: at least the first, and so many steps of the number format. In
-# bfloat16 rounding alone moved logits by up to a quarter of their spread, and a wrong mask by one and a half.
 _TOLERANCE = 1e-3
-_STEPS = 64
 _AROUND_ONE_MODULE = (GatedMLPBridge, LinearBridge, RMSNormalizationBridge)
 """Components that call their module and show to hooks what goes in and out. Others may compute something themselves."""
 
@@ -170,19 +168,11 @@ def _unhooked_equals_hooked(model: HookedModel) -> bool:
 
 def _logits_stay(model: HookedModel, options: Mapping[str, Tensor]) -> bool:
     """Whether a pass gives the same logits without what serves hooks, beyond rounding."""
-    n_tokens = _n_tokens(model)
-    n_vocabulary = adapter_of(model).vocabulary_size
-    # Tokens from all of the vocabulary. The first ones are often special tokens, whose logits rounding moves far.
-    step = max(1, n_vocabulary // (n_tokens + 1))
-    numbers = torch.arange(1, 1 + n_tokens, device=model.cfg.device)[None]
-    tokens = step * numbers % n_vocabulary
-    hooked = model(tokens, return_type="logits", **options).float()
+    tokens = tokens_of_all_kinds(model, _n_tokens(model))
+    hooked = model(tokens, return_type="logits", **options)
     with _unhooked(model):
-        without_hooks = model(tokens, return_type="logits", **options).float()
-    difference = (without_hooks - hooked).abs().max()
-    rounding = torch.finfo(next(model.parameters()).dtype).eps
-    tolerance = max(_TOLERANCE, _STEPS * rounding)
-    return bool(difference <= tolerance * hooked.std())
+        without_hooks = model(tokens, return_type="logits", **options)
+    return equal_but_for_rounding(model, without_hooks, hooked, least=_TOLERANCE)
 
 
 def _n_tokens(model: HookedModel) -> int:
