@@ -14,6 +14,7 @@ from test_improve import config, finished, sets  # noqa: F401 - fixtures: a whol
 
 from dean_interp import InputError, Selection, Site, create_edit, load_edit, load_model, load_selection
 from dean_interp.cli.main import main
+from dean_interp.data.hub_names import shared_name
 from dean_interp.editing.apply import create_gates_edit
 from dean_interp.editing.edit import Edit
 from dean_interp.editing.values import Scale
@@ -23,7 +24,6 @@ from dean_interp.report.improve_page import next_commands
 from dean_interp.report.page import minus
 from dean_interp.selection.gates import load_gates
 from dean_interp.study.measured_edit import measured_in
-from dean_interp.study.settings import shared_name
 
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e-?\d+)?")
 TODAY = date(2026, 11, 29)

@@ -39,6 +39,7 @@ from dean_interp.evaluation.judges import (
 from dean_interp.evaluation.judges.forms import as_data, special_tokens
 from dean_interp.evaluation.judges.lexical import cautionary_phrases, lexical_labels
 from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.resume import Unfinished
 
 KEY = "sk-a-key-that-must-go-nowhere"
 LABELLED = Path(__file__).parent / "data" / "labelled_answers.jsonl"
@@ -396,6 +397,40 @@ class TestPrompted:
         found = PromptedJudge(llama, QUESTION)(["a"] * 3, ["b", "c", "d" * 3000])
         assert [verdict.fault for verdict in found] == ["unparsed", "unparsed", "too long"]
         assert found[0].said
+
+    def test_a_killed_judge_goes_on_with_the_next_batch(self, checkpoints, tmp_path, monkeypatch):
+        judge = make_judge(f"chat:{checkpoints['llama-gqa']}", folder=tmp_path)
+        assert isinstance(judge, PromptedJudge)
+        judge.batch_size = 1
+        prompts, answers = ["p", "q", "r"], ["a", "b", "c"]
+        whole = judge(prompts, answers)
+        assert list(tmp_path.iterdir()) == []
+        asked = []
+        real = Unfinished.keep
+
+        def killed_after_two(self, sums, *, n_batches):
+            real(self, sums, n_batches=n_batches)
+            if n_batches == 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Unfinished, "keep", killed_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            judge(prompts, answers)
+        monkeypatch.setattr(Unfinished, "keep", lambda self, sums, *, n_batches: asked.append(n_batches))
+        assert judge(prompts, answers) == whole
+        assert asked == [3]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_its_name_holds_no_folder_and_says_half_precision(self, checkpoints):
+        folder = checkpoints["llama-gqa"]
+        assert make_judge(f"chat:{folder}").name == f"yes-or-no question by {folder.name}"
+        half = make_judge(f"chat:{folder}?dtype=bfloat16")
+        assert half.name == f"yes-or-no question by {folder.name} in bfloat16"
+
+    @pytest.mark.parametrize("setting", ["dtype=int8", "dtype", "batch=2"])
+    def test_another_setting_than_a_number_format_is_refused(self, checkpoints, setting):
+        with pytest.raises(InputError, match=r"\?dtype= with one of float32, float16, bfloat16"):
+            make_judge(f"chat:{checkpoints['llama-gqa']}?{setting}")
 
     def test_a_model_without_a_chat_template_cannot_be_asked(self, llama, monkeypatch):
         monkeypatch.setattr("dean_interp.evaluation.judges.prompted.native_tokenizer",

@@ -7,11 +7,13 @@ import pytest
 from safetensors import safe_open
 from scipy import stats
 
-from dean_interp import InputError, load_behaviour, load_scores, load_selection
+from dean_interp import InputError, create_edit, load_behaviour, load_scores, load_selection
 from dean_interp.data.examples import Behaviour, Example
+from dean_interp.editing.edit_at_dose import load_any_edit
 from dean_interp.evaluation.lines import compare, compare_each, detectable_changes
 from dean_interp.evaluation.outcomes import MARGIN, Outcome, clusters_of, likelihoods, part_of
 from dean_interp.report.html import write_report, write_sweep_report
+from dean_interp.selection.gates import gates_of
 from dean_interp.statistics import clustered_interval, standard_error
 from dean_interp.study import controls, state_outcomes
 from dean_interp.study.arm_results import arm, arm_outcomes, arms_plan
@@ -66,6 +68,28 @@ def test_run_and_evaluate_give_the_same_lines_for_the_same_edit(study, one_layer
     assert evaluation.lines == results.of("neuron").edit.lines and len(evaluation.lines) > 10
     assert evaluation.primary == results.of("neuron").primary
     assert evaluation.design == results.of("neuron").design
+
+
+def test_gates_and_their_edit_are_evaluated_like_the_selection_that_they_silence(study, one_layer, tmp_path):
+    run, _ = study
+    selection, scores = inputs_of(run)
+    config = EvaluationConfig(**settings(one_layer), answers=ANSWERS)
+    edits = {
+        "selection": selection,
+        "gates": gates_of(selection),
+        "edit": create_edit(config.model.load(), selection),
+    }
+    for name, edit in edits.items():
+        edit.save(tmp_path / f"{name}.safetensors")
+    expected = evaluate_edit(selection, [], config, tmp_path / "of selection")
+    assert expected.lines and expected.primary is None
+    for name in ("gates", "edit"):
+        evaluation = evaluate_edit(load_any_edit(tmp_path / f"{name}.safetensors"), [], config, tmp_path / name)
+        for line, known in zip(evaluation.lines, expected.lines, strict=True):
+            assert (line.metric, line.on) == (known.metric, known.on)
+            assert line.after.mean == pytest.approx(known.after.mean, abs=1e-4, nan_ok=True)
+    with pytest.raises(InputError, match="leave the scores out"):
+        evaluate_edit(edits["gates"], scores, config, tmp_path / "refused")
 
 
 def test_sweep_gives_the_same_lines_on_the_half_that_it_looks_at(study, one_layer, tmp_path):

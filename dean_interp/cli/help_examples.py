@@ -45,8 +45,8 @@ EXAMPLES = {
     "evaluate": (
         "dean-interp evaluate coupled.safetensors --scores fairness.safetensors privacy.safetensors "
         "general.safetensors --out runs/evaluation",
-        "dean-interp evaluate coupled.safetensors --harmful salad_fairness.csv salad_privacy.csv --judges lexical "
-        "md-judge:OpenSafetyLab/MD-Judge-v0.1 --tasks arc_easy --out runs/salad",
+        "dean-interp evaluate runs/mine/gates.safetensors --harmful salad_fairness.csv salad_privacy.csv "
+        "--judges lexical md-judge:OpenSafetyLab/MD-Judge-v0.1 --tasks arc_easy --out runs/salad",
     ),
     "information": (
         "dean-interp information coupled.safetensors --scores fairness.safetensors privacy.safetensors "

@@ -12,6 +12,7 @@ from dean_interp.cli.step_result import StepResult
 from dean_interp.data.examples import load_behaviour
 from dean_interp.editing.ablated_positions import Positions
 from dean_interp.editing.ablation import ablate
+from dean_interp.editing.edit_at_dose import load_any_edit
 from dean_interp.editing.values import Mean, described
 from dean_interp.errors import refuse_below
 from dean_interp.evaluation.judges.lexical import LexicalJudge
@@ -54,17 +55,18 @@ class AblateUnits:
 
 @dataclass(frozen=True)
 class EvaluateEdit:
-    """Print one table of what silencing the selected units does: margins, answers, over-refusal, general ability.
+    """Print one table of what an edit does: margins, answers, over-refusal, general ability.
 
     With `--scores` the same is measured under random controls. A killed command goes on from the last finished batch.
     """
 
-    selection: Positional[Path]
-    """Selection file."""
+    edit: Positional[Path]
+    """Selection file, whose units are silenced; or gates file, or edit file."""
     out: Path
     """Folder for `evaluation.json` and what was measured; `information` may share it."""
     scores: tuple[Path, ...] = ()
-    """Score files of first, second and general: random controls are matched by them. Unset: no controls."""
+    """Score files of first, second and general: random controls of a selection are matched by them. Unset: no
+    controls."""
     evaluation: OmitArgPrefixes[EvaluationConfig] = field(default_factory=EvaluationConfig)
 
 
@@ -157,9 +159,9 @@ def _row_text(row: dict[str, str]) -> str:
 
 def do_evaluate(step: EvaluateEdit) -> StepResult:
     """Evaluate one edit; the table is in `evaluation.json` too."""
-    selection = load_selection(step.selection)
+    edit = load_any_edit(step.edit)
     scores = [load_scores(path) for path in step.scores]
-    evaluation = evaluate_edit(selection, scores, step.evaluation, step.out)
+    evaluation = evaluate_edit(edit, scores, step.evaluation, step.out)
     return StepResult(read_json(step.out / "evaluation.json", dict[str, Any]), str(evaluation))
 
 

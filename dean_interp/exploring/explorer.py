@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from dean_interp.data.hub_names import shared_name
 from dean_interp.editing.edit import Edit
 from dean_interp.editing.edit_at_dose import AnyEdit, at_dose
 from dean_interp.exploring.held_out import HeldOut
@@ -13,7 +14,6 @@ from dean_interp.models.generate import answer_stream
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.selection.gates import Gates
 from dean_interp.selection.selection import Selection
-from dean_interp.study.settings import shared_name
 
 LOWEST_DOSE, HIGHEST_DOSE = -1.0, 2.0
 """The ends of the slider."""

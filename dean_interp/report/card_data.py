@@ -10,12 +10,12 @@ from pathlib import Path
 import yaml
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
+from dean_interp.data.hub_names import is_on_hub
 from dean_interp.data.readers import BUILTIN
 from dean_interp.data.sources import SOURCES, behaviour_name, licence_of, named_source
 from dean_interp.models.demo import DEMO_MODEL, HUB_NAME, LICENCE
 from dean_interp.study.improvement import Improvement
 from dean_interp.study.results import Results
-from dean_interp.study.settings import is_on_hub
 
 
 @dataclass(frozen=True)

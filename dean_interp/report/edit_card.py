@@ -12,6 +12,7 @@ from typing import Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from dean_interp.data.hub_names import shared_name
 from dean_interp.editing.card_file import DIGEST_KEY
 from dean_interp.editing.edit import Edit
 from dean_interp.evaluation.lines import Line
@@ -26,7 +27,6 @@ from dean_interp.study.config import StudyConfig
 from dean_interp.study.confirmation import Condition, kl_text
 from dean_interp.study.improvement import ImproveConfig, Improvement
 from dean_interp.study.results import Results, UnitResults
-from dean_interp.study.settings import shared_name
 
 Library = Literal["dean_interp", "transformers"]
 TAGS = ["dean_interp", "model-editing", "mechanistic-interpretability", "transformer-lens"]

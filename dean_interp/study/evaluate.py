@@ -10,6 +10,8 @@ from itertools import combinations
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.editing.edit_at_dose import AnyEdit, as_hooks, refuse_other_base
+from dean_interp.editing.values import Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges import Agreement, Sensitivity, Verdict, agreement, faults, sensitivity
 from dean_interp.evaluation.served import Served
@@ -45,23 +47,32 @@ from dean_interp.study.study_data import PromptSets, prompt_sets, scored_part, t
 
 
 @own_torch_settings()
-def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: EvaluationConfig, folder: Path) -> Evaluation:
+def evaluate_edit(edit: AnyEdit, scores: Sequence[Scores], config: EvaluationConfig, folder: Path) -> Evaluation:
     """Measure an edit beside its controls into a folder, or go on with what is there.
 
     Args:
-        selection: the units that are silenced.
-        scores: of first, second and general, which random controls are matched by; empty: there are no controls.
+        edit: the units that are silenced, gates, or an edit.
+        scores: of first, second and general, which random controls of a selection are matched by; empty: there are no
+            controls.
         folder: gets `evaluation.json`, `design.json` and what was measured.
 
     Raises:
-        InputError: an empty selection, or one so large that no control is; a setting out of its range; other than three
-            or no scores; a judge, a task or a set that does not exist; a folder that another run writes to, or that
-            holds measurements of something else.
+        InputError: an edit that changes nothing, or a selection so large that no control is; scores beside gates or an
+            edit; a setting out of its range; other than three or no scores; a judge, a task or a set that does not
+            exist; a folder that another run writes to, or that holds measurements of something else.
     """
     config.check()
+    edited = _edited(edit)
+    selection = edited.ablated
+    assert selection is not None
     _refuse_selection(selection, scores)
     if len(scores) not in (0, 3):
         raise InputError(f"scores must be those of first, second and general, or none; got {len(scores)}")
+    if scores and not isinstance(edit, Selection):
+        raise InputError(
+            "scores match random controls to a selection of units. Gates and edits give each unit a number of its own, "
+            "and `improve` measures nulls beside its gates: leave the scores out"
+        )
     tests, _ = test_sets(config.data)
     calibration = [scored_part(source, selection.prompt_hashes) for source in config.scored_data]
     prompts = prompt_sets(config.data, config.answers, scored=selection.prompt_hashes, calibration=calibration)
@@ -70,6 +81,7 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
     with locked(folder), _progress(config.controls, scores) as progress:
         config = replace(config, model=day.of_evaluation(config.model, folder, scores))
         model = config.model.load()
+        refuse_other_base(model, edit)
         store = _store(folder, model, tests=tests, scores=scores, config=config)
         plan = measurement_plan(
             store, prompts, config=config.answers, model=model, progress=progress, servers=servers_of(config)
@@ -78,7 +90,7 @@ def evaluate_edit(selection: Selection, scores: Sequence[Scores], config: Evalua
         def note_design(design: Design) -> None:
             write_json(folder / "design.json", design)
 
-        comparison = _compared(plan, model, selection=selection, scores=scores, config=config, note_design=note_design)
+        comparison = _compared(plan, model, edit=edited, scores=scores, config=config, note_design=note_design)
         evaluation = _evaluation(plan, comparison)
         write_json(folder / "evaluation.json", evaluation)
     return evaluation
@@ -109,7 +121,7 @@ def estimate_information(
         model = config.model.load()
         store = _store(folder, model, tests=tests, scores=scores, config=config)
         plan = measurement_plan(store, PromptSets(), config=AnswerConfig(n_answers=0), model=model, progress=progress)
-        comparison = _compared(plan, model, selection=selection, scores=scores, config=config)
+        comparison = _compared(plan, model, edit=_edited(selection), scores=scores, config=config)
         (information,) = information_before_and_under(
             plan, comparison.original, edits=[comparison.edit], controls=comparison.controls, neurons=neurons
         )
@@ -118,9 +130,16 @@ def estimate_information(
     return information
 
 
+def _edited(edit: AnyEdit) -> State:
+    """The model under an edit. Raises `InputError` for an edit that hooks cannot do."""
+    selection, value = (edit, Zero()) if isinstance(edit, Selection) else as_hooks(edit)
+    unit = next(iter(selection.shapes)).unit
+    return State("edit", "edit", ablated=selection, value=value, unit=unit)
+
+
 def _refuse_selection(selection: Selection, scores: Sequence[Scores]) -> None:
     if not len(selection):
-        raise InputError("the selection is empty: there is nothing to ablate")
+        raise InputError("the edit is empty: it changes no unit")
     if scores:
         refuse_without_controls(selection)
 
@@ -164,19 +183,18 @@ def _store(
 def _compared(
     plan: MeasurementPlan,
     model: HookedModel,
-    selection: Selection,
+    edit: State,
     scores: Sequence[Scores],
     config: EvaluationConfig | InformationConfig,
     *,
     note_design: Callable[[Design], None] = lambda design: None,
 ) -> Comparison:
     """The edit beside its random controls, where there are scores to match them by."""
-    unit = next(iter(selection.shapes)).unit
-    edit = State("edit", "edit", ablated=selection, unit=unit)
     original = original_of(plan, model)
     request = None
     if scores:
-        matched = strata(model, [behaviour.of(unit) for behaviour in scores])
+        assert edit.unit is not None
+        matched = strata(model, [behaviour.of(edit.unit) for behaviour in scores])
         request = control_request(plan, model, original=original, edit=edit, strata=matched, controls=config.controls)
     return compare_with_controls(plan, model, original=original, edit=edit, request=request, note_design=note_design)
 

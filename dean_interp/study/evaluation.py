@@ -42,7 +42,7 @@ class Evaluation(Framed):
 
     def __repr__(self) -> str:
         n_controls = len(self.states) - 1
-        return f"Evaluation({self.n_units} units silenced, {len(self.lines)} lines, {n_controls} controls)"
+        return f"Evaluation({self.n_units} units changed, {len(self.lines)} lines, {n_controls} controls)"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a line of the table (`evaluation.line_table.lines_frame`)."""

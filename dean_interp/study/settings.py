@@ -3,8 +3,6 @@
 The defaults are the demo's: built-in behaviours on a small chat model, sized for two CPU cores.
 """
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dean_interp.data.examples import ResponseKind
+from dean_interp.data.hub_names import shared_name
 from dean_interp.data.sources import names_fault
 from dean_interp.errors import InputError, refuse_below
 from dean_interp.evaluation.judges.make import refuse_login
@@ -27,20 +26,6 @@ FRACTION = {"neuron": 0.01, "weight": 1e-4}
 """Default top fraction of each layer's neurons, and of each MLP matrix's weights."""
 INFORMATION_FRACTION = 0.05
 """Default top fraction of the neurons of each behaviour that mutual information is estimated between."""
-_OWNER_AND_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def is_on_hub(name: str) -> bool:
-    """Whether the name of a model or data set is one of the hub, and not a path."""
-    suffix = Path(name).suffix.lower()
-    if suffix in (".csv", ".jsonl", ".gguf") or os.path.exists(name):
-        return False
-    return _OWNER_AND_NAME.fullmatch(name) is not None
-
-
-def shared_name(name: str) -> str:
-    """What a model is called where others read it: of a path its last part."""
-    return name if is_on_hub(name) else Path(name).name
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,7 @@ def measurement_plan(
     """What is measured of each state. Raises `InputError` for a judge or a text that does not exist."""
     judges = {}
     if prompts.all:
-        cache = store.folder / "judge_cache.jsonl"
-        judges = {name: make_judge(name, model, cache=cache) for name in config.judges}
+        judges = {name: make_judge(name, model, folder=store.folder) for name in config.judges}
     if config.window is not None:
         running_text(config.text)
     return MeasurementPlan(

@@ -4,10 +4,15 @@ What is judged cannot end its own turn: special tokens in it are parted (`forms.
 has more of them than an innocent one is a fault. The verdict is read from the new tokens alone.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from dean_interp.data.hub_names import shared_name
 from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.evaluation.judges.forms import Form, as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
@@ -15,6 +20,7 @@ from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.templates import rendered_chat
+from dean_interp.resume import Unfinished
 
 _INNOCENT = ("Which colour is the sky?", "It is blue by day.")
 
@@ -22,9 +28,17 @@ _INNOCENT = ("Which colour is the sky?", "It is blue by day.")
 class PromptedJudge:
     """A loaded model that is asked by a form; greedy, only its new tokens are read."""
 
-    def __init__(self, model: HookedModel, form: Form, *, batch_size: int = 16) -> None:
-        """Raises `InputError` where the model has no chat template to ask with, or one that drops what is judged, and
-        for a `batch_size` below 1.
+    def __init__(self, model: HookedModel, form: Form, *, batch_size: int = 16, unfinished: Path | None = None) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            batch_size: conversations a batch.
+            unfinished: a folder that keeps what finished batches said while others are asked; a killed call goes on
+                from there.
+
+        Raises:
+            InputError: the model has no chat template to ask with, or one that drops what is judged; a `batch_size`
+                below 1.
         """
         refuse_below_one(batch_size=batch_size)
         tokenizer = native_tokenizer(model)
@@ -33,6 +47,7 @@ class PromptedJudge:
         self.model = model
         self.form = form
         self.batch_size = batch_size
+        self.unfinished = unfinished
         try:
             _render(tokenizer, form, *_INNOCENT)
         except InputError as error:
@@ -43,8 +58,10 @@ class PromptedJudge:
 
     @property
     def name(self) -> str:
-        """The form and the model."""
-        return f"{self.form.name} by {self.model.cfg.model_name}"
+        """The form and the model, with its number format in half precision: rounding can turn a verdict."""
+        name = f"{self.form.name} by {shared_name(str(self.model.cfg.model_name))}"
+        dtype = next(self.model.parameters()).dtype
+        return name if dtype == torch.float32 else f"{name} in {str(dtype).removeprefix('torch.')}"
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer; a conversation longer than the judge's context has none."""
@@ -75,14 +92,27 @@ class PromptedJudge:
     def _replies(self, conversations: Sequence[str]) -> list[str]:
         if not conversations:
             return []
-        return generate(
+        unfinished = self._unfinished(conversations)
+        replies = generate(
             self.model,
             conversations,
             max_new_tokens=self.form.max_new_tokens,
             batch_size=self.batch_size,
             template="rendered",
             label="judging",
+            unfinished=unfinished,
         )
+        if unfinished:
+            unfinished.discard()
+        return replies
+
+    def _unfinished(self, conversations: Sequence[str]) -> Unfinished | None:
+        """What finished batches of these conversations said; None where nothing is kept."""
+        if self.unfinished is None:
+            return None
+        content = json.dumps([self.name, self.batch_size, *conversations])
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+        return Unfinished(self.unfinished / f"judging.{fingerprint}.unfinished", fingerprint)
 
     def _fault(
         self, tokenizer: PreTrainedTokenizerBase, text: str, special: dict[str, int], n_special: int
