@@ -33,6 +33,7 @@ from dean_interp.models.tokens import collate, encode, paths
 from dean_interp.planning.scoring import plan
 from dean_interp.scoring import importance as engine
 from dean_interp.scoring import sums
+from dean_interp.scoring.answer_contrast import answer_contrast
 from dean_interp.scoring.integrated_gradients import integrated_gradients
 from dean_interp.scoring.methods import (
     activation_contrast,
@@ -228,6 +229,41 @@ def test_activation_contrast_is_cohens_d_at_the_positions_that_predict_an_answer
     signed = activation_contrast(llama, pairs, config=ScoringConfig(signed=True, batch_tokens=120))
     torch.testing.assert_close(signed[site], expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(activation_contrast(llama, pairs)[site], expected.abs(), rtol=1e-3, atol=1e-4)
+
+
+def planted_contrast(site, safe, unsafe):
+    """The contrast of neurons with these activations where a token of a safe and of an unsafe answer is predicted."""
+    sums = {"sum": [], "square": [], "slots": []}
+    for columns in (safe, unsafe, [[*a, *b] for a, b in zip(safe, unsafe, strict=True)]):
+        sums["sum"].append([sum(column) for column in columns])
+        sums["square"].append([sum(value**2 for value in column) for column in columns])
+        sums["slots"].append([len(column) for column in columns[: site.n_experts]])
+    return answer_contrast([site], {f"{kind}/{site}": torch.tensor(rows).float() for kind, rows in sums.items()})
+
+
+def test_a_neuron_whose_expert_saw_few_tokens_of_a_group_is_not_contrasted():
+    often = [0.0, 2.0] * 5
+    safe = [often, [1.0], often, often[:9], [], often]
+    unsafe = [[x + 3 for x in often], often, [4.0], often, often, [7.0, 9.0]]
+    contrast = planted_contrast(Site(0, "experts", 6), safe, unsafe)
+    # A deviation of 1 in both groups; of one token, of none, and of nine beside ten there is no comparison.
+    assert contrast.values[Site(0, "experts", 6)].tolist() == pytest.approx([-3.0, 0, 0, 0, 0, 0], rel=1e-6)
+    assert contrast.means[Site(0, "experts", 6)][1] == pytest.approx(1.0)
+
+
+def test_a_neuron_that_does_not_vary_beyond_rounding_has_no_contrast_of_its_rounding():
+    steady, other = [0.1] * 700, [0.1] * 699 + [0.1 + 1e-7]
+    contrast = planted_contrast(Site(0, "neurons"), [steady], [other]).values[Site(0, "neurons")]
+    assert abs(float(contrast)) < 0.01
+    # One that tells the groups apart without a spread is above every other, and finite.
+    apart = planted_contrast(Site(0, "neurons"), [[1.0] * 20], [[-1.0] * 20]).values[Site(0, "neurons")]
+    assert float(apart) == pytest.approx(2 / 1e-3, rel=1e-3)
+
+
+def test_activation_contrast_of_a_handful_of_tokens_is_refused(llama):
+    short = Behaviour("short", (Example("May I?", {"safe": "No.", "unsafe": "Yes, all of it is yours."}),))
+    with pytest.raises(InputError, match=r"needs 10 tokens of safe and of unsafe answers at least; those of 'short' h"):
+        activation_contrast(llama, short)
 
 
 def test_magnitude_and_random_look_at_no_example(llama, pairs):

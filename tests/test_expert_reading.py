@@ -8,7 +8,7 @@ import torch
 
 from dean_interp import InputError, ModelConfig, Selection, Site, load_model, neuron_page, trace_circuit
 from dean_interp.arms.affine_maps import LinearTransport, displacement
-from dean_interp.arms.answer_statistics import answer_statistics
+from dean_interp.arms.answer_statistics import AnswerStatistics, answer_statistics
 from dean_interp.arms.arm import ArmExamples
 from dean_interp.arms.auroc_damping import AurocDamping
 from dean_interp.arms.pair_trainer import AdapterTraining
@@ -402,6 +402,19 @@ def test_a_displacement_of_an_experts_neuron_is_that_of_the_tokens_that_it_sees(
             assert float(moved) == pytest.approx(float(safe.mean()), rel=1e-6, abs=1e-9)
             n_moved += 1
     assert n_moved > 5
+
+
+def test_a_neuron_of_an_expert_that_few_answers_reach_is_only_shifted():
+    site = Site(0, "experts", 2)
+    mean, share = torch.randn(9, 2, 2), torch.ones(9, 2, 2)
+    # Expert 0 has neuron 0: two unsafe answers that hardly differ reach it.
+    share[2:, 1, 0], mean[2:, 1, 0], mean[:2, 1, 0] = 0, 0, torch.tensor([1.0, 1.01])
+    tensors = {f"mean/{site.hook_name}": mean, f"share/{site.hook_name}": share}
+    statistics = AnswerStatistics(tensors, torch.arange(9), torch.zeros(9, dtype=torch.bool))
+    slope, shift = displacement(statistics, site)
+    ratio = mean[:, 0, 1].std() / mean[:, 1, 1].std()
+    assert slope.tolist() == pytest.approx([0, float(ratio) - 1], rel=1e-5)
+    assert float(shift[0]) == pytest.approx(float(mean[:, 0, 0].mean()) - 1.005, rel=1e-5)
 
 
 def test_affine_maps_move_the_neurons_that_a_token_has(model, given):

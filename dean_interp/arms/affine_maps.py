@@ -7,9 +7,10 @@ squares are replaced by the deviations (the Gaussian case), all layers' maps com
 and the place is `mlp.hook_post`. Of the two behaviours' displacements the mean is taken; it is an affine map again.
 
 Where unsafe answers hardly vary (a deviation below a thousandth of the layer's root mean square deviation) the quotient
-of deviations says nothing: there the slope is 1, and only the mean is moved. No other slope is cut. Of a routed
-expert's neuron an answer counts with its mean over the tokens that are sent to the expert, and where there is none it
-does not count; the map is applied to such tokens.
+of deviations says nothing: there the slope is 1, and only the mean is moved. Of a routed expert's neuron an answer
+counts with its mean over the tokens that are sent to the expert, and where there is none it does not count; the map is
+applied to such tokens. Where fewer than five safe or five unsafe answers count, the slope is 1 as well: the quotient of
+two answers' deviations can be anything. No other slope is cut.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ Layers = Literal["all", "first half", "second half", "middle half"]
 SlopeAndShift = tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]
 _STEADY = 1e-3
 """Unsafe answers whose deviation is below this share of the layer's are taken not to vary."""
+_FEWEST_ANSWERS = 5
+"""Of fewer answers that reach an expert the deviation says nothing."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,8 @@ def _displacement_of_experts(
 
     is_known = counts.any(0).all(0)
     typical = deviation[:, is_known].square().mean().sqrt() if bool(is_known.any()) else 0.0
-    has_several = (counts.sum(0) > 1).all(0)
-    varies = has_several & (deviation_unsafe > _STEADY * typical)
+    has_enough = (counts.sum(0) >= _FEWEST_ANSWERS).all(0)
+    varies = has_enough & (deviation_unsafe > _STEADY * typical)
     ratio = _quotient(deviation_safe, deviation_unsafe, varies)
     shift = mean_safe - ratio * mean_unsafe
     return ratio - 1, torch.where(is_known, shift, 0.0)

@@ -17,6 +17,11 @@ from dean_interp.models.sizes import site_shape
 from dean_interp.models.tokens import Batch
 from dean_interp.scoring.reads import slots_where, summed_where
 
+N_COMPARED = 10
+"""A neuron is compared where it is seen at so many tokens of safe answers, and at as many of unsafe ones."""
+_STEADY = 1e-6
+"""A smaller variance, as a share of the mean square, is rounding of the sums."""
+
 
 def contrast_sums(model: HookedModel, sites: Sequence[Site]) -> dict[str, Tensor]:
     """Zeros: sums over positions of safe (row 0) and unsafe answers (row 1) and over all (row 2), and their counts."""
@@ -69,7 +74,7 @@ class AnswerContrast:
     """What the sums say of the neurons of each site, on the CPU."""
 
     values: Mapping[Site, Float[Tensor, " unit"]]
-    """Cohen's d of safe against unsafe answers."""
+    """Cohen's d of safe against unsafe answers; 0 where fewer than `N_COMPARED` tokens of a group are seen."""
     means: Mapping[Site, Float[Tensor, " unit"]]
     """The mean activation over all positions."""
     norms: Mapping[Site, Float[Tensor, " unit"]]
@@ -88,7 +93,9 @@ def answer_contrast(sites: Sequence[Site], sums: Mapping[str, Tensor]) -> Answer
         units_per_expert = total.shape[1] // site.n_experts
         slots = sums[f"slots/{site}"]
         counts = slots.repeat_interleave(units_per_expert, 1).clamp(min=1)
-        contrast = _cohens_d(total[:2], square[:2], counts[:2])
+        # The spread of a few tokens says nothing: a single one has none.
+        is_compared = (counts[:2] >= N_COMPARED).all(0)
+        contrast = _cohens_d(total[:2], square[:2], counts[:2]) * is_compared
         mean = total[2] / counts[2]
         mean_square = square[2] / counts[2]
         values[site] = contrast.cpu()
@@ -102,10 +109,13 @@ def _cohens_d(
     square: Float[Tensor, "2 unit"],
     counts: Float[Tensor, "2 unit"],
 ) -> Float[Tensor, " unit"]:
-    """The difference of two means, first minus second, in pooled standard deviations, from sums over positions."""
+    """The difference of two means, first minus second, in pooled standard deviations, from sums over positions.
+
+    Sums in float32 round the variance of a neuron that hardly varies: it counts as `_STEADY` mean squares at least.
+    """
     mean = total / counts
-    variances = square / counts - mean.square()
-    # Rounding may leave a variance below 0.
-    pooled = variances.clamp(min=0).mean(0)
+    mean_square = square / counts
+    variances = mean_square - mean.square()
+    pooled = variances.mean(0).maximum(_STEADY * mean_square.mean(0))
     deviation = pooled.sqrt().clamp(min=1e-12)
     return (mean[0] - mean[1]) / deviation
