@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from architectures import build
 from browser import needs_browser, opened
 from page_figures import figures_of
 from planted_coupling import LAYER, ONLY_G, SHARED, behaviour, planted_model
@@ -156,6 +157,27 @@ def test_links_are_the_edges_of_a_whole_trace_that_lie_between_selected_neurons(
     assert {edge.source: edge.predicted for edge in links.inward if edge.target == target} == pytest.approx(between)
     for edges in (links.outward, links.inward):
         assert [edge.measured is not None for edge in edges[:5]] == [True] * 4 + [False]
+
+
+@pytest.fixture(scope="module")
+def hybrid(tokenizer):
+    """A model whose first layer mixes tokens by a short convolution, and whose second one has attention."""
+    return build("lfm 2 (a width that is rounded)", tokenizer)
+
+
+def test_a_layer_without_attention_has_no_heads_and_what_passes_it_counts(hybrid):
+    site, example = Site(1, "neurons"), Example("May I ask him?", {"safe": "Yes, do.", "unsafe": "No, never."})
+    options = {"template": "raw", "n_targets": 4, "n_sources": 40, "n_checked": 24}
+    circuit = trace_circuit(hybrid, holding(hybrid, *range(8), site=site), example, **options)
+    sources = {(edge.source.kind, edge.source.layer) for edge in (*circuit.inward, *circuit.random)}
+    assert sources == {("neuron", 0), ("head", 1)}
+    largest, _, margin = circuit.checks.values()
+    assert largest.rank_correlation > 0.8 and margin.rank_correlation > 0.7
+    # Of its own first layer a neuron has no source at all, and its edge to the margin is still measured.
+    first = trace_circuit(hybrid, holding(hybrid, *range(8), site=Site(0, "neurons")), example, **options)
+    assert len(first.outward) == 4 and not first.inward and not first.random
+    assert all(edge.measured is not None for edge in first.outward)
+    assert "L0." in CircuitPage(first).html()
 
 
 def test_what_cannot_be_traced_is_named(planted):

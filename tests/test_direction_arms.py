@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from architectures import build
 from hooked import as_hooked_transformer
 from planted_coupling import WORDS
 from planted_gates import HELPS_BOTH, LAYER, planted_model
@@ -296,6 +297,15 @@ def test_two_parallel_directions_are_one_axis(llama):
     basis = span(torch.cat([axis, -axis]))
     assert basis.shape[0] == 1 and AblatedDirections(3, basis).n_bytes == 4 * llama.cfg.d_model
     torch.testing.assert_close(basis.abs(), axis.float())
+
+
+def test_a_model_with_layers_that_have_no_attention_is_refused_before_a_prompt_is_read(tokenizer, tmp_path):
+    hybrid = build("lfm 2 (a width that is rounded)", tokenizer)
+    with pytest.raises(InputError, match=r"directional ablation needs .*: blocks\.0\.hook_attn_out is missing, the f"):
+        DirectionalAblation().fit(given(hybrid, tmp_path), {"depth": 0.4})
+    assert not list(tmp_path.iterdir())
+    # What needs no attention works.
+    assert Steering().fit(given(hybrid, tmp_path), {"depth": 0.4}).n_bytes > 0
 
 
 # Affine maps

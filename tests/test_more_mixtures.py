@@ -5,9 +5,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from dean_interp import InputError, importance, load_model
+from dean_interp import InputError, generate, importance, load_model
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.editing.ablation import ablate
+from dean_interp.information.activations import read_activations
 from dean_interp.models.matrices import neuron_sites, parameter, weight_sites
 from dean_interp.scoring.preparation import ScoringConfig
 from tests.test_experts import IDS, chosen, close, logits_of, zero_rows
@@ -147,6 +148,14 @@ def test_a_mixture_is_scored_and_silenced_exactly(family, tokenizer):
         zero_rows(model, site, units)
     assert close(by_hook, logits_of(model), by_hook)
     assert not close(by_hook, expected, by_hook, 1e-3)
+
+
+def test_what_needs_a_residual_stream_says_so_where_none_is_shown(tokenizer):
+    model = load_model(built("DeepseekV4", WORK["DeepseekV4"][0], len(tokenizer)), tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"generation needs .*: blocks\.0\.hook_resid_pre is missing, the first of 1\."):
+        generate(model, ["Who won?"], max_new_tokens=2, template="raw")
+    with pytest.raises(InputError, match=r"residual stream needs .*: blocks\.0\.hook_resid_post is missing, the first"):
+        read_activations(model, [SHORT], chosen(model), template="raw", residual=True)
 
 
 @pytest.mark.parametrize("family", REFUSED)

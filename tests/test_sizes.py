@@ -22,6 +22,7 @@ from dean_interp import (
     load_model,
 )
 from dean_interp.models.hooked_model import hooked_transformer_class
+from dean_interp.models.matrices import weight
 from dean_interp.models.sizes import neuron_counts, site_shape
 
 pytestmark = pytest.mark.hooks
@@ -102,3 +103,12 @@ def test_a_width_is_that_of_each_layer_whatever_the_configuration_says(tokenizer
     with torch.no_grad():
         plain.model.layers[1].mlp.down_proj.weight[:, wide - 1] = 0
         torch.testing.assert_close(silenced, model(torch.arange(5, 15)[None]))
+
+
+def test_a_layer_without_attention_has_no_matrices_of_attention(tokenizer):
+    model = load_model(build_plain("lfm 2 (a width that is rounded)", tokenizer), tokenizer=tokenizer)
+    scores = importance(model, behaviours()[0], unit="weight", config=ScoringConfig(modules="attention"))
+    assert [str(site) for site in scores.values] == ["L1.k", "L1.o", "L1.q", "L1.v"]
+    assert all(scores[site].any() for site in scores.values)
+    with pytest.raises(InputError, match="keeps no separate matrix 'q' in layer 0's attention"):
+        weight(model, Site(0, "q"))

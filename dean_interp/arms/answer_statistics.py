@@ -22,7 +22,7 @@ from dean_interp.models.neurons import are_routed, experts_at, read_neurons
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.sites import Site, residual_hook
 from dean_interp.models.sizes import neuron_shapes, residual_width, site_shape
-from dean_interp.models.supported import refuse_not_finite
+from dean_interp.models.supported import refuse_missing_hooks, refuse_not_finite
 from dean_interp.models.tokens import Batch
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
@@ -140,7 +140,9 @@ def _hook_widths(model: HookedModel, stream: Stream) -> dict[str, int]:
     """The hook points to read, and how many units each has."""
     if stream == "residual":
         width = residual_width(model)
-        return {residual_hook(layer_at(model, depth)): width for depth in DEPTHS}
+        widths = {residual_hook(layer_at(model, depth)): width for depth in DEPTHS}
+        refuse_missing_hooks(model, widths, "reading the residual stream")
+        return widths
     return {site.hook_name: width for site, (width,) in neuron_shapes(model).items()}
 
 

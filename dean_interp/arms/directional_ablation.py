@@ -24,6 +24,7 @@ from dean_interp.arms.hooked_change import hooked_state
 from dean_interp.arms.mean_differences import mean_differences
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import residual_hook
+from dean_interp.models.supported import refuse_missing_hooks
 from dean_interp.study.store import State
 
 _PARALLEL = 1e-6
@@ -56,10 +57,7 @@ class AblatedDirections:
             removed = dose * along @ axes
             return (values - removed).to(stream)
 
-        names = ["blocks.0.hook_resid_pre"]
-        for layer in range(self.n_layers):
-            names += [f"blocks.{layer}.hook_attn_out", residual_hook(layer)]
-        maps = dict.fromkeys(names, without)
+        maps = dict.fromkeys(_places(self.n_layers), without)
         return hooked_state(maps, {"take out": self.basis}, dose)
 
 
@@ -78,9 +76,22 @@ class DirectionalAblation:
         return {"depth": DEPTHS}
 
     def fit(self, examples: ArmExamples, settings: Settings) -> AblatedDirections:
-        """The span of both behaviours' directions. Raises `InputError` as `mean_differences` does."""
+        """The span of both behaviours' directions.
+
+        Raises `InputError` as `mean_differences` does, and for a model with layers that have no attention.
+        """
+        n_layers = len(examples.model.blocks)
+        refuse_missing_hooks(examples.model, _places(n_layers), self.name)
         directions = mean_differences(examples, float(settings["depth"]))
-        return AblatedDirections(len(examples.model.blocks), span(directions.units))
+        return AblatedDirections(n_layers, span(directions.units))
+
+
+def _places(n_layers: int) -> list[str]:
+    """The hook points of all that the residual stream is made of."""
+    names = ["blocks.0.hook_resid_pre"]
+    for layer in range(n_layers):
+        names += [f"blocks.{layer}.hook_attn_out", residual_hook(layer)]
+    return names
 
 
 def span(vectors: Float[Tensor, "vector d_model"]) -> Float[Tensor, "axis d_model"]:

@@ -77,10 +77,10 @@ class AnswerPair:
         return neuron
 
     @property
-    def head_hooks(self) -> list[str]:
-        """Hook points of the attention heads, one a layer."""
-        n_layers = len(self.model.blocks)
-        return [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
+    def head_hooks(self) -> dict[int, str]:
+        """Hook points of the attention heads, by layer: none where a layer has no attention, or none that is shown."""
+        names = {layer: f"blocks.{layer}.attn.hook_z" for layer in range(len(self.model.blocks))}
+        return {layer: name for layer, name in names.items() if name in self.model.hook_dict}
 
     def batch(self, n_copies: int) -> Batch:
         """So many copies of the pair, each as two rows."""

@@ -61,7 +61,7 @@ def sources_of(kept: KeptPass, target: Node) -> "SourceEffects":
     activation = by_row[rows[0], position, 0]
     # Neurons of earlier layers come before it, and heads of its own layer too.
     hooks = [site.hook_name for site in pair.neuron_shapes if site.layer < target.layer]
-    hooks += pair.head_hooks[: target.layer + 1]
+    hooks += [name for layer, name in pair.head_hooks.items() if layer <= target.layer]
     # It sees the columns up to its own, but not those of the other answer.
     columns = []
     for column in range(target.position + 1):
@@ -78,6 +78,9 @@ def sources_of(kept: KeptPass, target: Node) -> "SourceEffects":
 
 def effects_on(kept: KeptPass, target: Float[Tensor, ""], hooks: Sequence[str]) -> "Effects":
     """First-order effect on the target of setting each unit to 0 at each column; a head is one unit."""
+    # Before the neurons of a first layer without heads there is no unit.
+    if not hooks:
+        return Effects(kept, {})
     activations = [kept.activations[name] for name in hooks]
     gradients = torch.autograd.grad(target, activations, retain_graph=True, allow_unused=True)
     products = {}
@@ -208,6 +211,8 @@ class SourceEffects:
         Of routed experts those of the column's token: the others do nothing there, which would be no comparison.
         """
         names = list(self.effects.products)
+        if not names:
+            return []
         n_units = np.array(list(self.effects.n_units.values()))
         shares = n_units / n_units.sum()
         drawn = []

@@ -55,7 +55,7 @@ def kept_pass(pair: AnswerPair) -> Iterator[KeptPass]:
     hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
     for site in pair.neuron_shapes:
         hooks.append((site.hook_name, _keep_activation(activations, site.hook_name)))
-    for name in pair.head_hooks:
+    for name in pair.head_hooks.values():
         hooks.append((name, _keep_activation(activations, name)))
     for site in pair.neuron_shapes:
         if site.is_of_experts:

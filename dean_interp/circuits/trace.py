@@ -41,7 +41,8 @@ def trace_circuit(
 ) -> Circuit:
     """Trace what feeds the selected neurons on one example and what they do to its margin.
 
-    `circuit_page` shows the same as a page.
+    `circuit_page` shows the same as a page. Sources are neurons and attention heads. A layer that mixes tokens in
+    another way (a short convolution, a state space) has no heads: what goes through it counts for its sources.
 
     Args:
         selection: neurons, the coupled ones for instance.

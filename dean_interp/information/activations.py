@@ -15,6 +15,7 @@ from dean_interp.models.loss import answer_positions, batched, forward, shares_p
 from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.sites import Site, residual_hook
 from dean_interp.models.sizes import residual_width
+from dean_interp.models.supported import refuse_missing_hooks
 from dean_interp.models.tokens import Branch, Row, Template, encode, paths, trees
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.resume import Unfinished
@@ -92,7 +93,7 @@ def read_activations(
         answer_tokens: keep only that many first tokens of each answer; the last of them is where it ends.
 
     Raises:
-        InputError: `answers` of a behaviour that has no pairs.
+        InputError: `answers` of a behaviour that has no pairs; `residual` of a model that shows no residual stream.
     """
     prompts = distinct(behaviours)
     if answers:
@@ -103,6 +104,7 @@ def read_activations(
         everywhere = torch.arange(residual_width(model))
         for layer in range(len(model.blocks)):
             hooks[residual_hook(layer)] = everywhere
+        refuse_missing_hooks(model, hooks, "reading the residual stream")
     n_prompts = len(prompts)
     n_answers = 2 * n_prompts if answers else 0
     collecting = end_activations(model, hooks, n_prompts=n_prompts, n_answers=n_answers)

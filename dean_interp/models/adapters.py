@@ -283,7 +283,7 @@ def owner_of(model: HookedModel, site: Site) -> tuple[Any, str]:
     """The module of TransformerLens that a matrix belongs to, and what it calls the matrix."""
     block = model.blocks[site.layer]
     if site.part in MATRICES["attention"]:
-        return block.attn, site.part
+        return getattr(block, "attn", None), site.part
     if site.part.startswith("shared."):
         return shared_owner(block.mlp), site.part.removeprefix("shared.")
     if site.part == "router":

@@ -24,6 +24,8 @@ from dean_interp.models.sites import MATRICES, Modules, Site
 def weight_sites(model: HookedModel, modules: Modules = "mlp") -> list[Site]:
     """Every matrix of the model's MLPs, of attention, of both, or of its routers, in order of layers.
 
+    A layer that mixes tokens in another way (a short convolution, a state space) has no matrix of attention.
+
     Raises `InputError` where the weights are not the checkpoint's own, or not those of separate matrices, and where a
     router was asked for and there is none.
     """
@@ -34,7 +36,7 @@ def weight_sites(model: HookedModel, modules: Modules = "mlp") -> list[Site]:
         of_mlp = adapter_of(model).mlp_matrices(layer)
         if modules in ("mlp", "all"):
             sites += of_mlp
-        if modules in ("attention", "all"):
+        if modules in ("attention", "all") and hasattr(model.blocks[layer], "attn"):
             sites += [Site(layer, part) for part in MATRICES["attention"]]
         if modules == "router" and any(site.is_of_experts for site in of_mlp):
             sites.append(Site(layer, "router"))

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.notes import TokenPositions, notes
+from dean_interp.models.supported import refuse_missing_hooks
+
+_BEGIN = "blocks.0.hook_resid_pre"
 
 
 def token_positions(model: HookedModel) -> TokenPositions | None:
@@ -43,6 +46,7 @@ def while_generating(
         cached: every later pass holds one new token (else all tokens from the first on).
         n_seen: columns that are in the cache already.
     """
+    refuse_missing_hooks(model, [_BEGIN], "generation")
     before = token_positions(model)
 
     def note(residual: Tensor, hook: Any) -> None:  # noqa: ANN401 - TransformerLens' own
@@ -58,7 +62,7 @@ def while_generating(
 
     try:
         # not hook_embed, which a HookedTransformer's own generation passes by
-        with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", note)]):
+        with model.hooks(fwd_hooks=[(_BEGIN, note)]):
             yield
     finally:
         notes(model).token_positions = before

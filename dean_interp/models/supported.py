@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -59,6 +59,19 @@ def refuse_without_neurons(model: HookedModel) -> None:
                 f"layer {layer} of {model.cfg.model_name} is a {type(block.mlp).__name__}, whose neurons cannot be "
                 "hooked; load a mixture of experts as a bridge (without hooked_transformer)"
             )
+
+
+def refuse_missing_hooks(model: HookedModel, names: Collection[str], work: str) -> None:
+    """Raise `InputError` where TransformerLens does not show all hook points that some work needs.
+
+    Of a layer with a short convolution, for instance, it shows no attention.
+    """
+    missing = [name for name in names if name not in model.hook_dict]
+    if missing:
+        raise InputError(
+            f"{work} needs hook points that TransformerLens does not show of {model.cfg.model_name}: {missing[0]} is "
+            f"missing, the first of {len(missing)}. It works with models whose layers have it"
+        )
 
 
 def refuse_without_head(name: str, model: Any) -> None:  # noqa: ANN401 - every architecture has its own class
