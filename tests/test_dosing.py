@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from dean_interp import load_behaviour
+from dean_interp import InputError, load_behaviour
 from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.sites import Site
 from dean_interp.models.sizes import site_shape
 from dean_interp.selection.gates import Gates
 from dean_interp.statistics import Interval
-from dean_interp.study.dosing import dose_to_kl, kl_meter
+from dean_interp.study.dosing import dose_to_kl, kl_meter, largest_dose
 from dean_interp.study.settings import DataConfig
 from dean_interp.study.store import Store
 
@@ -49,3 +49,10 @@ def test_a_dose_that_breaks_the_model_is_halved_before_one_is_predicted(breaks_a
     found = dose_to_kl(direction, meter, kl=0.04, start=1.0)
     assert doses == pytest.approx(tried) and found.dose == pytest.approx(0.2)
     assert found.kl.mean == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(("kl", "said"), [(0.004, "Give at most 0.0045$"), (-0.001, "No other budget can be reached$")])
+def test_a_budget_that_no_gate_reaches_is_answered_with_one_that_is_allowed(kl, said):
+    direction = Gates({Site(0, "neurons"): torch.full((4,), 1.5)}, frozenset())
+    with pytest.raises(InputError, match=said):
+        largest_dose(direction, lambda gates: Interval(kl, kl - 0.0005, kl + 0.0005, 3), max_kl=0.05)

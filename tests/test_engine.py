@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ from dean_interp.scoring.methods import (
     wanda,
 )
 from dean_interp.scoring.per_example import example_scores
+from dean_interp.scoring.top import thinned
 from dean_interp.selection.coupling import opposite_sign, refuse_empty
 from dean_interp.selection.strata import strata
 
@@ -585,6 +587,19 @@ def test_the_top_of_what_was_kept_is_the_top(values, count, kept):
     if count <= kept:
         assert thinned.top(site, count).tolist() == scores.top(site, count).tolist()
         assert torch.equal(thinned.at(site, thinned.top(site, count)), scores.at(site, scores.top(site, count)))
+
+
+@pytest.mark.parametrize("count", [101, 123, 290, 617])
+def test_the_share_that_is_to_be_kept_keeps_what_was_asked_for(count):
+    values = torch.rand(1000).reshape(20, 50)
+    site = Site(0, "in")
+    kept = thinned("pairs", site, values, 0.1)
+    fields = {"activation_mean": {}, "activation_norm": {}, "groups": {}, "loss": torch.zeros(0)}
+    scores = Scores("pairs", {site: kept}, **fields, prompt_hashes=frozenset(), fingerprint="", facts={})
+    with pytest.raises(InputError, match=r"score again and keep at least [\d.]+ \(keep") as refused:
+        scores.top(site, count)
+    advised = float(re.findall(r"at least ([\d.]+)", str(refused.value))[0])
+    assert count <= len(thinned("pairs", site, values, advised).indices) <= count + 1
 
 
 @pytest.mark.parametrize("harm", ["nan", "order", "missing"])

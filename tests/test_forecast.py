@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -75,10 +76,18 @@ def test_where_the_weights_lie(config):
 
 
 def test_devices_that_cannot_hold_a_batch_are_refused(config):
-    with pytest.raises(InputError, match=r"score_tokens must be \d+ or less"):
+    with pytest.raises(InputError, match=r"score_tokens must be \d+ or less") as refused:
         forecast(config, Devices(gpus=1, gpu_gib=24.0, host_gib=64.0, tflops=200.0))
+    allowed = int(re.findall(r"score_tokens must be (\d+)", str(refused.value))[0])
+    smaller = dataclasses.replace(config, calibration=CalibrationConfig(score_tokens=allowed))
+    assert forecast(smaller, Devices(gpus=1, gpu_gib=24.0, host_gib=64.0, tflops=200.0)).steps
     with pytest.raises(InputError, match="gpus must be at least 0, memory and tflops above 0, got"):
         forecast(config, Devices(gpus=-1))
+
+
+def test_where_a_single_text_is_too_large_no_number_of_tokens_is_advised(config):
+    with pytest.raises(InputError, match=r"no score_tokens is small enough for the longest text: take shorter texts"):
+        forecast(config, Devices(gpus=1, gpu_gib=0.5, host_gib=64.0, tflops=200.0))
 
 
 def test_sums_have_no_room_where_weights_fill_the_machine():

@@ -301,6 +301,8 @@ def test_folds_and_groups_are_refused_with_what_was_given(untyped):
         v_information(x, label, groups=[*range(37), 37, 38, 38], n_folds=3)
     with pytest.raises(InputError, match=message.format(3, 1)):
         v_information(x, label, n_folds=1)
+    with pytest.raises(InputError, match="every label needs at least 2 examples or groups, and the rarest has 1"):
+        v_information(x, [0] * 39 + [1])
     with pytest.raises(InputError, match="groups must have one entry an example, got 39 for 40"):
         v_information(x, label, groups=list(range(39)), n_folds=3)
     with pytest.raises(InputError, match="must hold the same examples, got 40 and 39 rows"):

@@ -81,6 +81,8 @@ def folds_of(
     values = np.unique(label)
     # every fold must hold every label
     fewest = min(len(np.unique(group[label == value])) for value in values)
+    if fewest < 2:
+        raise InputError(f"every label needs at least 2 examples or groups, and the rarest has {fewest}")
     if not 2 <= n_folds <= fewest:
         raise InputError(
             f"the rarest label has {fewest} examples or groups: n_folds must be from 2 to that, got {n_folds}"

@@ -21,6 +21,7 @@ from dean_interp.planning.parameters import experts_in_words, n_parameters, n_us
 from dean_interp.planning.placement import Devices, Placement, place_weights, usable_memory, weights_in_host
 from dean_interp.planning.rates import Pace, Rates, TimeSpan
 from dean_interp.planning.remembered import pace_here
+from dean_interp.planning.scoring import halved
 from dean_interp.planning.shallow import has_layers_alike, shallow_bytes
 from dean_interp.planning.work import StepWork
 from dean_interp.study.settings import ModelConfig
@@ -79,13 +80,22 @@ def placed_model(config: ModelConfig, devices: Devices, rows_of: RowsOf, score_t
         raise InputError(f"gpus must be at least 0, memory and tflops above 0, got {devices}")
     model = config.shape()
     host = devices.host_gib or psutil.virtual_memory().total / GIB
-    batch = max(batch_bytes(model, rows, score_tokens, config.dtype) for rows in rows_of(model)) / GIB
+    behaviours = rows_of(model)
+
+    def largest_batch(tokens: int) -> float:
+        return max(batch_bytes(model, rows, tokens, config.dtype) for rows in behaviours) / GIB
+
+    batch = largest_batch(score_tokens)
     usable = max(devices.gpus, 1) * usable_memory(devices, host)
     if batch > usable:
-        most_tokens = int(score_tokens * usable / batch / 2)
+        fitting = [tokens for tokens in halved(score_tokens) if largest_batch(tokens) <= usable]
+        # A batch holds one text at least, however long.
+        advice = "no score_tokens is small enough for the longest text: take shorter texts or larger devices"
+        if fitting:
+            advice = f"score_tokens must be {fitting[0]} or less"
         raise InputError(
-            f"what a batch of {score_tokens} tokens leaves for the way back is {batch:.0f} GiB, more than the "
-            f"{usable:.0f} that may be used: score_tokens must be {most_tokens} or less"
+            f"what a batch of {score_tokens} tokens leaves for the way back is {batch:.4g} GiB, more than the "
+            f"{usable:.4g} that may be used: {advice}"
         )
     return PlacedModel(
         model=model,

@@ -174,9 +174,9 @@ def _plan_here(
     )
 
 
-def halved(n_layers: int) -> list[int]:
-    """Layers a pass to try: the most first, then each time half, down to one."""
-    return [n_layers >> k for k in range(n_layers.bit_length())]
+def halved(most: int) -> list[int]:
+    """Numbers to try, of layers a pass for instance: the most first, then each time half, down to one."""
+    return [most >> k for k in range(most.bit_length())]
 
 
 class _Probe:

@@ -16,7 +16,7 @@ from dean_interp.files import read_tensors, write_tensors
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site, Size, Unit, WrittenSite, coordinates, parse_site
 from dean_interp.scoring.site_fields import PER_SITE, Also, empty_fields, in_order, refuse_damaged
-from dean_interp.scoring.top import Top, at_kept, highest, refuse_nan, thinned
+from dean_interp.scoring.top import Top, at_kept, highest, refuse_nan, rounded_up, thinned
 
 _FORMAT = "dean_interp.scores.3"
 KEPT_FRACTION = 0.02
@@ -124,10 +124,11 @@ class Scores(Framed):
             return highest(value.flatten().abs(), count)
         n_kept = len(value.indices)
         if count > n_kept:
-            needed = count / value.numel()
+            # The smallest float fraction that keeps so many.
+            needed = rounded_up(count / value.numel() * (1 + 1e-9))
             raise InputError(
                 f"{count} weights of {site} were asked for; the scores of {self.behaviour} hold its top "
-                f"{n_kept}: score again and keep at least {needed:.2g} (keep=...)"
+                f"{n_kept}: score again and keep at least {needed} (keep=...)"
             )
         return value.indices[highest(value.values.abs(), count)]
 

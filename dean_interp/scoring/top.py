@@ -1,5 +1,6 @@
 """The highest scores of a site: what is kept of a matrix, and which units they are."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,3 +96,12 @@ def highest(values: Float[Tensor, " unit"], count: int) -> Int[Tensor, " chosen"
     n_tied = count - len(above)
     chosen = torch.cat([above, tied[:n_tied]])
     return chosen.sort().values
+
+
+def rounded_up(fraction: float) -> float:
+    """A fraction to print: four digits of it, rounded so that it selects no less."""
+    exponent = math.floor(math.log10(fraction))
+    scale = 10 ** (3 - exponent)
+    # A product that is a whole number but for the rounding of floats stays that number.
+    scaled = fraction * scale * (1 - 1e-12)
+    return math.ceil(scaled) / scale

@@ -15,8 +15,8 @@ from dean_interp.errors import InputError
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Site
 from dean_interp.scoring.scores import Scores
-from dean_interp.scoring.top import Top
-from dean_interp.selection.selection import Selection, rounded_up, top_fraction
+from dean_interp.scoring.top import Top, rounded_up
+from dean_interp.selection.selection import Selection, top_fraction
 
 Fraction = float | tuple[float, float, float]
 """The fraction of a site's units in a top: one for all three tops, or one each for first, second and general."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -19,7 +18,7 @@ from dean_interp.files import is_ascending, raise_if_damaged, read_tensors, writ
 from dean_interp.frames import Framed
 from dean_interp.models.sites import Shape, Site, WrittenSite, coordinates
 from dean_interp.scoring.scores import Scores
-from dean_interp.scoring.top import highest
+from dean_interp.scoring.top import highest, rounded_up
 
 _FORMAT = "dean_interp.selection.1"
 Indices = Int[Tensor, " _"]
@@ -282,15 +281,6 @@ def strongest(
         units[site] = indices[highest(values, count)]
     prompt_hashes = among.prompt_hashes | scores.prompt_hashes
     return Selection(units, among.shapes, prompt_hashes)
-
-
-def rounded_up(fraction: float) -> float:
-    """A fraction to print: four digits of it, rounded so that it selects no less."""
-    exponent = math.floor(math.log10(fraction))
-    scale = 10 ** (3 - exponent)
-    # A product that is a whole number but for the rounding of floats stays that number.
-    scaled = fraction * scale * (1 - 1e-12)
-    return math.ceil(scaled) / scale
 
 
 def _n_units(shape: tuple[int, ...]) -> int:

@@ -108,9 +108,10 @@ def largest_dose(direction: Gates, meter: KlOf, *, max_kl: float) -> Dose:
     largest = max(measured)
     at_largest = measured[largest]
     if largest >= farthest and at_largest.high < target:
+        advice = f"Give at most {at_largest.high:.2g}" if at_largest.high > 0 else "No other budget can be reached"
         raise InputError(
             f"max_kl={max_kl} cannot be reached: with every gate at its limit the KL is "
-            f"{at_largest.mean:.3g} nats per token. Give at most {at_largest.high:.2g}"
+            f"{at_largest.mean:.3g} nats per token. {advice}"
         )
     within = [dose for dose, kl in measured.items() if kl.high <= max_kl]
     if not within:
