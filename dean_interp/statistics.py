@@ -137,7 +137,13 @@ def sign_flip_p_value(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values adjusted for how many there are, so that the family errs no more often than one test (Holm 1979)."""
+    """p-values adjusted for how many there are, so that the family errs no more often than one test (Holm 1979).
+
+    Raises `InputError` for one that is NaN or not from 0 to 1: it would have no place among the others.
+    """
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise InputError(f"a p-value must be from 0 to 1, got {p} for {name!r}")
     n_left = len(p_values)
     largest = 0.0
     adjusted = dict.fromkeys(p_values, largest)

@@ -195,6 +195,16 @@ def test_holm_is_the_step_down_of_bonferroni():
     assert holm({}) == {}
 
 
+@pytest.mark.parametrize("bad", [np.nan, -0.1, 1.5, np.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_holm_refuses_what_is_no_p_value_wherever_it_stands(bad, place):
+    """A NaN once made every p behind it 1, by its place in the family."""
+    p_values = [0.01, 0.04]
+    p_values.insert(place, bad)
+    with pytest.raises(InputError, match=f"a p-value must be from 0 to 1, got {bad} for '{'abc'[place]}'"):
+        holm(dict(zip("abc", p_values, strict=True)))
+
+
 @seeded
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_keeps_the_order_and_never_lowers_a_p(p_values):
