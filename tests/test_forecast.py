@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -102,17 +103,70 @@ def test_sums_have_no_room_where_weights_fill_the_machine():
     assert room_for_sums(fetched, 2.0, with_gpu, 64.0) == pytest.approx(0.8 * 64 - 32), "half of the host holds weights"
 
 
-def test_files_that_a_container_has_read_are_free_memory(tmp_path, monkeypatch):
-    for name, content in (("LIMIT", "1000"), ("USED", "900"), ("STATISTICS", "anon 500\ninactive_file 300\n")):
-        path = tmp_path / name
-        path.write_text(content)
-        monkeypatch.setattr(device_memory, f"_CONTAINER_{name}", path)
-    cpu = torch.device("cpu")
-    assert device_memory.free_memory(cpu) == 400
-    (tmp_path / "STATISTICS").unlink()
-    assert device_memory.free_memory(cpu) == 100
-    (tmp_path / "USED").write_text("1200")
-    assert device_memory.free_memory(cpu) == 0, "a container may be above its limit for a moment"
+CPU = torch.device("cpu")
+VERSION_1 = {"limit": "memory.limit_in_bytes", "used": "memory.usage_in_bytes", "inactive_file": "total_inactive_file"}
+VERSION_2 = {"limit": "memory.max", "used": "memory.current", "inactive_file": "inactive_file"}
+
+
+@pytest.fixture
+def planted_groups(tmp_path, monkeypatch):
+    """A function that writes what the system says of control groups: the process's own, and files of some."""
+
+    def plant(own, groups):
+        (tmp_path / "own").write_text(own)
+        for folder, (names, limit, used, inactive_file) in groups.items():
+            (tmp_path / "tree" / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "tree" / folder / names["limit"]).write_text(f"{limit}\n")
+            (tmp_path / "tree" / folder / names["used"]).write_text(f"{used}\n")
+            said = f"anon 500\n{names['inactive_file']} {inactive_file}\n"
+            (tmp_path / "tree" / folder / "memory.stat").write_text(said)
+
+    monkeypatch.setattr(device_memory, "_TREES", tmp_path / "tree")
+    monkeypatch.setattr(device_memory, "_OWN_GROUPS", tmp_path / "own")
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("own", "top", "names"),
+    [("0::/\n", "", VERSION_2), ("9:cpu,cpuacct:/\n4:memory:/docker/1a\n0::/\n", "memory", VERSION_1)],
+    ids=["version 2", "version 1"],
+)
+def test_files_that_a_container_has_read_are_free_memory(planted_groups, tmp_path, own, top, names):
+    planted_groups(own, {top: (names, 1000, 900, 300)})
+    assert device_memory.free_memory(CPU) == 400 and device_memory.host_memory() == 1000
+    (tmp_path / "tree" / top / "memory.stat").unlink()
+    assert device_memory.free_memory(CPU) == 100
+    (tmp_path / "tree" / top / names["used"]).write_text("1200")
+    assert device_memory.free_memory(CPU) == 0, "a container may be above its limit for a moment"
+
+
+@pytest.mark.parametrize(("names", "unlimited"), [(VERSION_1, 9223372036854771712), (VERSION_2, "max")])
+def test_a_container_without_a_limit_has_the_machines_memory(planted_groups, names, unlimited):
+    top = "memory" if names is VERSION_1 else ""
+    planted_groups("4:memory:/a\n" if top else "0::/a\n", {f"{top}/a".lstrip("/"): (names, unlimited, 900, 0)})
+    machine = psutil.virtual_memory()
+    assert device_memory.host_memory() == machine.total
+    assert device_memory.free_memory(CPU) == pytest.approx(machine.available, rel=0.2)
+
+
+def test_the_tightest_of_nested_limits_counts(planted_groups):
+    planted_groups(
+        "0::/user/job/step\n",
+        {
+            "user": (VERSION_2, 5000, 4900, 0),
+            "user/job": (VERSION_2, 3000, 1000, 0),
+            "user/job/step": (VERSION_2, "max", 10, 0),
+            "user/other": (VERSION_2, 20, 10, 0),
+        },
+    )
+    assert device_memory.free_memory(CPU) == 100, "what others of the outer group hold is not free"
+    assert device_memory.host_memory() == 3000
+
+
+def test_a_plan_counts_the_memory_of_its_container(config, planted_groups):
+    planted_groups("4:memory:/\n", {"memory": (VERSION_1, 10 * GIB, 0, 0)})
+    with pytest.raises(InputError, match=r"more than the 8 that may be used"):
+        forecast(config, Devices(tflops=1.0))
 
 
 @pytest.mark.parametrize(("width", "d_mlp", "heads", "layers"), [(128, 1024, 4, 3), (256, 384, 8, 5)])

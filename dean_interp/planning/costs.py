@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 
 from dean_interp.errors import InputError
@@ -14,6 +13,7 @@ from dean_interp.models.sizes import neuron_shapes, residual_width
 from dean_interp.models.tokens import Row
 from dean_interp.planning.amounts import PassKind
 from dean_interp.planning.calibration import DEPTHS
+from dean_interp.planning.device_memory import free_memory, host_memory
 from dean_interp.planning.estimates import time_of
 from dean_interp.planning.forecast import Forecast, StepCost
 from dean_interp.planning.memory import GIB, SHARE_OF_MEMORY, batch_bytes
@@ -79,7 +79,7 @@ def placed_model(config: ModelConfig, devices: Devices, rows_of: RowsOf, score_t
     if devices.gpus < 0 or not all(value > 0 for value in given if value is not None):
         raise InputError(f"gpus must be at least 0, memory and tflops above 0, got {devices}")
     model = config.shape()
-    host = devices.host_gib or psutil.virtual_memory().total / GIB
+    host = devices.host_gib or host_memory() / GIB
     behaviours = rows_of(model)
 
     def largest_batch(tokens: int) -> float:
@@ -157,7 +157,7 @@ def pace_of(placed: PlacedModel, kinds: Sequence[PassKind]) -> Pace:
     devices = placed.devices
     device = "cuda" if devices.gpus else "cpu"
     is_here = not devices.gpus or torch.cuda.is_available()
-    room = SHARE_OF_MEMORY * psutil.virtual_memory().available
+    room = SHARE_OF_MEMORY * free_memory(torch.device("cpu"))
     fits = sum(shallow_bytes(placed.model, n_layers) for n_layers in DEPTHS) < room
     if devices.tflops is None and is_here and fits and has_layers_alike(placed.model):
         return pace_here(placed.model, kinds, device=device)

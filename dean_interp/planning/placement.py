@@ -21,7 +21,7 @@ class Devices:
     gpu_gib: float = 80.0
     """Memory of each GPU, in GiB."""
     host_gib: float | None = None
-    """Memory of the machine, in GiB. Unset: that of this machine."""
+    """Memory of the machine, in GiB. Unset: that of this machine, or of the container."""
     tflops: float | None = None
     """Speed of one device in plain matrix products of the model's dtype, in 10^12 operations a second. The time is then
     that of the arithmetic, to a factor of three. Unset: passes through a few layers of the model's shape are timed, on
