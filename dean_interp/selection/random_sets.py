@@ -146,42 +146,42 @@ def _turns(
     reach: float,
     generator: np.random.Generator,
 ) -> _Turns:
-    """All units of a site outside `chosen` whose turn comes up to growth `reach`; `codes` are the units' strata."""
+    """The units of a site outside `chosen` whose turn comes up to growth `reach`; `codes` are the units' strata.
+
+    A few that come later stand among them.
+    """
     n_chosen = np.bincount(codes[chosen])
     strata_with_chosen = np.flatnonzero(n_chosen)
     is_free = np.ones(len(codes), dtype=bool)
     is_free[chosen] = False
-    units, growths, later, unfilled = [], [], [], []
+    # The turns of each stratum up to `reach`, and all its units with the turns that they have there.
+    given, own = [], []
     for code in strata_with_chosen:
         is_member = (codes == code) & is_free
         members = generator.permutation(np.flatnonzero(is_member))
         # The k-th turn of a stratum with c chosen units comes at growth (k - u) / c.
-        n_turns = int(reach * n_chosen[code]) + 1
-        k = np.arange(1, max(n_turns, len(members)) + 1)
+        n_given = int(reach * n_chosen[code]) + 1
+        k = np.arange(1, max(n_given, len(members)) + 1)
         turns = (k - generator.random()) / n_chosen[code]
-        units.append(members[:n_turns])
-        growths.append(turns[: len(members)][:n_turns])
-        later.append(_Turns(members[n_turns:], turns[n_turns : len(members)]))
-        unfilled.append(turns[len(members) : n_turns])
+        given.append(turns[:n_given])
+        own.append(_Turns(members, turns[: len(members)]))
+    unfilled = [turns[len(members) :] for turns, members in zip(given, own, strict=True)]
+    to_fill = np.sort(np.concatenate(unfilled))
+    if not len(to_fill):
+        drawn = [members.units[: len(turns)] for turns, members in zip(given, own, strict=True)]
+        return _Turns(np.concatenate(drawn), np.concatenate(given))
+
     # Where a stratum ran out, units of strata without a chosen one fill in.
-    turns = np.sort(np.concatenate(unfilled))
-    if len(turns):
-        is_other = ~np.isin(codes, strata_with_chosen)
-        others = generator.permutation(np.flatnonzero(is_other))
-        units.append(others[: len(turns)])
-        growths.append(turns[: len(others)])
-        turns = turns[len(others) :]
-    drawn = _Turns(np.concatenate(units), np.concatenate(growths))
-    return _brought_forward(drawn, later, turns) if len(turns) else drawn
-
-
-def _brought_forward(drawn: _Turns, later: Sequence[_Turns], unfilled: np.ndarray) -> _Turns:
-    """The turns of a site where some are still unfilled: the units that come later fill in, in their own order."""
-    units = np.concatenate([drawn.units, *(turns.units for turns in later)])
-    own_growths = np.concatenate([drawn.growths, *(turns.growths for turns in later)])
-    growths = np.sort(np.concatenate([drawn.growths, unfilled]))
-    in_turn = units[np.lexsort((units, own_growths))]
-    return _Turns(in_turn[: len(growths)], growths[: len(in_turn)])
+    is_other = ~np.isin(codes, strata_with_chosen)
+    others = generator.permutation(np.flatnonzero(is_other))[: len(to_fill)]
+    own.append(_Turns(others, to_fill[: len(others)]))
+    # All take the site's turns in the order of their own: where no unit filled in, the next ones come earlier.
+    units = np.concatenate([members.units for members in own])
+    own_growths = np.concatenate([members.growths for members in own])
+    in_order = units[np.lexsort((units, own_growths))]
+    growths = np.sort(np.concatenate(given))
+    n_turns = min(len(growths), len(in_order))
+    return _Turns(in_order[:n_turns], growths[:n_turns])
 
 
 def _by_stratum(
