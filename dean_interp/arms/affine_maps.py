@@ -36,7 +36,7 @@ SlopeAndShift = tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]
 _STEADY = 1e-3
 """Unsafe answers whose deviation is below this share of the layer's are taken not to vary."""
 _FEWEST_ANSWERS = 5
-"""Of fewer answers that reach an expert the deviation says nothing."""
+"""The deviation of fewer answers that reach an expert says nothing."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Site
 from dean_interp.models.sizes import site_shape
@@ -21,6 +22,17 @@ N_COMPARED = 10
 """A neuron is compared where it is seen at so many tokens of safe answers, and at as many of unsafe ones."""
 _STEADY = 1e-6
 """A smaller variance, as a share of the mean square, is rounding of the sums."""
+
+
+def refuse_few_tokens(behaviour: str, answer_lengths: Sequence[int]) -> None:
+    """Raise `InputError` where no neuron can be compared; safe and unsafe answers take turns."""
+    n_safe = sum(answer_lengths[::2])
+    n_unsafe = sum(answer_lengths[1::2])
+    if min(n_safe, n_unsafe) < N_COMPARED:
+        raise InputError(
+            f"activation_contrast needs {N_COMPARED} tokens of safe and of unsafe answers at least; those of "
+            f"'{behaviour}' have {n_safe} and {n_unsafe}"
+        )
 
 
 def contrast_sums(model: HookedModel, sites: Sequence[Site]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from dean_interp.models.matrices import home, neuron_sites, shape, weight
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.tokens import Batch
 from dean_interp.models.torch_settings import own_torch_settings
-from dean_interp.scoring.answer_contrast import N_COMPARED, add_to_contrast, answer_contrast, contrast_sums
+from dean_interp.scoring.answer_contrast import add_to_contrast, answer_contrast, contrast_sums, refuse_few_tokens
 from dean_interp.scoring.forward_pass import forward_pass
 from dean_interp.scoring.preparation import (
     ScoringConfig,
@@ -159,12 +159,9 @@ def activation_contrast(
     """How differently each neuron fires where a safe and where an unsafe answer is predicted (Cohen's d).
 
     The difference of the means over all such positions, safe minus unsafe, in pooled standard deviations; the
-    difference alone is the contrast of Panickssery et al. 2024. Absolute unless `config.signed`. Behaviours with both
-    answers only. A neuron of an expert that sees fewer than 10 tokens of safe or of unsafe answers scores 0: the spread
-    of so few says nothing.
-
-    Raises:
-        InputError: a behaviour without both answers, or with fewer than 10 tokens of safe or of unsafe ones.
+    difference alone is the contrast of Panickssery et al. 2024. Absolute unless `config.signed`. Raises `InputError`
+    for a behaviour without both answers, or with fewer than 10 tokens of safe or of unsafe ones. A neuron of an expert
+    that sees fewer scores 0: the spread of so few says nothing.
     """
     if not behaviour.paired:
         raise InputError(f"activation_contrast needs a safe and an unsafe answer to every prompt of '{behaviour.name}'")
@@ -172,14 +169,7 @@ def activation_contrast(
     method = "activation_contrast"
     sites = neuron_sites(model)
     data = prepare(model, behaviour, config)
-    # Safe and unsafe answers take turns.
-    n_safe = sum(data.answer_lengths[::2])
-    n_unsafe = sum(data.answer_lengths[1::2])
-    if min(n_safe, n_unsafe) < N_COMPARED:
-        raise InputError(
-            f"activation_contrast needs {N_COMPARED} tokens of safe and of unsafe answers at least; those of "
-            f"'{behaviour.name}' have {n_safe} and {n_unsafe}"
-        )
+    refuse_few_tokens(behaviour.name, data.answer_lengths)
     fingerprint = scores_fingerprint(model, behaviour, unit="neuron", config=config, method=method)
     # Each pass adds the activations where answers are predicted, and for means and norms those at all positions.
     sums = contrast_sums(model, sites)
