@@ -83,6 +83,12 @@ def test_gates_and_their_edit_are_evaluated_like_the_selection_that_they_silence
         edit.save(tmp_path / f"{name}.safetensors")
     expected = evaluate_edit(selection, [], config, tmp_path / "of selection")
     assert expected.lines and expected.primary is None
+    assert expected.answers is not None
+    told = {state.name: {each.behaviour: each.answers for each in state.sets} for state in expected.answers.states}
+    kept = json.loads((tmp_path / "of selection" / "answers" / "original.json").read_text())["content"]["3"]
+    assert told.keys() == {"original", "edit"}
+    assert {name: list(answers) for name, answers in told["original"].items()} == kept
+    assert all(len(prompts) == len(kept[name]) for name, prompts in expected.answers.prompts.items())
     for name in ("gates", "edit"):
         evaluation = evaluate_edit(load_any_edit(tmp_path / f"{name}.safetensors"), [], config, tmp_path / name)
         for line, known in zip(evaluation.lines, expected.lines, strict=True):

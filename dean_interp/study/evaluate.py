@@ -41,6 +41,7 @@ from dean_interp.study.preflight import refuse_silent
 from dean_interp.study.results import Design
 from dean_interp.study.run_folder import locked
 from dean_interp.study.settings import AnswerConfig, ControlConfig
+from dean_interp.study.shown import shown_answers
 from dean_interp.study.state_outcomes import MeasurementPlan, StateOutcomes, measurement_plan
 from dean_interp.study.store import State, Store, fingerprint_of
 from dean_interp.study.study_data import PromptSets, prompt_sets, scored_part, test_sets
@@ -227,6 +228,7 @@ def _evaluation(plan: MeasurementPlan, comparison: Comparison) -> Evaluation:
         sensitivity=_sensitivity(plan, original, edit),
         judge_faults={name: faults(given) for name, given in verdicts.items()},
         caution=caution,
+        answers=shown_answers(plan, [original, edit]),
     )
 
 

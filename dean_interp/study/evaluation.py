@@ -9,7 +9,7 @@ from dean_interp.evaluation.judges import Agreement, Sensitivity
 from dean_interp.evaluation.line_table import lines_frame, lines_table
 from dean_interp.evaluation.lines import Line
 from dean_interp.frames import Framed
-from dean_interp.study.results import Design, Primary, StateResults
+from dean_interp.study.results import Answers, Design, Primary, StateResults
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Evaluation(Framed):
     """How often each judge gave no verdict, by reason."""
     caution: Mapping[str, Mapping[str, int]]
     """Cautionary phrases in the longest answers of the original and of the edit, with counts."""
+    answers: Answers | None = None
+    """The longest answers of the original and of the edit to every prompt; None where none was asked for."""
 
     @property
     def lines(self) -> tuple[Line, ...]:
