@@ -7,29 +7,32 @@ All parameters, LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353). The paper's 
 import copy
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dean_interp.data.examples import Behaviour
+from dean_interp.data.examples import Behaviour, data_fingerprints
 from dean_interp.distributed import require_one_process
 from dean_interp.errors import InputError, refuse_below
-from dean_interp.files import atomic_folder, read_json
+from dean_interp.files import atomic_folder, read_json, write_json
 from dean_interp.models.chat_settings import ChatSettings, with_settings
 from dean_interp.models.expert_hooks import refuse_experts
-from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain
+from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain, weights_fingerprint
 from dean_interp.models.plain import save_model
 from dean_interp.models.scored_prompts import scored_prompts
 from dean_interp.models.tokens import Template, encode
 from dean_interp.models.torch_settings import own_torch_settings
+from dean_interp.models.trainer import TrainingRows, padded, training_arguments
+from dean_interp.resume import CONFIG_FILE, RunSettings, refuse_other_settings
 
 FineTuningMethod = Literal["full", "lora", "dora"]
 Watch = Callable[[int, HookedModel], None]
+_Settings = RunSettings[dict[str, Any]]
 LEARNING_RATE = {"full": 2e-5, "lora": 2e-4, "dora": 2e-4}
 
 
@@ -94,35 +97,89 @@ def fine_tune(
         name: what `load_model` takes by name.
         behaviours: calibration splits, at least one.
         config: method, steps, learning rate.
-        folder: for this fine-tuning alone; the result is in its `model/`.
+        folder: for this fine-tuning alone; `config.json` says what it was begun with, and the result is in `model/`.
         template: how prompt and answer become tokens.
         watch: is shown the model after every `config.every` steps (a copy, adapters merged, in evaluation mode), before
             the checkpoint of that step is written.
         device: where the model is trained; `None` takes CUDA where there is one, else the CPU.
         dtype: of the weights, and `adapter`, which is merged before training, as `load_model` takes them.
 
-    Raises `InputError` for a setting out of its range, `peft` missing, no behaviour, a test split.
+    Raises `InputError` for a setting out of its range, `peft` missing, no behaviour, a test split; a folder with
+    another fine-tuning.
     """
     config.check()
-    if not behaviours or any(behaviour.split == "test" for behaviour in behaviours):
-        raise InputError("fine-tuning takes calibration splits, at least one; test prompts are for measuring")
+    wanted = _settings(config, behaviours, template)
+    begun = _begun(folder, wanted)
+    model, tokenizer = load_plain(name, device=device, dtype=dtype, adapter=adapter)
+    dated = _begin(folder, model, tokenizer, wanted=wanted, begun=begun)
     if (folder / "model").is_dir():
         return folder / "model"
-    model, tokenizer = load_plain(name, device=device, dtype=dtype, adapter=adapter)
-    rows = [row for behaviour in behaviours for row in _rows(tokenizer, behaviour, template)]
+    rows = [row for behaviour in behaviours for row in _rows(dated, behaviour, template)]
     trained = model if config.method == "full" else _with_adapters(model, config)
-
-    def show(step: int, trained_so_far: Any) -> None:  # noqa: ANN401 - a class of peft's
-        assert watch is not None
-        watch(step, _hooked_copy(trained_so_far, tokenizer, config, behaviours))
-
-    callbacks = [_watcher(show, config.every)] if watch else []
+    callbacks = []
+    if watch is not None:
+        copied = partial(_hooked_copy, tokenizer=tokenizer, config=config, behaviours=behaviours)
+        callbacks = [_watcher(watch, copied, config.every)]
     _train(trained, rows, config, folder / "trainer", callbacks)
     with atomic_folder(folder / "model") as part:
         save_model(_merged(trained, config), part)
         tokenizer.save_pretrained(part)
     shutil.rmtree(folder / "trainer")
     return folder / "model"
+
+
+def _settings(config: FineTuningConfig, behaviours: Sequence[Behaviour], template: Template) -> _Settings:
+    """What a fine-tuning depends on, as far as it is known before a model is loaded.
+
+    Raises `InputError` where there is no behaviour, or a test split.
+    """
+    if not behaviours or any(behaviour.split == "test" for behaviour in behaviours):
+        raise InputError("fine-tuning takes calibration splits, at least one; test prompts are for measuring")
+    data = data_fingerprints(behaviours)
+    rate = _learning_rate(config)
+    settings = {**asdict(config), "learning_rate": rate, "template": template, "behaviours": list(data)}
+    return RunSettings(settings, data)
+
+
+def _begun(folder: Path, wanted: _Settings) -> _Settings | None:
+    """What the fine-tuning in a folder was begun with; None where nothing of it is finished.
+
+    Raises `InputError` where it was begun with other settings or data, or the folder does not say with which.
+    """
+    checkpoints = (folder / "trainer").glob("checkpoint-*")
+    if not ((folder / "model").is_dir() or any(map(_is_whole, checkpoints))):
+        return None
+    begun = read_json(folder / CONFIG_FILE, _Settings)
+    refuse_other_settings(folder, begun, wanted)
+    return begun
+
+
+def _begin(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    wanted: _Settings,
+    begun: _Settings | None,
+) -> PreTrainedTokenizerBase:
+    """Note what the fine-tuning is begun with; the tokenizer with the day on which it was begun.
+
+    Raises `InputError` where it was begun with another model.
+    """
+    # The checkpoint gets the tokenizer as it was; what is learned is of one day.
+    day = None if begun is None else begun.config.get("date")
+    dated, chat = with_settings(tokenizer, ChatSettings(date=day))
+    of_model = {"date": chat.date, "model_fingerprint": weights_fingerprint(model)}
+    wanted = replace(wanted, config={**wanted.config, **of_model})
+    if begun is None:
+        write_json(folder / CONFIG_FILE, wanted)
+    else:
+        refuse_other_settings(folder, begun, wanted)
+    return dated
+
+
+def _learning_rate(config: FineTuningConfig) -> float:
+    return config.learning_rate or LEARNING_RATE[config.method]
 
 
 def _hooked_copy(
@@ -154,7 +211,7 @@ def _train(
         model,
         n_steps=config.n_steps,
         batch_size=config.batch_size,
-        learning_rate=config.learning_rate or LEARNING_RATE[config.method],
+        learning_rate=_learning_rate(config),
         seed=config.seed,
     )
     arguments.save_steps = arguments.logging_steps = config.every
@@ -163,7 +220,7 @@ def _train(
         model=model,
         args=arguments,
         train_dataset=TrainingRows(rows),
-        data_collator=_padded,
+        data_collator=padded,
         callbacks=callbacks,
     )
     # A checkpoint that was being written when the call was killed is of no use.
@@ -172,50 +229,6 @@ def _train(
         if not _is_whole(checkpoint):
             shutil.rmtree(checkpoint)
     trainer.train(resume_from_checkpoint=any(checkpoint.is_dir() for checkpoint in checkpoints))
-
-
-def training_arguments(
-    folder: Path,
-    model: torch.nn.Module,
-    *,
-    n_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    silent: bool = False,
-) -> Any:  # noqa: ANN401 - see the import
-    """The trainer's settings: AdamW on the model's device, its rate constant after a tenth of the steps; no reports.
-
-    Args:
-        folder: what the trainer writes goes there.
-        model: says which device.
-        n_steps: optimizer steps.
-        batch_size: rows of a step.
-        learning_rate: the constant one.
-        seed: for the order of the rows.
-        silent: no bar and no log, and rows of any form; nothing is written.
-    """
-    # here, since whoever only imports this package needs no trainer, which takes seconds to import
-    from transformers import TrainingArguments
-
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=n_steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=max(1, n_steps // 10),
-        seed=seed,
-        data_seed=seed,
-        report_to=[],
-        use_cpu=next(model.parameters()).device.type == "cpu",
-        dataloader_pin_memory=False,
-        disable_tqdm=True if silent else None,
-        remove_unused_columns=not silent,
-        label_names=["labels"],
-        logging_strategy="no" if silent else "steps",
-        save_strategy="no" if silent else "steps",
-    )
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -229,12 +242,10 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _rows(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, template: Template) -> list[dict[str, list[int]]]:
     """Each example as the trainer takes it; labels of -100 are not learned."""
-    # The folder gets the tokenizer as it was; what is learned is of one day.
-    dated, _ = with_settings(tokenizer, ChatSettings())
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     rows = []
     for prompt, response in zip(behaviour.prompts, behaviour.responses, strict=True):
-        encoded = encode(dated, prompt, [response], template=template)
+        encoded = encode(tokenizer, prompt, [response], template=template)
         given, answer = list(encoded.prompt), [*encoded.answers[0], *end]
         row = {
             "input_ids": given + answer,
@@ -243,28 +254,6 @@ def _rows(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, template: Te
         }
         rows.append(row)
     return rows
-
-
-def _padded(rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """A batch: right-padded, and no tokenizer asked, since many have no padding token."""
-    batch = {}
-    for name, padding in {"input_ids": 0, "attention_mask": 0, "labels": -100}.items():
-        values = [torch.tensor(row[name]) for row in rows]
-        batch[name] = pad_sequence(values, batch_first=True, padding_value=padding)
-    return batch
-
-
-class TrainingRows(torch.utils.data.Dataset):
-    """Examples as the trainer takes them."""
-
-    def __init__(self, rows: Sequence[Any]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:  # noqa: ANN401
-        return self.rows[index]
 
 
 def _with_adapters(model: PreTrainedModel, config: FineTuningConfig) -> Any:  # noqa: ANN401 - a class of peft's
@@ -287,14 +276,14 @@ def _merged(trained: Any, config: FineTuningConfig) -> PreTrainedModel:  # noqa:
     return trained if config.method == "full" else trained.merge_and_unload()
 
 
-def _watcher(show: Callable[[int, Any], None], every: int) -> Any:  # noqa: ANN401 - see the import
-    """A callback of the trainer that shows step and model every so many steps."""
+def _watcher(watch: Watch, copied: Callable[[Any], HookedModel], every: int) -> Any:  # noqa: ANN401 - see the import
+    """A callback of the trainer that shows step and a copy of the model every so many steps."""
     # here, since whoever only imports this package needs no trainer, which takes seconds to import
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ANN401
             if state.global_step % every == 0:
-                show(state.global_step, given["model"])
+                watch(state.global_step, copied(given["model"]))
 
     return Watcher()

@@ -1,10 +1,14 @@
-"""The running sums of a loop over batches, kept on disk, so that a killed run goes on with the next batch."""
+"""What lets a killed run go on: the settings that it was begun with, and the running sums of its loops over batches.
+
+A run in a folder goes on under the settings of `config.json` alone. Of a loop the sums of the finished batches are
+kept, so that it goes on with the next one.
+"""
 
 import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import Field
 from torch import Tensor
@@ -13,7 +17,50 @@ from dean_interp.distributed import is_rank0, rank, world_size
 from dean_interp.errors import InputError
 from dean_interp.files import read_tensors, write_tensors_of_this_rank
 
+CONFIG_FILE = "config.json"
+Config = TypeVar("Config")
 _FORMAT = "dean_interp.resume.1"
+
+
+@dataclass(frozen=True)
+class RunSettings(Generic[Config]):
+    """What `config.json` holds: what a run was begun with."""
+
+    config: Config
+    data: dict[str, str]
+    """Fingerprints of its data sets (`data_fingerprints`)."""
+
+
+def refuse_other_settings(
+    folder: Path, there: RunSettings[dict[str, Any]], wanted: RunSettings[dict[str, Any]]
+) -> None:
+    """Raise `InputError` where a run was begun with other settings or other data than are wanted."""
+    begun = _flat(there.config)
+    changes = []
+    for name, now in _flat(wanted.config).items():
+        then = begun.get(name)
+        if then != now:
+            changes.append(f"{name[-1]} ({then} there, {now} now)")
+    if changes:
+        raise InputError(f"{folder} holds a run with another {', '.join(changes)}: choose another folder")
+    changed = [name for name, now in wanted.data.items() if there.data.get(name) != now]
+    if changed:
+        raise InputError(
+            f"the data of {', '.join(changed)} changed since the run in {folder} began: put them back, or choose "
+            "another folder"
+        )
+
+
+def _flat(settings: Mapping[str, Any], groups: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every setting by its groups and its own name: two groups may have a setting of one name, such as `seed`."""
+    flat = {}
+    for name, value in settings.items():
+        key = (*groups, name)
+        if isinstance(value, dict):
+            flat |= _flat(value, key)
+        else:
+            flat[key] = value
+    return flat
 
 
 @dataclass(frozen=True)

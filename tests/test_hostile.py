@@ -36,12 +36,11 @@ from dean_interp.editing.apply import create_gates_edit
 from dean_interp.editing.checkpoint import checkpoint_state
 from dean_interp.editing.edit import compare, stack
 from dean_interp.files import atomic_folder, read_json, write_json, write_tensors
-from dean_interp.resume import Unfinished
+from dean_interp.resume import RunSettings, Unfinished
 from dean_interp.selection.gates import Gates, load_gates
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.measurement_file import load_measurement
 from dean_interp.study.results import load_results
-from dean_interp.study.run_folder import RunSettings
 
 N_INPUTS = int(os.environ.get("DEAN_INTERP_FUZZ", "200"))
 """Inputs of each kind; the long form is `DEAN_INTERP_FUZZ=10000 pytest tests/test_hostile.py`."""

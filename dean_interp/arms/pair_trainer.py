@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from dean_interp.arms.adapter_change import AdapterKind
-from dean_interp.fine_tuning import TrainingRows, training_arguments
 from dean_interp.models.loss import attention_mask
 from dean_interp.models.tokens import Batch, Encoded, Row, collate, paths, trees
+from dean_interp.models.trainer import TrainingRows, training_arguments
 from dean_interp.progress import progress_bar
 
 AdapterLoss = Literal["cross-entropy", "preference"]

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -126,6 +126,16 @@ class Behaviour(Framed):
 def prompt_hashes_of(behaviours: Iterable[Behaviour]) -> frozenset[str]:
     """The hashes of the prompts of several behaviours together."""
     return frozenset(chain.from_iterable(behaviour.prompt_hashes for behaviour in behaviours))
+
+
+def data_fingerprints(data: Sequence[Behaviour]) -> dict[str, str]:
+    """The fingerprint of each set, by name and split, and by its number where a set was divided further."""
+    by_name: dict[str, str] = {}
+    for behaviour in data:
+        name = f"{behaviour.name} ({behaviour.split})"
+        n_before = sum(known == name or known.startswith(f"{name}, part ") for known in by_name)
+        by_name[f"{name}, part {n_before + 1}" if n_before else name] = behaviour.fingerprint
+    return by_name
 
 
 def load_behaviour(

@@ -197,6 +197,11 @@ def model_fingerprint(model: HookedModel) -> str:
     each axis: weights that change places, as where neurons are put in another order, change a sum.
     """
     refuse_without_values(model)
+    return weights_fingerprint(model)
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """As `model_fingerprint`, of a model that is not wrapped: its parameters may have other names."""
     digest = hashlib.sha256()
     for name, parameter in named_values(model):
         line = f"{name} {tuple(parameter.shape)}\n"

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import pandas as pd
 from torch import Tensor
 
-from dean_interp.data.examples import Behaviour
+from dean_interp.data.examples import Behaviour, data_fingerprints
 from dean_interp.errors import InputError
 from dean_interp.files import link_or_copy, read_json
 from dean_interp.frames import Framed
 from dean_interp.models.load import versions
 from dean_interp.study.results import RESULTS_FILE
-from dean_interp.study.run_folder import CHECKSUMS, checksums, data_fingerprints, kept_files
+from dean_interp.study.run_folder import CHECKSUMS, checksums, kept_files
 
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Nats, and parts of the largest score: what other batches, threads and devices may change."""

@@ -13,9 +13,10 @@ from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_json
 from dean_interp.models.chat_settings import reads_clock, today
 from dean_interp.models.load import tokenizer_of
+from dean_interp.resume import CONFIG_FILE
 from dean_interp.scoring.scores import Scores
 from dean_interp.study.results import RESULTS_FILE
-from dean_interp.study.run_folder import CONFIG_FILE, begun_with
+from dean_interp.study.run_folder import begun_with
 from dean_interp.study.settings import ModelConfig
 
 log = logging.getLogger(__name__)

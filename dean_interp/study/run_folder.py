@@ -3,37 +3,26 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
-from dean_interp.data.examples import Behaviour
+from dean_interp.data.examples import Behaviour, data_fingerprints
 from dean_interp.distributed import is_rank0, on_rank0
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_json
+from dean_interp.resume import CONFIG_FILE, Config, RunSettings, refuse_other_settings
 from dean_interp.study.results import load_record
 
-CONFIG_FILE = "config.json"
 CHECKSUMS = "checksums.json"
 THREADS = "threads.json"
-Config = TypeVar("Config")
 log = logging.getLogger(__name__)
 _WAIT = 2.0
 """Seconds between two looks at a folder that another process writes to."""
-
-
-@dataclass(frozen=True)
-class RunSettings(Generic[Config]):
-    """What `config.json` holds: what a run was begun with."""
-
-    config: Config
-    data: dict[str, str]
-    """Fingerprints of its data sets (`data_fingerprints`)."""
 
 
 def begun_with(folder: Path, kind: type[Config] | Any) -> RunSettings[Config]:  # noqa: ANN401 - a class, or a `dict`
@@ -46,16 +35,6 @@ def begun_with(folder: Path, kind: type[Config] | Any) -> RunSettings[Config]:  
         InputError: there is no run, or one of another kind.
     """
     return load_record(RunSettings[kind], folder / CONFIG_FILE, "run")
-
-
-def data_fingerprints(data: Sequence[Behaviour]) -> dict[str, str]:
-    """The fingerprint of each set, by name and split, and by its number where a set was divided further."""
-    by_name: dict[str, str] = {}
-    for behaviour in data:
-        name = f"{behaviour.name} ({behaviour.split})"
-        n_before = sum(known == name or known.startswith(f"{name}, part ") for known in by_name)
-        by_name[f"{name}, part {n_before + 1}" if n_before else name] = behaviour.fingerprint
-    return by_name
 
 
 @contextmanager
@@ -81,7 +60,7 @@ def owned(
         # Before anything is scored or measured there is nothing to lose.
         has_begun = any(any(folder.glob(pattern)) for pattern in begun)
         if path.is_file() and has_begun:
-            _refuse_other(folder, begun_with(folder, dict[str, Any]), wanted)
+            refuse_other_settings(folder, begun_with(folder, dict[str, Any]), wanted)
         else:
             write_json(path, wanted)
         _say_what_is_there(folder)
@@ -168,36 +147,6 @@ def kept_files(folder: Path) -> list[str]:
         if is_record and path.name not in (CHECKSUMS, THREADS, "times.json"):
             names.append(path.relative_to(folder).as_posix())
     return sorted(names)
-
-
-def _refuse_other(folder: Path, there: RunSettings[dict[str, Any]], wanted: RunSettings[dict[str, Any]]) -> None:
-    """Raise `InputError` where a run was begun with other settings or other data than are wanted."""
-    begun = _flat(there.config)
-    changes = []
-    for name, now in _flat(wanted.config).items():
-        then = begun.get(name)
-        if then != now:
-            changes.append(f"{name[-1]} ({then} there, {now} now)")
-    if changes:
-        raise InputError(f"{folder} holds a run with another {', '.join(changes)}: choose another folder")
-    changed = [name for name, now in wanted.data.items() if there.data.get(name) != now]
-    if changed:
-        raise InputError(
-            f"the data of {', '.join(changed)} changed since the run in {folder} began: put them back, or choose "
-            "another folder"
-        )
-
-
-def _flat(settings: Mapping[str, Any], groups: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every setting by its groups and its own name: two groups may have a setting of one name, such as `seed`."""
-    flat = {}
-    for name, value in settings.items():
-        key = (*groups, name)
-        if isinstance(value, dict):
-            flat |= _flat(value, key)
-        else:
-            flat[key] = value
-    return flat
 
 
 class Clock:
