@@ -19,12 +19,15 @@ from units import logits_of, plain_logits, some_neurons, some_weights
 
 from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, importance, load_model
 from dean_interp.editing import checkpoint
-from dean_interp.editing.apply import apply_edit, create_edit, edit_state, revert_edit
+from dean_interp.editing.apply import apply_edit, create_edit, create_gates_edit, edit_state, revert_edit
 from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, checkpoint_state, export, revert_edit_in_checkpoint
 from dean_interp.editing.edit import compare, load_edit, stack
+from dean_interp.editing.row_scaling import RowScaling
+from dean_interp.editing.tensor_change import TensorChange
 from dean_interp.editing.values import Mean, Noise, Project, Restore, Scale, Zero, described_in_words
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.matrices import weight, weight_sites
+from dean_interp.selection.gates import Gates
 
 TEXTS = Behaviour("texts", (Example("hello", {"response": "world"}), Example("one", {"response": "two three"})))
 DTYPES = ("float32", "bfloat16", "float16")
@@ -52,6 +55,79 @@ def sharded(folder, tmp_path):
 
 
 # In memory
+
+
+def gates_of_some(model):
+    """Gates of some neurons of every layer, one of them 0."""
+    selection = some_neurons(model, n=5)
+    multipliers = {site: torch.ones(n) for site, (n,) in selection.shapes.items()}
+    for site, units in selection.units.items():
+        multipliers[site][units] = torch.arange(len(units)) * 0.4
+    return Gates(multipliers)
+
+
+def edit_of(kind, model):
+    if kind == "gates":
+        return create_gates_edit(model, gates_of_some(model))
+    if kind == "means":
+        return create_edit(model, some_neurons(model), value=Mean(importance(model, TEXTS)))
+    weights = some_weights(model, modules="attention")
+    if kind == "weights":
+        return create_edit(model, some_weights(model, modules="all"))
+    return stack(create_edit(model, weights), create_gates_edit(model, gates_of_some(model)))
+
+
+def interrupted_at(monkeypatch, number):
+    """From here on the write of that number, from 0, is stopped when half of its tensor is written."""
+    writes = []
+
+    def stopped(write):
+        def half(change, tensor):
+            before = tensor.clone()
+            write(change, tensor)
+            writes.append(change)
+            if len(writes) == number + 1:
+                n_rows = len(tensor) // 2
+                tensor[:n_rows] = before[:n_rows]
+                raise KeyboardInterrupt
+
+        return half
+
+    for kind in (TensorChange, RowScaling):
+        for name in ("write", "undo"):
+            monkeypatch.setattr(kind, name, stopped(getattr(kind, name)))
+
+
+@pytest.mark.parametrize("what", ["apply", "revert"])
+@pytest.mark.parametrize("kind", ["weights", "means", "gates", "stack"])
+def test_an_edit_that_is_interrupted_leaves_the_model_as_it_was_to_the_bit(checkpoints, kind, what, monkeypatch):
+    model = load_model(checkpoints["gpt2" if kind == "means" else "llama-gqa"], device="cpu")
+    edit = edit_of(kind, model)
+    write = apply_edit if what == "apply" else revert_edit
+    if what == "revert":
+        apply_edit(model, edit)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    assert len(edit.changes) > 1
+    for number in range(len(edit.changes)):
+        with monkeypatch.context() as patched:
+            interrupted_at(patched, number)
+            with pytest.raises(KeyboardInterrupt):
+                write(model, edit)
+        for name, tensor in model.named_parameters():
+            assert torch.equal(tensor.view(torch.int32), before[name].view(torch.int32)), (number, name)
+    write(model, edit)
+    assert edit_state(model, edit) == ("edited" if what == "apply" else "base")
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_an_export_that_is_interrupted_leaves_the_model_as_it_was(folder, tmp_path, number, monkeypatch):
+    model = load_model(folder, device="cpu")
+    edit = edit_of("gates", model)
+    assert len(edit.changes) == 3
+    interrupted_at(monkeypatch, number)
+    with pytest.raises(KeyboardInterrupt):
+        export(model, edit, tmp_path / "out")
+    assert edit_state(model, edit) == "base" and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", [Zero(), Scale(0.5), Scale(-1.0)])

@@ -1,6 +1,5 @@
 """Edits of a model in memory: made from an ablation, written into the weights, and taken out again bit by bit."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +11,15 @@ from dean_interp.editing.ablation import refuse_foreign, weights_that_make
 from dean_interp.editing.edit import Edit, joint_edit_state, refuse_state
 from dean_interp.editing.row_scaling import AnyChange, RowScaling
 from dean_interp.editing.scaling_rows import row_scaling
+from dean_interp.editing.stored_views import refuse_copy, stored_views
 from dean_interp.editing.tensor_change import EditState, TensorChange, refuse_not_finite, tensor_hash
 from dean_interp.editing.values import Mean, Multiply, Restore, Scale, Value, Zero, at_site, described, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, versions
-from dean_interp.models.matrices import bias, parameter, shape, stored_name
+from dean_interp.models.matrices import bias, shape, stored_name
 from dean_interp.models.offload import refuse_offloaded
-from dean_interp.models.own_matrices import OwnMatrices, entries, own_matrices
+from dean_interp.models.own_matrices import entries, own_matrices
 from dean_interp.models.sites import Site
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.selection.gates import Gates
@@ -86,7 +86,8 @@ def create_gates_edit(model: HookedModel, gates: Gates) -> Edit:
 def apply_edit(model: HookedModel, edit: Edit) -> None:
     """Write an edit into a model in memory: a bridge, or a `HookedTransformer` of the same raw weights.
 
-    Raises `InputError`, before anything is changed, where the edit is of another model or there already.
+    Where it is interrupted, it puts back what it changed. Raises `InputError`, before anything is changed, where the
+    edit is of another model or there already.
     """
     _write(model, edit, expected="base")
 
@@ -95,7 +96,8 @@ def apply_edit(model: HookedModel, edit: Edit) -> None:
 def revert_edit(model: HookedModel, edit: Edit) -> None:
     """Take an edit out of a model again, bit by bit.
 
-    Raises `InputError`, before anything is changed, where the model does not hold the edit.
+    Where it is interrupted, the model holds the edit as before. Raises `InputError`, before anything is changed, where
+    the model does not hold the edit.
     """
     _write(model, edit, expected="edited")
 
@@ -105,7 +107,7 @@ def edit_state(model: HookedModel, edit: Edit) -> EditState:
 
     Raises `InputError` where the model has no such tensors.
     """
-    states: list[EditState] = [change.state(view) for change, view in _stored_views(model, edit)]
+    states: list[EditState] = [change.state(view) for change, view in stored_views(model, edit)]
     return joint_edit_state(states)
 
 
@@ -114,46 +116,38 @@ def _write(model: HookedModel, edit: Edit, *, expected: EditState) -> None:
     refuse_offloaded(model, "writing an edit into a model in memory (a checkpoint folder is edited without loading it)")
     state = edit_state(model, edit)
     refuse_state(state, expected, edit, str(model.cfg.model_name))
-    for change, view in _stored_views(model, edit):
+    for change, view in stored_views(model, edit):
         if not change.is_bias:
-            _refuse_copy(model, change.site, view)
+            refuse_copy(model, change.site, view)
+    begun: tuple[Tensor, Tensor] | None = None
     with torch.no_grad():
-        for change, view in _stored_views(model, edit):
-            if expected == "base":
-                change.write(view)
-            else:
-                change.undo(view)
+        try:
+            for change, view in stored_views(model, edit):
+                # What was half written is neither the one nor the other: it is put back from a copy.
+                begun = view, view.clone()
+                _switch(change, view, expected)
+        except BaseException:
+            if begun is not None:
+                view, copy = begun
+                view.copy_(copy)
+            _put_back(model, edit, expected)
+            raise
 
 
-def _stored_views(model: HookedModel, edit: Edit) -> Iterator[tuple[AnyChange, Tensor]]:
-    """Each change with the model's tensor in the checkpoint's layout, as a view that can be written to."""
-    matrices: OwnMatrices | None = None
-    for change in edit.changes.values():
-        if change.is_bias:
-            yield change, _existing_bias(model, change)
-            continue
-        # The changes of a layer's experts follow each other: what is offloaded is fetched once for all of them.
-        if matrices is None or matrices.site != change.site:
-            matrices = own_matrices(model, change.site)
-        matrix = matrices.of(change.expert)
-        yield change, matrix.t() if change.is_transposed else matrix
+def _put_back(model: HookedModel, edit: Edit, expected: EditState) -> None:
+    """Make every tensor what it is in the state `expected`, where some are in the other one."""
+    for change, view in stored_views(model, edit):
+        state = change.state(view)
+        if state not in (expected, "both"):
+            _switch(change, view, state)
 
 
-def _refuse_copy(model: HookedModel, site: Site, view: Tensor) -> None:
-    """Raise `InputError` where a change would be written into a copy, and the model would stay as it is."""
-    stored, _ = parameter(model, site)
-    if view.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
-        raise InputError(
-            f"{site} of this {adapter_of(model).kind} is kept in another layout, into which no edit is written: load "
-            "the model without hooked_transformer"
-        )
-
-
-def _existing_bias(model: HookedModel, change: AnyChange) -> Tensor:
-    tensor = bias(model, change.site)
-    if tensor is None:
-        raise InputError(f"{model.cfg.model_name} has no bias at {change.site}, which this edit changes")
-    return tensor
+def _switch(change: AnyChange, view: Tensor, state: EditState) -> None:
+    """Write the new values into a tensor that is the base, or the old ones into one that is edited."""
+    if state == "base":
+        change.write(view)
+    else:
+        change.undo(view)
 
 
 def _neuron_changes(
