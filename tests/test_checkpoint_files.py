@@ -143,6 +143,35 @@ def test_links_as_in_the_cache_of_the_hub_become_files(folder, tmp_path):
     assert [blob.read_bytes() for blob in sorted((tmp_path / "blobs").iterdir())] == before
 
 
+def test_a_folder_that_is_a_link_comes_along_as_a_folder_of_files(folder, tmp_path, caplog):
+    edit, _ = edit_and_expected(folder)
+    for name in ("elsewhere/deep/params.json", "elsewhere/old.bin", "blobs/one"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "elsewhere" / "linked.txt").symlink_to(tmp_path / "blobs" / "one")
+    (folder / "original").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    apply_edit_to_checkpoint(folder, edit, tmp_path / "out")
+    made = tmp_path / "out" / "original"
+    assert (made / "deep" / "params.json").read_text() == "elsewhere/deep/params.json"
+    assert (made / "linked.txt").read_text() == "blobs/one"
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    assert not (made / "old.bin").exists() and "original/old.bin" in caplog.text
+    revert_edit_in_checkpoint(tmp_path / "out", edit, tmp_path / "back")
+    assert (tmp_path / "back" / "original" / "deep" / "params.json").is_file()
+
+
+def test_a_link_that_leads_back_to_a_folder_around_it_is_passed_over(folder, tmp_path):
+    edit, _ = edit_and_expected(folder)
+    (folder / "original").mkdir()
+    (folder / "original" / "params.json").write_text("kept")
+    (folder / "original" / "back").symlink_to(folder, target_is_directory=True)
+    (folder / "itself").symlink_to(".", target_is_directory=True)
+    names = {path.name for path in folder.iterdir()}
+    apply_edit_to_checkpoint(folder, edit, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names - {"itself"}
+    assert [path.name for path in (tmp_path / "out" / "original").iterdir()] == ["params.json"]
+
+
 # What is refused
 
 

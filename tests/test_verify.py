@@ -15,7 +15,7 @@ from dean_interp.study import settings, verify
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.results import load_results
 from dean_interp.study.run import run_study
-from dean_interp.study.run_folder import CHECKSUMS, note_checksums
+from dean_interp.study.run_folder import CHECKSUMS, kept_files, note_checksums
 from dean_interp.study.settings import AnswerConfig, CalibrationConfig, ControlConfig, DataConfig, ModelConfig
 from dean_interp.study.verify import verify_run
 
@@ -160,6 +160,14 @@ def test_other_data_under_the_same_name_are_found(copy, derived):
     (copy / "config.json").write_text(json.dumps(begun))
     noted_anew(copy)
     assert differing(verify_run(copy)) == ["data: privacy (test)"]
+
+
+def test_the_files_of_a_run_are_noted_where_their_folder_is_a_link_too(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "original.safetensors").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "states").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert kept_files(tmp_path / "run") == ["states/original.safetensors"]
 
 
 def test_checksums_that_a_kill_kept_from_being_written_are_written_by_the_same_command(finished, copy):

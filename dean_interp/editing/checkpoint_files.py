@@ -220,8 +220,17 @@ def unread_weights(folder: Path, weights: WeightFiles) -> list[Path]:
 
 
 def all_files(folder: Path) -> list[Path]:
-    """Every file of a folder and of the folders in it, relative to it; links are files where they lead to one."""
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    """Every file of a folder and of the folders in it, relative to it; links are what they lead to.
+
+    A link that leads back to a folder around it is passed over: what it shows is listed without it.
+    """
+    files = []
+    for name, folders, names in os.walk(folder, followlinks=True):
+        inside = Path(name)
+        around = {path.resolve() for path in (inside, *inside.absolute().parents)}
+        folders[:] = [inner for inner in folders if (inside / inner).resolve() not in around]
+        files += [(inside / file).relative_to(folder) for file in names if (inside / file).is_file()]
+    return sorted(files)
 
 
 def _may_hold_weights(file: Path) -> bool:

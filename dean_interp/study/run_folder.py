@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from dean_interp.data.examples import Behaviour, data_fingerprints
 from dean_interp.distributed import is_rank0, on_rank0
+from dean_interp.editing.checkpoint_files import all_files
 from dean_interp.errors import InputError
 from dean_interp.files import read_json, write_json
 from dean_interp.resume import CONFIG_FILE, Config, RunSettings, refuse_other_settings
@@ -142,10 +143,10 @@ def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 def kept_files(folder: Path) -> list[str]:
     """All records and tensors of a run but its times and its threads, and what tells of the others."""
     names = []
-    for path in folder.rglob("*"):
+    for path in all_files(folder):
         is_record = path.suffix in (".json", ".safetensors")
         if is_record and path.name not in (CHECKSUMS, THREADS, "times.json"):
-            names.append(path.relative_to(folder).as_posix())
+            names.append(path.as_posix())
     return sorted(names)
 
 
