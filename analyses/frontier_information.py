@@ -25,11 +25,12 @@ from dean_interp.arms.measured_arms import named
 from dean_interp.arms.random_arms import RandomGatesArm
 from dean_interp.cli.ending import command, script
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, write_json, write_text
+from dean_interp.files import write_json, write_text
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel
 from dean_interp.progress import progress_bar
 from dean_interp.report.html import write_information_report
+from dean_interp.resume import read_kept
 from dean_interp.selection.selection import Selection
 from dean_interp.study import day
 from dean_interp.study.confirming import kept_information
@@ -113,7 +114,7 @@ def _state(work: SharedWork, arm: Arm) -> State:
 def _nulls(work: SharedWork, given: FrontierInformation) -> list[State]:
     """Random gates at doses of their own; the doses are kept."""
     path, kl = given.out / DOSES, work.config.chosen_at
-    doses = read_json(path, dict[str, float]) if path.is_file() else {}
+    doses = read_kept(path, dict[str, float]) if path.is_file() else {}
     meter, start, nulls = state_kl_meter(work.choose.store, work.model), None, []
     # Random arms of the comparison have the first numbers.
     first = work.config.study.n_random + 1

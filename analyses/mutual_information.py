@@ -32,12 +32,13 @@ from dean_interp import (
     top_fraction,
 )
 from dean_interp.cli.ending import command, script
-from dean_interp.files import read_json, write_json, write_text
+from dean_interp.files import write_json, write_text
 from dean_interp.information.compare import mutual_informations
 from dean_interp.models.demo import DEMO_MODEL
 from dean_interp.models.load import HookedModel
 from dean_interp.progress import progress_bar
 from dean_interp.report.html import write_information_report
+from dean_interp.resume import read_kept
 from dean_interp.selection.coupling import couple
 from dean_interp.selection.size_at_kl import size_at_kl
 from dean_interp.selection.strata import Strata, strata
@@ -125,7 +126,7 @@ def equal_kl_controls(model: HookedModel, edit: Selection, matched: Strata, n: i
         return random_control(edit, matched, seed=0, number=number, growth=growth)
 
     target = kl(edit)
-    found = read_json(path, list[tuple[float, float]]) if path.is_file() else []
+    found = read_kept(path, list[tuple[float, float]]) if path.is_file() else []
     for number in progress_bar(range(len(found), n), initial=len(found), total=n, desc="sizes of equal KL"):
         # The search begins at the median of the sizes so far; the first one has further to go.
         start, max_tries = 1.0, 8

@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class DamagedFileError(InputError):
+    """A file cannot be what was written: it was cut off, changed, or is of another version."""
+
+
 class NothingToChangeError(InputError):
     """The data leave nothing that would raise both behaviours: no neuron, no direction.
 

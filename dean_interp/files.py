@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dean_interp.distributed import on_rank0, write_on_rank0
-from dean_interp.errors import InputError
+from dean_interp.errors import DamagedFileError, InputError
 
 _POINTERS = {b"version https://git-lfs.github.com/spec/": "git lfs pull", b"/annex/objects/": "git annex get"}
 _METADATA_KEY = "dean_interp"
@@ -257,7 +257,7 @@ def format_of(path: str | Path) -> str:
 def read_json(path: Path, kind: type[Record] | Any) -> Record:  # noqa: ANN401 - a class, or `dict[str, float]`
     """Read a JSON file as a record of the type `kind`.
 
-    Raises `InputError` where the file cannot be read, is damaged, or holds something else.
+    Raises `InputError` where the file cannot be read, is damaged (`DamagedFileError`), or holds something else.
     """
     refuse_unreadable(path)
     try:
@@ -265,7 +265,7 @@ def read_json(path: Path, kind: type[Record] | Any) -> Record:  # noqa: ANN401 -
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        raise InputError(f"{path} is damaged or of another version ({_first_error(error)})") from error
+        raise DamagedFileError(f"{path} is damaged or of another version ({_first_error(error)})") from error
 
 
 def _first_error(error: ValidationError) -> str:

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dean_interp.distributed import is_rank0, rank, world_size
-from dean_interp.errors import InputError
-from dean_interp.files import read_tensors, write_tensors_of_this_rank
+from dean_interp.errors import DamagedFileError, InputError
+from dean_interp.files import Record, read_json, read_tensors, write_tensors_of_this_rank
 
 CONFIG_FILE = "config.json"
 Config = TypeVar("Config")
@@ -61,6 +61,18 @@ def _flat(settings: Mapping[str, Any], groups: tuple[str, ...] = ()) -> dict[tup
         else:
             flat[key] = value
     return flat
+
+
+def read_kept(path: Path, kind: type[Record] | Any) -> Record:  # noqa: ANN401 - a class, or `dict[str, float]`
+    """Read what finished work left as JSON, as `read_json` does.
+
+    A damaged file is not made anew unasked: it may be the work of hours, of which something can be saved, and what
+    damaged it may have damaged others. The error says that it can be deleted.
+    """
+    try:
+        return read_json(path, kind)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{error}: where it is deleted, the same call makes it anew") from error
 
 
 @dataclass(frozen=True)

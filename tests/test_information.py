@@ -253,6 +253,22 @@ def test_controls_are_not_taken_up_from_a_call_that_fitted_its_probes_on_other_d
     assert len(fingerprints) == 2
 
 
+def test_a_file_of_finished_controls_that_is_damaged_is_refused_by_name_and_stays_as_it_is(llama, tmp_path):
+    """Whatever was cut off, or is of another type."""
+    arm = InformationArm(some_neurons(llama), some_neurons(llama), some_neurons(llama))
+    kept = kept_controls(tmp_path, llama, tests=behaviours(), calibration=[], arms=[arm], template="raw",
+                         configs=[MutualInformationConfig("awareness_mi")])  # fmt: skip
+    kept.save([[{"first": 1.0}]])
+    whole = (tmp_path / "controls.json").read_bytes()
+    for damaged in (b"", whole[:20], whole[:-4], whole.replace(b"1.0", b"[]"), b"\xff\xfe", b"[]"):
+        (tmp_path / "controls.json").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"controls\.json is damaged .*: where it is deleted, .* makes it anew"):
+            kept.load()
+        assert (tmp_path / "controls.json").read_bytes() == damaged
+    (tmp_path / "controls.json").unlink()
+    assert kept.load() == []
+
+
 def random_gates(model, *, n_zero=5):
     """Gates between 0 and 2 at every neuron, some of them 0."""
     generator = torch.Generator().manual_seed(3)

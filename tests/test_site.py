@@ -306,13 +306,14 @@ def test_what_is_made_is_not_made_again_and_loads_no_model(site, improved, monke
     assert times(site) == before and len(before) == 20
 
 
-def test_what_changed_is_made_anew_and_nothing_else(site, improved, tmp_path):
+def test_what_changed_is_made_anew_and_nothing_else(site, improved, tmp_path, caplog):
     out = shutil.copytree(site, tmp_path / "site")
     (out / "neurons" / "mine.html").write_text("my own page")
     (out / "records" / f"{units(out)[2]}.json").write_text("{")
     damaged, before = units(out)[2], times(out)
     write_pages(improved, out, FEW)
     assert {name for name, time in times(out).items() if time != before[name]} == {f"records/{damaged}.json"}
+    assert caplog.text.count(f"{damaged}.json is damaged") == 1
     # Fewer units: edges are traced among these, and the pages of the others go.
     gone, before = units(out)[-1], times(out)
     write_pages(improved, out, dataclasses.replace(FEW, n_units=7))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dean_interp import InputError, load_behaviour, load_scores, load_selection
-from dean_interp.arms.comparison import ComparisonConfig
+from dean_interp.arms.comparison import NULLS, RECORD, ComparisonConfig, nulls_of, piece_folder, records_of
 from dean_interp.evaluation.outcomes import MARGIN
 from dean_interp.files import write_text
 from dean_interp.report.html import write_report
@@ -20,6 +20,7 @@ from dean_interp.study.method import score
 from dean_interp.study.results import load_results
 from dean_interp.study.run_folder import owned
 from dean_interp.study.settings import AnswerConfig, ControlConfig, DataConfig, ModelConfig
+from dean_interp.study.store import Store
 from dean_interp.study.study_data import calibration_sets, test_sets
 
 pytestmark = [pytest.mark.slow, pytest.mark.product]
@@ -163,6 +164,31 @@ def test_scores_of_another_model_under_the_same_name_are_refused(study_config, c
         next(loaded.parameters())[0] += 1
     with pytest.raises(InputError, match="made with another model"):
         score(loaded, behaviour, config, tmp_path)
+
+
+def test_a_record_that_is_damaged_is_refused_by_name_and_what_it_held_is_made_anew_where_it_is_deleted(tmp_path):
+    """Its content too: what is there is no number."""
+    store = Store(folder=tmp_path, fingerprint="x", tests=[], config=DataConfig(), template="chat")
+    file = tmp_path / "verdicts" / "a.json"
+    assert store.record("verdicts/a.json", [], int, lambda _: 3) == 3
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-4], whole.replace(b"3\n", b'"three"\n'), whole.replace(b"3\n", b"[3]\n")):
+        assert damaged != whole
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.json is damaged .*: where it is deleted, .* makes it anew"):
+            store.record("verdicts/a.json", [], int, lambda _: 4)
+        assert file.read_bytes() == damaged
+    file.unlink()
+    assert store.record("verdicts/a.json", [], int, lambda _: 4) == 4
+
+
+def test_records_of_arms_that_are_damaged_are_refused_by_name(tmp_path):
+    for name in (RECORD, NULLS):
+        write_text(piece_folder(tmp_path, "gates") / name, "[{")
+    with pytest.raises(InputError, match=f"gates/{RECORD} is damaged .*: where it is deleted"):
+        records_of(tmp_path, ["gates"])
+    with pytest.raises(InputError, match=f"gates/{NULLS} is damaged .*: where it is deleted"):
+        nulls_of(tmp_path, "gates")
 
 
 def test_a_state_of_other_units_is_not_taken_for_this_one(finished_study, study_config):

@@ -16,9 +16,10 @@ from dean_interp.arms.coupled_arms import rule_scores
 from dean_interp.arms.sealed import sealed
 from dean_interp.data.examples import Behaviour
 from dean_interp.errors import InputError, refuse_below, refuse_other_groups
-from dean_interp.files import read_json, write_json
+from dean_interp.files import write_json
 from dean_interp.models.load import HookedModel
 from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.resume import read_kept
 from dean_interp.study.choosing import effects, gates_store
 from dean_interp.study.flips import Flip
 from dean_interp.study.improve_data import ImproveData
@@ -215,11 +216,11 @@ def records_of(folder: Path, names: Sequence[str]) -> dict[str, ArmRecord]:
     for name in names:
         path = piece_folder(folder, name) / RECORD
         if path.is_file():
-            records[name] = read_json(path, ArmRecord)
+            records[name] = read_kept(path, ArmRecord)
     return records
 
 
 def nulls_of(folder: Path, arm: str) -> tuple[MeasuredState, ...] | None:
     """The nulls of an arm; None where they are not done."""
     path = piece_folder(folder, arm) / NULLS
-    return read_json(path, tuple[MeasuredState, ...]) if path.is_file() else None
+    return read_kept(path, tuple[MeasuredState, ...]) if path.is_file() else None

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.files import read_json, write_json
+from dean_interp.files import write_json
 from dean_interp.information.estimands import InformationArm, MutualInformationConfig
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.native_tokenizer import chat_settings
 from dean_interp.models.tokens import Template
+from dean_interp.resume import read_kept
 
 Changes = list[dict[str, float]]
 """The change of one control at every place, for each config."""
@@ -32,10 +33,13 @@ class KeptControls:
     """Hash of everything that the changes depend on."""
 
     def load(self) -> list[Changes]:
-        """The changes of the controls that were finished under the same fingerprint."""
+        """The changes of the controls that were finished under the same fingerprint.
+
+        Raises `InputError` where the file is damaged.
+        """
         if self.path is None or not self.path.is_file():
             return []
-        stored = read_json(self.path, _Stored)
+        stored = read_kept(self.path, _Stored)
         if stored.fingerprint != self.fingerprint:
             return []
         return stored.changes

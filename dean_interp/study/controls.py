@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dean_interp.errors import InputError
-from dean_interp.files import read_json, write_json
+from dean_interp.files import write_json
+from dean_interp.resume import read_kept
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.coupling import Coupling
 from dean_interp.selection.random_sets import n_units_outside, random_like
@@ -90,7 +91,7 @@ def equal_kl(request: ControlRequest) -> Iterator[State]:
         return
     of_unit = file_name(request.edit.title).removesuffix("_edit")
     path = request.folder / "states" / f"{of_unit}_equal_kl.json"
-    known = read_json(path, dict[str, tuple[int, float]]) if path.is_file() else {}
+    known = read_kept(path, dict[str, tuple[int, float]]) if path.is_file() else {}
     target = request.kl(request.edit)
     start = 1.0
     for number in range(request.config.n_equal_kl):

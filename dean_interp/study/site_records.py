@@ -5,6 +5,7 @@ Each record is a file that appears whole, with the fingerprint of everything tha
 the same fingerprint is not made again, so a killed call goes on where it was.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from dean_interp.selection.selection import Selection
 from dean_interp.study.run_folder import locked
 from dean_interp.study.run_units import RunUnits, units_of_run
 from dean_interp.study.store import fingerprint_of
+
+log = logging.getLogger(__name__)
 
 RECORDS = "records"
 """The folder of the records, in that of the pages."""
@@ -146,6 +149,16 @@ class _RecordFile:
             return False
 
 
+def _record_file(path: Path, fingerprint: str) -> _RecordFile:
+    """The file of a record. One that is damaged is made anew, since pages hold nothing that their run does not."""
+    if path.is_file():
+        try:
+            read_json(path, _Fingerprint)
+        except InputError as error:
+            log.warning("made anew: %s", error)
+    return _RecordFile(path, fingerprint)
+
+
 @dataclass(frozen=True)
 class _Fingerprint:
     """What is looked at of a record's file."""
@@ -161,7 +174,7 @@ def _unit_files(run: RunUnits, folder: Path, config: PagesConfig) -> list[_Recor
     files = []
     for unit in run.units:
         fingerprint = fingerprint_of(unit.name, *parts)
-        files.append(_RecordFile(folder / f"{unit.name}.json", fingerprint))
+        files.append(_record_file(folder / f"{unit.name}.json", fingerprint))
     return files
 
 
@@ -173,7 +186,7 @@ def _circuit_files(run: RunUnits, folder: Path, config: PagesConfig) -> list[_Re
     for behaviour, number in _traced(run, config):
         place = 1 + run.behaviours.index(behaviour.name)
         fingerprint = fingerprint_of(behaviour.name, str(number), *parts)
-        files.append(_RecordFile(folder / f"circuit.{place}.{number}.json", fingerprint))
+        files.append(_record_file(folder / f"circuit.{place}.{number}.json", fingerprint))
     return files
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import TypeAdapter
 
@@ -18,12 +18,12 @@ from dean_interp.editing.values import Value, Zero, described
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.measurement import Measurement
-from dean_interp.files import read_json, write_json
+from dean_interp.files import write_json
 from dean_interp.information.activations import Activations, read_activations
 from dean_interp.models.load import HookedModel
 from dean_interp.models.sites import Unit
 from dean_interp.models.tokens import Template
-from dean_interp.resume import Unfinished
+from dean_interp.resume import Unfinished, read_kept
 from dean_interp.selection.selection import Selection
 from dean_interp.study.measurement_file import load_activations, load_measurement, save_activations, save_measurement
 from dean_interp.study.settings import DataConfig
@@ -212,10 +212,10 @@ class Store:
             record = {"fingerprint": fingerprint, "content": content}
             write_json(file, record)
         unfinished.discard()
-        kept = read_json(file, _Kept)
+        kept = read_kept(file, _Kept[kind])
         if kept.fingerprint != fingerprint:
             raise InputError(f"{file} is of another model, other data, lengths or units: choose another folder")
-        return TypeAdapter(kind).validate_python(kept.content)
+        return kept.content
 
     def _path(self, state: State) -> Path:
         return self.folder / "states" / f"{file_name(state.title)}.safetensors"
@@ -258,11 +258,11 @@ class Store:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Kept(Generic[KeptRecord]):
     """What a JSON record's file holds."""
 
     fingerprint: str
-    content: Any
+    content: KeptRecord
 
 
 def fingerprint_of(*parts: str) -> str:
