@@ -353,7 +353,7 @@ def test_an_edit_goes_from_selection_to_checkpoint_and_back(files, model, tmp_pa
         (["score", "fairnes", "--out", "s.safetensors"], "no behaviour 'fairnes'"),
         (["couple", "a", "b", "c", "--out", "d"], "no scores file a"),
         (["ablate", "gone.safetensors"], "no selection file gone.safetensors"),
-        (["evaluate", "gone.safetensors", "--out", "e"], "no selection file gone.safetensors"),
+        (["evaluate", "gone.safetensors", "--out", "e"], "no file gone.safetensors"),
         (["report", "gone"], "no run folder gone"),
         (["verify", "gone"], "no run folder gone"),
         (["pages", "gone"], "no run folder gone"),
