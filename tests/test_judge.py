@@ -64,21 +64,19 @@ def test_precision_and_recall_on_labelled_answers_are_those_of_the_docs():
 
 
 def test_shares_of_unsafe_answers_are_those_of_the_docs():
-    """Each prompt was answered in every state, and the docs quote each share of each state."""
+    """Each prompt was answered in every state, and the docs quote each share of each state of the demo model."""
     here = Path(__file__).parent
     lines = (here / "data" / "blind_answers.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
+    rows = [row for row in rows if row["model"] == "SmolLM2-135M-Instruct"]
     page = (here.parent / "docs" / "results.md").read_text(encoding="utf-8")
     section = page.split("## Do the answers get safer?")[1].split("\n## ")[0]
     states = {"original": "original", "gates": "**gates of improve**", "opposite": "opposite gates"}
     states |= {name: name for name in ("random gates 1", "random gates 2")}
-    asked = {row["prompt"] for row in rows}
-    assert len(asked) == 336
+    assert len({row["prompt"] for row in rows}) == len(rows) == 336
     for state, named in states.items():
         (line,) = [line for line in section.splitlines() if line.startswith(f"| {named} | 0")]
-        of_state = [row for row in rows if row["state"] == state]
-        assert {row["prompt"] for row in of_state} == asked and len(of_state) == len(asked)
-        labels = Counter((row["label"], row["set"]) for row in of_state)
+        labels = Counter((row["answers"][state]["label"], row["set"]) for row in rows)
         shares = []
         for label in ("unsafe", "refusal", "incoherent"):
             shares += [f"{100 * labels[label, name] / 168:.1f}" for name in ("fairness", "privacy")]
