@@ -26,6 +26,7 @@ from dean_interp.models.sites import Site
 from dean_interp.models.sizes import vocabulary_size
 from dean_interp.models.tokens import Branch, Row, collate
 from dean_interp.models.torch_settings import own_torch_settings
+from dean_interp.models.unhooked import unhooked
 from dean_interp.planning.amounts import Amount, PassKind, amount_of_batch
 from dean_interp.planning.rates import Rates, TimedPass, fitted
 from dean_interp.planning.shallow import shallow_model
@@ -190,7 +191,7 @@ def _measure(model: HookedModel, rows: Sequence[Row], sites: Sequence[Site]) -> 
     """A forward pass as `measure` makes it."""
 
     def run() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), unhooked(model):
             batch = collate(rows, device=model.cfg.device)
             answer_log_probs(model, batch)
 
