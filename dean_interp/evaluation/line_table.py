@@ -56,7 +56,7 @@ def _title(line: Line) -> str:
 def _notes(lines: Sequence[Line]) -> list[str]:
     """What the columns mean."""
     n_controls = max((len(line.control_changes) for line in lines), default=0)
-    ranks = "rank: no random ablations were measured (give --scores)."
+    ranks = "rank: no random ablations were measured (for a selection give --scores)."
     if n_controls:
         ranks = f"rank: one-sided p among up to {n_controls} random ablations."
     return [
