@@ -211,7 +211,7 @@ def test_evaluate_without_scores_has_no_controls_and_says_how_to_get_them(files,
     _, _, selection = files
     sizes = ["--n-test", "12", "--n-general-test", "12", "--n-answers", "0", "--window", "1000"]
     assert main(["evaluate", str(selection), "--out", str(tmp_path), *model, *sizes]) == 0
-    assert "no random ablations were measured (give --scores)" in capsys.readouterr().out
+    assert "no random ablations were measured (for a selection give --scores)" in capsys.readouterr().out
     assert json.loads((tmp_path / "evaluation.json").read_text())["primary"] is None
 
 
