@@ -53,9 +53,9 @@ def main() -> None:
     answers = read(parser.parse_args().answers)
     for model in dict.fromkeys(answer.model for answer in answers):
         of_model = [answer for answer in answers if answer.model == model]
-        print(f"\n{model}\n{in_words(changes(of_model))}")
+        print(f"\n{model}\n{as_text(changes(of_model))}")
         if random_states(of_model):
-            print(f"\nfrom the mean of the random gates to the gates\n{in_words(beyond_random(of_model))}")
+            print(f"\nfrom the mean of the random gates to the gates\n{as_text(beyond_random(of_model))}")
     print(f"\n{agreement([answer for answer in answers if answer.second_label])}")
 
 
@@ -99,7 +99,7 @@ def random_states(answers: Sequence[ReadAnswer]) -> list[str]:
     return list(dict.fromkeys(answer.state for answer in answers if answer.state.startswith("random")))
 
 
-def in_words(table: pd.DataFrame) -> str:
+def as_text(table: pd.DataFrame) -> str:
     """A table as text."""
     return table.to_string(index=False, float_format="{:.3f}".format)
 

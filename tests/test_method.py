@@ -7,13 +7,13 @@ import pytest
 from safetensors import safe_open
 from scipy import stats
 
-from dean_interp import InputError, create_edit, load_behaviour, load_scores, load_selection
+from dean_interp import InputError, Selection, create_edit, load_behaviour, load_scores, load_selection
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.editing.edit_at_dose import load_any_edit
 from dean_interp.evaluation.lines import compare, compare_each, detectable_changes
 from dean_interp.evaluation.outcomes import MARGIN, Outcome, clusters_of, likelihoods, part_of
 from dean_interp.report.html import write_report, write_sweep_report
-from dean_interp.selection.gates import gates_of
+from dean_interp.selection.gates import Gates, gates_of
 from dean_interp.statistics import clustered_interval, standard_error
 from dean_interp.study import controls, state_outcomes
 from dean_interp.study.arm_results import arm, arm_outcomes, arms_plan
@@ -96,6 +96,12 @@ def test_gates_and_their_edit_are_evaluated_like_the_selection_that_they_silence
             assert line.after.mean == pytest.approx(known.after.mean, abs=1e-4, nan_ok=True)
     with pytest.raises(InputError, match="leave the scores out"):
         evaluate_edit(edits["gates"], scores, config, tmp_path / "refused")
+
+
+@pytest.mark.parametrize("edit", [Selection({}, {}), Gates({})], ids=["selection", "gates"])
+def test_an_edit_that_changes_nothing_is_not_evaluated(edit, tmp_path):
+    with pytest.raises(InputError, match="the edit is empty"):
+        evaluate_edit(edit, [], EvaluationConfig(), tmp_path)
 
 
 def test_sweep_gives_the_same_lines_on_the_half_that_it_looks_at(study, one_layer, tmp_path):

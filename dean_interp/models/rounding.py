@@ -10,8 +10,8 @@ from dean_interp.models.hooked_model import HookedModel
 _STEPS = 64
 """So many steps of the number format are rounding: half of the spread in bfloat16, a sixteenth in float16.
 
-In bfloat16 rounding alone moved logits by up to a quarter of their spread. A wrong mask or cache moved them by 0.6 to
-20 times their spread.
+In bfloat16 rounding alone moved logits by up to a quarter of their spread. A wrong mask moved them by one and a half
+times their spread, and a KV cache that had lost one of eight tokens by 0.76 to 3.4 times.
 """
 
 

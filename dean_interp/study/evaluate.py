@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.edit_at_dose import AnyEdit, as_hooks, refuse_other_base
-from dean_interp.editing.values import Zero
+from dean_interp.editing.values import Value, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.judges import Agreement, Sensitivity, Verdict, agreement, faults, sensitivity
 from dean_interp.evaluation.served import Served
@@ -63,9 +63,7 @@ def evaluate_edit(edit: AnyEdit, scores: Sequence[Scores], config: EvaluationCon
             exist; a folder that another run writes to, or that holds measurements of something else.
     """
     config.check()
-    edited = _edited(edit)
-    selection = edited.ablated
-    assert selection is not None
+    selection, value = _as_ablation(edit)
     _refuse_selection(selection, scores)
     if len(scores) not in (0, 3):
         raise InputError(f"scores must be those of first, second and general, or none; got {len(scores)}")
@@ -91,7 +89,9 @@ def evaluate_edit(edit: AnyEdit, scores: Sequence[Scores], config: EvaluationCon
         def note_design(design: Design) -> None:
             write_json(folder / "design.json", design)
 
-        comparison = _compared(plan, model, edit=edited, scores=scores, config=config, note_design=note_design)
+        comparison = _compared(
+            plan, model, edit=_edited(selection, value), scores=scores, config=config, note_design=note_design
+        )
         evaluation = _evaluation(plan, comparison)
         write_json(folder / "evaluation.json", evaluation)
     return evaluation
@@ -122,7 +122,7 @@ def estimate_information(
         model = config.model.load()
         store = _store(folder, model, tests=tests, scores=scores, config=config)
         plan = measurement_plan(store, PromptSets(), config=AnswerConfig(n_answers=0), model=model, progress=progress)
-        comparison = _compared(plan, model, edit=_edited(selection), scores=scores, config=config)
+        comparison = _compared(plan, model, edit=_edited(selection, Zero()), scores=scores, config=config)
         (information,) = information_before_and_under(
             plan, comparison.original, edits=[comparison.edit], controls=comparison.controls, neurons=neurons
         )
@@ -131,9 +131,15 @@ def estimate_information(
     return information
 
 
-def _edited(edit: AnyEdit) -> State:
-    """The model under an edit. Raises `InputError` for an edit that hooks cannot do."""
-    selection, value = (edit, Zero()) if isinstance(edit, Selection) else as_hooks(edit)
+def _as_ablation(edit: AnyEdit) -> tuple[Selection, Value]:
+    """What takes the place of which units. Raises `InputError` for an edit that hooks cannot do."""
+    if isinstance(edit, Selection):
+        return edit, Zero()
+    return as_hooks(edit)
+
+
+def _edited(selection: Selection, value: Value) -> State:
+    """The model under an edit."""
     unit = next(iter(selection.shapes)).unit
     return State("edit", "edit", ablated=selection, value=value, unit=unit)
 

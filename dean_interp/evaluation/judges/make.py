@@ -55,13 +55,13 @@ def make_judge(text: str, model: HookedModel | None = None, *, folder: Path | No
     if kind == "self" and not rest:
         if model is None:
             raise InputError("the judge 'self' is the studied model: pass model=...")
-        return PromptedJudge(model, QUESTION, unfinished=folder)
+        return PromptedJudge(model, QUESTION, folder=folder)
     if kind in _FORMS and on_server:
         cache = folder / "judge_cache.jsonl" if folder else None
         return ServerJudge(on_server[1], on_server[2], form=_FORMS[kind], cache=cache)
     if kind in _FORMS and kind != "server" and rest:
         name, dtype = _name_and_dtype(rest)
-        return PromptedJudge(load_model(name, dtype=dtype), _FORMS[kind], unfinished=folder)
+        return PromptedJudge(load_model(name, dtype=dtype), _FORMS[kind], folder=folder)
     if kind == "classifier" and rest:
         name, _, classes = rest.partition("?")
         labels = _labels_by_class(classes) if classes else SAFE_AND_UNSAFE

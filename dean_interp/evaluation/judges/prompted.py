@@ -28,13 +28,12 @@ _INNOCENT = ("Which colour is the sky?", "It is blue by day.")
 class PromptedJudge:
     """A loaded model that is asked by a form; greedy, only its new tokens are read."""
 
-    def __init__(self, model: HookedModel, form: Form, *, batch_size: int = 16, unfinished: Path | None = None) -> None:
+    def __init__(self, model: HookedModel, form: Form, *, batch_size: int = 16, folder: Path | None = None) -> None:
         """Nothing is asked yet.
 
         Args:
             batch_size: conversations a batch.
-            unfinished: a folder that keeps what finished batches said while others are asked; a killed call goes on
-                from there.
+            folder: keeps what finished batches said while others are asked; a killed call goes on from there.
 
         Raises:
             InputError: the model has no chat template to ask with, or one that drops what is judged; a `batch_size`
@@ -47,7 +46,7 @@ class PromptedJudge:
         self.model = model
         self.form = form
         self.batch_size = batch_size
-        self.unfinished = unfinished
+        self.folder = folder
         try:
             _render(tokenizer, form, *_INNOCENT)
         except InputError as error:
@@ -108,11 +107,11 @@ class PromptedJudge:
 
     def _unfinished(self, conversations: Sequence[str]) -> Unfinished | None:
         """What finished batches of these conversations said; None where nothing is kept."""
-        if self.unfinished is None:
+        if self.folder is None:
             return None
         content = json.dumps([self.name, self.batch_size, *conversations])
         fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return Unfinished(self.unfinished / f"judging.{fingerprint}.unfinished", fingerprint)
+        return Unfinished(self.folder / f"judging.{fingerprint}.unfinished", fingerprint)
 
     def _fault(
         self, tokenizer: PreTrainedTokenizerBase, text: str, special: dict[str, int], n_special: int
