@@ -4,7 +4,8 @@
 
 The file holds one JSON object a line: `model`, `set` of prompts, `topic`, `prompt`, and by the model's state its
 `answer` and the reader's `label`; some have a `second_label`, of a reading on another occasion. The reader is a large
-language model. It got the answers in random order and without states, with the guide of docs/lexical_judge.md.
+language model. It got the answers in random order and without states, with the guide of docs/lexical_judge.md. Prompts
+with `read_first` were read and looked at before the others were added.
 
 Changes are paired by prompt; intervals are 95 %, clustered by topic. p is for a mean change of 0, by flipped signs of
 topics; `p_holm` is adjusted over both sets of a label.
@@ -38,6 +39,8 @@ class ReadAnswer:
     topic: str
     prompt: str
     label: str
+    read_first: bool
+    """Whether its prompt was read and looked at before others were added."""
     second_label: str | None = None
 
 
@@ -56,6 +59,12 @@ def main() -> None:
         print(f"\n{model}\n{as_text(changes(of_model))}")
         if random_states(of_model):
             print(f"\nfrom the mean of the random gates to the gates\n{as_text(beyond_random(of_model))}")
+        compared = [answer for answer in of_model if answer.state in (ORIGINAL, "gates")]
+        first = [answer for answer in compared if answer.read_first]
+        added = [answer for answer in compared if not answer.read_first]
+        if first:
+            print(f"\nprompts that were read first, alone\n{as_text(changes(first))}")
+            print(f"\nprompts that were added, alone\n{as_text(changes(added))}")
     print(f"\n{agreement([answer for answer in answers if answer.second_label])}")
 
 
@@ -72,6 +81,7 @@ def read(path: Path) -> list[ReadAnswer]:
                 topic=row["topic"],
                 prompt=row["prompt"],
                 label=given["label"],
+                read_first=row.get("read_first", False),
                 second_label=given.get("second_label"),
             )
             answers.append(answer)
