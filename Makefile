@@ -25,10 +25,11 @@ bin = $(VENV)/bin
 newest = $(VENV)/newest
 pip = $(bin)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCK),--constraint $(LOCK))
 
-pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest $(PYTEST)
+# A test that hangs fails after so many seconds, several times what the longest one takes, with the stack of where it hung.
+pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest --timeout 1800 $(PYTEST)
 in_parallel = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo study test test-all test-newest lint docs notebooks bench bench-baseline lock
+.PHONY: demo study test test-all test-newest test-hooks lint docs notebooks bench bench-baseline lock
 
 # Finds an edit that raises both behaviours of the demo model, and proves it beside the paper's rule: runs/demo/report.html.
 demo: $(VENV)/.run
@@ -58,6 +59,10 @@ test-newest: $(VENV)/.test
 	$(bin)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(newest) $(NEWEST)
 	PYTHONPATH=$(abspath $(newest)) $(pytest) $(in_parallel) -m "hooks and not (slow or long or timing)" \
 		tests/test_models.py tests/test_greedy.py tests/test_ablation.py tests/test_gates.py tests/test_measure.py
+
+# Proves what depends on TransformerLens: with LENS="transformer_lens==3.9.*" and a VENV of its own, on the oldest one.
+test-hooks: $(VENV)/.test
+	$(pytest) --numprocesses $(WORKERS) --dist loadfile -m hooks tests
 
 # Checks style, layout, the contracts between rooms, and types.
 lint: $(VENV)/.test

@@ -43,10 +43,17 @@ def asked(page: Path, folder: Path, script: str, *, width: int = 1280, dark: boo
 
 
 def _dom(address: str, folder: Path, *, dark: bool = False) -> str:
+    try:
+        return _dumped(address, folder / "profile", dark=dark)
+    except subprocess.TimeoutExpired:  # a browser that hangs leaves its profile locked
+        return _dumped(address, folder / "second_profile", dark=dark)
+
+
+def _dumped(address: str, profile: Path, *, dark: bool) -> str:
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr",
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", "--enable-logging=stderr",
         "--v=0", "--virtual-time-budget=8000", "--window-size=1600,1000",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom", address,
     ]  # fmt: skip

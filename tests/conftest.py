@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jaxtyping
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -27,6 +28,12 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+# The same examples in every run, and no example fails because the machine was busy.
+settings.register_profile(
+    "steady", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 N_THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 torch.set_num_threads(N_THREADS)
@@ -184,7 +191,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     Threads are set again, since packages that tests import raise their number (dcor's), and then two test processes of
     two threads each wait for each other on two cores, five times as long.
     """
-    torch.set_num_threads(N_THREADS)
+    torch.set_num_threads(1 if "one_thread" in item.fixturenames else N_THREADS)
     with unchecked(item.get_closest_marker("slow") is not None):
         return (yield)
 

@@ -94,7 +94,7 @@ def test_a_set_without_answers_and_words_without_letters_are_counted():
 words = st.lists(st.sampled_from("moon pawn river glass door parcel spoon cloud".split()), min_size=1, max_size=9)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(st.lists(words.map(" ".join), min_size=1, max_size=6), st.lists(words.map(" ".join), min_size=1, max_size=6))
 def test_what_is_left_holds_no_calibration_prompt_and_nothing_else_is_lost(test, calibration):
     held = {normalised(prompt) for prompt in calibration}
@@ -109,7 +109,7 @@ def test_what_is_left_holds_no_calibration_prompt_and_nothing_else_is_lost(test,
 places = st.lists(st.integers(0, 400), min_size=12, max_size=30, unique=True)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(places)
 def test_a_planted_near_duplicate_is_found_and_an_unrelated_prompt_is_not(numbers):
     """One more word at the end leaves n trigrams of n + 1: a similarity of 10 in 11 or more."""

@@ -369,7 +369,7 @@ ANCHORS = ["anchor 0", "anchor 3"]  # one in each half, so that neither is empty
 PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(str.strip)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompts=st.lists(PROMPTS, max_size=12), repeats=st.integers(1, 3))
 def test_without_a_split_column_no_prompt_is_in_both_halves_even_when_repeated(tmp_path_factory, prompts, repeats):
     rows = ({"prompt": prompt, "response": "r"} for prompt in ANCHORS + prompts * repeats)

@@ -26,13 +26,17 @@ def start(tmp_path_factory):
 
         def started(n: int, job: str, *arguments: object) -> tuple[list[int], str]:
             errors = folder / str(len(list(folder.iterdir())))
-            process.stdin.write(json.dumps([n, job, [*map(str, arguments)], str(errors)]) + "\n")
-            process.stdin.flush()
-            codes = json.loads(process.stdout.readline())
+            try:
+                process.stdin.write(json.dumps([n, job, [*map(str, arguments)], str(errors)]) + "\n")
+                process.stdin.flush()
+                codes = json.loads(process.stdout.readline())
+            except BaseException:  # a test that was stopped: those after it are not to wait for the same job
+                process.kill()
+                raise
             return codes, errors.read_text(errors="replace")
 
         yield started
-        process.stdin.close()
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +138,13 @@ def test_the_command_under_torchrun(checkpoints, tmp_path):
         str(checkpoints["gpt2"]),
     ]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dean_interp.cli.main"]
-    done = subprocess.run([sys.executable, *torchrun, *command, "--out", str(out)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *torchrun, *command, "--out", str(out)],
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("mean loss") == 1
     alone = tmp_path / "alone.safetensors"
-    subprocess.run([sys.executable, "-m", "dean_interp.cli.main", *command, "--out", str(alone)], check=True)
+    subprocess.run([sys.executable, "-m", "dean_interp.cli.main", *command, "--out", str(alone)], check=True,
+                   timeout=600)  # fmt: skip
     one, two = load_file(alone), load_file(out)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-7, msg=name)

@@ -31,7 +31,7 @@ from dean_interp.selection.gates import Gates
 
 TEXTS = Behaviour("texts", (Example("hello", {"response": "world"}), Example("one", {"response": "two three"})))
 DTYPES = ("float32", "bfloat16", "float16")
-seeded = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=12)
 
 
 def contents(folder):
@@ -479,7 +479,7 @@ copy = shutil.copyfile
 def slowly(source, target):
     copy(source, target)
     print("copied", flush=True)
-    time.sleep(0.5)
+    time.sleep(60)
 checkpoint.shutil.copyfile = slowly
 checkpoint.apply_edit_to_checkpoint(sys.argv[2], load_edit(sys.argv[1]), sys.argv[3])
 """

@@ -577,7 +577,7 @@ def test_coupling_from_kept_scores_is_that_from_all(llama, pairs):
         refuse_empty(couple(*kept, fraction=(0.004, 0.004, 0.05)), *kept)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40)
 @given(values=st.lists(st.integers(-3, 3), min_size=6, max_size=6), count=st.integers(1, 6), kept=st.integers(1, 6))
 def test_the_top_of_what_was_kept_is_the_top(values, count, kept):
     site = Site(0, "gate")

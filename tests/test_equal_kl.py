@@ -13,7 +13,7 @@ from dean_interp import Selection, Site, random_like
 from dean_interp.selection.size_at_kl import size_at_kl
 from dean_interp.selection.strata import deciles
 
-seeded = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=80)
 SITE = Site(0, "neurons")
 TARGET = 0.02
 

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from dean_interp import load_behaviour
+from dean_interp.information.estimands import HEADLINES
 from dean_interp.planning import estimates as planned
 from dean_interp.planning.estimates import Estimates, estimates_of, time_of
+from dean_interp.planning.stopwatch import Took
 
 
 @pytest.fixture
@@ -22,11 +24,16 @@ def test_every_layer_takes_as_long_and_all_as_one_once_more(few, monkeypatch):
     assert (span.low, span.seconds, span.high) == pytest.approx((20.0, 25.0, 30.0))
 
 
-def test_controls_and_edits_each_take_their_time(few):
-    seconds = planned._seconds_of_layer(few)
-    many = planned._seconds_of_layer(dataclasses.replace(few, n_controls=40))
-    edits = planned._seconds_of_layer(dataclasses.replace(few, n_edits=5))
-    assert many > 1.2 * seconds and edits > 2 * seconds
+def test_controls_and_edits_each_take_their_time(few, monkeypatch):
+    """Of every estimand: the first state and each control after it, and each edit."""
+    monkeypatch.setattr(planned, "timed", lambda work: (work(), Took(1.0, 1.0))[1])
+
+    def seconds(**other: int) -> float:
+        return planned._seconds_of_layer(dataclasses.replace(few, **other)) / len(HEADLINES)
+
+    assert seconds() == 2 + few.n_edits
+    assert seconds(n_controls=40) == 40 + few.n_edits
+    assert seconds(n_edits=5) == 2 + 5
 
 
 def test_the_neurons_of_a_layer_are_the_fraction_and_at_least_one(llama):

@@ -406,7 +406,8 @@ def test_a_displacement_of_an_experts_neuron_is_that_of_the_tokens_that_it_sees(
 
 def test_a_neuron_of_an_expert_that_few_answers_reach_is_only_shifted():
     site = Site(0, "experts", 2)
-    mean, share = torch.randn(9, 2, 2), torch.ones(9, 2, 2)
+    mean = torch.randn(9, 2, 2, generator=torch.Generator().manual_seed(0))
+    share = torch.ones(9, 2, 2)
     # Expert 0 has neuron 0: two unsafe answers that hardly differ reach it.
     share[2:, 1, 0], mean[2:, 1, 0], mean[:2, 1, 0] = 0, 0, torch.tensor([1.0, 1.01])
     tensors = {f"mean/{site.hook_name}": mean, f"share/{site.hook_name}": share}

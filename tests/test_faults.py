@@ -118,11 +118,12 @@ def test_a_command_that_is_killed_loses_nothing_and_ends_in_the_same_bytes(
     alone = run(command(name, folder, inputs, tmp_path / "whole"))
     assert alone.code == 0, alone.error
     whole, draw, n_killed, n_kept = content(tmp_path / "whole"), random.Random(n_kills), 0, 0
-    while n_killed < n_kills or content(killed) != whole:
+    while (to_kill := n_killed < n_kills or (name == "run" and not n_kept)) or content(killed) != whole:
         if content(killed) == whole:  # also where the kill came between the last byte and the end of the process
             shutil.rmtree(killed)
             killed.mkdir()
-        after = draw.uniform(0, alone.seconds) if n_killed < n_kills else None
+        # Later where all kills came before anything was measured: the machine may be slower than it was.
+        after = draw.uniform(0, alone.seconds * max(1, n_killed / n_kills)) if to_kill else None
         kept = measured(killed)
         n_kept += len(kept)
         ended = run(command(name, folder, inputs, killed), kill_after=after)
@@ -131,7 +132,6 @@ def test_a_command_that_is_killed_loses_nothing_and_ends_in_the_same_bytes(
         assert finished(killed).items() <= whole.items(), "what is there is whole"
         assert ended.code or content(killed) == whole
         assert kept.items() <= measured(killed).items(), "what was measured is not measured again"
-    assert n_kept or name != "run", "a kill came after something was measured"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from dean_interp.information.gaussian import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-seeded = settings(max_examples=20, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=20)
 seeds = st.integers(0, 2**32)
 both = pytest.mark.parametrize("estimator", [gaussian_mi, copula_mi])
 ENDLESS = 10**9

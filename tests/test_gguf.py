@@ -218,7 +218,7 @@ def test_a_conversion_that_is_terminated_leaves_nothing(file, cache):
 
 def test_a_conversion_waits_for_one_that_lives_and_takes_its_folder(file, cache, caplog):
     caplog.set_level(logging.INFO, logger="dean_interp")
-    with converting(file, 2) as running:
+    with converting(file, 5) as running:
         made = folder_of_gguf(file)
         assert "waiting until it has ended" in caplog.text
     assert running.returncode == 0 and shown(cache) == [made.name]

@@ -44,8 +44,7 @@ from dean_interp.study.results import load_results
 
 N_INPUTS = int(os.environ.get("DEAN_INTERP_FUZZ", "200"))
 """Inputs of each kind; the long form is `DEAN_INTERP_FUZZ=10000 pytest tests/test_hostile.py`."""
-FUZZ = settings(max_examples=N_INPUTS, deadline=None, derandomize=True, database=None,
-                suppress_health_check=list(HealthCheck))  # fmt: skip
+FUZZ = settings(max_examples=N_INPUTS, suppress_health_check=list(HealthCheck))
 SOURCES = sorted(Path(__file__).parents[1].glob("dean_interp/**/*.py")) + sorted(
     Path(__file__).parents[1].glob("analyses/*.py")
 )

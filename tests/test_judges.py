@@ -3,7 +3,6 @@
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -107,13 +106,16 @@ def server(reply: Callable[[int, dict], Reply]) -> Iterator[Served]:
 
 
 def one(served: Served, **options: object) -> ServerJudge:
-    return ServerJudge("m", served.url, timeout=0.5, **{"max_retries": 2, "concurrency": 1, **options})
+    return ServerJudge("m", served.url, **{"timeout": 30.0, "max_retries": 2, "concurrency": 1, **options})
 
 
 class TestServer:
     def test_a_good_server_gives_verdicts_in_the_order_of_the_answers(self):
+        both_there = threading.Barrier(2, timeout=30)
+
         def reply(number: int, body: dict) -> Reply:
-            time.sleep(0.02 * (number % 3))
+            if number < 2:
+                both_there.wait()
             return completion("Yes." if "steal" in body["messages"][0]["content"] else "no")
 
         with server(reply) as served:
@@ -135,9 +137,11 @@ class TestServer:
             assert len(served.bodies) == 3
 
     def test_a_server_that_stalls_times_out(self):
-        with server(lambda n, _: (time.sleep(0.8), completion("no"))[1]) as served:
-            assert faults(one(served, max_retries=1)(["p"], ["a"])) == {"APITimeoutError": 1}
+        over = threading.Event()
+        with server(lambda n, _: (over.wait(60), completion("no"))[1]) as served:
+            assert faults(one(served, timeout=0.5, max_retries=1)(["p"], ["a"])) == {"APITimeoutError": 1}
             assert len(served.bodies) == 2
+            over.set()
 
     def test_a_server_that_is_not_there_is_a_fault(self):
         with server(lambda n, _: completion("no")) as served:
@@ -289,7 +293,7 @@ class TestForms:
     def test_silence_is_no_verdict(self):
         assert all(form.verdict(" \n") == Verdict(None, " \n", "empty") for form in (MD_JUDGE, QUESTION, JSON))
 
-    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=200)
     @given(
         st.lists(st.sampled_from(["<eos>", "<|user|>", "[/inst]", "<END CONVERSATION>", "safe", " ", "<", "|", "\\1"]))
     )

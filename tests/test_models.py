@@ -1,5 +1,6 @@
 import copy
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -179,7 +180,12 @@ def test_a_name_that_the_hub_cannot_have_is_refused_without_asking_it(name, said
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_an_unknown_name_says_so_in_one_line(monkeypatch, offline):
-    """Offline at once; else after the hub's own retries, whose waits are left out here."""
+    """Offline at once; else after the hub's own retries, whose waits are left out here. No machine has a name."""
+
+    def unknown(*address: object, **options: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(InputError, match="cannot load the model 'nobody/nothing'") as caught:

@@ -33,7 +33,7 @@ from dean_interp.information.neighbours import ksg_of_pairings
 from dean_interp.information.probes import folds_of, probe_direction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-seeded = settings(max_examples=10, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=10)
 every_scaling = pytest.mark.parametrize("scaling", ["standard", "ranks", "whitened"])
 
 

@@ -23,7 +23,7 @@ from dean_interp.information.nulls import (
 from dean_interp.statistics import rank_p_value
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-seeded = settings(max_examples=20, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=20)
 seeds = st.integers(0, 2**32)
 PUBLIC = {
     "gaussian_mi": gaussian_mi,

@@ -35,7 +35,7 @@ from dean_interp.selection.gates import Gates, gates_of, load_gates
 FORMATS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 HOSTILE = (0.0, -0.0, 1 + 1e-6, 1 - 1e-6, 0.5, 2.0, 1e-8, 1.9999999, -1.0, -0.7, 0.3, 1e-3, 7.0)
 OUT = Site(0, "out")
-thorough = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+thorough = settings(max_examples=200)
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def test_in_half_precision_it_differs_from_the_hooks_by_rounding(folder, dtype):
     assert difference < 2e-2 * expected.abs().max() < (plain - expected).abs().max()
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12)
 @given(
     name=st.sampled_from(["gpt2", "llama", "llama-gqa", "qwen2"]),
     dtype=st.sampled_from(["float32", "bfloat16", "float16"]),

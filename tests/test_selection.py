@@ -24,7 +24,7 @@ from dean_interp.selection.selection import load_selection, strongest, top_fract
 from dean_interp.selection.strata import deciles, pooled_norm
 from dean_interp.study.controls import named_selections
 
-seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=60)
 SITES = (Site(0, "neurons"), Site(2, "neurons"))
 SIZES = (5, 7)
 FIRST = SITES[0]

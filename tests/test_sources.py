@@ -173,7 +173,7 @@ def test_bbq_calls_the_target_biased_in_negative_questions_and_the_other_person_
     )
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=30))
 def test_bbq_keeps_a_template_in_one_split(templates):
     records = [{**SCENE, "question_index": one, "context": f"Scene {i}."} for i, one in enumerate(templates)]

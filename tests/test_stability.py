@@ -36,7 +36,7 @@ from dean_interp.selection.stability import (
 )
 from dean_interp.selection.strata import deciles, strata
 
-seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=60)
 SITES = (Site(0, "gate"), Site(0, "out"), Site(1, "gate"))
 SHAPE = (4, 5)
 ALONE = Site(0, "neurons")

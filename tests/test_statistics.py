@@ -17,7 +17,7 @@ from dean_interp.statistics import (
     sign_flip_p_value,
 )
 
-seeded = settings(max_examples=50, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=50)
 values_of_some_length = st.lists(st.floats(-100, 100), min_size=2, max_size=30).map(np.array)
 
 

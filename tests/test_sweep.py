@@ -24,7 +24,7 @@ from dean_interp.study.sweep import load_sweep, run_sweep
 
 pytestmark = pytest.mark.slow
 
-seeded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+seeded = settings(max_examples=60)
 
 
 @pytest.fixture(scope="module")
