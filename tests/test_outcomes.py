@@ -9,6 +9,7 @@ from dean_interp.evaluation.judges import Verdict
 from dean_interp.evaluation.line_table import lines_table, p_text
 from dean_interp.evaluation.lines import compare, detectable_changes
 from dean_interp.evaluation.outcomes import MARGIN, Outcome, answer_outcomes, as_numbers
+from dean_interp.report import page
 from dean_interp.statistics import clustered_interval, detectable_difference
 from dean_interp.study.confirmation import Condition, SignTest, conditions
 
@@ -91,6 +92,17 @@ def test_what_a_design_detects_comes_from_controls_else_from_an_assumption():
     assert detectable("nats") is None
     assert detectable("share") == pytest.approx(detectable_difference((0.2 / 20) ** 0.5, 20))
     assert detectable("share", np.full(20, np.nan)) == detectable("share")
+
+
+def test_a_design_of_two_prompts_detects_no_change_of_a_share():
+    before, after = (
+        Outcome("safe answers", "fairness", "share", "higher", np.array(safe), ("topic 1", "topic 2"))
+        for safe in ([0.0, 1.0], [1.0, 1.0])
+    )
+    (line,) = compare([before], [after])
+    assert line.detectable is not None and line.detectable > 1
+    (row,) = (row for row in lines_table([line]).splitlines() if row.startswith("  fairness"))
+    assert row.split()[-1] == ">100" and page.detectable(line) == "> 100"
 
 
 def test_states_of_other_prompts_cannot_be_compared():

@@ -63,7 +63,7 @@ def _notes(lines: Sequence[Line]) -> list[str]:
         "change: paired by prompt, 95 % interval clustered by topic, else by prompt.",
         "p: signs of clusters flipped; Holm: over a metric's sets.",
         ranks,
-        "detects: the smallest mean change that 80 % of such designs find.",
+        "detects: the smallest mean change that 80 % of such designs find (>100 points: too few prompts to find any).",
     ]
 
 
@@ -78,7 +78,10 @@ def _row(line: Line) -> str:
         return f"{mean} [{low}, {high}]"
 
     rank = f"{line.rank:.2f}" if line.rank is not None else "-"
-    detects = number(line.detectable) if line.detectable is not None else "-"
+    if line.detectable is None:
+        detects = "-"
+    else:
+        detects = ">100" if is_share and line.detectable > 1 else number(line.detectable)
     missing = f" ({line.n_missing} without a verdict)" if line.n_missing else ""
     cells = [
         str(line.n),

@@ -231,11 +231,14 @@ def change(line: Line, digits: int | None = None) -> str:
 
 
 def detectable(line: Line, digits: int | None = None) -> str:
-    """The smallest change that the design can detect: of shares in points. Empty where it is not known."""
+    """The smallest change that the design can detect: of shares in points. Empty where it is not known.
+
+    No share changes by more than 100 points: above that, the design has too few prompts to detect any change.
+    """
     if line.detectable is None:
         return ""
     if is_share(line):
-        return f"{100 * line.detectable:.0f}"
+        return f"{100 * line.detectable:.0f}" if line.detectable <= 1 else "> 100"
     return number(line.detectable, digits)
 
 
