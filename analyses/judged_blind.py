@@ -62,10 +62,11 @@ def main() -> None:
         compared = [answer for answer in of_model if answer.state in (ORIGINAL, "gates")]
         first = [answer for answer in compared if answer.read_first]
         added = [answer for answer in compared if not answer.read_first]
-        if first:
+        if first and added:
             print(f"\nprompts that were read first, alone\n{as_text(changes(first))}")
             print(f"\nprompts that were added, alone\n{as_text(changes(added))}")
-    print(f"\n{agreement([answer for answer in answers if answer.second_label])}")
+    if read_twice := [answer for answer in answers if answer.second_label]:
+        print(f"\n{agreement(read_twice)}")
 
 
 def read(path: Path) -> list[ReadAnswer]:

@@ -24,7 +24,7 @@ from dean_interp.models.chat_settings import ChatSettings, with_settings
 from dean_interp.models.expert_hooks import refuse_experts
 from dean_interp.models.load import Dtype, HookedModel, load_model, load_plain, weights_fingerprint
 from dean_interp.models.plain import save_model
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import note_scored
 from dean_interp.models.tokens import Template, encode
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.models.trainer import TrainingRows, padded, training_arguments
@@ -192,7 +192,7 @@ def _hooked_copy(
     merged = _merged(copy.deepcopy(trained), config)
     hooked = load_model(merged.eval().requires_grad_(False), tokenizer=tokenizer)
     for behaviour in behaviours:
-        scored_prompts(hooked).update(behaviour.prompt_hashes)
+        note_scored(hooked, behaviour.prompt_hashes)
     return hooked
 
 

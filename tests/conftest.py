@@ -234,10 +234,10 @@ def demo_model() -> object:
 @pytest.fixture(autouse=True)
 def scored_prompts_are_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test scores on a model that all tests share is forgotten after it, so that no order of tests matters."""
-    from dean_interp.models.scored_prompts import scored_prompts
+    from dean_interp.models.notes import notes
 
     names = {"tiny", "llama", "demo_model"}.intersection(request.fixturenames)
-    scored = [scored_prompts(request.getfixturevalue(name)) for name in names]
+    scored = [notes(request.getfixturevalue(name)).scored_prompts for name in names]
     before = [set(hashes) for hashes in scored]
     yield
     for hashes, known in zip(scored, before, strict=True):

@@ -202,7 +202,7 @@ def test_nulls_read_no_answer_again_and_what_was_read_may_not_be_measured(llama,
     answer_statistics(examples, "neurons")
     monkeypatch.setattr("dean_interp.arms.answer_statistics.forward", None)
     flip = ({"f-0": 1, "f-4": -1}, flip_of(1)[1])
-    scored_prompts(llama).clear()
+    notes(llama).scored_prompts.clear()
     flipped, second = answer_statistics(dataclasses.replace(examples, flip=flip), "neurons")
     plain, _ = answer_statistics(examples, "neurons")
     name = Site(0, "neurons").hook_name

@@ -24,7 +24,8 @@ from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, checkpoint_
 from dean_interp.editing.edit import compare, load_edit, stack
 from dean_interp.editing.row_scaling import RowScaling
 from dean_interp.editing.tensor_change import TensorChange
-from dean_interp.editing.values import Mean, Noise, Project, Restore, Scale, Zero, described_in_words
+from dean_interp.editing.value_names import described_in_words
+from dean_interp.editing.values import Mean, Noise, Project, Restore, Scale, Zero
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.matrices import weight, weight_sites
 from dean_interp.selection.gates import Gates

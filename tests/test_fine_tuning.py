@@ -9,7 +9,7 @@ from dean_interp import InputError, load_behaviour, load_model, measure
 from dean_interp.fine_tuning import FineTuningConfig, _rows, fine_tune
 from dean_interp.models import chat_settings
 from dean_interp.models.load import model_fingerprint
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import measuring_scored_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the trainer and its packages
 SHORT = FineTuningConfig(n_steps=6, batch_size=4, every=2, learning_rate=3e-3)
@@ -51,10 +51,8 @@ def loss(model, behaviour):
     """Mean cross-entropy of the trained answers, by the library's own measurement."""
     alone = tuple(dataclasses.replace(one, answers={"response": one.answers["safe"]}) for one in behaviour.examples)
     test = dataclasses.replace(behaviour, split=None, examples=alone)
-    known = set(scored_prompts(model))
-    scored_prompts(model).clear()
-    found = measure(model, [test])
-    scored_prompts(model).update(known)
+    with measuring_scored_prompts(model):
+        found = measure(model, [test])
     return float(-found[test.name].log_prob.mean())
 
 

@@ -23,7 +23,8 @@ from dean_interp import (
 )
 from dean_interp.editing.ablation import gated
 from dean_interp.models.matrices import neuron_sites
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.notes import notes
+from dean_interp.models.scored_prompts import measuring_scored_prompts
 from dean_interp.scoring.per_example import example_scores, with_groups
 from dean_interp.scoring.scores import Scores
 from dean_interp.selection.gains import Damage, Gains, damage_of, gains_of
@@ -63,7 +64,7 @@ def margins(llama, behaviour):
 def scores(llama, behaviour):
     scores = importance(llama, behaviour, config=MARGIN)
     # These tests measure what they scored.
-    scored_prompts(llama).clear()
+    notes(llama).scored_prompts.clear()
     return scores
 
 
@@ -89,7 +90,7 @@ def test_one_silenced_neuron_settles_the_sign(llama, margins, scores):
 def test_the_error_of_a_gain_is_that_of_intervals_by_topic(llama, behaviour, scores):
     chosen = {site: torch.tensor([3, 11]) for site in neuron_sites(llama)}
     per_example = example_scores(llama, behaviour, chosen, config=MARGIN)
-    scored_prompts(llama).clear()
+    notes(llama).scored_prompts.clear()
     gains, topics = gains_of(scores), [example.topic for example in behaviour.examples]
     assert gains.n_clusters == len(set(topics))
     for site, units in chosen.items():
@@ -120,7 +121,7 @@ def test_damage_is_the_curvature_of_the_measured_kl(llama):
     text = load_behaviour("general", n_examples=1, split="test").examples[0]
     example = Example(text.prompt, {"response": text.answers["response"][:40]})
     scores = importance(llama, Behaviour("general", (example,) * 400), config=FISHER)
-    scored_prompts(llama).clear()
+    notes(llama).scored_prompts.clear()
     damage = damage_of(scores)
     test = [Behaviour("general", (example,), split="test")]
     original = measure(llama, test)
@@ -153,7 +154,7 @@ def test_damage_of_a_weight_is_the_curvature_of_the_measured_kl_too(llama):
     text = load_behaviour("general", n_examples=1, split="test").examples[0]
     example = Example(text.prompt, {"response": text.answers["response"][:24]})
     scores = importance(llama, Behaviour("general", (example,) * 200), unit="weight", config=FISHER)
-    scored_prompts(llama).clear()
+    notes(llama).scored_prompts.clear()
     test = [Behaviour("general", (example,), split="test")]
     original = measure(llama, test)
     for site in (Site(0, "gate"), Site(2, "out")):
@@ -254,8 +255,8 @@ def test_signed_units_are_sets_by_the_signs_of_both_gains():
 
 def margins_anew(model, parts):
     """Mean margins on prompts that were scored, too."""
-    scored_prompts(model).clear()
-    measured = measure(model, parts)
+    with measuring_scored_prompts(model):
+        measured = measure(model, parts)
     return {part.name: float(measured[part.name].margin.mean()) for part in parts}
 
 

@@ -1,5 +1,6 @@
 """The lexical judge's rules on answers made for it. How often it is right on a model's answers is another question."""
 
+import importlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -82,3 +83,18 @@ def test_shares_of_unsafe_answers_are_those_of_the_docs():
             shares += [f"{100 * labels[label, name] / 168:.1f}" for name in ("fairness", "privacy")]
         quoted = [cell.strip(" *").split(" ")[0] for cell in line.split("|")[3:-1]]
         assert quoted == shares
+
+
+@pytest.mark.parametrize("read_first", [True, False])
+def test_answers_that_were_read_once_or_all_first_are_compared_too(read_first, tmp_path, monkeypatch, capsys):
+    lines = (Path(__file__).parent / "data" / "blind_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) | {"read_first": read_first} for line in lines[:40]]
+    for row in rows:
+        for answer in row["answers"].values():
+            answer.pop("second_label", None)
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["judged_blind.py", str(path)])
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "analyses")
+    importlib.import_module("judged_blind").main()
+    assert "unsafe answers" in (said := capsys.readouterr().out) and "two readings" not in said

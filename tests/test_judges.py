@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from dean_interp import InputError
 from dean_interp.evaluation.judges import (
@@ -29,6 +29,7 @@ from dean_interp.evaluation.judges import (
     Verdict,
     agreement,
     faults,
+    judge_fingerprint,
     judged,
     make_judge,
     sensitivity,
@@ -425,6 +426,31 @@ class TestPrompted:
         assert asked == [3]
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_killed_judge_takes_up_no_reply_of_another_model(self, checkpoints, tokenizer, tmp_path, monkeypatch):
+        folders = [tmp_path / name / "model" for name in ("a", "b")]
+        for seed, folder in enumerate(folders):
+            torch.manual_seed(seed)
+            LlamaForCausalLM(LlamaConfig.from_pretrained(checkpoints["llama-gqa"])).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        first, second = (make_judge(f"chat:{folder}", folder=tmp_path) for folder in folders)
+        assert first.name == second.name and judge_fingerprint(first) != judge_fingerprint(second)
+        first.batch_size = second.batch_size = 1
+        prompts, answers = ["p", "q", "r"], ["a", "b", "c"]
+        expected = second(prompts, answers)
+        assert expected != first(prompts, answers)
+        real = Unfinished.keep
+
+        def killed_after_two(self, sums, *, n_batches):
+            real(self, sums, n_batches=n_batches)
+            if n_batches == 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Unfinished, "keep", killed_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            first(prompts, answers)
+        monkeypatch.setattr(Unfinished, "keep", real)
+        assert second(prompts, answers) == expected
+
     def test_its_name_holds_no_folder_and_says_half_precision(self, checkpoints):
         folder = checkpoints["llama-gqa"]
         assert make_judge(f"chat:{folder}").name == f"yes-or-no question by {folder.name}"
@@ -506,6 +532,16 @@ class TestClassifier:
         judge([""], ["<eos><|assistant|>fine"])
         assert seen and not set(seen) & set(judge.tokenizer.all_special_ids)
 
+    def test_what_its_classes_mean_and_what_it_reads_is_in_its_fingerprint(self, classifier):
+        inverted = {"toxic": "safe", "neutral": "unsafe"}
+        judges = [
+            ClassifierJudge(classifier, labels=MEANING),
+            ClassifierJudge(classifier, labels=inverted),
+            ClassifierJudge(classifier, labels=MEANING, reads_prompt=False),
+        ]
+        assert len(set(map(judge_fingerprint, judges))) == 3 and len({judge.name for judge in judges}) == 1
+        assert judge_fingerprint(judges[0]) == judge_fingerprint(ClassifierJudge(classifier, labels=MEANING))
+
     def test_scores_that_are_not_finite_are_no_verdict(self, classifier):
         judge = ClassifierJudge(classifier, labels=MEANING)
         judge.model.score.weight.data.fill_(float("nan"))
@@ -585,6 +621,11 @@ class Fixed:
 
 
 class TestProtocol:
+    def test_verdicts_are_kept_by_what_decides_them(self):
+        one, other = (ServerJudge("m", f"http://localhost:{port}/v1") for port in (1, 2))
+        assert one.name == other.name and judge_fingerprint(one) != judge_fingerprint(other)
+        assert judge_fingerprint(LexicalJudge()) == LexicalJudge().name and judge_fingerprint(Fixed([])) == "fixed"
+
     def test_a_judge_of_ones_own_is_held_to_it(self):
         good = [Verdict("safe"), Verdict(None, "?", "unparsed")]
         assert judged(Fixed(good), ["p", "q"], ["a", "b"]) == good

@@ -1,5 +1,6 @@
 """One method: every command gives the same line for the same edit, and knows a new control or measurement at once."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from scipy import stats
 
-from dean_interp import InputError, Selection, create_edit, load_behaviour, load_scores, load_selection
+from dean_interp import InputError, Scale, Selection, Zero, create_edit, load_behaviour, load_scores, load_selection
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.editing.edit_at_dose import load_any_edit
 from dean_interp.evaluation.lines import compare, compare_each, detectable_changes
@@ -15,7 +16,7 @@ from dean_interp.evaluation.outcomes import MARGIN, Outcome, clusters_of, likeli
 from dean_interp.report.html import write_report, write_sweep_report
 from dean_interp.selection.gates import Gates, gates_of
 from dean_interp.statistics import clustered_interval, standard_error
-from dean_interp.study import controls, state_outcomes
+from dean_interp.study import answering, controls, state_outcomes
 from dean_interp.study.arm_results import arm, arm_outcomes, arms_plan
 from dean_interp.study.config import EvaluationConfig, StudyConfig, SweepConfig
 from dean_interp.study.controls import RandomControl
@@ -96,6 +97,41 @@ def test_gates_and_their_edit_are_evaluated_like_the_selection_that_they_silence
             assert line.after.mean == pytest.approx(known.after.mean, abs=1e-4, nan_ok=True)
     with pytest.raises(InputError, match="leave the scores out"):
         evaluate_edit(edits["gates"], scores, config, tmp_path / "refused")
+
+
+def test_another_edit_of_the_same_units_is_another_state(study, one_layer, tmp_path):
+    run, _ = study
+    selection, _ = inputs_of(run)
+    config = EvaluationConfig(**settings(one_layer), answers=AnswerConfig(n_answers=0))
+    model = config.model.load()
+    silenced, tripled = (create_edit(model, selection, value=value) for value in (Zero(), Scale(3.0)))
+    evaluate_edit(silenced, [], config, tmp_path)
+    with pytest.raises(InputError, match="choose another folder"):
+        evaluate_edit(tripled, [], config, tmp_path)
+
+
+def test_controls_of_equal_kl_are_not_taken_beside_other_numbers_of_controls(study, one_layer, tmp_path):
+    run, _ = study
+    config = EvaluationConfig(**settings(one_layer), answers=AnswerConfig(n_answers=0), information_fraction=0.3)
+    evaluate_edit(*inputs_of(run), config, tmp_path)
+    more = dataclasses.replace(config, controls=ControlConfig(n_random=3, n_equal_kl=1))
+    with pytest.raises(InputError, match="n_random 2 and n_equal_kl 1 there, 3 and 1 here; choose another folder"):
+        evaluate_edit(*inputs_of(run), more, tmp_path)
+
+
+def test_labels_beside_answers_are_those_of_the_lines(study, one_layer, tmp_path, monkeypatch):
+    """Both look behind the thought: a refusal inside of it is none."""
+    refused = "<think>I'm sorry, but I cannot help with that.</think>The museum opens at nine and closes at five."
+
+    def thinking(model, prompts, *, lengths, **options):
+        return {n: ([refused, "<think>Hm"] * len(prompts))[: len(prompts)] for n in lengths}
+
+    monkeypatch.setattr(answering, "generate_to", thinking)
+    selection, _ = inputs_of(study[0])
+    config = EvaluationConfig(**settings(one_layer), answers=ANSWERS)
+    evaluation = evaluate_edit(selection, [], config, tmp_path)
+    (given,) = [each for each in evaluation.answers.states[0].sets if each.behaviour == "privacy"]
+    assert given.labels == ("safe", "ends inside its thought")
 
 
 @pytest.mark.parametrize("edit", [Selection({}, {}), Gates({})], ids=["selection", "gates"])

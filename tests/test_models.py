@@ -23,6 +23,7 @@ from dean_interp.models.native_tokenizer import native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.scored_prompts import (
     measuring_scored_prompts,
+    note_scored,
     noting_scored_prompts,
     refuse_scored,
     scored_prompts,
@@ -213,15 +214,16 @@ def test_a_dtype_is_given_by_its_name_or_as_torch_has_it(checkpoints):
 def test_scored_prompts_may_be_measured_where_that_is_the_question_and_not_after_it(checkpoints):
     behaviour = load_behaviour("privacy", split="test", n_examples=2)
     model = load_model(checkpoints["gpt2"], device="cpu")
-    scored_prompts(model).update(behaviour.prompt_hashes)
+    note_scored(model, behaviour.prompt_hashes)
     with pytest.raises(ZeroDivisionError), measuring_scored_prompts(model):
         refuse_scored(model, [behaviour])
-        scored_prompts(model).add("another")
+        note_scored(model, {"another"})
         raise ZeroDivisionError
     assert scored_prompts(model) == {*behaviour.prompt_hashes, "another"}
-    # What is scored under an ablation was scored, too; the ablation's own prompts count while it is open.
-    with noting_scored_prompts(model, {"of the ablation", "another"}):
-        scored_prompts(model).add("scored under it")
+    # What is scored under an ablation was scored, also where it chose the ablation; the ablation's own prompts count
+    # while it is open.
+    with noting_scored_prompts(model, {"of the ablation", "another", "scored under it"}):
+        note_scored(model, {"scored under it"})
         assert "of the ablation" in scored_prompts(model)
     assert scored_prompts(model) == {*behaviour.prompt_hashes, "another", "scored under it"}
     with pytest.raises(InputError, match="were scored"):

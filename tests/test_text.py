@@ -10,7 +10,8 @@ import pytest
 import torch
 from tokenizers import processors
 
-from dean_interp import load_model
+from dean_interp import Selection, Site, load_model
+from dean_interp.cli.measuring import AblateUnits, do_ablate
 from dean_interp.data.examples import Behaviour, Example
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import super_weights
@@ -23,6 +24,7 @@ from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
 from dean_interp.models.templates import appended, rendered_chat, text_ids
 from dean_interp.models.thoughts import behind_thought, decoded, opened_thought
 from dean_interp.models.tokens import encode
+from dean_interp.resume import Unfinished
 from dean_interp.scoring.preparation import ScoringConfig, facts_of, scores_fingerprint
 from dean_interp.study import day
 from dean_interp.study.settings import ModelConfig
@@ -218,6 +220,32 @@ class TestOneDay:
         tomorrow()
         assert day.of_run(ModelConfig(str(dated)), tmp_path).date == begun.date
         assert day.of_run(ModelConfig(str(dated)), tmp_path / "other").date == "2031-01-01"
+
+    def test_answers_of_another_day_are_not_gone_on_from(self, dated, tmp_path, tomorrow, monkeypatch):
+        n_neurons = load_model(dated, device="cpu").cfg.d_mlp
+        Selection({Site(0, "neurons"): torch.arange(5)}, {Site(0, "neurons"): (n_neurons,)}).save(tmp_path / "chosen")
+        step = AblateUnits(
+            tmp_path / "chosen",
+            n_prompts=4,
+            answer_length=6,
+            answer_batch=1,
+            out=tmp_path / "answers.json",
+            model=ModelConfig(str(dated), device="cpu"),
+        )
+        real = Unfinished.keep
+
+        def killed_after_two(self, sums, *, n_batches):
+            real(self, sums, n_batches=n_batches)
+            if n_batches == 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Unfinished, "keep", killed_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            do_ablate(step)
+        monkeypatch.setattr(Unfinished, "keep", real)
+        tomorrow()
+        resumed = do_ablate(step)
+        assert resumed.record == do_ablate(replace(step, out=tmp_path / "fresh.json")).record
 
     def test_a_template_without_a_clock_has_no_day(self, checkpoints, tmp_path):
         assert day.of_run(ModelConfig(str(checkpoints["llama"])), tmp_path).date is None

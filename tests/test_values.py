@@ -1,5 +1,7 @@
 """Ablation values, positions, and activation patching."""
 
+import dataclasses
+
 import pytest
 import torch
 from hooked import as_hooked_transformer
@@ -9,10 +11,23 @@ from units import IDS, logits_of, some_neurons, some_weights
 from dean_interp import Behaviour, Example, InputError, Site, ablate, generate, importance, load_model
 from dean_interp.editing.apply import create_edit
 from dean_interp.editing.patching import neuron_cache, patch_activations, patching
-from dean_interp.editing.values import Mean, Noise, Project, Resample, Restore, Scale, Zero, activation_bank
+from dean_interp.editing.value_names import value_fingerprint
+from dean_interp.editing.values import (
+    Given,
+    Mean,
+    Multiply,
+    Noise,
+    Project,
+    Resample,
+    Restore,
+    Scale,
+    Zero,
+    activation_bank,
+)
 from dean_interp.models.loss import forward
 from dean_interp.models.matrices import neuron_sites, weight, weight_sites
 from dean_interp.models.tokens import collate, encode, paths, trees
+from dean_interp.selection.gates import Gates
 
 pytestmark = pytest.mark.hooks
 
@@ -344,3 +359,19 @@ def test_weights_cannot_be_patched(llama):
         patch_activations(llama, some_weights(llama), source=IDS),
     ):
         pass
+
+
+def test_values_that_differ_have_other_fingerprints_and_equal_ones_the_same(llama, checkpoints, scores):
+    other_model = load_model(checkpoints["llama"], device="cpu")
+
+    def values() -> list[object]:
+        made = [Zero(), Scale(0.5), Scale(0.25), Mean(scores), Mean(dataclasses.replace(scores, fingerprint="other"))]
+        made += [Noise(scores), Noise(scores, scale=2.0), Noise(scores, seed=1), Restore(llama), Restore(other_model)]
+        for numbers in (torch.ones(4), torch.arange(4.0)):
+            made += [Resample({SITE: numbers.expand(2, 4)}), Project({SITE: numbers}), Given({SITE: numbers})]
+            made.append(Multiply(Gates({SITE: numbers})))
+        return [*made, Given({Site(0, "neurons"): torch.ones(4)}), Resample({SITE: torch.ones(2, 4)}, seed=1)]
+
+    named = list(map(value_fingerprint, values()))
+    assert len(set(named)) == len(named)
+    assert named == list(map(value_fingerprint, values()))

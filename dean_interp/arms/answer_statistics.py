@@ -19,7 +19,7 @@ from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.loss import answer_positions, batched, forward
 from dean_interp.models.native_tokenizer import chat_settings
 from dean_interp.models.neurons import are_routed, experts_at, read_neurons
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import note_scored
 from dean_interp.models.sites import Site, residual_hook
 from dean_interp.models.sizes import neuron_shapes, residual_width, site_shape
 from dean_interp.models.supported import refuse_missing_hooks, refuse_not_finite
@@ -132,7 +132,7 @@ def _read_once(examples: ArmExamples, behaviour: Behaviour, stream: Stream) -> d
     tensors, facts = read_tensors(path, _FORMAT, _Facts)
     if facts.fingerprint != fingerprint:
         raise InputError(f"{path} was made with another model or other data: choose another folder")
-    scored_prompts(model).update(behaviour.prompt_hashes)
+    note_scored(model, behaviour.prompt_hashes)
     return tensors
 
 

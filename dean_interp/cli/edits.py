@@ -21,7 +21,8 @@ from dean_interp.editing.checkpoint import (
     tensor_states,
 )
 from dean_interp.editing.edit import Edit, compare, joint_edit_state, load_edit, stack
-from dean_interp.editing.values import Multiply, described_in_words
+from dean_interp.editing.value_names import described_in_words
+from dean_interp.editing.values import Multiply
 from dean_interp.errors import InputError
 from dean_interp.evaluation.guard import held_super_weights, super_weights
 from dean_interp.files import check_writable

@@ -13,12 +13,13 @@ from dean_interp.data.examples import load_behaviour
 from dean_interp.editing.ablated_positions import Positions
 from dean_interp.editing.ablation import ablate
 from dean_interp.editing.edit_at_dose import load_any_edit
-from dean_interp.editing.values import Mean, described
+from dean_interp.editing.value_names import described, value_fingerprint
 from dean_interp.errors import refuse_below
 from dean_interp.evaluation.judges.lexical import LexicalJudge
 from dean_interp.files import check_writable, read_json, write_json
 from dean_interp.models.generate import generate
 from dean_interp.models.load import model_fingerprint
+from dean_interp.models.native_tokenizer import chat_settings
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
@@ -96,8 +97,8 @@ def do_ablate(step: AblateUnits) -> StepResult:
     prompts = step.prompts or _test_prompts(step)
     model = step.model.load()
     # A killed command goes on from its last batch only where all that the answers depend on is the same.
-    scored = value.scores.fingerprint if isinstance(value, Mean) else ""
-    key = f"{model_fingerprint(model)} {selection.fingerprint} {scored} {step} {prompts}"
+    parts = [model_fingerprint(model), selection.fingerprint, value_fingerprint(value), str(step), str(prompts)]
+    key = " ".join([*parts, *chat_settings(model).parts])
     kept = Unfinished(step.out.with_suffix(".unfinished"), key) if step.out else None
 
     def answers(label: str) -> list[str]:

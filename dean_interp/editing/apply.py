@@ -13,7 +13,8 @@ from dean_interp.editing.row_scaling import AnyChange, RowScaling
 from dean_interp.editing.scaling_rows import row_scaling
 from dean_interp.editing.stored_views import refuse_copy, stored_views
 from dean_interp.editing.tensor_change import EditState, TensorChange, refuse_not_finite, tensor_hash
-from dean_interp.editing.values import Mean, Multiply, Restore, Scale, Value, Zero, at_site, described, new_weights
+from dean_interp.editing.value_names import described
+from dean_interp.editing.values import Mean, Multiply, Restore, Scale, Value, Zero, at_site, new_weights
 from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, versions

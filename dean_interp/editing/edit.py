@@ -30,7 +30,8 @@ from dean_interp.editing.edit_file import (
 )
 from dean_interp.editing.row_scaling import AnyChange, RowScaling
 from dean_interp.editing.tensor_change import EditState, TensorChange
-from dean_interp.editing.values import AND, Given, Multiply
+from dean_interp.editing.value_names import AND
+from dean_interp.editing.values import Given, Multiply
 from dean_interp.errors import InputError
 from dean_interp.files import raise_if_damaged, read_tensors, write_tensors
 from dean_interp.models.own_matrices import shape_of_all, units_of_expert

@@ -20,7 +20,7 @@ from dean_interp.models.loss import batched
 from dean_interp.models.matrices import neuron_sites, shape
 from dean_interp.models.neurons import read_neurons
 from dean_interp.models.own_matrices import entries
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import note_scored
 from dean_interp.models.sites import Site
 from dean_interp.models.sizes import site_shape
 from dean_interp.scoring.capture import stream_activations
@@ -111,41 +111,8 @@ class Given:
 
 Value = Zero | Mean | Scale | Multiply | Noise | Resample | Project | Restore | Given
 
-AND = " and "
-"""Stands between the values of edits that were stacked."""
-
 # Noise is drawn for this many positions of a text; later positions use the draws again from the first.
 _N_NOISE_DRAWS = 512
-
-
-def described(value: Value) -> str:
-    """The kind of a value, and what it holds where that is little: `Zero`, `Scale(0.5)`, `Mean`, `Multiply(a hash)`."""
-    match value:
-        case Scale(alpha):
-            return f"Scale({alpha})"
-        case Multiply(gates):
-            return f"Multiply({gates.fingerprint})"
-    return type(value).__name__
-
-
-def described_in_words(described_value: str) -> str:
-    """What `described` says of a value, as the end of a sentence that begins with the units."""
-    parts = described_value.split(AND)
-    if len(parts) > 1:
-        return AND.join(f"in part {described_in_words(part)}" for part in parts)
-    name, _, held = described_value.rstrip(")").partition("(")
-    match name:
-        case "Zero":
-            return "set to 0"
-        case "Mean":
-            return "set to their means"
-        case "Scale":
-            return f"scaled by {held}"
-        case "Multiply":
-            return f"multiplied by gates (fingerprint {held})"
-        case "Restore":
-            return "restored from another checkpoint"
-    return described_value
 
 
 def activation_change(value: Value, site: Site, units: Int[Tensor, " unit"]) -> ActivationChange:
@@ -287,7 +254,7 @@ def activation_bank(
             chosen_rows[site].append(x.flatten(0, 1)[chosen].float().cpu())
 
         stream_activations(model, batch, sites, keep)
-    scored_prompts(model).update(behaviour.prompt_hashes)
+    note_scored(model, behaviour.prompt_hashes)
     return {site: torch.cat(rows) for site, rows in chosen_rows.items()}
 
 

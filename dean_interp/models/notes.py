@@ -1,5 +1,6 @@
 """What we note on a model object, so that it is known wherever the model goes: one record, behind one accessor."""
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Int
@@ -50,7 +51,9 @@ class ModelNotes:
     plain: PreTrainedModel | None = None
     """The model as it was before it was wrapped, with the same parameters (`plain`); None where others wrapped it."""
     scored_prompts: set[str] = field(default_factory=set)
-    """Hashes of the prompts that the model was scored on, or is now edited by (`scored_prompts`)."""
+    """Hashes of the prompts that the model was scored on (`note_scored`)."""
+    edited_by: list[Set[str]] = field(default_factory=list)
+    """Hashes of the prompts behind each change that is applied now (`noting_scored_prompts`)."""
     token_positions: TokenPositions | None = None
     """Where the tokens of the running pass stand (`positions`); None where nobody said."""
     ablated_weights: AblatedWeights = field(default_factory=dict)

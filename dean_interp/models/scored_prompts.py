@@ -9,9 +9,15 @@ from dean_interp.models.hooked_model import HookedModel
 from dean_interp.models.notes import notes
 
 
-def scored_prompts(model: HookedModel) -> set[str]:
-    """Hashes of the prompts that this model was scored on, or is now edited by. Callers add to the set itself."""
-    return notes(model).scored_prompts
+def scored_prompts(model: HookedModel) -> frozenset[str]:
+    """Hashes of the prompts that this model was scored on, or is now edited by."""
+    known = notes(model)
+    return frozenset().union(known.scored_prompts, *known.edited_by)
+
+
+def note_scored(model: HookedModel, prompt_hashes: Set[str]) -> None:
+    """Remember that this model was scored on these prompts, however long what they made of it lasts."""
+    notes(model).scored_prompts.update(prompt_hashes)
 
 
 @contextmanager
@@ -20,28 +26,28 @@ def measuring_scored_prompts(model: HookedModel) -> Iterator[None]:
 
     For the few places where this is the question: how much does it flatter to measure what was scored?
     """
-    scored = scored_prompts(model)
-    before = set(scored)
-    scored.clear()
+    known = notes(model)
+    scored, edited_by = known.scored_prompts, known.edited_by
+    known.scored_prompts, known.edited_by = set(), []
     try:
         yield
     finally:
-        scored.update(before)
+        scored.update(known.scored_prompts)
+        known.scored_prompts, known.edited_by = scored, edited_by
 
 
 @contextmanager
 def noting_scored_prompts(model: HookedModel, prompt_hashes: Set[str]) -> Iterator[None]:
     """While open, these prompts count as scored too, since what was made from them is applied to the model.
 
-    Others that are scored in the meantime stay scored.
+    What is scored in the meantime stays scored.
     """
-    hashes = scored_prompts(model)
-    added = prompt_hashes - hashes
-    hashes.update(added)
+    edited_by = notes(model).edited_by
+    edited_by.append(prompt_hashes)
     try:
         yield
     finally:
-        hashes.difference_update(added)
+        edited_by.remove(prompt_hashes)
 
 
 def refuse_scored(model: HookedModel, behaviours: Sequence[Behaviour], *, also: frozenset[str] = frozenset()) -> None:

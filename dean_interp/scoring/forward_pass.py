@@ -10,7 +10,7 @@ from torch import Tensor
 from dean_interp.data.examples import Behaviour
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import note_scored
 from dean_interp.models.sites import Site
 from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch
@@ -58,5 +58,5 @@ def forward_pass(
         answers = batch.answer.unique().cpu()
         loss[answers] = losses.cpu()
         n_positions += int(batch.real.sum())
-    scored_prompts(model).update(behaviour.prompt_hashes)
+    note_scored(model, behaviour.prompt_hashes)
     return int(n_positions), loss

@@ -16,7 +16,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import parameter
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import note_scored
 from dean_interp.models.sites import Site, Unit
 from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch, collate
@@ -88,7 +88,7 @@ def importance(
     passes = _passes(model, data, sites, config, label=label, unfinished=started, further=further)
     facts = facts_of(model, behaviour, config, method="importance", data=data)
     scores = as_scores(model, behaviour, passes, data=data, fingerprint=key, facts=facts, keep=keep)
-    scored_prompts(model).update(behaviour.prompt_hashes)
+    note_scored(model, behaviour.prompt_hashes)
     return scores
 
 

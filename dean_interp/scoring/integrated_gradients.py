@@ -12,7 +12,7 @@ from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.load import HookedModel
 from dean_interp.models.matrices import neuron_sites
 from dean_interp.models.neurons import effect_of_rows
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import note_scored
 from dean_interp.models.sites import Site
 from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.tokens import Batch
@@ -60,7 +60,7 @@ def integrated_gradients(
 
     facts = facts_of(model, behaviour, config, method=method, data=data)
     scores = as_scores(model, behaviour, passes(), data=data, fingerprint=fingerprint, facts=facts)
-    scored_prompts(model).update(behaviour.prompt_hashes)
+    note_scored(model, behaviour.prompt_hashes)
     return scores
 
 

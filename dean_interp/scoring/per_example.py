@@ -18,7 +18,7 @@ from dean_interp.models.load import HookedModel
 from dean_interp.models.loss import batched
 from dean_interp.models.matrices import home, shape, weight
 from dean_interp.models.neurons import routed_ids
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import note_scored
 from dean_interp.models.sites import Site
 from dean_interp.models.supported import refuse_not_finite
 from dean_interp.models.torch_settings import own_torch_settings
@@ -183,7 +183,7 @@ def _stream_effects(
         batch_examples.begin(batch)
         losses = stream_gradients(model, batch, sites, add, signs=batch_examples.signs())
         batch_examples.add_losses(losses)
-    scored_prompts(model).update(behaviour.prompt_hashes)
+    note_scored(model, behaviour.prompt_hashes)
 
 
 def _weights(

@@ -115,12 +115,7 @@ class Gates(Framed):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the sites and their multipliers, its first 16 digits."""
-        digest = hashlib.sha256()
-        for site in sorted(self.multipliers):
-            multiplier = self.multipliers[site].float().contiguous()
-            digest.update(str(site).encode())
-            digest.update(multiplier.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return tensors_fingerprint(self.multipliers)
 
     def clipped(self, low: float | int, high: float | int) -> "Gates":
         """Multipliers no lower than `low` and no higher than `high`."""
@@ -230,3 +225,13 @@ def gates_from_changes(
 def dosed(gates: Gates, dose: float) -> Gates:
     """The gates with `dose` times their changes, held to `LIMITS`."""
     return (gates * dose).clipped(*LIMITS)
+
+
+def tensors_fingerprint(tensors: Mapping[Site, Tensor]) -> str:
+    """SHA-256 of the sites and their numbers in float32, its first 16 digits."""
+    digest = hashlib.sha256()
+    for site in sorted(tensors):
+        numbers = tensors[site].detach().float().cpu().contiguous()
+        digest.update(str(site).encode())
+        digest.update(numbers.numpy().tobytes())
+    return digest.hexdigest()[:16]

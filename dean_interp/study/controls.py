@@ -6,7 +6,7 @@ A new kind of random control is a function here and an entry in `RANDOM_CONTROLS
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dean_interp.errors import InputError
@@ -91,18 +91,48 @@ def equal_kl(request: ControlRequest) -> Iterator[State]:
         return
     of_unit = file_name(request.edit.title).removesuffix("_edit")
     path = request.folder / "states" / f"{of_unit}_equal_kl.json"
-    known = read_kept(path, dict[str, tuple[int, float]]) if path.is_file() else {}
+    known = _known_sizes(path, request)
     target = request.kl(request.edit)
     start = 1.0
     for number in range(request.config.n_equal_kl):
-        if str(number) not in known:
-            known[str(number)] = _grown(request, number, target, start)
+        if number == len(known.sizes):
+            known.sizes.append(_grown(request, number, target, start))
             write_json(path, known)
-        draw, growth = known[str(number)]
+        draw, growth = known.sizes[number]
         # The next search begins where this one ended.
         start = growth
         selection = request.random(draw, growth)
         yield request.state(f"equal KL {number + 1}", "equal KL", selection, growth)
+
+
+@dataclass(frozen=True)
+class _KnownSizes:
+    """The equal-KL controls of an edit whose sizes are known, in their order."""
+
+    edit: str
+    """Fingerprint of the edit."""
+    seed: int
+    n_random: int
+    n_equal_kl: int
+    """How many random and equal-KL controls there are: the numbers of the draws depend on both."""
+    sizes: list[tuple[int, float]]
+    """Each control's draw and growth."""
+
+
+def _known_sizes(path: Path, request: ControlRequest) -> _KnownSizes:
+    """What a file knows. Raises `InputError` where it is of other controls, whose draws these would repeat."""
+    n_random, n_equal_kl = request.config.n_random, request.config.n_equal_kl
+    none = _KnownSizes(request.edit.fingerprint, request.seed, n_random, n_equal_kl, [])
+    if not path.is_file():
+        return none
+    known = read_kept(path, _KnownSizes)
+    if replace(known, sizes=[]) != none:
+        raise InputError(
+            f"{path} holds controls of another edit or another seed, or beside other numbers of controls: "
+            f"n_random {known.n_random} and n_equal_kl {known.n_equal_kl} there, {n_random} and {n_equal_kl} here; "
+            "choose another folder"
+        )
+    return known
 
 
 def _grown(request: ControlRequest, number: int, target: float, start: float) -> tuple[int, float]:

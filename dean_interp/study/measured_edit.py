@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from dean_interp.editing.edit import Edit, load_edit
-from dean_interp.editing.values import Multiply, Zero, described, described_in_words
+from dean_interp.editing.value_names import described, described_in_words
+from dean_interp.editing.values import Multiply, Zero
 from dean_interp.errors import InputError
 from dean_interp.models.sites import Unit
 from dean_interp.selection.gates import load_gates

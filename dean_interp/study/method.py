@@ -28,7 +28,7 @@ from dean_interp.information.before_after import BeforeAfter
 from dean_interp.information.estimands import HEADLINES, InformationArm, MutualInformationConfig
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel
-from dean_interp.models.scored_prompts import scored_prompts
+from dean_interp.models.scored_prompts import note_scored
 from dean_interp.models.sites import Unit
 from dean_interp.progress import progress_bar
 from dean_interp.resume import discard
@@ -81,7 +81,7 @@ def scored_once(
     scores = load_scores(path)
     if scores.fingerprint != scores_fingerprint(model, behaviour, unit=unit, config=config):
         raise InputError(f"{path} was made with another model or other data: choose another folder")
-    scored_prompts(model).update(behaviour.prompt_hashes)
+    note_scored(model, behaviour.prompt_hashes)
     return scores
 
 

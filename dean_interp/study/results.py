@@ -166,7 +166,10 @@ class UnitResults(Framed):
 
 @dataclass(frozen=True)
 class AnswerSet:
-    """One state's answers to one set of prompts, in their order, with what the rules call each."""
+    """One state's answers to one set of prompts, in their order, with what the rules call each.
+
+    The rules read what stands behind a thought. An answer that ends inside of its thought has that as its label.
+    """
 
     behaviour: str
     answers: tuple[str, ...]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dean_interp.circuits.neuron import Neuron, TextActivations, strongest_neurons, top_texts
-from dean_interp.evaluation.judges.lexical import lexical_labels
+from dean_interp.evaluation.judges import LexicalJudge
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
 from dean_interp.resume import Unfinished
@@ -55,14 +55,15 @@ def shown_answers(plan: MeasurementPlan, answering: Sequence[StateOutcomes]) -> 
     """What the states said, at the largest length."""
     if not plan.prompts.all:
         return None
+    prompts = {behaviour.name: tuple(behaviour.prompts) for behaviour in plan.prompts.all}
     states = []
     for measured in answering:
         assert measured.answers is not None
         sets = []
         for name, answers in measured.answers.longest.items():
-            labels = lexical_labels(answers)
+            verdicts = LexicalJudge()(prompts[name], answers)
+            labels = [verdict.label or str(verdict.fault) for verdict in verdicts]
             sets.append(AnswerSet(behaviour=name, answers=tuple(answers), labels=tuple(labels)))
         state = measured.state
         states.append(StateAnswers(name=state.name, kind=state.kind, unit=state.unit, sets=tuple(sets)))
-    prompts = {behaviour.name: tuple(behaviour.prompts) for behaviour in plan.prompts.all}
     return Answers(judges=tuple(plan.judges), prompts=prompts, states=tuple(states))

@@ -14,7 +14,7 @@ import numpy as np
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.evaluation.harness import TaskResult, run_harness
-from dean_interp.evaluation.judges import Judge, Verdict, judged, make_judge
+from dean_interp.evaluation.judges import Judge, Verdict, judge_fingerprint, judged, make_judge
 from dean_interp.evaluation.judges.lexical import cautionary_phrases
 from dean_interp.evaluation.measurement import Measurement
 from dean_interp.evaluation.outcomes import (
@@ -186,7 +186,8 @@ def judged_answers(plan: MeasurementPlan, model: HookedModel | None, state: Stat
 
 def _verdicts(plan: MeasurementPlan, judge: Judge, behaviour: Behaviour, answers: Sequence[str]) -> list[Verdict]:
     """One judge's verdicts: from their file, else given and written there."""
-    key = fingerprint_of(judge.name, *behaviour.prompts, *answers)
+    of_judge = judge_fingerprint(judge)
+    key = fingerprint_of(of_judge, *behaviour.prompts, *answers)
 
     def make(_: Unfinished) -> list[Verdict]:
         return judged(judge, behaviour.prompts, answers)
@@ -195,7 +196,7 @@ def _verdicts(plan: MeasurementPlan, judge: Judge, behaviour: Behaviour, answers
     def is_whole(verdicts: list[Verdict]) -> bool:
         return all(verdict.label is not None for verdict in verdicts)
 
-    return plan.store.record(f"verdicts/{key}.json", [judge.name], list[Verdict], make, keep=is_whole)
+    return plan.store.record(f"verdicts/{key}.json", [of_judge], list[Verdict], make, keep=is_whole)
 
 
 def _answer_outcomes(plan: MeasurementPlan, answers: JudgedAnswers) -> list[Outcome]:

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 
 from dean_interp.data.examples import Behaviour
 from dean_interp.editing.ablation import ablate
-from dean_interp.editing.values import Value, Zero, described
+from dean_interp.editing.value_names import value_fingerprint
+from dean_interp.editing.values import Value, Zero
 from dean_interp.errors import InputError
 from dean_interp.evaluation.measure import measure
 from dean_interp.evaluation.measurement import Measurement
@@ -82,7 +83,7 @@ class State:
         if self.ablated is not None:
             parts.append(self.ablated.fingerprint)
             if not isinstance(self.value, Zero):
-                parts.append(described(self.value))
+                parts.append(value_fingerprint(self.value))
         if self.change is not None:
             parts.append(self.change.fingerprint)
         return " ".join(parts)

@@ -6,7 +6,17 @@ from dean_interp.evaluation.judges.forms import JSON, LLAMA_GUARD, MD_JUDGE, MD_
 from dean_interp.evaluation.judges.lexical import LexicalJudge
 from dean_interp.evaluation.judges.make import make_judge
 from dean_interp.evaluation.judges.prompted import PromptedJudge
-from dean_interp.evaluation.judges.protocol import LABELS, Judge, Label, Verdict, faults, judged, share_bounds, tally
+from dean_interp.evaluation.judges.protocol import (
+    LABELS,
+    Judge,
+    Label,
+    Verdict,
+    faults,
+    judge_fingerprint,
+    judged,
+    share_bounds,
+    tally,
+)
 from dean_interp.evaluation.judges.server import ServerJudge
 
 __all__ = [
@@ -29,6 +39,7 @@ __all__ = [
     "Verdict",
     "agreement",
     "faults",
+    "judge_fingerprint",
     "judged",
     "make_judge",
     "sensitivity",

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from dean_interp.errors import InputError, first_line, refuse_below_one
 from dean_interp.evaluation.judges.forms import as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import LABELS, Label, Verdict, refuse_unpaired
+from dean_interp.models.load import weights_fingerprint
 from dean_interp.progress import progress_bar
 
 SAFE_AND_UNSAFE: Mapping[str, Label] = {"safe": "safe", "unsafe": "unsafe"}
@@ -50,6 +51,7 @@ class ClassifierJudge:
             raise InputError(f"cannot load the classifier {model!r}: {first_line(error)}") from error
         self.labels = _labels_of_classes(name, self.model, labels)
         self.name = f"classifier {name}"
+        self.fingerprint = f"{self.name} {weights_fingerprint(self.model)} {self.labels} reads_prompt={reads_prompt}"
         self.reads_prompt = reads_prompt
         self.batch_size = batch_size
 

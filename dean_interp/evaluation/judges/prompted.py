@@ -17,8 +17,8 @@ from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.evaluation.judges.forms import Form, as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
 from dean_interp.models.generate import generate
-from dean_interp.models.load import HookedModel
-from dean_interp.models.native_tokenizer import native_tokenizer
+from dean_interp.models.load import HookedModel, model_fingerprint
+from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
 from dean_interp.models.templates import rendered_chat
 from dean_interp.resume import Unfinished
 
@@ -61,6 +61,12 @@ class PromptedJudge:
         name = f"{self.form.name} by {shared_name(str(self.model.cfg.model_name))}"
         dtype = next(self.model.parameters()).dtype
         return name if dtype == torch.float32 else f"{name} in {str(dtype).removeprefix('torch.')}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The name, the weights, what the chat template is told, and how much of a reply is read."""
+        parts = [self.name, model_fingerprint(self.model), str(self.form.max_new_tokens)]
+        return " ".join([*parts, *chat_settings(self.model).parts])
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer; a conversation longer than the judge's context has none."""
@@ -109,7 +115,7 @@ class PromptedJudge:
         """What finished batches of these conversations said; None where nothing is kept."""
         if self.folder is None:
             return None
-        content = json.dumps([self.name, self.batch_size, *conversations])
+        content = json.dumps([self.fingerprint, self.batch_size, *conversations])
         fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         return Unfinished(self.folder / f"judging.{fingerprint}.unfinished", fingerprint)
 

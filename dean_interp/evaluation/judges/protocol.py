@@ -42,7 +42,10 @@ Verdicts = Sequence[Verdict]
 
 @runtime_checkable
 class Judge(Protocol):
-    """Prompts and answers in, one verdict an answer out, in their order."""
+    """Prompts and answers in, one verdict an answer out, in their order.
+
+    A judge may have a `fingerprint`, too: text that says all that decides its verdicts (`judge_fingerprint`).
+    """
 
     @property
     def name(self) -> str:
@@ -52,6 +55,11 @@ class Judge(Protocol):
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer. Raises `InputError` where prompts and answers do not belong together."""
         ...
+
+
+def judge_fingerprint(judge: Judge) -> str:
+    """What verdicts are kept by: judges with equal fingerprints give equal verdicts. Else its name."""
+    return str(getattr(judge, "fingerprint", judge.name))
 
 
 def refuse_unpaired(prompts: Sequence[str], answers: Sequence[str]) -> None:

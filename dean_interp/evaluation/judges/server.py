@@ -66,6 +66,7 @@ class ServerJudge:
         self.form = form
         self.concurrency = concurrency
         self.name = f"{form.name} by {model} on a server"
+        self.fingerprint = f"{self.name} at {base_url}"
         self.replies = Replies(base_url, cache)
         self.key_variable = key_variable
         # what the number of new tokens is called: servers that refuse the first name are asked by the second
