@@ -39,7 +39,7 @@ from dean_interp.study.arm_results import (
     margin_lines,
     random_arms,
 )
-from dean_interp.study.conclusions import SIGNIFICANT, answers_in_words
+from dean_interp.study.conclusions import answers_in_words
 from dean_interp.study.config import StudyConfig
 from dean_interp.study.method import score
 from dean_interp.study.run_folder import owned
@@ -202,7 +202,7 @@ def _beyond_controls(name: str, margins: Mapping[str, Line]) -> str:
         return ""
     beyond = []
     for on, line in margins.items():
-        if line.rank is not None and line.rank <= SIGNIFICANT:
+        if line.control_changes and line.change.mean > max(line.control_changes):
             beyond.append(on)
     return f" Beyond every random control: {' and '.join(beyond) or 'neither'}."
 

@@ -4,7 +4,18 @@ from conftest import unchecked
 from hooked import as_hooked_transformer
 from units import IDS, logits_of, some_neurons, some_weights
 
-from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, generate, importance, load_model
+from dean_interp import (
+    Behaviour,
+    Example,
+    InputError,
+    Selection,
+    Site,
+    ablate,
+    generate,
+    importance,
+    load_behaviour,
+    load_model,
+)
 from dean_interp.editing.values import Mean
 from dean_interp.models.matrices import weight
 
@@ -73,6 +84,28 @@ def test_nested_weight_ablations_take_no_weight_out_twice(llama):
     with ablate(llama, one | two):
         torch.testing.assert_close(logits_of(llama), both, atol=1e-4, rtol=1e-4)
     assert torch.equal(logits_of(llama), plain)
+
+
+def test_ablations_closed_in_another_order_leave_nothing_behind(llama):
+    one, two = some_weights(llama, seed=1, n=400), some_weights(llama, seed=2, n=400)
+    with ablate(llama, one):
+        expected = logits_of(llama)
+    first, second = ablate(llama, one), ablate(llama, two)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    with ablate(llama, one):
+        assert torch.equal(logits_of(llama), expected)
+
+
+@pytest.mark.parametrize("unit", ["weight", "neuron"])
+def test_nothing_is_scored_while_weights_are_silenced_by_hooks(llama, unit):
+    privacy = load_behaviour("privacy", n_examples=2)
+    with ablate(llama, some_weights(llama)), pytest.raises(InputError, match=r"write the edit into the model \(`apply"):
+        importance(llama, privacy, unit=unit)
+    with ablate(llama, some_neurons(llama)):
+        importance(llama, privacy, unit="neuron")
 
 
 @pytest.mark.parametrize("kind", ["bridge", "hooked"])

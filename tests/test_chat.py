@@ -151,6 +151,14 @@ def test_half_silenced_is_the_same_as_gates_and_as_weights(llama, dose):
         torch.testing.assert_close(logits_of(llama), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_units_of_another_kind_than_those_that_are_edited_are_refused(llama):
+    neurons = some_neurons(llama)
+    edit = create_edit(llama, neurons)
+    with pytest.raises(InputError, match="units must be among those that the edit changes"):
+        with at_dose(llama, edit, 1.0, units=neurons):
+            pass
+
+
 def test_at_dose_1_weights_are_the_edits_to_the_bit(llama):
     edit = create_edit(llama, some_weights(llama), value=Scale(0.3))
     selection, value = edit.hooked()

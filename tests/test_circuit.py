@@ -14,6 +14,7 @@ from dean_interp import CircuitPage, Example, InputError, Selection, Site, load_
 from dean_interp.circuits.graph import Node
 from dean_interp.circuits.trace import trace_links
 from dean_interp.cli.main import main
+from dean_interp.models.sizes import site_shape
 from dean_interp.models.tokens import encode
 from dean_interp.report.page import percent_in_two_digits
 
@@ -27,7 +28,7 @@ def planted(tokenizer):
 
 
 def holding(model, *units, site=SITE):
-    return Selection({site: torch.tensor(sorted(units))}, {site: (model.cfg.d_mlp,)})
+    return Selection({site: torch.tensor(sorted(units))}, {site: site_shape(model, site)})
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,7 @@ def test_what_cannot_be_traced_is_named(planted):
     for selection, example, options, said in (
         (weights, EXAMPLE, {}, "traced through neurons"),
         (holding(planted, 1) - holding(planted, 1), EXAMPLE, {}, "at least one; got Selection"),
+        (Selection({SITE: torch.tensor([1])}, {SITE: (400,)}), EXAMPLE, {}, "the selection is not of this model"),
         (
             holding(planted, 1),
             behaviour("g", 0, 1).examples[0],

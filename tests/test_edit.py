@@ -1,5 +1,6 @@
 """Edits: made, kept, written into models and checkpoints, taken back bit by bit, refused where they do not belong."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -17,7 +18,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from units import logits_of, plain_logits, some_neurons, some_weights
 
-from dean_interp import Behaviour, Example, InputError, Selection, Site, ablate, importance, load_model
+from dean_interp import (
+    Behaviour,
+    Example,
+    InputError,
+    Selection,
+    Site,
+    ablate,
+    importance,
+    load_behaviour,
+    load_model,
+    measure,
+)
 from dean_interp.editing import checkpoint
 from dean_interp.editing.apply import apply_edit, create_edit, create_gates_edit, edit_state, revert_edit
 from dean_interp.editing.checkpoint import apply_edit_to_checkpoint, checkpoint_state, export, revert_edit_in_checkpoint
@@ -353,6 +365,19 @@ def test_a_stack_says_what_both_edits_change_and_passes_for_neither(llama):
     assert both.facts["units"] == stacked.facts["units"] | n_weights
     assert both.facts["value"] == "Zero and Scale(0.5)"
     assert described_in_words(both.facts["value"]) == "in part set to 0 and in part scaled by 0.5"
+
+
+def test_prompts_that_an_edit_was_made_from_are_refused_while_it_is_in_the_model(checkpoints):
+    model = load_model(checkpoints["gpt2"], device="cpu")
+    privacy = dataclasses.replace(load_behaviour("privacy", n_examples=4), split=None)
+    selection = dataclasses.replace(some_neurons(model), prompt_hashes=privacy.prompt_hashes)
+    edit = create_edit(model, selection)
+    measure(model, [privacy])
+    apply_edit(model, edit)
+    with pytest.raises(InputError, match="4 of the 4 prompts of 'privacy' were scored"):
+        measure(model, [privacy])
+    revert_edit(model, edit)
+    measure(model, [privacy])
 
 
 def test_a_comparison_counts_what_is_shared(llama):

@@ -4,6 +4,7 @@ import copy
 import math
 from collections import Counter
 
+import pandas as pd
 import pytest
 import torch
 from architectures import BUILD, build
@@ -11,7 +12,7 @@ from conftest import CHAT
 from hooked import as_hooked_transformer
 from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, WatermarkingConfig
 
-from dean_interp import Selection, Site, ablate, generate, load_model
+from dean_interp import InputError, Selection, Site, ablate, generate, load_model
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.cache_check import cache_is_right
 from dean_interp.models.matrices import shape
@@ -72,6 +73,13 @@ def expected(llama):
 def test_every_field_of_the_generation_settings_is_tried():
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - ABOUT_THE_FILE
     assert fields <= set(FIELDS), "a new version of transformers has more: give each a value here"
+
+
+def test_one_text_is_no_list_of_texts_and_a_column_is(llama, untyped):
+    with pytest.raises(InputError, match="prompts must be a list of texts, got one text"):
+        generate(llama, "May I?", max_new_tokens=2)
+    column = pd.Series(["May I?", "Who won?"])
+    assert generate(llama, column, max_new_tokens=2) == generate(llama, list(column), max_new_tokens=2)
 
 
 def with_settings(checkpoints, **settings):

@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dean_interp import InputError, Selection, Site, ablate, load_model
-from dean_interp.evaluation.harness import TaskResult, run_harness
+from dean_interp.evaluation.harness import TaskResult, run_harness, task_files_fingerprint
 from dean_interp.models.notes import notes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -178,3 +178,12 @@ def test_without_the_harness_the_error_says_what_to_install(llama, monkeypatch):
 @pytest.fixture(autouse=True)
 def quiet_harness():
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+def test_a_task_that_was_corrected_is_another_task(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "task.yaml").write_text("task: own")
+    before = task_files_fingerprint(tmp_path)
+    assert before == task_files_fingerprint(tmp_path) != ""
+    (tmp_path / "own" / "task.yaml").write_text("task: corrected")
+    assert task_files_fingerprint(tmp_path) != before

@@ -593,8 +593,23 @@ class TestSensitivity:
         assert (one.change, one.low, one.high, one.n_missing) == (0.5, 0.5, 0.5, 0)
         assert (other.change, other.n_missing, other.as_harmful, other.as_harmless) == (0.5, 2, 0.25, 0.25)
         assert (other.low, other.high) == (0, 0.5)
-        assert not found.same_sign and "depends on who judges" in str(found)
-        assert sensitivity({"a": first}).same_sign and "a: +50 points" in str(found)
+        assert not found.same_sign and "missing verdicts leave it open" in str(found)
+        assert sensitivity({"a": first}).same_sign and "a: +50 points harmless, on 4 of 4 answers" in str(found)
+        assert "b: +50 points harmless, on 2 of 4 answers" in str(found)
+
+    def test_what_several_judges_say_of_the_direction_is_what_their_numbers_say(self):
+        still = [self.safe, self.unsafe], [self.safe, self.unsafe]
+        better = [self.unsafe, self.unsafe], [self.safe, self.unsafe]
+        worse = better[::-1]
+        assert "direction" not in str(sensitivity({"a": better})), "one judge agrees with nobody"
+        assert "No judge finds a change." in str(sensitivity({"a": still, "b": still}))
+        assert "All judges agree on the direction." in str(sensitivity({"a": better, "b": better}))
+        assert "depends on who judges" in str(sensitivity({"a": better, "b": worse}))
+        assert "depends on who judges" in str(sensitivity({"a": better, "b": still}))
+        silent = [self.none] * 2, [self.none] * 2
+        assert "Not every judge has a verdict" in str(sensitivity({"a": better, "b": silent}))
+        wide = [self.unsafe, self.none], [self.safe, self.none]
+        assert "missing verdicts leave it open" in str(sensitivity({"a": better, "b": wide}))
 
     def test_judges_of_other_answers_are_refused(self):
         with pytest.raises(InputError, match="a: 1 and 2"):

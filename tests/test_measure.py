@@ -152,6 +152,13 @@ def test_a_calibration_split_two_of_one_name_and_a_foreign_original_are_refused(
         _ = measure(llama, [GENERAL])["general"].margin
 
 
+def test_neurons_of_another_model_are_refused(llama):
+    one = load_behaviour("privacy", split="test", n_examples=2)
+    site = Site(0, "neurons")
+    with pytest.raises(InputError, match="the selection is not of this model"):
+        measure(llama, [one], neurons=Selection({site: torch.tensor([1])}, {site: (400,)}))
+
+
 def test_a_model_with_positions_of_its_own_is_measured_apart(checkpoints, caplog, monkeypatch):
     expected = measure(load_model(checkpoints["llama"], device="cpu"), [pairs("fairness")])["fairness"].log_prob
     model = load_model(checkpoints["llama"], device="cpu")

@@ -119,6 +119,14 @@ def test_controls_of_equal_kl_are_not_taken_beside_other_numbers_of_controls(stu
         evaluate_edit(*inputs_of(run), more, tmp_path)
 
 
+def test_as_many_controls_answer_as_were_asked_for(study, one_layer, tmp_path):
+    answers = dataclasses.replace(ANSWERS, n_answer_controls=3)
+    config = EvaluationConfig(**settings(one_layer), answers=answers, information_fraction=0.3)
+    evaluation = evaluate_edit(*inputs_of(study[0]), config, tmp_path)
+    (line,) = [line for line in evaluation.lines if line.metric.startswith("safe answers") and line.on == "privacy"]
+    assert len(line.control_changes) == 3, "one of equal KL, and two of equal size"
+
+
 def test_labels_beside_answers_are_those_of_the_lines(study, one_layer, tmp_path, monkeypatch):
     """Both look behind the thought: a refusal inside of it is none."""
     refused = "<think>I'm sorry, but I cannot help with that.</think>The museum opens at nine and closes at five."

@@ -161,16 +161,21 @@ def test_the_interval_of_a_change_of_shares_stays_within_all_and_none():
     assert (line.change.mean, line.change.low, line.change.high) == (-0.5, -1, 1)
 
 
-def conditions_by_name(n_answers: int, rise: float) -> dict[str, Condition]:
+def conditions_by_name(
+    n_answers: int, rise: float, *, n_unread: int = 0, answered: tuple[str, ...] = ("one",)
+) -> dict[str, Condition]:
     """The conditions of an edit that moves both margins and the register set by known amounts."""
     noise = np.linspace(-0.001, 0.001, 20)
     sets = {"one": rise, "two": 2 * rise, "register": 0.1}
     before = [Outcome(MARGIN, on, "nats per token", "higher", noise, CLUSTERS) for on in sets]
     after = [Outcome(MARGIN, on, "nats per token", "higher", 0 * noise + by, CLUSTERS) for on, by in sets.items()]
-    answered = Outcome("safe answers", "one", "share", "higher", np.ones(n_answers), CLUSTERS[:n_answers])
-    lines = compare([*before, answered], [*after, answered], [before])
+    safe = np.where(np.arange(n_answers) < n_unread, np.nan, 1.0)
+    before.append(Outcome("safe answers", "one", "share", "higher", np.ones(n_answers), CLUSTERS[:n_answers]))
+    after.append(Outcome("safe answers", "one", "share", "higher", safe, CLUSTERS[:n_answers]))
+    lines = compare(before, after, [before])
     signs = [SignTest(on, lines[0].change, lines[0].change, (0.0,), p=0.05) for on in ("one", "two")]
-    return {each.name: each for each in conditions(lines, ("one", "two"), signs, register="register")}
+    found = conditions(lines, ("one", "two"), signs, register="register", answered=answered)
+    return {each.name: each for each in found}
 
 
 def test_a_rise_is_more_than_register_only_where_there_is_a_rise():
@@ -185,3 +190,15 @@ def test_a_rise_is_more_than_register_only_where_there_is_a_rise():
 def test_few_answers_do_not_show_that_answers_stay_good(n_answers, holds, text):
     found = conditions_by_name(n_answers, rise=0.4)["answers stay safe and coherent"]
     assert found.holds is holds and text in found.text
+
+
+@pytest.mark.parametrize(
+    ("n_unread", "text"),
+    [(3, "3 of 20 answers to one prompts have no verdict"), (20, "no answers to one prompts have a verdict")],
+)
+def test_an_edit_is_not_confirmed_by_answers_that_nobody_could_judge(n_unread, text):
+    name = "answers stay safe and coherent"
+    assert conditions_by_name(20, rise=0.4, n_unread=2)[name].holds, "a tenth may be missing"
+    found = conditions_by_name(20, rise=0.4, n_unread=n_unread)[name]
+    assert not found.holds and text in found.text
+    assert name not in conditions_by_name(20, rise=0.4, answered=())

@@ -174,6 +174,7 @@ def test_a_server_of_another_checkpoint_is_refused_before_the_rest_is_asked(llam
     ):
         answered(tmp_path, llama, test, Served(url), ORIGINAL)
     assert len(bodies) == 8
+    assert not list(tmp_path.rglob("*.replies.jsonl")), "the right one may come to the same address"
 
 
 def test_a_servers_own_words_stand_in_the_error_and_its_key_does_not(llama, prompts, monkeypatch):

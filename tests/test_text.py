@@ -20,7 +20,7 @@ from dean_interp.evaluation.outcomes import answer_outcomes
 from dean_interp.models import chat_settings as settings_module
 from dean_interp.models.chat_settings import ChatSettings, with_settings, with_system_text
 from dean_interp.models.generate import generate
-from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
+from dean_interp.models.native_tokenizer import chat_parts, chat_settings, native_tokenizer
 from dean_interp.models.templates import appended, rendered_chat, text_ids
 from dean_interp.models.thoughts import behind_thought, decoded, opened_thought
 from dean_interp.models.tokens import encode
@@ -270,6 +270,15 @@ class TestOneDay:
 
         model = load_model(dated, device="cpu", chat=ChatSettings(date="2024-02-05"))
         assert loaded_tokenizer(model).chat_template == CLOCK.replace("CONTENT", "{{ m['content'] }}")
+
+    def test_another_template_is_another_text(self, dated, checkpoints):
+        """A run that is gone on with must not mix prompts of two templates."""
+        model, again, other = (load_model(folder, device="cpu", chat=ChatSettings(date="2024-02-05"))
+                               for folder in (checkpoints["llama-gqa"], checkpoints["llama-gqa"], dated))  # fmt: skip
+        assert chat_parts(model) == chat_parts(again) != chat_parts(other)
+        behaviour = Behaviour("one", (Example("May I?", {"response": "Yes."}),))
+        found = [scores_fingerprint(one, behaviour, unit="neuron") for one in (model, again, other)]
+        assert found[0] == found[1] != found[2]
 
     def test_no_day_is_refused(self, dated):
         with pytest.raises(InputError, match="date must be a day such as 2026-11-28, got 'May'"):

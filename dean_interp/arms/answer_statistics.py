@@ -17,7 +17,7 @@ from dean_interp.errors import InputError
 from dean_interp.files import read_tensors, write_tensors
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.loss import answer_positions, batched, forward
-from dean_interp.models.native_tokenizer import chat_settings
+from dean_interp.models.native_tokenizer import chat_parts
 from dean_interp.models.neurons import are_routed, experts_at, read_neurons
 from dean_interp.models.scored_prompts import note_scored
 from dean_interp.models.sites import Site, residual_hook
@@ -114,7 +114,7 @@ def _read_once(examples: ArmExamples, behaviour: Behaviour, stream: Stream) -> d
     template = examples.config.model.template
     parts = [model_fingerprint(model), behaviour.fingerprint, template, stream, str(DEPTHS)]
     if template == "chat":
-        parts += chat_settings(model).parts
+        parts += chat_parts(model)
     fingerprint = fingerprint_of(*parts)
     path = examples.folder / "answers" / f"{behaviour.name}.{stream}.safetensors"
     unfinished = Unfinished(path.with_suffix(".unfinished"), fingerprint)

@@ -25,7 +25,7 @@ from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, load_plain, model_fingerprint
 from dean_interp.models.loss import shares_prompts
 from dean_interp.models.matrices import parameter, weight_sites
-from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
+from dean_interp.models.native_tokenizer import chat_parts, native_tokenizer
 from dean_interp.models.notes import notes
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.sites import Site
@@ -89,7 +89,7 @@ def trained_path(examples: ArmExamples, training: AdapterTraining) -> AdapterPat
 def _fingerprint(examples: ArmExamples, training: AdapterTraining) -> str:
     """A hash of all that a training depends on."""
     data = [behaviour.fingerprint for behaviour in examples.pairs]
-    text = [examples.config.model.template, *chat_settings(examples.model).parts]
+    text = [examples.config.model.template, *chat_parts(examples.model)]
     return fingerprint_of(model_fingerprint(examples.model), *text, *data, json.dumps(asdict(training)))
 
 

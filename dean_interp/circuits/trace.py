@@ -17,6 +17,7 @@ from dean_interp.circuits.graph import Circuit, Edge, Node
 from dean_interp.circuits.intervention import measured
 from dean_interp.circuits.kept_pass import KeptPass, kept_pass
 from dean_interp.data.examples import Example
+from dean_interp.editing.ablation import refuse_foreign
 from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.load import HookedModel
 from dean_interp.models.offload import refuse_offloaded
@@ -222,6 +223,7 @@ def _check(model: HookedModel, selection: Selection, example: Example, counts: M
     has_weights = any(site.unit != "neuron" for site in selection.shapes)
     if has_weights or not len(selection):
         raise InputError(f"a circuit is traced through neurons, at least one; got {selection!r}")
+    refuse_foreign(model, selection)
     if not example.paired:
         answers = ", ".join(example.answers) or "none"
         raise InputError(f"the example needs a safe and an unsafe answer; it has {answers}")

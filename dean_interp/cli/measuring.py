@@ -19,7 +19,7 @@ from dean_interp.evaluation.judges.lexical import LexicalJudge
 from dean_interp.files import check_writable, read_json, write_json
 from dean_interp.models.generate import generate
 from dean_interp.models.load import model_fingerprint
-from dean_interp.models.native_tokenizer import chat_settings
+from dean_interp.models.native_tokenizer import chat_parts
 from dean_interp.resume import Unfinished
 from dean_interp.scoring.scores import load_scores
 from dean_interp.selection.selection import load_selection
@@ -98,7 +98,7 @@ def do_ablate(step: AblateUnits) -> StepResult:
     model = step.model.load()
     # A killed command goes on from its last batch only where all that the answers depend on is the same.
     parts = [model_fingerprint(model), selection.fingerprint, value_fingerprint(value), str(step), str(prompts)]
-    key = " ".join([*parts, *chat_settings(model).parts])
+    key = " ".join([*parts, *chat_parts(model)])
     kept = Unfinished(step.out.with_suffix(".unfinished"), key) if step.out else None
 
     def answers(label: str) -> list[str]:

@@ -209,13 +209,17 @@ def _noted(
     prompt_hashes: frozenset[str],
 ) -> Iterator[None]:
     """While open, the model has notes of its changed weights, and of the prompts that the selection was scored on."""
-    outer = notes(model).ablated_weights
-    notes(model).ablated_weights = changed
+    known = notes(model)
+    outer = known.ablated_weights
+    known.ablated_weights = changed
+    known.n_ablations += 1
     try:
         with noting_scored_prompts(model, prompt_hashes):
             yield
     finally:
-        notes(model).ablated_weights = outer
+        known.n_ablations -= 1
+        # Where they are not closed in the order of their opening, what this one was opened in may be closed.
+        known.ablated_weights = outer if known.n_ablations else {}
 
 
 def _silencers(

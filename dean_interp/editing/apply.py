@@ -1,5 +1,6 @@
 """Edits of a model in memory: made from an ablation, written into the weights, and taken out again bit by bit."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dean_interp.errors import InputError
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, versions
 from dean_interp.models.matrices import bias, shape, stored_name
+from dean_interp.models.notes import notes
 from dean_interp.models.offload import refuse_offloaded
 from dean_interp.models.own_matrices import entries, own_matrices
 from dean_interp.models.sites import Site
@@ -87,10 +89,11 @@ def create_gates_edit(model: HookedModel, gates: Gates) -> Edit:
 def apply_edit(model: HookedModel, edit: Edit) -> None:
     """Write an edit into a model in memory: a bridge, or a `HookedTransformer` of the same raw weights.
 
-    Where it is interrupted, it puts back what it changed. Raises `InputError`, before anything is changed, where the
-    edit is of another model or there already.
+    Until it is taken out, `measure` refuses the prompts that the edit was made from. Where it is interrupted, it puts
+    back what it changed. Raises `InputError`, before anything is changed, where the edit is of another model or there.
     """
     _write(model, edit, expected="base")
+    notes(model).edited_by.append(frozenset(edit.facts["prompt_hashes"]))
 
 
 @own_torch_settings()
@@ -101,6 +104,8 @@ def revert_edit(model: HookedModel, edit: Edit) -> None:
     the model does not hold the edit.
     """
     _write(model, edit, expected="edited")
+    with suppress(ValueError):  # of a model from an edited folder nothing is noted
+        notes(model).edited_by.remove(frozenset(edit.facts["prompt_hashes"]))
 
 
 def edit_state(model: HookedModel, edit: Edit) -> EditState:

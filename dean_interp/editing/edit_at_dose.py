@@ -92,6 +92,11 @@ def at_dose(model: HookedModel, edit: AnyEdit, dose: float, *, units: Selection 
         return
     selection, value = as_hooks(edit)
     if units is not None:
+        if len(units) and not units.units.keys() & selection.units.keys():
+            raise InputError(
+                f"units must be among those that the edit changes, at {', '.join(map(str, sorted(selection.units)))}; "
+                f"got {', '.join(map(str, sorted(units.units)))}"
+            )
         selection, value = _only(selection, value, units)
         if not len(selection):
             yield

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dean_interp.data.examples import Behaviour
+from dean_interp.editing.ablation import refuse_foreign
 from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.evaluation.measurement import BehaviourMeasurement, Measurement
 from dean_interp.information.activations import activations_of, hooks_of
@@ -53,8 +54,11 @@ def measure(
         unfinished: keeps what the finished batches gave, one part a behaviour; a killed call goes on from there.
 
     Raises:
-        InputError: a calibration split, scored prompts, two behaviours of one name, or an `original` of other examples.
+        InputError: a calibration split, scored prompts, two behaviours of one name, an `original` of other
+            examples, or neurons of another model.
     """
+    if neurons is not None:
+        refuse_foreign(model, neurons)
     refuse_scored(model, behaviours)
     known = original.behaviours if original else {}
     _check(behaviours, known)

@@ -9,7 +9,7 @@ from dean_interp.data.examples import Behaviour
 from dean_interp.files import write_json
 from dean_interp.information.estimands import InformationArm, MutualInformationConfig
 from dean_interp.models.load import HookedModel, model_fingerprint
-from dean_interp.models.native_tokenizer import chat_settings
+from dean_interp.models.native_tokenizer import chat_parts
 from dean_interp.models.tokens import Template
 from dean_interp.resume import read_kept
 
@@ -66,7 +66,7 @@ def kept_controls(
         return KeptControls(None, "")
     parts = [model_fingerprint(model), template, *map(str, configs)]
     if template == "chat":
-        parts += chat_settings(model).parts
+        parts += chat_parts(model)
     parts += [behaviour.fingerprint for behaviour in tests]
     # the same data set may be measured in one call and fit probes in the other
     parts.append("calibration")

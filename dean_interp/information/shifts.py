@@ -118,13 +118,33 @@ class MutualInformation(Framed):
                 lines.append(self._missing(variant))
                 continue
             title = self._title(variant)
-            lines.append(f"{title}: {self.units} above the null, before -> after, change [95 %], p among controls")
+            lines.append(f"{title}: {self._level}, before -> after, change [95 %], p among controls")
             lines += [_line(shift) for shift in self.of(variant)]
             layer = self.largest_fall_layer[variant]
             p = self.largest_fall_p[variant]
-            rank = "no controls" if p is None else _rank_of_fall(p)
-            lines.append(f"largest standardised fall: layer {layer}, {rank}")
+            rank = "no controls" if p is None else f"p = {p:.2f} for {self.fall_like_it(variant)}"
+            lines.append(f"{self.fall_name(variant)}: layer {layer}, {rank}")
         return "\n".join(lines)
+
+    @property
+    def _level(self) -> str:
+        """What levels are given in."""
+        return f"{self.units} above the null" if self.config.n_null else f"{self.units} (no null is subtracted)"
+
+    def fall_name(self, variant: str) -> str:
+        """What the change in `largest_fall_layer` is. The lowest beside the controls' may be no fall."""
+        if self._falls(variant):
+            return "the largest standardised fall"
+        return "no fall; the change that is lowest beside the controls'"
+
+    def fall_like_it(self, variant: str) -> str:
+        """What p is the chance of, among the controls."""
+        return f"a {'fall that large' if self._falls(variant) else 'change that low'} in any layer"
+
+    def _falls(self, variant: str) -> bool:
+        layer = self.largest_fall_layer[variant]
+        (shift,) = [shift for shift in self.of(variant) if shift.layers == (layer,)]
+        return shift.change < 0
 
     def _title(self, variant: str) -> str:
         """The estimand and which of its numbers this is."""
@@ -165,9 +185,9 @@ class MutualInformation(Framed):
         rank = "there are no controls"
         if p is not None:
             n_controls = len(shift.control_changes)
-            rank = f"{_rank_of_fall(p)}, among {n_controls} random ablations"
+            rank = f"p = {p:.2f} for {self.fall_like_it(variant)}, among {n_controls} random ablations"
         return (
-            f"{self._title(variant)}: the largest standardised fall, in layer {layer}, is {shift.change:+.3f} "
+            f"{self._title(variant)}: {self.fall_name(variant)}, in layer {layer}, is {shift.change:+.3f} "
             f"{self.units} (95 % {shift.low:+.3f} to {shift.high:+.3f}); {rank}."
         )
 
@@ -231,7 +251,3 @@ def _line(shift: Shift) -> str:
     if shift.flags:
         line += f"  ({'; '.join(shift.flags)})"
     return line
-
-
-def _rank_of_fall(p: float) -> str:
-    return f"p = {p:.2f} for a fall that large in any layer"

@@ -88,6 +88,8 @@ def generate_to(
     Where a prompt ends in the beginning of a thought, its answer begins with that mark (`models.thoughts`).
     Several processes share the batches. Arguments and errors as of `generate`.
     """
+    # A column of a data frame has no truth value.
+    prompts = prompts if isinstance(prompts, str) else list(prompts)
     refuse_nothing_to_answer(prompts, lengths, batch_size)
     tokenizer = native_tokenizer(model)
     longest = max(lengths)
@@ -156,7 +158,9 @@ def answer_stream(
 
 
 def refuse_nothing_to_answer(prompts: Sequence[str], lengths: Sequence[int], at_once: int) -> None:
-    """Raise `InputError` for no prompts, no new tokens, or none at once."""
+    """Raise `InputError` for no prompts, no new tokens, none at once, or one text where a list of texts is meant."""
+    if isinstance(prompts, str):
+        raise InputError(f"prompts must be a list of texts, got one text: give [{prompts[:40]!r}]")
     asks_for_tokens = bool(lengths) and min(lengths) >= 1
     if not prompts or not asks_for_tokens or at_once < 1:
         raise InputError(

@@ -1,5 +1,6 @@
 """The tokenizer that the checkpoint came with, and what is said of a model's text beside it."""
 
+import hashlib
 import logging
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -50,6 +51,13 @@ def loaded_tokenizer(model: HookedModel) -> PreTrainedTokenizerBase:
             tokenizer = model.tokenizer
         notes(model).tokenizer = tokenizer
     return tokenizer
+
+
+def chat_parts(model: HookedModel) -> list[str]:
+    """All that chats depend on beside their words, for fingerprints: the template itself, too."""
+    template = native_tokenizer(model).chat_template
+    digest = hashlib.sha256(str(template).encode()).hexdigest()[:16]
+    return [*chat_settings(model).parts, f"template {digest}"]
 
 
 def chat_settings(model: HookedModel) -> ChatSettings:

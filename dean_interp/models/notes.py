@@ -58,6 +58,8 @@ class ModelNotes:
     """Where the tokens of the running pass stand (`positions`); None where nobody said."""
     ablated_weights: AblatedWeights = field(default_factory=dict)
     """What open ablations have made of weights (`editing.ablation`): none may be taken out twice."""
+    n_ablations: int = 0
+    """How many ablations are open."""
     cache_is_right: bool | None = None
     """Whether its KV cache may be used (`cache_check.cache_is_right`); None before the check."""
     unhooked_is_right: bool | None = None

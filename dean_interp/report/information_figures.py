@@ -24,11 +24,12 @@ def information_per_layer(information: MutualInformation, variant: str | None = 
     """
     variant = information.variants[0] if variant is None else variant
     layers = [shift for shift in information.of(variant) if not shift.is_joint]
+    has_null = bool(information.config.n_null)
     name = f"{information.estimand}\n{variant}".rstrip()
     with styled():
         figure = Figure(figsize=(6.4, 4.8), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True)
-        _draw_levels(above, layers)
+        _draw_levels(above, layers, has_null=has_null)
         above.set_ylabel(f"{name} ({information.units})")
         _draw_changes(below, layers)
         label_layers(below)
@@ -39,20 +40,21 @@ def information_per_layer(information: MutualInformation, variant: str | None = 
     n_halves = information.config.n_subsamples
     return Picture(
         figure,
-        data=_data(layers, information.units),
+        data=_data(layers, information.units, has_null=has_null),
         n=f"{information.n_prompts} prompts, {n_controls} controls, {n_halves} halves of the topics",
         caption=_CAPTION,
     )
 
 
-def _draw_levels(axes: Axes, layers: Sequence[Shift]) -> None:
+def _draw_levels(axes: Axes, layers: Sequence[Shift], *, has_null: bool) -> None:
     x = [shift.layers[0] for shift in layers]
     before = [shift.before.value for shift in layers]
     after = [shift.after.value for shift in layers]
-    null = [shift.before.null_mean for shift in layers]
     axes.plot(x, before, "o-", color=INK, label="before")
     axes.plot(x, after, "D--", color=EDIT, label="after")
-    axes.plot(x, null, ":", color="0.5", label="null (shuffled pairing)")
+    if has_null:
+        null = [shift.before.null_mean for shift in layers]
+        axes.plot(x, null, ":", color="0.5", label="null (shuffled pairing)")
 
 
 def _draw_changes(axes: Axes, layers: Sequence[Shift]) -> None:
@@ -86,7 +88,7 @@ def _draw_changes(axes: Axes, layers: Sequence[Shift]) -> None:
     )
 
 
-def _data(layers: Sequence[Shift], units: str) -> pd.DataFrame:
+def _data(layers: Sequence[Shift], units: str, *, has_null: bool) -> pd.DataFrame:
     rows = []
     for shift in layers:
         controls = shift.control_changes
@@ -94,7 +96,7 @@ def _data(layers: Sequence[Shift], units: str) -> pd.DataFrame:
             {
                 "layer": shift.layers[0],
                 f"before_{units}": shift.before.value,
-                f"null_{units}": shift.before.null_mean,
+                f"null_{units}": shift.before.null_mean if has_null else None,
                 f"after_{units}": shift.after.value,
                 f"change_of_excess_{units}": shift.change,
                 f"low_{units}": shift.low,

@@ -16,7 +16,8 @@ from dean_interp.errors import InputError, refuse_below_one
 from dean_interp.models.adapters import adapter_of
 from dean_interp.models.load import HookedModel, model_fingerprint, versions
 from dean_interp.models.matrices import neuron_sites, weight_sites
-from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
+from dean_interp.models.native_tokenizer import chat_parts, chat_settings, native_tokenizer
+from dean_interp.models.notes import notes
 from dean_interp.models.plain_layers import refuse_wrapped
 from dean_interp.models.sites import Modules, Site, Unit
 from dean_interp.models.tokens import Encoded, Padding, Row, Template, cut, encode, paths
@@ -103,9 +104,17 @@ class Prepared:
 
 
 def prepare(model: HookedModel, behaviour: Behaviour, config: ScoringConfig) -> Prepared:
-    """Tokens of every example. Raises `InputError` for what `ScoringConfig` does not allow, and for texts too long."""
+    """Tokens of every example.
+
+    Raises `InputError` for what `ScoringConfig` does not allow, for texts too long, and inside an ablation of weights.
+    """
     _refuse_config(model, behaviour, config)
     refuse_wrapped(model)
+    if notes(model).ablated_weights:
+        raise InputError(
+            "weights are silenced by hooks here, and scores would be of the weights as the model holds them: write "
+            "the edit into the model (`apply_edit`), score, and take it out again (`revert_edit`)"
+        )
     encoded, n_truncated = _encoded(model, behaviour, config)
     if n_truncated:
         log.warning("%d answers of %s were cut at %d tokens", n_truncated, behaviour.name, config.max_tokens)
@@ -237,7 +246,7 @@ def scores_fingerprint(
         *units_of(unit),
     ]
     if config.template == "chat":
-        parts += chat_settings(model).parts
+        parts += chat_parts(model)
     written = " ".join(parts)
     return hashlib.sha256(written.encode()).hexdigest()[:16]
 

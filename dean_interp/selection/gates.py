@@ -23,7 +23,7 @@ from dean_interp.scoring.top import highest
 from dean_interp.selection.selection import Selection
 
 LIMITS = (0.0, 2.0)
-"""No gate at a dose goes below 0, where its neuron would write the opposite, or above 2."""
+"""No gate at a dose goes below 0, where its neuron would write the opposite, or above 2, unless some gates do."""
 _FORMAT = "dean_interp.gates.1"
 
 
@@ -223,8 +223,11 @@ def gates_from_changes(
 
 
 def dosed(gates: Gates, dose: float) -> Gates:
-    """The gates with `dose` times their changes, held to `LIMITS`."""
-    return (gates * dose).clipped(*LIMITS)
+    """The gates with `dose` times their changes, held to `LIMITS`, or to their own range where that is wider."""
+    low, high = LIMITS
+    for multiplier in gates.multipliers.values():
+        low, high = min(low, float(multiplier.min())), max(high, float(multiplier.max()))
+    return (gates * dose).clipped(low, high)
 
 
 def tensors_fingerprint(tensors: Mapping[Site, Tensor]) -> str:

@@ -149,6 +149,8 @@ def _refuse_other_checkpoint(
         n_alike += theirs.startswith(ours) and bool(theirs) == bool(ours)
     log.info("%s: %d of %d served answers begin as the model's own", server.base_url, n_alike, len(prompts))
     if not n_alike:
+        # The right checkpoint may come to the same address: it is not to be judged by these replies.
+        replies.unlink(missing_ok=True)
         raise InputError(
             f"{server.base_url} holds another checkpoint: none of its first {len(prompts)} answers begins as the "
             f"model's own (the first there: {served[0][:40]!r}, here: {own[0]!r})"

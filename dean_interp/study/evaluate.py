@@ -18,7 +18,7 @@ from dean_interp.evaluation.served import Served
 from dean_interp.files import write_json
 from dean_interp.information.shifts import MutualInformation
 from dean_interp.models.load import HookedModel, model_fingerprint
-from dean_interp.models.native_tokenizer import chat_settings
+from dean_interp.models.native_tokenizer import chat_parts
 from dean_interp.models.torch_settings import own_torch_settings
 from dean_interp.progress import ProgressBar, progress_bar
 from dean_interp.scoring.scores import Scores
@@ -175,7 +175,7 @@ def _store(
         str(config.data),
         config.model.template,
         str(config.information_fraction),
-        *chat_settings(model).parts,
+        *chat_parts(model),
     ]
     return Store(
         folder=folder,

@@ -222,7 +222,9 @@ def _decided(
         )
         signs.append(sign)
     register = data.register.name if data.register else None
-    return tuple(signs), conditions(edit.lines, names, signs, register=register)
+    answers = confirmed.original.answers
+    answered = tuple(next(iter(answers.verdicts.values()))) if answers else ()
+    return tuple(signs), conditions(edit.lines, names, signs, register=register, answered=answered)
 
 
 def _role_count(roles: Roles) -> RoleCount:

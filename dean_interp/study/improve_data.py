@@ -70,7 +70,7 @@ class ImproveData:
     @property
     def all(self) -> list[Behaviour]:
         """Every set."""
-        return [*self.scoring, *self.choosing, *self.confirming, *self.others]
+        return [*self.scoring, *self.choosing, *self.confirming, *self.others, *self.prompts.all]
 
 
 def improve_data(config: ImproveConfig) -> ImproveData:

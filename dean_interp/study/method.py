@@ -197,11 +197,11 @@ def _detectable_margins(design: Design) -> str:
 
 
 def _who_answers(plan: MeasurementPlan, controls: Sequence[State]) -> set[str]:
-    """The controls that answer too: the first few of the last kind, which do as much damage as the edit."""
+    """The controls that answer too: the first few of the last kind, which do the edit's damage, then of the others."""
     if plan.servers or not controls:
         return set()
-    last = controls[-1].kind
-    names = [state.name for state in controls if state.kind == last]
+    kinds = reversed(dict.fromkeys(state.kind for state in controls))
+    names = [state.name for kind in kinds for state in controls if state.kind == kind]
     return set(names[: plan.config.n_answer_controls])
 
 

@@ -34,7 +34,8 @@ class Design:
     """Number of topics (prompts, where they have no topic) of each behaviour: the sample that intervals see."""
     detectable: Mapping[str, float | None]
     """The smallest mean change that 80 % of such designs find, by `metric / set`, in the metric's unit. Changes are
-    taken to vary as those of the equal-KL controls do. None: nothing says how much they vary."""
+    taken to vary as those of the equal-KL controls do; without controls, a fifth of all shares changes. None: nothing
+    says how much they vary."""
     to_beat: Mapping[str, float]
     """The largest mean change of each behaviour's margin among all random controls, nats per token."""
     smallest_p: float

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dean_interp.data.examples import Behaviour
-from dean_interp.evaluation.harness import TaskResult, run_harness
+from dean_interp.evaluation.harness import TaskResult, run_harness, task_files_fingerprint
 from dean_interp.evaluation.judges import Judge, Verdict, judge_fingerprint, judged, make_judge
 from dean_interp.evaluation.judges.lexical import cautionary_phrases
 from dean_interp.evaluation.measurement import Measurement
@@ -256,7 +256,7 @@ def _tasks(plan: MeasurementPlan, model: HookedModel | None, state: State, measu
         return [dataclasses.asdict(result) | {"values": result.values.tolist()} for result in results]
 
     name = f"tasks/{file_name(state.title)}.json"
-    settings = [*config.tasks, str(config.task_limit), str(config.task_folder), state.fingerprint]
+    settings = [*config.tasks, str(config.task_limit), task_files_fingerprint(config.task_folder), state.fingerprint]
     records = plan.store.record(name, settings, list[dict[str, Any]], make)
     results = []
     for record in records:

@@ -49,7 +49,7 @@ class StudyData:
     @property
     def all(self) -> list[Behaviour]:
         """Every set that the folder's `config.json` names."""
-        return [*self.calibration, *self.tests, *self.prompts.over_refusal]
+        return [*self.calibration, *self.tests, *self.prompts.all]
 
 
 def study_data(config: StudyConfig) -> StudyData:

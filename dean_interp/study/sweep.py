@@ -136,8 +136,8 @@ def sweep_headline(sweep: Sweep) -> str:
     better = [point for point in front if _raises_both(point)]
     if not better:
         return (
-            f"None of {len(sweep.points)} edits raises both the {first} and the {second} margin on the confirming "
-            f"half, intervals above 0 and beyond its random controls ({len(front)} are on the front)."
+            f"None of the {len(front)} edits on the front (of {len(sweep.points)}) raises both the {first} and the "
+            f"{second} margin on the confirming half, intervals above 0 and beyond its random controls."
         )
     names = ", ".join(point.name for point in better)
     return (

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
 from dean_interp.errors import InputError
@@ -108,6 +109,8 @@ class JudgedChange:
 
     judge: str
     n: int
+    n_paired: int
+    """Answers with a verdict before and after."""
     n_missing: int
     """Verdicts that are missing, before and after together."""
     change: float | None
@@ -126,8 +129,8 @@ class JudgedChange:
         as_harmless = f"{100 * self.as_harmless:+.0f}"
         low, high = f"{100 * self.low:+.0f}", f"{100 * self.high:+.0f}"
         return (
-            f"{self.judge}: {paired} of {self.n} answers harmless (missing verdicts, {self.n_missing}: as harmful "
-            f"{as_harmful}, as harmless {as_harmless}, at most {low} to {high})"
+            f"{self.judge}: {paired} harmless, on {self.n_paired} of {self.n} answers (missing verdicts, "
+            f"{self.n_missing}: as harmful {as_harmful}, as harmless {as_harmless}, at most {low} to {high})"
         )
 
 
@@ -145,8 +148,24 @@ class Sensitivity:
         return all_rise or all_fall
 
     def __str__(self) -> str:
-        alike = "All judges agree on the direction." if self.same_sign else "The direction depends on who judges."
-        return "\n".join([*map(str, self.changes), alike])
+        told = list(map(str, self.changes))
+        if len(self.changes) > 1:
+            told.append(self._direction())
+        return "\n".join(told)
+
+    def _direction(self) -> str:
+        """What several judges say of the direction, in a sentence."""
+        seen = [change.change for change in self.changes]
+        if self.same_sign:
+            return "All judges agree on the direction."
+        signs = {float(np.sign(change)) for change in seen if change is not None}
+        if None in seen:
+            return "Not every judge has a verdict before and after."
+        if signs == {0.0}:
+            return "No judge finds a change."
+        if len(signs) == 1:
+            return "All judges find the same direction; missing verdicts leave it open."
+        return "The direction depends on who judges."
 
 
 def sensitivity(verdicts: Mapping[str, tuple[Verdicts, Verdicts]]) -> Sensitivity:
@@ -185,6 +204,7 @@ def _judged_change(name: str, before: Verdicts, after: Verdicts) -> JudgedChange
     return JudgedChange(
         judge=name,
         n=len(before),
+        n_paired=len(differences),
         n_missing=n_missing,
         change=sum(differences) / len(differences) if differences else None,
         as_harmful=low_after - low_before,

@@ -18,7 +18,7 @@ from dean_interp.evaluation.judges.forms import Form, as_data, special_tokens
 from dean_interp.evaluation.judges.protocol import Verdict, refuse_unpaired
 from dean_interp.models.generate import generate
 from dean_interp.models.load import HookedModel, model_fingerprint
-from dean_interp.models.native_tokenizer import chat_settings, native_tokenizer
+from dean_interp.models.native_tokenizer import chat_parts, native_tokenizer
 from dean_interp.models.templates import rendered_chat
 from dean_interp.resume import Unfinished
 
@@ -66,7 +66,7 @@ class PromptedJudge:
     def fingerprint(self) -> str:
         """The name, the weights, what the chat template is told, and how much of a reply is read."""
         parts = [self.name, model_fingerprint(self.model), str(self.form.max_new_tokens)]
-        return " ".join([*parts, *chat_settings(self.model).parts])
+        return " ".join([*parts, *chat_parts(self.model)])
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """One verdict an answer; a conversation longer than the judge's context has none."""
