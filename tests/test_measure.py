@@ -3,7 +3,18 @@ import torch
 from hooked import as_hooked_transformer
 from units import some_neurons
 
-from dean_interp import Behaviour, Example, InputError, ablate, importance, load_model, measure
+from dean_interp import (
+    Behaviour,
+    Example,
+    InputError,
+    Selection,
+    Site,
+    ablate,
+    importance,
+    load_behaviour,
+    load_model,
+    measure,
+)
 from dean_interp.models.tokens import batches, collate, encode, paths, trees
 
 pytestmark = pytest.mark.hooks

@@ -54,11 +54,8 @@ def measure(
         unfinished: keeps what the finished batches gave, one part a behaviour; a killed call goes on from there.
 
     Raises:
-        InputError: a calibration split, scored prompts, two behaviours of one name, an `original` of other
-            examples, or neurons of another model.
+        InputError: a calibration split, scored prompts, two behaviours of one name, what is of other examples or models.
     """
-    if neurons is not None:
-        refuse_foreign(model, neurons)
     refuse_scored(model, behaviours)
     known = original.behaviours if original else {}
     _check(behaviours, known)
@@ -101,6 +98,7 @@ def _recording(model: HookedModel, behaviour: Behaviour, neurons: Selection | No
     if neurons is None or not behaviour.paired:
         yield None
         return
+    refuse_foreign(model, neurons)
     n = len(behaviour)
     with end_activations(model, hooks_of(neurons), n_prompts=n, n_answers=2 * n) as activations:
         yield activations
