@@ -191,7 +191,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     Threads are set again, since packages that tests import raise their number (dcor's), and then two test processes of
     two threads each wait for each other on two cores, five times as long.
     """
-    torch.set_num_threads(1 if "one_thread" in item.fixturenames else N_THREADS)
+    is_alone = "one_thread" in getattr(item, "fixturenames", ())  # a notebook has none
+    torch.set_num_threads(1 if is_alone else N_THREADS)
     with unchecked(item.get_closest_marker("slow") is not None):
         return (yield)
 

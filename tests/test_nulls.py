@@ -186,14 +186,14 @@ def test_in_500_null_draws_p_is_uniform_and_errs_as_often_as_it_says(estimator, 
 @pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize(("estimator", "k"), [("nhsic", None), ("cka", None), ("gaussian_mi", 10)])
-def test_999_shuffles_of_2000_examples_in_2000_dimensions_take_less_than_a_minute(estimator, k):
+def test_999_shuffles_of_2000_examples_in_2000_dimensions_take_less_than_three_minutes(estimator, k):
     x, y = independent(2000, 2000)
     torch.set_num_threads(2)
     begun = np.array([time.perf_counter(), time.process_time()])
     test = shuffle_test(x, y + 0.3 * x, estimator=estimator, k=k)
     taken = np.array([time.perf_counter(), time.process_time()]) - begun
     torch.set_num_threads(1)
-    assert taken.min() < 60, "by the clock or, where others use the machine too, by the processor's time"
+    assert taken.min() < 180, "by the clock or, where others use the machine too, by the processor's time"
     assert test.n_shuffles == 999 and (k or test.p == 0.001)
 
 

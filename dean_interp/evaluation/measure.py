@@ -54,7 +54,7 @@ def measure(
         unfinished: keeps what the finished batches gave, one part a behaviour; a killed call goes on from there.
 
     Raises:
-        InputError: a calibration split, scored prompts, two behaviours of one name, what is of other examples or models.
+        InputError: a calibration split, scored prompts, two behaviours of one name, other examples or neurons.
     """
     refuse_scored(model, behaviours)
     known = original.behaviours if original else {}
