@@ -151,6 +151,14 @@ def test_half_silenced_is_the_same_as_gates_and_as_weights(llama, dose):
         torch.testing.assert_close(logits_of(llama), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_at_dose_1_gates_are_the_edit_also_beyond_the_usual_limits(llama):
+    wide = gates_of(some_neurons(llama), multiplier=3.0)
+    with gated(llama, wide):
+        expected = logits_of(llama)
+    with at_dose(llama, wide, 1.0):
+        assert torch.equal(logits_of(llama), expected)
+
+
 def test_units_of_another_kind_than_those_that_are_edited_are_refused(llama):
     neurons = some_neurons(llama)
     edit = create_edit(llama, neurons)

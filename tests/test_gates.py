@@ -7,7 +7,7 @@ from dean_interp import InputError, Selection, Site, ablate, generate, load_mode
 from dean_interp.editing.ablation import gated
 from dean_interp.models.matrices import neuron_sites, weight
 from dean_interp.models.native_tokenizer import native_tokenizer
-from dean_interp.selection.gates import Gates, dosed, gates_of, load_gates
+from dean_interp.selection.gates import Gates, gates_of, load_gates
 
 pytestmark = pytest.mark.hooks
 
@@ -128,11 +128,3 @@ def test_gates_that_change_nothing_are_refused(llama):
     none = some_gates(llama) * 0
     with pytest.raises(InputError, match="nothing to ablate"), gated(llama, none):
         pass
-
-
-def test_dose_1_is_the_gates_also_where_they_are_beyond_the_usual_limits():
-    site = Site(0, "neurons")
-    wide, usual = Gates({site: torch.tensor([3.0, -1.0, 1.0])}), Gates({site: torch.tensor([1.5, 0.5, 1.0])})
-    assert torch.equal(dosed(wide, 1.0).multipliers[site], wide.multipliers[site])
-    assert dosed(wide, 2.0).multipliers[site].tolist() == [3, -1, 1]
-    assert dosed(usual, 4.0).multipliers[site].tolist() == [2, 0, 1]

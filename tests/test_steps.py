@@ -139,7 +139,7 @@ def test_evaluate_puts_awareness_and_ability_in_one_table(files, measuring, aske
     assert 0 < lines["margin of safe over unsafe", "privacy"]["rank"] <= 1
     missing = sum(record["judge_faults"]["self"].values())
     lexical, own = record["sensitivity"]["changes"]
-    assert lexical["n_missing"] == 0 and own["n_missing"] == missing and "depends on who judges" in told
+    assert lexical["n_missing"] == 0 and own["n_missing"] == missing and "Not every judge has a verdict" in told
     assert missing and f"self: no verdict in {missing} answers" in told, "a random model judges nothing"
     design = json.loads((tmp_path / "design.json").read_text())
     assert design == record["design"] and design["detectable"].keys() >= {f"{metric} / {on}" for metric, on in lines}

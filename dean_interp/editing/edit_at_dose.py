@@ -144,7 +144,8 @@ def _value_at_dose(
 ) -> Value:
     match value:
         case Multiply(gates):
-            return Multiply(dosed(gates, dose))
+            # Dose 1 is the edit, also where a user's gates are beyond the usual limits.
+            return Multiply(gates if dose == 1 else dosed(gates, dose))
         case Zero():
             return Scale(1 - dose)
         case Given(weights):

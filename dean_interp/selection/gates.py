@@ -23,7 +23,7 @@ from dean_interp.scoring.top import highest
 from dean_interp.selection.selection import Selection
 
 LIMITS = (0.0, 2.0)
-"""No gate at a dose goes below 0, where its neuron would write the opposite, or above 2, unless some gates do."""
+"""No gate at a dose goes below 0, where its neuron would write the opposite, or above 2."""
 _FORMAT = "dean_interp.gates.1"
 
 
@@ -223,11 +223,8 @@ def gates_from_changes(
 
 
 def dosed(gates: Gates, dose: float) -> Gates:
-    """The gates with `dose` times their changes, held to `LIMITS`, or to their own range where that is wider."""
-    low, high = LIMITS
-    for multiplier in gates.multipliers.values():
-        low, high = min(low, float(multiplier.min())), max(high, float(multiplier.max()))
-    return (gates * dose).clipped(low, high)
+    """The gates with `dose` times their changes, held to `LIMITS`."""
+    return (gates * dose).clipped(*LIMITS)
 
 
 def tensors_fingerprint(tensors: Mapping[Site, Tensor]) -> str:
