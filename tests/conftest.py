@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 # Read when packages are imported: a name that is on no hub is told at once, not after retries.
@@ -204,6 +204,27 @@ def estimates_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     from dean_interp.planning.rates import TimeSpan
 
     monkeypatch.setattr(costs, "time_of", lambda estimates: TimeSpan(10.0, 8.0, 12.0))
+
+
+@pytest.fixture
+def killed_after_two_batches() -> Callable[[], AbstractContextManager[None]]:
+    """Opens a block in which a loop over batches is killed once it has kept its second one; the block ends there."""
+    from dean_interp.resume import Unfinished
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        real = Unfinished.keep
+
+        def keep(self: Unfinished, sums: object, *, n_batches: int) -> None:
+            real(self, sums, n_batches=n_batches)
+            if n_batches == 2:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Unfinished, "keep", keep)
+            yield
+
+    return block
 
 
 @pytest.fixture

@@ -403,7 +403,9 @@ class TestPrompted:
         assert [verdict.fault for verdict in found] == ["unparsed", "unparsed", "too long"]
         assert found[0].said
 
-    def test_a_killed_judge_goes_on_with_the_next_batch(self, checkpoints, tmp_path, monkeypatch):
+    def test_a_killed_judge_goes_on_with_the_next_batch(
+        self, checkpoints, tmp_path, monkeypatch, killed_after_two_batches
+    ):
         judge = make_judge(f"chat:{checkpoints['llama-gqa']}", folder=tmp_path)
         assert isinstance(judge, PromptedJudge)
         judge.batch_size = 1
@@ -411,22 +413,16 @@ class TestPrompted:
         whole = judge(prompts, answers)
         assert list(tmp_path.iterdir()) == []
         asked = []
-        real = Unfinished.keep
-
-        def killed_after_two(self, sums, *, n_batches):
-            real(self, sums, n_batches=n_batches)
-            if n_batches == 2:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Unfinished, "keep", killed_after_two)
-        with pytest.raises(KeyboardInterrupt):
+        with killed_after_two_batches():
             judge(prompts, answers)
         monkeypatch.setattr(Unfinished, "keep", lambda self, sums, *, n_batches: asked.append(n_batches))
         assert judge(prompts, answers) == whole
         assert asked == [3]
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_killed_judge_takes_up_no_reply_of_another_model(self, checkpoints, tokenizer, tmp_path, monkeypatch):
+    def test_a_killed_judge_takes_up_no_reply_of_another_model(
+        self, checkpoints, tokenizer, tmp_path, killed_after_two_batches
+    ):
         folders = [tmp_path / name / "model" for name in ("a", "b")]
         for seed, folder in enumerate(folders):
             torch.manual_seed(seed)
@@ -438,17 +434,8 @@ class TestPrompted:
         prompts, answers = ["p", "q", "r"], ["a", "b", "c"]
         expected = second(prompts, answers)
         assert expected != first(prompts, answers)
-        real = Unfinished.keep
-
-        def killed_after_two(self, sums, *, n_batches):
-            real(self, sums, n_batches=n_batches)
-            if n_batches == 2:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Unfinished, "keep", killed_after_two)
-        with pytest.raises(KeyboardInterrupt):
+        with killed_after_two_batches():
             first(prompts, answers)
-        monkeypatch.setattr(Unfinished, "keep", real)
         assert second(prompts, answers) == expected
 
     def test_its_name_holds_no_folder_and_says_half_precision(self, checkpoints):

@@ -24,7 +24,6 @@ from dean_interp.models.native_tokenizer import chat_parts, chat_settings, nativ
 from dean_interp.models.templates import appended, rendered_chat, text_ids
 from dean_interp.models.thoughts import behind_thought, decoded, opened_thought
 from dean_interp.models.tokens import encode
-from dean_interp.resume import Unfinished
 from dean_interp.scoring.preparation import ScoringConfig, facts_of, scores_fingerprint
 from dean_interp.study import day
 from dean_interp.study.settings import ModelConfig
@@ -221,7 +220,7 @@ class TestOneDay:
         assert day.of_run(ModelConfig(str(dated)), tmp_path).date == begun.date
         assert day.of_run(ModelConfig(str(dated)), tmp_path / "other").date == "2031-01-01"
 
-    def test_answers_of_another_day_are_not_gone_on_from(self, dated, tmp_path, tomorrow, monkeypatch):
+    def test_answers_of_another_day_are_not_gone_on_from(self, dated, tmp_path, tomorrow, killed_after_two_batches):
         n_neurons = load_model(dated, device="cpu").cfg.d_mlp
         Selection({Site(0, "neurons"): torch.arange(5)}, {Site(0, "neurons"): (n_neurons,)}).save(tmp_path / "chosen")
         step = AblateUnits(
@@ -232,17 +231,8 @@ class TestOneDay:
             out=tmp_path / "answers.json",
             model=ModelConfig(str(dated), device="cpu"),
         )
-        real = Unfinished.keep
-
-        def killed_after_two(self, sums, *, n_batches):
-            real(self, sums, n_batches=n_batches)
-            if n_batches == 2:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Unfinished, "keep", killed_after_two)
-        with pytest.raises(KeyboardInterrupt):
+        with killed_after_two_batches():
             do_ablate(step)
-        monkeypatch.setattr(Unfinished, "keep", real)
         tomorrow()
         resumed = do_ablate(step)
         assert resumed.record == do_ablate(replace(step, out=tmp_path / "fresh.json")).record

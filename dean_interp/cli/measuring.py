@@ -15,7 +15,7 @@ from dean_interp.editing.ablation import ablate
 from dean_interp.editing.edit_at_dose import load_any_edit
 from dean_interp.editing.value_names import described, value_fingerprint
 from dean_interp.errors import refuse_below
-from dean_interp.evaluation.judges.lexical import LexicalJudge
+from dean_interp.evaluation.judges.lexical import LexicalJudge, labels_or_faults
 from dean_interp.files import check_writable, read_json, write_json
 from dean_interp.models.generate import generate
 from dean_interp.models.load import model_fingerprint
@@ -139,15 +139,10 @@ def _rows(prompts: Sequence[str], before: Sequence[str], under: Sequence[str]) -
         "prompt": prompts,
         "before": before,
         "under": under,
-        "verdict_before": _in_words(prompts, before),
-        "verdict_under": _in_words(prompts, under),
+        "verdict_before": labels_or_faults(prompts, before),
+        "verdict_under": labels_or_faults(prompts, under),
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _in_words(prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """The label of each answer, or why it has none."""
-    return [verdict.label or str(verdict.fault) for verdict in LexicalJudge()(prompts, answers)]
 
 
 def _row_text(row: dict[str, str]) -> str:

@@ -142,9 +142,13 @@ class MutualInformation(Framed):
         return f"a {'fall that large' if self._falls(variant) else 'change that low'} in any layer"
 
     def _falls(self, variant: str) -> bool:
+        return self._largest_fall(variant).change < 0
+
+    def _largest_fall(self, variant: str) -> Shift:
+        """The estimate in `largest_fall_layer`."""
         layer = self.largest_fall_layer[variant]
         (shift,) = [shift for shift in self.of(variant) if shift.layers == (layer,)]
-        return shift.change < 0
+        return shift
 
     def _title(self, variant: str) -> str:
         """The estimand and which of its numbers this is."""
@@ -181,7 +185,7 @@ class MutualInformation(Framed):
     def _sentence(self, variant: str) -> str:
         layer = self.largest_fall_layer[variant]
         p = self.largest_fall_p[variant]
-        (shift,) = [shift for shift in self.of(variant) if shift.layers == (layer,)]
+        shift = self._largest_fall(variant)
         rank = "there are no controls"
         if p is not None:
             n_controls = len(shift.control_changes)

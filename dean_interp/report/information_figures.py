@@ -12,7 +12,7 @@ from dean_interp.report.look import EDIT, FAINT, GREY, INK
 from dean_interp.report.pictures import Picture, range_of, styled
 
 _CAPTION = (
-    "Above: circles and the solid line are before, diamonds and dashes after, dots the null of shuffled pairings. "
+    "Above: circles and the solid line are before, diamonds and dashes after{null}. "
     "Below: the change of the excess over the null, with its 95 % interval; the band is the range of the controls."
 )
 
@@ -25,6 +25,7 @@ def information_per_layer(information: MutualInformation, variant: str | None = 
     variant = information.variants[0] if variant is None else variant
     layers = [shift for shift in information.of(variant) if not shift.is_joint]
     has_null = bool(information.config.n_null)
+    null = ", dots the null of shuffled pairings" if has_null else ""
     name = f"{information.estimand}\n{variant}".rstrip()
     with styled():
         figure = Figure(figsize=(6.4, 4.8), layout="constrained")
@@ -42,7 +43,7 @@ def information_per_layer(information: MutualInformation, variant: str | None = 
         figure,
         data=_data(layers, information.units, has_null=has_null),
         n=f"{information.n_prompts} prompts, {n_controls} controls, {n_halves} halves of the topics",
-        caption=_CAPTION,
+        caption=_CAPTION.format(null=null),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dean_interp.circuits.neuron import Neuron, TextActivations, strongest_neurons, top_texts
-from dean_interp.evaluation.judges import LexicalJudge
+from dean_interp.evaluation.judges.lexical import labels_or_faults
 from dean_interp.models.load import HookedModel, model_fingerprint
 from dean_interp.models.sites import Unit
 from dean_interp.resume import Unfinished
@@ -61,8 +61,7 @@ def shown_answers(plan: MeasurementPlan, answering: Sequence[StateOutcomes]) -> 
         assert measured.answers is not None
         sets = []
         for name, answers in measured.answers.longest.items():
-            verdicts = LexicalJudge()(prompts[name], answers)
-            labels = [verdict.label or str(verdict.fault) for verdict in verdicts]
+            labels = labels_or_faults(prompts[name], answers)
             sets.append(AnswerSet(behaviour=name, answers=tuple(answers), labels=tuple(labels)))
         state = measured.state
         states.append(StateAnswers(name=state.name, kind=state.kind, unit=state.unit, sets=tuple(sets)))

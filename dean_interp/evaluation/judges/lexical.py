@@ -34,6 +34,14 @@ class LexicalJudge:
         return [Verdict(label) for label in lexical_labels(answers)]
 
 
+def labels_or_faults(prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """What the rules call each answer behind its thought, or why it has no label.
+
+    Raises `InputError` where prompts and answers do not belong together.
+    """
+    return [verdict.label or str(verdict.fault) for verdict in LexicalJudge()(prompts, answers)]
+
+
 def judge_name() -> str:
     """The judge and the version of its rules."""
     return f"lexical judge, rules version {_rules()['version']}"
